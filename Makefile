@@ -1,0 +1,40 @@
+# `make` lists the targets.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format lock clean
+
+BIN := .venv/bin
+SOURCES := rerank_actor jobs tests
+UV ?= $(BIN)/uv
+UV_COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --custom-compile-command "make lock" \
+	--group dev $(if $(UPGRADE),--upgrade)
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+
+setup: ## make .venv with all that is needed (EXTRA=cpu or EXTRA=gpu chooses the engine)
+	@dev/setup.sh
+
+demo: setup ## set up, then run the demo
+	$(BIN)/python -m jobs.demo
+
+test: setup lint ## set up, check style, types and imports, then run the tests
+	$(BIN)/pytest
+
+lint: setup ## check style, types and imports
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: setup ## put the sources into the common style
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+lock: setup ## make requirements/*.lock from pyproject.toml (UPGRADE=1 for the newest versions)
+	$(UV_COMPILE) --extra gpu -o requirements/gpu.lock pyproject.toml
+	$(UV_COMPILE) --extra cpu -o requirements/cpu.lock pyproject.toml \
+		--overrides requirements/cpu-overrides.txt --excludes requirements/cpu-excludes.txt
+
+clean: ## remove the virtual environment, caches and the demo's output
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist demo-out
+	find rerank_actor jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
