@@ -1,0 +1,65 @@
+"""Every error that the project raises on purpose, in one tree.
+
+An error takes one positional message (what happened, where, what to do) and keyword attributes that say where in a
+form a program can read. All of them survive pickling, because they cross process borders inside Ray. `retryable`
+says whether trying the same thing again can help; nothing in the project decides that by looking at a message.
+"""
+
+from typing import Any
+
+
+class RerankError(Exception):
+    """Base of the tree. `where` holds the keyword attributes (uri, unit, row, column and the like)."""
+
+    retryable = False
+
+    def __init__(self, message: str, **where: Any) -> None:
+        super().__init__(message)
+        self.where = where
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), str(self), self.where)
+
+
+def _rebuild(kind: type[RerankError], message: str, where: dict[str, Any]) -> RerankError:
+    return kind(message, **where)
+
+
+class JobError(RerankError):
+    """The job cannot start as it is written: a flag, a key, a file or a folder is wrong."""
+
+
+class InputError(JobError):
+    """The input is missing, empty, or has not the columns that the job names."""
+
+
+class ModelError(JobError):
+    """The model is not there, is not a reranker, or cannot be used with these settings."""
+
+
+class EngineStartError(ModelError):
+    """An engine could not start, or failed its own check with the built-in pairs."""
+
+
+class OutputConflictError(RerankError):
+    """The output belongs to another job, or another run is writing to it."""
+
+
+class StorageError(RerankError):
+    """Storage did not answer, or not as expected; trying again may help."""
+
+    retryable = True
+
+
+class ShardError(RerankError):
+    """A shard cannot be read: broken, cut short or not of the format it claims."""
+
+
+class EngineError(RerankError):
+    """An engine failed on a batch."""
+
+    retryable = True
+
+
+class RunInterruptedError(RerankError):
+    """The run was stopped by a signal; `signum` is its number."""

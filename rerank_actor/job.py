@@ -1,0 +1,263 @@
+"""The job: what a user asks for, as one frozen record whose fields are the flags and the keys of the job file.
+
+Takes values from a YAML file and a command line, gives a checked `ScoreJob`. Says which settings belong to the
+fingerprint. Knows nothing of argparse, models or storage contents.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from rerank_actor import storage
+from rerank_actor.errors import JobError
+from rerank_actor.template import DEFAULT_INSTRUCTION
+
+DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
+BUILT_IN_TOKENIZER = "bytes"  # the model name that stands for the fake engine's own byte tokenizer
+
+# Settings of vLLM that change speed or memory but no score beyond the noise of the dtype.
+HARMLESS_ENGINE_ARGS = frozenset(
+    {
+        "async_scheduling",
+        "block_size",
+        "compilation_config",
+        "cpu_offload_gb",
+        "disable_log_stats",
+        "distributed_executor_backend",
+        "download_dir",
+        "enable_prefix_caching",
+        "enforce_eager",
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+        "load_format",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "pipeline_parallel_size",
+        "seed",
+        "swap_space",
+        "tensor_parallel_size",
+    }
+)
+
+
+def _flag(default: Any, group: str, description: str, metavar: str | None = None) -> Any:
+    return Field(default=default, description=description, json_schema_extra={"group": group, "metavar": metavar})
+
+
+class ScoreJob(BaseModel):
+    """One scoring job. Each field is a flag (`_` written `-`) and a key of the job file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    input: list[str] = _flag([], "input", "files, folders or globs to score; local paths or s3://", "URI")
+    format: Literal["auto", "parquet", "jsonl", "csv", "tsv"] = _flag(
+        "auto", "input", "format of the shards; auto goes by the name (.gz and .zst understood)"
+    )
+    query_column: str = _flag("query", "input", "column with the query", "NAME")
+    document_column: str = _flag("document", "input", "column with the document, or with a list of documents", "NAME")
+    instruction: str = _flag(DEFAULT_INSTRUCTION, "input", "the task, in one sentence", "TEXT")
+    instruction_column: str | None = _flag(
+        None, "input", "column with an instruction for each row; a null takes --instruction", "NAME"
+    )
+    limit: Annotated[int, Field(ge=1)] | None = _flag(None, "input", "score the first N rows only", "N")
+
+    output: str = _flag("", "output", "folder for the scored parts; local path or s3://", "URI")
+    keep_columns: str | list[str] = _flag(
+        "all", "output", "input columns to keep: all, or a comma-separated list", "NAMES"
+    )
+    overwrite: bool = _flag(False, "output", "delete what the output folder holds of an earlier job and start afresh")
+    rescore_changed: bool = _flag(False, "output", "score shards again that changed since they were scored")
+
+    model: str | None = _flag(
+        None,
+        "model",
+        f"name on the Hugging Face hub, local folder or s3:// folder (default {DEFAULT_MODEL})",
+        "MODEL",
+    )
+    revision: str | None = _flag(None, "model", "branch, tag or commit of a hub model", "REV")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _flag(
+        "auto", "model", "auto takes float16, and bfloat16 where float16 is not finite"
+    )
+    max_length: Annotated[int, Field(ge=1)] = _flag(
+        8192, "model", "tokens of a prompt at most, prefix and suffix included; documents are cut to fit", "N"
+    )
+    parse_special_tokens: bool = _flag(
+        False, "model", "let special tokens written in the texts act as such, as the publisher's example does"
+    )
+    check_scores: bool = _flag(
+        False, "model", "compare the engine with Transformers in float32 on the built-in pairs before scoring"
+    )
+
+    engine: Literal["vllm", "transformers", "fake"] = _flag(
+        "vllm", "engine", "vllm; transformers (the reference, slow); fake (no model, for rehearsals)"
+    )
+    gpus_per_actor: Annotated[float, Field(ge=0)] | None = _flag(
+        None, "engine", "GPUs for each actor (default 1 where the cluster has GPUs, else 0)", "F"
+    )
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = _flag(1, "engine", "GPUs that one model is spread over", "N")
+    engine_args: dict[str, Any] = _flag({}, "engine", "further arguments for vLLM, as a JSON object", "JSON")
+
+    actors: str | int | None = _flag(
+        None, "run", "engines to run: N, or MIN:MAX (default one for each GPU, one on a CPU)", "N|MIN:MAX"
+    )
+    unit_rows: Annotated[int, Field(ge=1)] | None = _flag(
+        None, "run", "rows of a unit at most (default by the size of the input, 512 to 16384)", "N"
+    )
+    max_attempts: Annotated[int, Field(ge=1)] = _flag(3, "run", "tries for a unit before it counts as failed", "N")
+    max_failed_units: Annotated[int, Field(ge=0)] = _flag(
+        0, "run", "stop the run once more units than this have failed; 0 never stops it", "N"
+    )
+    dry_run: bool = _flag(False, "run", "print the plan and an estimate; start nothing")
+    pairs_per_second: Annotated[float, Field(gt=0)] | None = _flag(
+        None,
+        "run",
+        "speed of one actor, for the estimate of --dry-run (default: measured by an earlier run)",
+        "F",
+    )
+    ray_address: str | None = _flag(
+        None, "run", "Ray cluster to use (default: RAY_ADDRESS, or a Ray started on this machine)", "ADDRESS"
+    )
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _accept_one_input(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("keep_columns")
+    @classmethod
+    def _split_names(cls, value: str | list[str]) -> str | list[str]:
+        if isinstance(value, list) or value == "all":
+            return value
+        return [name.strip() for name in value.split(",") if name.strip()]
+
+    @field_validator("engine_args", mode="before")
+    @classmethod
+    def _parse_json(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"not a JSON object ({error})") from error
+
+    @field_validator("actors")
+    @classmethod
+    def _check_actors(cls, value: str | int | None) -> str | None:
+        if value is None:
+            return None
+        low, separator, high = str(value).partition(":")
+        numbers = [low, high] if separator else [low]
+        if not all(number.isdigit() and int(number) >= 1 for number in numbers) or (separator and int(low) > int(high)):
+            raise ValueError("expected N or MIN:MAX, whole numbers from 1, MIN not above MAX")
+        return str(value)
+
+    @model_validator(mode="after")
+    def _require_input_and_output(self) -> "ScoreJob":
+        for name in ("input", "output"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} is missing: give it as a flag or as `{name}:` in the job file")
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """The model to load; the fake engine needs none and then has a byte tokenizer of its own."""
+        if self.model is not None:
+            return self.model
+        return BUILT_IN_TOKENIZER if self.engine == "fake" else DEFAULT_MODEL
+
+    @property
+    def actor_range(self) -> tuple[int, int] | None:
+        """Least and most actors, or None when the cluster decides."""
+        if self.actors is None:
+            return None
+        low, _, high = str(self.actors).partition(":")
+        return int(low), int(high or low)
+
+    def normalized(self) -> "ScoreJob":
+        """Return the job with every location in its one spelling, so that relative paths survive a change of folder."""
+        changes: dict[str, Any] = {
+            "input": [storage.normalize_uri(uri) for uri in self.input],
+            "output": storage.normalize_uri(self.output),
+        }
+        if self.model and not storage.is_s3(self.model) and Path(self.model).expanduser().is_dir():
+            changes["model"] = storage.normalize_uri(self.model)
+        return self.model_copy(update=changes)
+
+    def to_yaml(self) -> str:
+        """Return the job as a job file."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def scoring_settings(self) -> dict[str, Any]:
+        """Return the settings that can change a score or a column: the job's share of the fingerprint."""
+        return {
+            "query_column": self.query_column,
+            "document_column": self.document_column,
+            "instruction": self.instruction,
+            "instruction_column": self.instruction_column,
+            "keep_columns": self.keep_columns,
+            "dtype": self.dtype,
+            "max_length": self.max_length,
+            "parse_special_tokens": self.parse_special_tokens,
+            "engine": self.engine,
+            "engine_args": {
+                name: value for name, value in sorted(self.engine_args.items()) if name not in HARMLESS_ENGINE_ARGS
+            },
+        }
+
+
+def hash_fingerprint(settings: dict[str, Any]) -> str:
+    """Return the fingerprint of everything that can change a score: 32 hex digits."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:32]
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean X?)` for the nearest known name, or nothing."""
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {nearest[0]}?)" if nearest else ""
+
+
+def load_job(path: str | None, flags: dict[str, Any]) -> ScoreJob:
+    """Return the job of a YAML file (local or s3://, may be None) with flags on top.
+
+    Raises:
+        JobError: the file is missing or no YAML mapping, a key is unknown, or a value does not fit.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = _read_yaml(path)
+        for key in values:
+            if key not in ScoreJob.model_fields:
+                raise JobError(f"{path}: unknown key `{key}`{suggest(str(key), ScoreJob.model_fields)}", key=key)
+    try:
+        return ScoreJob(**{**values, **flags}).normalized()
+    except ValidationError as error:
+        raise JobError("; ".join(_describe(problem, path, flags) for problem in error.errors())) from None
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    uri = storage.normalize_uri(path)
+    data = storage.read_if_present(uri)
+    if data is None:
+        raise JobError(f"{path}: no such job file", uri=uri)
+    try:
+        values = yaml.safe_load(data)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise JobError(f"{path}: not a YAML file ({str(error).splitlines()[0]})", uri=uri) from None
+    if not isinstance(values, dict):
+        raise JobError(f"{path}: expected `key: value` lines, one for each flag", uri=uri)
+    return values
+
+
+def _describe(problem: Any, path: str | None, flags: dict[str, Any]) -> str:
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return str(message)
+    key = str(problem["loc"][0])
+    where = f"{path}: key `{key}`" if path is not None and key not in flags else f"--{key.replace('_', '-')}"
+    return f"{where}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,279 @@
+"""The model on disk: where it is, what kind of reranker it is, and a digest that says when it is another one.
+
+Takes a hub name, a local folder or an S3 folder; gives a local folder and a `RerankerModel` read from `config.json`
+and the tokenizer. Knows nothing of engines: no weight is loaded here.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from rerank_actor import storage
+from rerank_actor.errors import ModelError, RerankError
+from rerank_actor.job import BUILT_IN_TOKENIZER
+from rerank_actor.template import CROSS_ENCODER, QWEN3_RERANKER, Template
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
+HUB_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")
+UNLIMITED_POSITIONS = 10**9
+
+# 256 windows of 64 KiB spread over each weight file: any retraining or merge touches them, and 16 GB cost 16 MB.
+_DIGEST_WINDOWS = 256
+_DIGEST_WINDOW_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class RerankerModel:
+    """What scoring needs to know of a model.
+
+    Attributes:
+        name: as the user gave it.
+        folder: local folder, or the name of the built-in tokenizer.
+        digest: changes when the weights, the configuration or the tokenizer change.
+        revision: commit of a hub model, else None.
+        kind: `yes_no` (a causal language model that answers yes or no) or `cross_encoder` (one label).
+        architecture: the class named in `config.json`.
+        template_name: key of `template.TEMPLATES`.
+        yes_id, no_id: token ids of the two answers; -1 for a cross-encoder.
+        max_positions: longest prompt in tokens that the model was built for.
+    """
+
+    name: str
+    folder: str
+    digest: str
+    revision: str | None
+    kind: Literal["yes_no", "cross_encoder"]
+    architecture: str
+    template_name: str
+    yes_id: int
+    no_id: int
+    max_positions: int
+
+    def fingerprint_settings(self) -> dict[str, Any]:
+        """Return the model's share of the fingerprint; the folder's place is not part of it."""
+        return {"model": self.digest, "revision": self.revision, "template": self.template_name}
+
+
+def fetch_model(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
+    """Return a local folder with the model; from S3 or the hub it is copied once per machine.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be fetched.
+    """
+    if name == BUILT_IN_TOKENIZER:
+        return Path(name)
+    if storage.is_s3(name):
+        return _fetch_from_s3(storage.normalize_uri(name), weights=weights)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise ModelError(
+            f"{name}: no such model folder; give --model a folder, an s3:// folder or a hub name", model=name
+        )
+    return _fetch_from_hub(name, revision, weights=weights)
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("RERANK_ACTOR_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rerank-actor"
+    )
+    return Path(base) / "models"
+
+
+def _fetch_from_s3(uri: str, *, weights: bool) -> Path:
+    try:
+        found = storage.list_objects(uri)
+    except RerankError as error:
+        raise ModelError(f"--model {error}", model=uri) from error
+    if not found:
+        raise ModelError(f"{uri}: no such model folder; check --model", model=uri)
+    listing = json.dumps([[item.uri, item.size, item.etag] for item in found] + [weights])
+    target = _cache_folder() / hashlib.sha256(listing.encode()).hexdigest()[:24]
+    if not target.is_dir():
+        temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
+        temporary.mkdir(parents=True, exist_ok=True)
+        storage.download_folder(uri, temporary, skip=() if weights else WEIGHT_SUFFIXES)
+        try:
+            temporary.rename(target)
+        except OSError:  # another process on this machine was first
+            storage.delete_folder(str(temporary))
+    return target
+
+
+def _fetch_from_hub(name: str, revision: str | None, *, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = [*HUB_PATTERNS, "*.safetensors"] if weights else list(HUB_PATTERNS)
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        cause = str(error).strip().split("\n")[0][:160]
+        raise ModelError(
+            f"{name}: neither a local folder nor a model that the Hugging Face hub would give "
+            f"({type(error).__name__}: {cause}); check --model, --revision, the network and HF_TOKEN",
+            model=name,
+        ) from error
+
+
+def load_reranker_model(name: str, revision: str | None = None) -> RerankerModel:
+    """Read what kind of reranker a model is.
+
+    Raises:
+        ModelError: it is not there, or it is not a reranker: no yes and no tokens, no head with one label.
+    """
+    if name == BUILT_IN_TOKENIZER:
+        return RerankerModel(name, name, name, None, "yes_no", "none", QWEN3_RERANKER.name, 1, 0, UNLIMITED_POSITIONS)
+    folder = fetch_model(name, revision)
+    config = _read_config(folder, name)
+    architecture = str((config.get("architectures") or [config.get("model_type", "none")])[0])
+    kind, template = _classify(name, architecture, config)
+    yes_id, no_id = _find_answer_tokens(folder, name) if kind == "yes_no" else (-1, -1)
+    commit = folder.name if folder.parent.name == "snapshots" else None
+    return RerankerModel(
+        name=name,
+        folder=str(folder),
+        digest=f"{name}@{commit}" if commit else compute_digest(folder),
+        revision=commit or revision,
+        kind=kind,
+        architecture=architecture,
+        template_name=template.name,
+        yes_id=yes_id,
+        no_id=no_id,
+        max_positions=_max_positions(config),
+    )
+
+
+def _read_config(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise ModelError(
+            f"{name}: no config.json there, so this is not a model folder; check --model", model=name
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{name}: config.json cannot be read ({type(error).__name__}); check --model", model=name
+        ) from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{name}: config.json is not a JSON object; check --model", model=name)
+    return config
+
+
+def _classify(
+    name: str, architecture: str, config: dict[str, Any]
+) -> tuple[Literal["yes_no", "cross_encoder"], Template]:
+    if architecture == "Qwen3ForCausalLM":
+        return "yes_no", QWEN3_RERANKER
+    if architecture.endswith("ForSequenceClassification"):
+        labels = config.get("num_labels") or len(config.get("id2label") or {}) or 2
+        if labels != 1:
+            raise ModelError(
+                f"{name}: {architecture} with {labels} labels is a classifier, not a reranker; a reranker has one label",
+                model=name,
+            )
+        if architecture.startswith("Qwen3"):
+            return "cross_encoder", QWEN3_RERANKER
+        if int(config.get("type_vocab_size") or 0) > 1:
+            raise ModelError(
+                f"{name}: {architecture} tells query from document by segment ids (type_vocab_size "
+                f"{config['type_vocab_size']}), which prompts of token ids alone cannot carry; use a model without them",
+                model=name,
+            )
+        return "cross_encoder", CROSS_ENCODER
+    raise ModelError(
+        f"{name}: {architecture} is not a reranker that this job knows; it takes Qwen3ForCausalLM models that answer "
+        "yes or no (Qwen3-Reranker) and ...ForSequenceClassification models with one label",
+        model=name,
+    )
+
+
+def _find_answer_tokens(folder: Path, name: str) -> tuple[int, int]:
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise ModelError(
+            f"{name}: tokenizer.json is missing or cannot be read; a fast tokenizer is needed", model=name
+        ) from error
+    found = []
+    for answer in ("yes", "no"):
+        token_id = tokenizer.token_to_id(answer)
+        if token_id is None:
+            raise ModelError(
+                f"{name}: its vocabulary has no single token `{answer}`, so it is not a yes/no reranker",
+                model=name,
+            )
+        found.append(int(token_id))
+    return found[0], found[1]
+
+
+def _max_positions(config: dict[str, Any]) -> int:
+    positions = int(config.get("max_position_embeddings") or UNLIMITED_POSITIONS)
+    if config.get("model_type") in {"roberta", "xlm-roberta", "camembert"}:
+        return positions - int(config.get("pad_token_id", 1)) - 1  # their positions start after the padding id
+    return positions
+
+
+def load_tokenizer_json(model: RerankerModel) -> str:
+    """Return the model's tokenizer as `tokenizer.json` text, as Transformers builds it from the model folder.
+
+    Loading it through Transformers costs seconds and the import of torch, so the driver does it once and workers get
+    the text.
+
+    Raises:
+        ModelError: there is none, or it is not of the fast kind.
+    """
+    if model.folder == BUILT_IN_TOKENIZER:
+        return _byte_tokenizer().to_str()
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model.folder)
+    except Exception as error:
+        cause = str(error).strip().split("\n")[0][:160]
+        raise ModelError(
+            f"{model.name}: its tokenizer cannot be loaded ({type(error).__name__}: {cause})",
+            model=model.name,
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"{model.name}: its tokenizer has no tokenizer.json; a fast tokenizer is needed", model=model.name
+        )
+    return str(tokenizer.backend_tokenizer.to_str())
+
+
+def _byte_tokenizer() -> Tokenizer:
+    """Return the fake engine's tokenizer: a token a byte, and the two answers."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"no": 0, "yes": 1, **{letter: index + 2 for index, letter in enumerate(alphabet)}}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer
+
+
+def compute_digest(folder: Path) -> str:
+    """Return a hash over names, sizes and contents of a model's files; of weights, over windows spread evenly."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        is_weight = path.suffix == ".safetensors"
+        if (
+            not path.is_file()
+            or path.name.startswith(".")
+            or not (is_weight or path.match("*.json") or path.match("*.txt"))
+        ):
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            if not is_weight or size <= _DIGEST_WINDOWS * _DIGEST_WINDOW_BYTES:
+                digest.update(file.read())
+                continue
+            for index in range(_DIGEST_WINDOWS):
+                file.seek((size - _DIGEST_WINDOW_BYTES) * index // (_DIGEST_WINDOWS - 1))
+                digest.update(file.read(_DIGEST_WINDOW_BYTES))
+    return digest.hexdigest()[:32]
