@@ -1,0 +1,89 @@
+"""The Transformers engine: the model card's recipe, the reference in float32 and the fallback without vLLM.
+
+Source: model card of Qwen/Qwen3-Reranker-0.6B, "Transformers usage": left padding, logits of the last position, the
+difference of yes and no (their softmax over the two is the sigmoid of it). Cross-encoders give the raw output of
+their one label; their batches hold prompts of one length, so that no padding is needed.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from rerank_actor.engine import EngineSpec
+from rerank_actor.errors import EngineError
+from rerank_actor.model import fetch_model
+
+BATCH_TOKENS = 8192
+BATCH_PROMPTS = 64
+
+
+class TransformersEngine:
+    """A model run by Transformers, on the GPU where there is one."""
+
+    name = "transformers"
+    version = transformers.__version__
+
+    def __init__(self, spec: EngineSpec) -> None:
+        folder = fetch_model(spec.model.folder if spec.model.revision is None else spec.model.name, spec.model.revision)
+        self.dtype = spec.dtype
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._answers = [spec.model.no_id, spec.model.yes_id] if spec.model.kind == "yes_no" else None
+        auto: Any = (
+            transformers.AutoModelForCausalLM if self._answers else transformers.AutoModelForSequenceClassification
+        )
+        self._model = auto.from_pretrained(folder, dtype=getattr(torch, spec.dtype), use_safetensors=True)
+        self._model.to(self._device).eval()
+        if self._answers is None:
+            # Decoder classifiers pool the last token that is not padding; our batches have none.
+            self._model.config.pad_token_id = -1
+
+    def compute_logits(self, prompts: Sequence[np.ndarray]) -> np.ndarray:
+        """Return float32 [num_prompts], order of the input."""
+        logits = np.empty(len(prompts), np.float32)
+        try:
+            for positions in _batches([len(prompt) for prompt in prompts], self._answers is None):
+                logits[positions] = self._run([prompts[position] for position in positions])
+        except RuntimeError as error:
+            raise EngineError(f"Transformers failed on a batch ({str(error).splitlines()[0][:200]})") from error
+        return logits
+
+    def _run(self, prompts: list[np.ndarray]) -> np.ndarray:
+        longest = max(len(prompt) for prompt in prompts)
+        ids = np.zeros((len(prompts), longest), np.int64)
+        mask = np.zeros((len(prompts), longest), np.int64)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = prompt
+            mask[row, longest - len(prompt) :] = 1
+        inputs = {
+            "input_ids": torch.from_numpy(ids).to(self._device),
+            "attention_mask": torch.from_numpy(mask).to(self._device),
+        }
+        with torch.inference_mode():
+            if self._answers is None:
+                output = self._model(**inputs).logits[:, 0].float()
+            else:
+                answers = self._model(**inputs, logits_to_keep=1).logits[:, -1, self._answers].float()
+                output = answers[:, 1] - answers[:, 0]
+        return np.asarray(output.cpu().numpy(), np.float32)
+
+    def close(self) -> None:
+        """Drop the model."""
+        del self._model
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _batches(lengths: list[int], same_length: bool) -> Iterator[list[int]]:
+    """Yield positions of prompts of like length, within the token budget."""
+    batch: list[int] = []
+    for position in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        full = len(batch) >= BATCH_PROMPTS or (len(batch) + 1) * lengths[position] > BATCH_TOKENS
+        if batch and (full or (same_length and lengths[batch[0]] != lengths[position])):
+            yield batch
+            batch = []
+        batch.append(position)
+    if batch:
+        yield batch

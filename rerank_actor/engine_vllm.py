@@ -1,0 +1,121 @@
+"""The vLLM engine: prefill only, one logit a prompt, from the yes and no rows of the original checkpoint's head.
+
+vLLM turns the causal checkpoint into a classifier whose single row is yes minus no, in float32, so the logit is that
+of the model card's recipe and no softmax over 151,669 words is computed. What was found with vLLM 0.32: prompts must
+not be split over steps (pooled scores were wrong in some versions), so chunked prefill is off and a batch holds at
+least one longest prompt; the engine core runs inside this process, because a core in a child process outlives a
+killed actor and keeps its GPU; and one bad prompt loses a whole call, so lengths are checked before it.
+"""
+
+import contextlib
+import gc
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rerank_actor.engine import EngineSpec
+from rerank_actor.errors import EngineError, EngineStartError
+from rerank_actor.model import fetch_model
+
+BATCH_TOKENS = 16_384
+GPU_BLOCK_SIZE = 64  # hashing costs less than at 16, and the 64 tokens shared by all prompts are still reused
+CPU_BLOCK_SIZE = 32  # the CPU build's default of 128 is longer than the shared prefix: nothing would be reused
+
+
+def _prepare_environment() -> None:
+    """Set what vLLM reads at import; a value that the user set stays."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+class VllmEngine:
+    """A reranker run by vLLM in this process."""
+
+    name = "vllm"
+
+    def __init__(self, spec: EngineSpec) -> None:
+        _prepare_environment()
+        import torch
+        import vllm
+        from vllm.platforms import current_platform
+
+        self.version = str(vllm.__version__)
+        self.dtype = spec.dtype
+        self._max_length = spec.max_length
+        folder = fetch_model(spec.model.folder if spec.model.revision is None else spec.model.name, spec.model.revision)
+        on_cpu = current_platform.is_cpu()
+        if on_cpu:
+            _set_cpu_cache(folder, spec)
+        arguments: dict[str, Any] = {
+            "model": str(folder),
+            "runner": "pooling",
+            "dtype": spec.dtype,
+            "max_model_len": spec.max_length,
+            "max_num_batched_tokens": max(BATCH_TOKENS, spec.max_length),
+            "max_num_seqs": 256 if on_cpu else 1024,
+            "block_size": CPU_BLOCK_SIZE if on_cpu else GPU_BLOCK_SIZE,
+            "tensor_parallel_size": spec.tensor_parallel_size,
+            "disable_log_stats": True,
+        }
+        if on_cpu:
+            arguments["enforce_eager"] = True  # compiling takes a minute, which a CPU run seldom earns back
+        if spec.model.kind == "yes_no":
+            arguments["hf_overrides"] = {
+                "architectures": ["Qwen3ForSequenceClassification"],
+                "classifier_from_token": ["no", "yes"],
+                "is_original_qwen3_reranker": True,
+            }
+        if spec.model.architecture.startswith("Qwen3"):
+            arguments |= {"enable_chunked_prefill": False, "enable_prefix_caching": True}
+        else:
+            del arguments["block_size"]
+        arguments |= spec.engine_args
+        try:
+            self._llm = vllm.LLM(**arguments)
+        except TypeError as error:
+            raise EngineStartError(f"--engine-args: vLLM {self.version} refuses an argument ({error})") from error
+        self._parameters = vllm.PoolingParams(use_activation=False)
+        self._to_prompt = vllm.TokensPrompt
+        self._torch = torch
+
+    def compute_logits(self, prompts: Sequence[np.ndarray]) -> np.ndarray:
+        """Return float32 [num_prompts], order of the input."""
+        if not prompts:
+            return np.empty(0, np.float32)
+        longest = max(len(prompt) for prompt in prompts)
+        if longest > self._max_length or min(len(prompt) for prompt in prompts) == 0:
+            raise EngineError(f"a prompt of {longest} tokens does not fit the engine's {self._max_length}")
+        requests = [self._to_prompt(prompt_token_ids=prompt.tolist()) for prompt in prompts]
+        try:
+            outputs = self._llm.classify(requests, pooling_params=self._parameters, use_tqdm=False)
+        except Exception as error:
+            cause = next((line for line in str(error).splitlines() if line.strip()), "no message")[:200]
+            raise EngineError(f"vLLM failed on a batch ({type(error).__name__}: {cause})") from error
+        return np.fromiter((output.outputs.probs[0] for output in outputs), np.float32, len(outputs))
+
+    def close(self) -> None:
+        """Drop the model and the cache."""
+        with contextlib.suppress(AttributeError):
+            self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        gc.collect()
+        if self._torch.cuda.is_available():
+            self._torch.cuda.empty_cache()
+
+
+def _set_cpu_cache(folder: Any, spec: EngineSpec) -> None:
+    """Give the CPU build a cache that holds a few of the longest prompts, at least one GiB."""
+    import json
+
+    config = json.loads((folder / "config.json").read_text())
+    heads = int(config.get("num_key_value_heads") or config.get("num_attention_heads") or 1)
+    width = int(
+        config.get("head_dim") or int(config.get("hidden_size", 1024)) // int(config.get("num_attention_heads", 1))
+    )
+    token_bytes = 2 * int(config.get("num_hidden_layers", 1)) * heads * width * (4 if spec.dtype == "float32" else 2)
+    gibibytes = math.ceil(max(BATCH_TOKENS, spec.max_length) * 1.25 * token_bytes / 2**30)
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, gibibytes)))

@@ -1,0 +1,209 @@
+"""The pipeline: the path of all units, as a Ray Data graph. The only module that builds one.
+
+A `Datasource` whose read tasks read and prepare a unit each, on CPUs; a pool of `RerankActor`s, an engine each; a
+`Datasink` that writes a part each. Between stages a unit is one row, hence one block and one batch. What fails on the
+way becomes a failed unit and goes on as data, because an exception inside Ray Data would end the whole run.
+"""
+
+import functools
+import logging
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+from ray.data.block import Block, BlockMetadata
+from ray.data.datasource import Datasink, Datasource, ReadTask
+
+from rerank_actor import storage
+from rerank_actor.actor import RerankActor
+from rerank_actor.engine import EngineSpec
+from rerank_actor.errors import JobError, RerankError
+from rerank_actor.plan import Unit
+from rerank_actor.units import PrepareSpec, UnitWork, prepare_unit, write_part
+
+UNITS_PER_ACTOR = 4  # in an actor's queue, so that its engine never waits for a unit
+UNIT_BYTES_ESTIMATE = 16 * 2**20
+NO_PROGRESS_SECONDS = 24 * 3600
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ActorPool:
+    """How many actors there are and what each takes of the cluster."""
+
+    least: int
+    most: int
+    num_cpus: float
+    num_gpus: float
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """Where parts go and what their metadata say."""
+
+    output: str
+    metadata: dict[str, str]
+    scratch: str | None
+    environment: dict[str, str] = field(repr=False)
+
+
+class UnitSource(Datasource):
+    """A Ray Data source with one read task, one block and one row for each unit."""
+
+    def __init__(self, units: Sequence[Unit], spec: PrepareSpec, tokenizer_json: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._units = units
+        # Both are large next to a unit, so that the tasks share one copy of them in the object store.
+        self._shared = ray.put((spec, tokenizer_json))
+
+    def get_name(self) -> str:
+        """Name in Ray's logs."""
+        return "Units"
+
+    def estimate_inmemory_data_size(self) -> int:
+        """A guess at the bytes of all prepared units."""
+        return len(self._units) * UNIT_BYTES_ESTIMATE
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """Return a task for each unit, whatever parallelism Ray would like."""
+        metadata = BlockMetadata(num_rows=1, size_bytes=UNIT_BYTES_ESTIMATE, input_files=None, exec_stats=None)
+        return [ReadTask(functools.partial(_read_unit, unit, self._shared), metadata) for unit in self._units]
+
+
+@functools.lru_cache(maxsize=1)
+def _get_shared(reference: ray.ObjectRef[Any]) -> tuple[PrepareSpec, str]:
+    return ray.get(reference)  # type: ignore[no-any-return]
+
+
+def _read_unit(unit: Unit, shared: ray.ObjectRef[Any]) -> Iterable[Block]:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Ray runs as many read tasks as there are cores
+    spec, tokenizer_json = _get_shared(shared)
+    try:
+        work = prepare_unit(unit, spec, tokenizer_json)
+    except Exception as error:  # the unit fails with its cause; the run goes on
+        logger.exception("unit %s could not be prepared", unit.name)
+        work = UnitWork.failed(unit, f"{unit.uri}: could not be prepared ({type(error).__name__})", {"attempts": 1})
+    yield work.to_table()
+
+
+class PartSink(Datasink[None]):
+    """A Ray Data sink that writes a part for each unit and tells the ledger."""
+
+    def __init__(self, spec: PartSpec, ledger: Any) -> None:
+        self._spec, self._ledger = spec, ledger
+
+    def get_name(self) -> str:
+        """Name in Ray's logs."""
+        return "Parts"
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> None:
+        """Write the units of some blocks; one that cannot be written is reported as failed."""
+        storage.adopt_environment(self._spec.environment)
+        for block in blocks:
+            table = cast(pa.Table, block)
+            for row in range(table.num_rows):
+                work = UnitWork.from_table(table.slice(row, 1))
+                ray.get(self._ledger.report_unit.remote(work.unit.name, self._commit(work)))
+
+    def _commit(self, work: UnitWork) -> dict[str, Any]:
+        if work.failure is not None:
+            return {"failure": work.failure, **work.facts}
+        try:
+            return write_part(work, self._spec.output, self._spec.metadata, self._spec.scratch)
+        except RerankError as error:
+            return {"failure": str(error), **work.facts}
+        except Exception as error:  # as in _read_unit
+            logger.exception("unit %s could not be written", work.unit.name)
+            return {"failure": f"its part could not be written ({type(error).__name__})", **work.facts}
+
+
+def score_units(
+    units: Sequence[Unit],
+    prepare: PrepareSpec,
+    tokenizer_json: str,
+    engine: EngineSpec,
+    part: PartSpec,
+    pool: ActorPool,
+    ledger: Any,
+    max_attempts: int,
+) -> None:
+    """Score units: the whole path of a unit from its shard to its part.
+
+    Returns when each unit is committed or reported as failed. The caller looks at the output for what is committed.
+
+    Raises:
+        ray.exceptions.RayError: an engine could not start, or Ray itself failed.
+    """
+    _set_context()
+    dataset = ray.data.read_datasource(
+        UnitSource(units, prepare, tokenizer_json),
+        override_num_blocks=len(units),
+        num_cpus=1,
+    )
+    dataset = dataset.map_batches(
+        RerankActor,
+        fn_constructor_args=(engine, ledger, max_attempts, part.environment),
+        batch_size=1,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=ActorPoolStrategy(
+            min_size=pool.least, max_size=pool.most, max_tasks_in_flight_per_actor=UNITS_PER_ACTOR
+        ),
+        num_cpus=pool.num_cpus,
+        num_gpus=pool.num_gpus,
+    )
+    dataset.write_datasink(PartSink(part, ledger), ray_remote_args={"num_cpus": 0.25})
+
+
+def _set_context() -> None:
+    """Settings that keep one unit one block, and that let a run outlive the death of workers."""
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors come back as exceptions, and are told as such
+    context = DataContext.get_current()
+    context.target_max_block_size = None
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = False
+    context.enable_rich_progress_bars = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+
+
+def plan_pool(
+    actor_range: tuple[int, int] | None,
+    gpus_per_actor: float | None,
+    tensor_parallel_size: int,
+    num_units: int,
+) -> ActorPool:
+    """Return how many actors to run on the cluster that Ray is connected to.
+
+    Raises:
+        JobError: the cluster can never hold the least number of actors.
+    """
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus, cpus = float(resources.get("GPU", 0)), float(resources.get("CPU", 1))
+    num_gpus = gpus_per_actor if gpus_per_actor is not None else (1.0 if gpus else 0.0)
+    if num_gpus and tensor_parallel_size > 1:
+        num_gpus = float(math.ceil(max(num_gpus, tensor_parallel_size)))
+    fitting = int(gpus / num_gpus) if num_gpus else 1
+    least, most = actor_range or (max(1, fitting), max(1, fitting))
+    if num_gpus and fitting < least:
+        raise JobError(
+            f"{least} actors with {num_gpus:g} GPUs each do not fit a cluster with {gpus:g} GPUs; "
+            "lower --actors or --gpus-per-actor, or add nodes"
+        )
+    if not num_gpus and least > max(1, cpus - 1):
+        raise JobError(
+            f"{least} actors do not fit a cluster with {cpus:g} CPUs, one of which reads and writes; lower --actors"
+        )
+    most = max(1, min(most, num_units)) if not num_gpus else max(least, most)
+    least = min(least, most)
+    # On a GPU an actor's own CPU work is small; without one the engine computes on the CPUs that reading leaves.
+    num_cpus = 1.0 if num_gpus else max(1.0, math.floor((cpus - 2) / most))
+    return ActorPool(least, most, num_cpus, num_gpus)

@@ -1,0 +1,417 @@
+"""The plan: which shards there are, into which units they are cut, and how a plan grows when shards are added.
+
+A plan is a frozen record, stored as one Parquet file with a row for each shard. Units follow from it without any
+further state: the same plan names the same parts on every machine. Knows nothing of Ray or engines.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rerank_actor import shards, storage
+from rerank_actor.errors import InputError, JobError, OutputConflictError, RerankError
+from rerank_actor.job import ScoreJob, suggest
+
+MIN_UNIT_ROWS = 512
+MAX_UNIT_ROWS = 16_384
+UNITS_WANTED = 64  # of a small input, so that several actors have work
+SCAN_THREADS = 16
+RESERVED_COLUMNS = ("score", "logit", "num_tokens", "truncated_tokens", "error")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A row range of one shard: planned, scored, committed and retried whole.
+
+    Attributes:
+        name: names the part, `<shard>-<number>`.
+        uri, size, etag: the shard as it was planned.
+        row_start, num_rows: the rows, counted in the shard. A shard that could not be read has one unit of 0 rows.
+        byte_start: where the rows begin in the uncompressed text; -1 for Parquet.
+    """
+
+    name: str
+    uri: str
+    size: int
+    etag: str
+    row_start: int
+    num_rows: int
+    byte_start: int
+
+    @property
+    def part_name(self) -> str:
+        """File name of the unit's part in the output."""
+        return f"part-{self.name}.parquet"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One input object and how it is cut.
+
+    Attributes:
+        uri, size, etag: the object when it was planned.
+        num_rows: rows it holds; `starts` may cover fewer of them when the job had a limit.
+        starts: first row of each unit, then the row where the last ends.
+        byte_starts: first byte of each unit; -1 for Parquet.
+        error: why it could not be read, else None.
+    """
+
+    uri: str
+    size: int
+    etag: str
+    num_rows: int
+    starts: tuple[int, ...]
+    byte_starts: tuple[int, ...]
+    error: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Twelve hex digits that follow from the URI alone."""
+        return hashlib.sha256(self.uri.encode()).hexdigest()[:12]
+
+    @property
+    def planned_rows(self) -> int:
+        """Rows that belong to a unit."""
+        return self.starts[-1] if self.starts else 0
+
+    def units(self) -> Iterator[Unit]:
+        """Yield the shard's units in row order."""
+        if self.error is not None:
+            yield Unit(f"{self.id}-00000", self.uri, self.size, self.etag, 0, 0, -1)
+            return
+        for number, byte_start in enumerate(self.byte_starts):
+            start, end = self.starts[number], self.starts[number + 1]
+            yield Unit(f"{self.id}-{number:05d}", self.uri, self.size, self.etag, start, end - start, byte_start)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shards of an output, in order, and what their columns are.
+
+    Attributes:
+        shards: in the order of planning; a backfill appends.
+        json_types: Arrow types of JSON columns, agreed for all units.
+    """
+
+    shards: tuple[Shard, ...] = ()
+    json_types: dict[str, pa.DataType] = field(default_factory=dict)
+
+    def units(self) -> Iterator[Unit]:
+        """Yield all units, in order of shards and rows."""
+        for shard in self.shards:
+            yield from shard.units()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that the units cover."""
+        return sum(shard.planned_rows for shard in self.shards)
+
+    @property
+    def num_bytes(self) -> int:
+        """Stored size of the shards."""
+        return sum(shard.size for shard in self.shards)
+
+    def to_bytes(self, fingerprint: dict[str, Any]) -> bytes:
+        """Return the plan as a Parquet file that also carries the settings of the fingerprint."""
+        table = pa.table(
+            {
+                "uri": pa.array([shard.uri for shard in self.shards], pa.string()),
+                "size": pa.array([shard.size for shard in self.shards], pa.int64()),
+                "etag": pa.array([shard.etag for shard in self.shards], pa.string()),
+                "num_rows": pa.array([shard.num_rows for shard in self.shards], pa.int64()),
+                "starts": pa.array([shard.starts for shard in self.shards], pa.list_(pa.int64())),
+                "byte_starts": pa.array([shard.byte_starts for shard in self.shards], pa.list_(pa.int64())),
+                "error": pa.array([shard.error for shard in self.shards], pa.string()),
+            }
+        )
+        types = pa.schema(list(self.json_types.items())).serialize().to_pybytes().hex()
+        metadata = {"json_types": types, "fingerprint": json.dumps(fingerprint, sort_keys=True)}
+        sink = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
+        return sink.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> tuple["Plan", dict[str, Any]]:
+        """Return a stored plan and the settings of its fingerprint.
+
+        Raises:
+            JobError: the bytes are no plan.
+        """
+        try:
+            table = pq.read_table(pa.BufferReader(data))
+            metadata = table.schema.metadata
+            types = pa.ipc.read_schema(pa.BufferReader(bytes.fromhex(metadata[b"json_types"].decode())))
+            rows = table.to_pylist()
+            found = tuple(
+                Shard(**{**row, "starts": tuple(row["starts"]), "byte_starts": tuple(row["byte_starts"])})
+                for row in rows
+            )
+            return cls(found, dict(zip(types.names, types.types, strict=True))), json.loads(metadata[b"fingerprint"])
+        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise JobError(
+                f"the stored plan cannot be read ({type(error).__name__}); --overwrite starts afresh"
+            ) from error
+
+
+@dataclass(frozen=True)
+class PlanChange:
+    """What planning found besides the plan itself: shards that vanished, and parts that are no longer valid."""
+
+    vanished: tuple[str, ...] = ()
+    stale_parts: tuple[str, ...] = ()
+
+
+def list_input(job: ScoreJob) -> list[storage.StoredObject]:
+    """List the job's shards, each once, in order of the inputs and then of names.
+
+    Raises:
+        InputError: an input matches nothing, or lies in the output or around it.
+    """
+    found: dict[str, storage.StoredObject] = {}
+    for uri in job.input:
+        _refuse_overlap(uri, job.output)
+        objects = storage.list_objects(uri)
+        if not objects:
+            raise InputError(f"{uri}: nothing there; --input takes files, folders and globs, local or s3://", uri=uri)
+        kept = [item for item in objects if len(objects) == 1 or _has_format(item.uri, job.format)]
+        if not kept:
+            raise InputError(
+                f"{uri}: {len(objects)} objects, none named like a shard ({', '.join(sorted(shards.SUFFIXES))}, "
+                "also .gz and .zst); name the format with --format",
+                uri=uri,
+            )
+        for item in kept:
+            found.setdefault(item.uri, item)
+    for item in found.values():
+        shards.detect_format(item.uri, job.format)
+    return list(found.values())
+
+
+def _has_format(uri: str, wanted: str) -> bool:
+    try:
+        shards.detect_format(uri, wanted)
+    except InputError:
+        return False
+    return True
+
+
+def _refuse_overlap(uri: str, output: str) -> None:
+    folder = uri
+    for character in "*?[":
+        folder = folder.partition(character)[0]
+    folder = folder if folder == uri else folder.rpartition("/")[0]
+    inside = (output + "/").startswith(folder.rstrip("/") + "/")
+    around = (uri + "/").startswith(output.rstrip("/") + "/")
+    if inside or around:
+        place = "inside the input" if inside else "around the input"
+        raise InputError(
+            f"--output {output} lies {place} {uri}, so parts would be taken for shards; choose another folder",
+            uri=uri,
+        )
+
+
+def make_plan(
+    job: ScoreJob, earlier: Plan, progress: Callable[[int, int], None] | None = None
+) -> tuple[Plan, PlanChange]:
+    """Plan the job's shards on top of an earlier plan: known shards stay as they are, new ones are cut and appended.
+
+    Args:
+        job: names input, columns and unit size.
+        earlier: the output's stored plan, empty for a new output.
+        progress: called with shards scanned and shards to scan.
+
+    Raises:
+        InputError: the input is missing or empty, or lacks a column.
+        OutputConflictError: a shard changed since it was scored.
+    """
+    objects = list_input(job)
+    known = {shard.uri: shard for shard in earlier.shards}
+    present = {item.uri for item in objects}
+    changed = [
+        item.uri
+        for item in objects
+        if item.uri in known and not known[item.uri].error and _differs(item, known[item.uri])
+    ]
+    if changed and not job.rescore_changed:
+        names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+        raise OutputConflictError(
+            f"{names}: changed since scored; --rescore-changed scores them again, or restore them",
+            uris=changed,
+        )
+    to_scan = [
+        item for item in objects if item.uri not in known or item.uri in changed or known[item.uri].error is not None
+    ]
+    scanned = dict(zip([item.uri for item in to_scan], _scan_all(job, to_scan, progress), strict=True))
+    readable = {uri: layout for uri, layout in scanned.items() if isinstance(layout, shards.ShardLayout)}
+    _check_columns(job, readable, bool(earlier.shards))
+
+    total_rows = sum(layout.num_rows for layout in readable.values())
+    unit_rows = job.unit_rows or min(MAX_UNIT_ROWS, max(MIN_UNIT_ROWS, total_rows // UNITS_WANTED))
+    left = job.limit - sum(shard.planned_rows for shard in earlier.shards) if job.limit is not None else None
+    plan_shards = {shard.uri: shard for shard in earlier.shards}
+    stale: list[str] = []
+    for item in objects:
+        if item.uri in scanned:
+            result = scanned[item.uri]
+            if item.uri in changed:
+                stale += [unit.part_name for unit in known[item.uri].units()]
+            if isinstance(result, RerankError):
+                shard = Shard(item.uri, item.size, item.etag, 0, (), (), str(result))
+            else:
+                shard = _cut(item, result, unit_rows, left)
+        else:
+            shard = known[item.uri]
+            if shard.planned_rows < shard.num_rows and (left is None or left > 0):
+                layout = shards.scan_shard(
+                    shard.uri, shard.size, job.format, MIN_UNIT_ROWS, break_at=shard.planned_rows
+                )
+                shard = _extend(shard, layout, unit_rows, left)
+        if left is not None:
+            left -= shard.planned_rows - (known[item.uri].planned_rows if item.uri in known else 0)
+            if shard.planned_rows == 0 and not shard.error and item.uri not in known:
+                continue
+        plan_shards[item.uri] = shard
+    plan = Plan(tuple(plan_shards.values()), earlier.json_types or _json_types(job, readable))
+    if plan.num_rows == 0:
+        broken = [shard.error for shard in plan.shards if shard.error]
+        if broken:
+            raise InputError(f"no shard can be read; the first of {len(broken)}: {broken[0]}")
+        raise InputError(f"{', '.join(job.input)}: {len(objects)} shards without a single row; nothing to score")
+    vanished = tuple(uri for uri in known if uri not in present)
+    return plan, PlanChange(vanished, tuple(stale))
+
+
+def _differs(item: storage.StoredObject, shard: Shard) -> bool:
+    return (item.size, item.etag) != (shard.size, shard.etag)
+
+
+def _scan_all(
+    job: ScoreJob, objects: list[storage.StoredObject], progress: Callable[[int, int], None] | None
+) -> Iterable[shards.ShardLayout | RerankError]:
+    def scan(item: storage.StoredObject) -> shards.ShardLayout | RerankError:
+        try:
+            return shards.scan_shard(item.uri, item.size, job.format, job.unit_rows or MIN_UNIT_ROWS)
+        except RerankError as error:
+            return error
+
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        for number, layout in enumerate(pool.map(scan, objects), start=1):
+            if progress is not None:
+                progress(number, len(objects))
+            yield layout
+
+
+def _check_columns(job: ScoreJob, layouts: dict[str, shards.ShardLayout], is_backfill: bool) -> None:
+    """Refuse columns that are missing, reserved or nowhere text, before anything starts."""
+    required = {"--query-column": job.query_column, "--document-column": job.document_column}
+    if job.instruction_column is not None:
+        required["--instruction-column"] = job.instruction_column
+    kept = [] if job.keep_columns == "all" else list(job.keep_columns)
+    for uri, layout in layouts.items():
+        if layout.num_rows == 0:
+            continue
+        for flag, name in [*required.items(), *(("--keep-columns", name) for name in kept)]:
+            if name not in layout.columns:
+                raise InputError(
+                    f"{uri}: no column `{name}`; it has {', '.join(f'`{c}`' for c in layout.columns) or 'none'}; "
+                    f"choose with {flag}{suggest(name, layout.columns)}",
+                    uri=uri,
+                    column=name,
+                )
+        names = list(layout.columns) if job.keep_columns == "all" else kept
+        taken = [name for name in names if name in RESERVED_COLUMNS]
+        if taken:
+            raise InputError(
+                f"{uri}: column `{taken[0]}` has the name of a column that scoring adds; leave it out with --keep-columns",
+                uri=uri,
+                column=taken[0],
+            )
+    for flag, name in required.items():
+        types = [layout.columns[name] for layout in layouts.values() if layout.num_rows]
+        lists = flag == "--document-column"
+        if types and not is_backfill and not any(_may_hold_text(kind, lists) for kind in types):
+            expected = "text or lists of text" if lists else "text"
+            raise InputError(
+                f"column `{name}` is {types[0]} in every shard, expected {expected}; choose with {flag}",
+                column=name,
+            )
+
+
+def _may_hold_text(kind: pa.DataType, lists: bool) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _may_hold_text(kind.value_type, lists)
+    if lists and shards.is_list(kind):
+        return _may_hold_text(kind.value_type, False)
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_null(kind)
+    )
+
+
+def _json_types(job: ScoreJob, layouts: dict[str, shards.ShardLayout]) -> dict[str, pa.DataType]:
+    types: dict[str, pa.DataType] = {}
+    for uri, layout in layouts.items():
+        if shards.detect_format(uri, job.format)[0] == "jsonl":
+            for name, kind in layout.columns.items():
+                if name not in types or pa.types.is_null(types[name]):
+                    types[name] = kind
+    return types
+
+
+def _cut(item: storage.StoredObject, layout: shards.ShardLayout, unit_rows: int, limit: int | None) -> Shard:
+    starts, byte_starts = _cut_blocks(layout, unit_rows, 0, limit)
+    return Shard(item.uri, item.size, item.etag, layout.num_rows, tuple(starts), tuple(byte_starts))
+
+
+def _extend(shard: Shard, layout: shards.ShardLayout, unit_rows: int, limit: int | None) -> Shard:
+    """Plan the rows of a shard that a limit had left out; its first units stay as they are."""
+    starts, byte_starts = _cut_blocks(layout, unit_rows, shard.planned_rows, limit)
+    return replace(
+        shard,
+        starts=(*shard.starts[:-1], *starts) if shard.starts else tuple(starts),
+        byte_starts=(*shard.byte_starts, *byte_starts),
+    )
+
+
+def _cut_blocks(
+    layout: shards.ShardLayout, unit_rows: int, first_row: int, limit: int | None
+) -> tuple[list[int], list[int]]:
+    """Cut rows from `first_row` on into units: small blocks are joined, over-large Parquet row groups are cut inside.
+
+    A run of lines is never cut, except where a limit ends in it: its first byte is known, its lines' are not.
+    """
+    end_row = layout.num_rows if limit is None else min(layout.num_rows, first_row + max(0, limit))
+    starts: list[int] = []
+    byte_starts: list[int] = []
+    row = 0
+    room_rows = room_bytes = 0.0
+    for block_rows, block_bytes, first_byte in layout.blocks:
+        begin, end = max(row, first_row), min(row + block_rows, end_row)
+        row += block_rows
+        if begin >= end:
+            continue
+        num_rows = end - begin
+        bytes_per_row = max(1.0, block_bytes / block_rows)
+        if starts and num_rows <= room_rows and num_rows * bytes_per_row <= room_bytes:
+            room_rows -= num_rows
+            room_bytes -= num_rows * bytes_per_row
+            continue
+        most = max(1, min(unit_rows, int(shards.UNIT_BYTES / bytes_per_row)))
+        pieces = -(-num_rows // most) if first_byte < 0 else 1
+        for piece in range(pieces):
+            starts.append(begin + num_rows * piece // pieces)
+            byte_starts.append(first_byte)
+        room_rows = unit_rows - (end - starts[-1])
+        room_bytes = shards.UNIT_BYTES - (end - starts[-1]) * bytes_per_row
+    if starts:
+        starts.append(end_row)
+    return starts, byte_starts

@@ -1,0 +1,145 @@
+"""Progress: what a person sees while a run is at work; a bar on a terminal, plain lines elsewhere.
+
+Takes counts, prints to standard error. Knows nothing of where the counts come from.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+LINE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a run is. Rows count what is committed, those of earlier runs included."""
+
+    rows: int
+    total_rows: int
+    failed_rows: int
+    failed_units: int
+    pairs: int
+    pairs_per_second: float
+    eta_seconds: float | None
+
+
+class Reporter(Protocol):
+    """Where a run tells how it is doing."""
+
+    def say(self, message: str) -> None:
+        """Tell one thing that happened."""
+
+    def update(self, standing: Standing) -> None:
+        """Tell how far the run is."""
+
+    def close(self) -> None:
+        """End the telling."""
+
+
+class QuietReporter:
+    """Tells nothing."""
+
+    def say(self, message: str) -> None:
+        """Ignore it."""
+
+    def update(self, standing: Standing) -> None:
+        """Ignore it."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class LineReporter:
+    """Plain lines, for logs; progress every few seconds."""
+
+    def __init__(self, stream: TextIO | None = None, line_seconds: float = LINE_SECONDS) -> None:
+        self._stream = stream or sys.stderr
+        self._line_seconds = line_seconds
+        self._last: Standing | None = None
+        self._printed_at = float("-inf")
+        self._printed: Standing | None = None
+
+    def say(self, message: str) -> None:
+        """Print a line."""
+        print(message, file=self._stream, flush=True)
+
+    def update(self, standing: Standing) -> None:
+        """Print a line when the last is old enough and something changed."""
+        self._last = standing
+        if time.monotonic() - self._printed_at >= self._line_seconds and standing != self._printed:
+            self._print(standing)
+
+    def close(self) -> None:
+        """Print the last standing."""
+        if self._last is not None and self._last != self._printed:
+            self._print(self._last)
+
+    def _print(self, standing: Standing) -> None:
+        self._printed_at, self._printed = time.monotonic(), standing
+        self.say(describe(standing))
+
+
+class BarReporter:
+    """A progress bar on a terminal."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("scoring"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+        )
+        self._task: TaskID | None = None
+
+    def say(self, message: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(message, highlight=False, markup=False)
+
+    def update(self, standing: Standing) -> None:
+        """Move the bar."""
+        if self._task is None:
+            self._bar.start()
+            self._task = self._bar.add_task("scoring", total=standing.total_rows, note="")
+        self._bar.update(self._task, completed=standing.rows, total=standing.total_rows, note=describe(standing))
+
+    def close(self) -> None:
+        """Leave the bar where it is."""
+        self._bar.stop()
+
+
+def make_reporter() -> Reporter:
+    """Return a bar where standard error is a terminal, lines elsewhere."""
+    return BarReporter() if sys.stderr.isatty() else LineReporter()
+
+
+def describe(standing: Standing) -> str:
+    """Return a standing as a line."""
+    share = 100 * standing.rows / standing.total_rows if standing.total_rows else 100.0
+    parts = [
+        f"{standing.rows:,} of {standing.total_rows:,} rows ({share:.1f} %)",
+        f"{standing.pairs_per_second:,.1f} pairs/s",
+    ]
+    if standing.eta_seconds is not None and standing.rows < standing.total_rows:
+        parts.append(f"ETA {format_seconds(standing.eta_seconds)}")
+    parts.append(f"{standing.failed_rows:,} failed rows")
+    if standing.failed_units:
+        parts.append(f"{standing.failed_units:,} failed units")
+    return ", ".join(parts)
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration for people: 42 s, 3 min 5 s, 2 h 10 min, 3 d 4 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"

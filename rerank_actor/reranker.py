@@ -1,0 +1,129 @@
+"""Scoring from Python, in this process: the same prompts and engines as the job, without Ray or storage."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from rerank_actor.engine import EngineCheck, EngineKind, EngineSpec, encode_check_pairs, start_engine
+from rerank_actor.errors import InputError, ModelError
+from rerank_actor.job import BUILT_IN_TOKENIZER, DEFAULT_MODEL
+from rerank_actor.model import load_reranker_model, load_tokenizer_json
+from rerank_actor.prompts import PairEncoder
+from rerank_actor.template import DEFAULT_INSTRUCTION
+from rerank_actor.units import compute_score
+
+
+class Reranker:
+    """A loaded reranker.
+
+    Args:
+        model: hub name, local folder or s3:// folder.
+        engine: `vllm`, `transformers` or `fake`.
+        revision: branch, tag or commit of a hub model.
+        dtype: `auto` (float16, or bfloat16 where that is not finite), `float32`, `float16` or `bfloat16`.
+        max_length: tokens of a prompt at most; longer documents are cut. Lowered to what the model was built for.
+        instruction: the task, used where `score` gets none.
+        parse_special_tokens: let special tokens in the texts act as such.
+        check_scores: compare the engine with Transformers in float32 before the first score.
+        tensor_parallel_size: GPUs that the model is spread over.
+        engine_args: further arguments for vLLM.
+
+    Raises:
+        ModelError: there is no such model, or it is not a reranker.
+        EngineStartError: the engine cannot start.
+
+    Example:
+        >>> reranker = Reranker("Qwen/Qwen3-Reranker-0.6B")
+        >>> reranker.score([("what is the capital of China?", "Beijing.")])
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        engine: EngineKind = "vllm",
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        max_length: int = 8192,
+        instruction: str = DEFAULT_INSTRUCTION,
+        parse_special_tokens: bool = False,
+        check_scores: bool = False,
+        tensor_parallel_size: int = 1,
+        engine_args: dict[str, Any] | None = None,
+    ) -> None:
+        if engine not in ("vllm", "transformers", "fake"):
+            raise ModelError(f"engine {engine!r} is not known; take vllm, transformers or fake")
+        name = model or (BUILT_IN_TOKENIZER if engine == "fake" else DEFAULT_MODEL)
+        self.model = load_reranker_model(name, revision)
+        self._encoder = PairEncoder(
+            load_tokenizer_json(self.model),
+            template_name=self.model.template_name,
+            instruction=instruction,
+            max_length=min(max_length, self.model.max_positions),
+            parse_special_tokens=parse_special_tokens,
+        )
+        spec = EngineSpec(
+            kind=engine,
+            model=self.model,
+            dtype=dtype,
+            max_length=self._encoder.max_length,
+            tensor_parallel_size=tensor_parallel_size,
+            engine_args=engine_args or {},
+            check_prompts=encode_check_pairs(self._encoder),
+            check_scores=check_scores,
+        )
+        self._engine, self.check = start_engine(spec)
+
+    check: EngineCheck
+
+    def logits(self, pairs: Sequence[tuple[str, str]], instruction: str | None = None) -> np.ndarray:
+        """Return the log-odds of each pair.
+
+        Args:
+            pairs: (query, document), any number.
+            instruction: the task; the reranker's own where None.
+
+        Returns:
+            float32 [num_pairs], order of the input.
+
+        Raises:
+            InputError: a pair cannot be scored (not text, or its query leaves no room); nothing was computed.
+            EngineError: the engine failed.
+        """
+        queries = [query for query, _ in pairs]
+        documents = [document for _, document in pairs]
+        instructions = [instruction] * len(pairs) if instruction is not None else None
+        prompts = self._encoder.encode(queries, documents, instructions)
+        faults = [(index, str(fault)) for index, fault in enumerate(prompts.errors.to_pylist()) if fault is not None]
+        if faults:
+            shown = "; ".join(f"pair {index}: {fault}" for index, fault in faults[:5])
+            raise InputError(
+                f"{len(faults)} of {len(pairs)} pairs cannot be scored ({shown})",
+                pairs=[i for i, _ in faults],
+            )
+        positions = prompts.scorable
+        logits = np.empty(len(pairs), np.float32)
+        if len(pairs):
+            logits[positions] = self._engine.compute_logits(prompts.ids_at(positions))
+        return logits
+
+    def score(self, pairs: Sequence[tuple[str, str]], instruction: str | None = None) -> np.ndarray:
+        """Return the score of each pair, its probability of relevance: float32 [num_pairs] in [0, 1].
+
+        Arguments, order and errors as `logits`.
+        """
+        return compute_score(self.logits(pairs, instruction))
+
+    def close(self) -> None:
+        """Give the model's memory back; the reranker is of no use afterwards."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

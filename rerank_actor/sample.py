@@ -1,0 +1,145 @@
+"""Sample data and a small model with the parts of a Qwen3 reranker, for the first run and the tests.
+
+The model has random weights: it runs through every line that a real one does, and its ranking means nothing. Its
+tokenizer is a byte-level BPE of a few hundred tokens trained on the sample texts, with the family's control tokens.
+The pairs were written for the project: several languages, grouped by query, a few bad rows among them.
+"""
+
+import json
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+VOCABULARY_SIZE = 1200
+CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+THINK_TOKENS = ("<think>", "</think>")
+QWEN_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def load_sample_rows() -> list[dict[str, Any]]:
+    """Return the sample pairs: dicts with query_id, language, query, document and relevant."""
+    text = resources.files("rerank_actor").joinpath("data/sample_pairs.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def write_sample_shards(folder: Path, *, num_shards: int = 3) -> list[Path]:
+    """Write the sample pairs as Parquet shards, candidates of one query together; existing shards stay."""
+    schema = pa.schema(
+        {
+            "query_id": pa.string(),
+            "language": pa.string(),
+            "query": pa.string(),
+            "document": pa.string(),
+            "relevant": pa.bool_(),
+        }
+    )
+    rows = load_sample_rows()
+    queries = list(dict.fromkeys(row["query_id"] for row in rows))
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number in range(num_shards):
+        mine = set(queries[number::num_shards])
+        table = pa.Table.from_pylist([row for row in rows if row["query_id"] in mine], schema=schema)
+        path = folder / f"pairs-{number:03d}.parquet"
+        if not path.exists():
+            pq.write_table(table, path)
+        paths.append(path)
+    return paths
+
+
+def train_sample_tokenizer(texts: Iterable[str], vocabulary_size: int = VOCABULARY_SIZE) -> Any:
+    """Return a `tokenizers.Tokenizer` of the Qwen kind (NFC, its pattern, byte-level BPE), `yes` and `no` in it."""
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        trainers,
+    )
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator([*texts, *["yes\n", "no\n"] * 500], trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in THINK_TOKENS])
+    return tokenizer
+
+
+def write_sample_model(
+    folder: Path,
+    *,
+    seed: int = 0,
+    hidden_size: int = 128,
+    num_layers: int = 4,
+    max_positions: int = 8192,
+    tie_word_embeddings: bool = True,
+    tokenizer: Any = None,
+    spread: float = 3.0,
+) -> Path:
+    """Write a random Qwen3ForCausalLM with tokenizer, as float32 safetensors; an existing folder stays as it is.
+
+    Args:
+        folder: where to.
+        seed: of the weights.
+        hidden_size: width of the model, a multiple of 64.
+        num_layers: its depth.
+        max_positions: longest prompt in tokens.
+        tie_word_embeddings: as in 0.6B and 4B; false as in 8B.
+        tokenizer: a `tokenizers.Tokenizer`; by default one trained on the sample pairs.
+        spread: rough standard deviation of the log-odds.
+    """
+    if (folder / "config.json").exists():
+        return folder
+    import torch
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    if tokenizer is None:
+        rows = load_sample_rows()
+        tokenizer = train_sample_tokenizer(text for row in rows for text in (row["query"], row["document"]) if text)
+    config = Qwen3Config(
+        vocab_size=-(-tokenizer.get_vocab_size() // 64) * 64,
+        hidden_size=hidden_size,
+        intermediate_size=3 * hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=max_positions,
+        tie_word_embeddings=tie_word_embeddings,
+        initializer_range=0.1,
+    )
+    torch.manual_seed(seed)
+    model = Qwen3ForCausalLM(config).float().eval()
+    with torch.no_grad():
+        head = model.lm_head.weight
+        yes, no = tokenizer.token_to_id("yes"), tokenizer.token_to_id("no")
+        # The final norm gives positions a length of sqrt(hidden_size), so this difference has about that spread.
+        difference = torch.randn(hidden_size) * spread / hidden_size**0.5
+        middle = (head[yes] + head[no]) / 2
+        head[yes], head[no] = middle + difference / 2, middle - difference / 2
+    folder.mkdir(parents=True, exist_ok=True)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
+    )
+    fast.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder

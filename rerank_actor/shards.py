@@ -1,0 +1,398 @@
+"""Shards: input objects of rows, in Parquet, JSON lines, CSV or TSV, and how to read some rows of one.
+
+`scan_shard` finds how many rows an object has and where a unit of rows may begin; `read_rows` reads one unit's rows
+as an Arrow table. Memory is bounded by the unit, not by the shard. Knows nothing of prompts, plans or Ray.
+
+Text formats: JSON lines hold one object a line; CSV is RFC 4180 with a header; TSV has a header and no quoting. CSV
+and TSV columns are all text. Where a row cannot be parsed, the row stays and its fault says why.
+"""
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Literal, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rerank_actor import storage
+from rerank_actor.errors import InputError, ShardError, StorageError
+
+Format = Literal["parquet", "jsonl", "csv", "tsv"]
+
+SUFFIXES: dict[str, Format] = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+}
+UNIT_BYTES = 32 * 2**20  # of uncompressed input; a prepared unit stays well under what Ray's object store likes
+STREAMED_GROUP_BYTES = 128 * 2**20  # a larger Parquet row group is decoded piecewise, never as a whole
+SAMPLED_ROWS = 1000
+FOOTER_BYTES = 64 * 1024
+
+BROKEN_JSON = "line is not a JSON object"
+BROKEN_FIELDS = "row has another number of fields than the header"
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """What a scan finds: rows, columns and places where a unit may begin.
+
+    Attributes:
+        num_rows: rows in the shard.
+        columns: name and Arrow type of each column, in order.
+        blocks: (rows, bytes, first byte) of each stretch of rows that is cheap to read by itself: Parquet row groups,
+            or runs of lines. First byte is -1 for Parquet.
+    """
+
+    num_rows: int
+    columns: dict[str, pa.DataType]
+    blocks: list[tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a shard.
+
+    Attributes:
+        table: the kept columns.
+        texts: Python values of each named text column, one a row (a list where the column holds lists).
+        faults: why a row could not be parsed, None where it could.
+        list_columns: those of the text columns that hold lists.
+    """
+
+    table: pa.Table
+    texts: dict[str, list[Any]]
+    faults: list[str | None]
+    list_columns: frozenset[str]
+
+
+def detect_format(uri: str, wanted: str = "auto") -> tuple[Format, str]:
+    """Return format and compression (`""`, `gz` or `zst`) of a shard by its name.
+
+    Raises:
+        InputError: the name says nothing and no format was given.
+    """
+    name, compression = uri.lower(), ""
+    for suffix in ("gz", "zst"):
+        if name.endswith("." + suffix):
+            name, compression = name[: -len(suffix) - 1], suffix
+    if wanted != "auto":
+        return cast(Format, wanted), compression
+    for suffix, found in SUFFIXES.items():
+        if name.endswith(suffix):
+            return found, compression
+    raise InputError(f"{uri}: the name does not tell its format; name one with --format", uri=uri)
+
+
+def scan_shard(uri: str, size: int, wanted: str, block_rows: int, break_at: int = -1) -> ShardLayout:
+    """Find rows, columns and unit borders of a shard: a Parquet footer is read, a text file is streamed once.
+
+    Args:
+        uri: the shard.
+        size: its stored size in bytes.
+        wanted: the job's `--format`.
+        block_rows: rows of a block of lines at most.
+        break_at: row at which a block of lines begins whatever else.
+
+    Raises:
+        ShardError: the shard is not what its format says.
+        StorageError, JobError: it cannot be reached.
+    """
+    kind, compression = detect_format(uri, wanted)
+    try:
+        if kind == "parquet":
+            return _scan_parquet(uri, size)
+        return storage.retrying()(_scan_lines, uri, kind, compression, block_rows, break_at)
+    except (pa.ArrowException, EOFError, OSError, ValueError, csv.Error) as error:
+        raise _unreadable(uri, kind, error) from error
+
+
+def _unreadable(uri: str, kind: str, error: Exception) -> ShardError:
+    cause = str(error).split("\n")[0][:120]
+    return ShardError(
+        f"{uri}: cannot be read as {kind} ({type(error).__name__}: {cause}); it may be broken, cut short or of another "
+        "format (--format)",
+        uri=uri,
+    )
+
+
+def _scan_parquet(uri: str, size: int) -> ShardLayout:
+    if size < 12:
+        raise pa.ArrowInvalid(f"{size} bytes are too few for a Parquet file")
+    tail = storage.read_bytes(uri, tail_bytes=FOOTER_BYTES, size=size)
+    footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
+    if tail[-4:] == b"PAR1" and len(tail) < footer_bytes <= size:
+        tail = storage.read_bytes(uri, tail_bytes=footer_bytes, size=size)
+    file = pq.ParquetFile(pa.BufferReader(tail))
+    metadata = file.metadata
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    schema = file.schema_arrow
+    return ShardLayout(
+        metadata.num_rows,
+        {name: schema.field(name).type for name in schema.names},
+        [(group.num_rows, group.total_byte_size, -1) for group in groups],
+    )
+
+
+def _scan_lines(uri: str, kind: Format, compression: str, block_rows: int, break_at: int) -> ShardLayout:
+    blocks: list[tuple[int, int, int]] = []
+    sample: list[bytes] = []
+    rows = start = position = num_rows = 0
+    for record in _iterate_records(uri, kind, compression):
+        end = position + len(record)
+        if position == 0 and kind != "jsonl":  # the header
+            sample.append(record)
+            start = end
+        elif record.strip(b"\r\n" if kind != "jsonl" else None):
+            if rows and (rows >= block_rows or end - start > UNIT_BYTES or num_rows == break_at):
+                blocks.append((rows, position - start, start))
+                rows, start = 0, position
+            rows += 1
+            num_rows += 1
+            if num_rows <= SAMPLED_ROWS:
+                sample.append(record)
+        position = end
+    if rows:
+        blocks.append((rows, position - start, start))
+    return ShardLayout(num_rows, _sample_columns(kind, sample), blocks)
+
+
+def _iterate_records(uri: str, kind: Format, compression: str, start: int = 0) -> Iterator[bytes]:
+    """Yield records with their line ends, from a byte of the uncompressed text on; a CSV record may span lines."""
+    with storage.open_input(uri) as raw:
+        stream = _decompress(raw, compression)
+        if compression:
+            _skip(stream, start)
+        else:
+            stream.seek(start)
+        pending: list[bytes] = []
+        inside_quotes = 0
+        for line in stream:
+            pending.append(line)
+            if kind == "csv":
+                inside_quotes ^= line.count(b'"') & 1
+            if not inside_quotes:
+                yield b"".join(pending)
+                pending.clear()
+        if pending:
+            yield b"".join(pending)
+
+
+def _decompress(raw: BinaryIO, compression: str) -> Any:
+    if compression == "gz":
+        return gzip.GzipFile(fileobj=raw)
+    if compression == "zst":
+        import zstandard
+
+        return io.BufferedReader(
+            zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True),
+            buffer_size=2**20,
+        )
+    return raw
+
+
+def _skip(stream: Any, num_bytes: int) -> None:
+    while num_bytes > 0:
+        chunk = stream.read(min(num_bytes, 2**20))
+        if not chunk:
+            raise EOFError("the shard ends before the unit begins")
+        num_bytes -= len(chunk)
+
+
+def _sample_columns(kind: Format, sample: list[bytes]) -> dict[str, pa.DataType]:
+    if kind != "jsonl":
+        names = _parse_fields(kind, sample[0]) if sample else []
+        return {name: pa.string() for name in names}
+    objects = [_parse_object(line) for line in sample]
+    names = list(dict.fromkeys(name for found in objects if found is not None for name in found))
+    return {name: _infer([found.get(name) for found in objects if found is not None]).type for name in names}
+
+
+def _parse_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _parse_fields(kind: Format, record: bytes) -> list[str]:
+    text = record.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    if kind == "tsv":
+        return text.rstrip("\r\n").split("\t")
+    csv.field_size_limit(2**31 - 1)
+    return next(csv.reader(io.StringIO(text, newline="")), [])
+
+
+def _infer(values: list[Any], wanted: pa.DataType | None = None) -> pa.Array:
+    """Return values as an Arrow array: of the wanted type, else of what they show, else each as JSON text."""
+    for kind in (wanted, None):
+        try:
+            return pa.array(values, kind)
+        except (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError):
+            continue
+    return pa.array([_as_text(value) for value in values], pa.string())
+
+
+def _as_text(value: Any) -> str | None:
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def read_rows(
+    uri: str,
+    wanted: str,
+    *,
+    row_start: int,
+    num_rows: int,
+    byte_start: int,
+    keep: list[str] | None,
+    text_columns: list[str],
+    types: dict[str, pa.DataType] | None = None,
+) -> Rows:
+    """Read a range of a shard's rows.
+
+    Args:
+        uri: the shard.
+        wanted: the job's `--format`.
+        row_start: first row, counted in the shard.
+        num_rows: rows to read.
+        byte_start: first byte of the first row in the uncompressed text; unused for Parquet.
+        keep: columns of the table, None for all.
+        text_columns: columns whose values are wanted as Python texts.
+        types: types that JSON columns had when the plan was made.
+
+    Raises:
+        ShardError: the shard is broken, or has fewer rows than planned.
+        StorageError, JobError: it cannot be reached.
+    """
+    kind, compression = detect_format(uri, wanted)
+    try:
+        if kind == "parquet":
+            rows = _read_parquet(uri, row_start, num_rows, keep, text_columns)
+        else:
+            rows = _read_lines(uri, kind, compression, num_rows, byte_start, keep, text_columns, types or {})
+    except (StorageError, ShardError):
+        raise
+    except (pa.ArrowException, EOFError, OSError, ValueError, csv.Error) as error:
+        raise _unreadable(uri, kind, error) from error
+    if rows.table.num_rows != num_rows:
+        raise ShardError(
+            f"{uri}: {rows.table.num_rows} rows from row {row_start} on where the plan has {num_rows}; it changed since "
+            "it was planned",
+            uri=uri,
+        )
+    return rows
+
+
+def _read_parquet(uri: str, row_start: int, num_rows: int, keep: list[str] | None, text_columns: list[str]) -> Rows:
+    with storage.open_input(uri) as source:
+        file = pq.ParquetFile(source, buffer_size=2**20)
+        names = file.schema_arrow.names
+        kept = names if keep is None else keep
+        columns = list(dict.fromkeys([*kept, *(name for name in text_columns if name in names)]))
+        groups: list[int] = []
+        skip = first = 0
+        largest = 0
+        for index in range(file.metadata.num_row_groups):
+            group = file.metadata.row_group(index)
+            if first + group.num_rows > row_start and first < row_start + num_rows:
+                if not groups:
+                    skip = row_start - first
+                groups.append(index)
+                largest = max(largest, group.total_byte_size)
+            first += group.num_rows
+        if largest > STREAMED_GROUP_BYTES:
+            table = _read_streamed(file, groups, columns, skip, num_rows)
+        else:
+            table = file.read_row_groups(groups, columns=columns).slice(skip, num_rows)
+    texts = {name: _to_texts(table.column(name)) for name in text_columns if name in columns}
+    lists = frozenset(name for name in texts if is_list(table.schema.field(name).type))
+    return Rows(table.select(kept), texts, [None] * table.num_rows, lists)
+
+
+def _read_streamed(file: pq.ParquetFile, groups: list[int], columns: list[str], skip: int, num_rows: int) -> pa.Table:
+    """Decode over-large row groups in small batches and keep only the wanted rows."""
+    batches = []
+    for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=columns):
+        if skip >= batch.num_rows:
+            skip -= batch.num_rows
+            continue
+        batch = batch.slice(skip, num_rows)
+        skip = 0
+        num_rows -= batch.num_rows
+        batches.append(batch)
+        if num_rows == 0:
+            break
+    return pa.Table.from_batches(batches, schema=pa.schema([file.schema_arrow.field(name) for name in columns]))
+
+
+def _to_texts(column: pa.ChunkedArray) -> list[Any]:
+    """Return a column as Python values; bytes that are not UTF-8 become text with lone surrogates, a later fault."""
+    try:
+        return cast(list[Any], column.to_pylist())
+    except UnicodeDecodeError:
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            raw = column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary())
+            return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw.to_pylist()]
+        return [_value_or_fault(value) for value in column]
+
+
+def _value_or_fault(value: Any) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return "\udc80"
+
+
+def _read_lines(
+    uri: str,
+    kind: Format,
+    compression: str,
+    num_rows: int,
+    byte_start: int,
+    keep: list[str] | None,
+    text_columns: list[str],
+    types: dict[str, pa.DataType],
+) -> Rows:
+    header: list[str] = []
+    if kind != "jsonl":
+        header = _parse_fields(kind, next(iter(_iterate_records(uri, kind, compression)), b""))
+    objects: list[dict[str, Any]] = []
+    faults: list[str | None] = []
+    for record in _iterate_records(uri, kind, compression, byte_start):
+        if len(objects) == num_rows:
+            break
+        if not record.strip(b"\r\n" if kind != "jsonl" else None):
+            continue
+        if kind == "jsonl":
+            found = _parse_object(record)
+            objects.append(found or {})
+            faults.append(BROKEN_JSON if found is None else None)
+        else:
+            fields = _parse_fields(kind, record)
+            objects.append(dict(zip(header, fields, strict=False)))
+            faults.append(None if len(fields) == len(header) else BROKEN_FIELDS)
+    names = list(dict.fromkeys([*types, *(name for found in objects for name in found)])) if kind == "jsonl" else header
+    kept = names if keep is None else keep
+    table = pa.table({name: _infer([found.get(name) for found in objects], types.get(name)) for name in kept})
+    if not kept:
+        table = table.select([]) if table.num_rows else pa.table({"": pa.nulls(len(objects))}).select([])
+    texts = {name: [found.get(name) for found in objects] for name in text_columns}
+    lists = frozenset(name for name in text_columns if name in types and is_list(types[name]))
+    return Rows(table, texts, faults, lists)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is one of the list types."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))

@@ -1,0 +1,136 @@
+"""Status: how far a job is, how fast and until when, from its output folder alone.
+
+The listing of the parts says what is committed and when; the plan says of how much. Works while a run is at work, after
+it, and from any machine that can read the folder.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rerank_actor.errors import InputError
+from rerank_actor.output import Output, is_running
+from rerank_actor.progress import format_seconds
+
+RATE_WINDOW_SECONDS = 900.0
+SHOWN_FAILURES = 20
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """How a job stands.
+
+    Attributes:
+        state: `complete`, `running`, `failed` (ended with failed units) or `stopped`.
+        units, rows, shards: planned.
+        committed_units, committed_rows: in the output.
+        rows_per_second: over the last quarter of an hour of commits, None when too few.
+        eta_seconds: for what is left at that rate, while running.
+        failed: records of failed units.
+        totals: of the manifest, as of the last run's end.
+    """
+
+    output: str
+    state: str
+    shards: int
+    units: int
+    rows: int
+    committed_units: int
+    committed_rows: int
+    rows_per_second: float | None
+    eta_seconds: float | None
+    failed: list[dict[str, Any]]
+    totals: dict[str, Any]
+
+
+def read_status(uri: str) -> JobStatus:
+    """Return how the job of an output folder stands.
+
+    Raises:
+        InputError: there is no job.
+        JobError, StorageError: the folder cannot be read.
+    """
+    output = Output(uri)
+    stored = output.load_plan()
+    if stored is None:
+        raise InputError(f"{uri}: no job has written here (no _job/plan.parquet); check the folder", uri=uri)
+    plan = stored[0]
+    parts = output.list_parts()
+    done: list[tuple[float, int]] = []
+    units = rows = 0
+    for unit in plan.units():
+        units += 1
+        if unit.part_name in parts:
+            done.append((parts[unit.part_name].modified_seconds, unit.num_rows))
+            rows += unit.num_rows
+    running = is_running(output)
+    manifest = output.load_manifest()
+    if len(done) == units:
+        state = "complete" if not running else "running"
+    else:
+        state = "running" if running else ("failed" if manifest.get("status") == "failed" else "stopped")
+    rate = _measure_rate(done, time.time() if running else None)
+    left = plan.num_rows - rows
+    return JobStatus(
+        output=uri,
+        state=state,
+        shards=len(plan.shards),
+        units=units,
+        rows=plan.num_rows,
+        committed_units=len(done),
+        committed_rows=rows,
+        rows_per_second=rate,
+        eta_seconds=left / rate if running and rate else None,
+        failed=output.list_failed() if not running else [],
+        totals=manifest.get("totals", {}),
+    )
+
+
+def _measure_rate(done: list[tuple[float, int]], now: float | None) -> float | None:
+    if len(done) < 2:
+        return None
+    done = sorted(done)
+    end = now or done[-1][0]
+    window = [item for item in done if item[0] >= end - RATE_WINDOW_SECONDS]
+    if len(window) < 2:
+        return None
+    seconds = end - window[0][0]
+    # The first commit of the window opens it; its rows were scored before.
+    return sum(rows for _, rows in window[1:]) / seconds if seconds > 0 else None
+
+
+def print_status(status: JobStatus, *, as_json: bool = False) -> None:
+    """Print a status for a person, or as JSON for a program."""
+    if as_json:
+        print(json.dumps(asdict(status), indent=2))
+        return
+    console = Console(highlight=False)
+    share = 100 * status.committed_rows / status.rows if status.rows else 100.0
+    table = Table(show_header=False)
+    table.add_row("output", status.output)
+    table.add_row("state", status.state)
+    table.add_row("rows", f"{status.committed_rows:,} of {status.rows:,} ({share:.1f} %)")
+    table.add_row("units", f"{status.committed_units:,} of {status.units:,}, from {status.shards:,} shards")
+    if status.rows_per_second is not None:
+        table.add_row("speed", f"{status.rows_per_second:,.1f} rows/s")
+    if status.eta_seconds is not None:
+        table.add_row("ETA", format_seconds(status.eta_seconds))
+    if status.totals:
+        errors = ", ".join(f"{count:,} x {reason}" for reason, count in status.totals["errors_by_reason"].items())
+        table.add_row("scored", f"{status.totals['scored']:,} pairs, {status.totals['truncated']:,} truncated")
+        table.add_row("errors", errors or "none")
+    table.add_row("failed units", f"{len(status.failed):,}")
+    console.print(table)
+    for record in status.failed[:SHOWN_FAILURES]:
+        console.print(
+            f"unit {record['unit']} (rows {record['row_start']} to {record['row_start'] + record['num_rows']} of "
+            f"{record['shard']}), {record['attempts']} attempts: {record['error']}",
+            markup=False,
+            soft_wrap=True,
+        )
+    if len(status.failed) > SHOWN_FAILURES:
+        console.print(f"and {len(status.failed) - SHOWN_FAILURES:,} more in {status.output}/_job/failed/")

@@ -1,0 +1,316 @@
+"""A unit on its way: read and prepared, scored, turned into a part.
+
+The path of a unit is `prepare_unit` (read task, on a CPU) -> `RerankActor` (fills in the logits) -> `build_part`
+and `write_part` (sink). Between processes a unit travels as one row of an Arrow table, so that Ray can never split or
+merge it; the actor sees token ids and never a text. Knows nothing of Ray.
+"""
+
+import io
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from rerank_actor import shards, storage
+from rerank_actor.errors import RerankError, ShardError, StorageError
+from rerank_actor.plan import Unit
+from rerank_actor.prompts import PairEncoder, Prompts
+
+LIST_NULL = "document list is null"
+LIST_EXPECTED = "document is not a list"
+NOT_FINITE = "engine returned a logit that is not finite"
+METADATA_PREFIX = "rerank_actor."
+
+
+@dataclass(frozen=True)
+class PrepareSpec:
+    """What a read task needs besides the unit: how to read rows and how to make prompts of them.
+
+    Attributes:
+        fingerprint: of the job; also names the cached encoder of a worker process.
+        encoder: keyword arguments of `PairEncoder` besides the tokenizer.
+        keep: columns to keep, None for all.
+        environment: AWS variables of the driver.
+    """
+
+    fingerprint: str
+    encoder: dict[str, Any]
+    format: str
+    query_column: str
+    document_column: str
+    instruction_column: str | None
+    keep: list[str] | None
+    json_types: dict[str, pa.DataType]
+    max_attempts: int
+    environment: dict[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class UnitWork:
+    """One unit with its rows and prompts, and its logits once it is scored.
+
+    Attributes:
+        unit: the unit.
+        rows: the kept columns, as an Arrow stream.
+        prompts: one for each pair.
+        row_errors: string [num_rows], faults that concern a whole row.
+        list_lengths: int32 [num_rows], pairs of each row, -1 for a row without a list; None when a row is a pair.
+        logits: float32 [num_pairs], NaN where not scored; None before scoring.
+        failure: why the whole unit failed; then the rest is empty.
+        facts: what happened on the way (attempts, seconds, engine), for manifest and metadata.
+    """
+
+    unit: Unit
+    rows: pa.Buffer
+    prompts: Prompts
+    row_errors: pa.StringArray
+    list_lengths: np.ndarray | None = None
+    logits: np.ndarray | None = None
+    failure: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def failed(cls, unit: Unit, failure: str, facts: dict[str, Any] | None = None) -> Self:
+        """Return the record of a unit that has no rows to show for itself."""
+        nothing = Prompts(
+            pa.array([], pa.list_(pa.int32())),
+            np.zeros(0, np.int32),
+            np.zeros(0, np.int32),
+            pa.array([], pa.string()),
+        )
+        return cls(unit, pa.py_buffer(b""), nothing, pa.array([], pa.string()), failure=failure, facts=facts or {})
+
+    def with_failure(self, failure: str, facts: dict[str, Any]) -> "UnitWork":
+        """Return this unit as failed, without its rows."""
+        return UnitWork.failed(self.unit, failure, {**self.facts, **facts})
+
+    def with_logits(self, logits: np.ndarray, facts: dict[str, Any]) -> "UnitWork":
+        """Return this unit scored; the prompts' ids are no longer needed after it."""
+        return replace(self, logits=logits, facts={**self.facts, **facts})
+
+    def to_table(self) -> pa.Table:
+        """Return the unit as a table of one row, the form in which it moves through Ray Data."""
+        values: dict[str, Any] = {
+            "rows": self.rows,
+            "prompts": _batch_to_buffer(self.prompts.to_batch()),
+            "row_errors": _batch_to_buffer(pa.record_batch([self.row_errors], names=["row_errors"])),
+            "list_lengths": None if self.list_lengths is None else pa.py_buffer(self.list_lengths),
+            "logits": None if self.logits is None else pa.py_buffer(self.logits),
+        }
+        columns = {name: _one_buffer(buffer) for name, buffer in values.items()}
+        columns["unit"] = pa.array([json.dumps(asdict(self.unit))])
+        columns["facts"] = pa.array([json.dumps(self.facts)])
+        columns["failure"] = pa.array([self.failure], pa.string())
+        return pa.table(columns)
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> Self:
+        """Inverse of `to_table`, mostly without a copy."""
+        row = {name: table.column(name)[0] for name in table.column_names}
+
+        def numbers(name: str, kind: Any) -> np.ndarray | None:
+            return np.frombuffer(row[name].as_buffer(), kind) if row[name].is_valid else None
+
+        return cls(
+            unit=Unit(**json.loads(row["unit"].as_py())),
+            rows=row["rows"].as_buffer(),
+            prompts=Prompts.from_batch(_buffer_to_batch(row["prompts"].as_buffer())),
+            row_errors=_buffer_to_batch(row["row_errors"].as_buffer()).column(0),
+            list_lengths=numbers("list_lengths", np.int32),
+            logits=numbers("logits", np.float32),
+            failure=row["failure"].as_py(),
+            facts=json.loads(row["facts"].as_py()),
+        )
+
+
+def _one_buffer(buffer: pa.Buffer | None) -> pa.Array:
+    """Return a column of one binary value without copying it."""
+    if buffer is None:
+        return pa.nulls(1, pa.large_binary())
+    offsets = pa.py_buffer(np.array([0, buffer.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, buffer])
+
+
+def _batch_to_buffer(batch: pa.RecordBatch) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue()
+
+
+def _buffer_to_batch(buffer: pa.Buffer) -> pa.RecordBatch:
+    return pa.ipc.open_stream(buffer).read_next_batch()
+
+
+@lru_cache(maxsize=2)
+def _encoder(fingerprint: str, tokenizer_json: str, encoder: str) -> PairEncoder:
+    return PairEncoder(tokenizer_json, **json.loads(encoder))
+
+
+def prepare_unit(unit: Unit, spec: PrepareSpec, tokenizer_json: str) -> UnitWork:
+    """Read a unit's rows and make their prompts; what cannot be read becomes a failed unit, not an exception."""
+    storage.adopt_environment(spec.environment)
+    columns = [spec.query_column, spec.document_column]
+    if spec.instruction_column is not None:
+        columns.append(spec.instruction_column)
+    policy = Retrying(
+        retry=retry_if_exception_type((StorageError, ShardError)),
+        stop=stop_after_attempt(spec.max_attempts),
+        wait=wait_random_exponential(multiplier=0.3, max=10),
+        reraise=True,
+    )
+    try:
+        rows = policy(
+            shards.read_rows,
+            unit.uri,
+            spec.format,
+            row_start=unit.row_start,
+            num_rows=unit.num_rows,
+            byte_start=unit.byte_start,
+            keep=spec.keep,
+            text_columns=columns,
+            types=spec.json_types,
+        )
+    except RerankError as error:
+        attempts = policy.statistics.get("attempt_number", 1)
+        return UnitWork.failed(unit, str(error), {"attempts": attempts})
+    encoder = _encoder(spec.fingerprint, tokenizer_json, json.dumps(spec.encoder))
+    return prepare_rows(unit, rows, columns, encoder)
+
+
+def prepare_rows(unit: Unit, rows: shards.Rows, columns: list[str], encoder: PairEncoder) -> UnitWork:
+    """Make the prompts of some rows: one a row, or one for each element of the document lists."""
+    queries = rows.texts[columns[0]]
+    documents = rows.texts[columns[1]]
+    instructions = rows.texts[columns[2]] if len(columns) > 2 else None
+    row_errors: list[str | None] = list(rows.faults)
+    lengths: np.ndarray | None = None
+    if columns[1] in rows.list_columns:
+        for index, found in enumerate(documents):
+            if row_errors[index] is None and not isinstance(found, list):
+                row_errors[index] = LIST_NULL if found is None else LIST_EXPECTED
+        lengths = np.array(
+            [-1 if row_errors[i] is not None else len(found) for i, found in enumerate(documents)], np.int32
+        )
+        owners = np.repeat(np.arange(len(documents)), np.maximum(lengths, 0))
+        queries = [queries[owner] for owner in owners]
+        instructions = [instructions[owner] for owner in owners] if instructions is not None else None
+        documents = [text for i, found in enumerate(documents) if lengths[i] > 0 for text in found]
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.table.schema) as writer:
+        writer.write_table(rows.table.combine_chunks())
+    return UnitWork(
+        unit=unit,
+        rows=sink.getvalue(),
+        prompts=encoder.encode(queries, documents, instructions),
+        row_errors=pa.array(row_errors, pa.string()),
+        list_lengths=lengths,
+    )
+
+
+def compute_score(logits: np.ndarray) -> np.ndarray:
+    """Return the score of each logit, its sigmoid: float32 [num_pairs] in [0, 1], computed in float64."""
+    wide = logits.astype(np.float64)
+    with np.errstate(over="ignore"):
+        return (1.0 / (1.0 + np.exp(-wide))).astype(np.float32)
+
+
+def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
+    """Return a scored unit's part and its totals.
+
+    Returns:
+        The kept columns in input order with `score`, `logit`, `num_tokens`, `truncated_tokens` and `error` behind
+        them, lists of these where documents are lists; and the totals: rows, pairs, scored, truncated, tokens and
+        errors by reason.
+    """
+    if work.logits is None:
+        raise ValueError(f"unit {work.unit.name} has not been scored")
+    prompts = work.prompts
+    finite = np.isfinite(work.logits)
+    pair_errors = prompts.errors.to_numpy(zero_copy_only=False)
+    pair_errors = np.where((pair_errors == None) & ~finite, NOT_FINITE, pair_errors)  # noqa: E711 - elementwise
+    if work.list_lengths is None:
+        row_errors = work.row_errors.to_numpy(zero_copy_only=False)
+        pair_errors = np.where(row_errors != None, row_errors, pair_errors)  # noqa: E711 - elementwise
+    scored = pair_errors == None  # noqa: E711 - elementwise
+    columns: dict[str, pa.Array] = {
+        "score": pa.array(compute_score(work.logits), pa.float32(), mask=~scored),
+        "logit": pa.array(work.logits, pa.float32(), mask=~scored),
+        "num_tokens": pa.array(np.where(scored, prompts.num_tokens, 0), pa.int32()),
+        "truncated_tokens": pa.array(np.where(scored, prompts.truncated_tokens, 0), pa.int32()),
+        "error": pa.array(pair_errors, pa.string()),
+    }
+    errors = Counter(str(reason) for reason in pair_errors if reason is not None)
+    if work.list_lengths is not None:
+        lacking = work.list_lengths < 0
+        offsets = np.concatenate([[0], np.cumsum(np.maximum(work.list_lengths, 0))]).astype(np.int32)
+        columns = {name: _to_lists(offsets, values, lacking) for name, values in columns.items() if name != "error"}
+        columns["error"] = _list_errors(work.row_errors.to_pylist(), offsets, pair_errors)
+        errors.update(str(reason) for reason in work.row_errors.to_pylist() if reason is not None)
+    table = pa.ipc.open_stream(work.rows).read_all()
+    for name, values in columns.items():
+        table = table.append_column(name, values)
+    totals = {
+        "rows": work.unit.num_rows,
+        "pairs": len(scored),
+        "scored": int(scored.sum()),
+        "truncated": int((np.where(scored, prompts.truncated_tokens, 0) > 0).sum()),
+        "tokens": int(prompts.num_tokens[scored].sum()),
+        "errors": dict(sorted(errors.items())),
+    }
+    return table, totals
+
+
+def _to_lists(offsets: np.ndarray, values: pa.Array, lacking: np.ndarray) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(lacking))
+
+
+def _list_errors(row_errors: list[str | None], offsets: np.ndarray, pair_errors: np.ndarray) -> pa.Array:
+    lists = [
+        [row_error] if row_error is not None else list(pair_errors[offsets[row] : offsets[row + 1]])
+        for row, row_error in enumerate(row_errors)
+    ]
+    return pa.array(lists, pa.list_(pa.string()))
+
+
+def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: str | None) -> dict[str, Any]:
+    """Write a scored unit's part, whole or not at all, and return its totals with the part's size.
+
+    Doing it twice is harmless: the name follows from the unit and the content from the job.
+
+    Raises:
+        StorageError, JobError: the part could not be written.
+    """
+    table, totals = build_part(work)
+    own = {
+        **metadata,
+        "unit": work.unit.name,
+        "shard": work.unit.uri,
+        "shard_etag": work.unit.etag,
+        "row_start": str(work.unit.row_start),
+        "num_rows": str(work.unit.num_rows),
+        "engine_version": str(work.facts.get("engine_version", "")),
+        "dtype": str(work.facts.get("dtype", "")),
+        "facts": json.dumps({**totals, **work.facts}),
+    }
+    sink = io.BytesIO()
+    table = table.replace_schema_metadata({METADATA_PREFIX + name: value for name, value in own.items()})
+    pq.write_table(table, sink, compression="zstd")
+    data = sink.getvalue()
+    storage.write_bytes(storage.join_uri(output, work.unit.part_name), data, scratch=scratch)
+    return {**totals, **work.facts, "part_bytes": len(data)}
+
+
+def read_part_metadata(schema: pa.Schema) -> dict[str, str]:
+    """Return what the project wrote into a part's Parquet metadata, empty where it wrote nothing."""
+    return {
+        name.decode()[len(METADATA_PREFIX) :]: value.decode()
+        for name, value in (schema.metadata or {}).items()
+        if name.decode(errors="replace").startswith(METADATA_PREFIX)
+    }
