@@ -1,0 +1,99 @@
+"""What the entry points share: flags made from a model's fields, unknown ones refused, errors turned into exit codes."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin
+
+from rerank_actor.errors import JobError, OutputConflictError, RerankError, RunInterruptedError
+from rerank_actor.job import ScoreJob, suggest
+
+EXIT_FAILED, EXIT_BAD_JOB, EXIT_REFUSED = 1, 2, 3
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that refuses unknown flags with the nearest right one, in one line."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(allow_abbrev=False, **arguments)
+
+    def parse(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parse a command line; exit with 2 where it does not fit."""
+        found, unknown = self.parse_known_args(arguments)
+        if unknown:
+            flags = [option for action in self._actions for option in action.option_strings]
+            hint = suggest(unknown[0].split("=")[0], flags) if unknown[0].startswith("-") else ""
+            self.error(f"unknown flag or argument {unknown[0].split('=')[0]}{hint}")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line."""
+        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(EXIT_BAD_JOB)
+
+
+def add_job_flags(parser: Parser) -> None:
+    """Add a flag for each field of `ScoreJob`, in its groups; the fields hold defaults and help."""
+    groups: dict[str, Any] = {}
+    for name, info in ScoreJob.model_fields.items():
+        extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+        title = str(extra["group"])
+        group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
+        kinds = _plain_types(info.annotation)
+        arguments: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": info.description}
+        if info.default not in (None, "", [], {}, False):
+            arguments["help"] += f" (default {info.default})"
+        arguments["help"] = arguments["help"].replace("%", "%%")
+        if bool in kinds:
+            arguments["action"] = argparse.BooleanOptionalAction
+        else:
+            choices = [choice for kind in kinds if isinstance(kind, tuple) for choice in kind]
+            arguments["metavar"] = extra.get("metavar") or ("|".join(choices) if choices else name.upper())
+            if name == "input":
+                arguments["nargs"] = "+"
+        group.add_argument("--" + name.replace("_", "-"), **arguments)
+
+
+def _plain_types(annotation: Any) -> list[Any]:
+    """Return the plain types of an annotation; a Literal as the tuple of its values."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return [kind for part in get_args(annotation) for kind in _plain_types(part)]
+    if (origin is not None and getattr(origin, "_name", None) == "Literal") or str(origin) == "typing.Literal":
+        return [get_args(annotation)]
+    return [annotation]
+
+
+def configure_logging() -> None:
+    """Send warnings and worse to standard error; the project's own words go through the reporter."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+
+
+def run_command(command: Callable[[], int]) -> NoReturn:
+    """Run a command and exit: with its own code, or with the code and the one line of the error it raised."""
+    configure_logging()
+    code = EXIT_FAILED
+    try:
+        code = command()
+    except RunInterruptedError as error:
+        print(f"{error}; everything committed stays, the same command goes on from here", file=sys.stderr)
+        code = 128 + int(error.where["signum"])
+    except KeyboardInterrupt:
+        print("stopped; nothing was started", file=sys.stderr)
+        code = 128 + signal.SIGINT
+    except OutputConflictError as error:
+        print(f"refused: {error}", file=sys.stderr)
+        code = EXIT_REFUSED
+    except JobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_BAD_JOB
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except RerankError as error:
+        print(f"error: {error}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.exit(code)

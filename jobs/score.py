@@ -1,0 +1,59 @@
+"""Score query-document pairs: `python -m jobs.score [JOB.yaml] [flags]`. Running it again resumes."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from jobs.command_line import EXIT_FAILED, Parser, add_job_flags, run_command
+from rerank_actor.job import load_job
+from rerank_actor.progress import make_reporter
+
+
+def make_parser() -> Parser:
+    """Return the parser of the main job."""
+    parser = Parser(
+        prog="python -m jobs.score",
+        description="Score query-document pairs with a reranker and write them back as Parquet. The same command again "
+        "resumes. Exit codes: 0 everything scored, 1 some units failed, 2 bad job, 3 the output belongs to another job or "
+        "run, 130 or 143 stopped by a signal.",
+    )
+    parser.add_argument(
+        "job_file", nargs="?", metavar="JOB.yaml", help="keys are the flags below with _ for -; flags win"
+    )
+    add_job_flags(parser)
+    return parser
+
+
+def score(arguments: Sequence[str] | None = None) -> int:
+    """Run the main job and return its exit code."""
+    flags: dict[str, Any] = vars(make_parser().parse(arguments))
+    job_file = flags.pop("job_file")
+    job = load_job(job_file, flags)
+    reporter = make_reporter()
+    if job.dry_run:
+        from rerank_actor.estimate import estimate_job, print_estimate
+
+        print_estimate(estimate_job(job, reporter))
+        return 0
+    from rerank_actor.run import run_job
+
+    result = run_job(job, reporter)
+    totals, run = result.totals, result.run
+    rate = f", {run['pairs_per_second']:,.1f} pairs/s" if run.get("pairs_per_second") else ""
+    reasons = "; ".join(f"{count:,} x {reason}" for reason, count in sorted(totals.errors.items()))
+    print(
+        f"{result.status}: {totals.rows:,} rows, {totals.scored:,} scored, {totals.failed_pairs:,} with an error"
+        f"{f' ({reasons})' if reasons else ''}, {totals.truncated:,} truncated, {len(result.failed):,} units failed{rate}",
+        file=sys.stderr,
+    )
+    if result.failed:
+        print(
+            f"python -m jobs.status {job.output} names the failed units; the same command tries them again",
+            file=sys.stderr,
+        )
+    print(job.output)
+    return EXIT_FAILED if result.failed else 0
+
+
+if __name__ == "__main__":
+    run_command(score)

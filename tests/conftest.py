@@ -1,0 +1,61 @@
+"""What tests share: a small random model, shards, and an engine started once."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rerank_actor.sample import write_sample_model
+
+ROOT = Path(__file__).parent.parent
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random reranker of the Qwen3 architecture, written once a session."""
+    return write_sample_model(tmp_path_factory.mktemp("models") / "sample")
+
+
+@pytest.fixture
+def write_shard(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes rows (a list of dicts or a table) as a Parquet shard below `tmp_path/input`."""
+
+    def write(rows: Any, name: str = "pairs.parquet", **options: Any) -> Path:
+        path = tmp_path / "input" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows), path, **options)
+        return path
+
+    return write
+
+
+def run_command(
+    module: str, *arguments: object, timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run an entry point as a user would and return what came of it."""
+    command = [sys.executable, "-m", f"jobs.{module}", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}
+    )
+
+
+def read_output(folder: Path) -> pa.Table:
+    """Return the parts of an output as one table, in order of part names."""
+    return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("part-*.parquet"))])
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[str]:
+    """A Ray on this machine that tests share, so that each need not start one; gives its address."""
+    import ray
+
+    context = ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield str(context.address_info["address"])
+    ray.shutdown()
