@@ -27,6 +27,7 @@ class TransformersEngine:
     version = transformers.__version__
 
     def __init__(self, spec: EngineSpec) -> None:
+        transformers.utils.logging.disable_progress_bar()
         folder = fetch_model(spec.model.folder if spec.model.revision is None else spec.model.name, spec.model.revision)
         self.dtype = spec.dtype
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -111,7 +111,9 @@ def write_sample_model(
         return folder
     import torch
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     if tokenizer is None:
         rows = load_sample_rows()
         tokenizer = train_sample_tokenizer(text for row in rows for text in (row["query"], row["document"]) if text)
