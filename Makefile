@@ -14,8 +14,8 @@ help: ## list the targets
 setup: ## make .venv with all that is needed (EXTRA=cpu or EXTRA=gpu chooses the engine)
 	@dev/setup.sh
 
-demo: setup ## set up, then run the demo
-	$(BIN)/python -m jobs.demo
+demo: setup ## set up, then score the sample pairs (FOLDER=demo-out chooses where)
+	$(BIN)/python -m jobs.demo $(if $(FOLDER),--folder $(FOLDER))
 
 test: setup lint ## set up, check style, types and imports, then run the tests
 	$(BIN)/pytest

@@ -19,7 +19,9 @@ SHOWN_CANDIDATES = 3
 
 def demo(arguments: Sequence[str] | None = None) -> int:
     """Write the sample data, score it as a user would, print what came out, and return the job's exit code."""
-    parser = Parser(prog="python -m jobs.demo", description="Score sample pairs in several languages with a small model.")
+    parser = Parser(
+        prog="python -m jobs.demo", description="Score sample pairs in several languages with a small model."
+    )
     parser.add_argument("--folder", default="demo-out", help="where model, pairs and scores go (default demo-out)")
     parser.add_argument("--engine", default="vllm", help="vllm, transformers or fake (default vllm)")
     found = parser.parse(arguments)
@@ -40,7 +42,9 @@ def demo(arguments: Sequence[str] | None = None) -> int:
 def _print_ranking(scores: Path) -> None:
     """Print the best candidates of a few queries."""
     rows = ds.dataset(scores, format="parquet").to_table().to_pylist()
-    table = Table(title="Best candidates of three queries (random weights: the order means nothing)", title_justify="left")
+    table = Table(
+        title="Best candidates of three queries (random weights: the order means nothing)", title_justify="left"
+    )
     for name in ("query", "score", "document"):
         table.add_column(name, overflow="ellipsis", no_wrap=name != "document")
     for query_id in SHOWN_QUERIES:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from rerank_actor.errors import EngineStartError, RerankError
+from rerank_actor.errors import EngineStartError, RerankError, describe_cause
 from rerank_actor.model import RerankerModel
 from rerank_actor.prompts import PairEncoder
 
@@ -187,8 +187,7 @@ def _load(spec: EngineSpec) -> Engine:
     except RerankError:
         raise
     except Exception as error:
-        cause = next((line for line in str(error).splitlines() if line.strip()), "no message")[:300]
         raise EngineStartError(
-            f"{spec.model.name}: the {spec.kind} engine cannot start ({type(error).__name__}: {cause})",
+            f"{spec.model.name}: the {spec.kind} engine cannot start ({describe_cause(error, 400)})",
             model=spec.model.name,
         ) from error

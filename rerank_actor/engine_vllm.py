@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rerank_actor.engine import EngineSpec
-from rerank_actor.errors import EngineError, EngineStartError
+from rerank_actor.errors import EngineError, EngineStartError, describe_cause
 from rerank_actor.model import fetch_model
 
 BATCH_TOKENS = 16_384
@@ -93,8 +93,7 @@ class VllmEngine:
         try:
             outputs = self._llm.classify(requests, pooling_params=self._parameters, use_tqdm=False)
         except Exception as error:
-            cause = next((line for line in str(error).splitlines() if line.strip()), "no message")[:200]
-            raise EngineError(f"vLLM failed on a batch ({type(error).__name__}: {cause})") from error
+            raise EngineError(f"vLLM failed on a batch ({describe_cause(error)})") from error
         return np.fromiter((output.outputs.probs[0] for output in outputs), np.float32, len(outputs))
 
     def close(self) -> None:

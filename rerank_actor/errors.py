@@ -25,6 +25,12 @@ def _rebuild(kind: type[RerankError], message: str, where: dict[str, Any]) -> Re
     return kind(message, **where)
 
 
+def describe_cause(error: BaseException, limit: int = 240) -> str:
+    """Return the type and the words of somebody else's error on one line, cut to `limit` characters."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words[:limit] or 'no message'}"
+
+
 class JobError(RerankError):
     """The job cannot start as it is written: a flag, a key, a file or a folder is wrong."""
 

@@ -7,6 +7,7 @@ fingerprint. Knows nothing of argparse, models or storage contents.
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -240,13 +241,26 @@ def load_job(path: str | None, flags: dict[str, Any]) -> ScoreJob:
         raise JobError("; ".join(_describe(problem, path, flags) for problem in error.errors())) from None
 
 
+class _JobFileLoader(yaml.SafeLoader):
+    """YAML without whole numbers in base 60, where `actors: 1:4` would be 64."""
+
+
+_JobFileLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_JobFileLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789")
+)
+
+
 def _read_yaml(path: str) -> dict[str, Any]:
     uri = storage.normalize_uri(path)
     data = storage.read_if_present(uri)
     if data is None:
         raise JobError(f"{path}: no such job file", uri=uri)
     try:
-        values = yaml.safe_load(data)
+        values = yaml.load(data, _JobFileLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise JobError(f"{path}: not a YAML file ({str(error).splitlines()[0]})", uri=uri) from None
     if not isinstance(values, dict):

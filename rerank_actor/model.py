@@ -14,7 +14,7 @@ from typing import Any, Literal
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from rerank_actor import storage
-from rerank_actor.errors import ModelError, RerankError
+from rerank_actor.errors import ModelError, RerankError, describe_cause
 from rerank_actor.job import BUILT_IN_TOKENIZER
 from rerank_actor.template import CROSS_ENCODER, QWEN3_RERANKER, Template
 
@@ -113,10 +113,9 @@ def _fetch_from_hub(name: str, revision: str | None, *, weights: bool) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        cause = str(error).strip().split("\n")[0][:160]
         raise ModelError(
             f"{name}: neither a local folder nor a model that the Hugging Face hub would give "
-            f"({type(error).__name__}: {cause}); check --model, --revision, the network and HF_TOKEN",
+            f"({describe_cause(error)}); check --model, --revision, the network and HF_TOKEN",
             model=name,
         ) from error
 
@@ -235,9 +234,8 @@ def load_tokenizer_json(model: RerankerModel) -> str:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model.folder)
     except Exception as error:
-        cause = str(error).strip().split("\n")[0][:160]
         raise ModelError(
-            f"{model.name}: its tokenizer cannot be loaded ({type(error).__name__}: {cause})",
+            f"{model.name}: its tokenizer cannot be loaded ({describe_cause(error)})",
             model=model.name,
         ) from error
     if not getattr(tokenizer, "is_fast", False):

@@ -23,7 +23,6 @@ MIN_UNIT_ROWS = 512
 MAX_UNIT_ROWS = 16_384
 UNITS_WANTED = 64  # of a small input, so that several actors have work
 SCAN_THREADS = 16
-RESERVED_COLUMNS = ("score", "logit", "num_tokens", "truncated_tokens", "error")
 
 
 @dataclass(frozen=True)
@@ -326,7 +325,7 @@ def _check_columns(job: ScoreJob, layouts: dict[str, shards.ShardLayout], is_bac
                     column=name,
                 )
         names = list(layout.columns) if job.keep_columns == "all" else kept
-        taken = [name for name in names if name in RESERVED_COLUMNS]
+        taken = [name for name in names if name in shards.RESERVED_COLUMNS]
         if taken:
             raise InputError(
                 f"{uri}: column `{taken[0]}` has the name of a column that scoring adds; leave it out with --keep-columns",

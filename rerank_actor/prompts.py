@@ -267,6 +267,16 @@ def _pack(chunks: list[list[int]], group: np.ndarray, truncated: np.ndarray, err
 def _without_added_tokens(full: Tokenizer) -> Tokenizer:
     """Return the tokenizer without its added tokens: control tokens in a text are then plain text like any other."""
     parsed = json.loads(full.to_str())
+    control = {token["content"] for token in parsed["added_tokens"] if token["special"]}
+    model = parsed["model"]
+    if model["type"] == "Unigram":
+        # Its vocabulary holds the control tokens too, where they would match like any other piece.
+        model["vocab"] = [[f"\0{i}" if piece in control else piece, s] for i, (piece, s) in enumerate(model["vocab"])]
+    elif model["type"] != "BPE" or model.get("ignore_merges"):
+        keep = model.get("unk_token")
+        model["vocab"] = {
+            f"\0{i}" if piece in control and piece != keep else piece: i for piece, i in model["vocab"].items()
+        }
     parsed["added_tokens"] = []
     parsed["post_processor"] = None
     return Tokenizer.from_str(json.dumps(parsed))

@@ -24,6 +24,7 @@ from rerank_actor.errors import (
     OutputConflictError,
     RerankError,
     RunInterruptedError,
+    describe_cause,
 )
 from rerank_actor.job import ScoreJob, hash_fingerprint
 from rerank_actor.manifest import Totals, UnitRecords, find_versions, limit_failures, load_totals
@@ -90,16 +91,18 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None) -> Groundwork:
         **model.fingerprint_settings(),
         "template_digest": TEMPLATES[model.template_name].digest,
     }
-    stored = output.load_plan()
-    if stored is not None and not job.overwrite:
-        _refuse_other_job(output, stored[1], settings)
-    if stored is None and not job.overwrite and output.list_parts():
+    stored = None if job.overwrite else output.load_plan()
+    if stored is not None and stored[1] != settings:
+        if output.list_parts():
+            _refuse_other_job(output, stored[1], settings)
+        stored = None  # the other job left no score, so nothing can be mixed up
+    elif stored is None and not job.overwrite and output.list_parts():
         raise OutputConflictError(
             f"{output.uri}: holds parts but no plan, so it is not known what job they are of; choose another --output, or "
             "--overwrite",
             uri=output.uri,
         )
-    earlier = stored[0] if stored is not None and not job.overwrite else Plan()
+    earlier = stored[0] if stored is not None else Plan()
 
     def tell(done: int, total: int) -> None:
         if total >= 1000 and done % 1000 == 0:
@@ -122,8 +125,6 @@ def _fit_max_length(job: ScoreJob, model: RerankerModel, reporter: Reporter) -> 
 
 def _refuse_other_job(output: Output, stored: dict[str, Any], settings: dict[str, Any]) -> None:
     differing = sorted(name for name in {*stored, *settings} if stored.get(name) != settings.get(name))
-    if not differing:
-        return
     shown = "; ".join(f"{name}: there {stored.get(name)!r}, now {settings.get(name)!r}" for name in differing)
     raise OutputConflictError(
         f"{output.uri}: belongs to another job, whose scores would not be comparable ({shown}); choose another --output, "
@@ -263,8 +264,7 @@ class _Run:
         if isinstance(error, RerankError):
             raise error
         inner = getattr(error, "cause", None) or error
-        cause = next((line for line in str(inner).splitlines() if line.strip()), "no message")
-        self.reporter.say(f"Ray ended the run early ({type(inner).__name__}: {cause.strip()[:300]})")
+        self.reporter.say(f"Ray ended the run early ({describe_cause(inner)})")
 
     def _drain(self, ledger: Any) -> None:
         import ray
@@ -355,7 +355,9 @@ class _Run:
 
     def _write_manifest(self, status: str, failed: dict[str, dict[str, Any]]) -> None:
         ground = self.ground
-        earlier = {} if ground.job.overwrite else self.output.load_manifest()
+        earlier = self.output.load_manifest()
+        if earlier.get("fingerprint") != ground.fingerprint:
+            earlier = {}
         plan = ground.plan
         manifest = {
             "status": status,
@@ -492,8 +494,9 @@ def _connected_ray(job: ScoreJob) -> Iterator[None]:
         try:
             ray.init(address=address, **arguments)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            cause = str(error).strip().split("\n")[0][:200]
-            raise JobError(f"no Ray cluster at {address} ({cause}); check --ray-address or RAY_ADDRESS") from error
+            raise JobError(
+                f"no Ray cluster at {address} ({describe_cause(error)}); check --ray-address or RAY_ADDRESS"
+            ) from error
     _raise_on_signals()  # ray.init puts a handler of its own in the place of ours
     try:
         yield

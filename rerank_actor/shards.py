@@ -8,7 +8,6 @@ and TSV columns are all text. Where a row cannot be parsed, the row stays and it
 """
 
 import csv
-import gzip
 import io
 import json
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.errors import InputError, ShardError, StorageError
+from rerank_actor.errors import InputError, ShardError, describe_cause
 
 Format = Literal["parquet", "jsonl", "csv", "tsv"]
 
@@ -37,7 +36,12 @@ STREAMED_GROUP_BYTES = 128 * 2**20  # a larger Parquet row group is decoded piec
 SAMPLED_ROWS = 1000
 FOOTER_BYTES = 64 * 1024
 
+LONGEST_FIELD = 256 * 2**20
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+RESERVED_COLUMNS = ("score", "logit", "num_tokens", "truncated_tokens", "error")
+
 BROKEN_JSON = "line is not a JSON object"
+BROKEN_KEY = "line has a key with the name of a column that scoring adds"
 BROKEN_FIELDS = "row has another number of fields than the header"
 
 
@@ -116,9 +120,8 @@ def scan_shard(uri: str, size: int, wanted: str, block_rows: int, break_at: int 
 
 
 def _unreadable(uri: str, kind: str, error: Exception) -> ShardError:
-    cause = str(error).split("\n")[0][:120]
     return ShardError(
-        f"{uri}: cannot be read as {kind} ({type(error).__name__}: {cause}); it may be broken, cut short or of another "
+        f"{uri}: cannot be read as {kind} ({describe_cause(error)}); it may be broken, cut short or of another "
         "format (--format)",
         uri=uri,
     )
@@ -135,68 +138,99 @@ def _scan_parquet(uri: str, size: int) -> ShardLayout:
     metadata = file.metadata
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     schema = file.schema_arrow
+    _refuse_duplicates(uri, schema.names)
     return ShardLayout(
         metadata.num_rows,
-        {name: schema.field(name).type for name in schema.names},
+        dict(zip(schema.names, schema.types, strict=True)),
         [(group.num_rows, group.total_byte_size, -1) for group in groups],
     )
 
 
 def _scan_lines(uri: str, kind: Format, compression: str, block_rows: int, break_at: int) -> ShardLayout:
     blocks: list[tuple[int, int, int]] = []
-    sample: list[bytes] = []
+    header: list[str] | None = None
+    sample: list[dict[str, Any]] = []
     rows = start = position = num_rows = 0
-    for record in _iterate_records(uri, kind, compression):
-        end = position + len(record)
-        if position == 0 and kind != "jsonl":  # the header
-            sample.append(record)
+    for length, record in _iterate_records(uri, kind, compression):
+        end = position + length
+        if not record:  # a blank line
+            pass
+        elif kind != "jsonl" and header is None:
+            header = cast(list[str], record)
             start = end
-        elif record.strip(b"\r\n" if kind != "jsonl" else None):
+        else:
             if rows and (rows >= block_rows or end - start > UNIT_BYTES or num_rows == break_at):
                 blocks.append((rows, position - start, start))
                 rows, start = 0, position
             rows += 1
             num_rows += 1
-            if num_rows <= SAMPLED_ROWS:
-                sample.append(record)
+            if kind == "jsonl" and num_rows <= SAMPLED_ROWS:
+                sample.append(_parse_object(cast(bytes, record)) or {})
         position = end
     if rows:
         blocks.append((rows, position - start, start))
-    return ShardLayout(num_rows, _sample_columns(kind, sample), blocks)
+    if kind != "jsonl":
+        _refuse_duplicates(uri, header or [])
+        return ShardLayout(num_rows, {name: pa.string() for name in header or []}, blocks)
+    names = list(dict.fromkeys(name for found in sample for name in found))
+    return ShardLayout(num_rows, {name: _infer([found.get(name) for found in sample]).type for name in names}, blocks)
 
 
-def _iterate_records(uri: str, kind: Format, compression: str, start: int = 0) -> Iterator[bytes]:
-    """Yield records with their line ends, from a byte of the uncompressed text on; a CSV record may span lines."""
+def _refuse_duplicates(uri: str, names: list[str]) -> None:
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise InputError(
+            f"{uri}: has more than one column `{doubled[0]}`; rename one of them", uri=uri, column=doubled[0]
+        )
+
+
+def _iterate_records(
+    uri: str, kind: Format, compression: str, start: int = 0
+) -> Iterator[tuple[int, bytes | list[str]]]:
+    """Yield the length in bytes and the content of each record from a byte of the uncompressed text on.
+
+    The content is the line (JSON) or its fields (CSV, TSV), empty for a blank line. A CSV record may span lines.
+    """
     with storage.open_input(uri) as raw:
         stream = _decompress(raw, compression)
         if compression:
             _skip(stream, start)
         else:
             stream.seek(start)
-        pending: list[bytes] = []
-        inside_quotes = 0
+        if kind == "csv":
+            yield from _iterate_csv(stream)
+            return
         for line in stream:
-            pending.append(line)
-            if kind == "csv":
-                inside_quotes ^= line.count(b'"') & 1
-            if not inside_quotes:
-                yield b"".join(pending)
-                pending.clear()
-        if pending:
-            yield b"".join(pending)
+            content = line.removeprefix(BYTE_ORDER_MARK)
+            if kind == "jsonl":
+                yield len(line), content.strip()
+            else:
+                text = content.decode("utf-8", "surrogateescape").rstrip("\r\n")
+                yield len(line), text.split("\t") if text else []
+
+
+def _iterate_csv(stream: Any) -> Iterator[tuple[int, list[str]]]:
+    consumed = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal consumed
+        for line in stream:
+            consumed += len(line)
+            yield line.removeprefix(BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
+
+    csv.field_size_limit(LONGEST_FIELD)  # an unclosed quote would swallow the rest of the shard
+    before = 0
+    for fields in csv.reader(lines()):
+        yield consumed - before, fields
+        before = consumed
 
 
 def _decompress(raw: BinaryIO, compression: str) -> Any:
-    if compression == "gz":
-        return gzip.GzipFile(fileobj=raw)
-    if compression == "zst":
-        import zstandard
-
-        return io.BufferedReader(
-            zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True),
-            buffer_size=2**20,
-        )
-    return raw
+    """Return the uncompressed stream; Arrow's reader knows concatenated frames and tells when one is cut short."""
+    if not compression:
+        return raw
+    codec = {"gz": "gzip", "zst": "zstd"}[compression]
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec), buffer_size=2**20)
 
 
 def _skip(stream: Any, num_bytes: int) -> None:
@@ -207,39 +241,30 @@ def _skip(stream: Any, num_bytes: int) -> None:
         num_bytes -= len(chunk)
 
 
-def _sample_columns(kind: Format, sample: list[bytes]) -> dict[str, pa.DataType]:
-    if kind != "jsonl":
-        names = _parse_fields(kind, sample[0]) if sample else []
-        return {name: pa.string() for name in names}
-    objects = [_parse_object(line) for line in sample]
-    names = list(dict.fromkeys(name for found in objects if found is not None for name in found))
-    return {name: _infer([found.get(name) for found in objects if found is not None]).type for name in names}
-
-
 def _parse_object(line: bytes) -> dict[str, Any] | None:
     try:
         found = json.loads(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
-
-
-def _parse_fields(kind: Format, record: bytes) -> list[str]:
-    text = record.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
-    if kind == "tsv":
-        return text.rstrip("\r\n").split("\t")
-    csv.field_size_limit(2**31 - 1)
-    return next(csv.reader(io.StringIO(text, newline="")), [])
+    return {str(_as_text(name)): value for name, value in found.items()} if isinstance(found, dict) else None
 
 
 def _infer(values: list[Any], wanted: pa.DataType | None = None) -> pa.Array:
     """Return values as an Arrow array: of the wanted type, else of what they show, else each as JSON text."""
     for kind in (wanted, None):
         try:
-            return pa.array(values, kind)
+            found = pa.array(values, kind)
         except (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError):
             continue
+        if not _has_empty_struct(found.type):  # Parquet cannot hold one
+            return found
     return pa.array([_as_text(value) for value in values], pa.string())
+
+
+def _has_empty_struct(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.num_fields == 0 or any(_has_empty_struct(field.type) for field in kind)
+    return is_list(kind) and _has_empty_struct(kind.value_type)
 
 
 def _as_text(value: Any) -> str | None:
@@ -282,8 +307,6 @@ def read_rows(
             rows = _read_parquet(uri, row_start, num_rows, keep, text_columns)
         else:
             rows = _read_lines(uri, kind, compression, num_rows, byte_start, keep, text_columns, types or {})
-    except (StorageError, ShardError):
-        raise
     except (pa.ArrowException, EOFError, OSError, ValueError, csv.Error) as error:
         raise _unreadable(uri, kind, error) from error
     if rows.table.num_rows != num_rows:
@@ -367,22 +390,28 @@ def _read_lines(
 ) -> Rows:
     header: list[str] = []
     if kind != "jsonl":
-        header = _parse_fields(kind, next(iter(_iterate_records(uri, kind, compression)), b""))
+        header = next((cast(list[str], found) for _, found in _iterate_records(uri, kind, compression) if found), [])
     objects: list[dict[str, Any]] = []
     faults: list[str | None] = []
-    for record in _iterate_records(uri, kind, compression, byte_start):
+    for _, record in _iterate_records(uri, kind, compression, byte_start):
         if len(objects) == num_rows:
             break
-        if not record.strip(b"\r\n" if kind != "jsonl" else None):
+        if not record:
             continue
         if kind == "jsonl":
-            found = _parse_object(record)
-            objects.append(found or {})
-            faults.append(BROKEN_JSON if found is None else None)
+            found, fault = _parse_object(cast(bytes, record)), None
+            if found is None:
+                found, fault = {}, BROKEN_JSON
+            elif any(name in RESERVED_COLUMNS and name not in types for name in found):
+                found = {name: value for name, value in found.items() if name not in RESERVED_COLUMNS}
+                fault = BROKEN_KEY
+            objects.append(found)
+            faults.append(fault)
         else:
-            fields = _parse_fields(kind, record)
-            objects.append(dict(zip(header, fields, strict=False)))
-            faults.append(None if len(fields) == len(header) else BROKEN_FIELDS)
+            objects.append(dict(zip(header, record, strict=False)))
+            faults.append(None if len(record) == len(header) else BROKEN_FIELDS)
+    if kind != "jsonl":
+        types = dict.fromkeys(header, pa.string())
     names = list(dict.fromkeys([*types, *(name for found in objects for name in found)])) if kind == "jsonl" else header
     kept = names if keep is None else keep
     table = pa.table({name: _infer([found.get(name) for found in objects], types.get(name)) for name in kept})

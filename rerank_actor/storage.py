@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from rerank_actor.errors import InputError, JobError, StorageError
+from rerank_actor.errors import InputError, JobError, StorageError, describe_cause
 
 CONNECT_TIMEOUT_SECONDS = 15
 READ_TIMEOUT_SECONDS = 60
@@ -114,7 +114,7 @@ def _attach(uri: str, action: str) -> Iterator[None]:
     except (IsADirectoryError, NotADirectoryError) as error:
         raise JobError(f"{uri}: a file and a folder of the same name are in each other's way", uri=uri) from error
     except OSError as error:
-        raise StorageError(f"{uri}: storage failed while {action} ({_short(error)})", uri=uri) from error
+        raise StorageError(f"{uri}: storage failed while {action} ({describe_cause(error)})", uri=uri) from error
     except Exception as error:
         if not is_s3(uri):
             raise
@@ -127,11 +127,7 @@ def _attach(uri: str, action: str) -> Iterator[None]:
             ) from error
         if name == "ParamValidationError":
             raise JobError(f"{uri}: not a valid bucket or key name", uri=uri) from error
-        raise StorageError(f"{uri}: storage failed while {action} ({_short(error)})", uri=uri) from error
-
-
-def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".split("\n")[0][:200]
+        raise StorageError(f"{uri}: storage failed while {action} ({describe_cause(error)})", uri=uri) from error
 
 
 def retrying() -> Retrying:
