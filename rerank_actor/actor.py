@@ -16,7 +16,8 @@ import pyarrow as pa
 import ray
 
 from rerank_actor import storage
-from rerank_actor.engine import Engine, EngineSpec, start_engine
+from rerank_actor.engine import Engine, EngineSpec
+from rerank_actor.engine_check import start_engine
 from rerank_actor.errors import EngineStartError, RerankError
 from rerank_actor.units import UnitWork
 

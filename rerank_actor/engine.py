@@ -1,40 +1,17 @@
-"""Engines: what turns prompts into logits, behind one small interface, and the check each must pass at its start.
+"""The engines' interface: prompts of token ids in, logits out. Each engine lives in a module of its own.
 
-Takes token ids, gives log-odds in float32. Knows nothing of texts, units, storage or Ray. The three engines live in
-modules of their own, imported only when asked for, because vLLM and torch are heavy.
+Knows nothing of texts, units, storage or Ray, and of no engine in particular; `engine_check` starts one.
 """
 
-import gc
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from rerank_actor.errors import EngineStartError, RerankError, describe_cause
 from rerank_actor.model import RerankerModel
-from rerank_actor.prompts import PairEncoder
 
 EngineKind = Literal["vllm", "transformers", "fake"]
-
-CHECK_PAIRS = (
-    ("what is the capital of China?", "The capital of China is Beijing."),
-    ("what is the capital of China?", "Photosynthesis turns light into sugar."),
-    ("explain gravity", "Gravity is a force that attracts two bodies towards each other."),
-    ("explain gravity", "The recipe asks for two eggs and a spoon of sugar."),
-    ("Wie hoch ist die Zugspitze?", "Die Zugspitze ist 2962 Meter hoch."),
-    ("Wie hoch ist die Zugspitze?", "Der Rhein m\u00fcndet in die Nordsee."),
-    (
-        "\u5149\u5408\u4f5c\u7528\u662f\u4ec0\u4e48\uff1f",
-        "\u690d\u7269\u628a\u5149\u80fd\u53d8\u6210\u5316\u5b66\u80fd\u3002",
-    ),
-    ("\u5149\u5408\u4f5c\u7528\u662f\u4ec0\u4e48\uff1f", ""),
-)
-
-# Noise of the log-odds against float32 as a share of their spread, measured on a random model with a spread of 22
-# (standard error 0.06 in float16, 0.41 in bfloat16). Five standard errors and a small floor are allowed.
-NOISE_SHARE = {"float32": 1e-4, "float16": 0.06 / 22, "bfloat16": 0.41 / 22}
-NOISE_FLOOR = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
 
 
 class Engine(Protocol):
@@ -89,105 +66,3 @@ class EngineSpec:
     engine_args: dict[str, Any]
     check_prompts: tuple[tuple[int, ...], ...]
     check_scores: bool = False
-
-
-@dataclass(frozen=True)
-class EngineCheck:
-    """Figures of the check at an engine's start, for the manifest: logits of the built-in pairs, and the reference's."""
-
-    engine: str
-    version: str
-    dtype: str
-    logits: list[float]
-    reference_logits: list[float] | None = None
-    max_difference: float | None = None
-
-
-def encode_check_pairs(encoder: PairEncoder) -> tuple[tuple[int, ...], ...]:
-    """Return the built-in pairs as prompts; where `max_length` is too short for one, its last tokens."""
-    queries, documents = zip(*CHECK_PAIRS, strict=True)
-    whole = encoder.with_max_length(10**9).encode(queries, documents)
-    ids = whole.ids_at(np.arange(len(CHECK_PAIRS)))
-    return tuple(tuple(int(token) for token in prompt[-encoder.max_length :]) for prompt in ids)
-
-
-def start_engine(spec: EngineSpec) -> tuple[Engine, EngineCheck]:
-    """Start an engine and let it score the built-in pairs; `auto` settles its dtype on what comes out finite.
-
-    Raises:
-        EngineStartError: it cannot start, or its logits are not finite, all equal, or too far from the reference.
-    """
-    dtypes = ["float16", "bfloat16"] if spec.dtype == "auto" else [spec.dtype]
-    for dtype in dtypes:
-        engine = _load(replace(spec, dtype=dtype))
-        try:
-            logits = engine.compute_logits([np.array(ids, np.int32) for ids in spec.check_prompts])
-        except RerankError as error:
-            raise EngineStartError(f"the {spec.kind} engine started but cannot score: {error}") from error
-        if np.isfinite(logits).all():
-            return engine, _check(engine, spec, logits)
-        engine.close()
-        del engine
-        gc.collect()
-    raise EngineStartError(
-        f"{spec.model.name}: logits of the built-in pairs are not finite in {' nor '.join(dtypes)}; the weights may be "
-        "damaged, or need another --dtype",
-        model=spec.model.name,
-    )
-
-
-def _check(engine: Engine, spec: EngineSpec, logits: np.ndarray) -> EngineCheck:
-    check = EngineCheck(engine.name, engine.version, engine.dtype, [float(logit) for logit in logits])
-    if np.ptp(logits) == 0:
-        engine.close()
-        raise EngineStartError(
-            f"{spec.model.name}: the built-in pairs all have the same logit {check.logits[0]:.6g}; the yes and no rows of "
-            "the head may be missing",
-            model=spec.model.name,
-        )
-    if not spec.check_scores or spec.kind == "fake":
-        return check
-    reference = _load(replace(spec, kind="transformers", dtype="float32"))
-    try:
-        expected = reference.compute_logits([np.array(ids, np.int32) for ids in spec.check_prompts])
-    finally:
-        reference.close()
-    difference = float(np.abs(logits.astype(np.float64) - expected).max())
-    allowed = NOISE_FLOOR[engine.dtype] + 5 * NOISE_SHARE[engine.dtype] * float(np.std(expected))
-    if not difference <= allowed:
-        engine.close()
-        raise EngineStartError(
-            f"{spec.model.name}: logits of the built-in pairs in {engine.dtype} differ by {difference:.4g} from "
-            f"Transformers in float32, allowed is {allowed:.4g}; scores would be wrong, so the run is refused",
-            model=spec.model.name,
-        )
-    return replace(check, reference_logits=[float(logit) for logit in expected], max_difference=difference)
-
-
-def _load(spec: EngineSpec) -> Engine:
-    try:
-        if spec.kind == "vllm":
-            from rerank_actor.engine_vllm import VllmEngine
-
-            return VllmEngine(spec)
-        if spec.kind == "transformers":
-            from rerank_actor.engine_transformers import TransformersEngine
-
-            return TransformersEngine(spec)
-        from rerank_actor.engine_fake import FakeEngine
-
-        return FakeEngine(spec)
-    except ImportError as error:
-        cure = (
-            "; install rerank-actor[gpu] or rerank-actor[cpu], or use --engine transformers"
-            if spec.kind == "vllm"
-            else ""
-        )
-        raise EngineStartError(f"the {spec.kind} engine is not installed here ({error}){cure}") from error
-    except RerankError:
-        raise
-    except Exception as error:
-        raise EngineStartError(
-            f"{spec.model.name}: the {spec.kind} engine cannot start ({describe_cause(error, 400)})",
-            model=spec.model.name,
-        ) from error

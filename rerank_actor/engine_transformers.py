@@ -14,7 +14,7 @@ import transformers
 
 from rerank_actor.engine import EngineSpec
 from rerank_actor.errors import EngineError, describe_cause
-from rerank_actor.model import fetch_model
+from rerank_actor.model import fetch_weights
 
 BATCH_TOKENS = 8192
 BATCH_PROMPTS = 64
@@ -28,7 +28,7 @@ class TransformersEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         transformers.utils.logging.disable_progress_bar()
-        folder = fetch_model(spec.model.folder if spec.model.revision is None else spec.model.name, spec.model.revision)
+        folder = fetch_weights(spec.model)
         self.dtype = spec.dtype
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._answers = [spec.model.no_id, spec.model.yes_id] if spec.model.kind == "yes_no" else None

@@ -18,7 +18,7 @@ import numpy as np
 
 from rerank_actor.engine import EngineSpec
 from rerank_actor.errors import EngineError, EngineStartError, describe_cause
-from rerank_actor.model import fetch_model
+from rerank_actor.model import fetch_weights
 
 BATCH_TOKENS = 16_384
 GPU_BLOCK_SIZE = 64  # hashing costs less than at 16, and the 64 tokens shared by all prompts are still reused
@@ -46,7 +46,7 @@ class VllmEngine:
         self.version = str(vllm.__version__)
         self.dtype = spec.dtype
         self._max_length = spec.max_length
-        folder = fetch_model(spec.model.folder if spec.model.revision is None else spec.model.name, spec.model.revision)
+        folder = fetch_weights(spec.model)
         on_cpu = current_platform.is_cpu()
         if on_cpu:
             _set_cpu_cache(folder, spec)

@@ -128,7 +128,7 @@ def load_reranker_model(name: str, revision: str | None = None) -> RerankerModel
     """
     if name == BUILT_IN_TOKENIZER:
         return RerankerModel(name, name, name, None, "yes_no", "none", QWEN3_RERANKER.name, 1, 0, UNLIMITED_POSITIONS)
-    folder = fetch_model(name, revision)
+    folder = fetch_model(name, revision, weights=False)
     config = _read_config(folder, name)
     architecture = str((config.get("architectures") or [config.get("model_type", "none")])[0])
     kind, template = _classify(name, architecture, config)
@@ -137,7 +137,7 @@ def load_reranker_model(name: str, revision: str | None = None) -> RerankerModel
     return RerankerModel(
         name=name,
         folder=str(folder),
-        digest=f"{name}@{commit}" if commit else compute_digest(folder),
+        digest=_identify(name, commit, folder),
         revision=commit or revision,
         kind=kind,
         architecture=architecture,
@@ -146,6 +146,32 @@ def load_reranker_model(name: str, revision: str | None = None) -> RerankerModel
         no_id=no_id,
         max_positions=_max_positions(config),
     )
+
+
+def fetch_weights(model: RerankerModel) -> Path:
+    """Return a local folder with the model and its weights, on the machine that is to load it.
+
+    Raises:
+        ModelError: it cannot be had here.
+    """
+    if storage.is_s3(model.name) or model.digest.startswith(f"{model.name}@"):
+        return fetch_model(model.name, model.revision)
+    if not Path(model.folder).is_dir():
+        raise ModelError(
+            f"{model.folder}: this machine has no such model folder; use a path that all nodes share, s3:// or a hub name",
+            model=model.name,
+        )
+    return Path(model.folder)
+
+
+def _identify(name: str, commit: str | None, folder: Path) -> str:
+    """Return what changes when the model does, without fetching weights that only the actors need."""
+    if commit:
+        return f"{name}@{commit}"
+    if storage.is_s3(name):
+        listing = [[item.uri.rpartition("/")[2], item.size, item.etag] for item in storage.list_objects(name)]
+        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:32]
+    return compute_digest(folder)
 
 
 def _read_config(folder: Path, name: str) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from rerank_actor.engine import EngineCheck, EngineKind, EngineSpec, encode_check_pairs, start_engine
-from rerank_actor.errors import InputError, ModelError
+from rerank_actor.engine import EngineKind, EngineSpec
+from rerank_actor.engine_check import EngineCheck, encode_check_pairs, start_engine
+from rerank_actor.errors import EngineError, InputError, ModelError
 from rerank_actor.job import BUILT_IN_TOKENIZER, DEFAULT_MODEL
 from rerank_actor.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.prompts import PairEncoder
@@ -90,7 +91,7 @@ class Reranker:
 
         Raises:
             InputError: a pair cannot be scored (not text, or its query leaves no room); nothing was computed.
-            EngineError: the engine failed.
+            EngineError: the engine failed, or gave a logit that is not finite.
         """
         queries = [query for query, _ in pairs]
         documents = [document for _, document in pairs]
@@ -107,6 +108,11 @@ class Reranker:
         logits = np.empty(len(pairs), np.float32)
         if len(pairs):
             logits[positions] = self._engine.compute_logits(prompts.ids_at(positions))
+        if not np.isfinite(logits).all():
+            wrong = np.flatnonzero(~np.isfinite(logits)).tolist()
+            raise EngineError(
+                f"the engine gave {len(wrong)} logits that are not finite; try another dtype", pairs=wrong
+            )
         return logits
 
     def score(self, pairs: Sequence[tuple[str, str]], instruction: str | None = None) -> np.ndarray:

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rerank_actor import storage
-from rerank_actor.engine import EngineSpec, encode_check_pairs
+from rerank_actor.engine import EngineSpec
+from rerank_actor.engine_check import encode_check_pairs
 from rerank_actor.errors import (
     EngineStartError,
     JobError,
@@ -180,9 +181,6 @@ class _Run:
         self.units = {unit.name: unit for unit in pending}
         try:
             self._score(pending)
-        except RunInterruptedError:
-            self._write_farewell()
-            raise
         finally:
             self.reporter.close()
         return self._finish()
@@ -247,13 +245,17 @@ class _Run:
 
         thread = threading.Thread(target=work, name="pipeline", daemon=True)
         thread.start()
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
+        try:
+            while thread.is_alive():
+                thread.join(POLL_SECONDS)
+                self._drain(ledger)
+                if job.max_failed_units and len(self.failed) > job.max_failed_units:
+                    self.reporter.say(f"more than {job.max_failed_units} units failed; stopping (--max-failed-units)")
+                    break
             self._drain(ledger)
-            if job.max_failed_units and len(self.failed) > job.max_failed_units:
-                self.reporter.say(f"more than {job.max_failed_units} units failed; stopping (--max-failed-units)")
-                break
-        self._drain(ledger)
+        except RunInterruptedError:
+            self._write_farewell()  # before Ray is shut down, which may take longer than we are given
+            raise
         if problem:
             self._explain(problem[0])
 
