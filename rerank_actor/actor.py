@@ -21,6 +21,9 @@ from rerank_actor.engine_check import start_engine
 from rerank_actor.errors import EngineStartError, RerankError
 from rerank_actor.units import UnitWork
 
+# Time for the driver to end a run without any engine, before Ray prints pages about this actor and starts it again.
+DRIVER_REACTION_SECONDS = 10.0
+
 logger = logging.getLogger(__name__)
 
 
@@ -45,6 +48,7 @@ class RerankActor:
             self._engine, check = self._start(spec)
         except RerankError as error:
             ray.get(ledger.note_engine_failure.remote(str(error)))
+            time.sleep(DRIVER_REACTION_SECONDS)
             raise
         facts = {**asdict(check), "start_seconds": round(time.monotonic() - started, 1)}
         ray.get(ledger.note_engine.remote(os.getpid(), facts))

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import threading
 import time
 import uuid
@@ -38,6 +39,7 @@ from rerank_actor.template import TEMPLATES
 from rerank_actor.units import PrepareSpec
 
 POLL_SECONDS = 0.5
+CONNECT_SECONDS = 10.0
 RATE_WINDOW_SECONDS = 120.0
 
 
@@ -249,6 +251,8 @@ class _Run:
             while thread.is_alive():
                 thread.join(POLL_SECONDS)
                 self._drain(ledger)
+                if self.engine_failures and not self.engines:
+                    raise EngineStartError(self.engine_failures[0])
                 if job.max_failed_units and len(self.failed) > job.max_failed_units:
                     self.reporter.say(f"more than {job.max_failed_units} units failed; stopping (--max-failed-units)")
                     break
@@ -275,8 +279,11 @@ class _Run:
             news = ray.get(ledger.drain.remote(), timeout=30)
         except ray.exceptions.RayError:
             return
-        self.engine_failures += news["engine_failures"]
         self.engines += news["engines"]
+        for failure in news["engine_failures"]:
+            self.engine_failures.append(failure)
+            if self.engines:
+                self.reporter.say(f"an engine could not start, others are at work: {failure}")
         for report in news["units"]:
             name = report.pop("unit")
             if report.get("failure"):
@@ -481,6 +488,7 @@ def _connected_ray(job: ScoreJob) -> Iterator[None]:
     """Connect to the cluster that the job or the environment names, or start a Ray on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a pipeline that is being shut down must not start a new Ray
     import logging
 
     import ray
@@ -493,6 +501,7 @@ def _connected_ray(job: ScoreJob) -> Iterator[None]:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ side writes to our terminal
     already = ray.is_initialized()
     if not already:
+        _refuse_silent_address(address)
         try:
             ray.init(address=address, **arguments)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -505,6 +514,19 @@ def _connected_ray(job: ScoreJob) -> Iterator[None]:
     finally:
         if not already:
             ray.shutdown()
+
+
+def _refuse_silent_address(address: str) -> None:
+    """Raise where nothing listens at HOST:PORT, which Ray would wait for without a word."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise JobError(
+            f"no Ray cluster at {address} ({describe_cause(error)}); check --ray-address or RAY_ADDRESS"
+        ) from error
 
 
 def _raise_on_signals() -> None:
