@@ -58,7 +58,7 @@ def _print_figures(scores: Path) -> None:
     """Print what the manifest says of the run that scored, and where the result is."""
     manifest = json.loads((scores / "_job" / "manifest.json").read_text())
     run = next(run for run in reversed(manifest["runs"]) if run["pairs"] or run is manifest["runs"][0])
-    engine = manifest["engines"][0]
+    engine = next((e for e in manifest["engines"] if e["max_difference"] is not None), manifest["engines"][0])
     print(
         f"{run['pairs']} pairs at {run['pairs_per_second'] or 0:.1f} pairs/s with {engine['engine']} {engine['version']} in "
         f"{engine['dtype']}, largest difference of the built-in pairs' logits from Transformers in float32: "

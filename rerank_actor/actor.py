@@ -8,7 +8,7 @@ ledger, outside this process, so that a unit that kills its actor is counted too
 import logging
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,8 @@ class RerankActor:
         ray.get(ledger.note_engine.remote(os.getpid(), facts))
 
     def _start(self, spec: EngineSpec) -> tuple[Engine, Any]:
-        engine, check = start_engine(spec)
+        checks = spec.check_scores and ray.get(self._ledger.claim_check.remote())
+        engine, check = start_engine(replace(spec, check_scores=checks))
         agreed = ray.get(self._ledger.agree_dtype.remote(engine.dtype))
         if agreed != engine.dtype:
             engine.close()

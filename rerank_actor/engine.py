@@ -56,6 +56,7 @@ class EngineSpec:
         engine_args: further arguments for vLLM.
         check_prompts: token ids of the built-in pairs.
         check_scores: compare them with Transformers in float32.
+        device: `auto`, or `cpu` for a reference beside an engine that has the GPU to itself.
     """
 
     kind: EngineKind
@@ -66,3 +67,4 @@ class EngineSpec:
     engine_args: dict[str, Any]
     check_prompts: tuple[tuple[int, ...], ...]
     check_scores: bool = False
+    device: Literal["auto", "cpu"] = "auto"

@@ -89,7 +89,7 @@ def _check(engine: Engine, spec: EngineSpec, logits: np.ndarray) -> EngineCheck:
         )
     if not spec.check_scores or spec.kind == "fake":
         return check
-    reference = _load(replace(spec, kind="transformers", dtype="float32"))
+    reference = _load(replace(spec, kind="transformers", dtype="float32", device="cpu"))
     try:
         expected = reference.compute_logits([np.array(ids, np.int32) for ids in spec.check_prompts])
     finally:

@@ -30,7 +30,7 @@ class TransformersEngine:
         transformers.utils.logging.disable_progress_bar()
         folder = fetch_weights(spec.model)
         self.dtype = spec.dtype
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device("cuda" if torch.cuda.is_available() and spec.device == "auto" else "cpu")
         self._answers = [spec.model.no_id, spec.model.yes_id] if spec.model.kind == "yes_no" else None
         auto: Any = (
             transformers.AutoModelForCausalLM if self._answers else transformers.AutoModelForSequenceClassification

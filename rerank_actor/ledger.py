@@ -16,6 +16,7 @@ class Ledger:
 
     def __init__(self, dtype: str | None) -> None:
         self._dtype = dtype
+        self._check_claimed = False
         self._attempts: defaultdict[str, int] = defaultdict(int)
         self._reports: list[dict[str, Any]] = []
         self._engines: list[dict[str, Any]] = []
@@ -25,6 +26,11 @@ class Ledger:
         """Return the dtype of the run: the first that an engine came to, or that of the output's earlier runs."""
         self._dtype = self._dtype or dtype
         return self._dtype
+
+    def claim_check(self) -> bool:
+        """Return whether the caller is to compare its engine with the reference: once a run, by the first that asks."""
+        first, self._check_claimed = not self._check_claimed, True
+        return first
 
     def begin_attempt(self, unit: str) -> int:
         """Count a try to score a unit and return its number, from 1."""
@@ -37,6 +43,7 @@ class Ledger:
 
     def note_engine_failure(self, message: str) -> None:
         """Take down why an engine did not start."""
+        self._check_claimed = False
         self._engine_failures.append(message)
 
     def report_unit(self, name: str, report: dict[str, Any]) -> None:

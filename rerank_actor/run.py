@@ -349,6 +349,10 @@ class _Run:
                 self._note_failure(unit.name, {"failure": "not scored: the run ended before this unit", "attempts": 0})
         failed = {unit.name: self.failed[unit.name] for unit in missing}
         self.output.replace_failed(failed)
+        if self.ground.job.check_scores and self.engines and not self._checked():
+            self.reporter.say(
+                "--check-scores: the engine that was to be compared died before it was; run again to compare"
+            )
         self.records.flush()
         status = "failed" if missing else "complete"
         self._write_manifest(status, failed)
@@ -414,6 +418,10 @@ class _Run:
 
     def _find_dtype(self) -> str | None:
         return self.engines[0]["dtype"] if self.engines else None
+
+    def _checked(self) -> bool:
+        kinds = (engine.get("max_difference") for engine in self.engines)
+        return self.ground.job.engine == "fake" or any(difference is not None for difference in kinds)
 
     def _find_earlier_dtype(self) -> str | None:
         """Return what `--dtype auto` came to in an earlier run, so that all parts have one dtype."""
