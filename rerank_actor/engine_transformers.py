@@ -35,7 +35,7 @@ class TransformersEngine:
         auto: Any = (
             transformers.AutoModelForCausalLM if self._answers else transformers.AutoModelForSequenceClassification
         )
-        self._model = auto.from_pretrained(folder, dtype=getattr(torch, spec.dtype), use_safetensors=True)
+        self._model: Any = auto.from_pretrained(folder, dtype=getattr(torch, spec.dtype), use_safetensors=True)
         self._model.to(self._device).eval()
         if self._answers is None:
             # Decoder classifiers pool the last token that is not padding; our batches have none.
@@ -43,6 +43,8 @@ class TransformersEngine:
 
     def compute_logits(self, prompts: Sequence[np.ndarray]) -> np.ndarray:
         """Return float32 [num_prompts], order of the input."""
+        if self._model is None:
+            raise EngineError("the engine is closed")
         logits = np.empty(len(prompts), np.float32)
         try:
             for positions in _batches([len(prompt) for prompt in prompts]):
@@ -64,7 +66,7 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Drop the model."""
-        del self._model
+        self._model = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

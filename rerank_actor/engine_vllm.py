@@ -75,7 +75,7 @@ class VllmEngine:
             del arguments["block_size"]
         arguments |= spec.engine_args
         try:
-            self._llm = vllm.LLM(**arguments)
+            self._llm: Any = vllm.LLM(**arguments)
         except TypeError as error:
             raise EngineStartError(f"--engine-args: vLLM {self.version} refuses an argument ({error})") from error
         self._parameters = vllm.PoolingParams(use_activation=False)
@@ -84,6 +84,8 @@ class VllmEngine:
 
     def compute_logits(self, prompts: Sequence[np.ndarray]) -> np.ndarray:
         """Return float32 [num_prompts], order of the input."""
+        if self._llm is None:
+            raise EngineError("the engine is closed")
         if not prompts:
             return np.empty(0, np.float32)
         longest = max(len(prompt) for prompt in prompts)
@@ -100,7 +102,7 @@ class VllmEngine:
         """Drop the model and the cache."""
         with contextlib.suppress(AttributeError):
             self._llm.llm_engine.engine_core.shutdown()
-        del self._llm
+        self._llm = None
         gc.collect()
         if self._torch.cuda.is_available():
             self._torch.cuda.empty_cache()

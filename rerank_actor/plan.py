@@ -7,6 +7,7 @@ further state: the same plan names the same parts on every machine. Knows nothin
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -202,18 +203,26 @@ def _has_format(uri: str, wanted: str) -> bool:
 
 
 def _refuse_overlap(uri: str, output: str) -> None:
-    folder = uri
-    for character in "*?[":
-        folder = folder.partition(character)[0]
-    folder = folder if folder == uri else folder.rpartition("/")[0]
-    inside = (output + "/").startswith(folder.rstrip("/") + "/")
+    if any(character in uri for character in "*?["):
+        inside = re.fullmatch(_to_pattern(uri), storage.join_uri(output, "part-0-0.parquet")) is not None
+    else:
+        inside = (output + "/").startswith(uri.rstrip("/") + "/")
     around = (uri + "/").startswith(output.rstrip("/") + "/")
     if inside or around:
         place = "inside the input" if inside else "around the input"
         raise InputError(
-            f"--output {output} lies {place} {uri}, so parts would be taken for shards; choose another folder",
-            uri=uri,
+            f"--output {output} lies {place} {uri}, so parts would be taken for shards; choose another folder", uri=uri
         )
+
+
+def _to_pattern(glob: str) -> str:
+    """Return a glob as a regular expression: `**/` any folders, `*` and `?` within one name."""
+    pattern = ""
+    for piece in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]*\])", glob):
+        wild = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(piece)
+        is_set = piece.startswith("[") and piece.endswith("]")
+        pattern += wild or (piece.replace("[!", "[^") if is_set else re.escape(piece))
+    return pattern
 
 
 def make_plan(
@@ -232,7 +241,49 @@ def make_plan(
     """
     objects = list_input(job)
     known = {shard.uri: shard for shard in earlier.shards}
+    changed = _find_changed(job, objects, known)
+    to_scan = [
+        item for item in objects if item.uri not in known or item.uri in changed or known[item.uri].error is not None
+    ]
+    scanned = dict(zip([item.uri for item in to_scan], _scan_all(job, to_scan, progress), strict=True))
+    readable = {uri: layout for uri, layout in scanned.items() if isinstance(layout, shards.ShardLayout)}
+    _check_columns(job, readable, bool(earlier.shards))
+
+    total_rows = sum(layout.num_rows for layout in readable.values())
+    unit_rows = job.unit_rows or min(MAX_UNIT_ROWS, max(MIN_UNIT_ROWS, total_rows // UNITS_WANTED))
+    planned = {uri: shard for uri, shard in known.items() if uri not in scanned}
+    left = job.limit - sum(shard.planned_rows for shard in planned.values()) if job.limit is not None else None
+    for item in objects:
+        found = scanned.get(item.uri)
+        if isinstance(found, RerankError):
+            shard = Shard(item.uri, item.size, item.etag, 0, (), (), str(found))
+        elif found is not None:
+            shard = _cut(item, found, unit_rows, left)
+            if left is not None and shard.planned_rows == 0 and item.uri not in known:
+                continue
+        else:
+            shard = _extend(known[item.uri], job, unit_rows, left)
+        if left is not None:
+            before = planned[item.uri].planned_rows if item.uri in planned else 0
+            left -= shard.planned_rows - before
+        planned[item.uri] = shard
+    # Known shards keep their place, so that the plan of a resumed job equals the stored one.
+    ordered = [
+        planned[uri] for uri in [*known, *(item.uri for item in objects if item.uri not in known)] if uri in planned
+    ]
+    plan = Plan(tuple(ordered), _json_types(job, readable, earlier.json_types))
+    if plan.num_rows == 0:
+        broken = [shard.error for shard in plan.shards if shard.error]
+        if broken:
+            raise InputError(f"no shard can be read; the first of {len(broken)}: {broken[0]}")
+        raise InputError(f"{', '.join(job.input)}: {len(objects)} shards without a single row; nothing to score")
     present = {item.uri for item in objects}
+    stale = tuple(unit.part_name for uri in changed for unit in known[uri].units())
+    return plan, PlanChange(tuple(uri for uri in known if uri not in present), stale)
+
+
+def _find_changed(job: ScoreJob, objects: list[storage.StoredObject], known: dict[str, Shard]) -> list[str]:
+    """Return known shards that are not what they were when planned, where the job allows that."""
     changed = [
         item.uri
         for item in objects
@@ -244,47 +295,7 @@ def make_plan(
             f"{names}: changed since scored; --rescore-changed scores them again, or restore them",
             uris=changed,
         )
-    to_scan = [
-        item for item in objects if item.uri not in known or item.uri in changed or known[item.uri].error is not None
-    ]
-    scanned = dict(zip([item.uri for item in to_scan], _scan_all(job, to_scan, progress), strict=True))
-    readable = {uri: layout for uri, layout in scanned.items() if isinstance(layout, shards.ShardLayout)}
-    _check_columns(job, readable, bool(earlier.shards))
-
-    total_rows = sum(layout.num_rows for layout in readable.values())
-    unit_rows = job.unit_rows or min(MAX_UNIT_ROWS, max(MIN_UNIT_ROWS, total_rows // UNITS_WANTED))
-    left = job.limit - sum(shard.planned_rows for shard in earlier.shards) if job.limit is not None else None
-    plan_shards = {shard.uri: shard for shard in earlier.shards}
-    stale: list[str] = []
-    for item in objects:
-        if item.uri in scanned:
-            result = scanned[item.uri]
-            if item.uri in changed:
-                stale += [unit.part_name for unit in known[item.uri].units()]
-            if isinstance(result, RerankError):
-                shard = Shard(item.uri, item.size, item.etag, 0, (), (), str(result))
-            else:
-                shard = _cut(item, result, unit_rows, left)
-        else:
-            shard = known[item.uri]
-            if shard.planned_rows < shard.num_rows and (left is None or left > 0):
-                layout = shards.scan_shard(
-                    shard.uri, shard.size, job.format, MIN_UNIT_ROWS, break_at=shard.planned_rows
-                )
-                shard = _extend(shard, layout, unit_rows, left)
-        if left is not None:
-            left -= shard.planned_rows - (known[item.uri].planned_rows if item.uri in known else 0)
-            if shard.planned_rows == 0 and not shard.error and item.uri not in known:
-                continue
-        plan_shards[item.uri] = shard
-    plan = Plan(tuple(plan_shards.values()), earlier.json_types or _json_types(job, readable))
-    if plan.num_rows == 0:
-        broken = [shard.error for shard in plan.shards if shard.error]
-        if broken:
-            raise InputError(f"no shard can be read; the first of {len(broken)}: {broken[0]}")
-        raise InputError(f"{', '.join(job.input)}: {len(objects)} shards without a single row; nothing to score")
-    vanished = tuple(uri for uri in known if uri not in present)
-    return plan, PlanChange(vanished, tuple(stale))
+    return changed
 
 
 def _differs(item: storage.StoredObject, shard: Shard) -> bool:
@@ -356,14 +367,16 @@ def _may_hold_text(kind: pa.DataType, lists: bool) -> bool:
     )
 
 
-def _json_types(job: ScoreJob, layouts: dict[str, shards.ShardLayout]) -> dict[str, pa.DataType]:
+def _json_types(
+    job: ScoreJob, layouts: dict[str, shards.ShardLayout], earlier: dict[str, pa.DataType]
+) -> dict[str, pa.DataType]:
+    """Return the types of JSON columns that hold for all shards; those of an earlier plan stay."""
     types: dict[str, pa.DataType] = {}
     for uri, layout in layouts.items():
         if shards.detect_format(uri, job.format)[0] == "jsonl":
             for name, kind in layout.columns.items():
-                if name not in types or pa.types.is_null(types[name]):
-                    types[name] = kind
-    return types
+                types[name] = shards.merge_types(types.get(name), kind)
+    return types | {name: kind for name, kind in earlier.items() if not pa.types.is_null(kind) or name not in types}
 
 
 def _cut(item: storage.StoredObject, layout: shards.ShardLayout, unit_rows: int, limit: int | None) -> Shard:
@@ -371,14 +384,15 @@ def _cut(item: storage.StoredObject, layout: shards.ShardLayout, unit_rows: int,
     return Shard(item.uri, item.size, item.etag, layout.num_rows, tuple(starts), tuple(byte_starts))
 
 
-def _extend(shard: Shard, layout: shards.ShardLayout, unit_rows: int, limit: int | None) -> Shard:
-    """Plan the rows of a shard that a limit had left out; its first units stay as they are."""
-    starts, byte_starts = _cut_blocks(layout, unit_rows, shard.planned_rows, limit)
-    return replace(
-        shard,
-        starts=(*shard.starts[:-1], *starts) if shard.starts else tuple(starts),
-        byte_starts=(*shard.byte_starts, *byte_starts),
+def _extend(shard: Shard, job: ScoreJob, unit_rows: int, limit: int | None) -> Shard:
+    """Plan the rows of a known shard that a limit had left out; its first units stay as they are."""
+    if shard.planned_rows == shard.num_rows or (limit is not None and limit <= 0):
+        return shard
+    layout = shards.scan_shard(
+        shard.uri, shard.size, job.format, job.unit_rows or MIN_UNIT_ROWS, break_at=shard.planned_rows
     )
+    starts, byte_starts = _cut_blocks(layout, unit_rows, shard.planned_rows, limit)
+    return replace(shard, starts=(*shard.starts[:-1], *starts), byte_starts=(*shard.byte_starts, *byte_starts))
 
 
 def _cut_blocks(

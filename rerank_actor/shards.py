@@ -33,7 +33,7 @@ SUFFIXES: dict[str, Format] = {
 }
 UNIT_BYTES = 32 * 2**20  # of uncompressed input; a prepared unit stays well under what Ray's object store likes
 STREAMED_GROUP_BYTES = 128 * 2**20  # a larger Parquet row group is decoded piecewise, never as a whole
-SAMPLED_ROWS = 1000
+TYPED_ROWS = 1000  # JSON rows whose types are looked at together
 FOOTER_BYTES = 64 * 1024
 
 LONGEST_FIELD = 256 * 2**20
@@ -41,7 +41,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 RESERVED_COLUMNS = ("score", "logit", "num_tokens", "truncated_tokens", "error")
 
 BROKEN_JSON = "line is not a JSON object"
-BROKEN_KEY = "line has a key with the name of a column that scoring adds"
+BROKEN_CSV = "row is not CSV"
 BROKEN_FIELDS = "row has another number of fields than the header"
 
 
@@ -149,14 +149,15 @@ def _scan_parquet(uri: str, size: int) -> ShardLayout:
 def _scan_lines(uri: str, kind: Format, compression: str, block_rows: int, break_at: int) -> ShardLayout:
     blocks: list[tuple[int, int, int]] = []
     header: list[str] | None = None
-    sample: list[dict[str, Any]] = []
+    types: dict[str, pa.DataType] = {}
+    objects: list[dict[str, Any]] = []
     rows = start = position = num_rows = 0
     for length, record in _iterate_records(uri, kind, compression):
         end = position + length
-        if not record:  # a blank line
+        if record is not None and not record:  # a blank line
             pass
         elif kind != "jsonl" and header is None:
-            header = cast(list[str], record)
+            header = cast(list[str], record or [])
             start = end
         else:
             if rows and (rows >= block_rows or end - start > UNIT_BYTES or num_rows == break_at):
@@ -164,16 +165,36 @@ def _scan_lines(uri: str, kind: Format, compression: str, block_rows: int, break
                 rows, start = 0, position
             rows += 1
             num_rows += 1
-            if kind == "jsonl" and num_rows <= SAMPLED_ROWS:
-                sample.append(_parse_object(cast(bytes, record)) or {})
+            if kind == "jsonl":
+                objects.append(_parse_object(cast(bytes, record)) or {})
+                if len(objects) == TYPED_ROWS:
+                    _add_types(types, objects)
+                    objects.clear()
         position = end
     if rows:
         blocks.append((rows, position - start, start))
     if kind != "jsonl":
         _refuse_duplicates(uri, header or [])
         return ShardLayout(num_rows, {name: pa.string() for name in header or []}, blocks)
-    names = list(dict.fromkeys(name for found in sample for name in found))
-    return ShardLayout(num_rows, {name: _infer([found.get(name) for found in sample]).type for name in names}, blocks)
+    _add_types(types, objects)
+    return ShardLayout(num_rows, types, blocks)
+
+
+def _add_types(types: dict[str, pa.DataType], objects: list[dict[str, Any]]) -> None:
+    """Widen the types of JSON columns by those of some more rows."""
+    for name in dict.fromkeys(name for found in objects for name in found):
+        types[name] = merge_types(types.get(name), _infer([found.get(name) for found in objects]).type)
+
+
+def merge_types(first: pa.DataType | None, second: pa.DataType) -> pa.DataType:
+    """Return a type that holds the values of both; text, as JSON, where there is no other."""
+    if first is None or first == second:
+        return second
+    schemas = [pa.schema([("value", kind)]) for kind in (first, second)]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field("value").type
+    except pa.ArrowException:
+        return pa.string()
 
 
 def _refuse_duplicates(uri: str, names: list[str]) -> None:
@@ -186,10 +207,11 @@ def _refuse_duplicates(uri: str, names: list[str]) -> None:
 
 def _iterate_records(
     uri: str, kind: Format, compression: str, start: int = 0
-) -> Iterator[tuple[int, bytes | list[str]]]:
+) -> Iterator[tuple[int, bytes | list[str] | None]]:
     """Yield the length in bytes and the content of each record from a byte of the uncompressed text on.
 
-    The content is the line (JSON) or its fields (CSV, TSV), empty for a blank line. A CSV record may span lines.
+    The content is the line (JSON) or its fields (CSV, TSV), empty for a blank line and None where it is no CSV. A CSV
+    record may span lines.
     """
     with storage.open_input(uri) as raw:
         stream = _decompress(raw, compression)
@@ -209,7 +231,7 @@ def _iterate_records(
                 yield len(line), text.split("\t") if text else []
 
 
-def _iterate_csv(stream: Any) -> Iterator[tuple[int, list[str]]]:
+def _iterate_csv(stream: Any) -> Iterator[tuple[int, list[str] | None]]:
     consumed = 0
 
     def lines() -> Iterator[str]:
@@ -220,7 +242,17 @@ def _iterate_csv(stream: Any) -> Iterator[tuple[int, list[str]]]:
 
     csv.field_size_limit(LONGEST_FIELD)  # an unclosed quote would swallow the rest of the shard
     before = 0
-    for fields in csv.reader(lines()):
+    reader = csv.reader(lines())
+    while True:
+        fields: list[str] | None
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            if consumed - before >= LONGEST_FIELD:
+                raise
+            fields = None
         yield consumed - before, fields
         before = consumed
 
@@ -250,13 +282,13 @@ def _parse_object(line: bytes) -> dict[str, Any] | None:
 
 
 def _infer(values: list[Any], wanted: pa.DataType | None = None) -> pa.Array:
-    """Return values as an Arrow array: of the wanted type, else of what they show, else each as JSON text."""
-    for kind in (wanted, None):
+    """Return values as an Arrow array: of the wanted type, or of what they show; as JSON text where neither goes."""
+    if wanted is None or not pa.types.is_string(wanted):
         try:
-            found = pa.array(values, kind)
+            found = pa.array(values, wanted)
         except (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError):
-            continue
-        if not _has_empty_struct(found.type):  # Parquet cannot hold one
+            found = None
+        if found is not None and not _has_empty_struct(found.type):  # Parquet cannot hold one
             return found
     return pa.array([_as_text(value) for value in values], pa.string())
 
@@ -396,17 +428,15 @@ def _read_lines(
     for _, record in _iterate_records(uri, kind, compression, byte_start):
         if len(objects) == num_rows:
             break
-        if not record:
+        if record is not None and not record:
             continue
-        if kind == "jsonl":
-            found, fault = _parse_object(cast(bytes, record)), None
-            if found is None:
-                found, fault = {}, BROKEN_JSON
-            elif any(name in RESERVED_COLUMNS and name not in types for name in found):
-                found = {name: value for name, value in found.items() if name not in RESERVED_COLUMNS}
-                fault = BROKEN_KEY
-            objects.append(found)
-            faults.append(fault)
+        if record is None:
+            objects.append({})
+            faults.append(BROKEN_CSV)
+        elif kind == "jsonl":
+            found = _parse_object(cast(bytes, record))
+            objects.append(found or {})
+            faults.append(BROKEN_JSON if found is None else None)
         else:
             objects.append(dict(zip(header, record, strict=False)))
             faults.append(None if len(record) == len(header) else BROKEN_FIELDS)
