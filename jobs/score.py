@@ -7,6 +7,7 @@ from typing import Any
 from jobs.command_line import EXIT_FAILED, Parser, add_job_flags, run_command
 from rerank_actor.job import load_job
 from rerank_actor.progress import make_reporter
+from rerank_actor.run import RunResult, run_job
 
 
 def make_parser() -> Parser:
@@ -35,24 +36,31 @@ def score(arguments: Sequence[str] | None = None) -> int:
 
         print_estimate(estimate_job(job, reporter))
         return 0
-    from rerank_actor.run import run_job
-
     result = run_job(job, reporter)
-    totals, run = result.totals, result.run
-    rate = f", {run['pairs_per_second']:,.1f} pairs/s" if run.get("pairs_per_second") else ""
-    reasons = "; ".join(f"{count:,} x {reason}" for reason, count in sorted(totals.errors.items()))
-    print(
-        f"{result.status}: {totals.rows:,} rows, {totals.scored:,} scored, {totals.failed_pairs:,} with an error"
-        f"{f' ({reasons})' if reasons else ''}, {totals.truncated:,} truncated, {len(result.failed):,} units failed{rate}",
-        file=sys.stderr,
-    )
+    _print_result(result)
     if result.failed:
         print(
             f"python -m jobs.status {job.output} names the failed units; the same command tries them again",
             file=sys.stderr,
         )
     print(job.output)
-    return EXIT_FAILED if result.failed else 0
+    return EXIT_FAILED if result.status == "failed" else 0
+
+
+def _print_result(result: RunResult) -> None:
+    """Print a line about all that is committed."""
+    totals, rate = result.totals, result.run.get("pairs_per_second")
+    reasons = "; ".join(f"{count:,} x {reason}" for reason, count in sorted(totals.errors.items()))
+    figures = [
+        f"{totals.rows:,} rows",
+        f"{totals.scored:,} scored",
+        f"{totals.failed_pairs:,} with an error" + (f" ({reasons})" if reasons else ""),
+        f"{totals.truncated:,} truncated",
+        f"{len(result.failed):,} units failed",
+    ]
+    figures += [f"{result.untried:,} not tried"] if result.untried else []
+    figures += [f"{rate:,.1f} pairs/s"] if rate else []
+    print(f"{result.status}: {', '.join(figures)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import ray
 from rerank_actor import storage
 from rerank_actor.engine import Engine, EngineSpec
 from rerank_actor.engine_check import start_engine
-from rerank_actor.errors import EngineStartError, RerankError
+from rerank_actor.errors import EngineError, EngineStartError, RerankError
 from rerank_actor.units import UnitWork
 
 # Time for the driver to end a run without any engine, before Ray prints pages about this actor and starts it again.
@@ -76,6 +76,8 @@ class RerankActor:
         positions = prompts.scorable
         while True:
             attempt = ray.get(self._ledger.begin_attempt.remote(work.unit.name))
+            if attempt == 0:
+                raise EngineError("the run has ended", unit=work.unit.name)
             if attempt > self._max_attempts:
                 return work.with_failure(
                     f"the actor died {self._max_attempts} times while scoring this unit",

@@ -22,7 +22,7 @@ from rerank_actor.template import DEFAULT_INSTRUCTION
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
 BUILT_IN_TOKENIZER = "bytes"  # the model name that stands for the fake engine's own byte tokenizer
 
-# Settings of vLLM that change speed or memory but no score beyond the noise of the dtype.
+# Settings of vLLM (and one of the fake engine) that change speed or memory but no score beyond the noise of the dtype.
 HARMLESS_ENGINE_ARGS = frozenset(
     {
         "async_scheduling",
@@ -40,6 +40,7 @@ HARMLESS_ENGINE_ARGS = frozenset(
         "max_num_batched_tokens",
         "max_num_seqs",
         "pipeline_parallel_size",
+        "seconds_per_prompt",
         "seed",
         "swap_space",
         "tensor_parallel_size",

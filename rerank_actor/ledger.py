@@ -16,7 +16,7 @@ class Ledger:
 
     def __init__(self, dtype: str | None) -> None:
         self._dtype = dtype
-        self._check_claimed = False
+        self._check_claimed = self._stopped = False
         self._attempts: defaultdict[str, int] = defaultdict(int)
         self._reports: list[dict[str, Any]] = []
         self._engines: list[dict[str, Any]] = []
@@ -32,8 +32,18 @@ class Ledger:
         first, self._check_claimed = not self._check_claimed, True
         return first
 
+    def stop(self) -> None:
+        """Tell the workers that the run has ended, whatever is left to do."""
+        self._stopped = True
+
+    def is_stopped(self) -> bool:
+        """Return whether the run has ended."""
+        return self._stopped
+
     def begin_attempt(self, unit: str) -> int:
-        """Count a try to score a unit and return its number, from 1."""
+        """Count a try to score a unit and return its number, from 1; 0 when the run has ended."""
+        if self._stopped:
+            return 0
         self._attempts[unit] += 1
         return self._attempts[unit]
 

@@ -22,7 +22,7 @@ from ray.data.datasource import Datasink, Datasource, ReadTask
 from rerank_actor import storage
 from rerank_actor.actor import RerankActor
 from rerank_actor.engine import EngineSpec
-from rerank_actor.errors import JobError, RerankError
+from rerank_actor.errors import EngineError, JobError, RerankError
 from rerank_actor.plan import Unit
 from rerank_actor.units import PrepareSpec, UnitWork, prepare_unit, write_part
 
@@ -111,6 +111,8 @@ class PartSink(Datasink[None]):
             table = cast(pa.Table, block)
             for row in range(table.num_rows):
                 work = UnitWork.from_table(table.slice(row, 1))
+                if ray.get(self._ledger.is_stopped.remote()):
+                    raise EngineError("the run has ended", unit=work.unit.name)  # ends the pipeline, which is wanted
                 ray.get(self._ledger.report_unit.remote(work.unit.name, self._commit(work)))
 
     def _commit(self, work: UnitWork) -> dict[str, Any]:

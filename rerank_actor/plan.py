@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -226,13 +226,17 @@ def _to_pattern(glob: str) -> str:
 
 
 def make_plan(
-    job: ScoreJob, earlier: Plan, progress: Callable[[int, int], None] | None = None
+    job: ScoreJob,
+    earlier: Plan,
+    committed: Container[str] = (),
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Plan, PlanChange]:
     """Plan the job's shards on top of an earlier plan: known shards stay as they are, new ones are cut and appended.
 
     Args:
         job: names input, columns and unit size.
         earlier: the output's stored plan, empty for a new output.
+        committed: names of the parts in the output. A known shard that has none may change or go without a word.
         progress: called with shards scanned and shards to scan.
 
     Raises:
@@ -240,7 +244,13 @@ def make_plan(
         OutputConflictError: a shard changed since it was scored.
     """
     objects = list_input(job)
-    known = {shard.uri: shard for shard in earlier.shards}
+    present = {item.uri: item for item in objects}
+    known = {
+        shard.uri: shard
+        for shard in earlier.shards
+        if (shard.uri in present and not _differs(present[shard.uri], shard))
+        or any(unit.part_name in committed for unit in shard.units())
+    }
     changed = _find_changed(job, objects, known)
     to_scan = [
         item for item in objects if item.uri not in known or item.uri in changed or known[item.uri].error is not None
@@ -277,9 +287,9 @@ def make_plan(
         if broken:
             raise InputError(f"no shard can be read; the first of {len(broken)}: {broken[0]}")
         raise InputError(f"{', '.join(job.input)}: {len(objects)} shards without a single row; nothing to score")
-    present = {item.uri for item in objects}
     stale = tuple(unit.part_name for uri in changed for unit in known[uri].units())
-    return plan, PlanChange(tuple(uri for uri in known if uri not in present), stale)
+    vanished = tuple(shard.uri for shard in earlier.shards if shard.uri not in present)
+    return plan, PlanChange(vanished, stale)
 
 
 def _find_changed(job: ScoreJob, objects: list[storage.StoredObject], known: dict[str, Shard]) -> list[str]:

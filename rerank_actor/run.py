@@ -40,6 +40,7 @@ from rerank_actor.units import PrepareSpec
 
 POLL_SECONDS = 0.5
 CONNECT_SECONDS = 10.0
+STOP_SECONDS = 60.0
 RATE_WINDOW_SECONDS = 120.0
 
 
@@ -69,12 +70,14 @@ class RunResult:
         status: `complete`, or `failed` when units are missing.
         totals: of everything committed, earlier runs included.
         failed: records of the units that failed for good.
+        untried: how many units the run did not come to before it ended.
         run: figures of this run alone.
     """
 
     status: str
     totals: Totals
     failed: dict[str, dict[str, Any]]
+    untried: int = 0
     run: dict[str, Any] = field(default_factory=dict)
 
 
@@ -95,11 +98,12 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None) -> Groundwork:
         "template_digest": TEMPLATES[model.template_name].digest,
     }
     stored = None if job.overwrite else output.load_plan()
+    parts = {} if job.overwrite else output.list_parts()
     if stored is not None and stored[1] != settings:
-        if output.list_parts():
+        if parts:
             _refuse_other_job(output, stored[1], settings)
         stored = None  # the other job left no score, so nothing can be mixed up
-    elif stored is None and not job.overwrite and output.list_parts():
+    elif stored is None and parts:
         raise OutputConflictError(
             f"{output.uri}: holds parts but no plan, so it is not known what job they are of; choose another --output, or "
             "--overwrite",
@@ -111,7 +115,7 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None) -> Groundwork:
         if total >= 1000 and done % 1000 == 0:
             reporter.say(f"planning: {done:,} of {total:,} shards")
 
-    plan, change = make_plan(job, earlier, tell)
+    plan, change = make_plan(job, earlier, parts, tell)
     return Groundwork(job, output, model, settings, earlier, plan, change)
 
 
@@ -219,10 +223,10 @@ class _Run:
                 self._note_failure(unit.name, {"failure": unreadable[unit.uri], "attempts": 1})
         scorable = [unit for unit in pending if unit.uri not in unreadable]
         if scorable:
-            with _signals_raise(), _connected_ray(self.ground.job):
-                self._drive(scorable)
+            with _signals_raise(), _connected_ray(self.ground.job) as owns_ray:
+                self._drive(scorable, owns_ray)
 
-    def _drive(self, units: list[Unit]) -> None:
+    def _drive(self, units: list[Unit], owns_ray: bool) -> None:
         """Run the pipeline in a thread and follow it from this one, where signals arrive."""
         from rerank_actor.ledger import start_ledger
         from rerank_actor.pipeline import PartSpec, plan_pool, score_units
@@ -260,6 +264,10 @@ class _Run:
         except RunInterruptedError:
             self._write_farewell()  # before Ray is shut down, which may take longer than we are given
             raise
+        finally:
+            if thread.is_alive() and not owns_ray:
+                ledger.stop.remote()
+                thread.join(STOP_SECONDS)
         if problem:
             self._explain(problem[0])
 
@@ -344,10 +352,9 @@ class _Run:
         """Look at what is committed, write the manifest, and `_SUCCESS` last."""
         parts = self.output.list_parts()
         missing = find_pending(self.ground.plan, parts)
-        for unit in missing:
-            if unit.name not in self.failed:
-                self._note_failure(unit.name, {"failure": "not scored: the run ended before this unit", "attempts": 0})
-        failed = {unit.name: self.failed[unit.name] for unit in missing}
+        failed = {unit.name: self.failed[unit.name] for unit in missing if unit.name in self.failed}
+        if len(missing) > len(failed):
+            self.reporter.say(f"{len(missing) - len(failed):,} units were not tried before the run ended")
         self.output.replace_failed(failed)
         if self.ground.job.check_scores and self.engines and not self._checked():
             self.reporter.say(
@@ -358,7 +365,7 @@ class _Run:
         self._write_manifest(status, failed)
         if not missing:
             storage.write_bytes(self.output.success_uri, b"")
-        return RunResult(status, self.totals, failed, self._run_figures(status))
+        return RunResult(status, self.totals, failed, len(missing) - len(failed), self._run_figures(status))
 
     def _write_farewell(self) -> None:
         """Leave a truthful manifest behind when a signal ends the run; it may fail, nothing depends on it."""
@@ -492,8 +499,11 @@ def make_specs(ground: Groundwork, tokenizer_json: str, environment: dict[str, s
 
 
 @contextlib.contextmanager
-def _connected_ray(job: ScoreJob) -> Iterator[None]:
-    """Connect to the cluster that the job or the environment names, or start a Ray on this machine."""
+def _connected_ray(job: ScoreJob) -> Iterator[bool]:
+    """Connect to the cluster that the job or the environment names, or start a Ray on this machine.
+
+    Yields whether the connection is ours; one that the caller had made is used and left as it is.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a pipeline that is being shut down must not start a new Ray
@@ -518,7 +528,7 @@ def _connected_ray(job: ScoreJob) -> Iterator[None]:
             ) from error
     _raise_on_signals()  # ray.init puts a handler of its own in the place of ours
     try:
-        yield
+        yield not already
     finally:
         if not already:
             ray.shutdown()
