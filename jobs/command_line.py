@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Union, get_args, get_origin
 
 from rerank_actor.errors import JobError, OutputConflictError, RerankError, RunInterruptedError
 from rerank_actor.job import ScoreJob, suggest
+from rerank_actor.session import is_abandoned
 
 EXIT_FAILED, EXIT_BAD_JOB, EXIT_REFUSED = 1, 2, 3
 
@@ -95,5 +96,9 @@ def run_command(command: Callable[[], int]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except RerankError as error:
         print(f"error: {error}", file=sys.stderr)
+    logging.shutdown()
     sys.stdout.flush()
+    sys.stderr.flush()
+    if is_abandoned():
+        os._exit(code)
     sys.exit(code)

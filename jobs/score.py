@@ -1,5 +1,6 @@
 """Score query-document pairs: `python -m jobs.score [JOB.yaml] [flags]`. Running it again resumes."""
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +37,8 @@ def score(arguments: Sequence[str] | None = None) -> int:
 
         print_estimate(estimate_job(job, reporter))
         return 0
-    result = run_job(job, reporter)
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints what happens to its workers; stdout is the output's URI
+        result = run_job(job, reporter)
     _print_result(result)
     if result.failed:
         print(

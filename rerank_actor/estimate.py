@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from rerank_actor import storage
+from rerank_actor.groundwork import make_prepare_spec, prepare_job
 from rerank_actor.job import ScoreJob
 from rerank_actor.model import load_tokenizer_json
 from rerank_actor.output import find_pending
 from rerank_actor.plan import Unit
 from rerank_actor.progress import Reporter, format_seconds
-from rerank_actor.run import make_prepare_spec, prepare_job
 from rerank_actor.units import prepare_unit
 
 SAMPLED_UNITS = 8

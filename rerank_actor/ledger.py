@@ -5,6 +5,7 @@ holds what the driver has not read yet, so its memory does not grow with the run
 the listing of the output, never this.
 """
 
+import time
 from collections import defaultdict
 from typing import Any
 
@@ -49,7 +50,7 @@ class Ledger:
 
     def note_engine(self, pid: int, facts: dict[str, Any]) -> None:
         """Take down an engine that started and the figures of its check."""
-        self._engines.append({"pid": pid, **facts})
+        self._engines.append({"pid": pid, "ready_at": time.time(), **facts})
 
     def note_engine_failure(self, message: str) -> None:
         """Take down why an engine did not start."""

@@ -7,7 +7,6 @@ totals; they are recovered from the metadata of its parts. Knows nothing of Ray.
 import io
 import json
 import platform
-import time
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -111,7 +110,7 @@ class UnitRecords:
     def add(self, unit: str, report: dict[str, Any]) -> None:
         """Take down one committed unit."""
         record = {name: report.get(name) for name in RECORD_SCHEMA.names}
-        record |= {"unit": unit, "errors": json.dumps(report.get("errors") or {}), "finished_at": time.time()}
+        record |= {"unit": unit, "errors": json.dumps(report.get("errors") or {})}
         self._pending.append(record)
         if len(self._pending) >= RECORDS_PER_FILE:
             self.flush()

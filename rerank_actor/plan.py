@@ -380,13 +380,26 @@ def _may_hold_text(kind: pa.DataType, lists: bool) -> bool:
 def _json_types(
     job: ScoreJob, layouts: dict[str, shards.ShardLayout], earlier: dict[str, pa.DataType]
 ) -> dict[str, pa.DataType]:
-    """Return the types of JSON columns that hold for all shards; those of an earlier plan stay."""
-    types: dict[str, pa.DataType] = {}
+    """Return the types of JSON columns that hold for all shards; those of an earlier plan stay.
+
+    Raises:
+        InputError: a new shard holds values that do not go into the type of the parts that are there.
+    """
+    types = dict(earlier)
     for uri, layout in layouts.items():
-        if shards.detect_format(uri, job.format)[0] == "jsonl":
-            for name, kind in layout.columns.items():
-                types[name] = shards.merge_types(types.get(name), kind)
-    return types | {name: kind for name, kind in earlier.items() if not pa.types.is_null(kind) or name not in types}
+        if shards.detect_format(uri, job.format)[0] != "jsonl":
+            continue
+        for name, kind in layout.columns.items():
+            merged = shards.merge_types(types.get(name), kind)
+            if merged != earlier.get(name, merged) and (job.keep_columns == "all" or name in job.keep_columns):
+                raise InputError(
+                    f"{uri}: column `{name}` holds {kind}, in the parts already written it is {earlier[name]}; give this "
+                    "shard an --output of its own",
+                    uri=uri,
+                    column=name,
+                )
+            types[name] = earlier.get(name, merged)
+    return {name: pa.string() if pa.types.is_null(kind) else kind for name, kind in types.items()}
 
 
 def _cut(item: storage.StoredObject, layout: shards.ShardLayout, unit_rows: int, limit: int | None) -> Shard:

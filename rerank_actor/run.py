@@ -1,65 +1,33 @@
 """The main job: from a `ScoreJob` to a scored output, and on again after whatever ended it.
 
-`run_job` is the order of things: look at model, input and output; refuse or plan; take the lease; score what is not
-committed; say what happened. It knows the order and the words for the user; how each step works is known elsewhere.
+`run_job` is the order of things: groundwork, lease, scoring what is not committed, saying what happened. It knows the
+order and the words for the user; how each step works is known elsewhere.
 """
 
 import contextlib
 import json
-import os
-import signal
-import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from rerank_actor import storage
-from rerank_actor.engine import EngineSpec
-from rerank_actor.engine_check import encode_check_pairs
-from rerank_actor.errors import (
-    EngineStartError,
-    JobError,
-    ModelError,
-    OutputConflictError,
-    RerankError,
-    RunInterruptedError,
-    describe_cause,
-)
-from rerank_actor.job import ScoreJob, hash_fingerprint
+from rerank_actor.errors import EngineStartError, RerankError, RunInterruptedError, describe_cause
+from rerank_actor.groundwork import Groundwork, make_specs, prepare_job
+from rerank_actor.job import ScoreJob
 from rerank_actor.manifest import Totals, UnitRecords, find_versions, limit_failures, load_totals
-from rerank_actor.model import RerankerModel, load_reranker_model, load_tokenizer_json
-from rerank_actor.output import Lease, Output, find_pending
-from rerank_actor.plan import Plan, PlanChange, Unit, make_plan
+from rerank_actor.model import load_tokenizer_json
+from rerank_actor.output import Lease, find_pending
+from rerank_actor.plan import Unit
 from rerank_actor.progress import QuietReporter, Reporter, Standing
-from rerank_actor.prompts import PairEncoder
-from rerank_actor.template import TEMPLATES
-from rerank_actor.units import PrepareSpec
+from rerank_actor.session import Session, connect_ray, raise_on_signals
 
 POLL_SECONDS = 0.5
-CONNECT_SECONDS = 10.0
-STOP_SECONDS = 60.0
 RATE_WINDOW_SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class Groundwork:
-    """What is known of a job before anything is written or started."""
-
-    job: ScoreJob
-    output: Output
-    model: RerankerModel
-    settings: dict[str, Any]
-    earlier: Plan
-    plan: Plan
-    change: PlanChange
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of everything that can change a score."""
-        return hash_fingerprint(self.settings)
+STOP_SECONDS = 60.0  # to wait for a pipeline on a Ray that lives on
+OWN_STOP_SECONDS = 1.0  # on one that ends with this process; a stopped job has three seconds in all
+LISTED_ENGINES = 100
 
 
 @dataclass
@@ -79,66 +47,6 @@ class RunResult:
     failed: dict[str, dict[str, Any]]
     untried: int = 0
     run: dict[str, Any] = field(default_factory=dict)
-
-
-def prepare_job(job: ScoreJob, reporter: Reporter | None = None) -> Groundwork:
-    """Check a job against its model, its input and its output; nothing is written and nothing started.
-
-    Raises:
-        JobError: something about the job, the model or the input is wrong.
-        OutputConflictError: the output belongs to another job, or a shard changed since it was scored.
-    """
-    reporter = reporter or QuietReporter()
-    output = Output(job.output)
-    model = load_reranker_model(job.model_name, job.revision)
-    job = _fit_max_length(job, model, reporter)
-    settings = {
-        **job.scoring_settings(),
-        **model.fingerprint_settings(),
-        "template_digest": TEMPLATES[model.template_name].digest,
-    }
-    stored = None if job.overwrite else output.load_plan()
-    parts = {} if job.overwrite else output.list_parts()
-    if stored is not None and stored[1] != settings:
-        if parts:
-            _refuse_other_job(output, stored[1], settings)
-        stored = None  # the other job left no score, so nothing can be mixed up
-    elif stored is None and parts:
-        raise OutputConflictError(
-            f"{output.uri}: holds parts but no plan, so it is not known what job they are of; choose another --output, or "
-            "--overwrite",
-            uri=output.uri,
-        )
-    earlier = stored[0] if stored is not None else Plan()
-
-    def tell(done: int, total: int) -> None:
-        if total >= 1000 and done % 1000 == 0:
-            reporter.say(f"planning: {done:,} of {total:,} shards")
-
-    plan, change = make_plan(job, earlier, parts, tell)
-    return Groundwork(job, output, model, settings, earlier, plan, change)
-
-
-def _fit_max_length(job: ScoreJob, model: RerankerModel, reporter: Reporter) -> ScoreJob:
-    if job.max_length <= model.max_positions:
-        return job
-    if "max_length" in job.model_fields_set:
-        raise ModelError(
-            f"--max-length {job.max_length} is more than {model.name} was built for ({model.max_positions} tokens); lower it"
-        )
-    reporter.say(f"--max-length is {model.max_positions}, the longest that {model.name} was built for")
-    return job.model_copy(update={"max_length": model.max_positions})
-
-
-def _refuse_other_job(output: Output, stored: dict[str, Any], settings: dict[str, Any]) -> None:
-    differing = sorted(name for name in {*stored, *settings} if stored.get(name) != settings.get(name))
-    shown = "; ".join(f"{name}: there {stored.get(name)!r}, now {settings.get(name)!r}" for name in differing)
-    raise OutputConflictError(
-        f"{output.uri}: belongs to another job, whose scores would not be comparable ({shown}); choose another --output, "
-        "or --overwrite to start afresh",
-        uri=output.uri,
-        differing=differing,
-    )
 
 
 def run_job(job: ScoreJob, reporter: Reporter | None = None) -> RunResult:
@@ -177,8 +85,8 @@ class _Run:
         self.engines: list[dict[str, Any]] = []
         self.engine_failures: list[str] = []
         self.started = time.time()
-        self.first_scored: float | None = None
-        self.last_scored: float | None = None
+        self.ready_at: float | None = None
+        self.finished_at: float | None = None
         self._window: list[tuple[float, int, int]] = []
 
     def execute(self) -> RunResult:
@@ -223,10 +131,10 @@ class _Run:
                 self._note_failure(unit.name, {"failure": unreadable[unit.uri], "attempts": 1})
         scorable = [unit for unit in pending if unit.uri not in unreadable]
         if scorable:
-            with _signals_raise(), _connected_ray(self.ground.job) as owns_ray:
-                self._drive(scorable, owns_ray)
+            with raise_on_signals(), connect_ray(self.ground.job) as session:
+                self._drive(scorable, session)
 
-    def _drive(self, units: list[Unit], owns_ray: bool) -> None:
+    def _drive(self, units: list[Unit], session: Session) -> None:
         """Run the pipeline in a thread and follow it from this one, where signals arrive."""
         from rerank_actor.ledger import start_ledger
         from rerank_actor.pipeline import PartSpec, plan_pool, score_units
@@ -265,9 +173,10 @@ class _Run:
             self._write_farewell()  # before Ray is shut down, which may take longer than we are given
             raise
         finally:
-            if thread.is_alive() and not owns_ray:
+            if thread.is_alive():
                 ledger.stop.remote()
-                thread.join(STOP_SECONDS)
+                thread.join(STOP_SECONDS if not session.is_ours else OWN_STOP_SECONDS)
+                session.is_busy = thread.is_alive()
         if problem:
             self._explain(problem[0])
 
@@ -288,6 +197,8 @@ class _Run:
         except ray.exceptions.RayError:
             return
         self.engines += news["engines"]
+        if self.engines and self.ready_at is None:
+            self.ready_at = min(engine["ready_at"] for engine in self.engines)
         for failure in news["engine_failures"]:
             self.engine_failures.append(failure)
             if self.engines:
@@ -301,9 +212,7 @@ class _Run:
         self._tell()
 
     def _note_commit(self, name: str, report: dict[str, Any]) -> None:
-        self.last_scored = time.time()
-        if self.first_scored is None:
-            self.first_scored = self.last_scored - float(report.get("seconds") or 0)
+        self.finished_at = max(self.finished_at or 0.0, report["finished_at"])
         self.failed.pop(name, None)
         self.records.add(name, report)
         self.totals.add(report)
@@ -328,12 +237,12 @@ class _Run:
         while self._window[0][0] < now - RATE_WINDOW_SECONDS:
             self._window.pop(0)
         total = self.ground.plan.num_rows
-        if self.first_scored is None:
+        if self.ready_at is None:
             self.reporter.update(
                 Standing(self.totals.rows, total, self.totals.failed_pairs, len(self.failed), 0, 0.0, None)
             )
             return
-        begin, pairs, rows = max(self._window[0], (self.first_scored, 0, 0))
+        begin, pairs, rows = max(self._window[0], (self.ready_at, 0, 0))
         seconds = max(1e-3, now - begin)
         rows_per_second = (self.scored_now.rows - rows) / seconds
         self.reporter.update(
@@ -408,7 +317,7 @@ class _Run:
         self.output.write_own("manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False).encode())
 
     def _run_figures(self, status: str) -> dict[str, Any]:
-        scoring = (self.last_scored or 0.0) - (self.first_scored or 0.0)
+        scoring = max(0.0, (self.finished_at or 0.0) - (self.ready_at or 0.0))
         return {
             "run": self.run_id,
             "status": status,
@@ -449,125 +358,3 @@ class _Run:
             "engine": ground.job.engine,
             "run": self.run_id,
         }
-
-
-LISTED_ENGINES = 100
-
-
-def make_encoder_settings(ground: Groundwork) -> dict[str, Any]:
-    """Return the keyword arguments of the job's `PairEncoder`."""
-    return {
-        "template_name": ground.model.template_name,
-        "instruction": ground.job.instruction,
-        "max_length": ground.job.max_length,
-        "parse_special_tokens": ground.job.parse_special_tokens,
-    }
-
-
-def make_prepare_spec(ground: Groundwork, environment: dict[str, str]) -> PrepareSpec:
-    """Return what read tasks need."""
-    job = ground.job
-    return PrepareSpec(
-        fingerprint=ground.fingerprint,
-        encoder=make_encoder_settings(ground),
-        format=job.format,
-        query_column=job.query_column,
-        document_column=job.document_column,
-        instruction_column=job.instruction_column,
-        keep=None if job.keep_columns == "all" else list(job.keep_columns),
-        json_types=ground.plan.json_types,
-        max_attempts=job.max_attempts,
-        environment=environment,
-    )
-
-
-def make_specs(ground: Groundwork, tokenizer_json: str, environment: dict[str, str]) -> tuple[PrepareSpec, EngineSpec]:
-    """Return what read tasks and what actors need."""
-    job = ground.job
-    encoder = PairEncoder(tokenizer_json, **make_encoder_settings(ground))
-    engine = EngineSpec(
-        kind=job.engine,
-        model=ground.model,
-        dtype=job.dtype,
-        max_length=job.max_length,
-        tensor_parallel_size=job.tensor_parallel_size,
-        engine_args=job.engine_args,
-        check_prompts=encode_check_pairs(encoder),
-        check_scores=job.check_scores,
-    )
-    return make_prepare_spec(ground, environment), engine
-
-
-@contextlib.contextmanager
-def _connected_ray(job: ScoreJob) -> Iterator[bool]:
-    """Connect to the cluster that the job or the environment names, or start a Ray on this machine.
-
-    Yields whether the connection is ours; one that the caller had made is used and left as it is.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a pipeline that is being shut down must not start a new Ray
-    import logging
-
-    import ray
-
-    address = job.ray_address or os.environ.get("RAY_ADDRESS") or "local"
-    arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address == "local":
-        # At least one for the actor and one for reading; writing mostly waits, so it gets one that is not there.
-        arguments |= {"num_cpus": max(2, os.cpu_count() or 1) + 1, "include_dashboard": False}
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ side writes to our terminal
-    already = ray.is_initialized()
-    if not already:
-        _refuse_silent_address(address)
-        try:
-            ray.init(address=address, **arguments)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise JobError(
-                f"no Ray cluster at {address} ({describe_cause(error)}); check --ray-address or RAY_ADDRESS"
-            ) from error
-    _raise_on_signals()  # ray.init puts a handler of its own in the place of ours
-    try:
-        yield not already
-    finally:
-        if not already:
-            ray.shutdown()
-
-
-def _refuse_silent_address(address: str) -> None:
-    """Raise where nothing listens at HOST:PORT, which Ray would wait for without a word."""
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if not separator or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        raise JobError(
-            f"no Ray cluster at {address} ({describe_cause(error)}); check --ray-address or RAY_ADDRESS"
-        ) from error
-
-
-def _raise_on_signals() -> None:
-    def stop(signum: int, frame: Any) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
-        raise RunInterruptedError(f"stopped by {signal.Signals(signum).name}", signum=signum)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
-
-
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Let SIGINT and SIGTERM raise `RunInterruptedError` in the main thread, and put back what was there."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    _raise_on_signals()
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

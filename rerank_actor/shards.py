@@ -285,7 +285,12 @@ def _infer(values: list[Any], wanted: pa.DataType | None = None) -> pa.Array:
     """Return values as an Arrow array: of the wanted type, or of what they show; as JSON text where neither goes."""
     if wanted is None or not pa.types.is_string(wanted):
         try:
-            found = pa.array(values, wanted)
+            found = pa.array(values)
+            if wanted is not None and found.type != wanted:
+                # Arrow cuts 1.5 to a wanted int64 and drops fields that a wanted struct lacks, without a word.
+                if pa.types.is_floating(wanted):
+                    values = [float(value) if isinstance(value, int) else value for value in values]
+                found = pa.array(values, wanted) if merge_types(wanted, found.type) == wanted else None
         except (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError):
             found = None
         if found is not None and not _has_empty_struct(found.type):  # Parquet cannot hold one

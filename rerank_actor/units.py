@@ -7,6 +7,7 @@ merge it; the actor sees token ids and never a text. Knows nothing of Ray.
 
 import io
 import json
+import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -304,7 +305,7 @@ def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: s
     pq.write_table(table, sink, compression="zstd")
     data = sink.getvalue()
     storage.write_bytes(storage.join_uri(output, work.unit.part_name), data, scratch=scratch)
-    return {**totals, **work.facts, "part_bytes": len(data)}
+    return {**totals, **work.facts, "part_bytes": len(data), "finished_at": time.time()}
 
 
 def read_part_metadata(schema: pa.Schema) -> dict[str, str]:

@@ -1,0 +1,111 @@
+"""The session of a run on this machine: its connection to Ray, and what signals do meanwhile."""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rerank_actor.errors import JobError, RunInterruptedError, describe_cause
+from rerank_actor.job import ScoreJob
+
+CONNECT_SECONDS = 10.0
+
+
+_abandoned = False
+
+
+def is_abandoned() -> bool:
+    """Whether a pipeline could not be stopped, so that this process must leave without Ray's farewell."""
+    return _abandoned
+
+
+@dataclass
+class Session:
+    """A connection to Ray: whether this run made it, and whether a pipeline is still at work on it."""
+
+    is_ours: bool
+    is_busy: bool = False
+
+
+@contextlib.contextmanager
+def connect_ray(job: ScoreJob) -> Iterator[Session]:
+    """Connect to the cluster that the job or the environment names, or start a Ray on this machine.
+
+    A connection that the caller had made is used and left as it is. So is one whose pipeline could not be stopped:
+    Ray would end the process, with a code of its own, when the pipeline's thread speaks to it after a shutdown.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a pipeline that is being shut down must not start a new Ray
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ side writes to our terminal
+    import ray
+
+    address = job.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        # At least one for the actor and one for reading; writing mostly waits, so it gets one that is not there.
+        arguments |= {"num_cpus": max(2, os.cpu_count() or 1) + 1, "include_dashboard": False}
+    session = Session(is_ours=not ray.is_initialized())
+    if session.is_ours:
+        _refuse_silent_address(address)
+        try:
+            ray.init(address=address, **arguments)
+        except SystemExit as error:  # Ray's own handler of SIGTERM, until ours is back in place
+            raise RunInterruptedError("stopped by SIGTERM", signum=signal.SIGTERM) from error
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise JobError(
+                f"no Ray cluster at {address} ({describe_cause(error)}); check --ray-address or RAY_ADDRESS"
+            ) from error
+    _set_handlers()  # ray.init puts a handler of its own in the place of ours
+    try:
+        yield session
+    finally:
+        if session.is_busy:
+            global _abandoned
+            _abandoned = True
+        elif session.is_ours:
+            ray.shutdown()
+
+
+def _refuse_silent_address(address: str) -> None:
+    """Raise where nothing listens at HOST:PORT, which Ray would wait for without a word."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise JobError(
+            f"no Ray cluster at {address} ({describe_cause(error)}); check --ray-address or RAY_ADDRESS"
+        ) from error
+
+
+def _set_handlers() -> None:
+    def stop(signum: int, frame: Any) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
+        raise RunInterruptedError(f"stopped by {signal.Signals(signum).name}", signum=signum)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+
+
+@contextlib.contextmanager
+def raise_on_signals() -> Iterator[None]:
+    """Let SIGINT and SIGTERM raise `RunInterruptedError` in the main thread, and put back what was there."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    _set_handlers()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
