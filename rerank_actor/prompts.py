@@ -177,7 +177,8 @@ class PairEncoder:
         for index, (head_ids, document_ids) in zip(to_encode, bodies, strict=True):
             room = self.max_length - fixed - len(head_ids)
             if len(document_ids) > room:
-                if not self._has_room(document_ids, room):
+                # Of an empty document only the space before it can be cut, as the reference does.
+                if room < 0 or not (documents[index] == "" or self._has_room(document_ids, room)):
                     errors[index] = QUERY_TOO_LONG
                     continue
                 truncated[index] = len(document_ids) - room
