@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rerank_actor import storage
-from rerank_actor.errors import EngineStartError, RerankError, RunInterruptedError, describe_cause
+from rerank_actor.errors import EngineStartError, JobError, RerankError, RunInterruptedError, describe_cause
 from rerank_actor.groundwork import Groundwork, make_specs, prepare_job
 from rerank_actor.job import ScoreJob
 from rerank_actor.manifest import Totals, UnitRecords, find_versions, limit_failures, load_totals
@@ -168,7 +168,6 @@ class _Run:
                 if job.max_failed_units and len(self.failed) > job.max_failed_units:
                     self.reporter.say(f"more than {job.max_failed_units} units failed; stopping (--max-failed-units)")
                     break
-            self._drain(ledger)
         except RunInterruptedError:
             self._write_farewell()  # before Ray is shut down, which may take longer than we are given
             raise
@@ -177,6 +176,8 @@ class _Run:
                 ledger.stop.remote()
                 thread.join(STOP_SECONDS if not session.is_ours else OWN_STOP_SECONDS)
                 session.is_busy = thread.is_alive()
+                problem.clear()  # what the pipeline says of being stopped
+        self._drain(ledger)
         if problem:
             self._explain(problem[0])
 
@@ -184,9 +185,9 @@ class _Run:
         """Say why the pipeline ended early: an engine that cannot start is the job's fault, the rest is told."""
         if self.engine_failures and not self.engines:
             raise EngineStartError(self.engine_failures[0])
-        if isinstance(error, RerankError):
-            raise error
-        inner = getattr(error, "cause", None) or error
+        inner = getattr(error, "cause", None) or error  # Ray's error around what a worker raised
+        if isinstance(inner, JobError):
+            raise inner
         self.reporter.say(f"Ray ended the run early ({describe_cause(inner)})")
 
     def _drain(self, ledger: Any) -> None:
