@@ -48,8 +48,8 @@ def connect_ray(job: ScoreJob) -> Iterator[Session]:
     address = job.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
-        # At least one for the actor and one for reading; writing mostly waits, so it gets one that is not there.
-        arguments |= {"num_cpus": max(2, os.cpu_count() or 1) + 1, "include_dashboard": False}
+        # Two more than there are: reading and writing are short next to what an engine computes on a CPU.
+        arguments |= {"num_cpus": (os.cpu_count() or 1) + 2, "include_dashboard": False}
     session = Session(is_ours=not ray.is_initialized())
     if session.is_ours:
         _refuse_silent_address(address)
