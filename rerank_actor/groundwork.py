@@ -4,12 +4,14 @@ Takes a `ScoreJob`, gives a `Groundwork` with the plan, or refuses. Nothing is w
 actors need follow from it.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from rerank_actor.engine import EngineSpec
 from rerank_actor.engine_check import encode_check_pairs
-from rerank_actor.errors import ModelError, OutputConflictError
+from rerank_actor.errors import JobError, ModelError, OutputConflictError, StorageError
 from rerank_actor.job import ScoreJob, hash_fingerprint
 from rerank_actor.model import RerankerModel, load_reranker_model
 from rerank_actor.output import Output
@@ -38,6 +40,16 @@ class Groundwork:
         return hash_fingerprint(self.settings)
 
 
+@contextlib.contextmanager
+def refuse_dead_storage() -> Iterator[None]:
+    """Turn storage that does not answer before anything was started into a job that cannot start."""
+    try:
+        yield
+    except StorageError as error:
+        raise JobError(f"{error}; nothing was started", **error.where) from error
+
+
+@refuse_dead_storage()
 def prepare_job(job: ScoreJob, reporter: Reporter | None = None) -> Groundwork:
     """Check a job against its model, its input and its output; nothing is written and nothing started.
 

@@ -204,7 +204,7 @@ def _has_format(uri: str, wanted: str) -> bool:
 
 def _refuse_overlap(uri: str, output: str) -> None:
     if any(character in uri for character in "*?["):
-        inside = re.fullmatch(_to_pattern(uri), storage.join_uri(output, "part-0-0.parquet")) is not None
+        inside = re.fullmatch(storage.glob_to_pattern(uri), storage.join_uri(output, "part-0-0.parquet")) is not None
     else:
         inside = (output + "/").startswith(uri.rstrip("/") + "/")
     around = (uri + "/").startswith(output.rstrip("/") + "/")
@@ -213,16 +213,6 @@ def _refuse_overlap(uri: str, output: str) -> None:
         raise InputError(
             f"--output {output} lies {place} {uri}, so parts would be taken for shards; choose another folder", uri=uri
         )
-
-
-def _to_pattern(glob: str) -> str:
-    """Return a glob as a regular expression: `**/` any folders, `*` and `?` within one name."""
-    pattern = ""
-    for piece in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]*\])", glob):
-        wild = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(piece)
-        is_set = piece.startswith("[") and piece.endswith("]")
-        pattern += wild or (piece.replace("[!", "[^") if is_set else re.escape(piece))
-    return pattern
 
 
 def make_plan(

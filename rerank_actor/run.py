@@ -14,7 +14,7 @@ from typing import Any
 
 from rerank_actor import storage
 from rerank_actor.errors import EngineStartError, JobError, RerankError, RunInterruptedError, describe_cause
-from rerank_actor.groundwork import Groundwork, make_specs, prepare_job
+from rerank_actor.groundwork import Groundwork, make_specs, prepare_job, refuse_dead_storage
 from rerank_actor.job import ScoreJob
 from rerank_actor.manifest import Totals, UnitRecords, find_versions, limit_failures, load_totals
 from rerank_actor.model import load_tokenizer_json
@@ -64,7 +64,8 @@ def run_job(job: ScoreJob, reporter: Reporter | None = None) -> RunResult:
     ground = prepare_job(job, reporter)
     run_id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
     lease = Lease(ground.output, run_id)
-    lease.acquire(reporter.say)
+    with refuse_dead_storage():
+        lease.acquire(reporter.say)
     try:
         return _Run(ground, run_id, reporter).execute()
     finally:

@@ -9,6 +9,7 @@ import contextlib
 import glob as globbing
 import io
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -159,17 +160,28 @@ def _list_once(uri: str) -> list[StoredObject]:
         return _list_s3(uri) if is_s3(uri) else _list_local(uri)
 
 
+def glob_to_pattern(glob: str) -> str:
+    """Return a glob as a regular expression: `**/` any folders, `*` and `?` within one name."""
+    pattern = ""
+    for piece in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]*\])", glob):
+        wild = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(piece)
+        is_set = piece.startswith("[") and piece.endswith("]")
+        pattern += wild or (piece.replace("[!", "[^") if is_set else re.escape(piece))
+    return pattern
+
+
 def _list_s3(uri: str) -> list[StoredObject]:
     fs, path = _fs(uri), _path(uri)
-    root = path
+    root, pattern = path, None
     if any(character in path for character in _GLOB_CHARACTERS):
-        found = fs.glob(path, detail=True)
         root = path[: min(path.find(c) for c in _GLOB_CHARACTERS if c in path)].rpartition("/")[0]
-    else:
-        found = fs.find(path, detail=True)
+        pattern = re.compile(glob_to_pattern(path))
+    found = fs.find(root, detail=True)
     objects = []
     for key, info in found.items():
-        if info.get("type") != "file" or _is_hidden(key, root):
+        if info.get("type") != "file" or key.endswith("/") or _is_hidden(key, root):
+            continue
+        if pattern is not None and not pattern.fullmatch(key):
             continue
         modified = info.get("LastModified")
         objects.append(
@@ -320,8 +332,20 @@ def _sync_folder(folder: Path) -> None:
 def create_bytes(uri: str, data: bytes) -> bool:
     """Write an object only where there is none; return whether this call made it.
 
-    In S3 this is a put with `If-None-Match: *`; locally a hard link, which fails where the name is taken.
+    In S3 this is a put with `If-None-Match: *`; locally a hard link, which fails where the name is taken. Of a put whose
+    answer was lost the retry finds its own bytes there.
     """
+    attempts = 0
+
+    def create() -> bool:
+        nonlocal attempts
+        attempts += 1
+        return _create_once(uri, data) or (attempts > 1 and read_bytes(uri) == data)
+
+    return retrying()(create)
+
+
+def _create_once(uri: str, data: bytes) -> bool:
     with _attach(uri, "creating"):
         try:
             if is_s3(uri):
@@ -342,20 +366,33 @@ def create_bytes(uri: str, data: bytes) -> bool:
 
 def delete_objects(uris: list[str]) -> None:
     """Delete objects; one that is gone already is no error."""
+    retrying()(_delete_once, uris)
+
+
+def _delete_once(uris: list[str]) -> None:
+    keys = [_path(uri) for uri in uris if is_s3(uri)]
+    if keys:
+        with contextlib.suppress(InputError), _attach(uris[0], "deleting"):
+            _fs(uris[0]).rm(keys)
     for uri in uris:
-        with contextlib.suppress(InputError), _attach(uri, "deleting"):
-            _fs(uri).rm_file(_path(uri))
+        if not is_s3(uri):
+            with _attach(uri, "deleting"):
+                Path(uri).unlink(missing_ok=True)
 
 
 def delete_folder(uri: str) -> None:
     """Delete everything below a folder."""
+    retrying()(_delete_folder_once, uri)
+
+
+def _delete_folder_once(uri: str) -> None:
     with contextlib.suppress(InputError), _attach(uri, "deleting"):
         if is_s3(uri):
             keys = list(_fs(uri).find(_path(uri)))
             if keys:
                 _fs(uri).rm(keys)
         else:
-            shutil.rmtree(uri, ignore_errors=False)
+            shutil.rmtree(uri)
 
 
 def download_folder(uri: str, target: Path, *, skip: tuple[str, ...] = ()) -> None:
