@@ -21,7 +21,7 @@ from rerank_actor.model import load_tokenizer_json
 from rerank_actor.output import Lease, find_pending
 from rerank_actor.plan import Unit
 from rerank_actor.progress import QuietReporter, Reporter, Standing
-from rerank_actor.session import Session, connect_ray, raise_on_signals
+from rerank_actor.session import Session, SignalWatch, connect_ray, watch_signals
 
 POLL_SECONDS = 0.5
 RATE_WINDOW_SECONDS = 120.0
@@ -132,11 +132,11 @@ class _Run:
                 self._note_failure(unit.name, {"failure": unreadable[unit.uri], "attempts": 1})
         scorable = [unit for unit in pending if unit.uri not in unreadable]
         if scorable:
-            with raise_on_signals(), connect_ray(self.ground.job) as session:
-                self._drive(scorable, session)
+            with watch_signals() as watch, connect_ray(self.ground.job, watch) as session:
+                self._drive(scorable, session, watch)
 
-    def _drive(self, units: list[Unit], session: Session) -> None:
-        """Run the pipeline in a thread and follow it from this one, where signals arrive."""
+    def _drive(self, units: list[Unit], session: Session, watch: SignalWatch) -> None:
+        """Run the pipeline in a thread and follow it from this one."""
         from rerank_actor.ledger import start_ledger
         from rerank_actor.pipeline import PartSpec, plan_pool, score_units
 
@@ -163,6 +163,7 @@ class _Run:
         try:
             while thread.is_alive():
                 thread.join(POLL_SECONDS)
+                watch.check()
                 self._drain(ledger)
                 if self.engine_failures and not self.engines:
                     raise EngineStartError(self.engine_failures[0])
@@ -170,17 +171,25 @@ class _Run:
                     self.reporter.say(f"more than {job.max_failed_units} units failed; stopping (--max-failed-units)")
                     break
         except RunInterruptedError:
+            self._stop(ledger, thread, session)
+            self._drain(ledger)
             self._write_farewell()  # before Ray is shut down, which may take longer than we are given
             raise
         finally:
-            if thread.is_alive():
-                ledger.stop.remote()
-                thread.join(STOP_SECONDS if not session.is_ours else OWN_STOP_SECONDS)
-                session.is_busy = thread.is_alive()
+            if self._stop(ledger, thread, session):
                 problem.clear()  # what the pipeline says of being stopped
         self._drain(ledger)
         if problem:
             self._explain(problem[0])
+
+    def _stop(self, ledger: Any, thread: threading.Thread, session: Session) -> bool:
+        """Tell a pipeline that is at work to stop, wait a little for it, and return whether it was."""
+        was_at_work = thread.is_alive()
+        if was_at_work:
+            ledger.stop.remote()
+            thread.join(OWN_STOP_SECONDS if session.is_ours else STOP_SECONDS)
+            session.is_busy = thread.is_alive()
+        return was_at_work
 
     def _explain(self, error: BaseException) -> None:
         """Say why the pipeline ended early: an engine that cannot start is the job's fault, the rest is told."""

@@ -33,7 +33,7 @@ class Session:
 
 
 @contextlib.contextmanager
-def connect_ray(job: ScoreJob) -> Iterator[Session]:
+def connect_ray(job: ScoreJob, watch: "SignalWatch") -> Iterator[Session]:
     """Connect to the cluster that the job or the environment names, or start a Ray on this machine.
 
     A connection that the caller had made is used and left as it is. So is one whose pipeline could not be stopped:
@@ -61,8 +61,9 @@ def connect_ray(job: ScoreJob) -> Iterator[Session]:
             raise JobError(
                 f"no Ray cluster at {address} ({describe_cause(error)}); check --ray-address or RAY_ADDRESS"
             ) from error
-    _set_handlers()  # ray.init puts a handler of its own in the place of ours
+    watch.install()  # ray.init puts a handler of its own in the place of ours
     try:
+        watch.check()
         yield session
     finally:
         if session.is_busy:
@@ -85,27 +86,44 @@ def _refuse_silent_address(address: str) -> None:
         ) from error
 
 
-def _set_handlers() -> None:
-    def stop(signum: int, frame: Any) -> None:
+class SignalWatch:
+    """Remembers SIGINT and SIGTERM until the run asks for them.
+
+    A handler that raised would do so in the middle of whatever Ray's compiled code is at, which swallows the exception
+    or ends the process.
+    """
+
+    def __init__(self) -> None:
+        self._received: signal.Signals | None = None
+
+    def install(self) -> None:
+        """Take the two signals; only the main thread can."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._take)
+
+    def _take(self, signum: int, frame: Any) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
-        raise RunInterruptedError(f"stopped by {signal.Signals(signum).name}", signum=signum)
+        self._received = signal.Signals(signum)
 
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
+    def check(self) -> None:
+        """Raise `RunInterruptedError` once a signal has come."""
+        if self._received is not None:
+            raise RunInterruptedError(f"stopped by {self._received.name}", signum=int(self._received))
 
 
 @contextlib.contextmanager
-def raise_on_signals() -> Iterator[None]:
-    """Let SIGINT and SIGTERM raise `RunInterruptedError` in the main thread, and put back what was there."""
+def watch_signals() -> Iterator[SignalWatch]:
+    """Watch for SIGINT and SIGTERM, and put back afterwards what was there."""
+    watch = SignalWatch()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield watch
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    _set_handlers()
+    watch.install()
     try:
-        yield
+        yield watch
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
