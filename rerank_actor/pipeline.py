@@ -162,7 +162,7 @@ def score_units(
         num_cpus=pool.num_cpus,
         num_gpus=pool.num_gpus,
     )
-    dataset.write_datasink(PartSink(part, ledger), ray_remote_args={"num_cpus": 0.25})
+    dataset.write_datasink(PartSink(part, ledger), ray_remote_args={"num_cpus": 1})
 
 
 def _set_context() -> None:

@@ -1,5 +1,6 @@
 """What tests share: a small random model, shards, and an engine started once."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -10,10 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from s3_server import S3Server
 
 from rerank_actor.sample import write_sample_model
 
 ROOT = Path(__file__).parent.parent
+BUCKET_NUMBERS = itertools.count()
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
@@ -49,6 +52,39 @@ def run_command(
 def read_output(folder: Path) -> pa.Table:
     """Return the parts of an output as one table, in order of part names."""
     return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("part-*.parquet"))])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder that models from S3 are copied to, here and in processes started from here."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RERANK_ACTOR_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def s3_server(local_ray: str) -> Iterator[S3Server]:
+    """One S3 server for all tests, because a process keeps its connection; the AWS variables stay set.
+
+    Ray was started without them, so that its workers have them from the run alone.
+    """
+    server = S3Server()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+    server.close()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server) -> Iterator[S3Server]:
+    """The S3 server with an empty bucket, no requests and no faults."""
+    s3_server.begin_test(next(BUCKET_NUMBERS))
+    yield s3_server
+    s3_server.fault = None
 
 
 @pytest.fixture(scope="session")
