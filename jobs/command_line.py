@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin
 
+from rerank_actor.connection import is_abandoned
 from rerank_actor.errors import JobError, OutputConflictError, RerankError, RunInterruptedError
 from rerank_actor.job import ScoreJob, suggest
-from rerank_actor.session import is_abandoned
 
 EXIT_FAILED, EXIT_BAD_JOB, EXIT_REFUSED = 1, 2, 3
 

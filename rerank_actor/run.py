@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rerank_actor import storage
+from rerank_actor.connection import Connection, SignalWatch, connect_ray, watch_signals
 from rerank_actor.errors import EngineStartError, JobError, RerankError, RunInterruptedError, describe_cause
 from rerank_actor.groundwork import Groundwork, make_specs, prepare_job, refuse_dead_storage
 from rerank_actor.job import ScoreJob
@@ -21,7 +22,6 @@ from rerank_actor.model import load_tokenizer_json
 from rerank_actor.output import Lease, find_pending
 from rerank_actor.plan import Unit
 from rerank_actor.progress import QuietReporter, Reporter, Standing
-from rerank_actor.session import Session, SignalWatch, connect_ray, watch_signals
 
 POLL_SECONDS = 0.5
 RATE_WINDOW_SECONDS = 120.0
@@ -132,10 +132,10 @@ class _Run:
                 self._note_failure(unit.name, {"failure": unreadable[unit.uri], "attempts": 1})
         scorable = [unit for unit in pending if unit.uri not in unreadable]
         if scorable:
-            with watch_signals() as watch, connect_ray(self.ground.job, watch) as session:
-                self._drive(scorable, session, watch)
+            with watch_signals() as watch, connect_ray(self.ground.job, watch) as connection:
+                self._drive(scorable, connection, watch)
 
-    def _drive(self, units: list[Unit], session: Session, watch: SignalWatch) -> None:
+    def _drive(self, units: list[Unit], connection: Connection, watch: SignalWatch) -> None:
         """Run the pipeline in a thread and follow it from this one."""
         from rerank_actor.ledger import start_ledger
         from rerank_actor.pipeline import PartSpec, plan_pool, score_units
@@ -171,24 +171,24 @@ class _Run:
                     self.reporter.say(f"more than {job.max_failed_units} units failed; stopping (--max-failed-units)")
                     break
         except RunInterruptedError:
-            self._stop(ledger, thread, session)
+            self._stop(ledger, thread, connection)
             self._drain(ledger)
             self._write_farewell()  # before Ray is shut down, which may take longer than we are given
             raise
         finally:
-            if self._stop(ledger, thread, session):
+            if self._stop(ledger, thread, connection):
                 problem.clear()  # what the pipeline says of being stopped
         self._drain(ledger)
         if problem:
             self._explain(problem[0])
 
-    def _stop(self, ledger: Any, thread: threading.Thread, session: Session) -> bool:
+    def _stop(self, ledger: Any, thread: threading.Thread, connection: Connection) -> bool:
         """Tell a pipeline that is at work to stop, wait a little for it, and return whether it was."""
         was_at_work = thread.is_alive()
         if was_at_work:
             ledger.stop.remote()
-            thread.join(OWN_STOP_SECONDS if session.is_ours else STOP_SECONDS)
-            session.is_busy = thread.is_alive()
+            thread.join(OWN_STOP_SECONDS if connection.is_ours else STOP_SECONDS)
+            connection.is_busy = thread.is_alive()
         return was_at_work
 
     def _explain(self, error: BaseException) -> None:

@@ -22,7 +22,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random reranker of the Qwen3 architecture, written once a session."""
+    """A random reranker of the Qwen3 architecture, written once a test run."""
     return write_sample_model(tmp_path_factory.mktemp("models") / "sample")
 
 

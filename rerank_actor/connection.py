@@ -1,4 +1,4 @@
-"""The session of a run on this machine: its connection to Ray, and what signals do meanwhile."""
+"""What ties a run to its surroundings on this machine: the connection to Ray, and signals."""
 
 import contextlib
 import logging
@@ -25,7 +25,7 @@ def is_abandoned() -> bool:
 
 
 @dataclass
-class Session:
+class Connection:
     """A connection to Ray: whether this run made it, and whether a pipeline is still at work on it."""
 
     is_ours: bool
@@ -33,7 +33,7 @@ class Session:
 
 
 @contextlib.contextmanager
-def connect_ray(job: ScoreJob, watch: "SignalWatch") -> Iterator[Session]:
+def connect_ray(job: ScoreJob, watch: "SignalWatch") -> Iterator[Connection]:
     """Connect to the cluster that the job or the environment names, or start a Ray on this machine.
 
     A connection that the caller had made is used and left as it is. So is one whose pipeline could not be stopped:
@@ -50,8 +50,8 @@ def connect_ray(job: ScoreJob, watch: "SignalWatch") -> Iterator[Session]:
     if address == "local":
         # Two more than there are: reading and writing are short next to what an engine computes on a CPU.
         arguments |= {"num_cpus": (os.cpu_count() or 1) + 2, "include_dashboard": False}
-    session = Session(is_ours=not ray.is_initialized())
-    if session.is_ours:
+    connection = Connection(is_ours=not ray.is_initialized())
+    if connection.is_ours:
         _refuse_silent_address(address)
         try:
             ray.init(address=address, **arguments)
@@ -64,12 +64,12 @@ def connect_ray(job: ScoreJob, watch: "SignalWatch") -> Iterator[Session]:
     watch.install()  # ray.init puts a handler of its own in the place of ours
     try:
         watch.check()
-        yield session
+        yield connection
     finally:
-        if session.is_busy:
+        if connection.is_busy:
             global _abandoned
             _abandoned = True
-        elif session.is_ours:
+        elif connection.is_ours:
             ray.shutdown()
 
 
