@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rerank_actor import storage
-from rerank_actor.errors import OutputConflictError, RerankError
+from rerank_actor.errors import InputError, OutputConflictError, RerankError
 from rerank_actor.plan import Plan, Unit
 
 HEARTBEAT_SECONDS = 10.0
@@ -52,6 +52,19 @@ class Output:
         """Return the stored plan and the settings of its fingerprint, None for a new output."""
         data = storage.read_if_present(self.at("plan.parquet"))
         return Plan.from_bytes(data) if data is not None else None
+
+    def require_plan(self) -> tuple[Plan, dict[str, Any]]:
+        """Return the stored plan and the settings of its fingerprint.
+
+        Raises:
+            InputError: no job has written here.
+        """
+        stored = self.load_plan()
+        if stored is None:
+            raise InputError(
+                f"{self.uri}: no job has written here (no _job/plan.parquet); check the folder", uri=self.uri
+            )
+        return stored
 
     def load_manifest(self) -> dict[str, Any]:
         """Return the manifest, empty where there is none or it is damaged."""

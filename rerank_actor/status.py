@@ -12,7 +12,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rerank_actor.errors import InputError
 from rerank_actor.output import Output, is_running
 from rerank_actor.progress import format_seconds
 
@@ -55,10 +54,7 @@ def read_status(uri: str) -> JobStatus:
         JobError, StorageError: the folder cannot be read.
     """
     output = Output(uri)
-    stored = output.load_plan()
-    if stored is None:
-        raise InputError(f"{uri}: no job has written here (no _job/plan.parquet); check the folder", uri=uri)
-    plan = stored[0]
+    plan, _ = output.require_plan()
     parts = output.list_parts()
     done: list[tuple[float, int]] = []
     units = rows = 0

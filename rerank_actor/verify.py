@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.errors import InputError, RerankError
+from rerank_actor.errors import RerankError
 from rerank_actor.job import hash_fingerprint
 from rerank_actor.output import Output
 from rerank_actor.plan import Unit
@@ -43,10 +43,7 @@ def verify_output(uri: str) -> Verification:
         JobError, StorageError: the folder cannot be read.
     """
     output = Output(uri)
-    stored = output.load_plan()
-    if stored is None:
-        raise InputError(f"{uri}: no job has written here (no _job/plan.parquet); check the folder", uri=uri)
-    plan, settings = stored
+    plan, settings = output.require_plan()
     fingerprint = hash_fingerprint(settings)
     parts = output.list_parts()
     result = Verification()
