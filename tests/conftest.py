@@ -40,7 +40,7 @@ def write_shard(tmp_path: Path) -> Callable[..., Path]:
 
 
 def run_command(
-    module: str, *arguments: object, timeout: float = 300, **environment: str
+    module: str, *arguments: object, timeout: float = 500, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run an entry point as a user would and return what came of it."""
     command = [sys.executable, "-m", f"jobs.{module}", *map(str, arguments)]

@@ -27,6 +27,7 @@ from rerank_actor.engine_check import start_engine
 from rerank_actor.errors import InputError, JobError, OutputConflictError, StorageError
 from rerank_actor.job import ScoreJob, load_job
 from rerank_actor.model import load_reranker_model
+from rerank_actor.progress import LineReporter
 from rerank_actor.run import RunResult, run_job
 from rerank_actor.verify import verify_output
 
@@ -281,7 +282,7 @@ def test_killed_job_on_s3_resumes_to_the_undisturbed_result(s3: S3Server, tmp_pa
             [sys.executable, "-m", "jobs.score", *flags], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while len(read_parts(s3)) < 4 and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.1)
         assert process.poll() is None, (tmp_path / "log").read_text()
@@ -293,10 +294,10 @@ def test_killed_job_on_s3_resumes_to_the_undisturbed_result(s3: S3Server, tmp_pa
     assert 4 <= len(committed) < 30
     assert "_SUCCESS" not in "".join(s3.read_all("out/_S"))
 
-    started = time.monotonic()
-    result = run_job(load_job(s3.uri("jobs/job.yaml"), {}))
+    told = io.StringIO()
+    result = run_job(load_job(s3.uri("jobs/job.yaml"), {}), LineReporter(told))
     assert result.status == "complete"
-    assert time.monotonic() - started < 45, "the lease of a process that has ended is taken over at once"
+    assert "left a lease" not in told.getvalue(), "the lease of a process that has ended is taken over at once"
     assert SECRET not in (tmp_path / "log").read_text()
     final = read_parts(s3)
     assert len(final) == 30
@@ -380,7 +381,7 @@ def test_trouble_with_s3_before_the_start_exits_2_in_one_line(s3: S3Server, tmp_
     put_table(s3, "in/a.parquet", make_pairs(3))
     source = source if source.startswith("s3://") else s3.uri(source)
     flags = ["--engine", "fake", "--input", source, "--output", tmp_path / "out"]
-    found = run_command("score", *flags, RAY_ADDRESS="127.0.0.1:1", timeout=100, **environment)
+    found = run_command("score", *flags, RAY_ADDRESS="127.0.0.1:1", **environment)
     assert found.returncode == 2, found.stderr
     assert found.stdout == ""
     assert found.stderr.count("\n") == 1
@@ -392,7 +393,7 @@ def test_trouble_with_s3_before_the_start_exits_2_in_one_line(s3: S3Server, tmp_
 def test_output_in_a_bucket_that_is_not_there_exits_2(s3: S3Server) -> None:
     put_table(s3, "in/a.parquet", make_pairs(3))
     flags = ["--engine", "fake", "--input", s3.uri("in"), "--output", "s3://no-such-bucket/out"]
-    found = run_command("score", *flags, RAY_ADDRESS="127.0.0.1:1", timeout=100)
+    found = run_command("score", *flags, RAY_ADDRESS="127.0.0.1:1")
     assert found.returncode == 2, found.stderr
     assert "s3://no-such-bucket/out" in found.stderr
     assert "not found" in found.stderr
