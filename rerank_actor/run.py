@@ -137,6 +137,8 @@ class _Run:
 
     def _drive(self, units: list[Unit], connection: Connection, watch: SignalWatch) -> None:
         """Run the pipeline in a thread and follow it from this one."""
+        import ray
+
         from rerank_actor.ledger import start_ledger
         from rerank_actor.pipeline import PartSpec, plan_pool, score_units
 
@@ -179,6 +181,7 @@ class _Run:
             if self._stop(ledger, thread, connection):
                 problem.clear()  # what the pipeline says of being stopped
         self._drain(ledger)
+        ray.kill(ledger)  # on a Ray that lives on it would stay until Python collects its handle
         if problem:
             self._explain(problem[0])
 
