@@ -95,3 +95,8 @@ def local_ray() -> Iterator[str]:
     context = ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     yield str(context.address_info["address"])
     ray.shutdown()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run vLLM's tests first, before an S3 server has loaded Flask, which vLLM cannot start beside."""
+    items.sort(key=lambda item: item.get_closest_marker("vllm") is None)

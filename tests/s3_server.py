@@ -6,16 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-from werkzeug.serving import make_server
 
 SECRET = "planted-secret-0123456789"
 CODES = {403: "AccessDenied", 500: "InternalError", 503: "SlowDown"}
-
-
-class _QuietHandler(MotoRequestHandler):
-    def log_request(self, *arguments: Any) -> None:
-        pass
 
 
 class S3Server:
@@ -34,8 +27,16 @@ class S3Server:
         self.requests: list[tuple[str, str]] = []
         self.fault: Callable[[str, str], int] | None = None
         self.page_size = 1000
+        # Not at the top: vLLM looks through all modules when it starts and trips over Flask's proxies.
+        from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+        from werkzeug.serving import make_server
+
+        class QuietHandler(MotoRequestHandler):
+            def log_request(self, *arguments: Any) -> None:
+                pass
+
         self._answer = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._serve, threaded=True, request_handler=_QuietHandler)
+        self._server = make_server("127.0.0.1", 0, self._serve, threaded=True, request_handler=QuietHandler)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
         self.endpoint = f"http://127.0.0.1:{self._server.port}"
