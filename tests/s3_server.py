@@ -76,6 +76,8 @@ class S3Server:
             return self._answer(environ, start_response)
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         start_response(f"{status} {CODES[status]}", [("Content-Type", "application/xml")])
+        if environ["REQUEST_METHOD"] == "HEAD":
+            return []  # a body would be read as the answer to the connection's next request
         return [f"<Error><Code>{CODES[status]}</Code><Message>on demand</Message></Error>".encode()]
 
     def uri(self, key: str) -> str:
