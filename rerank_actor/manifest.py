@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from rerank_actor import shards, storage
 from rerank_actor.errors import RerankError
 from rerank_actor.output import Output
-from rerank_actor.units import read_part_metadata
+from rerank_actor.part import read_part_metadata
 
 RECORDS_PER_FILE = 5000
 LISTED_FAILURES = 100

@@ -23,8 +23,9 @@ from rerank_actor import storage
 from rerank_actor.actor import RerankActor
 from rerank_actor.engine import EngineSpec
 from rerank_actor.errors import EngineError, JobError, RerankError
+from rerank_actor.part import write_part
 from rerank_actor.plan import Unit
-from rerank_actor.units import PrepareSpec, UnitWork, prepare_unit, write_part
+from rerank_actor.units import PrepareSpec, UnitWork, prepare_unit
 
 UNITS_PER_ACTOR = 4  # in an actor's queue, so that its engine never waits for a unit
 UNIT_BYTES_ESTIMATE = 16 * 2**20

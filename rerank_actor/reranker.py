@@ -11,9 +11,9 @@ from rerank_actor.engine_check import EngineCheck, encode_check_pairs, start_eng
 from rerank_actor.errors import EngineError, InputError, ModelError
 from rerank_actor.job import BUILT_IN_TOKENIZER, DEFAULT_MODEL
 from rerank_actor.model import load_reranker_model, load_tokenizer_json
+from rerank_actor.part import compute_score
 from rerank_actor.prompts import PairEncoder
 from rerank_actor.template import DEFAULT_INSTRUCTION
-from rerank_actor.units import compute_score
 
 
 class Reranker:

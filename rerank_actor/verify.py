@@ -17,9 +17,9 @@ from rerank_actor import storage
 from rerank_actor.errors import RerankError
 from rerank_actor.job import hash_fingerprint
 from rerank_actor.output import Output
+from rerank_actor.part import compute_score, read_part_metadata
 from rerank_actor.plan import Unit
 from rerank_actor.shards import RESERVED_COLUMNS
-from rerank_actor.units import compute_score, read_part_metadata
 
 THREADS = 8
 
