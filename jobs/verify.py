@@ -1,5 +1,6 @@
 """Check an output: `python -m jobs.verify OUTPUT`. Exit code 0 when every planned row is there exactly once, else 1."""
 
+import sys
 from collections.abc import Sequence
 
 from jobs.command_line import EXIT_FAILED, Parser, run_command
@@ -14,14 +15,24 @@ def verify(arguments: Sequence[str] | None = None) -> int:
         description="Check that every planned row is present exactly once, that parts are readable and of one fingerprint.",
     )
     parser.add_argument("output", metavar="OUTPUT", help="the job's --output, local or s3://")
+    parser.add_argument(
+        "--delete-damaged",
+        action="store_true",
+        help="delete damaged parts, so that the next run of the job scores them again; refused while a run is writing",
+    )
     found = parser.parse(arguments)
-    result = verify_output(normalize_uri(found.output))
+    result = verify_output(
+        normalize_uri(found.output),
+        delete_damaged=found.delete_damaged,
+        tell=lambda message: print(message, file=sys.stderr),
+    )
     for problem in result.problems:
         print(problem)
     verdict = "not right" if result.problems else "right"
+    deleted = f", {result.deleted:,} damaged parts deleted" if result.deleted else ""
     print(
         f"{verdict}: {result.rows:,} rows in {result.units:,} units, {result.scored:,} scores, {result.errors:,} errors, "
-        f"{len(result.problems):,} problems"
+        f"{len(result.problems):,} problems{deleted}"
     )
     return EXIT_FAILED if result.problems else 0
 

@@ -1,14 +1,17 @@
 """The manifest: what the runs of a job did, in totals and unit by unit.
 
-Takes the reports of units, gives `manifest.json` and the unit records in `_job/runs/`. A run that was killed leaves no
-totals; they are recovered from the metadata of its parts. Knows nothing of Ray.
+Takes the reports of units, gives `manifest.json` and the unit records in `_job/runs/`. A part that differs from its
+record, or has none because its run was killed, is read in full: it is sound, or its unit must be scored again. Knows
+nothing of Ray.
 """
 
 import io
 import json
 import platform
+import secrets
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -18,11 +21,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_actor import shards, storage
-from rerank_actor.errors import RerankError
+from rerank_actor.errors import InputError, RerankError, StorageError
 from rerank_actor.output import Output
-from rerank_actor.part import read_part_metadata
+from rerank_actor.part import PartCheck, check_part, read_part_metadata
+from rerank_actor.plan import Unit
 
 RECORDS_PER_FILE = 5000
+RECORD_SECONDS = 60.0  # that a record waits to be written at most
+RECORDS_KEPT = 100_000  # while storage fails; a part without a record costs the next run a look at it
+CHECK_THREADS = 8
 LISTED_FAILURES = 100
 VERSIONED = (
     "rerank-actor",
@@ -49,6 +56,7 @@ RECORD_SCHEMA = pa.schema(
         "attempts": pa.int32(),
         "seconds": pa.float64(),
         "part_bytes": pa.int64(),
+        "part_etag": pa.string(),
         "finished_at": pa.float64(),
     }
 )
@@ -100,45 +108,108 @@ class Totals:
 
 
 class UnitRecords:
-    """The records of one run's units, written in files of a few thousand so that memory stays flat."""
+    """The records of one run's units, written in files of a few thousand, or of a minute, so that memory stays flat."""
 
     def __init__(self, output: Output, run_id: str) -> None:
         self._output, self._run_id = output, run_id
         self._pending: list[dict[str, Any]] = []
         self._files = 0
+        self._due = 0.0
 
     def add(self, unit: str, report: dict[str, Any]) -> None:
         """Take down one committed unit."""
         record = {name: report.get(name) for name in RECORD_SCHEMA.names}
         record |= {"unit": unit, "errors": json.dumps(report.get("errors") or {})}
+        if not self._pending:
+            self._due = time.monotonic() + RECORD_SECONDS
         self._pending.append(record)
-        if len(self._pending) >= RECORDS_PER_FILE:
+        self._pending = self._pending[-RECORDS_KEPT:]
+        if len(self._pending) == RECORDS_PER_FILE:
+            self.flush()
+        self.flush_if_due()
+
+    def flush_if_due(self) -> None:
+        """Write what is not yet written, if it has waited long enough."""
+        if self._pending and time.monotonic() >= self._due:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is not yet written."""
+        """Write what is not yet written; where storage fails it is kept for later."""
         if not self._pending:
             return
         sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(self._pending, RECORD_SCHEMA), sink, compression="zstd")
-        self._output.write_own(f"runs/{self._run_id}-{self._files:05d}.parquet", sink.getvalue())
+        table = pa.Table.from_pylist(self._pending, RECORD_SCHEMA)
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+        try:
+            self._output.write_own(f"runs/{self._run_id}-{self._files:05d}.parquet", sink.getvalue())
+        except StorageError:
+            self._due = time.monotonic() + RECORD_SECONDS
+            return
         self._files += 1
         self._pending = []
 
 
+def check_committed(
+    output: Output,
+    parts: dict[str, storage.StoredObject],
+    units: Iterable[Unit],
+    fingerprint: str,
+    tell: Callable[[str], None] | None = None,
+) -> tuple[Totals, dict[str, str]]:
+    """Return the totals of the units that are committed and sound, and what is wrong with the other parts.
+
+    A part whose size and version mark are those of its record costs nothing beyond the listing. Any other is read in
+    full, and a record is written for it if it is sound, so that this happens once.
+
+    Args:
+        output: the folder.
+        parts: its parts by name; those of no unit are left alone.
+        units: the plan's.
+        fingerprint: the plan's.
+        tell: is told when parts are read.
+
+    Returns:
+        Totals, and the fault of each damaged part by name. Nothing was deleted.
+
+    Raises:
+        JobError, StorageError: a part cannot be reached, so that nothing is known of it.
+    """
+    doubtful = {unit.part_name: unit for unit in units if unit.part_name in parts}
+    totals, damaged = Totals(), dict[str, str]()
+    for name, record in output.match_records({name: parts[name] for name in doubtful}):
+        totals.add(record)
+        del doubtful[name]
+    if doubtful and tell is not None:
+        tell(f"reading {len(doubtful):,} parts that no record of an earlier run vouches for")
+    records = UnitRecords(output, f"checked-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}")
+
+    def check(unit: Unit) -> PartCheck:
+        try:
+            return check_part(unit, storage.read_bytes(parts[unit.part_name].uri), fingerprint)
+        except InputError:
+            return PartCheck("is gone")
+
+    with ThreadPoolExecutor(CHECK_THREADS) as pool:
+        for (name, unit), found in zip(doubtful.items(), pool.map(check, doubtful.values()), strict=True):
+            if found.problem is not None:
+                damaged[name] = found.problem
+                continue
+            part = parts[name]
+            totals.add(found.facts)
+            written = {"part_bytes": part.size, "part_etag": part.etag, "finished_at": part.modified_seconds}
+            records.add(unit.name, {**found.facts, **written})
+    records.flush()
+    return totals, damaged
+
+
 def load_totals(output: Output, parts: dict[str, storage.StoredObject]) -> Totals:
     """Return the totals of the committed parts: from the unit records, and for the rest from the parts' own metadata."""
-    wanted = set(parts)
-    totals = Totals()
-    for uri in output.list_run_files():
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
-        for record in table.to_pylist():
-            name = f"part-{record['unit']}.parquet"
-            if name in wanted and record["part_bytes"] == parts[name].size:
-                wanted.discard(name)
-                totals.add(record)
+    totals, matched = Totals(), set()
+    for name, record in output.match_records(parts):
+        totals.add(record)
+        matched.add(name)
     with ThreadPoolExecutor(16) as pool:
-        for facts in pool.map(_read_facts, [parts[name] for name in sorted(wanted)]):
+        for facts in pool.map(_read_facts, [parts[name] for name in sorted(parts.keys() - matched)]):
             totals.add(facts)
     return totals
 

@@ -1,21 +1,31 @@
-"""The part: what a scored unit becomes in the output, and what its metadata say.
+"""The part: what a scored unit becomes in the output, what its metadata say, and whether it is still what was written.
 
-Takes a `UnitWork` with logits, gives one Parquet object, whole or not at all. Knows nothing of Ray or engines.
+Takes a `UnitWork` with logits, gives one Parquet object, whole or not at all, each page with a checksum; `check_part`
+reads one in full and says what is wrong with it. Knows nothing of Ray or engines.
 """
 
+import hashlib
 import io
 import json
+import os
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
+from rerank_actor.plan import Unit
+from rerank_actor.shards import RESERVED_COLUMNS
 from rerank_actor.units import UnitWork
 
+ADDED_TYPES = dict(
+    zip(RESERVED_COLUMNS, (pa.float32(), pa.float32(), pa.int32(), pa.int32(), pa.string()), strict=True)
+)
 NOT_FINITE = "engine returned a logit that is not finite"
 METADATA_PREFIX = "rerank_actor."
 
@@ -86,7 +96,7 @@ def _list_errors(row_errors: list[str | None], offsets: np.ndarray, pair_errors:
 
 
 def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: str | None) -> dict[str, Any]:
-    """Write a scored unit's part, whole or not at all, and return its totals with the part's size.
+    """Write a scored unit's part, whole or not at all, and return its totals with the part's size and version mark.
 
     Doing it twice is harmless: the name follows from the unit and the content from the job.
 
@@ -107,10 +117,23 @@ def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: s
     }
     sink = io.BytesIO()
     table = table.replace_schema_metadata({METADATA_PREFIX + name: value for name, value in own.items()})
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     data = sink.getvalue()
-    storage.write_bytes(storage.join_uri(output, work.unit.part_name), data, scratch=scratch)
-    return {**totals, **work.facts, "part_bytes": len(data), "finished_at": time.time()}
+    uri = storage.join_uri(output, work.unit.part_name)
+    storage.write_bytes(uri, data, scratch=scratch)
+    written = {"part_bytes": len(data), "part_etag": _find_etag(uri, data), "finished_at": time.time()}
+    return {**totals, **work.facts, **written}
+
+
+def _find_etag(uri: str, data: bytes) -> str:
+    """Return the version mark that a listing will show of a part just written.
+
+    In S3 that is the MD5 of the bytes, save for uploads in pieces and buckets encrypted with keys of their own; there
+    the mark is another, and a resume reads the part once to be sure of it.
+    """
+    if storage.is_s3(uri):
+        return hashlib.md5(data, usedforsecurity=False).hexdigest()
+    return str(os.stat(uri).st_mtime_ns)
 
 
 def read_part_metadata(schema: pa.Schema) -> dict[str, str]:
@@ -120,3 +143,106 @@ def read_part_metadata(schema: pa.Schema) -> dict[str, str]:
         for name, value in (schema.metadata or {}).items()
         if name.decode(errors="replace").startswith(METADATA_PREFIX)
     }
+
+
+@dataclass(frozen=True)
+class PartCheck:
+    """What reading a part in full found.
+
+    Attributes:
+        problem: what is wrong with it; None for a sound part.
+        facts: what its metadata say of the unit (totals, attempts, seconds); empty for a damaged part.
+    """
+
+    problem: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def check_part(unit: Unit, data: bytes, fingerprint: str) -> PartCheck:
+    """Read a part in full, checksums of all pages included, and compare it with the plan and with its own metadata.
+
+    Args:
+        unit: what the plan says that the part holds.
+        data: the part.
+        fingerprint: that of the plan.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        found = read_part_metadata(table.schema)
+        facts = json.loads(found.get("facts", "{}"))
+        problem = _compare_with_plan(unit, table, found, fingerprint)
+        problem = problem or _check_types(table) or _check_scores(table) or _compare_with_facts(table, facts)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return PartCheck(f"cannot be read ({type(error).__name__})")
+    return PartCheck(problem) if problem else PartCheck(facts=facts)
+
+
+def _compare_with_plan(unit: Unit, table: pa.Table, found: dict[str, str], fingerprint: str) -> str | None:
+    if found.get("fingerprint") != fingerprint:
+        return f"has the fingerprint {found.get('fingerprint')} of another job, the plan's is {fingerprint}"
+    if (found.get("unit"), found.get("shard"), found.get("row_start")) != (unit.name, unit.uri, str(unit.row_start)):
+        return f"holds another unit ({found.get('unit')} of {found.get('shard')})"
+    if found.get("shard_etag") != unit.etag:
+        return "was scored from another version of its shard"
+    if table.num_rows != unit.num_rows:
+        return f"has {table.num_rows} rows, the plan {unit.num_rows}"
+    return None
+
+
+def _check_types(table: pa.Table) -> str | None:
+    lacking = [name for name in RESERVED_COLUMNS if name not in table.column_names]
+    if lacking:
+        return f"has no column {', '.join(lacking)}"
+    of_lists = pa.types.is_list(table.schema.field("score").type)
+    for name, kind in ADDED_TYPES.items():
+        if table.schema.field(name).type != (pa.list_(kind) if of_lists else kind):
+            return f"has a column {name} of another type"
+    return None
+
+
+def _flatten(table: pa.Table) -> dict[str, pa.Array]:
+    """Return the added columns with a value a pair; of lists, those of rows that have one."""
+    has_list = pc.is_valid(table.column("score"))
+    columns = {}
+    for name in RESERVED_COLUMNS:
+        column = table.column(name)
+        if pa.types.is_list(column.type):
+            column = pc.list_flatten(pc.filter(column, has_list))
+        columns[name] = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return columns
+
+
+def _check_scores(table: pa.Table) -> str | None:
+    """Check that each pair has a score or a reason, and that scores are the sigmoid of logits."""
+    columns = _flatten(table)
+    if len({len(column) for column in columns.values()}) > 1:
+        return "has lists of different lengths in a row"
+    has_score = pc.is_valid(columns["score"])
+    if pc.any(pc.equal(has_score, pc.is_valid(columns["error"]))).as_py():
+        return "has rows with neither or both of score and error"
+    if not has_score.equals(pc.is_valid(columns["logit"])):
+        return "has rows with only one of score and logit"
+    scores = columns["score"].drop_null().to_numpy(zero_copy_only=False)
+    logits = columns["logit"].drop_null().to_numpy(zero_copy_only=False)
+    if not np.isfinite(logits).all() or not np.array_equal(compute_score(logits), scores):
+        return "has scores that are not the sigmoid of their logits"
+    return None
+
+
+def _compare_with_facts(table: pa.Table, facts: dict[str, Any]) -> str | None:
+    columns = _flatten(table)
+    reasons = [columns["error"].drop_null()]
+    if pa.types.is_list(table.schema.field("error").type):  # a row without a list has its reason alone
+        reasons.append(pc.list_flatten(pc.filter(table.column("error"), pc.is_null(table.column("score")))))
+    counted = {
+        "rows": table.num_rows,
+        "pairs": len(columns["score"]),
+        "scored": len(columns["score"]) - columns["score"].null_count,
+        "truncated": int(pc.sum(pc.greater(columns["truncated_tokens"], 0)).as_py() or 0),
+        "tokens": int(pc.sum(columns["num_tokens"]).as_py() or 0),
+        "errors": dict(Counter(reason for values in reasons for reason in values.to_pylist())),
+    }
+    for name, count in counted.items():
+        if facts.get(name) != count:
+            return f"has other {name} than its metadata say"
+    return None

@@ -1,136 +1,124 @@
 """Verification: every planned row present exactly once, every part readable, one fingerprint.
 
-Reads all parts in full, columns of the scores checked row by row, and compares them with the plan. Needs no model and
-no Ray.
+Reads all parts in full, checksums of the pages included, and compares them with the plan. Says of each fault what mends
+it, and deletes damaged parts where asked to. Needs no model and no Ray.
 """
 
-import json
+import contextlib
+import secrets
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.errors import RerankError
 from rerank_actor.job import hash_fingerprint
-from rerank_actor.output import Output
-from rerank_actor.part import compute_score, read_part_metadata
-from rerank_actor.plan import Unit
-from rerank_actor.shards import RESERVED_COLUMNS
+from rerank_actor.output import Lease, Output
+from rerank_actor.part import PartCheck, check_part
+from rerank_actor.plan import Plan, Unit
 
 THREADS = 8
 
 
 @dataclass
 class Verification:
-    """What verifying an output found; without problems the output is right."""
+    """What verifying an output found; without problems the output is right.
+
+    Attributes:
+        deleted: damaged parts that were deleted.
+    """
 
     units: int = 0
     rows: int = 0
     scored: int = 0
     errors: int = 0
+    deleted: int = 0
     problems: list[str] = field(default_factory=list)
 
 
-def verify_output(uri: str) -> Verification:
+def verify_output(
+    uri: str, *, delete_damaged: bool = False, tell: Callable[[str], None] = lambda message: None
+) -> Verification:
     """Check an output against its plan.
+
+    Args:
+        uri: the output folder.
+        delete_damaged: delete damaged parts, so that the next run scores their units; no run can write meanwhile.
+        tell: is told when it takes a while to see whether a run is writing.
 
     Raises:
         InputError: there is no job.
+        OutputConflictError: damaged parts are to be deleted and a run is writing.
         JobError, StorageError: the folder cannot be read.
     """
     output = Output(uri)
     plan, settings = output.require_plan()
     fingerprint = hash_fingerprint(settings)
+    if not delete_damaged:
+        return _verify(output, plan, fingerprint)[0]
+    with _hold(output, tell) as lease:
+        result, damaged = _verify(output, plan, fingerprint, "deleted, run the job again")
+        if damaged:
+            lease.check(fresh=True)
+            storage.delete_objects([output.success_uri])
+            output.delete_parts(damaged)
+            result.deleted = len(damaged)
+    return result
+
+
+@contextlib.contextmanager
+def _hold(output: Output, tell: Callable[[str], None]) -> Iterator[Lease]:
+    lease = Lease(output, f"verify-{secrets.token_hex(6)}")
+    lease.acquire(tell)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def _verify(output: Output, plan: Plan, fingerprint: str, cure: str | None = None) -> tuple[Verification, list[str]]:
+    """Check an output; return what was found and the names of damaged parts, for which `cure` is said where given."""
     parts = output.list_parts()
-    result = Verification()
-    present: list[tuple[Unit, storage.StoredObject]] = []
+    result, damaged = Verification(), dict[str, str]()
+    present: dict[Unit, storage.StoredObject] = {}
     for unit in plan.units():
         result.units += 1
-        if unit.part_name not in parts:
+        if unit.part_name in parts:
+            present[unit] = parts.pop(unit.part_name)
+        else:
             result.problems.append(f"{unit.part_name}: missing (rows {_range(unit)} of {unit.uri}); run the job again")
-            continue
-        present.append((unit, parts.pop(unit.part_name)))
     result.problems += [f"{name}: in no plan; delete it" for name in sorted(parts)]
     with ThreadPoolExecutor(THREADS) as pool:
-        for rows, scored, errors, problems in pool.map(
-            lambda item: _verify_part(item[0], item[1], fingerprint), present
-        ):
-            result.rows += rows
-            result.scored += scored
-            result.errors += errors
-            result.problems += problems
+        checks = pool.map(lambda unit: _read_and_check(unit, present[unit], fingerprint), present)
+        for unit, found in zip(present, checks, strict=True):
+            if isinstance(found, RerankError):
+                result.problems.append(f"{unit.part_name}: {found}; verify again")
+            elif found.problem is not None:
+                damaged[unit.part_name] = found.problem
+            else:
+                result.rows += unit.num_rows
+                result.scored += found.facts["scored"]
+                result.errors += sum(found.facts["errors"].values())
+    doubted = {unit.part_name: part for unit, part in present.items() if unit.part_name in damaged}
+    trusted = {name for name, _ in output.match_records(doubted)} if damaged and cure is None else set()
+    for name, what in damaged.items():
+        hidden = f"its size and time do not show it, so delete it with --delete-damaged ({output.uri}), then run the job again"
+        result.problems.append(f"{name}: {what}; {cure or (hidden if name in trusted else 'run the job again')}")
     marked = storage.read_if_present(output.success_uri) is not None
     complete = len(present) == result.units
     if marked and not complete:
         result.problems.append("_SUCCESS is there though parts are missing; run the job again")
     if complete and not marked:
         result.problems.append("_SUCCESS is missing though every part is there; run the job again")
-    return result
+    return result, list(damaged)
 
 
 def _range(unit: Unit) -> str:
     return f"{unit.row_start} to {unit.row_start + unit.num_rows}"
 
 
-def _verify_part(unit: Unit, part: storage.StoredObject, fingerprint: str) -> tuple[int, int, int, list[str]]:
-    def wrong(what: str) -> tuple[int, int, int, list[str]]:
-        return 0, 0, 0, [f"{unit.part_name}: {what}; delete it and run the job again"]
-
+def _read_and_check(unit: Unit, part: storage.StoredObject, fingerprint: str) -> PartCheck | RerankError:
     try:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(part.uri)))
-    except (pa.ArrowException, OSError, RerankError) as error:
-        return wrong(f"cannot be read ({type(error).__name__})")
-    found = read_part_metadata(table.schema)
-    if found.get("fingerprint") != fingerprint:
-        return wrong(f"has the fingerprint {found.get('fingerprint')} of another job, the plan's is {fingerprint}")
-    if (found.get("unit"), found.get("shard"), found.get("row_start")) != (
-        unit.name,
-        unit.uri,
-        str(unit.row_start),
-    ):
-        return wrong(f"holds another unit ({found.get('unit')} of {found.get('shard')})")
-    if found.get("shard_etag") != unit.etag:
-        return wrong("was scored from another version of its shard")
-    if table.num_rows != unit.num_rows:
-        return wrong(f"has {table.num_rows} rows, the plan {unit.num_rows}")
-    lacking = [name for name in RESERVED_COLUMNS if name not in table.column_names]
-    if lacking:
-        return wrong(f"has no column {', '.join(lacking)}")
-    scored, errors, problem = _verify_scores(table)
-    if problem:
-        return wrong(problem)
-    facts = json.loads(found.get("facts", "{}"))
-    if facts.get("scored") != scored:
-        return wrong(f"has {scored} scores where its metadata say {facts.get('scored')}")
-    return table.num_rows, scored, errors, []
-
-
-def _verify_scores(table: pa.Table) -> tuple[int, int, str | None]:
-    """Check that each pair has a score or a reason, and that scores are the sigmoid of logits."""
-    columns = {name: table.column(name).combine_chunks() for name in ("score", "logit", "error")}
-    if pa.types.is_list(columns["score"].type):
-        rows_without = int(pc.sum(pc.is_null(columns["score"])).as_py() or 0)
-        columns = {
-            name: pc.list_flatten(pc.filter(column, pc.is_valid(table.column("score"))))
-            for name, column in columns.items()
-        }
-        columns = {
-            name: column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-            for name, column in columns.items()
-        }
-    else:
-        rows_without = 0
-    has_score, has_error = pc.is_valid(columns["score"]), pc.is_valid(columns["error"])
-    if pc.any(pc.equal(has_score, has_error)).as_py():
-        return 0, 0, "has rows with neither or both of score and error"
-    if not has_score.equals(pc.is_valid(columns["logit"])):
-        return 0, 0, "has rows with only one of score and logit"
-    scores = columns["score"].drop_null().to_numpy(zero_copy_only=False)
-    logits = columns["logit"].drop_null().to_numpy(zero_copy_only=False)
-    if not np.isfinite(logits).all() or not np.array_equal(compute_score(logits), scores):
-        return 0, 0, "has scores that are not the sigmoid of their logits"
-    return len(scores), int(pc.sum(has_error).as_py() or 0) + rows_without, None
+        return check_part(unit, storage.read_bytes(part.uri), fingerprint)
+    except RerankError as error:  # storage failed, which says nothing of the part
+        return error
