@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +22,7 @@ from rerank_actor.template import DEFAULT_INSTRUCTION
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
 BUILT_IN_TOKENIZER = "bytes"  # the model name that stands for the fake engine's own byte tokenizer
 
-# Settings of vLLM (and one of the fake engine) that change speed or memory but no score beyond the noise of the dtype.
+# Settings of vLLM (and two of the fake engine) that change speed or memory but no score beyond the noise of the dtype.
 HARMLESS_ENGINE_ARGS = frozenset(
     {
         "async_scheduling",
@@ -34,6 +34,7 @@ HARMLESS_ENGINE_ARGS = frozenset(
         "download_dir",
         "enable_prefix_caching",
         "enforce_eager",
+        "faults",
         "gpu_memory_utilization",
         "kv_cache_memory_bytes",
         "load_format",
@@ -44,6 +45,61 @@ HARMLESS_ENGINE_ARGS = frozenset(
         "seed",
         "swap_space",
         "tensor_parallel_size",
+    }
+)
+
+# What else is passed on to vLLM; these may change a score, so they are in the fingerprint. The other hundred and more of
+# its arguments are refused: they name code to import (worker_cls, scheduler_cls, logits_processors, log_config_file),
+# other models or files, hosts to talk to, credentials, or how a logit is pooled. Those of vLLM 0.32.
+SCORING_ENGINE_ARGS = frozenset(
+    {
+        "attention_backend",
+        "attention_config",
+        "cudagraph_capture_sizes",
+        "disable_cascade_attn",
+        "disable_custom_all_reduce",
+        "disable_hybrid_kv_cache_manager",
+        "kernel_config",
+        "kv_cache_dtype",
+        "linear_backend",
+        "max_cudagraph_capture_size",
+        "max_parallel_loading_workers",
+        "num_gpu_blocks_override",
+        "numa_bind",
+        "offload_group_size",
+        "offload_num_in_group",
+        "offload_prefetch_step",
+        "optimization_level",
+        "performance_mode",
+        "quantization",
+        "safetensors_load_strategy",
+        "use_tqdm_on_load",
+    }
+)
+ENGINE_ARGS_WITH_FLAGS = {
+    "dtype": "--dtype",
+    "max_model_len": "--max-length",
+    "model": "--model",
+    "revision": "--revision",
+    "tensor_parallel_size": "--tensor-parallel-size",
+    "trust_remote_code": "--trust-remote-code",
+}
+# Values of arguments that would otherwise name a class to import or a format that unpickles.
+SAFE_ENGINE_VALUES = {
+    "load_format": ("auto", "safetensors", "fastsafetensors", "runai_streamer"),
+    "distributed_executor_backend": ("mp", "ray", "uni"),
+}
+# Keys of vLLM's compilation_config without those that name code (backend, inductor_passes) or a folder of it (cache_dir).
+SAFE_COMPILATION_KEYS = frozenset(
+    {
+        "mode",
+        "compile_sizes",
+        "cudagraph_capture_sizes",
+        "cudagraph_mode",
+        "cudagraph_num_of_warmups",
+        "custom_ops",
+        "max_cudagraph_capture_size",
+        "use_inductor_graph_partition",
     }
 )
 
@@ -92,6 +148,9 @@ class ScoreJob(BaseModel):
     parse_special_tokens: bool = _flag(
         False, "model", "let special tokens written in the texts act as such, as the publisher's example does"
     )
+    trust_remote_code: bool = _flag(
+        False, "model", "run the Python code that the model brings along, on the driver and on workers"
+    )
     check_scores: bool = _flag(
         False, "model", "compare the engine with Transformers in float32 on the built-in pairs before scoring"
     )
@@ -131,6 +190,19 @@ class ScoreJob(BaseModel):
     def _accept_one_input(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
+    @field_validator("input", "output", "model")
+    @classmethod
+    def _refuse_credentials(cls, value: Any) -> Any:
+        for uri in value if isinstance(value, list) else [value or ""]:
+            scheme, separator, rest = uri.partition("://")
+            is_signed = not storage.is_s3(uri) and "?" in rest  # in s3:// it is a wildcard
+            if separator and ("@" in rest.partition("/")[0] or is_signed):
+                raise ValueError(
+                    f"a {scheme}:// address with a user, a key or a query is not taken, because it would be written down; "
+                    "give s3://bucket/key, and credentials in the AWS variables or a profile"
+                )
+        return value
+
     @field_validator("keep_columns")
     @classmethod
     def _split_names(cls, value: str | list[str]) -> str | list[str]:
@@ -147,6 +219,12 @@ class ScoreJob(BaseModel):
             return json.loads(value)
         except ValueError as error:
             raise ValueError(f"not a JSON object ({error})") from error
+
+    @model_validator(mode="after")
+    def _check_engine_args(self) -> "ScoreJob":
+        if self.engine != "fake":
+            check_engine_args(self.engine_args)
+        return self
 
     @field_validator("actors")
     @classmethod
@@ -210,7 +288,34 @@ class ScoreJob(BaseModel):
             "engine_args": {
                 name: value for name, value in sorted(self.engine_args.items()) if name not in HARMLESS_ENGINE_ARGS
             },
+            # Only where it is given, so that outputs of before there was this flag go on.
+            **({"trust_remote_code": True} if self.trust_remote_code else {}),
         }
+
+
+def check_engine_args(engine_args: Mapping[str, Any]) -> None:
+    """Refuse arguments for vLLM that could run code, read pickles or change what is scored; values are never repeated.
+
+    Raises:
+        ValueError: an argument is none of those that are passed on.
+    """
+    known = (HARMLESS_ENGINE_ARGS | SCORING_ENGINE_ARGS) - {*ENGINE_ARGS_WITH_FLAGS, "faults", "seconds_per_prompt"}
+    for name, value in engine_args.items():
+        if name in ENGINE_ARGS_WITH_FLAGS:
+            raise ValueError(f"--engine-args: `{name}` has a flag of its own, {ENGINE_ARGS_WITH_FLAGS[name]}")
+        if name not in known:
+            raise ValueError(
+                f"--engine-args: `{name}` is not passed on to vLLM{suggest(name, known)}; what is: {', '.join(sorted(known))}"
+            )
+        if name in SAFE_ENGINE_VALUES and value not in SAFE_ENGINE_VALUES[name]:
+            raise ValueError(f"--engine-args: `{name}` takes {', '.join(SAFE_ENGINE_VALUES[name])}, nothing else")
+        if name == "compilation_config" and isinstance(value, dict):
+            refused = sorted(str(key) for key in value.keys() - SAFE_COMPILATION_KEYS)
+            if refused:
+                raise ValueError(
+                    f"--engine-args: `{refused[0]}` of `compilation_config` is not passed on to vLLM; what is: "
+                    f"{', '.join(sorted(SAFE_COMPILATION_KEYS))}"
+                )
 
 
 def hash_fingerprint(settings: dict[str, Any]) -> str:

@@ -18,8 +18,10 @@ from rerank_actor.errors import ModelError, RerankError, describe_cause
 from rerank_actor.job import BUILT_IN_TOKENIZER
 from rerank_actor.template import CROSS_ENCODER, QWEN3_RERANKER, Template
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
+# Formats of weights that are pickles or that no engine here loads: never fetched, never opened.
+REFUSED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".onnx", ".h5", ".msgpack")
 HUB_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")
+CODE_SUFFIX = ".py"
 UNLIMITED_POSITIONS = 10**9
 
 # 256 windows of 64 KiB spread over each weight file: any retraining or merge touches them, and 16 GB cost 16 MB.
@@ -41,6 +43,7 @@ class RerankerModel:
         template_name: key of `template.TEMPLATES`.
         yes_id, no_id: token ids of the two answers; -1 for a cross-encoder.
         max_positions: longest prompt in tokens that the model was built for.
+        trust_remote_code: whether the user lets the model's own code run.
     """
 
     name: str
@@ -53,14 +56,21 @@ class RerankerModel:
     yes_id: int
     no_id: int
     max_positions: int
+    trust_remote_code: bool = False
 
     def fingerprint_settings(self) -> dict[str, Any]:
         """Return the model's share of the fingerprint; the folder's place is not part of it."""
         return {"model": self.digest, "revision": self.revision, "template": self.template_name}
 
 
-def fetch_model(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
+def fetch_model(name: str, revision: str | None = None, *, weights: bool = True, code: bool = False) -> Path:
     """Return a local folder with the model; from S3 or the hub it is copied once per machine.
+
+    Args:
+        name: hub name, local folder or s3:// folder.
+        revision: branch, tag or commit of a hub model.
+        weights: copy the weights too; only safetensors are.
+        code: copy the model's own Python code too.
 
     Raises:
         ModelError: there is no such model, or it cannot be fetched.
@@ -68,7 +78,7 @@ def fetch_model(name: str, revision: str | None = None, *, weights: bool = True)
     if name == BUILT_IN_TOKENIZER:
         return Path(name)
     if storage.is_s3(name):
-        return _fetch_from_s3(storage.normalize_uri(name), weights=weights)
+        return _fetch_from_s3(storage.normalize_uri(name), weights=weights, code=code)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -76,7 +86,7 @@ def fetch_model(name: str, revision: str | None = None, *, weights: bool = True)
         raise ModelError(
             f"{name}: no such model folder; give --model a folder, an s3:// folder or a hub name", model=name
         )
-    return _fetch_from_hub(name, revision, weights=weights)
+    return _fetch_from_hub(name, revision, weights=weights, code=code)
 
 
 def _cache_folder() -> Path:
@@ -86,19 +96,20 @@ def _cache_folder() -> Path:
     return Path(base) / "models"
 
 
-def _fetch_from_s3(uri: str, *, weights: bool) -> Path:
+def _fetch_from_s3(uri: str, *, weights: bool, code: bool) -> Path:
     try:
         found = storage.list_objects(uri)
     except RerankError as error:
         raise ModelError(f"--model {error}", model=uri) from error
     if not found:
         raise ModelError(f"{uri}: no such model folder; check --model", model=uri)
-    listing = json.dumps([[item.uri, item.size, item.etag] for item in found] + [weights])
+    listing = json.dumps([[item.uri, item.size, item.etag] for item in found] + [weights, *["code"] * code])
     target = _cache_folder() / hashlib.sha256(listing.encode()).hexdigest()[:24]
     if not target.is_dir():
         temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
         temporary.mkdir(parents=True, exist_ok=True)
-        storage.download_folder(uri, temporary, skip=() if weights else WEIGHT_SUFFIXES)
+        left_out = [*REFUSED_SUFFIXES, *[".safetensors"] * (not weights), *[CODE_SUFFIX] * (not code)]
+        storage.download_folder(uri, temporary, skip=tuple(left_out))
         try:
             temporary.rename(target)
         except OSError:  # another process on this machine was first
@@ -106,10 +117,10 @@ def _fetch_from_s3(uri: str, *, weights: bool) -> Path:
     return target
 
 
-def _fetch_from_hub(name: str, revision: str | None, *, weights: bool) -> Path:
+def _fetch_from_hub(name: str, revision: str | None, *, weights: bool, code: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = [*HUB_PATTERNS, "*.safetensors"] if weights else list(HUB_PATTERNS)
+    patterns = [*HUB_PATTERNS, *["*.safetensors"] * weights, *["*" + CODE_SUFFIX] * code]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:
@@ -120,24 +131,33 @@ def _fetch_from_hub(name: str, revision: str | None, *, weights: bool) -> Path:
         ) from error
 
 
-def load_reranker_model(name: str, revision: str | None = None) -> RerankerModel:
+def load_reranker_model(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> RerankerModel:
     """Read what kind of reranker a model is.
 
+    Args:
+        name: hub name, local folder or s3:// folder.
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: let the model's own Python code run.
+
     Raises:
-        ModelError: it is not there, or it is not a reranker: no yes and no tokens, no head with one label.
+        ModelError: it is not there, it is not a reranker (no yes and no tokens, no head with one label), it brings code
+            that it was not said to trust, or its weights are not safetensors.
     """
     if name == BUILT_IN_TOKENIZER:
         return RerankerModel(name, name, name, None, "yes_no", "none", QWEN3_RERANKER.name, 1, 0, UNLIMITED_POSITIONS)
-    folder = fetch_model(name, revision, weights=False)
+    folder = fetch_model(name, revision, weights=False, code=trust_remote_code)
     config = _read_config(folder, name)
+    if not trust_remote_code:
+        _refuse_code(name, folder, config)
     architecture = str((config.get("architectures") or [config.get("model_type", "none")])[0])
     kind, template = _classify(name, architecture, config)
     yes_id, no_id = _find_answer_tokens(folder, name) if kind == "yes_no" else (-1, -1)
     commit = folder.name if folder.parent.name == "snapshots" else None
+    _refuse_pickled_weights(name, _list_files(name, commit, folder))
     return RerankerModel(
         name=name,
         folder=str(folder),
-        digest=_identify(name, commit, folder),
+        digest=_identify(name, commit, folder, code=trust_remote_code),
         revision=commit or revision,
         kind=kind,
         architecture=architecture,
@@ -145,7 +165,46 @@ def load_reranker_model(name: str, revision: str | None = None) -> RerankerModel
         yes_id=yes_id,
         no_id=no_id,
         max_positions=_max_positions(config),
+        trust_remote_code=trust_remote_code,
     )
+
+
+def _refuse_code(name: str, folder: Path, config: dict[str, Any]) -> None:
+    """Refuse a model that names Python code of its own in its configuration or its tokenizer's."""
+    found = {"config.json": config}
+    if (folder / "tokenizer_config.json").is_file():
+        found["tokenizer_config.json"] = _read_config(folder, name, "tokenizer_config.json")
+    for file, settings in found.items():
+        if settings.get("auto_map"):
+            raise ModelError(
+                f"{name}: {file} names Python code that the model brings along (auto_map), which is not run unasked; read "
+                "it, then give --trust-remote-code, or take a model without it",
+                model=name,
+            )
+
+
+def _list_files(name: str, commit: str | None, folder: Path) -> list[str]:
+    """Return the names of a model's files where it lies, weights included, which may not have been fetched."""
+    if storage.is_s3(name):
+        return [item.uri.rpartition("/")[2] for item in storage.list_objects(name)]
+    if not Path(name).expanduser().is_dir():
+        from huggingface_hub import HfApi
+
+        try:
+            return [file for file in HfApi().list_repo_files(name, revision=commit) if "/" not in file]
+        except Exception:  # no network; what the cache holds is looked at again where the weights are loaded
+            pass
+    return [path.name for path in folder.iterdir()]
+
+
+def _refuse_pickled_weights(name: str, files: list[str]) -> None:
+    refused = sorted(file for file in files if file.endswith(REFUSED_SUFFIXES))
+    if refused and not any(file.endswith(".safetensors") for file in files):
+        raise ModelError(
+            f"{name}: has no weights as safetensors, only {refused[0]}, and loading that could run code; convert it "
+            "(Transformers: `model.save_pretrained(folder)`) or take a --revision that has them",
+            model=name,
+        )
 
 
 def fetch_weights(model: RerankerModel) -> Path:
@@ -155,38 +214,38 @@ def fetch_weights(model: RerankerModel) -> Path:
         ModelError: it cannot be had here.
     """
     if storage.is_s3(model.name) or model.digest.startswith(f"{model.name}@"):
-        return fetch_model(model.name, model.revision)
-    if not Path(model.folder).is_dir():
+        folder = fetch_model(model.name, model.revision, code=model.trust_remote_code)
+    else:
+        folder = Path(model.folder)
+    if not folder.is_dir():
         raise ModelError(
             f"{model.folder}: this machine has no such model folder; use a path that all nodes share, s3:// or a hub name",
             model=model.name,
         )
-    return Path(model.folder)
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{model.name}: has no weights as safetensors, and no others are loaded", model=model.name)
+    return folder
 
 
-def _identify(name: str, commit: str | None, folder: Path) -> str:
+def _identify(name: str, commit: str | None, folder: Path, *, code: bool) -> str:
     """Return what changes when the model does, without fetching weights that only the actors need."""
     if commit:
         return f"{name}@{commit}"
     if storage.is_s3(name):
         listing = [[item.uri.rpartition("/")[2], item.size, item.etag] for item in storage.list_objects(name)]
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:32]
-    return compute_digest(folder)
+    return compute_digest(folder, code=code)
 
 
-def _read_config(folder: Path, name: str) -> dict[str, Any]:
+def _read_config(folder: Path, name: str, file: str = "config.json") -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / file).read_text())
     except FileNotFoundError:
-        raise ModelError(
-            f"{name}: no config.json there, so this is not a model folder; check --model", model=name
-        ) from None
+        raise ModelError(f"{name}: no {file} there, so this is not a model folder; check --model", model=name) from None
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{name}: config.json cannot be read ({type(error).__name__}); check --model", model=name
-        ) from None
+        raise ModelError(f"{name}: {file} cannot be read ({type(error).__name__}); check --model", model=name) from None
     if not isinstance(config, dict):
-        raise ModelError(f"{name}: config.json is not a JSON object; check --model", model=name)
+        raise ModelError(f"{name}: {file} is not a JSON object; check --model", model=name)
     return config
 
 
@@ -258,7 +317,7 @@ def load_tokenizer_json(model: RerankerModel) -> str:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model.folder)
+        tokenizer = AutoTokenizer.from_pretrained(model.folder, trust_remote_code=model.trust_remote_code)
     except Exception as error:
         raise ModelError(
             f"{model.name}: its tokenizer cannot be loaded ({describe_cause(error)})",
@@ -280,15 +339,18 @@ def _byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def compute_digest(folder: Path) -> str:
-    """Return a hash over names, sizes and contents of a model's files; of weights, over windows spread evenly."""
+def compute_digest(folder: Path, *, code: bool = False) -> str:
+    """Return a hash over names, sizes and contents of a model's files; of weights, over windows spread evenly.
+
+    The model's own Python code is among the files where it is to run.
+    """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         is_weight = path.suffix == ".safetensors"
         if (
             not path.is_file()
             or path.name.startswith(".")
-            or not (is_weight or path.match("*.json") or path.match("*.txt"))
+            or not (is_weight or path.suffix in (".json", ".txt", *[CODE_SUFFIX] * code))
         ):
             continue
         size = path.stat().st_size

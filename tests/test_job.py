@@ -18,7 +18,7 @@ from rerank_actor.sample import write_sample_model
 
 CONTRACT_FLAGS = (
     "--input --format --query-column --document-column --instruction --instruction-column --limit --output --keep-columns "
-    "--overwrite --rescore-changed --model --revision --dtype --max-length --parse-special-tokens --check-scores --engine "
+    "--overwrite --rescore-changed --model --revision --dtype --max-length --parse-special-tokens --trust-remote-code --check-scores --engine "
     "--gpus-per-actor --tensor-parallel-size --engine-args --actors --unit-rows --max-attempts --max-failed-units --dry-run "
     "--ray-address"
 )
@@ -154,7 +154,15 @@ def test_resolved_job_as_yaml_and_back_is_the_same(job_file: Callable[[str], str
         "--actors",
         "2:30",
     ]
-    job = parse(*flags, "--keep-columns", "a,b", "--engine-args", '{"x": {"y": [1, null]}}', "--revision", "0123456")
+    job = parse(
+        *flags,
+        "--keep-columns",
+        "a,b",
+        "--engine-args",
+        '{"compilation_config": {"mode": 3, "custom_ops": ["a", null]}}',
+        "--revision",
+        "0123456",
+    )
     assert load_job(job_file(job.to_yaml()), {}) == job
 
 
@@ -167,6 +175,7 @@ FINGERPRINT_CHANGES = {
     "dtype": "float32",
     "max_length": 100,
     "parse_special_tokens": True,
+    "trust_remote_code": True,
     "engine": "fake",
     "engine_args": {"quantization": "fp8"},
 }
