@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_actor import shards, storage
-from rerank_actor.errors import InputError, RerankError, StorageError
+from rerank_actor.errors import InputError, RerankError
 from rerank_actor.output import Output
 from rerank_actor.part import PartCheck, check_part, read_part_metadata
 from rerank_actor.plan import Unit
@@ -110,8 +110,8 @@ class Totals:
 class UnitRecords:
     """The records of one run's units, written in files of a few thousand, or of a minute, so that memory stays flat."""
 
-    def __init__(self, output: Output, run_id: str) -> None:
-        self._output, self._run_id = output, run_id
+    def __init__(self, output: Output, run_id: str, *, seconds: float = RECORD_SECONDS) -> None:
+        self._output, self._run_id, self._seconds = output, run_id, seconds
         self._pending: list[dict[str, Any]] = []
         self._files = 0
         self._due = 0.0
@@ -121,7 +121,7 @@ class UnitRecords:
         record = {name: report.get(name) for name in RECORD_SCHEMA.names}
         record |= {"unit": unit, "errors": json.dumps(report.get("errors") or {})}
         if not self._pending:
-            self._due = time.monotonic() + RECORD_SECONDS
+            self._due = time.monotonic() + self._seconds
         self._pending.append(record)
         self._pending = self._pending[-RECORDS_KEPT:]
         if len(self._pending) == RECORDS_PER_FILE:
@@ -142,8 +142,8 @@ class UnitRecords:
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         try:
             self._output.write_own(f"runs/{self._run_id}-{self._files:05d}.parquet", sink.getvalue())
-        except StorageError:
-            self._due = time.monotonic() + RECORD_SECONDS
+        except RerankError:  # a part without a record costs the next run a look at it, never a score
+            self._due = time.monotonic() + self._seconds
             return
         self._files += 1
         self._pending = []
