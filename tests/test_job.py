@@ -17,10 +17,10 @@ from rerank_actor.job import hash_fingerprint, load_job
 from rerank_actor.sample import write_sample_model
 
 CONTRACT_FLAGS = (
-    "--input --format --query-column --document-column --instruction --instruction-column --limit --output --keep-columns "
-    "--overwrite --rescore-changed --model --revision --dtype --max-length --parse-special-tokens --trust-remote-code --check-scores --engine "
-    "--gpus-per-actor --tensor-parallel-size --engine-args --actors --unit-rows --max-attempts --max-failed-units --dry-run "
-    "--ray-address"
+    "--input --format --query-column --document-column --instruction --instruction-column --limit --output "
+    "--keep-columns --overwrite --rescore-changed --model --revision --dtype --max-length --parse-special-tokens "
+    "--trust-remote-code --check-scores --engine --gpus-per-actor --tensor-parallel-size --engine-args --actors "
+    "--unit-rows --max-attempts --max-failed-units --dry-run --ray-address"
 )
 Write = Callable[..., Path]
 NEEDED = {"input": "/in", "output": "/out"}
