@@ -16,7 +16,7 @@ import pyarrow as pa
 import ray
 
 from rerank_actor import storage
-from rerank_actor.engine import Engine, EngineSpec
+from rerank_actor.engine import Engine, EngineSpec, compute_within_memory
 from rerank_actor.engine_check import start_engine
 from rerank_actor.errors import EngineError, EngineStartError, RerankError
 from rerank_actor.units import UnitWork
@@ -85,7 +85,7 @@ class RerankActor:
                 )
             started = time.monotonic()
             try:
-                found = self._engine.compute_logits(prompts.ids_at(positions))
+                found = compute_within_memory(self._engine, prompts.ids_at(positions))
             except RerankError as error:
                 logger.warning("unit %s: attempt %d failed: %s", work.unit.name, attempt, error)
                 if attempt >= self._max_attempts or not error.retryable:

@@ -3,13 +3,17 @@
 Knows nothing of texts, units, storage or Ray, and of no engine in particular; `engine_check` starts one.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from rerank_actor.errors import EngineMemoryError
 from rerank_actor.model import RerankerModel
+
+logger = logging.getLogger(__name__)
 
 EngineKind = Literal["vllm", "transformers", "fake"]
 
@@ -37,6 +41,14 @@ class Engine(Protocol):
 
         Raises:
             EngineError: the batch could not be computed.
+            EngineMemoryError: it did not fit into memory; smaller batches may, and the engine can go on.
+        """
+
+    def shrink_batches(self) -> int | None:
+        """Halve the tokens that are computed at once.
+
+        Returns:
+            The new budget in tokens, None where it cannot be less.
         """
 
     def close(self) -> None:
@@ -68,3 +80,19 @@ class EngineSpec:
     check_prompts: tuple[tuple[int, ...], ...]
     check_scores: bool = False
     device: Literal["auto", "cpu"] = "auto"
+
+
+def compute_within_memory(engine: Engine, prompts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the log-odds of each prompt, in smaller and smaller batches while memory runs out.
+
+    Raises:
+        EngineError: the batch could not be computed, however small.
+    """
+    while True:
+        try:
+            return engine.compute_logits(prompts)
+        except EngineMemoryError as error:
+            budget = engine.shrink_batches()
+            if budget is None:
+                raise
+            logger.warning("%s; the %s engine goes on with %d tokens at once", error, engine.name, budget)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rerank_actor.engine import Engine, EngineSpec
+from rerank_actor.engine import Engine, EngineSpec, compute_within_memory
 from rerank_actor.errors import EngineStartError, RerankError, describe_cause
 from rerank_actor.prompts import PairEncoder
 
@@ -63,7 +63,7 @@ def start_engine(spec: EngineSpec) -> tuple[Engine, EngineCheck]:
     for dtype in dtypes:
         engine = _load(replace(spec, dtype=dtype))
         try:
-            logits = engine.compute_logits([np.array(ids, np.int32) for ids in spec.check_prompts])
+            logits = compute_within_memory(engine, [np.array(ids, np.int32) for ids in spec.check_prompts])
         except RerankError as error:
             raise EngineStartError(f"the {spec.kind} engine started but cannot score: {error}") from error
         if np.isfinite(logits).all():

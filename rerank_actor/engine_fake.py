@@ -1,25 +1,41 @@
 """The fake engine: logits that follow from the token ids alone, with no model, for rehearsals of faults and of scale.
 
-Bit-identical on every machine and in every batch. Never for claiming scores.
+Bit-identical on every machine and in every batch. Never for claiming scores. Its faults are real ones, done to its own
+process: it raises, returns NaN, ends its process, hangs (also holding the interpreter's lock) or runs out of memory, at
+random or on prompts with a certain token. A fault lasts: an engine that has raised or returned NaN at random goes on
+doing so until its process is replaced, as after a CUDA error.
 """
 
+import ctypes
 import hashlib
+import os
+import random
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from rerank_actor.engine import EngineSpec
-from rerank_actor.errors import ModelError
+from rerank_actor.errors import EngineError, EngineMemoryError, ModelError
 
 SPREAD = 8.0  # logits are uniform in [-SPREAD, SPREAD)
+HANG_SECONDS = 100_000
+KINDS = ("raise", "nan", "die", "hang", "hang_with_lock")
 
 
 class FakeEngine:
     """An engine without a model.
 
-    Its one engine argument is `seconds_per_prompt`, the time it sleeps for each prompt, which stands for the work of a
-    real engine.
+    Its engine arguments: `seconds_per_prompt`, the time it sleeps for each prompt, which stands for the work of a real
+    engine; and `faults`, a mapping of
+
+    - a kind (raise, nan, die, hang, hang_with_lock) to its probability for a batch,
+    - `guilty_token` to a token id and `guilty_kind` to what happens on each prompt that holds it,
+    - `start` to a kind that befalls the engine's start, `start_probability` to how often (default always),
+    - `memory_tokens` to the tokens above which a batch does not fit,
+    - `seed` to a number.
     """
 
     name = "fake"
@@ -27,20 +43,91 @@ class FakeEngine:
     dtype = "float32"
 
     def __init__(self, spec: EngineSpec) -> None:
-        unknown = set(spec.engine_args) - {"seconds_per_prompt"}
+        unknown = set(spec.engine_args) - {"seconds_per_prompt", "faults"}
         if unknown:
-            raise ModelError(f"--engine-args: the fake engine has no `{min(unknown)}`; it takes `seconds_per_prompt`")
+            raise ModelError(
+                f"--engine-args: the fake engine has no `{min(unknown)}`; it takes `seconds_per_prompt` and `faults`"
+            )
         self._seconds_per_prompt = float(spec.engine_args.get("seconds_per_prompt", 0.0))
+        self._faults = _Faults(spec.engine_args.get("faults", {}), spec.check_prompts)
+        self._batch_tokens: int | None = None
+        self._faults.strike_start()
 
     def compute_logits(self, prompts: Sequence[np.ndarray]) -> np.ndarray:
         """Return a logit for each prompt: 32 bits of the BLAKE2 hash of its little-endian int32 ids, scaled."""
         if self._seconds_per_prompt:
             time.sleep(self._seconds_per_prompt * len(prompts))
+        self._faults.strike_memory(prompts, self._batch_tokens)
         logits = np.empty(len(prompts), np.float32)
         for index, ids in enumerate(prompts):
             digest = hashlib.blake2b(np.asarray(ids, "<i4").tobytes(), digest_size=4).digest()
             logits[index] = np.float32(int.from_bytes(digest, "little") / 2**32 * 2 * SPREAD - SPREAD)
-        return logits
+        return self._faults.strike(prompts, logits)
+
+    def shrink_batches(self) -> int | None:
+        """Halve the tokens that are computed at once."""
+        self._batch_tokens = (self._batch_tokens or 2**16) // 2
+        return self._batch_tokens if self._batch_tokens >= 1 else None
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+class _Faults:
+    """What befalls a fake engine."""
+
+    def __init__(self, wanted: Mapping[str, Any], check_prompts: Sequence[Sequence[int]]) -> None:
+        known = {*KINDS, "guilty_token", "guilty_kind", "start", "start_probability", "memory_tokens", "seed"}
+        unknown = set(wanted) - known
+        kinds = {wanted.get("guilty_kind", "raise"), wanted.get("start", "raise")} - {*KINDS}
+        if unknown or kinds:
+            raise ModelError(f"--engine-args: the fake engine has no fault `{min(unknown | kinds)}`; see its docstring")
+        self._wanted = wanted
+        self._check_prompts = {tuple(prompt) for prompt in check_prompts}
+        self._random = random.Random(f"{wanted.get('seed', 0)} {os.getpid()} {time.time_ns()}")
+        self._lasting: str | None = None
+
+    def strike_start(self) -> None:
+        kind = self._wanted.get("start")
+        if kind and self._random.random() < self._wanted.get("start_probability", 1.0):
+            self._do(kind, "the start")
+
+    def strike_memory(self, prompts: Sequence[np.ndarray], batch_tokens: int | None) -> None:
+        limit = self._wanted.get("memory_tokens")
+        at_once = min(sum(len(ids) for ids in prompts), batch_tokens or 2**62)
+        if limit is not None and max(at_once, max((len(ids) for ids in prompts), default=0)) > limit:
+            raise EngineMemoryError(f"fake memory holds {limit} tokens, not the {at_once} of a batch")
+
+    def strike(self, prompts: Sequence[np.ndarray], logits: np.ndarray) -> np.ndarray:
+        is_check = all(tuple(ids.tolist()) in self._check_prompts for ids in prompts)
+        if not is_check and self._lasting is None:
+            for kind in KINDS:
+                if self._random.random() < self._wanted.get(kind, 0.0):
+                    self._do(kind, "a batch")
+        if self._lasting == "raise":
+            raise EngineError("the fake engine is broken, as was wanted")
+        if self._lasting == "nan":
+            return np.full_like(logits, np.nan)
+        token = self._wanted.get("guilty_token")
+        guilty = np.array([token is not None and bool((ids == token).any()) for ids in prompts], bool)
+        kind = self._wanted.get("guilty_kind", "raise")
+        if not guilty.any():
+            return logits
+        if kind == "nan":
+            return np.where(guilty, np.float32(np.nan), logits)
+        if kind == "raise":
+            raise EngineError("a prompt with the guilty token was in the batch")
+        self._do(kind, "a guilty prompt")
+        return logits
+
+    def _do(self, kind: str, where: str) -> None:
+        if kind in ("raise", "nan") and where != "the start":
+            self._lasting = kind
+        elif kind in ("raise", "nan"):
+            raise EngineError(f"the fake engine fails at {where}, as was wanted")
+        elif kind == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif kind == "hang":
+            time.sleep(HANG_SECONDS)
+        else:
+            ctypes.PyDLL(None).sleep(HANG_SECONDS)  # unlike CDLL it keeps the interpreter's lock

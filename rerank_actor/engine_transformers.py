@@ -13,11 +13,12 @@ import torch
 import transformers
 
 from rerank_actor.engine import EngineSpec
-from rerank_actor.errors import EngineError, describe_cause
+from rerank_actor.errors import EngineError, EngineMemoryError, describe_cause
 from rerank_actor.model import fetch_weights
 
 BATCH_TOKENS = 8192
 BATCH_PROMPTS = 64
+LEAST_BATCH_TOKENS = 64
 
 
 class TransformersEngine:
@@ -30,6 +31,7 @@ class TransformersEngine:
         transformers.utils.logging.disable_progress_bar()
         folder = fetch_weights(spec.model)
         self.dtype = spec.dtype
+        self._batch_tokens = BATCH_TOKENS
         self._device = torch.device("cuda" if torch.cuda.is_available() and spec.device == "auto" else "cpu")
         self._answers = [spec.model.no_id, spec.model.yes_id] if spec.model.kind == "yes_no" else None
         auto: Any = (
@@ -47,8 +49,10 @@ class TransformersEngine:
             raise EngineError("the engine is closed")
         logits = np.empty(len(prompts), np.float32)
         try:
-            for positions in _batches([len(prompt) for prompt in prompts]):
+            for positions in _batches([len(prompt) for prompt in prompts], self._batch_tokens):
                 logits[positions] = self._run([prompts[position] for position in positions])
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise EngineMemoryError(f"memory ran out on a batch ({describe_cause(error)})") from error
         except RuntimeError as error:
             raise EngineError(f"Transformers failed on a batch ({describe_cause(error)})") from error
         return logits
@@ -64,6 +68,13 @@ class TransformersEngine:
                 output = answers[:, 1] - answers[:, 0]
         return np.asarray(output.cpu().numpy(), np.float32)
 
+    def shrink_batches(self) -> int | None:
+        """Halve the tokens of a batch."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._batch_tokens //= 2
+        return self._batch_tokens if self._batch_tokens >= LEAST_BATCH_TOKENS else None
+
     def close(self) -> None:
         """Drop the model."""
         self._model = None
@@ -71,11 +82,11 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
 
-def _batches(lengths: list[int]) -> Iterator[list[int]]:
+def _batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
     """Yield positions of prompts of one length, within the token budget."""
     batch: list[int] = []
     for position in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        full = len(batch) >= BATCH_PROMPTS or (len(batch) + 1) * lengths[position] > BATCH_TOKENS
+        full = len(batch) >= BATCH_PROMPTS or (len(batch) + 1) * lengths[position] > batch_tokens
         if batch and (full or lengths[batch[0]] != lengths[position]):
             yield batch
             batch = []

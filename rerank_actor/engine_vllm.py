@@ -9,20 +9,26 @@ killed actor and keeps its GPU; and one bad prompt loses a whole call, so length
 
 import contextlib
 import gc
+import logging
 import math
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from rerank_actor.engine import EngineSpec
-from rerank_actor.errors import EngineError, EngineStartError, describe_cause
+from rerank_actor.errors import EngineError, EngineMemoryError, EngineStartError, describe_cause
 from rerank_actor.model import fetch_weights
 
 BATCH_TOKENS = 16_384
+LEAST_BATCH_TOKENS = 64
 GPU_BLOCK_SIZE = 64  # hashing costs less than at 16, and the 64 tokens shared by all prompts are still reused
 CPU_BLOCK_SIZE = 32  # the CPU build's default of 128 is longer than the shared prefix: nothing would be reused
+
+
+logger = logging.getLogger(__name__)
 
 
 def _prepare_environment() -> None:
@@ -53,6 +59,7 @@ class VllmEngine:
         arguments: dict[str, Any] = {
             "model": str(folder),
             "runner": "pooling",
+            "load_format": "safetensors",  # never a pickle
             "dtype": spec.dtype,
             "max_model_len": spec.max_length,
             "max_num_batched_tokens": max(BATCH_TOKENS, spec.max_length),
@@ -78,6 +85,8 @@ class VllmEngine:
             self._llm: Any = vllm.LLM(**arguments)
         except TypeError as error:
             raise EngineStartError(f"--engine-args: vLLM {self.version} refuses an argument ({error})") from error
+        self._batch_tokens = int(arguments["max_num_batched_tokens"])
+        self._call_tokens = sys.maxsize
         self._parameters = vllm.PoolingParams(use_activation=False)
         self._to_prompt = vllm.TokensPrompt
         self._torch = torch
@@ -91,12 +100,47 @@ class VllmEngine:
         longest = max(len(prompt) for prompt in prompts)
         if longest > self._max_length or min(len(prompt) for prompt in prompts) == 0:
             raise EngineError(f"a prompt of {longest} tokens does not fit the engine's {self._max_length}")
+        logits = np.empty(len(prompts), np.float32)
+        for start, stop in _split(prompts, self._call_tokens):
+            logits[start:stop] = self._classify(prompts[start:stop])
+        return logits
+
+    def _classify(self, prompts: Sequence[np.ndarray]) -> np.ndarray:
         requests = [self._to_prompt(prompt_token_ids=prompt.tolist()) for prompt in prompts]
         try:
             outputs = self._llm.classify(requests, pooling_params=self._parameters, use_tqdm=False)
+        except (self._torch.OutOfMemoryError, MemoryError) as error:
+            self._recover()
+            raise EngineMemoryError(f"memory ran out on a batch ({describe_cause(error)})") from error
         except Exception as error:
+            self._recover()
             raise EngineError(f"vLLM failed on a batch ({describe_cause(error)})") from error
+        if len(outputs) != len(prompts):
+            self.close()
+            raise EngineError(f"vLLM gave {len(outputs)} results for {len(prompts)} prompts")
         return np.fromiter((output.outputs.probs[0] for output in outputs), np.float32, len(outputs))
+
+    def _recover(self) -> None:
+        """Make the engine forget a batch that failed, or close it.
+
+        The batch's requests would be computed with the next call's. Its blocks stand in the prefix cache, where vLLM
+        enters them before they are computed, so that later prompts would read keys and values that were never written.
+        """
+        try:
+            engine = self._llm.llm_engine
+            engine.abort_request(list(engine.output_processor.request_states), internal=True)
+            if engine.has_unfinished_requests() or not engine.reset_prefix_cache():
+                self.close()
+        except Exception:  # whatever it is, the engine cannot be trusted
+            logger.exception("vLLM could not be brought back to order")
+            self.close()
+
+    def shrink_batches(self) -> int | None:
+        """Halve the tokens that are given to vLLM at once; its own budget is fixed when it starts."""
+        if self._torch.cuda.is_available():
+            self._torch.cuda.empty_cache()
+        self._call_tokens = min(self._call_tokens, self._batch_tokens) // 2
+        return self._call_tokens if self._call_tokens >= LEAST_BATCH_TOKENS else None
 
     def close(self) -> None:
         """Drop the model and the cache."""
@@ -106,6 +150,17 @@ class VllmEngine:
         gc.collect()
         if self._torch.cuda.is_available():
             self._torch.cuda.empty_cache()
+
+
+def _split(prompts: Sequence[np.ndarray], budget: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges of prompts within a budget of tokens, a prompt that is over it alone."""
+    start = tokens = 0
+    for position, prompt in enumerate(prompts):
+        if position > start and tokens + len(prompt) > budget:
+            yield start, position
+            start, tokens = position, 0
+        tokens += len(prompt)
+    yield start, len(prompts)
 
 
 def _set_cpu_cache(folder: Any, spec: EngineSpec) -> None:

@@ -35,6 +35,10 @@ class JobError(RerankError):
     """The job cannot start as it is written: a flag, a key, a file or a folder is wrong."""
 
 
+class AccessDeniedError(JobError):
+    """Storage refused access. At the start the job is wrong; later on credentials may be being renewed."""
+
+
 class InputError(JobError):
     """The input is missing, empty, or has not the columns that the job names."""
 
@@ -57,14 +61,28 @@ class StorageError(RerankError):
     retryable = True
 
 
+class ObjectChangedError(StorageError):
+    """A stored object is not, or no longer, the one that was meant."""
+
+    retryable = False
+
+
 class ShardError(RerankError):
     """A shard cannot be read: broken, cut short or not of the format it claims."""
+
+
+class ShardChangedError(ShardError):
+    """A shard was overwritten after it was planned."""
 
 
 class EngineError(RerankError):
     """An engine failed on a batch."""
 
     retryable = True
+
+
+class EngineMemoryError(EngineError):
+    """A batch did not fit into the device's memory; a smaller one may."""
 
 
 class RunInterruptedError(RerankError):

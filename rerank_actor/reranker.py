@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from rerank_actor.engine import EngineKind, EngineSpec
+from rerank_actor.engine import EngineKind, EngineSpec, compute_within_memory
 from rerank_actor.engine_check import EngineCheck, encode_check_pairs, start_engine
 from rerank_actor.errors import EngineError, InputError, ModelError
 from rerank_actor.job import BUILT_IN_TOKENIZER, DEFAULT_MODEL
@@ -107,7 +107,7 @@ class Reranker:
         positions = prompts.scorable
         logits = np.empty(len(pairs), np.float32)
         if len(pairs):
-            logits[positions] = self._engine.compute_logits(prompts.ids_at(positions))
+            logits[positions] = compute_within_memory(self._engine, prompts.ids_at(positions))
         if not np.isfinite(logits).all():
             wrong = np.flatnonzero(~np.isfinite(logits)).tolist()
             raise EngineError(

@@ -1,0 +1,143 @@
+"""The trial of a unit: tried whole, retried, then split in halves until only the pairs are left that bring engines down.
+
+A state machine without clock, Ray or engine: it hands out pieces (positions among the unit's prompts) and is told what
+became of them. It lives in the ledger, outside the processes that a piece may kill, so a piece that was handed out and
+never reported counts as one that killed its actor. A pair is given up only when it has failed alone.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+NOT_FINITE = "engine returned a logit that is not finite"
+DEATHS_ALLOWED = 64  # of actors, for one unit; each may cost an engine's start
+
+Outcome = Literal["died", "raised", "not_finite"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Prompts to score in one go.
+
+    Attributes:
+        ticket: tells this hand-out from every other of the unit.
+        attempt: tries of these prompts so far, this one included.
+        positions: int64, which of the unit's prompts; None for all of them.
+        is_split: whether the unit is already known to fail whole, and is being split.
+    """
+
+    ticket: int
+    attempt: int
+    positions: np.ndarray | None
+    is_split: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a trial ended.
+
+    Attributes:
+        logits: float32 [num_prompts], NaN for pairs given up.
+        given_up: reason for each pair given up, by position.
+        attempts: pieces handed out.
+        failure: why the unit was given up as a whole; then the rest means nothing.
+    """
+
+    logits: np.ndarray
+    given_up: dict[int, str]
+    attempts: int
+    failure: str | None = None
+
+
+@dataclass
+class _Pending:
+    positions: np.ndarray
+    is_split: bool
+    failures: int = 0
+
+
+@dataclass
+class Trial:
+    """One unit on trial.
+
+    Attributes:
+        num_prompts: prompts of the unit that can be scored.
+        max_attempts: tries of the whole unit, and of a pair alone.
+    """
+
+    num_prompts: int
+    max_attempts: int
+    attempts: int = 0
+    deaths: int = 0
+    splits: int = 0
+    _current: _Pending | None = None
+    _failure: str | None = None
+    _given_up: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._logits = np.full(self.num_prompts, np.nan, np.float32)
+        self._stack = [_Pending(np.arange(self.num_prompts), is_split=False)] if self.num_prompts else []
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether a piece is handed out and not yet reported."""
+        return self._current is not None
+
+    def begin(self) -> Piece | Verdict:
+        """Hand out the next piece, or say how the trial ended. Call `fail` first for a piece that never came back."""
+        if self._failure is not None or not self._stack:
+            return Verdict(self._logits, self._given_up, self.attempts, self._failure)
+        self._current = self._stack.pop()
+        self.attempts += 1
+        is_all = len(self._current.positions) == self.num_prompts
+        return Piece(
+            self.attempts,
+            self._current.failures + 1,
+            None if is_all else self._current.positions,
+            self._current.is_split,
+        )
+
+    def is_current(self, ticket: int) -> bool:
+        """Whether a ticket is of the piece that is handed out, and not of an actor that was thought dead."""
+        return self._current is not None and ticket == self.attempts
+
+    def finish(self, logits: np.ndarray) -> Outcome | None:
+        """Take the logits of the piece; those that are not finite are tried again, and the piece then has failed."""
+        piece = self._take()
+        finite = np.isfinite(logits)
+        self._logits[piece.positions[finite]] = logits[finite]
+        if finite.all():
+            return None
+        self._retry(_Pending(piece.positions[~finite], piece.is_split, piece.failures), NOT_FINITE)
+        return "not_finite"
+
+    def fail(self, reason: str, outcome: Outcome) -> None:
+        """Take down that the piece failed: an engine raised, or its process died."""
+        piece = self._take()
+        if outcome == "died":
+            self.deaths += 1
+        if self.deaths >= self.max_attempts + DEATHS_ALLOWED:
+            self._failure = f"{reason}, {self.deaths} times on this unit; its guilty pairs could not be told apart"
+            return
+        self._retry(piece, reason)
+
+    def _take(self) -> _Pending:
+        if self._current is None:
+            raise ValueError("no piece is handed out")
+        piece, self._current = self._current, None
+        return piece
+
+    def _retry(self, piece: _Pending, reason: str) -> None:
+        piece.failures += 1
+        is_single = len(piece.positions) == 1
+        if piece.failures < (self.max_attempts if is_single or not piece.is_split else 1):
+            self._stack.append(piece)
+        elif is_single:
+            times = f" ({piece.failures} times)" if piece.failures > 1 else ""
+            self._given_up[int(piece.positions[0])] = f"{reason}{times}"
+        else:
+            self.splits += 1
+            middle = len(piece.positions) // 2
+            halves = piece.positions[middle:], piece.positions[:middle]
+            self._stack += [_Pending(half, is_split=True) for half in halves]

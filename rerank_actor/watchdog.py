@@ -1,0 +1,83 @@
+"""The watchdog: a process of its own that ends the process it watches when a piece of work takes too long.
+
+It stands outside because an engine can hang in a way that stops every thread of Python (a kernel that sleeps, a call that
+holds the interpreter's lock). Limits go to it through a pipe; it ends with the process it watches. Uses the standard
+library alone, and runs as a script, so that it is small and starts at once.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import IO
+
+
+class Watchdog:
+    """Watches the process that makes it."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @contextlib.contextmanager
+    def limit(self, seconds: float) -> Iterator[None]:
+        """End this process with SIGKILL unless the block ends within some seconds."""
+        self._tell(seconds)
+        try:
+            yield
+        finally:
+            self._tell(0)
+
+    def close(self) -> None:
+        """End the watchdog."""
+        if self._process is not None:
+            _pipe(self._process).close()
+            self._process.wait()
+            self._process = None
+
+    def _tell(self, seconds: float) -> None:
+        message = f"{seconds:.3f}\n".encode()
+        with contextlib.suppress(OSError):
+            if self._process is not None and self._process.poll() is None:
+                _pipe(self._process).write(message)
+                return
+        self._process = self._start()
+        _pipe(self._process).write(message)
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        # A session of its own: a signal to the watched process's group must not take the watchdog first.
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+        )
+
+
+def _pipe(process: "subprocess.Popen[bytes]") -> IO[bytes]:
+    if process.stdin is None:
+        raise ValueError("the watchdog was started without a pipe")
+    return process.stdin
+
+
+def watch(watched: int, source: int) -> None:
+    """Read limits in seconds, a line each, and kill the watched process when one passes; 0 is no limit."""
+    limit: float | None = None
+    pending = b""
+    while os.getppid() == watched:
+        ready, _, _ = select.select([source], [], [], limit)
+        if not ready:
+            os.kill(watched, signal.SIGKILL)
+            return
+        data = os.read(source, 4096)
+        if not data:
+            return
+        *lines, pending = (pending + data).split(b"\n")
+        if lines:
+            limit = float(lines[-1]) or None
+
+
+if __name__ == "__main__":
+    watch(int(sys.argv[1]), sys.stdin.fileno())
