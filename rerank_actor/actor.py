@@ -1,15 +1,17 @@
 """The actor: a Ray process that owns one engine and fills in the logits of the units that come by.
 
-Takes a prepared unit as a table of one row and gives the same unit with logits, or as failed. Knows nothing of
-texts, shards or parts. An engine that raises is given `max_attempts` tries for a unit; attempts are counted by the
-ledger, outside this process, so that a unit that kills its actor is counted too.
+Takes a prepared unit as a table of one row and gives the same unit with logits, as failed, or handed back. Knows
+nothing of texts, shards or parts. What is tried again, and in which pieces, the ledger says, which outlives this
+process: an engine that raised is not trusted with the whole unit again, so the process ends and Ray replaces it. While
+a unit is being split, and after logits that are not finite, an engine that still scores the built-in pairs as it did
+at its start is kept, because starting one takes long.
 """
 
 import logging
 import os
 import time
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +19,18 @@ import ray
 
 from rerank_actor import storage
 from rerank_actor.engine import Engine, EngineSpec, compute_within_memory
-from rerank_actor.engine_check import start_engine
+from rerank_actor.engine_check import EngineCheck, scores_as_before, start_engine
 from rerank_actor.errors import EngineError, EngineStartError, RerankError
+from rerank_actor.ledger import START_ATTEMPTS
+from rerank_actor.pace import START_SECONDS, Pace
+from rerank_actor.trial import Piece, Verdict
 from rerank_actor.units import UnitWork
+from rerank_actor.watchdog import Watchdog
 
-# Time for the driver to end a run without any engine, before Ray prints pages about this actor and starts it again.
-DRIVER_REACTION_SECONDS = 10.0
+# Before a process whose engine did not start is replaced; the driver ends a run without any engine meanwhile.
+START_PAUSE_SECONDS = 10.0
+# That an actor without an engine holds a unit before it hands it back, so that those with one take most of them.
+HOLD_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
 
@@ -32,28 +40,33 @@ class RerankActor:
 
     Args:
         spec: the engine to start.
-        ledger: handle of the run's ledger.
-        max_attempts: tries for a unit before it counts as failed.
+        ledger: handle of the run's ledger, which is told why an engine does not start.
+        stall_seconds: allowed to an engine for any piece of work, on top of what such work took before.
         environment: AWS variables of the driver, for models in S3.
-
-    Raises:
-        EngineStartError: the engine cannot start; the ledger knows why before this is raised.
     """
 
-    def __init__(self, spec: EngineSpec, ledger: Any, max_attempts: int, environment: dict[str, str]) -> None:
+    def __init__(self, spec: EngineSpec, ledger: Any, stall_seconds: float, environment: dict[str, str]) -> None:
         storage.adopt_environment(environment)
-        self._ledger, self._max_attempts = ledger, max_attempts
+        self._ledger, self._id = ledger, ray.get_runtime_context().get_actor_id()
+        self._watchdog, self._pace = Watchdog(), Pace(stall_seconds)
+        self._engine: Engine | None = None
+        failures = ray.get(ledger.begin_start.remote(self._id))
+        if failures == START_ATTEMPTS:
+            return
         started = time.monotonic()
         try:
-            self._engine, check = self._start(spec)
+            with self._watchdog.limit(START_SECONDS):
+                self._engine, self._check = self._start(spec)
         except RerankError as error:
-            ray.get(ledger.note_engine_failure.remote(str(error)))
-            time.sleep(DRIVER_REACTION_SECONDS)
-            raise
-        facts = {**asdict(check), "start_seconds": round(time.monotonic() - started, 1)}
-        ray.get(ledger.note_engine.remote(os.getpid(), facts))
+            ray.get(ledger.note_engine_failure.remote(self._id, str(error)))
+            time.sleep(START_PAUSE_SECONDS * 2**failures)
+            os._exit(1)  # an exception here would end the whole run
+        self._check_prompts = [np.array(ids, np.int32) for ids in spec.check_prompts]
+        self._pace.note(sum(len(ids) for ids in self._check_prompts), self._check.seconds)
+        facts = {"pid": os.getpid(), **asdict(self._check), "start_seconds": round(time.monotonic() - started, 1)}
+        ray.get(ledger.note_engine.remote(self._id, facts))
 
-    def _start(self, spec: EngineSpec) -> tuple[Engine, Any]:
+    def _start(self, spec: EngineSpec) -> tuple[Engine, EngineCheck]:
         checks = spec.check_scores and ray.get(self._ledger.claim_check.remote())
         engine, check = start_engine(replace(spec, check_scores=checks))
         agreed = ray.get(self._ledger.agree_dtype.remote(engine.dtype))
@@ -69,36 +82,85 @@ class RerankActor:
         work = UnitWork.from_table(block)
         if work.failure is not None:
             return block
-        return self._score(work).to_table()
+        if self._engine is None:
+            return self._hand_back(work).to_table()
+        return self._score(work, self._engine).to_table()
 
-    def _score(self, work: UnitWork) -> UnitWork:
-        prompts = work.prompts
-        positions = prompts.scorable
+    def _hand_back(self, work: UnitWork) -> UnitWork:
+        deadline = time.monotonic() + HOLD_SECONDS
+        while time.monotonic() < deadline and not ray.get(self._ledger.is_stopped.remote()):
+            time.sleep(1)
+        return UnitWork.failed(work.unit, "its actor has no engine", {"handed_back": True})
+
+    def _score(self, work: UnitWork, engine: Engine) -> UnitWork:
+        name, positions = work.unit.name, work.prompts.scorable
+        started = time.monotonic()
         while True:
-            attempt = ray.get(self._ledger.begin_attempt.remote(work.unit.name))
-            if attempt == 0:
-                raise EngineError("the run has ended", unit=work.unit.name)
-            if attempt > self._max_attempts:
-                return work.with_failure(
-                    f"the actor died {self._max_attempts} times while scoring this unit",
-                    {"attempts": self._max_attempts},
-                )
-            started = time.monotonic()
-            try:
-                found = compute_within_memory(self._engine, prompts.ids_at(positions))
-            except RerankError as error:
-                logger.warning("unit %s: attempt %d failed: %s", work.unit.name, attempt, error)
-                if attempt >= self._max_attempts or not error.retryable:
-                    return work.with_failure(str(error), {"attempts": attempt})
-                continue
-            logits = np.full(len(prompts), np.nan, np.float32)
-            logits[positions] = found
-            return work.with_logits(
-                logits,
-                {
-                    "attempts": attempt,
-                    "seconds": round(time.monotonic() - started, 4),
-                    "engine_version": self._engine.version,
-                    "dtype": self._engine.dtype,
-                },
-            )
+            piece = ray.get(self._ledger.begin_piece.remote(self._id, name, len(positions)))
+            if piece is None:
+                raise EngineError("the run has ended", unit=name)
+            facts = {
+                "attempts": piece.ticket if isinstance(piece, Piece) else max(1, piece.attempts),
+                "seconds": round(time.monotonic() - started, 4),
+                "engine_version": engine.version,
+                "dtype": engine.dtype,
+            }
+            if isinstance(piece, Verdict):
+                if piece.failure is not None:
+                    return work.with_failure(piece.failure, facts)
+                prompts = work.prompts.with_errors({int(positions[at]): why for at, why in piece.given_up.items()})
+                return replace(work, prompts=prompts).with_logits(_scatter(work, piece.logits), facts)
+            found = self._score_piece(work, engine, piece)
+            if piece.positions is None and found is not None and np.isfinite(found).all():
+                self._ledger.end_trial.remote(name, piece.ticket)
+                facts["seconds"] = round(time.monotonic() - started, 4)
+                return work.with_logits(_scatter(work, found), facts)
+            self._report_piece(name, engine, piece, found)
+
+    def _score_piece(self, work: UnitWork, engine: Engine, piece: Piece) -> np.ndarray | None:
+        """Return the logits of a piece, None when the engine raised, which the ledger then knows."""
+        positions = work.prompts.scorable
+        ids = work.prompts.ids_at(positions if piece.positions is None else positions[piece.positions])
+        try:
+            return self._compute(engine, ids, work.unit.name, piece.ticket)
+        except RerankError as error:
+            logger.warning("unit %s: attempt %d failed: %s", work.unit.name, piece.ticket, error)
+            ray.get(self._ledger.fail_piece.remote(work.unit.name, piece.ticket, str(error)))
+            return None
+
+    def _report_piece(self, unit: str, engine: Engine, piece: Piece, found: np.ndarray | None) -> None:
+        """Take a piece of a unit in trouble to the ledger, and end this process if its engine is in doubt."""
+        if found is not None:
+            ray.get(self._ledger.finish_piece.remote(unit, piece.ticket, found))
+            doubtful = not np.isfinite(found).all() and not self._is_healthy(engine)
+        else:
+            doubtful = not piece.is_split or not self._is_healthy(engine)
+        if doubtful:
+            self._end()
+
+    def _compute(self, engine: Engine, ids: list[np.ndarray], unit: str, ticket: int) -> np.ndarray:
+        tokens = sum(len(prompt) for prompt in ids)
+        limit = self._pace.allow(tokens)
+        self._ledger.limit_piece.remote(unit, ticket, limit)
+        started = time.monotonic()
+        with self._watchdog.limit(limit):
+            found = compute_within_memory(engine, ids, self._ledger.note_batch_tokens.remote)
+        self._pace.note(tokens, time.monotonic() - started)
+        return found
+
+    def _is_healthy(self, engine: Engine) -> bool:
+        tokens = sum(len(ids) for ids in self._check_prompts)
+        with self._watchdog.limit(self._pace.allow(tokens)):
+            return scores_as_before(engine, self._check_prompts, self._check)
+
+    def _end(self) -> NoReturn:
+        """End this process; Ray starts another in its place and gives it the unit again."""
+        ray.get(self._ledger.end_actor.remote(self._id))
+        os._exit(1)
+
+
+def _scatter(work: UnitWork, found: np.ndarray) -> np.ndarray:
+    """Return logits of the scorable pairs in their places among all pairs, NaN elsewhere."""
+    logits = np.full(len(work.prompts), np.nan, np.float32)
+    logits[work.prompts.scorable] = found
+    return logits

@@ -43,6 +43,10 @@ def connect_ray(job: ScoreJob, watch: "SignalWatch") -> Iterator[Connection]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a pipeline that is being shut down must not start a new Ray
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ side writes to our terminal
+    # Of each worker that died Ray prints paragraphs; the run says in its own words what it survived.
+    os.environ.setdefault(
+        "RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed|There are infinite retries remaining"
+    )
     import ray
 
     address = job.ray_address or os.environ.get("RAY_ADDRESS") or "local"

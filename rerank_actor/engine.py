@@ -4,7 +4,7 @@ Knows nothing of texts, units, storage or Ray, and of no engine in particular; `
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -82,8 +82,15 @@ class EngineSpec:
     device: Literal["auto", "cpu"] = "auto"
 
 
-def compute_within_memory(engine: Engine, prompts: Sequence[np.ndarray]) -> np.ndarray:
+def compute_within_memory(
+    engine: Engine, prompts: Sequence[np.ndarray], tell: Callable[[int], object] | None = None
+) -> np.ndarray:
     """Return the log-odds of each prompt, in smaller and smaller batches while memory runs out.
+
+    Args:
+        engine: the engine.
+        prompts: as `Engine.compute_logits` takes them.
+        tell: is told each new budget in tokens.
 
     Raises:
         EngineError: the batch could not be computed, however small.
@@ -95,4 +102,6 @@ def compute_within_memory(engine: Engine, prompts: Sequence[np.ndarray]) -> np.n
             budget = engine.shrink_batches()
             if budget is None:
                 raise
+            if tell is not None:
+                tell(budget)
             logger.warning("%s; the %s engine goes on with %d tokens at once", error, engine.name, budget)

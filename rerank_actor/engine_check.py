@@ -5,6 +5,8 @@ for, because vLLM and torch are heavy.
 """
 
 import gc
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,12 +37,13 @@ NOISE_FLOOR = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
 
 @dataclass(frozen=True)
 class EngineCheck:
-    """Figures of the check at an engine's start, for the manifest: logits of the built-in pairs, and the reference's."""
+    """Figures of the check at an engine's start: logits of the built-in pairs, how long they took, the reference's."""
 
     engine: str
     version: str
     dtype: str
     logits: list[float]
+    seconds: float
     reference_logits: list[float] | None = None
     max_difference: float | None = None
 
@@ -62,12 +65,13 @@ def start_engine(spec: EngineSpec) -> tuple[Engine, EngineCheck]:
     dtypes = ["float16", "bfloat16"] if spec.dtype == "auto" else [spec.dtype]
     for dtype in dtypes:
         engine = _load(replace(spec, dtype=dtype))
+        started = time.monotonic()
         try:
             logits = compute_within_memory(engine, [np.array(ids, np.int32) for ids in spec.check_prompts])
         except RerankError as error:
             raise EngineStartError(f"the {spec.kind} engine started but cannot score: {error}") from error
         if np.isfinite(logits).all():
-            return engine, _check(engine, spec, logits)
+            return engine, _check(engine, spec, logits, time.monotonic() - started)
         engine.close()
         del engine
         gc.collect()
@@ -78,8 +82,23 @@ def start_engine(spec: EngineSpec) -> tuple[Engine, EngineCheck]:
     )
 
 
-def _check(engine: Engine, spec: EngineSpec, logits: np.ndarray) -> EngineCheck:
-    check = EngineCheck(engine.name, engine.version, engine.dtype, [float(logit) for logit in logits])
+def scores_as_before(engine: Engine, prompts: Sequence[np.ndarray], check: EngineCheck) -> bool:
+    """Return whether an engine in doubt still gives the built-in pairs the logits of its start, within their noise."""
+    try:
+        logits = compute_within_memory(engine, prompts)
+    except RerankError:
+        return False
+    return float(np.abs(logits - np.array(check.logits)).max()) <= _allow_noise(engine.dtype, np.array(check.logits))
+
+
+def _allow_noise(dtype: str, logits: np.ndarray) -> float:
+    return NOISE_FLOOR[dtype] + 5 * NOISE_SHARE[dtype] * float(np.std(logits))
+
+
+def _check(engine: Engine, spec: EngineSpec, logits: np.ndarray, seconds: float) -> EngineCheck:
+    check = EngineCheck(
+        engine.name, engine.version, engine.dtype, [float(logit) for logit in logits], round(seconds, 4)
+    )
     if np.ptp(logits) == 0:
         engine.close()
         raise EngineStartError(
@@ -95,7 +114,7 @@ def _check(engine: Engine, spec: EngineSpec, logits: np.ndarray) -> EngineCheck:
     finally:
         reference.close()
     difference = float(np.abs(logits.astype(np.float64) - expected).max())
-    allowed = NOISE_FLOOR[engine.dtype] + 5 * NOISE_SHARE[engine.dtype] * float(np.std(expected))
+    allowed = _allow_noise(engine.dtype, expected)
     if not difference <= allowed:
         engine.close()
         raise EngineStartError(

@@ -37,7 +37,12 @@ class TransformersEngine:
         auto: Any = (
             transformers.AutoModelForCausalLM if self._answers else transformers.AutoModelForSequenceClassification
         )
-        self._model: Any = auto.from_pretrained(folder, dtype=getattr(torch, spec.dtype), use_safetensors=True)
+        self._model: Any = auto.from_pretrained(
+            folder,
+            dtype=getattr(torch, spec.dtype),
+            use_safetensors=True,  # never a pickle
+            trust_remote_code=spec.model.trust_remote_code,
+        )
         self._model.to(self._device).eval()
         if self._answers is None:
             # Decoder classifiers pool the last token that is not padding; our batches have none.

@@ -60,6 +60,7 @@ class VllmEngine:
             "model": str(folder),
             "runner": "pooling",
             "load_format": "safetensors",  # never a pickle
+            "trust_remote_code": spec.model.trust_remote_code,
             "dtype": spec.dtype,
             "max_model_len": spec.max_length,
             "max_num_batched_tokens": max(BATCH_TOKENS, spec.max_length),

@@ -59,7 +59,9 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None) -> Groundwork:
     """
     reporter = reporter or QuietReporter()
     output = Output(job.output)
-    model = load_reranker_model(job.model_name, job.revision)
+    if job.trust_remote_code:
+        reporter.say(f"--trust-remote-code: {job.model_name} may run Python code of its own, here and on workers")
+    model = load_reranker_model(job.model_name, job.revision, trust_remote_code=job.trust_remote_code)
     job = _fit_max_length(job, model, reporter)
     settings = {
         **job.scoring_settings(),

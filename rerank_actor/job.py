@@ -171,8 +171,18 @@ class ScoreJob(BaseModel):
         None, "run", "rows of a unit at most (default by the size of the input, 512 to 16384)", "N"
     )
     max_attempts: Annotated[int, Field(ge=1)] = _flag(3, "run", "tries for a unit before it counts as failed", "N")
+    stall_seconds: Annotated[float, Field(gt=0)] = _flag(
+        120.0,
+        "run",
+        "seconds that an engine may be silent beyond ten times what such work took before; then it is taken for hung",
+        "S",
+    )
+    retry_failed: bool = _flag(False, "run", "score only the units that failed in an earlier run")
     max_failed_units: Annotated[int, Field(ge=0)] = _flag(
         0, "run", "stop the run once more units than this have failed; 0 never stops it", "N"
+    )
+    max_error_rows: Annotated[int, Field(ge=0)] = _flag(
+        0, "run", "stop the run once more rows than this have an error; 0 never stops it", "N"
     )
     dry_run: bool = _flag(False, "run", "print the plan and an estimate; start nothing")
     pairs_per_second: Annotated[float, Field(gt=0)] | None = _flag(

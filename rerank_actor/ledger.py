@@ -1,27 +1,111 @@
 """The ledger: a small Ray actor in which the workers of one run write down what happens, and the driver reads it.
 
-It counts attempts outside the processes that may die, and passes on finished units, failures and engine facts. It
-holds what the driver has not read yet, so its memory does not grow with the run. The truth about what is committed is
-the listing of the output, never this.
+It keeps the trials of units outside the processes that may die, counts faults by kind, and passes on finished units,
+failures and engine facts. It holds what the driver has not read yet, so its memory does not grow with the run. The truth
+about what is committed is the listing of the output, never this.
 """
 
+import math
 import time
-from collections import defaultdict
-from typing import Any
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
 import ray
+
+from rerank_actor.trial import Outcome, Piece, Trial, Verdict
+
+START_ATTEMPTS = 3  # of an actor in a row; then it starts its engine no more
+ACTOR_DIED = "the actor died while scoring"
+START_DIED = (
+    f"an actor's process died {START_ATTEMPTS} times while its engine started (too little memory, or a crash of a library); "
+    "its words are in Ray's worker logs"
+)
+ENGINE_HUNG = "the engine hung and was ended"
+
+Stage = Literal["read", "write"]
+
+
+@dataclass
+class _Start:
+    """How an actor's engine stands: `starting`, `ready`, or `ended` by its own actor, to be replaced."""
+
+    state: Literal["starting", "ready", "ended"] = "ended"
+    failures: int = 0
+
+
+@dataclass
+class _Hand:
+    """Which actor has a unit's piece, and until when it may."""
+
+    actor: str
+    deadline: float = math.inf
 
 
 class Ledger:
-    """Counts and messages of one run."""
+    """Trials, counts and messages of one run.
 
-    def __init__(self, dtype: str | None) -> None:
-        self._dtype = dtype
+    Args:
+        dtype: of the output's earlier runs, None where there is none.
+        max_attempts: tries of a whole unit, and of a pair alone.
+    """
+
+    def __init__(self, dtype: str | None, max_attempts: int) -> None:
+        self._dtype, self._max_attempts = dtype, max_attempts
         self._check_claimed = self._stopped = False
-        self._attempts: defaultdict[str, int] = defaultdict(int)
+        self._starts: defaultdict[str, _Start] = defaultdict(_Start)
+        self._trials: dict[str, Trial] = {}
+        self._hands: dict[str, _Hand] = {}
+        self._stages: Counter[tuple[str, Stage]] = Counter()
+        self._least_batch_tokens: int | None = None
+        self._faults: Counter[str] = Counter()
         self._reports: list[dict[str, Any]] = []
         self._engines: list[dict[str, Any]] = []
         self._engine_failures: list[str] = []
+
+    # The run
+
+    def begin_round(self) -> None:
+        """Forget who has what: no worker of an earlier pipeline is at work any more."""
+        self._trials.clear()
+        self._hands.clear()
+        self._stages.clear()
+        self._starts.clear()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Tell the workers that the run has ended, whatever is left to do."""
+        self._stopped = True
+
+    def is_stopped(self) -> bool:
+        """Return whether the run has ended."""
+        return self._stopped
+
+    def report_unit(self, name: str, report: dict[str, Any]) -> None:
+        """Take down that a unit is committed, failed (`failure` is in the report) or handed back unscored."""
+        self._trials.pop(name, None)
+        self._hands.pop(name, None)
+        del self._stages[name, "write"]
+        self._reports.append({"unit": name, **report})
+
+    def drain(self) -> dict[str, Any]:
+        """Return what was reported since the last call, and forget it.
+
+        Beside it stands how many actors are starting an engine for the first time, as of now.
+        """
+        news = {
+            "units": self._reports,
+            "engines": self._engines,
+            "engine_failures": self._engine_failures,
+            "faults": dict(+self._faults),
+            "least_batch_tokens": self._least_batch_tokens,
+            "first_starts": sum(item.state == "starting" and not item.failures for item in self._starts.values()),
+        }
+        self._reports, self._engines, self._engine_failures, self._faults = [], [], [], Counter()
+        return news
+
+    # Engines
 
     def agree_dtype(self, dtype: str) -> str:
         """Return the dtype of the run: the first that an engine came to, or that of the output's earlier runs."""
@@ -33,43 +117,124 @@ class Ledger:
         first, self._check_claimed = not self._check_claimed, True
         return first
 
-    def stop(self) -> None:
-        """Tell the workers that the run has ended, whatever is left to do."""
-        self._stopped = True
+    def begin_start(self, actor: str) -> int:
+        """Take down that an actor, new or replaced, starts its engine; return how often in a row that failed."""
+        start = self._starts[actor]
+        in_hand = [unit for unit, hand in self._hands.items() if hand.actor == actor]
+        for unit in in_hand:
+            self._note_death(unit)
+        if start.state == "ready" and not in_hand:
+            self._faults["actor_died"] += 1
+        elif start.state == "starting":
+            self._faults["engine_start_died"] += 1
+            start.failures += 1
+            self._check_claimed = False
+            if start.failures == START_ATTEMPTS:
+                self.note_engine_failure(actor, START_DIED)
+        start.state = "starting" if start.failures < START_ATTEMPTS else "ended"
+        return start.failures
 
-    def is_stopped(self) -> bool:
-        """Return whether the run has ended."""
-        return self._stopped
-
-    def begin_attempt(self, unit: str) -> int:
-        """Count a try to score a unit and return its number, from 1; 0 when the run has ended."""
-        if self._stopped:
-            return 0
-        self._attempts[unit] += 1
-        return self._attempts[unit]
-
-    def note_engine(self, pid: int, facts: dict[str, Any]) -> None:
+    def note_engine(self, actor: str, facts: dict[str, Any]) -> None:
         """Take down an engine that started and the figures of its check."""
-        self._engines.append({"pid": pid, "ready_at": time.time(), **facts})
+        self._starts[actor] = _Start("ready")
+        self._engines.append({"ready_at": time.time(), **facts})
 
-    def note_engine_failure(self, message: str) -> None:
+    def note_engine_failure(self, actor: str, message: str) -> None:
         """Take down why an engine did not start."""
+        start = self._starts[actor]
+        if start.state == "starting":
+            start.failures += start.failures < START_ATTEMPTS
+            self._faults["engine_start_failed"] += 1
+        start.state = "ended"
         self._check_claimed = False
         self._engine_failures.append(message)
 
-    def report_unit(self, name: str, report: dict[str, Any]) -> None:
-        """Take down that a unit is committed, or failed (`failure` is then in the report)."""
-        self._attempts.pop(name, None)
-        self._reports.append({"unit": name, **report})
+    def note_batch_tokens(self, tokens: int) -> None:
+        """Take down that an engine ran out of memory and goes on with so many tokens at once."""
+        self._faults["memory_ran_out"] += 1
+        self._least_batch_tokens = min(tokens, self._least_batch_tokens or tokens)
 
-    def drain(self) -> dict[str, Any]:
-        """Return what was reported since the last call, and forget it."""
-        news = {"units": self._reports, "engines": self._engines, "engine_failures": self._engine_failures}
-        self._reports, self._engines, self._engine_failures = [], [], []
-        return news
+    # Scoring
+
+    def begin_piece(self, actor: str, unit: str, num_prompts: int) -> Piece | Verdict | None:
+        """Hand out what of a unit is to be scored next, or say how its trial ended; None when the run has ended.
+
+        A piece that is still in somebody's hand killed its actor, for Ray gives a unit to one at a time.
+        """
+        if self._stopped:
+            return None
+        if unit in self._hands:
+            self._note_death(unit)
+        trial = self._trials.setdefault(unit, Trial(num_prompts, self._max_attempts))
+        found = trial.begin()
+        if isinstance(found, Piece):
+            self._hands[unit] = _Hand(actor)
+        else:
+            if found.given_up:
+                self._faults["pair_given_up"] += len(found.given_up)
+        return found
+
+    def limit_piece(self, unit: str, ticket: int, seconds: float) -> None:
+        """Take down when the watchdog will end the actor, which tells a hung engine from a killed one."""
+        if self._is_current(unit, ticket):
+            self._hands[unit].deadline = time.monotonic() + seconds
+
+    def finish_piece(self, unit: str, ticket: int, logits: np.ndarray) -> None:
+        """Take the logits of a piece; those that are not finite are tried again."""
+        if self._is_current(unit, ticket):
+            del self._hands[unit]
+            splits = self._trials[unit].splits
+            if self._trials[unit].finish(logits) is not None:
+                self._count("engine_not_finite", unit, splits)
+
+    def fail_piece(self, unit: str, ticket: int, reason: str) -> None:
+        """Take down that an engine raised on a piece."""
+        if self._is_current(unit, ticket):
+            del self._hands[unit]
+            self._fail(unit, reason, "raised", "engine_raised")
+
+    def end_trial(self, unit: str, ticket: int) -> None:
+        """Take down that a unit was scored whole, at the first try or a later one."""
+        if self._is_current(unit, ticket):
+            del self._trials[unit], self._hands[unit]
+
+    def end_actor(self, actor: str) -> None:
+        """Take down that an actor ends itself, to be replaced by Ray."""
+        self._starts[actor].state = "ended"
+
+    def _is_current(self, unit: str, ticket: int) -> bool:
+        return unit in self._hands and self._trials[unit].is_current(ticket)
+
+    def _note_death(self, unit: str) -> None:
+        hung = time.monotonic() >= self._hands.pop(unit).deadline
+        self._fail(unit, ENGINE_HUNG if hung else ACTOR_DIED, "died", "engine_hung" if hung else "actor_died")
+
+    def _fail(self, unit: str, reason: str, outcome: Outcome, kind: str) -> None:
+        splits = self._trials[unit].splits
+        self._trials[unit].fail(reason, outcome)
+        self._count(kind, unit, splits)
+
+    def _count(self, kind: str, unit: str, splits_before: int) -> None:
+        self._faults[kind] += 1
+        self._faults["unit_split"] += splits_before == 0 < self._trials[unit].splits
+
+    # Reading and writing
+
+    def begin_stage(self, unit: str, stage: Stage) -> int | None:
+        """Count a worker that begins to read or write a unit; return how many died at it so far, None at the run's end."""
+        if self._stopped:
+            return None
+        deaths = self._stages[unit, stage]
+        self._faults["reader_died" if stage == "read" else "writer_died"] += deaths > 0
+        self._stages[unit, stage] += 1
+        return deaths
+
+    def end_stage(self, unit: str, stage: Stage) -> None:
+        """Take down that the worker is through with it."""
+        del self._stages[unit, stage]
 
 
-def start_ledger(dtype: str | None) -> Any:
+def start_ledger(dtype: str | None, max_attempts: int) -> Any:
     """Start the run's ledger on the driver's node and return its handle."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -77,5 +242,5 @@ def start_ledger(dtype: str | None) -> Any:
     return (
         ray.remote(Ledger)
         .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
-        .remote(dtype)
+        .remote(dtype, max_attempts)
     )

@@ -20,10 +20,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rerank_actor import shards, storage
+from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError
 from rerank_actor.output import Output
-from rerank_actor.part import PartCheck, check_part, read_part_metadata
+from rerank_actor.part import PartCheck, check_part
 from rerank_actor.plan import Unit
 
 RECORDS_PER_FILE = 5000
@@ -85,6 +85,11 @@ class Totals:
         errors = record.get("errors") or {}
         self.errors.update(json.loads(errors) if isinstance(errors, str) else errors)
         self.units_by_attempts[int(record.get("attempts") or 1)] += 1
+
+    def merge(self, other: "Totals") -> None:
+        """Add the sums of other units."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
 
     @property
     def failed_pairs(self) -> int:
@@ -200,27 +205,6 @@ def check_committed(
             records.add(unit.name, {**found.facts, **written})
     records.flush()
     return totals, damaged
-
-
-def load_totals(output: Output, parts: dict[str, storage.StoredObject]) -> Totals:
-    """Return the totals of the committed parts: from the unit records, and for the rest from the parts' own metadata."""
-    totals, matched = Totals(), set()
-    for name, record in output.match_records(parts):
-        totals.add(record)
-        matched.add(name)
-    with ThreadPoolExecutor(16) as pool:
-        for facts in pool.map(_read_facts, [parts[name] for name in sorted(parts.keys() - matched)]):
-            totals.add(facts)
-    return totals
-
-
-def _read_facts(part: storage.StoredObject) -> dict[str, Any]:
-    try:
-        tail = storage.read_bytes(part.uri, tail_bytes=shards.FOOTER_BYTES, size=part.size)
-        found = read_part_metadata(pq.ParquetFile(pa.BufferReader(tail)).schema_arrow)
-        return dict(json.loads(found["facts"]))
-    except (RerankError, pa.ArrowException, KeyError, ValueError):
-        return {}
 
 
 def find_versions() -> dict[str, str]:

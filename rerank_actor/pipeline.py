@@ -23,13 +23,15 @@ from rerank_actor import storage
 from rerank_actor.actor import RerankActor
 from rerank_actor.engine import EngineSpec
 from rerank_actor.errors import EngineError, JobError, RerankError
+from rerank_actor.pace import START_SECONDS
 from rerank_actor.part import write_part
 from rerank_actor.plan import Unit
 from rerank_actor.units import PrepareSpec, UnitWork, prepare_unit
 
 UNITS_PER_ACTOR = 4  # in an actor's queue, so that its engine never waits for a unit
 UNIT_BYTES_ESTIMATE = 16 * 2**20
-NO_PROGRESS_SECONDS = 24 * 3600
+DEATHS_ALLOWED = 10  # of workers that read or write one unit; most die of something else
+NO_PROGRESS_SECONDS = 2 * START_SECONDS  # of the whole pipeline, which Ray then ends; each step has a limit of its own
 
 logger = logging.getLogger(__name__)
 
@@ -57,11 +59,11 @@ class PartSpec:
 class UnitSource(Datasource):
     """A Ray Data source with one read task, one block and one row for each unit."""
 
-    def __init__(self, units: Sequence[Unit], spec: PrepareSpec, tokenizer_json: str) -> None:
+    def __init__(self, units: Sequence[Unit], spec: PrepareSpec, tokenizer_json: str, ledger: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._units = units
-        # Both are large next to a unit, so that the tasks share one copy of them in the object store.
-        self._shared = ray.put((spec, tokenizer_json))
+        # They are large next to a unit, so that the tasks share one copy of them in the object store.
+        self._shared = ray.put((spec, tokenizer_json, ledger))
 
     def get_name(self) -> str:
         """Name in Ray's logs."""
@@ -80,18 +82,26 @@ class UnitSource(Datasource):
 
 
 @functools.lru_cache(maxsize=1)
-def _get_shared(reference: ray.ObjectRef[Any]) -> tuple[PrepareSpec, str]:
+def _get_shared(reference: ray.ObjectRef[Any]) -> tuple[PrepareSpec, str, Any]:
     return ray.get(reference)  # type: ignore[no-any-return]
 
 
 def _read_unit(unit: Unit, shared: ray.ObjectRef[Any]) -> Iterable[Block]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Ray runs as many read tasks as there are cores
-    spec, tokenizer_json = _get_shared(shared)
+    spec, tokenizer_json, ledger = _get_shared(shared)
+    deaths = ray.get(ledger.begin_stage.remote(unit.name, "read"))
+    if deaths is None:
+        raise EngineError("the run has ended", unit=unit.name)  # ends the pipeline, which is wanted
+    if deaths >= DEATHS_ALLOWED:
+        failure = f"{unit.uri}: the process that reads it died {deaths} times"
+        yield UnitWork.failed(unit, failure, {"attempts": deaths}).to_table()
+        return
     try:
         work = prepare_unit(unit, spec, tokenizer_json)
     except Exception as error:  # the unit fails with its cause; the run goes on
         logger.exception("unit %s could not be prepared", unit.name)
         work = UnitWork.failed(unit, f"{unit.uri}: could not be prepared ({type(error).__name__})", {"attempts": 1})
+    ledger.end_stage.remote(unit.name, "read")
     yield work.to_table()
 
 
@@ -112,13 +122,16 @@ class PartSink(Datasink[None]):
             table = cast(pa.Table, block)
             for row in range(table.num_rows):
                 work = UnitWork.from_table(table.slice(row, 1))
-                if ray.get(self._ledger.is_stopped.remote()):
+                deaths = ray.get(self._ledger.begin_stage.remote(work.unit.name, "write"))
+                if deaths is None:
                     raise EngineError("the run has ended", unit=work.unit.name)  # ends the pipeline, which is wanted
-                ray.get(self._ledger.report_unit.remote(work.unit.name, self._commit(work)))
+                ray.get(self._ledger.report_unit.remote(work.unit.name, self._commit(work, deaths)))
 
-    def _commit(self, work: UnitWork) -> dict[str, Any]:
+    def _commit(self, work: UnitWork, deaths: int) -> dict[str, Any]:
         if work.failure is not None:
             return {"failure": work.failure, **work.facts}
+        if deaths >= DEATHS_ALLOWED:
+            return {"failure": f"the process that writes its part died {deaths} times", **work.facts}
         try:
             return write_part(work, self._spec.output, self._spec.metadata, self._spec.scratch)
         except RerankError as error:
@@ -136,24 +149,25 @@ def score_units(
     part: PartSpec,
     pool: ActorPool,
     ledger: Any,
-    max_attempts: int,
+    stall_seconds: float,
 ) -> None:
     """Score units: the whole path of a unit from its shard to its part.
 
-    Returns when each unit is committed or reported as failed. The caller looks at the output for what is committed.
+    Returns when each unit is committed, reported as failed or handed back by an actor without an engine. The caller
+    looks at the output for what is committed.
 
     Raises:
-        ray.exceptions.RayError: an engine could not start, or Ray itself failed.
+        ray.exceptions.RayError: Ray itself failed.
     """
     _set_context()
     dataset = ray.data.read_datasource(
-        UnitSource(units, prepare, tokenizer_json),
+        UnitSource(units, prepare, tokenizer_json, ledger),
         override_num_blocks=len(units),
         num_cpus=1,
     )
     dataset = dataset.map_batches(
         RerankActor,
-        fn_constructor_args=(engine, ledger, max_attempts, part.environment),
+        fn_constructor_args=(engine, ledger, stall_seconds, part.environment),
         batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,

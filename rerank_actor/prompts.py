@@ -10,8 +10,8 @@ encodes the whole string where it does not hold.
 
 import copy
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -74,6 +74,13 @@ class Prompts:
         values = self.token_ids.values.to_numpy()
         offsets = self.token_ids.offsets.to_numpy()
         return [values[offsets[position] : offsets[position + 1]] for position in positions]
+
+    def with_errors(self, reasons: Mapping[int, str]) -> Self:
+        """Return these prompts with further pairs that cannot be scored, by position."""
+        errors = self.errors.to_pylist()
+        for position, reason in reasons.items():
+            errors[position] = reason
+        return replace(self, errors=pa.array(errors, pa.string()))
 
     def to_batch(self) -> pa.RecordBatch:
         """Return the prompts as one Arrow batch, for the way between processes."""

@@ -30,6 +30,7 @@ class Reranker:
         check_scores: compare the engine with Transformers in float32 before the first score.
         tensor_parallel_size: GPUs that the model is spread over.
         engine_args: further arguments for vLLM.
+        trust_remote_code: run the Python code that the model brings along.
 
     Raises:
         ModelError: there is no such model, or it is not a reranker.
@@ -53,11 +54,12 @@ class Reranker:
         check_scores: bool = False,
         tensor_parallel_size: int = 1,
         engine_args: dict[str, Any] | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         if engine not in ("vllm", "transformers", "fake"):
             raise ModelError(f"engine {engine!r} is not known; take vllm, transformers or fake")
         name = model or (BUILT_IN_TOKENIZER if engine == "fake" else DEFAULT_MODEL)
-        self.model = load_reranker_model(name, revision)
+        self.model = load_reranker_model(name, revision, trust_remote_code=trust_remote_code)
         self._encoder = PairEncoder(
             load_tokenizer_json(self.model),
             template_name=self.model.template_name,

@@ -9,6 +9,8 @@ import json
 import threading
 import time
 import uuid
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +19,7 @@ from rerank_actor.connection import Connection, SignalWatch, connect_ray, watch_
 from rerank_actor.errors import EngineStartError, JobError, RerankError, RunInterruptedError, describe_cause
 from rerank_actor.groundwork import Groundwork, make_specs, prepare_job, refuse_dead_storage
 from rerank_actor.job import ScoreJob
-from rerank_actor.manifest import Totals, UnitRecords, find_versions, limit_failures, load_totals
+from rerank_actor.manifest import Totals, UnitRecords, check_committed, find_versions, limit_failures
 from rerank_actor.model import load_tokenizer_json
 from rerank_actor.output import Lease, find_pending
 from rerank_actor.plan import Unit
@@ -25,7 +27,7 @@ from rerank_actor.progress import QuietReporter, Reporter, Standing
 
 POLL_SECONDS = 0.5
 RATE_WINDOW_SECONDS = 120.0
-STOP_SECONDS = 60.0  # to wait for a pipeline on a Ray that lives on
+STOP_SECONDS = 20.0  # to wait for a pipeline on a Ray that lives on
 OWN_STOP_SECONDS = 1.0  # on one that ends with this process; a stopped job has three seconds in all
 LISTED_ENGINES = 100
 
@@ -67,7 +69,7 @@ def run_job(job: ScoreJob, reporter: Reporter | None = None) -> RunResult:
     with refuse_dead_storage():
         lease.acquire(reporter.say)
     try:
-        return _Run(ground, run_id, reporter).execute()
+        return _Run(ground, run_id, lease, reporter).execute()
     finally:
         lease.release()
 
@@ -75,16 +77,19 @@ def run_job(job: ScoreJob, reporter: Reporter | None = None) -> RunResult:
 class _Run:
     """One run that holds the lease: what it has to do, and what it has learned so far."""
 
-    def __init__(self, ground: Groundwork, run_id: str, reporter: Reporter) -> None:
-        self.ground, self.run_id, self.reporter = ground, run_id, reporter
+    def __init__(self, ground: Groundwork, run_id: str, lease: Lease, reporter: Reporter) -> None:
+        self.ground, self.run_id, self.lease, self.reporter = ground, run_id, lease, reporter
         self.output = ground.output
         self.records = UnitRecords(ground.output, run_id)
         self.totals = Totals()
         self.scored_now = Totals()
-        self.units: dict[str, Unit] = {}
+        self.left: dict[str, Unit] = {}  # units of this run that are not known to be committed
         self.failed: dict[str, dict[str, Any]] = {}
         self.engines: list[dict[str, Any]] = []
         self.engine_failures: list[str] = []
+        self.first_starts = 0
+        self.faults: Counter[str] = Counter()
+        self.least_batch_tokens: int | None = None
         self.started = time.time()
         self.ready_at: float | None = None
         self.finished_at: float | None = None
@@ -93,7 +98,7 @@ class _Run:
     def execute(self) -> RunResult:
         """Do the run: prepare the output, score what is pending, write down how it ended."""
         pending = self._prepare_output()
-        self.units = {unit.name: unit for unit in pending}
+        self.left = {unit.name: unit for unit in pending}
         try:
             self._score(pending)
         finally:
@@ -108,14 +113,18 @@ class _Run:
         output.clear_scratch()
         output.delete_parts(list(ground.change.stale_parts))
         parts = output.list_parts()
+        units = ground.plan.units()
+        self.totals, damaged = check_committed(output, parts, units, ground.fingerprint, self.reporter.say)
+        for name, problem in damaged.items():
+            self.reporter.say(f"{storage.join_uri(output.uri, name)} {problem}; its unit is scored again")
+            del parts[name]
         pending = find_pending(ground.plan, parts)
         if pending:
             storage.delete_objects([output.success_uri])
         if ground.plan != ground.earlier:
             output.write_own("plan.parquet", ground.plan.to_bytes(ground.settings))
         output.write_own("job.yaml", ground.job.model_copy(update={"overwrite": False}).to_yaml().encode())
-        committed = {unit.part_name for unit in ground.plan.units()} & parts.keys()
-        self.totals = load_totals(output, {name: parts[name] for name in committed})
+        output.delete_parts(list(damaged))
         for uri in ground.change.vanished:
             self.reporter.say(f"{uri}: no longer in the input; its parts stay")
         count = sum(1 for _ in ground.plan.units())
@@ -123,6 +132,10 @@ class _Run:
         self.reporter.say(
             f"{ground.plan.num_rows:,} rows of {len(ground.plan.shards):,} shards in {count:,} units{done}; output {output.uri}"
         )
+        if ground.job.retry_failed:
+            wanted = {record["unit"] for record in output.list_failed()}
+            pending = [unit for unit in pending if unit.name in wanted]
+            self.reporter.say(f"--retry-failed: {len(pending):,} units failed in an earlier run")
         return pending
 
     def _score(self, pending: list[Unit]) -> None:
@@ -136,7 +149,7 @@ class _Run:
                 self._drive(scorable, connection, watch)
 
     def _drive(self, units: list[Unit], connection: Connection, watch: SignalWatch) -> None:
-        """Run the pipeline in a thread and follow it from this one."""
+        """Run the pipeline, again for units that are left after it, as long as that helps."""
         import ray
 
         from rerank_actor.ledger import start_ledger
@@ -147,61 +160,93 @@ class _Run:
         environment = storage.capture_environment()
         tokenizer_json = load_tokenizer_json(ground.model)
         prepare, engine = make_specs(ground, tokenizer_json, environment)
-        ledger = start_ledger(self._find_earlier_dtype())
+        ledger = start_ledger(self._find_earlier_dtype(), job.max_attempts)
         part = PartSpec(self.output.uri, self._part_metadata(), self.output.scratch, environment)
         count = f"{pool.most}" if pool.least == pool.most else f"{pool.least} to {pool.most}"
         self.reporter.say(f"starting {count} {job.engine} actor(s); an engine takes a while to start")
 
+        try:
+            while units:
+                settled = self._count_settled()
+                ledger.begin_round.remote()
+
+                def work(units: list[Unit] = units) -> None:
+                    score_units(units, prepare, tokenizer_json, engine, part, pool, ledger, job.stall_seconds)
+
+                if not self._follow(work, ledger, connection, watch) or self._count_settled() == settled:
+                    break
+                units = [unit for unit in self.left.values() if unit.name not in self.failed]
+                if units:
+                    self.faults["round_repeated"] += 1
+                    self.reporter.say(f"{len(units):,} units are left over; going over them again")
+        finally:
+            if not connection.is_busy:
+                ray.kill(ledger)  # on a Ray that lives on it would stay until Python collects its handle
+
+    def _count_settled(self) -> int:
+        return self.scored_now.units + len(self.failed)
+
+    def _follow(self, work: Callable[[], None], ledger: Any, connection: Connection, watch: SignalWatch) -> bool:
+        """Run a pipeline in a thread and follow it from this one; return whether another may go on from it."""
         problem: list[BaseException] = []
 
-        def work() -> None:
+        def attempt() -> None:
             try:
-                score_units(units, prepare, tokenizer_json, engine, part, pool, ledger, job.max_attempts)
+                work()
             except BaseException as error:
                 problem.append(error)
 
-        thread = threading.Thread(target=work, name="pipeline", daemon=True)
+        thread = threading.Thread(target=attempt, name="pipeline", daemon=True)
         thread.start()
+        hopeless = False
         try:
-            while thread.is_alive():
+            while thread.is_alive() and not hopeless:
                 thread.join(POLL_SECONDS)
                 watch.check()
+                self.lease.check()
                 self._drain(ledger)
-                if self.engine_failures and not self.engines:
+                if self.engine_failures and not self.engines and not self.first_starts:
                     raise EngineStartError(self.engine_failures[0])
-                if job.max_failed_units and len(self.failed) > job.max_failed_units:
-                    self.reporter.say(f"more than {job.max_failed_units} units failed; stopping (--max-failed-units)")
-                    break
+                hopeless = self._is_hopeless()
         except RunInterruptedError:
-            self._stop(ledger, thread, connection)
+            ledger.stop.remote()
             self._drain(ledger)
-            self._write_farewell()  # before Ray is shut down, which may take longer than we are given
+            self._write_farewell()  # first, because stopping may take longer than we are given
             raise
         finally:
-            if self._stop(ledger, thread, connection):
-                problem.clear()  # what the pipeline says of being stopped
+            self._stop(ledger, thread, connection)
         self._drain(ledger)
-        ray.kill(ledger)  # on a Ray that lives on it would stay until Python collects its handle
-        if problem:
+        if problem and not hopeless:  # else it is what the pipeline says of being stopped
             self._explain(problem[0])
+        return not hopeless
 
-    def _stop(self, ledger: Any, thread: threading.Thread, connection: Connection) -> bool:
-        """Tell a pipeline that is at work to stop, wait a little for it, and return whether it was."""
-        was_at_work = thread.is_alive()
-        if was_at_work:
+    def _is_hopeless(self) -> bool:
+        """Say so when more failed than the job allows."""
+        job = self.ground.job
+        if job.max_failed_units and len(self.failed) > job.max_failed_units:
+            self.reporter.say(f"more than {job.max_failed_units:,} units failed; stopping (--max-failed-units)")
+            return True
+        if job.max_error_rows and self.scored_now.failed_pairs > job.max_error_rows:
+            self.reporter.say(f"more than {job.max_error_rows:,} rows have an error; stopping (--max-error-rows)")
+            return True
+        return False
+
+    def _stop(self, ledger: Any, thread: threading.Thread, connection: Connection) -> None:
+        """Tell a pipeline that is at work to stop, and wait a little for it."""
+        if thread.is_alive():
             ledger.stop.remote()
             thread.join(OWN_STOP_SECONDS if connection.is_ours else STOP_SECONDS)
             connection.is_busy = thread.is_alive()
-        return was_at_work
 
     def _explain(self, error: BaseException) -> None:
-        """Say why the pipeline ended early: an engine that cannot start is the job's fault, the rest is told."""
+        """Say why a pipeline ended early: an engine that cannot start is the job's fault, the rest is told."""
         if self.engine_failures and not self.engines:
             raise EngineStartError(self.engine_failures[0])
         inner = getattr(error, "cause", None) or error  # Ray's error around what a worker raised
         if isinstance(inner, JobError):
             raise inner
-        self.reporter.say(f"Ray ended the run early ({describe_cause(inner)})")
+        self.faults["pipeline_ended"] += 1
+        self.reporter.say(f"Ray ended the pipeline early ({describe_cause(inner)})")
 
     def _drain(self, ledger: Any) -> None:
         import ray
@@ -213,12 +258,19 @@ class _Run:
         self.engines += news["engines"]
         if self.engines and self.ready_at is None:
             self.ready_at = min(engine["ready_at"] for engine in self.engines)
+        self.first_starts = news["first_starts"]
+        for kind in news["faults"].keys() - self.faults.keys():
+            self.reporter.say(f"survived a fault: {kind.replace('_', ' ')}; the manifest counts these")
+        self.faults.update(news["faults"])
+        self.least_batch_tokens = news["least_batch_tokens"] or self.least_batch_tokens
         for failure in news["engine_failures"]:
             self.engine_failures.append(failure)
             if self.engines:
                 self.reporter.say(f"an engine could not start, others are at work: {failure}")
         for report in news["units"]:
             name = report.pop("unit")
+            if name not in self.left or report.get("handed_back"):
+                continue  # a worker that died after it had reported was replaced, and its successor reports again
             if report.get("failure"):
                 self._note_failure(name, report)
             else:
@@ -227,13 +279,15 @@ class _Run:
 
     def _note_commit(self, name: str, report: dict[str, Any]) -> None:
         self.finished_at = max(self.finished_at or 0.0, report["finished_at"])
+        self.faults["read_retried"] += report.get("read_retries", 0)
+        del self.left[name]
         self.failed.pop(name, None)
         self.records.add(name, report)
         self.totals.add(report)
         self.scored_now.add(report)
 
     def _note_failure(self, name: str, report: dict[str, Any]) -> None:
-        unit = self.units[name]
+        unit = self.left[name]
         self.failed[name] = {
             "unit": name,
             "shard": unit.uri,
@@ -273,7 +327,9 @@ class _Run:
 
     def _finish(self) -> RunResult:
         """Look at what is committed, write the manifest, and `_SUCCESS` last."""
+        self.lease.check(fresh=True)
         parts = self.output.list_parts()
+        self._add_unreported(parts)
         missing = find_pending(self.ground.plan, parts)
         failed = {unit.name: self.failed[unit.name] for unit in missing if unit.name in self.failed}
         if len(missing) > len(failed):
@@ -289,6 +345,18 @@ class _Run:
         if not missing:
             storage.write_bytes(self.output.success_uri, b"")
         return RunResult(status, self.totals, failed, len(missing) - len(failed), self._run_figures(status))
+
+    def _add_unreported(self, parts: dict[str, storage.StoredObject]) -> None:
+        """Count the parts of which no report came, because a worker or the ledger died before it."""
+        unreported = [unit for unit in self.left.values() if unit.part_name in parts]
+        if not unreported:
+            return
+        found, damaged = check_committed(self.output, parts, unreported, self.ground.fingerprint)
+        self.totals.merge(found)
+        self.scored_now.merge(found)
+        self.output.delete_parts(list(damaged))
+        for name in damaged:
+            del parts[name]
 
     def _write_farewell(self) -> None:
         """Leave a truthful manifest behind when a signal ends the run; it may fail, nothing depends on it."""
@@ -324,6 +392,8 @@ class _Run:
             "failed_units": len(failed),
             "failed": limit_failures(failed.values()),
             "runs": [*earlier.get("runs", []), self._run_figures(status)],
+            "faults": dict(sorted((Counter(earlier.get("faults", {})) + self.faults).items())),
+            "least_batch_tokens": self.least_batch_tokens or earlier.get("least_batch_tokens"),
             "engines": self.engines[:LISTED_ENGINES] or earlier.get("engines", []),
             "versions": find_versions(),
             "job": ground.job.model_dump(mode="json"),
@@ -344,6 +414,7 @@ class _Run:
             "pairs_per_second": round(self.scored_now.pairs / scoring, 3) if scoring > 0 else None,
             "actors": len(self.engines),
             "failed_units": len(self.failed),
+            "faults": dict(sorted((+self.faults).items())),
         }
 
     def _find_dtype(self) -> str | None:

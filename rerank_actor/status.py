@@ -31,6 +31,7 @@ class JobStatus:
         eta_seconds: for what is left at that rate, while running.
         failed: records of failed units.
         totals: of the manifest, as of the last run's end.
+        faults: survived by all runs, by kind, as of then.
     """
 
     output: str
@@ -44,6 +45,7 @@ class JobStatus:
     eta_seconds: float | None
     failed: list[dict[str, Any]]
     totals: dict[str, Any]
+    faults: dict[str, int]
 
 
 def read_status(uri: str) -> JobStatus:
@@ -83,6 +85,7 @@ def read_status(uri: str) -> JobStatus:
         eta_seconds=left / rate if running and rate else None,
         failed=output.list_failed() if not running else [],
         totals=manifest.get("totals", {}),
+        faults=manifest.get("faults", {}),
     )
 
 
@@ -119,6 +122,9 @@ def print_status(status: JobStatus, *, as_json: bool = False) -> None:
         errors = ", ".join(f"{count:,} x {reason}" for reason, count in status.totals["errors_by_reason"].items())
         table.add_row("scored", f"{status.totals['scored']:,} pairs, {status.totals['truncated']:,} truncated")
         table.add_row("errors", errors or "none")
+    if status.faults:
+        survived = ", ".join(f"{count:,} x {kind.replace('_', ' ')}" for kind, count in status.faults.items())
+        table.add_row("faults survived", survived)
     table.add_row("failed units", f"{len(status.failed):,}")
     console.print(table)
     for record in status.failed[:SHOWN_FAILURES]:
