@@ -61,6 +61,12 @@ class StorageError(RerankError):
     retryable = True
 
 
+class StorageFullError(StorageError):
+    """The disk or the bucket holds no more."""
+
+    retryable = False
+
+
 class ObjectChangedError(StorageError):
     """A stored object is not, or no longer, the one that was meant."""
 

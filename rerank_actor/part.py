@@ -120,7 +120,8 @@ def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: s
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     data = sink.getvalue()
     uri = storage.join_uri(output, work.unit.part_name)
-    storage.write_bytes(uri, data, scratch=scratch)
+    with storage.patient():
+        storage.write_bytes(uri, data, scratch=scratch)
     written = {"part_bytes": len(data), "part_etag": _find_etag(uri, data), "finished_at": time.time()}
     return {**totals, **work.facts, **written}
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.errors import InputError, ShardError, describe_cause
+from rerank_actor.errors import InputError, ObjectChangedError, ShardChangedError, ShardError, describe_cause
 
 Format = Literal["parquet", "jsonl", "csv", "tsv"]
 
@@ -114,7 +114,7 @@ def scan_shard(uri: str, size: int, wanted: str, block_rows: int, break_at: int 
     try:
         if kind == "parquet":
             return _scan_parquet(uri, size)
-        return storage.retrying()(_scan_lines, uri, kind, compression, block_rows, break_at)
+        return _scan_lines(uri, size, kind, compression, block_rows, break_at)
     except (pa.ArrowException, EOFError, OSError, ValueError, csv.Error) as error:
         raise _unreadable(uri, kind, error) from error
 
@@ -146,13 +146,13 @@ def _scan_parquet(uri: str, size: int) -> ShardLayout:
     )
 
 
-def _scan_lines(uri: str, kind: Format, compression: str, block_rows: int, break_at: int) -> ShardLayout:
+def _scan_lines(uri: str, size: int, kind: Format, compression: str, block_rows: int, break_at: int) -> ShardLayout:
     blocks: list[tuple[int, int, int]] = []
     header: list[str] | None = None
     types: dict[str, pa.DataType] = {}
     objects: list[dict[str, Any]] = []
     rows = start = position = num_rows = 0
-    for length, record in _iterate_records(uri, kind, compression):
+    for length, record in _iterate_records(uri, size, "", kind, compression):
         end = position + length
         if record is not None and not record:  # a blank line
             pass
@@ -206,14 +206,14 @@ def _refuse_duplicates(uri: str, names: list[str]) -> None:
 
 
 def _iterate_records(
-    uri: str, kind: Format, compression: str, start: int = 0
+    uri: str, size: int | None, etag: str, kind: Format, compression: str, start: int = 0
 ) -> Iterator[tuple[int, bytes | list[str] | None]]:
     """Yield the length in bytes and the content of each record from a byte of the uncompressed text on.
 
     The content is the line (JSON) or its fields (CSV, TSV), empty for a blank line and None where it is no CSV. A CSV
     record may span lines.
     """
-    with storage.open_input(uri) as raw:
+    with storage.open_input(uri, size=size, etag=etag) as raw:
         stream = _decompress(raw, compression)
         if compression:
             _skip(stream, start)
@@ -321,6 +321,8 @@ def read_rows(
     keep: list[str] | None,
     text_columns: list[str],
     types: dict[str, pa.DataType] | None = None,
+    size: int | None = None,
+    etag: str = "",
 ) -> Rows:
     """Read a range of a shard's rows.
 
@@ -333,19 +335,34 @@ def read_rows(
         keep: columns of the table, None for all.
         text_columns: columns whose values are wanted as Python texts.
         types: types that JSON columns had when the plan was made.
+        size: stored size of the shard as planned; None when that does not matter.
+        etag: its version mark as planned; "" where storage has none.
 
     Raises:
+        ShardChangedError: it is no longer the shard that was planned.
         ShardError: the shard is broken, or has fewer rows than planned.
         StorageError, JobError: it cannot be reached.
     """
     kind, compression = detect_format(uri, wanted)
     try:
-        if kind == "parquet":
-            rows = _read_parquet(uri, row_start, num_rows, keep, text_columns)
-        else:
-            rows = _read_lines(uri, kind, compression, num_rows, byte_start, keep, text_columns, types or {})
-    except (pa.ArrowException, EOFError, OSError, ValueError, csv.Error) as error:
-        raise _unreadable(uri, kind, error) from error
+        try:
+            if kind == "parquet":
+                rows = _read_parquet(uri, size, etag, row_start, num_rows, keep, text_columns)
+            else:
+                rows = _read_lines(
+                    uri, size, etag, kind, compression, num_rows, byte_start, keep, text_columns, types or {}
+                )
+        except (pa.ArrowException, EOFError, OSError, ValueError, csv.Error) as error:
+            storage.refuse_changed(uri, size, etag)  # what looks broken may be two shards' halves
+            raise _unreadable(uri, kind, error) from error
+        storage.refuse_changed(uri, size, etag)
+    except ObjectChangedError as error:
+        detail = str(error).removeprefix(f"{uri}: ")
+        raise ShardChangedError(
+            f"{uri}: changed since it was planned ({detail}); run again, with --rescore-changed if some of it was "
+            "scored already",
+            uri=uri,
+        ) from error
     if rows.table.num_rows != num_rows:
         raise ShardError(
             f"{uri}: {rows.table.num_rows} rows from row {row_start} on where the plan has {num_rows}; it changed since "
@@ -355,8 +372,16 @@ def read_rows(
     return rows
 
 
-def _read_parquet(uri: str, row_start: int, num_rows: int, keep: list[str] | None, text_columns: list[str]) -> Rows:
-    with storage.open_input(uri) as source:
+def _read_parquet(
+    uri: str,
+    size: int | None,
+    etag: str,
+    row_start: int,
+    num_rows: int,
+    keep: list[str] | None,
+    text_columns: list[str],
+) -> Rows:
+    with storage.open_input(uri, size=size, etag=etag) as source:
         file = pq.ParquetFile(source, buffer_size=2**20)
         names = file.schema_arrow.names
         kept = names if keep is None else keep
@@ -417,6 +442,8 @@ def _value_or_fault(value: Any) -> Any:
 
 def _read_lines(
     uri: str,
+    size: int | None,
+    etag: str,
     kind: Format,
     compression: str,
     num_rows: int,
@@ -427,10 +454,11 @@ def _read_lines(
 ) -> Rows:
     header: list[str] = []
     if kind != "jsonl":
-        header = next((cast(list[str], found) for _, found in _iterate_records(uri, kind, compression) if found), [])
+        records = _iterate_records(uri, size, etag, kind, compression)
+        header = next((cast(list[str], found) for _, found in records if found), [])
     objects: list[dict[str, Any]] = []
     faults: list[str | None] = []
-    for _, record in _iterate_records(uri, kind, compression, byte_start):
+    for _, record in _iterate_records(uri, size, etag, kind, compression, byte_start):
         if len(objects) == num_rows:
             break
         if record is not None and not record:

@@ -1,33 +1,65 @@
 """The one door to storage: local folders and S3, under one set of functions that take URIs.
 
 A URI is `s3://bucket/key` or an absolute local path. Listing is one paginated listing, writing is whole or not at
-all, and what storage answers is turned into the project's own errors. S3 goes through s3fs; endpoint and credentials
-come from the standard AWS variables and profiles. Knows nothing of shards, parts or Parquet.
+all, and what storage answers is turned into the project's own errors. Each S3 request is limited in time and tried
+again by itself, in one place, so that a listing of many pages or a long read never begins anew; `patient` says how
+long. S3 goes through s3fs; endpoint and credentials come from the standard AWS variables and profiles. Knows nothing
+of shards, parts or Parquet.
 """
 
+import asyncio
 import contextlib
+import errno
 import glob as globbing
 import io
 import os
 import re
 import secrets
 import shutil
+import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+import fsspec.asyn
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
-from rerank_actor.errors import InputError, JobError, StorageError, describe_cause
+from rerank_actor.errors import (
+    AccessDeniedError,
+    InputError,
+    JobError,
+    ObjectChangedError,
+    RerankError,
+    StorageError,
+    StorageFullError,
+    describe_cause,
+)
 
-CONNECT_TIMEOUT_SECONDS = 15
-READ_TIMEOUT_SECONDS = 60
-ATTEMPTS = 5
+CONNECT_TIMEOUT_SECONDS = 10
+READ_TIMEOUT_SECONDS = 30  # without a byte
+REQUEST_SECONDS = 30  # for a request as a whole, besides its bytes
+SLOWEST_BYTES_PER_SECOND = 256 * 1024
+BRIEF_ATTEMPTS, BRIEF_SECONDS = 6, 60.0
+PATIENT_SECONDS = 90.0
+LONGEST_WAIT_SECONDS = 15.0
+
+READ_AHEAD_BYTES = 8 * 2**20
+DOWNLOAD_THREADS = 8
+DELETED_AT_ONCE = 1000  # the most that S3 takes
+
+FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL_CODES = {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "507"}  # of Ceph and MinIO
 
 _GLOB_CHARACTERS = "*?["
+_patience: ContextVar[bool] = ContextVar("patience", default=False)
+_retries_made = 0
+_retries_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -76,28 +108,45 @@ def adopt_environment(environment: dict[str, str]) -> None:
         os.environ.setdefault(name, value)
 
 
-@lru_cache(maxsize=2)
-def _filesystem(kind: str) -> Any:
-    if kind == "local":
-        return fsspec.filesystem("file")
-    return fsspec.filesystem(
+@lru_cache(maxsize=1)
+def _s3() -> Any:
+    filesystem = fsspec.filesystem(
         "s3",
         use_listings_cache=False,
-        default_fill_cache=False,
+        skip_instance_cache=True,
         config_kwargs={
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "read_timeout": READ_TIMEOUT_SECONDS,
             "retries": {"mode": "standard", "total_max_attempts": 1},
         },
     )
+    filesystem.retries = 1  # tries, which would multiply with those of `retrying`
+    return filesystem
 
 
-def _fs(uri: str) -> Any:
-    return _filesystem("s3" if is_s3(uri) else "local")
+def _split(uri: str) -> tuple[str, str]:
+    """Return bucket and key."""
+    bucket, _, key = uri.split("://", 1)[1].partition("/")
+    return bucket, key
 
 
-def _path(uri: str) -> str:
-    return uri.split("://", 1)[1] if is_s3(uri) else uri
+def _limit_seconds(num_bytes: int) -> float:
+    return REQUEST_SECONDS + num_bytes / SLOWEST_BYTES_PER_SECOND
+
+
+def _call(method: str, uri: str, **keywords: Any) -> dict[str, Any]:
+    """Make one S3 request that is small both ways."""
+    filesystem, limit = _s3(), _limit_seconds(0)
+    found = fsspec.asyn.sync(
+        filesystem.loop, filesystem._call_s3, method, timeout=limit, Bucket=_split(uri)[0], **keywords
+    )
+    return cast(dict[str, Any], found)
+
+
+def _put(uri: str, data: bytes, mode: str) -> None:
+    """Put an S3 object, in pieces where it is large."""
+    filesystem, limit = _s3(), _limit_seconds(len(data))
+    fsspec.asyn.sync(filesystem.loop, filesystem._pipe_file, "/".join(_split(uri)), data, mode=mode, timeout=limit)
 
 
 @contextlib.contextmanager
@@ -108,13 +157,19 @@ def _attach(uri: str, action: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise InputError(f"{uri}: not found while {action}; check the bucket and the path", uri=uri) from error
     except PermissionError as error:
-        cure = (
-            "check the AWS credentials and the bucket's policy" if is_s3(uri) else "check the folder's owner and mode"
-        )
-        raise JobError(f"{uri}: no permission while {action}; {cure}", uri=uri) from error
+        if is_s3(uri):
+            cure = "check the AWS credentials and the bucket's policy"
+            raise AccessDeniedError(f"{uri}: no permission while {action}; {cure}", uri=uri) from error
+        raise JobError(f"{uri}: no permission while {action}; check the folder's owner and mode", uri=uri) from error
     except (IsADirectoryError, NotADirectoryError) as error:
         raise JobError(f"{uri}: a file and a folder of the same name are in each other's way", uri=uri) from error
+    except RerankError:
+        raise
     except OSError as error:
+        if error.errno in FULL_ERRNOS or _get_code(error) in FULL_CODES:
+            raise StorageFullError(
+                f"{uri}: storage is full while {action}; make room, then run again", uri=uri
+            ) from error
         raise StorageError(f"{uri}: storage failed while {action} ({describe_cause(error)})", uri=uri) from error
     except Exception as error:
         if not is_s3(uri):
@@ -122,7 +177,7 @@ def _attach(uri: str, action: str) -> Iterator[None]:
         # botocore and aiohttp have trees of their own that do not derive from OSError.
         name = type(error).__name__
         if name in {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}:
-            raise JobError(
+            raise AccessDeniedError(
                 f"{uri}: no AWS credentials were found while {action}; set the AWS variables or a profile",
                 uri=uri,
             ) from error
@@ -131,14 +186,58 @@ def _attach(uri: str, action: str) -> Iterator[None]:
         raise StorageError(f"{uri}: storage failed while {action} ({describe_cause(error)})", uri=uri) from error
 
 
-def retrying() -> Retrying:
-    """Return the policy for storage calls: a few tries with exponential, jittered waits on errors worth retrying."""
+@contextlib.contextmanager
+def patient() -> Iterator[None]:
+    """Make this thread's storage calls wait longer, and for access that is denied too.
+
+    For the middle of a run: storage is known to be there, so that it will be back, and credentials to be good, so that
+    they are being renewed. What is opened in here stays patient.
+    """
+    token = _patience.set(True)
+    try:
+        yield
+    finally:
+        _patience.reset(token)
+
+
+def retries_made() -> int:
+    """Return how many times this process has tried a storage request again."""
+    return _retries_made
+
+
+def retrying(is_patient: bool | None = None) -> Retrying:
+    """Return the policy for one storage request: tries with exponential, jittered waits on errors worth retrying.
+
+    Briefly 6 tries, about 8 s of waits; patiently for 90 s. Where tries themselves take long (a stalled server), at
+    least 2 are made. The variable AWS_MAX_ATTEMPTS limits the tries as in other programs.
+    """
+    is_patient = _patience.get() if is_patient is None else is_patient
+
+    def is_worth_it(error: BaseException) -> bool:
+        return isinstance(error, RerankError) and (error.retryable or (is_patient and type(error) is AccessDeniedError))
+
+    def is_over(state: RetryCallState) -> bool:
+        most = os.environ.get("AWS_MAX_ATTEMPTS", "")
+        attempts = int(most) if most.isdecimal() else BRIEF_ATTEMPTS if not is_patient else sys.maxsize
+        seconds = PATIENT_SECONDS if is_patient else BRIEF_SECONDS
+        is_late = state.attempt_number >= 2 and (state.seconds_since_start or 0.0) >= seconds
+        return is_late or state.attempt_number >= attempts
+
     return Retrying(
-        retry=retry_if_exception_type(StorageError),
-        stop=stop_after_attempt(ATTEMPTS),
-        wait=wait_random_exponential(multiplier=0.2, max=10),
+        retry=retry_if_exception(is_worth_it),
+        stop=is_over,
+        wait=wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT_SECONDS),
+        before_sleep=_note_retry,
         reraise=True,
     )
+
+
+def _note_retry(state: RetryCallState) -> None:
+    global _retries_made
+    with _retries_lock:
+        _retries_made += 1
+    if state.outcome is not None and isinstance(state.outcome.exception(), AccessDeniedError):
+        _s3.cache_clear()  # a session reads the credentials file once; the next one sees what was renewed
 
 
 def list_objects(uri: str) -> list[StoredObject]:
@@ -152,12 +251,7 @@ def list_objects(uri: str) -> list[StoredObject]:
         JobError: no permission or no credentials.
         StorageError: storage kept failing.
     """
-    return retrying()(_list_once, uri)
-
-
-def _list_once(uri: str) -> list[StoredObject]:
-    with _attach(uri, "listing"):
-        return _list_s3(uri) if is_s3(uri) else _list_local(uri)
+    return _list_s3(uri) if is_s3(uri) else retrying()(_list_local, uri)
 
 
 def glob_to_pattern(glob: str) -> str:
@@ -171,43 +265,76 @@ def glob_to_pattern(glob: str) -> str:
 
 
 def _list_s3(uri: str) -> list[StoredObject]:
-    fs, path = _fs(uri), _path(uri)
-    root, pattern = path, None
-    if any(character in path for character in _GLOB_CHARACTERS):
-        root = path[: min(path.find(c) for c in _GLOB_CHARACTERS if c in path)].rpartition("/")[0]
-        pattern = re.compile(glob_to_pattern(path))
-    found = fs.find(root, detail=True)
-    objects = []
-    for key, info in found.items():
-        if info.get("type") != "file" or key.endswith("/") or _is_hidden(key, root):
-            continue
-        if pattern is not None and not pattern.fullmatch(key):
-            continue
-        modified = info.get("LastModified")
-        objects.append(
-            StoredObject(
-                uri="s3://" + key,
-                size=int(info["size"]),
-                etag=str(info.get("ETag", "")).strip('"'),
-                modified_seconds=modified.timestamp() if modified is not None else 0.0,
-            )
-        )
-    return sorted(objects, key=lambda found: found.uri)
+    (bucket, key), pattern = _split(uri.rstrip("/")), None
+    if any(character in key for character in _GLOB_CHARACTERS):
+        pattern = re.compile(glob_to_pattern(key))
+        key = key[: min(key.find(c) for c in _GLOB_CHARACTERS if c in key)].rpartition("/")[0]
+    root = f"s3://{bucket}/{key}".rstrip("/")
+    found = _list_below(root)
+    if not found and key:
+        found = retrying()(_look_at, root)
+    start = len(f"s3://{bucket}/")
+    return sorted(
+        (
+            item
+            for item in found
+            if not item.uri.endswith("/")
+            and not _is_hidden(item.uri, root)
+            and (pattern is None or pattern.fullmatch(item.uri[start:]))
+        ),
+        key=lambda item: item.uri,
+    )
+
+
+def _list_below(root: str) -> list[StoredObject]:
+    """List all objects of an S3 folder, each page a request that is tried again by itself."""
+    bucket, key = _split(root)
+    found: list[StoredObject] = []
+    place: dict[str, str] = {}
+    while True:
+        page = retrying()(_list_page, root, {"Prefix": f"{key}/" if key else "", **place})
+        found += [_to_object(f"s3://{bucket}/{entry['Key']}", entry, entry["Size"]) for entry in page["Contents"]]
+        if not page.get("IsTruncated"):
+            return found
+        place = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def _list_page(root: str, place: dict[str, str]) -> dict[str, Any]:
+    with _attach(root, "listing"):
+        return {"Contents": [], **_call("list_objects_v2", root, **place)}
+
+
+def _look_at(uri: str) -> list[StoredObject]:
+    """Return one S3 object in a list, which is empty where there is none."""
+    with contextlib.suppress(InputError), _attach(uri, "listing"):
+        found = _call("head_object", uri, Key=_split(uri)[1])
+        return [_to_object(uri, found, found["ContentLength"])]
+    return []
+
+
+def _to_object(uri: str, entry: dict[str, Any], size: int) -> StoredObject:
+    modified = entry.get("LastModified")
+    return StoredObject(uri, size, _get_etag(entry), modified.timestamp() if modified is not None else 0.0)
+
+
+def _get_etag(answer: dict[str, Any]) -> str:
+    return str(answer.get("ETag", "")).strip('"')
 
 
 def _list_local(uri: str) -> list[StoredObject]:
-    if Path(uri).is_file():
-        return [_stat_local(uri)]
-    if Path(uri).is_dir():
-        os.scandir(uri).close()  # raises PermissionError, which os.walk would swallow
-        paths = [os.path.join(folder, name) for folder, _, names in os.walk(uri) for name in names]
-        root = uri
-    elif any(character in uri for character in _GLOB_CHARACTERS):
-        paths = [path for path in globbing.glob(uri, recursive=True) if os.path.isfile(path)]
-        root = uri[: min(uri.find(c) for c in _GLOB_CHARACTERS if c in uri)].rpartition("/")[0]
-    else:
-        return []
-    return [_stat_local(path) for path in sorted(paths) if not _is_hidden(path, root)]
+    with _attach(uri, "listing"):
+        if Path(uri).is_file():
+            return [_stat_local(uri)]
+        if Path(uri).is_dir():
+            os.scandir(uri).close()  # raises PermissionError, which os.walk would swallow
+            paths = [os.path.join(folder, name) for folder, _, names in os.walk(uri) for name in names]
+            root = uri
+        elif any(character in uri for character in _GLOB_CHARACTERS):
+            paths = [path for path in globbing.glob(uri, recursive=True) if os.path.isfile(path)]
+            root = uri[: min(uri.find(c) for c in _GLOB_CHARACTERS if c in uri)].rpartition("/")[0]
+        else:
+            return []
+        return [_stat_local(path) for path in sorted(paths) if not _is_hidden(path, root)]
 
 
 def _stat_local(path: str) -> StoredObject:
@@ -221,11 +348,17 @@ def _is_hidden(path: str, root: str) -> bool:
 
 
 class _RemoteFile(io.RawIOBase):
-    """An S3 object open for reading, whose failures in mid-read are the project's own errors."""
+    """An S3 object open for reading, in blocks that are requests tried again by themselves.
 
-    def __init__(self, uri: str, file: Any) -> None:
+    Every answer must be of the same object: the one with this size and etag or, where they are not known, the first.
+    """
+
+    def __init__(self, uri: str, size: int, etag: str) -> None:
         super().__init__()
-        self._uri, self._file = uri, file
+        self._uri, self._size, self._etag = uri, size, etag
+        self._is_patient = _patience.get()
+        self._position = self._start = 0
+        self._block = b""
 
     def readable(self) -> bool:
         return True
@@ -234,40 +367,133 @@ class _RemoteFile(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        with _attach(self._uri, "reading"):
-            data = self._file.read(len(buffer))
+        offset = self._position - self._start
+        if not 0 <= offset < len(self._block):
+            end = min(self._size, self._position + READ_AHEAD_BYTES)
+            policy = retrying(self._is_patient)
+            self._block, self._etag = policy(_get_range, self._uri, self._position, end, self._size, self._etag)
+            self._start, offset = self._position, 0
+        data = self._block[offset : offset + len(buffer)]
         buffer[: len(data)] = data
+        self._position += len(data)
         return len(data)
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return int(self._file.seek(offset, whence))
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
 
     def tell(self) -> int:
-        return int(self._file.tell())
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+        return self._position
 
 
-def open_input(uri: str) -> BinaryIO:
+def _get_range(uri: str, start: int, end: int, size: int, etag: str) -> tuple[bytes, str]:
+    """Return some bytes of an S3 object of this size and etag ("" for any), and its etag."""
+    if start >= end:
+        return b"", etag
+    with _attach(uri, "reading"):
+        try:
+            data, answer = _get(uri, Range=f"bytes={start}-{end - 1}")
+        except OSError as error:
+            if _get_code(error) == "InvalidRange":
+                raise ObjectChangedError(f"{uri}: is shorter than it was ({size} bytes)", uri=uri) from error
+            raise
+    found = _get_etag(answer)
+    if etag and found and found != etag:
+        raise ObjectChangedError(f"{uri}: is another object than it was (etag {found}, not {etag})", uri=uri)
+    total = answer.get("ContentRange", "").rpartition("/")[2]
+    if total.isdecimal() and int(total) != size:
+        raise ObjectChangedError(f"{uri}: has another size than it had ({total} bytes, not {size})", uri=uri)
+    if len(data) != end - start:
+        raise StorageError(f"{uri}: storage gave {len(data)} bytes where {end - start} were asked for", uri=uri)
+    return data, found
+
+
+def _get(uri: str, **keywords: Any) -> tuple[bytes, dict[str, Any]]:
+    """Return an S3 object's bytes, and what else the answer says."""
+
+    async def get(filesystem: Any) -> tuple[bytes, dict[str, Any]]:
+        bucket, key = _split(uri)
+        async with asyncio.timeout(REQUEST_SECONDS):
+            answer = await filesystem._call_s3("get_object", Bucket=bucket, Key=key, **keywords)
+        body = answer.pop("Body")
+        try:
+            async with asyncio.timeout(_limit_seconds(answer["ContentLength"])):
+                return await body.read(), answer
+        finally:
+            body.close()
+
+    return cast(tuple[bytes, dict[str, Any]], fsspec.asyn.sync(_s3().loop, get, _s3()))
+
+
+def _get_code(error: BaseException) -> str:
+    """Return the code of S3's own error that s3fs translated, which it keeps as the cause."""
+    response = getattr(error.__cause__, "response", None)
+    return str(response["Error"].get("Code", "")) if response else ""
+
+
+def open_input(uri: str, *, size: int | None = None, etag: str = "") -> BinaryIO:
     """Open an object for reading; the caller closes it. Reads raise the same errors.
 
+    Args:
+        uri: the object.
+        size: what a listing said of it, which in S3 saves a request; None when not known.
+        etag: likewise; "" when not known.
+
     Raises:
+        ObjectChangedError: it is not, or in mid-read no longer, the object with this size and etag. Locally a change
+            in mid-read is for `refuse_changed` to find.
         InputError, JobError, StorageError: as `list_objects`.
     """
+    if not is_s3(uri):
+        return retrying()(_open_local, uri, size, etag)
+    if size is None:
+        found = retrying()(_look_at, uri)
+        if not found:
+            raise InputError(f"{uri}: not found while opening; check the bucket and the path", uri=uri)
+        size, etag = found[0].size, found[0].etag
+    return io.BufferedReader(_RemoteFile(uri, size, etag), buffer_size=2**20)
+
+
+def _open_local(uri: str, size: int | None, etag: str) -> BinaryIO:
     with _attach(uri, "opening"):
-        if not is_s3(uri):
-            return open(uri, "rb")
-        file = _fs(uri).open(_path(uri), "rb", block_size=8 * 2**20, cache_type="readahead")
-        return io.BufferedReader(_RemoteFile(uri, file), buffer_size=2**20)
+        file = open(uri, "rb")  # noqa: SIM115 - the caller closes it
+        try:
+            if size is not None:
+                _compare(uri, os.fstat(file.fileno()), size, etag)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+
+def refuse_changed(uri: str, size: int | None, etag: str) -> None:
+    """Refuse a local file that is no longer the one with this size and etag; to be called after reading it.
+
+    In S3 every answer was compared already.
+
+    Raises:
+        ObjectChangedError: it changed.
+        InputError: it is gone.
+    """
+    if size is not None and not is_s3(uri):
+        with _attach(uri, "reading"):
+            _compare(uri, os.stat(uri), size, etag)
+
+
+def _compare(uri: str, status: os.stat_result, size: int, etag: str) -> None:
+    if status.st_size != size:
+        raise ObjectChangedError(f"{uri}: has another size than it had ({status.st_size} bytes, not {size})", uri=uri)
+    if etag and str(status.st_mtime_ns) != etag:
+        raise ObjectChangedError(f"{uri}: was written to (at {status.st_mtime_ns} ns, not {etag})", uri=uri)
 
 
 def read_bytes(uri: str, *, tail_bytes: int | None = None, size: int | None = None) -> bytes:
-    """Return an object's bytes, or its last `tail_bytes` when its `size` is known (one request, not two).
+    """Return an object's bytes, or its last `tail_bytes` when its `size` is known; in S3 one request.
 
     Raises:
         InputError: it is not there.
+        ObjectChangedError: it has not this size.
         JobError, StorageError: as `list_objects`.
     """
     return retrying()(_read_once, uri, tail_bytes, size)
@@ -275,8 +501,14 @@ def read_bytes(uri: str, *, tail_bytes: int | None = None, size: int | None = No
 
 def _read_once(uri: str, tail_bytes: int | None, size: int | None) -> bytes:
     start = max(0, size - tail_bytes) if tail_bytes is not None and size is not None else None
+    if is_s3(uri) and start is not None and size is not None:
+        return _get_range(uri, start, size, size, "")[0]
     with _attach(uri, "reading"):
-        return cast(bytes, _fs(uri).cat_file(_path(uri), start=start, end=size if start is not None else None))
+        if is_s3(uri):
+            return _get(uri)[0]
+        with open(uri, "rb") as file:
+            file.seek(start or 0)
+            return file.read()
 
 
 def read_if_present(uri: str) -> bytes | None:
@@ -303,7 +535,7 @@ def write_bytes(uri: str, data: bytes, *, scratch: str | None = None) -> None:
 def _write_once(uri: str, data: bytes, scratch: str | None) -> None:
     with _attach(uri, "writing"):
         if is_s3(uri):
-            _fs(uri).pipe_file(_path(uri), data)
+            _put(uri, data, "overwrite")
             return
         target = Path(uri)
         folder = Path(scratch) if scratch else target.parent
@@ -330,77 +562,103 @@ def _sync_folder(folder: Path) -> None:
 
 
 def create_bytes(uri: str, data: bytes) -> bool:
-    """Write an object only where there is none; return whether this call made it.
+    """Write an object only where there is none; return whether this call made it, so that `data` must be its own.
 
     In S3 this is a put with `If-None-Match: *`; locally a hard link, which fails where the name is taken. Of a put whose
-    answer was lost the retry finds its own bytes there.
+    answer was lost another try finds its own bytes there, also at the first, for aiohttp 3.14 sends a put again by
+    itself.
     """
-    attempts = 0
-
-    def create() -> bool:
-        nonlocal attempts
-        attempts += 1
-        return _create_once(uri, data) or (attempts > 1 and read_bytes(uri) == data)
-
-    return retrying()(create)
+    return retrying()(_create_once, uri, data) or (is_s3(uri) and read_if_present(uri) == data)
 
 
 def _create_once(uri: str, data: bytes) -> bool:
     with _attach(uri, "creating"):
         try:
             if is_s3(uri):
-                _fs(uri).pipe_file(_path(uri), data, mode="create")
+                _put(uri, data, "create")
                 return True
             target = Path(uri)
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.parent / f".{target.name}.{secrets.token_hex(6)}"
-            temporary.write_bytes(data)
             try:
+                temporary.write_bytes(data)
                 os.link(temporary, target)
             finally:
                 temporary.unlink(missing_ok=True)
             return True
         except FileExistsError:
             return False
+        except OSError as error:
+            if _get_code(error) == "PreconditionFailed":  # some servers do not say which, and this is the only one
+                return False
+            raise
 
 
 def delete_objects(uris: list[str]) -> None:
     """Delete objects; one that is gone already is no error."""
-    retrying()(_delete_once, uris)
-
-
-def _delete_once(uris: list[str]) -> None:
-    keys = [_path(uri) for uri in uris if is_s3(uri)]
-    if keys:
-        with contextlib.suppress(InputError), _attach(uris[0], "deleting"):
-            _fs(uris[0]).rm(keys)
+    remote = [uri for uri in uris if is_s3(uri)]
+    for start in range(0, len(remote), DELETED_AT_ONCE):
+        retrying()(_delete_remote, remote[start : start + DELETED_AT_ONCE])
     for uri in uris:
         if not is_s3(uri):
-            with _attach(uri, "deleting"):
-                Path(uri).unlink(missing_ok=True)
+            retrying()(_delete_local, uri)
+
+
+def _delete_remote(uris: list[str]) -> None:
+    """Delete S3 objects of one bucket."""
+    objects = [{"Key": _split(uri)[1]} for uri in uris]
+    with contextlib.suppress(InputError), _attach(uris[0], "deleting"):
+        answer = _call("delete_objects", uris[0], Delete={"Objects": objects, "Quiet": True})
+        if failed := answer.get("Errors"):
+            code = failed[0].get("Code", "no code")
+            raise StorageError(f"{uris[0]}: {len(failed)} of {len(uris)} objects could not be deleted ({code})")
+
+
+def _delete_local(uri: str) -> None:
+    with _attach(uri, "deleting"):
+        Path(uri).unlink(missing_ok=True)
 
 
 def delete_folder(uri: str) -> None:
     """Delete everything below a folder."""
-    retrying()(_delete_folder_once, uri)
+    if is_s3(uri):
+        with contextlib.suppress(InputError):
+            delete_objects([found.uri for found in _list_below(uri.rstrip("/"))])
+    else:
+        retrying()(_delete_tree, uri)
 
 
-def _delete_folder_once(uri: str) -> None:
+def _delete_tree(uri: str) -> None:
     with contextlib.suppress(InputError), _attach(uri, "deleting"):
-        if is_s3(uri):
-            keys = list(_fs(uri).find(_path(uri)))
-            if keys:
-                _fs(uri).rm(keys)
-        else:
-            shutil.rmtree(uri)
+        shutil.rmtree(uri)
 
 
 def download_folder(uri: str, target: Path, *, skip: tuple[str, ...] = ()) -> None:
     """Copy the objects directly below a folder to a local one, leaving out names that end in one of `skip`."""
     for found in list_objects(uri):
         name = found.uri[len(uri) :].lstrip("/")
-        if name.endswith(skip) or "/" in name:
-            continue
-        for attempt in retrying():
-            with attempt, _attach(found.uri, "downloading"):
-                _fs(uri).get_file(_path(found.uri), str(target / name))
+        if not name.endswith(skip) and "/" not in name:
+            _download(found, target / name)
+
+
+def _download(found: StoredObject, target: Path) -> None:
+    """Copy an object to a file, several blocks at a time."""
+    if not is_s3(found.uri):
+        with _attach(found.uri, "downloading"):
+            shutil.copyfile(found.uri, target)
+        return
+    policy_is_patient = _patience.get()
+    with target.open("wb") as file, ThreadPoolExecutor(DOWNLOAD_THREADS) as pool:
+
+        def copy(start: int) -> None:
+            end = min(found.size, start + READ_AHEAD_BYTES)
+            data, _ = retrying(policy_is_patient)(_get_range, found.uri, start, end, found.size, found.etag)
+            os.pwrite(file.fileno(), data, start)
+
+        copies = [pool.submit(copy, start) for start in range(0, found.size, READ_AHEAD_BYTES)]
+        try:
+            for done in copies:
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

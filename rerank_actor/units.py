@@ -12,10 +12,16 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 
 from rerank_actor import shards, storage
-from rerank_actor.errors import RerankError, ShardError, StorageError
+from rerank_actor.errors import RerankError, ShardChangedError, ShardError
 from rerank_actor.plan import Unit
 from rerank_actor.prompts import PairEncoder, Prompts
 
@@ -154,29 +160,35 @@ def prepare_unit(unit: Unit, spec: PrepareSpec, tokenizer_json: str) -> UnitWork
     columns = [spec.query_column, spec.document_column]
     if spec.instruction_column is not None:
         columns.append(spec.instruction_column)
-    policy = Retrying(
-        retry=retry_if_exception_type((StorageError, ShardError)),
+    policy = Retrying(  # for bytes that came wrong; storage itself tries again whatever it can
+        retry=retry_if_exception_type(ShardError) & retry_if_not_exception_type(ShardChangedError),
         stop=stop_after_attempt(spec.max_attempts),
         wait=wait_random_exponential(multiplier=0.3, max=10),
         reraise=True,
     )
+    retries_before = storage.retries_made()
     try:
-        rows = policy(
-            shards.read_rows,
-            unit.uri,
-            spec.format,
-            row_start=unit.row_start,
-            num_rows=unit.num_rows,
-            byte_start=unit.byte_start,
-            keep=spec.keep,
-            text_columns=columns,
-            types=spec.json_types,
-        )
+        with storage.patient():
+            rows = policy(
+                shards.read_rows,
+                unit.uri,
+                spec.format,
+                row_start=unit.row_start,
+                num_rows=unit.num_rows,
+                byte_start=unit.byte_start,
+                keep=spec.keep,
+                text_columns=columns,
+                types=spec.json_types,
+                size=unit.size,
+                etag=unit.etag,
+            )
     except RerankError as error:
-        attempts = policy.statistics.get("attempt_number", 1)
-        return UnitWork.failed(unit, str(error), {"attempts": attempts})
+        facts = {"attempts": policy.statistics.get("attempt_number", 1)}
+        return UnitWork.failed(unit, str(error), {**facts, "read_retries": storage.retries_made() - retries_before})
+    read_retries = storage.retries_made() - retries_before
     encoder = _encoder(spec.fingerprint, tokenizer_json, json.dumps(spec.encoder))
-    return prepare_rows(unit, rows, columns, encoder)
+    work = prepare_rows(unit, rows, columns, encoder)
+    return replace(work, facts={**work.facts, "read_retries": read_retries}) if read_retries else work
 
 
 def prepare_rows(unit: Unit, rows: shards.Rows, columns: list[str], encoder: PairEncoder) -> UnitWork:

@@ -1,14 +1,35 @@
 """An S3 server on this machine (moto) that takes down what it is asked and fails on demand."""
 
+import os
+import socket
+import struct
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import boto3
 
 SECRET = "planted-secret-0123456789"
-CODES = {403: "AccessDenied", 500: "InternalError", 503: "SlowDown"}
+CODES = {400: "ExpiredToken", 403: "AccessDenied", 500: "InternalError", 503: "SlowDown", 507: "XMinioStorageFull"}
+TRICKLES = 20  # pieces that a slow answer comes in
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong with a request besides a status.
+
+    Attributes:
+        kind: `reset`, the connection is reset before anything is done; `lost`, it is reset when all is done; `truncate`,
+            the right headers and half of the body, then the end; `stall`, no answer for a while, then a reset; `slow`,
+            the right answer, its body in pieces over a while, or that late where it has none.
+        seconds: that while.
+    """
+
+    kind: Literal["reset", "lost", "truncate", "stall", "slow"]
+    seconds: float = 0.0
 
 
 class S3Server:
@@ -18,14 +39,20 @@ class S3Server:
         endpoint: address of the server.
         bucket: a bucket of the test at hand.
         requests: method and path with query of each request.
-        fault: called with both, gives an HTTP status to answer with, or 0 to answer rightly.
+        key_ids: the access key of each request.
+        fault: called with method and path, gives an HTTP status to answer with, a `Fault`, or 0 to answer rightly.
+        before_answer: called with method and path before each request is answered rightly.
+        answer_instead: called with method and path, gives the body of an answer with status 200, or "".
         page_size: objects in an answer to a listing, which a server may choose.
     """
 
     def __init__(self) -> None:
         self.bucket = ""
         self.requests: list[tuple[str, str]] = []
-        self.fault: Callable[[str, str], int] | None = None
+        self.key_ids: list[str] = []
+        self.fault: Callable[[str, str], int | Fault] | None = None
+        self.before_answer: Callable[[str, str], None] | None = None
+        self.answer_instead: Callable[[str, str], str] | None = None
         self.page_size = 1000
         # Not at the top: vLLM looks through all modules when it starts and trips over Flask's proxies.
         from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
@@ -34,6 +61,9 @@ class S3Server:
         class QuietHandler(MotoRequestHandler):
             def log_request(self, *arguments: Any) -> None:
                 pass
+
+            def make_environ(self) -> Any:
+                return {**super().make_environ(), "tests.handler": self}
 
         self._answer = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._serve, threaded=True, request_handler=QuietHandler)
@@ -61,24 +91,59 @@ class S3Server:
 
     def begin_test(self, number: int) -> None:
         """Make a bucket for a test and forget what was before."""
-        self.fault, self.page_size = None, 1000
+        self.fault, self.before_answer, self.answer_instead, self.page_size = None, None, None, 1000
         self.bucket = f"data-{number}"
         self.client.create_bucket(Bucket=self.bucket)
         self.requests.clear()
+        self.key_ids.clear()
 
     def _serve(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         path = environ["PATH_INFO"] + (f"?{environ['QUERY_STRING']}" if environ.get("QUERY_STRING") else "")
         self.requests.append((environ["REQUEST_METHOD"], path))
-        status = self.fault(environ["REQUEST_METHOD"], path) if self.fault else 0
-        if not status:
-            if "list-type=2" in path and "max-keys" not in path:
-                environ["QUERY_STRING"] += f"&max-keys={self.page_size}"
-            return self._answer(environ, start_response)
-        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        start_response(f"{status} {CODES[status]}", [("Content-Type", "application/xml")])
+        self.key_ids.append(environ.get("HTTP_AUTHORIZATION", "").partition("Credential=")[2].partition("/")[0])
+        fault = self.fault(environ["REQUEST_METHOD"], path) if self.fault else 0
+        if isinstance(fault, Fault):
+            return self._answer_badly(environ, start_response, path, fault)
+        if not fault:
+            return self._answer_rightly(environ, start_response, path)
+        _take_body(environ)
+        start_response(f"{fault} {CODES[fault]}", [("Content-Type", "application/xml")])
         if environ["REQUEST_METHOD"] == "HEAD":
             return []  # a body would be read as the answer to the connection's next request
-        return [f"<Error><Code>{CODES[status]}</Code><Message>on demand</Message></Error>".encode()]
+        return [f"<Error><Code>{CODES[fault]}</Code><Message>on demand</Message></Error>".encode()]
+
+    def _answer_rightly(self, environ: dict[str, Any], start_response: Callable[..., Any], path: str) -> Any:
+        if self.before_answer:
+            self.before_answer(environ["REQUEST_METHOD"], path)
+        if body := self.answer_instead and self.answer_instead(environ["REQUEST_METHOD"], path):
+            _take_body(environ)
+            start_response("200 OK", [("Content-Type", "application/xml")])
+            return [body.encode()]
+        if "list-type=2" in path and "max-keys" not in path:
+            environ["QUERY_STRING"] += f"&max-keys={self.page_size}"
+        return self._answer(environ, start_response)
+
+    def _answer_badly(
+        self, environ: dict[str, Any], start_response: Callable[..., Any], path: str, fault: Fault
+    ) -> Iterator[bytes]:
+        if fault.kind in ("reset", "stall"):
+            _take_body(environ)
+            time.sleep(fault.seconds)
+            _reset(environ)
+        body = b"".join(self._answer_rightly(environ, start_response, path))
+        if fault.kind == "lost":
+            _reset(environ)
+        if fault.kind == "slow":
+            time.sleep(0 if body else fault.seconds)
+            step = len(body) // TRICKLES + 1
+            for piece in range(TRICKLES):
+                time.sleep(fault.seconds / TRICKLES)
+                yield body[piece * step : (piece + 1) * step]
+        elif len(body) < 2:
+            _reset(environ)
+        else:
+            yield body[: len(body) // 2]
+            _end_connection(environ)
 
     def uri(self, key: str) -> str:
         """Return the URI of a key in the test's bucket."""
@@ -108,3 +173,23 @@ class S3Server:
         """End the server."""
         self._server.shutdown()
         self._thread.join()
+
+
+def _take_body(environ: dict[str, Any]) -> None:
+    environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+
+
+def _reset(environ: dict[str, Any]) -> None:
+    """End the request's connection with a TCP reset, and this thread's part in it."""
+    connection = environ["werkzeug.socket"]
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    dead, peer = socket.socketpair()
+    peer.close()
+    os.dup2(dead.fileno(), connection.fileno())  # closes the connection itself, which the server's own files keep open
+    dead.close()
+    _end_connection(environ)
+
+
+def _end_connection(environ: dict[str, Any]) -> None:
+    environ["tests.handler"].close_connection = True
+    raise ConnectionResetError("on demand")

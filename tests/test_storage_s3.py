@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,18 +23,12 @@ from jobs.status import status
 from rerank_actor import Reranker, storage
 from rerank_actor.engine import EngineSpec
 from rerank_actor.engine_check import start_engine
-from rerank_actor.errors import InputError, JobError, OutputConflictError, StorageError
+from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.job import ScoreJob, load_job
 from rerank_actor.model import load_reranker_model
 from rerank_actor.progress import LineReporter
 from rerank_actor.run import RunResult, run_job
 from rerank_actor.verify import verify_output
-
-
-def fail_first(count: int, code: int) -> Callable[[str, str], int]:
-    """Return a fault that fails the first requests."""
-    left = iter(range(count))
-    return lambda method, path: code if next(left, None) is not None else 0
 
 
 def make_pairs(count: int, mark: str = "d") -> pa.Table:
@@ -154,49 +147,6 @@ def test_missing_keys_and_buckets_are_input_errors(s3: S3Server) -> None:
             attempt()
     with pytest.raises(JobError, match="not a valid bucket"):
         storage.list_objects("s3://No_Bucket!/in")
-
-
-def test_refused_permission_is_a_job_error_without_another_try(s3: S3Server) -> None:
-    s3.put("a", b"x")
-    s3.fault = lambda method, path: 403
-    s3.requests.clear()
-    for attempt in (
-        lambda: storage.list_objects(s3.uri("in")),
-        lambda: storage.read_bytes(s3.uri("a")),
-        lambda: storage.write_bytes(s3.uri("a"), b"y"),
-        lambda: storage.create_bytes(s3.uri("a"), b"y"),
-    ):
-        with pytest.raises(JobError, match="no permission"):
-            attempt()
-    assert len(s3.requests) <= 8
-
-
-ATTEMPTS: dict[str, Callable[[S3Server], object]] = {
-    "listing": lambda s3: storage.list_objects(s3.uri("in")),
-    "reading": lambda s3: storage.read_bytes(s3.uri("in/a")),
-    "reading a tail": lambda s3: storage.read_bytes(s3.uri("in/a"), tail_bytes=1, size=1),
-    "writing": lambda s3: storage.write_bytes(s3.uri("in/a"), b"y"),
-    "creating": lambda s3: storage.create_bytes(s3.uri("in/b"), b"y"),
-    "deleting": lambda s3: storage.delete_objects([s3.uri("in/a")]),
-    "deleting a folder": lambda s3: storage.delete_folder(s3.uri("in")),
-}
-
-
-@pytest.mark.parametrize("code", [500, 503])
-@pytest.mark.parametrize("name", ATTEMPTS)
-def test_passing_trouble_is_tried_again(s3: S3Server, name: str, code: int) -> None:
-    s3.put("in/a", b"x")
-    s3.fault = fail_first(2, code)
-    ATTEMPTS[name](s3)
-    assert len(s3.requests) >= 3
-
-
-def test_lasting_trouble_is_a_storage_error_that_may_be_retried(s3: S3Server) -> None:
-    s3.fault = lambda method, path: 500
-    with pytest.raises(StorageError) as found:
-        storage.list_objects(s3.uri("in"))
-    assert found.value.retryable
-    assert s3.uri("in") in str(found.value)
 
 
 # The whole job.
@@ -371,7 +321,7 @@ TROUBLES: dict[str, tuple[str, str, dict[str, str]]] = {
     "no bucket": ("s3://no-such-bucket/in", "s3://no-such-bucket/in: not found", {}),
     "no key": ("in/none.parquet", "in/none.parquet: nothing there", {}),
     "no credentials": ("in", "no AWS credentials", NO_KEYS),
-    "nobody there": ("in", "storage failed", {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}),
+    "nobody there": ("in", "storage failed", {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "2"}),
 }
 
 

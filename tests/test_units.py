@@ -37,7 +37,7 @@ def prepare(tokenizer_json: str) -> Prepare:
     def prepare_all(path: Path, max_length: int = 8192, unit: Unit | None = None, **options: Any) -> UnitWork:
         layout = scan_shard(str(path), path.stat().st_size, "auto", 10**6)
         unit = unit or Unit(
-            "0123456789ab-00000", str(path), path.stat().st_size, "tag", 0, layout.num_rows, layout.blocks[0][2]
+            "0123456789ab-00000", str(path), path.stat().st_size, "", 0, layout.num_rows, layout.blocks[0][2]
         )
         spec = {
             "fingerprint": f"f{max_length}",
@@ -288,7 +288,7 @@ def test_part_written_twice_is_the_same(write_shard: Write, prepare: Prepare, tm
 def test_unit_of_an_unreadable_shard_is_failed_and_survives_the_way(write_shard: Write, prepare: Prepare) -> None:
     path = write_shard([{"query": "q", "document": "d"}] * 9)
     whole = prepare(path)
-    path.write_bytes(path.read_bytes()[:-9])
+    path.write_bytes(path.read_bytes()[:-9] + bytes(9))
     spec = PrepareSpec("f", {}, "auto", "query", "document", None, None, {}, 2, {})
     failed = send(prepare_unit(whole.unit, spec, ""))
     assert str(path) in str(failed.failure)
