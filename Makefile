@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format lock clean
+.PHONY: help setup demo test chaos lint format lock clean
 
 BIN := .venv/bin
 SOURCES := rerank_actor jobs tests
@@ -19,6 +19,9 @@ demo: setup ## set up, then score the sample pairs (FOLDER=demo-out chooses wher
 
 test: setup lint ## set up, check style, types and imports, then run the tests
 	$(BIN)/pytest
+
+chaos: setup ## put a job through twenty storms of faults (about half an hour)
+	$(BIN)/python tests/chaos.py --seeds 20
 
 lint: setup ## check style, types and imports
 	$(BIN)/ruff check $(SOURCES)

@@ -27,10 +27,10 @@ from rerank_actor.trial import Piece, Verdict
 from rerank_actor.units import UnitWork
 from rerank_actor.watchdog import Watchdog
 
-# Before a process whose engine did not start is replaced; the driver ends a run without any engine meanwhile.
-START_PAUSE_SECONDS = 10.0
-# That an actor without an engine holds a unit before it hands it back, so that those with one take most of them.
-HOLD_SECONDS = 30.0
+# Before a process whose engine did not start is replaced, and twice as long after each further failure; the driver ends
+# a run without any engine meanwhile.
+START_PAUSE_SECONDS = 2.0
+POLL_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,8 @@ class RerankActor:
         self._watchdog, self._pace = Watchdog(), Pace(stall_seconds)
         self._engine: Engine | None = None
         failures = ray.get(ledger.begin_start.remote(self._id))
+        if failures is None:
+            raise EngineStartError("the run has ended")  # ends the pipeline, which is wanted
         if failures == START_ATTEMPTS:
             return
         started = time.monotonic()
@@ -68,7 +70,7 @@ class RerankActor:
 
     def _start(self, spec: EngineSpec) -> tuple[Engine, EngineCheck]:
         checks = spec.check_scores and ray.get(self._ledger.claim_check.remote())
-        engine, check = start_engine(replace(spec, check_scores=checks))
+        engine, check = start_engine(replace(spec, check_scores=checks), self._ledger.note_batch_tokens.remote)
         agreed = ray.get(self._ledger.agree_dtype.remote(engine.dtype))
         if agreed != engine.dtype:
             engine.close()
@@ -87,9 +89,9 @@ class RerankActor:
         return self._score(work, self._engine).to_table()
 
     def _hand_back(self, work: UnitWork) -> UnitWork:
-        deadline = time.monotonic() + HOLD_SECONDS
-        while time.monotonic() < deadline and not ray.get(self._ledger.is_stopped.remote()):
-            time.sleep(1)
+        """Keep a unit while others are at work, which would otherwise be handed back one after the other."""
+        while not ray.get(self._ledger.is_quiet.remote()):
+            time.sleep(POLL_SECONDS)
         return UnitWork.failed(work.unit, "its actor has no engine", {"handed_back": True})
 
     def _score(self, work: UnitWork, engine: Engine) -> UnitWork:

@@ -43,6 +43,7 @@ def connect_ray(job: ScoreJob, watch: "SignalWatch") -> Iterator[Connection]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a pipeline that is being shut down must not start a new Ray
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ side writes to our terminal
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of actors of Ray's own that died
     # Of each worker that died Ray prints paragraphs; the run says in its own words what it survived.
     os.environ.setdefault(
         "RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed|There are infinite retries remaining"

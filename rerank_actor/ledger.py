@@ -16,6 +16,7 @@ import ray
 
 from rerank_actor.trial import Outcome, Piece, Trial, Verdict
 
+QUIET_SECONDS = 10.0  # without a piece in hand, a start or a report: nothing goes on any more
 START_ATTEMPTS = 3  # of an actor in a row; then it starts its engine no more
 ACTOR_DIED = "the actor died while scoring"
 START_DIED = (
@@ -59,6 +60,7 @@ class Ledger:
         self._hands: dict[str, _Hand] = {}
         self._stages: Counter[tuple[str, Stage]] = Counter()
         self._least_batch_tokens: int | None = None
+        self._active_at = time.monotonic()
         self._faults: Counter[str] = Counter()
         self._reports: list[dict[str, Any]] = []
         self._engines: list[dict[str, Any]] = []
@@ -82,12 +84,19 @@ class Ledger:
         """Return whether the run has ended."""
         return self._stopped
 
+    def is_quiet(self) -> bool:
+        """Return whether the run has ended, or nothing has gone on for a while."""
+        if self._hands or any(start.state == "starting" for start in self._starts.values()):
+            self._active_at = time.monotonic()
+        return self._stopped or time.monotonic() - self._active_at > QUIET_SECONDS
+
     def report_unit(self, name: str, report: dict[str, Any]) -> None:
         """Take down that a unit is committed, failed (`failure` is in the report) or handed back unscored."""
         self._trials.pop(name, None)
         self._hands.pop(name, None)
         del self._stages[name, "write"]
         self._reports.append({"unit": name, **report})
+        self._active_at = time.monotonic()
 
     def drain(self) -> dict[str, Any]:
         """Return what was reported since the last call, and forget it.
@@ -117,8 +126,14 @@ class Ledger:
         first, self._check_claimed = not self._check_claimed, True
         return first
 
-    def begin_start(self, actor: str) -> int:
-        """Take down that an actor, new or replaced, starts its engine; return how often in a row that failed."""
+    def begin_start(self, actor: str) -> int | None:
+        """Take down that an actor, new or replaced, starts its engine.
+
+        Returns:
+            How often in a row that failed; None when the run has ended.
+        """
+        if self._stopped:
+            return None
         start = self._starts[actor]
         in_hand = [unit for unit, hand in self._hands.items() if hand.actor == actor]
         for unit in in_hand:

@@ -18,6 +18,7 @@ from rerank_actor.sample import write_sample_model
 ROOT = Path(__file__).parent.parent
 BUCKET_NUMBERS = itertools.count()
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed|There are infinite retries remaining")
 
 
 @pytest.fixture(scope="session")
