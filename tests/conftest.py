@@ -64,16 +64,18 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(scope="session")
-def s3_server(local_ray: str) -> Iterator[S3Server]:
-    """One S3 server for all tests, because a process keeps its connection; the AWS variables stay set.
+def drop_aws_variables(patch: pytest.MonkeyPatch) -> None:
+    """Take the AWS variables out of this process for as long as the patch lasts."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        patch.delenv(name)
 
-    Ray was started without them, so that its workers have them from the run alone.
-    """
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """One S3 server for all tests, because a process keeps its connection; the AWS variables stay set."""
     server = S3Server()
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
+        drop_aws_variables(patch)
         for name, value in server.environment.items():
             patch.setenv(name, value)
         yield server
@@ -90,10 +92,15 @@ def s3(s3_server: S3Server) -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[str]:
-    """A Ray on this machine that tests share, so that each need not start one; gives its address."""
+    """A Ray on this machine that tests share, so that each need not start one; gives its address.
+
+    It is started without AWS variables, so that its workers have them from the run alone.
+    """
     import ray
 
-    context = ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as patch:
+        drop_aws_variables(patch)
+        context = ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     yield str(context.address_info["address"])
     ray.shutdown()
 
