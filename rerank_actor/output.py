@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, OutputConflictError, RerankError
 from rerank_actor.plan import Plan, Unit
+from rerank_actor.shards import read_own_table
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 45.0
@@ -154,7 +154,7 @@ class Output:
 def _read_table(uri: str) -> pa.Table:
     """Return a file of unit records, empty where it is damaged or gone."""
     try:
-        return pq.read_table(pa.BufferReader(storage.read_bytes(uri)), page_checksum_verification=True)
+        return read_own_table(storage.read_bytes(uri))
     except (pa.ArrowException, OSError, InputError):
         return pa.table({})
 

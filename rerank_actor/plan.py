@@ -145,7 +145,7 @@ class Plan:
             JobError: the bytes are no plan.
         """
         try:
-            table = pq.read_table(pa.BufferReader(data))
+            table = shards.read_own_table(data)
             metadata = table.schema.metadata
             types = pa.ipc.read_schema(pa.BufferReader(bytes.fromhex(metadata[b"json_types"].decode())))
             rows = table.to_pylist()

@@ -424,6 +424,8 @@ def _read_streamed(file: pq.ParquetFile, groups: list[int], columns: list[str], 
 
 def _to_texts(column: pa.ChunkedArray) -> list[Any]:
     """Return a column as Python values; bytes that are not UTF-8 become text with lone surrogates, a later fault."""
+    if _has_extension(column.type):
+        column = column.cast(_strip_extensions(column.type))
     try:
         return cast(list[Any], column.to_pylist())
     except UnicodeDecodeError:
@@ -431,6 +433,38 @@ def _to_texts(column: pa.ChunkedArray) -> list[Any]:
             raw = column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary())
             return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw.to_pylist()]
         return [_value_or_fault(value) for value in column]
+
+
+def read_own_table(data: bytes) -> pa.Table:
+    """Read a Parquet file of the project's own, none of which has extension types.
+
+    Raises:
+        pyarrow.ArrowException: it is damaged or not the project's.
+    """
+    table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    if any(_has_extension(kind) for kind in table.schema.types):
+        raise pa.ArrowTypeError("a column is of an extension type")
+    return table
+
+
+def _has_extension(kind: pa.DataType) -> bool:
+    """Whether values are of an extension type, which may run code to become Python's: Ray registers one of pickles."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return True
+    if pa.types.is_dictionary(kind):
+        return _has_extension(kind.value_type)
+    return any(_has_extension(kind.field(index).type) for index in range(kind.num_fields))
+
+
+def _strip_extensions(kind: pa.DataType) -> pa.DataType:
+    """Return what texts, or lists of them, are stored as."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _strip_extensions(kind.storage_type)
+    if is_list(kind):
+        return pa.list_(_strip_extensions(kind.value_type))
+    if _has_extension(kind):
+        raise pa.ArrowTypeError(f"a column of texts is of type {kind}")
+    return kind
 
 
 def _value_or_fault(value: Any) -> Any:
