@@ -112,33 +112,30 @@ class RerankActor:
                     return work.with_failure(piece.failure, facts)
                 prompts = work.prompts.with_errors({int(positions[at]): why for at, why in piece.given_up.items()})
                 return replace(work, prompts=prompts).with_logits(_scatter(work, piece.logits), facts)
-            found = self._score_piece(work, engine, piece)
+            found = self._try_piece(work, engine, piece)
             if piece.positions is None and found is not None and np.isfinite(found).all():
                 self._ledger.end_trial.remote(name, piece.ticket)
                 facts["seconds"] = round(time.monotonic() - started, 4)
                 return work.with_logits(_scatter(work, found), facts)
-            self._report_piece(name, engine, piece, found)
+            if found is not None:
+                doubtful = not np.isfinite(found).all() and not self._is_healthy(engine)
+                ray.get(self._ledger.finish_piece.remote(name, piece.ticket, found, doubtful))
+                if doubtful:
+                    self._end()
 
-    def _score_piece(self, work: UnitWork, engine: Engine, piece: Piece) -> np.ndarray | None:
-        """Return the logits of a piece, None when the engine raised, which the ledger then knows."""
+    def _try_piece(self, work: UnitWork, engine: Engine, piece: Piece) -> np.ndarray | None:
+        """Return the logits of a piece; None when the engine raised, is still to be trusted, and the ledger knows."""
         positions = work.prompts.scorable
         ids = work.prompts.ids_at(positions if piece.positions is None else positions[piece.positions])
         try:
             return self._compute(engine, ids, work.unit.name, piece.ticket)
         except RerankError as error:
             logger.warning("unit %s: attempt %d failed: %s", work.unit.name, piece.ticket, error)
-            ray.get(self._ledger.fail_piece.remote(work.unit.name, piece.ticket, str(error)))
-            return None
-
-    def _report_piece(self, unit: str, engine: Engine, piece: Piece, found: np.ndarray | None) -> None:
-        """Take a piece of a unit in trouble to the ledger, and end this process if its engine is in doubt."""
-        if found is not None:
-            ray.get(self._ledger.finish_piece.remote(unit, piece.ticket, found))
-            doubtful = not np.isfinite(found).all() and not self._is_healthy(engine)
-        else:
             doubtful = not piece.is_split or not self._is_healthy(engine)
-        if doubtful:
-            self._end()
+            ray.get(self._ledger.fail_piece.remote(work.unit.name, piece.ticket, str(error), doubtful))
+            if doubtful:
+                self._end()
+            return None
 
     def _compute(self, engine: Engine, ids: list[np.ndarray], unit: str, ticket: int) -> np.ndarray:
         tokens = sum(len(prompt) for prompt in ids)

@@ -14,8 +14,10 @@ from typing import Any, Literal
 import numpy as np
 import ray
 
-from rerank_actor.trial import Outcome, Piece, Trial, Verdict
+from rerank_actor.trial import NOT_FINITE, Piece, Trial, Verdict
 
+# Ends of actors in a row, with nothing scored in between, after which the run is hopeless.
+ENDS_ALLOWED, ENDS_ALLOWED_PER_ACTOR = 30, 10
 QUIET_SECONDS = 10.0  # without a piece in hand, a start or a report: nothing goes on any more
 START_ATTEMPTS = 3  # of an actor in a row; then it starts its engine no more
 ACTOR_DIED = "the actor died while scoring"
@@ -60,6 +62,7 @@ class Ledger:
         self._hands: dict[str, _Hand] = {}
         self._stages: Counter[tuple[str, Stage]] = Counter()
         self._least_batch_tokens: int | None = None
+        self._ends, self._last_reason = 0, ""
         self._active_at = time.monotonic()
         self._faults: Counter[str] = Counter()
         self._reports: list[dict[str, Any]] = []
@@ -109,6 +112,7 @@ class Ledger:
             "engine_failures": self._engine_failures,
             "faults": dict(+self._faults),
             "least_batch_tokens": self._least_batch_tokens,
+            "hopeless": self._last_reason if self._ends > self._allow_ends() else None,
             "first_starts": sum(item.state == "starting" and not item.failures for item in self._starts.values()),
         }
         self._reports, self._engines, self._engine_failures, self._faults = [], [], [], Counter()
@@ -194,24 +198,26 @@ class Ledger:
         if self._is_current(unit, ticket):
             self._hands[unit].deadline = time.monotonic() + seconds
 
-    def finish_piece(self, unit: str, ticket: int, logits: np.ndarray) -> None:
-        """Take the logits of a piece; those that are not finite are tried again."""
+    def finish_piece(self, unit: str, ticket: int, logits: np.ndarray, ended: bool) -> None:
+        """Take the logits of a piece, and whether its actor ends itself for those that are not finite."""
         if self._is_current(unit, ticket):
             del self._hands[unit]
             splits = self._trials[unit].splits
-            if self._trials[unit].finish(logits) is not None:
+            if not self._trials[unit].finish(logits, ended=ended):
                 self._count("engine_not_finite", unit, splits)
+            self._ends, self._last_reason = self._ends + 1 if ended else 0, NOT_FINITE
 
-    def fail_piece(self, unit: str, ticket: int, reason: str) -> None:
-        """Take down that an engine raised on a piece."""
+    def fail_piece(self, unit: str, ticket: int, reason: str, ended: bool) -> None:
+        """Take down that an engine raised on a piece, and whether its actor ends itself for it."""
         if self._is_current(unit, ticket):
             del self._hands[unit]
-            self._fail(unit, reason, "raised", "engine_raised")
+            self._fail(unit, reason, "engine_raised", ended=ended)
 
     def end_trial(self, unit: str, ticket: int) -> None:
         """Take down that a unit was scored whole, at the first try or a later one."""
         if self._is_current(unit, ticket):
             del self._trials[unit], self._hands[unit]
+            self._ends = 0
 
     def end_actor(self, actor: str) -> None:
         """Take down that an actor ends itself, to be replaced by Ray."""
@@ -222,12 +228,16 @@ class Ledger:
 
     def _note_death(self, unit: str) -> None:
         hung = time.monotonic() >= self._hands.pop(unit).deadline
-        self._fail(unit, ENGINE_HUNG if hung else ACTOR_DIED, "died", "engine_hung" if hung else "actor_died")
+        self._fail(unit, ENGINE_HUNG if hung else ACTOR_DIED, "engine_hung" if hung else "actor_died", ended=True)
 
-    def _fail(self, unit: str, reason: str, outcome: Outcome, kind: str) -> None:
+    def _fail(self, unit: str, reason: str, kind: str, *, ended: bool) -> None:
         splits = self._trials[unit].splits
-        self._trials[unit].fail(reason, outcome)
+        self._trials[unit].fail(reason, ended=ended)
         self._count(kind, unit, splits)
+        self._ends, self._last_reason = self._ends + 1 if ended else 0, reason
+
+    def _allow_ends(self) -> int:
+        return max(ENDS_ALLOWED, ENDS_ALLOWED_PER_ACTOR * len(self._starts))
 
     def _count(self, kind: str, unit: str, splits_before: int) -> None:
         self._faults[kind] += 1

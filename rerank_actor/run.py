@@ -88,6 +88,7 @@ class _Run:
         self.engines: list[dict[str, Any]] = []
         self.engine_failures: list[str] = []
         self.first_starts = 0
+        self.hopeless: str | None = None
         self.faults: Counter[str] = Counter()
         self.least_batch_tokens: int | None = None
         self.started = time.time()
@@ -229,6 +230,9 @@ class _Run:
         if job.max_error_rows and self.scored_now.failed_pairs > job.max_error_rows:
             self.reporter.say(f"more than {job.max_error_rows:,} rows have an error; stopping (--max-error-rows)")
             return True
+        if self.hopeless is not None:
+            self.reporter.say(f"every engine fails and nothing is scored any more; stopping ({self.hopeless})")
+            return True
         return False
 
     def _stop(self, ledger: Any, thread: threading.Thread, connection: Connection) -> None:
@@ -258,7 +262,7 @@ class _Run:
         self.engines += news["engines"]
         if self.engines and self.ready_at is None:
             self.ready_at = min(engine["ready_at"] for engine in self.engines)
-        self.first_starts = news["first_starts"]
+        self.first_starts, self.hopeless = news["first_starts"], news["hopeless"]
         for kind in news["faults"].keys() - self.faults.keys():
             self.reporter.say(f"survived a fault: {kind.replace('_', ' ')}; the manifest counts these")
         self.faults.update(news["faults"])

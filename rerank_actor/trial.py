@@ -6,14 +6,11 @@ never reported counts as one that killed its actor. A pair is given up only when
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
 NOT_FINITE = "engine returned a logit that is not finite"
-DEATHS_ALLOWED = 64  # of actors, for one unit; each may cost an engine's start
-
-Outcome = Literal["died", "raised", "not_finite"]
+ENDS_ALLOWED = 64  # of actors, for one unit; each costs an engine's start
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class Trial:
     num_prompts: int
     max_attempts: int
     attempts: int = 0
-    deaths: int = 0
+    ends: int = 0
     splits: int = 0
     _current: _Pending | None = None
     _failure: str | None = None
@@ -102,25 +99,23 @@ class Trial:
         """Whether a ticket is of the piece that is handed out, and not of an actor that was thought dead."""
         return self._current is not None and ticket == self.attempts
 
-    def finish(self, logits: np.ndarray) -> Outcome | None:
-        """Take the logits of the piece; those that are not finite are tried again, and the piece then has failed."""
+    def finish(self, logits: np.ndarray, *, ended: bool = False) -> bool:
+        """Take the logits of the piece, and whether they were the end of its actor.
+
+        Returns:
+            Whether all are finite; those that are not are tried again, and the piece has failed.
+        """
         piece = self._take()
         finite = np.isfinite(logits)
         self._logits[piece.positions[finite]] = logits[finite]
         if finite.all():
-            return None
-        self._retry(_Pending(piece.positions[~finite], piece.is_split, piece.failures), NOT_FINITE)
-        return "not_finite"
+            return True
+        self._retry(_Pending(piece.positions[~finite], piece.is_split, piece.failures), NOT_FINITE, ended=ended)
+        return False
 
-    def fail(self, reason: str, outcome: Outcome) -> None:
-        """Take down that the piece failed: an engine raised, or its process died."""
-        piece = self._take()
-        if outcome == "died":
-            self.deaths += 1
-        if self.deaths >= self.max_attempts + DEATHS_ALLOWED:
-            self._failure = f"{reason}, {self.deaths} times on this unit; its guilty pairs could not be told apart"
-            return
-        self._retry(piece, reason)
+    def fail(self, reason: str, *, ended: bool) -> None:
+        """Take down that the piece failed, and whether that was the end of its actor."""
+        self._retry(self._take(), reason, ended=ended)
 
     def _take(self) -> _Pending:
         if self._current is None:
@@ -128,7 +123,11 @@ class Trial:
         piece, self._current = self._current, None
         return piece
 
-    def _retry(self, piece: _Pending, reason: str) -> None:
+    def _retry(self, piece: _Pending, reason: str, *, ended: bool) -> None:
+        self.ends += ended
+        if self.ends >= self.max_attempts + ENDS_ALLOWED:
+            self._failure = f"{reason}, {self.ends} times on this unit; its guilty pairs could not be told apart"
+            return
         piece.failures += 1
         is_single = len(piece.positions) == 1
         if piece.failures < (self.max_attempts if is_single or not piece.is_split else 1):

@@ -6,13 +6,18 @@ library alone, and runs as a script, so that it is small and starts at once.
 """
 
 import contextlib
+import math
 import os
 import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import IO
+
+POLL_SECONDS = 5.0
+STOPPED_SECONDS = 30.0  # that a stopped process is waited for
 
 
 class Watchdog:
@@ -62,21 +67,37 @@ def _pipe(process: "subprocess.Popen[bytes]") -> IO[bytes]:
     return process.stdin
 
 
+def is_stopped(pid: int) -> bool:
+    """Return whether a process is stopped by a signal."""
+    try:
+        with open(f"/proc/{pid}/stat") as status:
+            return status.read().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
+
+
 def watch(watched: int, source: int) -> None:
-    """Read limits in seconds, a line each, and kill the watched process when one passes; 0 is no limit."""
-    limit: float | None = None
+    """Read limits in seconds, a line each, and kill the watched process when one passes; 0 is no limit.
+
+    A process that somebody stopped (SIGSTOP) and forgot is killed too, whatever it is at.
+    """
+    deadline, stopped_at = math.inf, math.inf
     pending = b""
     while os.getppid() == watched:
-        ready, _, _ = select.select([source], [], [], limit)
-        if not ready:
+        ready, _, _ = select.select([source], [], [], max(0.0, min(deadline - time.monotonic(), POLL_SECONDS)))
+        now = time.monotonic()
+        stopped_at = min(stopped_at, now) if is_stopped(watched) else math.inf
+        if (now >= deadline and not ready) or now - stopped_at >= STOPPED_SECONDS:
             os.kill(watched, signal.SIGKILL)
             return
+        if not ready:
+            continue
         data = os.read(source, 4096)
         if not data:
             return
         *lines, pending = (pending + data).split(b"\n")
         if lines:
-            limit = float(lines[-1]) or None
+            deadline = now + float(lines[-1]) if float(lines[-1]) else math.inf
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -15,9 +16,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,67 +30,75 @@ GUILTY_TOKEN = 197  # of the byte tokenizer
 ROWS_PER_UNIT = 5
 NUM_SHARDS = 4
 MOST_RUNS = 12
-STANDSTILL_SECONDS = 420.0
+STANDSTILL_SECONDS = 900.0
+STRIKES = {  # from outside, in each storm
+    "kill_worker": 8,
+    "freeze_worker": 2,
+    "kill_node": 1,
+    "freeze_node": 1,
+    "kill_driver": 1,
+    "term_driver": 1,
+}
 ENGINE_KINDS = ("raise", "nan", "die", "hang", "hang_with_lock")
 WORKER_TITLES = ("MapWorker", "Read", "Write", "Ledger", "IDLE")
 
 
-@dataclass
 class Storm:
     """What happens in one storm.
 
-    Attributes:
+    Args:
         rng: says what happens and when.
         nodes: the Ray it happens to.
-        injected: what was done from outside, by kind.
-        budget: how often some things may still happen.
+        words: the log of the job, which is told what was done.
+
+    Attributes:
+        injected: what was done, by kind.
+        left: what is still to be done from outside.
     """
 
-    rng: random.Random
-    nodes: RayNodes
-    injected: Counter[str] = field(default_factory=Counter)
-    budget: Counter[str] = field(
-        default_factory=lambda: Counter(kill_node=1, freeze_node=1, kill_driver=1, term_driver=1)
-    )
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, rng: random.Random, nodes: RayNodes, words: IO[bytes]) -> None:
+        self._rng, self._nodes, self._words = rng, nodes, words
+        self._lock = threading.Lock()
+        self.injected: Counter[str] = Counter()
+        self.left = [kind for kind, count in STRIKES.items() for _ in range(count)]
+        rng.shuffle(self.left)
 
     def strike_request(self, method: str, path: str) -> int | Fault:
         """Fail one request to S3 in thirty, in one of eight ways."""
-        with self.lock:
-            if self.rng.random() > 1 / 30:
+        with self._lock:
+            if self._rng.random() > 1 / 30:
                 return 0
-            kind = self.rng.choice(["500", "503", "403", "reset", "lost", "truncate", "stall", "slow"])
+            kind = self._rng.choice(["500", "503", "403", "reset", "lost", "truncate", "stall", "slow"])
             if kind == "403" and "part-" not in path:
                 return 0  # at a start it means that the job is wrong
-            self.injected[f"s3_{kind}"] += 1
-            return int(kind) if kind.isdigit() else Fault(kind, self.rng.uniform(0.2, 2.0))  # type: ignore[arg-type]
+            self._note(f"s3_{kind}")
+            return int(kind) if kind.isdigit() else Fault(kind, self._rng.uniform(0.2, 2.0))  # type: ignore[arg-type]
 
-    def strike(self, driver: "subprocess.Popen[bytes]", has_commits: bool) -> None:
-        """Do one thing to workers, nodes or the driver."""
-        choices = ["kill_worker"] * 6 + ["freeze_worker"]
-        if has_commits:
-            choices += [kind for kind, left in self.budget.items() if left]
-        kind = self.rng.choice(choices)
-        if kind == "kill_worker" or kind == "freeze_worker":
+    def strike(self, driver: "subprocess.Popen[bytes]") -> None:
+        """Do the next thing to a worker, a node or the driver."""
+        kind = self.left.pop()
+        if kind in ("kill_worker", "freeze_worker"):
             titles = WORKER_TITLES if kind == "kill_worker" else ("MapWorker",)
-            workers = self.nodes.find_workers(*titles)
+            workers = self._nodes.find_workers(*titles)
             if not workers:
+                self.left.insert(0, kind)
                 return
-            number = signal.SIGKILL if kind == "kill_worker" else signal.SIGSTOP
-            try:
-                os.kill(self.rng.choice(workers), number)
-            except ProcessLookupError:
-                return
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._rng.choice(workers), signal.SIGKILL if kind == "kill_worker" else signal.SIGSTOP)
         elif kind == "kill_node":
-            self.nodes.kill(self.rng.randrange(len(self.nodes.workers)))
-            self.nodes.add()
+            self._nodes.kill(self._rng.randrange(len(self._nodes.workers)))
+            self._nodes.add()
         elif kind == "freeze_node":
-            self.nodes.freeze(self.rng.randrange(len(self.nodes.workers)))
-            self.nodes.add()
+            self._nodes.freeze(self._rng.randrange(len(self._nodes.workers)))
+            self._nodes.add()
         else:
             driver.send_signal(signal.SIGKILL if kind == "kill_driver" else signal.SIGTERM)
-        self.budget[kind] -= 1
+        self._note(kind)
+
+    def _note(self, kind: str) -> None:
         self.injected[kind] += 1
+        self._words.write(f"-- {time.strftime('%X')} {kind}\n".encode())
+        self._words.flush()
 
 
 def make_shards(num_units: int) -> dict[str, pa.Table]:
@@ -161,7 +169,7 @@ def run_storm(
     environment = {**os.environ, **server.environment, **CONNECTION}
     survived: Counter[str] = Counter()
     with ray_nodes() as nodes, log.open("wb") as words:
-        storm = Storm(rng, nodes)
+        storm = Storm(rng, nodes, words)
         server.fault = storm.strike_request
         deadline = time.monotonic() + STANDSTILL_SECONDS
         codes: list[int] = []
@@ -174,10 +182,8 @@ def run_storm(
                 while driver.poll() is None:
                     assert time.monotonic() < deadline, f"seed {seed}: stands still; runs so far ended with {codes}"
                     time.sleep(rng.uniform(1.5, 6.0))
-                    if driver.poll() is None:
-                        storm.strike(
-                            driver, any(method == "PUT" and "/part-" in path for method, path in server.requests)
-                        )
+                    if driver.poll() is None and storm.left and is_at_work(server):
+                        storm.strike(driver)
             finally:
                 driver.kill()
                 driver.wait()
@@ -193,10 +199,17 @@ def run_storm(
     assert manifest["status"] == "complete", f"seed {seed}: {manifest['status']}"
     assert manifest["totals"]["rows"] == len(calm), f"seed {seed}: {manifest['totals']}"
     survived.update(manifest["faults"])
+    seconds = time.monotonic() - deadline + STANDSTILL_SECONDS
     print(
-        f"seed {seed}: runs ended with {codes}; injected {dict(storm.injected)}; survived {dict(survived)}", flush=True
+        f"seed {seed}: {seconds:.0f} s, runs ended with {codes}; injected {dict(storm.injected)}; survived {dict(survived)}",
+        flush=True,
     )
     return storm.injected, survived
+
+
+def is_at_work(server: S3Server) -> bool:
+    """Return whether the job has written a part."""
+    return any(method == "PUT" and "/part-" in path for method, path in server.requests)
 
 
 def check_output(seed: int, server: S3Server, calm: list[dict[str, Any]]) -> None:

@@ -426,6 +426,23 @@ def test_sigterm_while_ray_starts_ends_the_run_with_143(tmp_path: Path, start: C
     assert not (tmp_path / "output/_job/lease.json").exists()
 
 
+def test_interrupt_twice_ends_the_run_at_once_and_the_same_command_goes_on(
+    tmp_path: Path, start: Callable[..., Running], local_ray: str
+) -> None:
+    shard, output = write(tmp_path / "a.parquet", make_pairs(90)), tmp_path / "output"
+    flags = ["--input", shard, "--output", output, "--engine", "fake", "--unit-rows", 3, "--ray-address", local_ray]
+    running = start(*flags, "--engine-args", '{"seconds_per_prompt": 0.2}')
+    assert wait_until(lambda: list_parts(output))
+    running.process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    assert running.end(signal.SIGINT) in (130, -signal.SIGINT)
+    assert not (output / "_SUCCESS").exists()
+    before = list_parts(output)
+    assert run_command("score", *flags).returncode == 0
+    assert before.items() <= list_parts(output).items()
+    assert read_output(output)["document"].to_pylist() == make_pairs(90)["document"].to_pylist()
+
+
 def test_engine_that_cannot_start_exits_2_in_one_line(tmp_path: Path, model_folder: Path, local_ray: str) -> None:
     model = Path(shutil.copytree(model_folder, tmp_path / "model"))
     for weights in model.glob("*.safetensors"):

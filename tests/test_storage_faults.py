@@ -44,8 +44,6 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "CONNECT_TIMEOUT_SECONDS": 1,
         "READ_TIMEOUT_SECONDS": 1,
         "REQUEST_SECONDS": 1,
-        "BRIEF_SECONDS": 2,
-        "PATIENT_SECONDS": 3,
         "LONGEST_WAIT_SECONDS": 0.2,
     }
     for name, value in limits.items():
@@ -109,7 +107,7 @@ def test_fault_that_passes_is_absorbed(s3: S3Server, hasty: None, operation: str
     found = run(s3)
     s3.fault = None
     assert found == wanted
-    assert storage.retries_made() - before in (1, 2)
+    assert storage.retries_made() > before
     if operation in ("write", "create"):
         assert s3.read("in/b") == BODY
 
@@ -230,11 +228,14 @@ def test_denied_access_is_final_at_once_but_waited_for_in_the_middle_of_a_run(
         assert run(s3) == wanted
 
 
-def test_access_that_stays_denied_is_not_waited_for_for_ever(s3: S3Server, hasty: None) -> None:
+def test_access_that_stays_denied_is_not_waited_for_for_ever(
+    s3: S3Server, hasty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     s3.fault = lambda method, path: 403
+    monkeypatch.setattr(storage, "PATIENT_SECONDS", 1)
     with storage.patient(), pytest.raises(AccessDeniedError):
         storage.list_objects(s3.uri("in"))
-    assert len(s3.requests) > storage.BRIEF_ATTEMPTS
+    assert len(s3.requests) >= 2
 
 
 def test_renewed_credentials_of_a_file_are_used(
@@ -401,7 +402,9 @@ def test_unit_costs_no_more_requests_than_blocks_and_a_footer(s3: S3Server, suff
     assert [method for method, _ in s3.requests] == ["GET"] * (2 if suffix == "parquet" else 1)
 
 
-def test_unit_is_read_through_faults_and_tells_the_tries(s3: S3Server, hasty: None) -> None:
+def test_unit_is_read_through_faults_and_tells_the_tries(
+    s3: S3Server, hasty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     planned = Place(s3, Path()).put("a.parquet", make_shard("parquet", "a"))
     faults = [403, 503, Fault("truncate"), Fault("reset"), Fault("reset"), 400]
     s3.fault = lambda method, path: faults.pop() if faults else 0
@@ -409,10 +412,11 @@ def test_unit_is_read_through_faults_and_tells_the_tries(s3: S3Server, hasty: No
     assert work.failure is None
     assert work.facts["read_retries"] == 5
     s3.fault = lambda method, path: Fault("truncate")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "8")
     failed = prepare(planned)
     assert planned.uri in failed.failure
     assert failed.facts["attempts"] == 1
-    assert failed.facts["read_retries"] > 5
+    assert failed.facts["read_retries"] == 7
 
 
 # The whole job.

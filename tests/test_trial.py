@@ -12,7 +12,7 @@ from rerank_actor.errors import EngineError, EngineMemoryError
 from rerank_actor.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.pace import Pace
 from rerank_actor.prompts import PairEncoder
-from rerank_actor.trial import DEATHS_ALLOWED, NOT_FINITE, Piece, Trial, Verdict
+from rerank_actor.trial import ENDS_ALLOWED, NOT_FINITE, Piece, Trial, Verdict
 
 
 def run(trial: Trial, guilty: set[int], how: str) -> tuple[Verdict, list[int]]:
@@ -25,7 +25,7 @@ def run(trial: Trial, guilty: set[int], how: str) -> tuple[Verdict, list[int]]:
         if how == "nan":
             trial.finish(np.where(struck, np.nan, positions).astype(np.float32))
         elif struck.any():
-            trial.fail("it broke", "died" if how == "die" else "raised")
+            trial.fail("it broke", ended=how == "die")
         else:
             trial.finish(positions.astype(np.float32))
     return piece, sizes
@@ -49,7 +49,7 @@ def test_trial_finds_the_guilty_and_keeps_the_rest(how: str, guilty: set[int]) -
 def test_trial_of_a_passing_fault_tries_again_and_splits_nothing() -> None:
     trial = Trial(10, 3)
     trial.begin()
-    trial.fail("it broke", "died")
+    trial.fail("it broke", ended=True)
     piece = trial.begin()
     assert isinstance(piece, Piece)
     assert (piece.attempt, piece.positions, piece.is_split) == (2, None, False)
@@ -63,7 +63,7 @@ def test_trial_of_a_passing_fault_tries_again_and_splits_nothing() -> None:
 def test_trial_that_only_kills_ends_with_a_failure() -> None:
     verdict, sizes = run(Trial(4096, 3), set(range(4096)), "die")
     assert verdict.failure is not None
-    assert len(sizes) == 3 + DEATHS_ALLOWED
+    assert len(sizes) == 3 + ENDS_ALLOWED
 
 
 def test_ticket_of_an_earlier_piece_is_not_current() -> None:
@@ -71,7 +71,7 @@ def test_ticket_of_an_earlier_piece_is_not_current() -> None:
     first = trial.begin()
     assert isinstance(first, Piece)
     assert trial.is_current(first.ticket)
-    trial.fail("it broke", "died")
+    trial.fail("it broke", ended=True)
     trial.begin()
     assert not trial.is_current(first.ticket)
 
