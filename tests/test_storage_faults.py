@@ -38,19 +38,24 @@ BLOCK_BYTES = 64 * 1024
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Limits of seconds where they are half minutes."""
-    limits: dict[str, float] = {
-        "CONNECT_TIMEOUT_SECONDS": 1,
-        "READ_TIMEOUT_SECONDS": 1,
-        "REQUEST_SECONDS": 1,
-        "LONGEST_WAIT_SECONDS": 0.2,
-    }
-    for name, value in limits.items():
-        monkeypatch.setattr(storage, name, value)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits between tries of fractions of seconds."""
+    monkeypatch.setattr(storage, "LONGEST_WAIT_SECONDS", 0.2)
+
+
+@pytest.fixture
+def fresh_client() -> Iterator[None]:
+    """An S3 client of the test's own settings."""
     storage._s3.cache_clear()
     yield
     storage._s3.cache_clear()
+
+
+@pytest.fixture
+def short_limits(short_waits: None, fresh_client: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits of a request of a second where they are half minutes."""
+    for name in ("CONNECT_TIMEOUT_SECONDS", "READ_TIMEOUT_SECONDS", "REQUEST_SECONDS"):
+        monkeypatch.setattr(storage, name, 1)
 
 
 def read_stream(s3: S3Server) -> bytes:
@@ -96,7 +101,7 @@ def fail(fault: int | Fault, should: Callable[[int], bool]) -> Callable[[str, st
 
 
 @pytest.mark.parametrize(("operation", "fault"), PASSING)
-def test_fault_that_passes_is_absorbed(s3: S3Server, hasty: None, operation: str, fault: str) -> None:
+def test_fault_that_passes_is_absorbed(s3: S3Server, short_limits: None, operation: str, fault: str) -> None:
     s3.put("in/a", BODY)
     run, wanted = OPERATIONS[operation]
     s3.requests.clear()
@@ -114,7 +119,7 @@ def test_fault_that_passes_is_absorbed(s3: S3Server, hasty: None, operation: str
 
 @pytest.mark.parametrize(("operation", "fault"), LASTING)
 def test_fault_that_lasts_ends_in_a_storage_error(
-    s3: S3Server, hasty: None, monkeypatch: pytest.MonkeyPatch, operation: str, fault: str
+    s3: S3Server, short_limits: None, monkeypatch: pytest.MonkeyPatch, operation: str, fault: str
 ) -> None:
     tries = storage.BRIEF_ATTEMPTS
     if fault in ("stall", "slow"):  # which take long
@@ -133,14 +138,14 @@ def test_fault_that_lasts_ends_in_a_storage_error(
     assert len(s3.requests) <= 2 * tries  # aiohttp sends a request again by itself after a reset
 
 
-def test_lost_answer_to_a_create_that_another_won_is_no_success(s3: S3Server, hasty: None) -> None:
+def test_lost_answer_to_a_create_that_another_won_is_no_success(s3: S3Server, short_waits: None) -> None:
     s3.put("in/b", b"another's")
     s3.fault = fail(Fault("lost"), lambda number: number < 1)
     assert storage.create_bytes(s3.uri("in/b"), b"mine") is False
 
 
 def test_long_read_and_listing_go_on_where_they_failed(
-    s3: S3Server, hasty: None, monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, short_waits: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "READ_AHEAD_BYTES", BLOCK_BYTES)
     data = random.Random(1).randbytes(6 * BLOCK_BYTES - 7)
@@ -160,7 +165,7 @@ def test_long_read_and_listing_go_on_where_they_failed(
 
 
 def test_download_goes_on_through_faults_and_is_whole(
-    s3: S3Server, hasty: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, short_waits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "READ_AHEAD_BYTES", BLOCK_BYTES)
     data = random.Random(1).randbytes(10 * BLOCK_BYTES - 7)
@@ -175,7 +180,9 @@ def test_download_goes_on_through_faults_and_is_whole(
         storage.download_folder(s3.uri("model"), tmp_path)
 
 
-def test_object_that_cannot_be_deleted_is_told(s3: S3Server, hasty: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_object_that_cannot_be_deleted_is_told(
+    s3: S3Server, short_waits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """S3 answers a request to delete many with 200 and a list of those that it did not delete."""
     answer = "<DeleteResult><Error><Key>in/a</Key><Code>InternalError</Code><Message>m</Message></Error></DeleteResult>"
     s3.put("in/a", BODY)
@@ -222,7 +229,7 @@ def test_full_bucket_is_told_without_another_try(s3: S3Server) -> None:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_denied_access_is_final_at_once_but_waited_for_in_the_middle_of_a_run(
-    s3: S3Server, hasty: None, operation: str
+    s3: S3Server, short_waits: None, operation: str
 ) -> None:
     s3.put("in/a", BODY)
     run, wanted = OPERATIONS[operation]
@@ -237,7 +244,7 @@ def test_denied_access_is_final_at_once_but_waited_for_in_the_middle_of_a_run(
 
 
 def test_access_that_stays_denied_is_not_waited_for_for_ever(
-    s3: S3Server, hasty: None, monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, short_waits: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3.fault = lambda method, path: 403
     monkeypatch.setattr(storage, "PATIENT_SECONDS", 1)
@@ -248,7 +255,7 @@ def test_access_that_stays_denied_is_not_waited_for_for_ever(
 
 
 def test_renewed_credentials_of_a_file_are_used(
-    s3: S3Server, hasty: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, short_waits: None, fresh_client: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write_credentials(key: str) -> None:
         (tmp_path / "credentials").write_text(f"[default]\naws_access_key_id={key}\naws_secret_access_key=secret\n")
@@ -412,7 +419,7 @@ def test_unit_costs_no_more_requests_than_blocks_and_a_footer(s3: S3Server, suff
 
 
 def test_unit_is_read_through_faults_and_tells_the_tries(
-    s3: S3Server, hasty: None, monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, short_waits: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = Place(s3, Path()).put("a.parquet", make_shard("parquet", "a"))
     faults = [403, 503, Fault("truncate"), Fault("reset"), Fault("reset"), 400]
