@@ -415,6 +415,8 @@ class _Run:
             "units": self.scored_now.units,
             "pairs": self.scored_now.pairs,
             "tokens": self.scored_now.tokens,
+            "cached_tokens": self.scored_now.cached_tokens,
+            "engine_seconds": round(self.scored_now.engine_seconds, 3),
             "pairs_per_second": round(self.scored_now.pairs / scoring, 3) if scoring > 0 else None,
             "actors": len(self.engines),
             "failed_units": len(self.failed),
