@@ -6,6 +6,7 @@ Takes a process, gives samples over time. Knows nothing of what the processes do
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -37,11 +38,15 @@ def read_usage(root: psutil.Process) -> Usage:
 class Meter:
     """Samples this process and its descendants in a thread, for as long as it is entered.
 
+    Args:
+        look: is called at each sample too.
+
     Attributes:
         peak_bytes: the most memory that a sample found.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, look: Callable[[], None] | None = None) -> None:
+        self._look = look
         self._root = psutil.Process()
         self._times: list[float] = []
         self._cpu: list[float] = []
@@ -68,6 +73,8 @@ class Meter:
         self._times.append(time.time())
         self._cpu.append(usage.cpu_seconds)
         self.peak_bytes = max(self.peak_bytes, usage.memory_bytes)
+        if self._look is not None:
+            self._look()
 
     def count_cpu_seconds(self, start: float, end: float) -> float:
         """Return the CPU seconds between two times (`time.time()`), between samples by proportion."""

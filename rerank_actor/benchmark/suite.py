@@ -5,14 +5,16 @@ Python decides, as it does on a fast GPU; one for a GPU takes the family's shape
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rerank_actor.benchmark.contenders import Setting, make_encoder
 from rerank_actor.benchmark.rounds import Entry, describe_machine, find_ratios, run_rounds
-from rerank_actor.benchmark.weights import SHAPES, make_tokenizer, write_weights
+from rerank_actor.benchmark.weights import SHAPES, Shape, make_tokenizer, write_weights
 from rerank_actor.benchmark.workload import find_possible_share, make_workload, write_shards
 
 MAX_LENGTH = 4096
@@ -91,6 +93,9 @@ def run_suite(
     result: dict[str, Any] = {"machine": describe_machine(), "engine_args": engine_args or {}, "measured": []}
     tokenizer = make_tokenizer()
     started = time.monotonic()
+    peak = _measure_peak(suite.dtype) if suite.on_gpu else 0.0
+    if peak:
+        result["machine"] |= {"gpu": _name_gpu(), "matrix_product_tflops": round(peak / 1e12, 1)}
     for shape in suite.shapes:
         model = write_weights(folder / f"model-{shape}", SHAPES[shape], dtype=suite.dtype)
         for name in suite.workloads:
@@ -128,6 +133,8 @@ def run_suite(
                 "possible_cached_share": find_possible_share(workload, encoder),
                 **found,
             }
+            if suite.on_gpu:
+                _add_utilization(entry, SHAPES[shape], prompts.num_tokens, peak)
             if "job" in found["rounds"]:
                 entry["job_by_others"] = {
                     figure: find_ratios(found, "job", figure) for figure in ("pairs_per_second", "cpu_seconds_per_pair")
@@ -135,6 +142,39 @@ def run_suite(
             result["measured"].append(entry)
     result["seconds"] = round(time.monotonic() - started, 1)
     return result
+
+
+def _measure_peak(dtype: str) -> float:
+    """Return the operations a second of a large matrix product on the GPU, the best of ten."""
+    import torch
+
+    size = 8192
+    left, right = (torch.randn(size, size, dtype=getattr(torch, dtype), device="cuda") for _ in range(2))
+    best = 0.0
+    for _ in range(10):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        left @ right
+        torch.cuda.synchronize()
+        best = max(best, 2.0 * size**3 / (time.perf_counter() - started))
+    del left, right
+    torch.cuda.empty_cache()
+    return best
+
+
+def _name_gpu() -> str:
+    import torch
+
+    return str(torch.cuda.get_device_name())
+
+
+def _add_utilization(entry: dict[str, Any], shape: Shape, num_tokens: np.ndarray, peak: float) -> None:
+    """Add to each contender's medians which share of the GPU's best its forward passes are (MFU), cached tokens left out."""
+    lengths = num_tokens.astype(np.float64)
+    for medians in entry["medians"].values():
+        cached = lengths * (medians["cached_share"] or 0.0)
+        flops = shape.count_flops(float((lengths - cached).sum()), float((lengths**2 - cached**2).sum() / 2))
+        medians["utilization"] = flops / len(lengths) * medians["pairs_per_second"] / peak
 
 
 def choose_suite(name: str, *, workloads: Sequence[str] = (), contenders: Sequence[str] = (), **changes: Any) -> Suite:
@@ -154,8 +194,8 @@ def make_tables(result: dict[str, Any]) -> str:
             f"### {entry['shape']}, {entry['workload']}: {entry['tokens_per_pair']:.0f} tokens a pair, {entry['dtype']}, "
             f"a cache could have {entry['possible_cached_share']:.1%}",
             "",
-            "| contender | pairs/s | tokens/s | CPU \u00b5s/pair | from cache | engine busy | memory | job is | its CPU is |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| contender | pairs/s | tokens/s | CPU \u00b5s/pair | cached | engine busy | memory | MFU | job is | its CPU is |",
+            "|" + "---|" * 10,
         ]
         ratios = entry.get("job_by_others", {})
         for name, medians in entry["medians"].items():
@@ -169,13 +209,30 @@ def make_tables(result: dict[str, Any]) -> str:
                 _show(medians["cached_share"], "{:.1%}"),
                 _show(medians["busy_share"], "{:.1%}"),
                 f"{medians['peak_bytes'] / 2**30:.1f} GiB",
+                _show(medians.get("utilization"), "{:.1%}"),
                 _show(faster, "{:.2f} x"),
                 _show(cheaper, "{:.2f} x"),
             ]
-            lines.append("| " + " | ".join(cells) + " |")
+            lines.append(_join(cells))
         lines += [f"Left out: {name} ({reason})." for name, reason in entry["left_out"].items()]
         lines.append("")
     return "\n".join(lines)
+
+
+def make_scale_tables(scale: dict[str, Any]) -> str:
+    """Return what `scale.measure_scale` found as Markdown."""
+    lines = []
+    for name, rows in scale.items():
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        lines += [f"### {name.replace('_', ' ')}", "", _join(column.replace("_", " ") for column in columns)]
+        lines.append("|" + "---|" * len(columns))
+        lines += [_join(f"{row[column]:,}" if column in row else "" for column in columns) for row in rows]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _join(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def _show(value: float | None, form: str) -> str:
