@@ -108,21 +108,20 @@ class UnitWork:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Self:
-        """Inverse of `to_table`, mostly without a copy."""
-        row = {name: table.column(name)[0] for name in table.column_names}
+        """Inverse of `to_table`, without a copy of rows, prompts or numbers."""
 
         def numbers(name: str, kind: Any) -> np.ndarray | None:
-            return np.frombuffer(row[name].as_buffer(), kind) if row[name].is_valid else None
+            return np.frombuffer(_read_value(table, name), kind) if table.column(name)[0].is_valid else None
 
         return cls(
-            unit=Unit(**json.loads(row["unit"].as_py())),
-            rows=row["rows"].as_buffer(),
-            prompts=Prompts.from_batch(_buffer_to_batch(row["prompts"].as_buffer())),
-            row_errors=_buffer_to_batch(row["row_errors"].as_buffer()).column(0),
+            unit=Unit(**json.loads(table.column("unit")[0].as_py())),
+            rows=_read_value(table, "rows"),
+            prompts=Prompts.from_batch(_buffer_to_batch(_read_value(table, "prompts"))),
+            row_errors=_buffer_to_batch(_read_value(table, "row_errors")).column(0),
             list_lengths=numbers("list_lengths", np.int32),
             logits=numbers("logits", np.float32),
-            failure=row["failure"].as_py(),
-            facts=json.loads(row["facts"].as_py()),
+            failure=table.column("failure")[0].as_py(),
+            facts=json.loads(table.column("facts")[0].as_py()),
         )
 
 
@@ -132,6 +131,14 @@ def _one_buffer(buffer: pa.Buffer | None) -> pa.Array:
         return pa.nulls(1, pa.large_binary())
     offsets = pa.py_buffer(np.array([0, buffer.size], np.int64))
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, buffer])
+
+
+def _read_value(table: pa.Table, name: str) -> pa.Buffer:
+    """Return the binary value of a column of one row where it lies; a scalar would be a copy."""
+    chunk = next(chunk for chunk in table.column(name).chunks if len(chunk))
+    _, offsets, values = chunk.buffers()
+    start, end = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + 2]
+    return values.slice(start, end - start) if values is not None else pa.py_buffer(b"")
 
 
 def _batch_to_buffer(batch: pa.RecordBatch) -> pa.Buffer:

@@ -20,11 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_actor.benchmark.meter import Meter
+from rerank_actor.engine import EngineKind
 from rerank_actor.template import DEFAULT_INSTRUCTION, QWEN3_RERANKER
 
 STEADY_FROM = 0.25  # share of a job's pairs that pass before it is measured: engines start, queues fill
 RAY_LLM_BATCH = 256
 ROWS_PER_CALL = 4096
+JOB_ENGINE: EngineKind = "vllm"
 CARD_BATCH = 8  # prompts; the model card gives no number, and the padding of more costs more than it gains on a CPU
 
 
@@ -142,6 +144,7 @@ class WholeJob:
             max_length=setting.max_length,
             limit=setting.num_pairs,
             unit_rows=setting.unit_rows,
+            engine=JOB_ENGINE,
             engine_args=setting.engine_args,
         ).normalized()
         with Meter() as meter:

