@@ -78,6 +78,7 @@ class EngineSpec:
         tensor_parallel_size: GPUs that the model is spread over.
         engine_args: further arguments for vLLM.
         check_prompts: token ids of the built-in pairs.
+        gpu_share: the part of a GPU that is this engine's, where several share one.
         check_scores: compare them with Transformers in float32.
         device: `auto`, or `cpu` for a reference beside an engine that has the GPU to itself.
     """
@@ -89,6 +90,7 @@ class EngineSpec:
     tensor_parallel_size: int
     engine_args: dict[str, Any]
     check_prompts: tuple[tuple[int, ...], ...]
+    gpu_share: float = 1.0
     check_scores: bool = False
     device: Literal["auto", "cpu"] = "auto"
 

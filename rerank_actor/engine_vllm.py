@@ -25,6 +25,7 @@ from rerank_actor.model import fetch_weights
 
 BATCH_TOKENS = 16_384
 LEAST_BATCH_TOKENS = 64
+GPU_MEMORY_SHARE = 0.9  # of what is free of a GPU, for the engines that share it
 GPU_BLOCK_SIZE = 64  # hashing costs less than at 16, and the 64 tokens shared by all prompts are still reused
 CPU_BLOCK_SIZE = 32  # the CPU build's default of 128 is longer than the shared prefix: nothing would be reused
 
@@ -90,6 +91,8 @@ class VllmEngine:
             "tensor_parallel_size": spec.tensor_parallel_size,
             "disable_log_stats": True,
         }
+        if spec.gpu_share < 1:
+            arguments["gpu_memory_utilization"] = round(GPU_MEMORY_SHARE * spec.gpu_share, 3)
         if on_cpu:
             arguments["enforce_eager"] = True  # compiling takes a minute, which a CPU run seldom earns back
         if spec.model.kind == "yes_no":
