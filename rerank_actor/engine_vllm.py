@@ -26,8 +26,9 @@ from rerank_actor.model import fetch_weights
 BATCH_TOKENS = 16_384
 LEAST_BATCH_TOKENS = 64
 GPU_MEMORY_SHARE = 0.9  # of what is free of a GPU, for the engines that share it
-GPU_BLOCK_SIZE = 64  # hashing costs less than at 16, and the 64 tokens shared by all prompts are still reused
-CPU_BLOCK_SIZE = 32  # the CPU build's default of 128 is longer than the shared prefix: nothing would be reused
+BLOCK_SIZE = (
+    64  # costs less than smaller ones, and the 64 tokens that all prompts share are reused; the CPU build takes 128
+)
 
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class VllmEngine:
             "max_model_len": spec.max_length,
             "max_num_batched_tokens": max(BATCH_TOKENS, spec.max_length),
             "max_num_seqs": 256 if on_cpu else 1024,
-            "block_size": CPU_BLOCK_SIZE if on_cpu else GPU_BLOCK_SIZE,
+            "block_size": BLOCK_SIZE,
             "tensor_parallel_size": spec.tensor_parallel_size,
             "disable_log_stats": True,
         }

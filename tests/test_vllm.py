@@ -15,7 +15,7 @@ import reference
 from conftest import ROOT
 
 from rerank_actor import Reranker
-from rerank_actor.engine_vllm import CPU_BLOCK_SIZE
+from rerank_actor.engine_vllm import BLOCK_SIZE
 from rerank_actor.errors import EngineError
 from rerank_actor.sample import load_sample_rows, write_sample_model
 
@@ -87,8 +87,8 @@ def test_vllm_reads_heads_from_the_cache_whatever_the_order(reranker: Reranker) 
     seen: set[bytes] = set()
     expected = 0
     for ids, head in zip(prompts.ids_at(prompts.scorable), prompts.head_tokens, strict=True):
-        for end in range(CPU_BLOCK_SIZE, int(head) + 1, CPU_BLOCK_SIZE):
-            expected += CPU_BLOCK_SIZE * (ids[:end].tobytes() in seen)
+        for end in range(BLOCK_SIZE, int(head) + 1, BLOCK_SIZE):
+            expected += BLOCK_SIZE * (ids[:end].tobytes() in seen)
             seen.add(ids[:end].tobytes())
     assert expected > 0.3 * prompts.num_tokens.sum()
     tokens, cached = count_tokens(reranker, pairs)
@@ -96,7 +96,7 @@ def test_vllm_reads_heads_from_the_cache_whatever_the_order(reranker: Reranker) 
     order = np.random.default_rng(0).permutation(len(pairs))
     _, shuffled = count_tokens(reranker, [pairs[index] for index in order])
     assert abs(shuffled - cached) < 0.02 * tokens
-    assert count_tokens(reranker, [pairs[0], pairs[0]])[1] == prompts.head_tokens[0] // CPU_BLOCK_SIZE * CPU_BLOCK_SIZE
+    assert count_tokens(reranker, [pairs[0], pairs[0]])[1] == prompts.head_tokens[0] // BLOCK_SIZE * BLOCK_SIZE
 
 
 def test_vllm_fed_directly_gives_the_logits_of_its_public_call(reranker: Reranker) -> None:
