@@ -58,7 +58,7 @@ def test_readme_test_command_is_what_ci_runs() -> None:
 
 
 def test_readme_flags_modules_and_files_exist() -> None:
-    shown = run_command("score", "--help").stdout
+    shown = "".join(run_command(module, "--help").stdout for module in ("score", "benchmark"))
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--help", "--working-dir", "--json"}:
         assert flag in shown, flag
     for module in set(re.findall(r"python -m jobs\.(\w+)", README)):

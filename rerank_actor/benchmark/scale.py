@@ -31,6 +31,7 @@ FULL = {
     "memory": [{"rows": 10_000}, {"rows": 100_000}, {"rows": 1_000_000}],
     "actors": [{"actors": 1}, {"actors": 2}, {"actors": 4}, {"actors": 8}],
     "busy": [{"unit_rows": 4096}, {"unit_rows": 16_384}],
+    "guard": [{"units": 500}],
     "resume": [{"units": 1_000}, {"units": 10_000}, {"units": 100_000}],
     "ray_checkpoint": [{"rows": 1_000_000}, {"rows": 4_000_000}],
 }
@@ -104,6 +105,35 @@ def measure_busy(place: Path, model: Path, unit_rows: int) -> dict[str, Any]:
     _write_rows(place, 12 * unit_rows)
     arguments = {"seconds_per_prompt": LATENCY_SECONDS / LATENCY_PROMPTS}
     return _run_job(place, model, arguments, unit_rows=unit_rows)
+
+
+def measure_guard(place: Path, model: Path, units: int) -> dict[str, Any]:
+    """Return what trials, watchdog and ledger add to a unit that nothing befalls, and its share of one of 16,384 pairs."""
+    import ray
+
+    from rerank_actor.ledger import start_ledger
+    from rerank_actor.trial import Piece
+    from rerank_actor.watchdog import Watchdog
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ledger, watchdog = start_ledger(None, 3), Watchdog()
+    ray.get(ledger.begin_start.remote("an actor"))
+    started = time.monotonic()
+    for number in range(units):
+        name = f"unit-{number}"
+        piece = ray.get(ledger.begin_piece.remote("an actor", name, 16_384))
+        if not isinstance(piece, Piece):
+            raise RuntimeError("the ledger handed out nothing")
+        ledger.limit_piece.remote(name, piece.ticket, 60.0)
+        with watchdog.limit(60.0):
+            pass
+        ledger.end_trial.remote(name, piece.ticket)
+    ray.get(ledger.drain.remote())
+    seconds = (time.monotonic() - started) / units
+    watchdog.close()
+    ray.shutdown()
+    unit_seconds = 16_384 / LATENCY_PROMPTS * LATENCY_SECONDS
+    return {"ms_a_unit": round(seconds * 1000, 3), "share_of_a_unit": round(seconds / unit_seconds, 5)}
 
 
 def measure_resume(place: Path, model: Path, units: int) -> dict[str, Any]:
