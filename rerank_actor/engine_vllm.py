@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from rerank_actor.engine import EngineSpec, allow_noise
+from rerank_actor.engine import EngineSpec, allow_noise, let_threads_sleep
 from rerank_actor.errors import EngineError, EngineMemoryError, EngineStartError, describe_cause
 from rerank_actor.model import fetch_weights
 
@@ -41,8 +41,7 @@ def _prepare_environment() -> None:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # Threads that wait by spinning took two thirds of the speed on cores that readers and writers use too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    let_threads_sleep()
 
 
 @contextlib.contextmanager

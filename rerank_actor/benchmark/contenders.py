@@ -175,10 +175,11 @@ class EngineAlone:
     warms_up = True
 
     def __init__(self, setting: Setting) -> None:
-        from rerank_actor.engine import EngineSpec
+        from rerank_actor.engine import EngineSpec, let_threads_sleep
         from rerank_actor.engine_check import encode_check_pairs, start_engine
         from rerank_actor.model import load_reranker_model
 
+        let_threads_sleep()  # as in an actor, where nothing imports torch before the engine
         self._setting = setting
         encoder = make_encoder(setting)
         model = load_reranker_model(setting.model)
