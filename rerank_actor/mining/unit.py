@@ -132,22 +132,7 @@ def _find_positive(table: pa.Table, qrels: pa.Table | None) -> tuple[np.ndarray,
 
 def _finish(unit: Unit, table: pa.Table | None, spec: Spec, record: dict[str, Any]) -> dict[str, Any]:
     """Select, write, and write the record last."""
-    objects: dict[str, bytes] = {}
-    tallies = {name: Tally(rules.space) for name, rules in spec.rule_sets.items()}
-    if table is not None and table.num_rows:
-        queries = _Queries(table, spec)
-        for name, rules in spec.rule_sets.items():
-            selection = select(queries.candidates, rules, spec.max_positives, queries.make_finder(rules))
-            teacher = Teacher() if spec.only_tally else spec.teacher
-            chosen = choose(table, queries.candidates.query, selection, teacher)
-            with_examples = spec.with_examples and not spec.only_tally
-            values = queries.candidates.values[rules.space]
-            tallies[name].add(chosen, selection, values, with_examples=with_examples)
-            tallies[name].counts["unmatched_judgements"] += queries.unmatched
-            if not spec.only_tally:
-                objects = build_objects(
-                    spec.format, unit.name, chosen, num_negatives=rules.num_negatives, prompt=spec.prompt
-                )
+    objects, tallies = mine_table(unit.name, table, spec)
     record["objects"] = {name: len(data) for name, data in objects.items()}
     record["tallies"] = {name: tally.to_dict() for name, tally in tallies.items()}
     with storage.patient():
@@ -155,6 +140,33 @@ def _finish(unit: Unit, table: pa.Table | None, spec: Spec, record: dict[str, An
             storage.write_bytes(storage.join_uri(spec.output.uri, name), data, scratch=spec.output.scratch)
         spec.output.write_record(unit.name, record, spec.folder)
     return record
+
+
+def mine_table(unit: str, table: pa.Table | None, spec: Spec) -> tuple[dict[str, bytes], dict[str, Tally]]:
+    """Return the objects to write for the pairs of some whole queries, and the tally of each rule set.
+
+    Args:
+        unit: its name.
+        table: the pairs, None for none.
+        spec: of the run.
+
+    Raises:
+        InputError: the format cannot hold them.
+    """
+    objects: dict[str, bytes] = {}
+    tallies = {name: Tally(rules.space) for name, rules in spec.rule_sets.items()}
+    if table is None or not table.num_rows:
+        return objects, tallies
+    queries = _Queries(table, spec)
+    for name, rules in spec.rule_sets.items():
+        selection = select(queries.candidates, rules, spec.max_positives, queries.make_finder(rules))
+        chosen = choose(table, queries.candidates.query, selection, Teacher() if spec.only_tally else spec.teacher)
+        values = queries.candidates.values[rules.space]
+        tallies[name].add(chosen, selection, values, with_examples=spec.with_examples and not spec.only_tally)
+        tallies[name].counts["unmatched_judgements"] += queries.unmatched
+        if not spec.only_tally:
+            objects = build_objects(spec.format, unit, chosen, num_negatives=rules.num_negatives, prompt=spec.prompt)
+    return objects, tallies
 
 
 class _Queries:
