@@ -123,7 +123,7 @@ class MineJob(BaseModel):
         False, "output", "delete what the output folder holds of an earlier mining and start afresh"
     )
 
-    unit_mb: Annotated[int, Field(ge=1)] = _flag(64, "run", "MB of scored rows that one task holds at once", "N")
+    unit_mb: Annotated[float, Field(gt=0)] = _flag(64, "run", "MB of scored rows that one task holds at once", "N")
     json_table: bool = _flag(False, "run", "print the table of --what-if as JSON")
     ray_address: str | None = _flag(
         None, "run", "Ray cluster to use (default: RAY_ADDRESS, or a Ray started on this machine)", "ADDRESS"

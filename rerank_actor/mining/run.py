@@ -155,7 +155,7 @@ class _Run:
         surveys.sort(key=lambda survey: (survey.part, survey.group))
         fingerprints = {survey.fingerprint: scored.parts[survey.part].uri for survey in surveys}
         compare_fingerprints(fingerprints, self.job.allow_mixed_scores)
-        layout = lay_out(surveys, self.job.unit_mb * MB)
+        layout = lay_out(surveys, int(self.job.unit_mb * MB))
         require_pairs(layout, scored.columns, self.ground.source)
         if not self.ground.source:
             layout.max_positives = 1

@@ -18,6 +18,8 @@ from rerank_actor.mining.rules import SPACES
 from rerank_actor.output import Output
 from rerank_actor.part import read_part_metadata
 
+PARQUET_SUFFIXES = (".parquet", ".pq")
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -47,7 +49,7 @@ def find_scored(job: MineJob) -> Scored:
     told: dict[str, dict[str, Any]] = {}
     for uri in job.scored:
         _refuse_overlap(uri, job.output)
-        stored = Output(uri).load_plan()
+        stored = None if uri.endswith(PARQUET_SUFFIXES) else Output(uri).load_plan()
         if stored is None:
             found = _list_files(uri)
         else:
@@ -80,7 +82,7 @@ def _refuse_overlap(uri: str, output: str) -> None:
 
 def _list_files(uri: str) -> list[storage.StoredObject]:
     found = storage.list_objects(uri)
-    parts = [item for item in found if item.uri.endswith((".parquet", ".pq")) and item.size > 0]
+    parts = [item for item in found if item.uri.endswith(PARQUET_SUFFIXES) and item.size > 0]
     if not parts:
         what = f"{len(found)} objects, no Parquet file among them" if found else "nothing there"
         raise InputError(f"--scored {uri}: {what}; it takes outputs of jobs.score and Parquet files", uri=uri)

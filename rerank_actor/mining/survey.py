@@ -167,15 +167,16 @@ def lay_out(surveys: list[Survey], unit_bytes: int, *, hashes_at_once: int = HAS
         "positives": sum(survey.num_positives for survey in surveys),
     }
     num_bytes = sum(survey.num_bytes for own in groups for survey in own)
-    share = 1.0
-    if sum(len(survey.hashes) for survey in surveys) > hashes_at_once and len(groups) > 1:
+    held = sum(len(survey.hashes) for own in groups for survey in own)
+    if held > hashes_at_once and len(groups) > 1:
         layout.max_positives = None
+        moved, most = held, held
     else:
         layout.split, layout.max_positives = _find_split(groups)
-        held = sum(len(survey.hashes) for own in groups for survey in own)
-        moved = sum(int(_is_in(survey.hashes, layout.split).sum()) for own in groups for survey in own)
-        share = moved / held if held else 0.0
-    layout.num_buckets = int(np.ceil(share * num_bytes / unit_bytes))
+        moved = sum(int(is_split(survey.hashes, layout.split).sum()) for own in groups for survey in own)
+        most = len(layout.split)
+    if moved:
+        layout.num_buckets = max(1, min(most, round(moved / held * num_bytes / unit_bytes)))
     return layout
 
 
@@ -203,17 +204,12 @@ def _find_split(groups: list[list[Survey]]) -> tuple[np.ndarray, int]:
     return distinct[number > 1], int(most.max(initial=0))
 
 
-def _is_in(hashes: np.ndarray, sorted_hashes: np.ndarray) -> np.ndarray:
-    if not len(sorted_hashes):
-        return np.zeros(len(hashes), bool)
-    place = np.minimum(np.searchsorted(sorted_hashes, hashes), len(sorted_hashes) - 1)
-    found: np.ndarray = sorted_hashes[place] == hashes
-    return found
-
-
 def is_split(hashes: np.ndarray, split: np.ndarray | None) -> np.ndarray:
-    """Return which queries go into the shuffle: bool [num_hashes]."""
-    return np.ones(len(hashes), bool) if split is None else _is_in(hashes, split)
+    """Return which queries go into the shuffle, by its sorted hashes, None for all: bool [num_hashes]."""
+    if split is None or not len(split):
+        return np.full(len(hashes), split is None)
+    found: np.ndarray = split[np.minimum(np.searchsorted(split, hashes), len(split) - 1)] == hashes
+    return found
 
 
 def require_pairs(layout: Layout, columns: Columns, source: str) -> None:
