@@ -61,11 +61,14 @@ def build_objects(kind: str, unit: str, chosen: Chosen, *, num_negatives: int, p
     return _build_nemo(name, unit, chosen)
 
 
-def describe_dataset(kind: str) -> str:
-    """Return a dataset card that tells Hugging Face's `load_dataset` which objects of the output are the data."""
+def describe_dataset(kind: str, fingerprint: str) -> str:
+    """Return a dataset card that tells Hugging Face's `load_dataset` which objects of the output are the data.
+
+    The fingerprint names the configuration, because datasets 5 caches by that name and the pattern, not by what is there.
+    """
     pattern = f"part-*.{SUFFIXES[kind]}"
     return (
-        f"---\nconfigs:\n- config_name: default\n  data_files: {pattern}\n---\n\n"
+        f"---\nconfigs:\n- config_name: mined-{fingerprint}\n  data_files: {pattern}\n  default: true\n---\n\n"
         f"Training data in the format {kind}: `{pattern}`.\n"
     )
 

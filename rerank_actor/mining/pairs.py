@@ -251,7 +251,7 @@ def _mark_place(label: pa.ChunkedArray, lengths: np.ndarray, uri: str, name: str
 def encode_keys(table: pa.Table, columns: Columns) -> tuple[np.ndarray, pa.Array]:
     """Return the number of each pair's query, in order of first sight, and the queries' keys: int64, large_string."""
     own = [table[role] for role in columns.key]
-    key = own[0] if len(own) == 1 else pc.binary_join_element_wise(*[part.fill_null("") for part in own], "\x1f")
+    key = own[0] if len(own) == 1 else pc.binary_join_element_wise(*own, pa.scalar("\x1f", own[0].type))
     return encode_texts(key)
 
 

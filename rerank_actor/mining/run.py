@@ -338,7 +338,8 @@ class _Run:
             uri = self.output.uri
             if self.job.format == "nemo":
                 storage.write_bytes(storage.join_uri(uri, CORPUS, "merlin_metadata.json"), describe_corpus())
-            storage.write_bytes(storage.join_uri(uri, "README.md"), describe_dataset(self.job.format).encode())
+            card = describe_dataset(self.job.format, self.ground.fingerprint)
+            storage.write_bytes(storage.join_uri(uri, "README.md"), card.encode())
             storage.delete_folder(self.output.at("shuffle"))
             self.output.clear_scratch()
             storage.write_bytes(self.output.success_uri, b"")
