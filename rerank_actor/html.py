@@ -8,6 +8,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 HISTOGRAM_BARS = 48
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 220, 8, 24
@@ -19,15 +20,15 @@ _STYLE = """
   --card: #1d2023; --one: #6aa3ff; --two: #ff9a62; --three: #5fd3a0; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 62rem; color: var(--text); background: var(--page);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 p { margin: .3rem 0 .8rem; } .soft { color: var(--soft); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem; }
 .figures div { background: var(--card); border-radius: .5rem; padding: .6rem .8rem; }
 .figures b { display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .92rem; }
+.scroll { overflow-x: auto; margin-top: .6rem; } table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; } .number { text-align: right; font-variant-numeric: tabular-nums;
+th { color: var(--soft); font-weight: 600; white-space: nowrap; } .number { text-align: right; font-variant-numeric: tabular-nums;
   white-space: nowrap; } .text { min-width: 14rem; }
 .bar { display: grid; grid-template-columns: minmax(8rem, 14rem) 1fr 9rem; gap: .6rem; align-items: center;
   padding: .15rem 0; font-size: .92rem; } .bar i { display: block; height: .9rem; background: var(--one);
@@ -80,13 +81,18 @@ def make_figures(figures: Mapping[str, str]) -> str:
 
 def make_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return a table; numbers stand to the right, and a column with long texts keeps room for them."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    kinds = [' class="number"' if rows and _is_number(value) else "" for value in (rows[0] if rows else header)]
+    head = "".join(f"<th{kind}>{html.escape(name)}</th>" for name, kind in zip(header, kinds, strict=True))
     body = "".join("<tr>" + "".join(map(_make_cell, row)) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float)
+
+
 def _make_cell(value: object) -> str:
-    if isinstance(value, bool | int | float):
+    if _is_number(value):
         return f'<td class="number">{html.escape(format_number(value))}</td>'
     text = str(value)
     kind = ' class="text"' if len(text) > 40 else ""

@@ -86,21 +86,22 @@ def render_report(numbers: dict[str, Any], about: dict[str, str]) -> str:
     }
     page.add("In short", make_figures(figures), make_table(["queries and positives", "number"], _list_counts(counts)))
     total = (numbers["funnel"][0]["removed"] + numbers["funnel"][0]["left"]) if numbers["funnel"] else 0
-    bars = {"all pairs": total} | {f"- {one['step']}": one["removed"] for one in numbers["funnel"]}
-    bars["negatives"] = counts.get("negatives", 0)
+    bars = {"all pairs": total} | {one["step"]: one["removed"] for one in numbers["funnel"]}
+    bars["left as negatives"] = counts.get("negatives", 0)
     page.add("What each step removed", make_text("Pairs, in the order of the steps."), make_bars(bars))
     named = {"positives": "positives", "negatives": "negatives"}
     bins = {name: _to_bins(numbers["bins"][name]) for name in (*named, "margins")}
     width = numbers["bins"]["width"]
     page.add(f"{values['space'].capitalize()}s", make_histogram({name: bins[name] for name in named}, width))
     page.add("Margin: positive minus negative", make_histogram({"margin": bins["margins"]}, width))
+    rules = [(name.replace("_", "-"), words) for name, words in numbers["rules"].items()]
     measures = ["count", "mean", "std", "min", "25%", "50%", "75%", "max"]
     rows = [
         [measure, *(values[name].get(measure, "-") for name in ("positives", "negatives", "margins"))]
         for measure in measures
     ]
     page.add("Distribution", make_table([values["space"], "positive", "negative", "difference"], rows))
-    page.add("Rules", make_table(["rule", "definition (s: a candidate's value)"], list(numbers["rules"].items())))
+    page.add("Rules", make_table(["rule", "definition (s: a candidate's value)"], rules))
     if numbers["examples"]:
         page.add(
             "Examples, from the smallest margin to the largest",
