@@ -109,7 +109,9 @@ class Reranker:
         positions = prompts.scorable
         logits = np.empty(len(pairs), np.float32)
         if len(pairs):
-            logits[positions] = compute_within_memory(self._engine, prompts.ids_at(positions))
+            logits[positions] = compute_within_memory(
+                self._engine, prompts.ids_at(positions), prompts.head_tokens[positions].tolist()
+            )
         if not np.isfinite(logits).all():
             wrong = np.flatnonzero(~np.isfinite(logits)).tolist()
             raise EngineError(

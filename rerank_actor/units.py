@@ -79,21 +79,17 @@ class UnitWork:
     @classmethod
     def failed(cls, unit: Unit, failure: str, facts: dict[str, Any] | None = None) -> Self:
         """Return the record of a unit that has no rows to show for itself."""
-        nothing = Prompts(
-            pa.array([], pa.list_(pa.int32())),
-            np.zeros(0, np.int32),
-            np.zeros(0, np.int32),
-            pa.array([], pa.string()),
+        return cls(
+            unit, pa.py_buffer(b""), Prompts.none(), pa.array([], pa.string()), failure=failure, facts=facts or {}
         )
-        return cls(unit, pa.py_buffer(b""), nothing, pa.array([], pa.string()), failure=failure, facts=facts or {})
 
     def with_failure(self, failure: str, facts: dict[str, Any]) -> "UnitWork":
         """Return this unit as failed, without its rows."""
         return UnitWork.failed(self.unit, failure, {**self.facts, **facts})
 
     def with_logits(self, logits: np.ndarray, facts: dict[str, Any]) -> "UnitWork":
-        """Return this unit scored; the prompts' ids are no longer needed after it."""
-        return replace(self, logits=logits, facts={**self.facts, **facts})
+        """Return this unit scored, without the prompts' ids, which nobody needs after it."""
+        return replace(self, prompts=self.prompts.without_ids(), logits=logits, facts={**self.facts, **facts})
 
     def to_table(self) -> pa.Table:
         """Return the unit as a table of one row, the form in which it moves through Ray Data."""
