@@ -28,8 +28,8 @@ p { margin: .3rem 0 .8rem; } .soft { color: var(--soft); }
 .figures b { display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; margin-top: .6rem; } table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; white-space: nowrap; } .number { text-align: right; font-variant-numeric: tabular-nums;
-  white-space: nowrap; } .text { min-width: 14rem; }
+th { color: var(--soft); font-weight: 600; white-space: nowrap; }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; } .text { min-width: 14rem; }
 .bar { display: grid; grid-template-columns: minmax(8rem, 14rem) 1fr 9rem; gap: .6rem; align-items: center;
   padding: .15rem 0; font-size: .92rem; } .bar i { display: block; height: .9rem; background: var(--one);
   border-radius: .2rem; min-width: 1px; }

@@ -62,7 +62,9 @@ def test_readme_test_command_is_what_ci_runs() -> None:
     assert "pytest" in make("--dry-run", "test").stdout
 
 
-def test_readme_mining_commands_do_what_they_say(tmp_path: Path, local_ray: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_readme_mining_commands_do_what_they_say(
+    tmp_path: Path, local_ray: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert demo(["--engine", "fake", "--folder", str(tmp_path / "demo-out")]) == 0
     commands = re.findall(r"^\.venv/bin/python -m jobs\.mine (.+?(?:\\\n.+?)*)$", README, re.M)
     assert len(commands) == 2
