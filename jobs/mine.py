@@ -38,8 +38,6 @@ def mine(arguments: Sequence[str] | None = None) -> int:
     job = check_job(MineJob, {**read_job_file(path, MineJob), **flags}, path, flags).normalized()
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints what happens to its workers
         result = mine_scores(job, LineReporter())
-    for name, failure in list(result.failed.items())[:20]:
-        print(f"unit {name}: {failure}", file=sys.stderr)
     if job.what_if:
         _print_table(result, as_json=job.json_table)
     else:

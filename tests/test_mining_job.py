@@ -304,13 +304,28 @@ def test_units_of_which_some_were_lost_are_mined_again(scored: Path, tmp_path: P
     whole = mine_scores(job)
     rows, records = read_mined(tmp_path / "mined"), sorted((tmp_path / "mined/_mine/units").iterdir())
     assert "shuffled" in records[0].read_text()
-    for path in records[::2]:
-        path.unlink()
-    (tmp_path / "mined/_SUCCESS").unlink()
-    again = mine_scores(job)
-    assert read_mined(tmp_path / "mined") == rows
-    assert again.tally.counts == whole.tally.counts
-    assert (tmp_path / "mined/_SUCCESS").exists()
+    for lost in (records[::2], records[-1:], [sorted((tmp_path / "mined").glob("part-*"))[-1]]):
+        for path in lost:
+            path.unlink()
+        (tmp_path / "mined/_SUCCESS").unlink()
+        again = mine_scores(job)
+        assert read_mined(tmp_path / "mined") == rows
+        assert again.tally.counts == whole.tally.counts
+        assert (tmp_path / "mined/_SUCCESS").exists()
+
+
+def test_overwriting_leaves_what_is_not_of_mining(tmp_path: Path, local_ray: str) -> None:
+    folder, output = write_scored(tmp_path / "scored", make_pairs(4, 6)), tmp_path / "mined"
+    kept = {output / "README.md": "mine", output / "corpus/notes.txt": "mine too", output / "notes.json": "{}"}
+    for path, text in kept.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert mine_scores(make_job(folder, output, format="nemo")).status == "complete"
+    assert (output / "corpus/merlin_metadata.json").exists()
+    assert mine_scores(make_job(folder, output, overwrite=True)).status == "complete"
+    assert {path: path.read_text() for path in kept} == kept
+    left = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file() and "_mine" not in path.parts}
+    assert left == {"README.md", "corpus/notes.txt", "notes.json", "_SUCCESS", "part-00000.parquet"}
 
 
 def test_changed_scores_are_refused(scored: Path, tmp_path: Path) -> None:

@@ -415,7 +415,7 @@ def test_job_that_does_not_fit_is_refused_by_the_name_of_the_flag(values: dict[s
 
 
 def test_thresholds_survive_being_written_down() -> None:
-    job = make_job(max_score="2@logit", absolute_margin=0.25, depth="7")
+    job = make_job(max_score="2@logit", absolute_margin=0.123456789, depth="7")
     again = MineJob(**job.model_dump(mode="json"))
     assert again == job
     assert again.rules().max_score == Threshold(2, "logit")

@@ -111,5 +111,6 @@ def _collect_settings(job: MineJob, scored: Scored, qrels: pa.Table | None) -> d
     if qrels is not None:
         ordered = qrels.sort_by([("query_id", "ascending"), ("document_id", "ascending")])
         text = "\n".join(f"{query}\t{document}" for query, document in zip(*ordered.to_pydict().values(), strict=True))
+        del settings["qrels"]  # what is judged counts, not where that is written
         settings["qrels_digest"] = hashlib.sha256(text.encode()).hexdigest()[:32]
     return settings

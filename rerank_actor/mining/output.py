@@ -19,7 +19,9 @@ from rerank_actor.output import Output
 
 OWN_FOLDERS = ("units", "shuffle", "what-if", "tmp")
 OWN_OBJECTS = ("plan.json", "split.bin", "job.yaml", "definition.json", "report.html", "report.json", "what-if.json")
-DATA_FOLDERS = ("corpus",)
+DATA_NAMES = ("part-", "ranklist-", "corpus/train-", "corpus/merlin_metadata.json")
+CARD = "README.md"
+CARD_MARK = b"- config_name: mined-"
 READ_THREADS = 16
 
 
@@ -54,9 +56,10 @@ class MineOutput(Output):
         """Write what a unit came to; from then on it is committed."""
         storage.write_bytes(self.at(folder, f"{unit}.json"), json.dumps(record).encode(), scratch=self.scratch)
 
-    def read_unit_records(self, folder: str = "units") -> Iterator[dict[str, Any]]:
-        """Yield the records of committed units, in order of names; damaged ones are passed over."""
-        listed = [item.uri for item in storage.list_objects(self.at(folder)) if item.uri.endswith(".json")]
+    def read_unit_records(self, units: set[str]) -> Iterator[dict[str, Any]]:
+        """Yield the records of those of some units that are committed, in order of names; damaged ones are passed over."""
+        found = (item.uri for item in storage.list_objects(self.at("units")))
+        listed = [uri for uri in found if uri.rpartition("/")[2].removesuffix(".json") in units]
         with ThreadPoolExecutor(READ_THREADS) as pool:
             for data in pool.map(storage.read_if_present, listed):
                 try:
@@ -66,14 +69,18 @@ class MineOutput(Output):
                 if isinstance(record, dict) and "unit" in record:
                     yield record
 
+    def owns_card(self) -> bool:
+        """Whether the dataset card is one that mining wrote, or there is none."""
+        found = storage.read_if_present(storage.join_uri(self.uri, CARD))
+        return found is None or CARD_MARK in found
+
     def clear(self) -> None:
         """Delete everything that an earlier mining left, but the lease."""
         storage.delete_objects([self.success_uri])
-        known = ("part-", "ranklist-")
-        listed = self.list_data()
-        storage.delete_objects([item.uri for item in listed if item.uri.rpartition("/")[2].startswith(known)])
-        for folder in DATA_FOLDERS:
-            storage.delete_folder(storage.join_uri(self.uri, folder))
+        start = len(self.uri) + 1
+        storage.delete_objects([item.uri for item in self.list_data() if item.uri[start:].startswith(DATA_NAMES)])
+        if self.owns_card():
+            storage.delete_objects([storage.join_uri(self.uri, CARD)])
         for folder in OWN_FOLDERS:
             storage.delete_folder(self.at(folder))
         storage.delete_objects([self.at(name) for name in OWN_OBJECTS])

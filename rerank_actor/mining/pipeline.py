@@ -61,8 +61,13 @@ class TaskSource(Datasource):
         ]
 
 
+@functools.lru_cache(maxsize=1)
+def _get_shared(reference: ray.ObjectRef[Any]) -> tuple[Work, dict[str, str]]:
+    return ray.get(reference)  # type: ignore[no-any-return]
+
+
 def _do(number: int, item: Any, shared: ray.ObjectRef[Any]) -> Iterable[Block]:
-    work, environment = ray.get(shared)
+    work, environment = _get_shared(shared)
     storage.adopt_environment(environment)
     arrays: dict[str, bytes] = {}
     try:

@@ -39,7 +39,7 @@ class Threshold:
         return cls(value, "logit" if space == "logit" else "score" if separator else None)
 
     def __str__(self) -> str:
-        return f"{self.value:g}" + (f"@{self.space}" if self.space else "")
+        return repr(self.value).removesuffix(".0") + (f"@{self.space}" if self.space else "")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from rerank_actor.mining.chosen import Teacher
 from rerank_actor.mining.formats import CORPUS, describe_corpus, describe_dataset
 from rerank_actor.mining.groundwork import MineGround, prepare_mining
 from rerank_actor.mining.job import MineJob
-from rerank_actor.mining.output import restore_layout, store_layout
+from rerank_actor.mining.output import CARD, restore_layout, store_layout
 from rerank_actor.mining.report import find_heaviest, render_report, summarize, tabulate_sets
 from rerank_actor.mining.scored import compare_fingerprints
 from rerank_actor.mining.survey import Layout, Survey, Unit, lay_out, require_pairs
@@ -91,7 +91,8 @@ class _Run:
         self.ground, self.job, self.output = ground, ground.job, ground.output
         self.lease, self.reporter = lease, reporter
         self.failed: dict[str, str] = {}
-        self.records: dict[str, dict[str, Any]] = {}
+        self.records: dict[str, dict[str, Any]] = {}  # of committed units, without their tallies
+        self.tallies = {name: Tally(rules.space) for name, rules in ground.rule_sets.items()}
         self.started = time.time()
         self.environment = storage.capture_environment()
 
@@ -108,7 +109,7 @@ class _Run:
             if not left:
                 self.reporter.say(f"{len(self.records):,} units, all committed already; output {self.output.uri}")
                 return self._finish(layout, mined_pairs=0)
-        before = sum(self._count_pairs(record) for record in self.records.values())
+        before = self.tallies["as given"].counts["pairs"]
         storage.delete_objects([self.output.success_uri])
         with watch_signals() as watch, connect_ray(self.job, watch) as connection:
             if layout is None:
@@ -117,8 +118,7 @@ class _Run:
             self._write_definition()
             spec = self._make_spec(layout)
             self._mine(layout, spec, connection, watch)
-        after = sum(self._count_pairs(record) for record in self.records.values())
-        return self._finish(layout, mined_pairs=after - before)
+        return self._finish(layout, mined_pairs=self.tallies["as given"].counts["pairs"] - before)
 
     def compare(self) -> MineResult:
         """Fill the table of `--what-if` from one pass over the scores; no training data are written."""
@@ -131,11 +131,10 @@ class _Run:
         finally:
             with contextlib.suppress(RerankError):
                 storage.delete_folder(self.output.at("what-if"))
-        tallies = {name: self._add_up(name) for name in self.ground.rule_sets}
-        table = tabulate_sets(tallies)
+        table = tabulate_sets(self.tallies)
         self.output.write_json("what-if.json", {"sets": table, "fingerprint": self.ground.fingerprint})
         status = "failed" if self.failed else "complete"
-        return MineResult(status, tallies["as given"], self.failed, table, self._time(layout.totals["pairs"]))
+        return MineResult(status, self.tallies["as given"], self.failed, table, self._time(layout.totals["pairs"]))
 
     def _survey(self, connection: Connection, watch: SignalWatch) -> Layout:
         """Look at all files once, and lay out units and shuffle."""
@@ -203,7 +202,7 @@ class _Run:
                 self.failed[unit.name] = report["failure"]
                 self.reporter.say(f"unit {unit.name} failed: {report['failure']}")
             else:
-                self.records[unit.name] = report
+                self._take_record(report)
 
         units = [unit for unit in layout.units if unit.name not in self.records]
         total = len(layout.units) + layout.num_buckets
@@ -228,20 +227,27 @@ class _Run:
         moved = [self.records[unit.name]["shuffled"] for unit in layout.units if "shuffled" in self.records[unit.name]]
         return [(one["uri"], one["size"], one["places"][number], one["places"][number + 1]) for one in moved]
 
+    def _take_record(self, record: dict[str, Any]) -> None:
+        """Add up what a committed unit came to; of its record the rest is kept."""
+        for name, tally in record.pop("tallies").items():
+            self.tallies[name].merge(Tally.from_dict(tally))
+        self.records[record["unit"]] = record
+
     def _find_committed(self, layout: Layout) -> None:
         """Take up the records of an earlier run whose objects are as they were written."""
-        sizes = {item.uri: item.size for item in self.output.list_data()}
-        shuffled = {item.uri: item.size for item in storage.list_objects(self.output.at("shuffle"))}
-        known = {unit.name for unit in (*layout.units, *layout.buckets)}
-        for record in self.output.read_unit_records():
-            objects = {storage.join_uri(self.output.uri, name): size for name, size in record["objects"].items()}
-            if record["unit"] in known and all(sizes.get(uri) == size for uri, size in objects.items()):
-                self.records[record["unit"]] = record
-        if any(bucket.name not in self.records for bucket in layout.buckets):
-            for name, record in list(self.records.items()):
-                moved = record.get("shuffled")
-                if moved is not None and shuffled.get(moved["uri"]) != moved["size"]:
-                    del self.records[name]
+        listed = [*self.output.list_data(), *storage.list_objects(self.output.at("shuffle"))]
+        sizes = {item.uri: item.size for item in listed}
+
+        def take_sound(units: list[Unit], *, with_shuffle: bool) -> None:
+            for record in self.output.read_unit_records({unit.name for unit in units}):
+                objects = {storage.join_uri(self.output.uri, name): size for name, size in record["objects"].items()}
+                if with_shuffle and "shuffled" in record:
+                    objects[record["shuffled"]["uri"]] = record["shuffled"]["size"]
+                if all(sizes.get(uri) == size for uri, size in objects.items()):
+                    self._take_record(record)
+
+        take_sound(layout.buckets, with_shuffle=False)
+        take_sound(layout.units, with_shuffle=len(self.records) < layout.num_buckets)
 
     def _follow(
         self,
@@ -295,16 +301,6 @@ class _Run:
         inner = getattr(error, "cause", None) or error
         return RerankError(f"Ray ended the pipeline early ({describe_cause(inner)}); run the same command again")
 
-    def _count_pairs(self, record: dict[str, Any]) -> int:
-        return sum(int(tally["counts"].get("pairs", 0)) for tally in list(record["tallies"].values())[:1])
-
-    def _add_up(self, name: str) -> Tally:
-        """Return the tally of all units at hand for a rule set."""
-        total = Tally(self.ground.rule_sets[name].space)
-        for unit in sorted(self.records):
-            total.merge(Tally.from_dict(self.records[unit]["tallies"][name]))
-        return total
-
     def _time(self, pairs: int) -> dict[str, Any]:
         seconds = time.time() - self.started
         return {"seconds": round(seconds, 3), "pairs": pairs, "pairs_per_second": round(pairs / seconds, 1)}
@@ -321,7 +317,7 @@ class _Run:
     def _finish(self, layout: Layout, mined_pairs: int) -> MineResult:
         """Add up, say what is remarkable, write the report, and `_SUCCESS` last."""
         self.lease.check(fresh=True)
-        tally = self._add_up("as given")
+        tally = self.tallies["as given"]
         tally.removed["unscored"] = layout.totals["unscored"]
         tally.counts["unscored_positives"] = layout.totals["unscored_positives"]
         status = "failed" if self.failed else "complete"
@@ -338,8 +334,9 @@ class _Run:
             uri = self.output.uri
             if self.job.format == "nemo":
                 storage.write_bytes(storage.join_uri(uri, CORPUS, "merlin_metadata.json"), describe_corpus())
-            card = describe_dataset(self.job.format, self.ground.fingerprint)
-            storage.write_bytes(storage.join_uri(uri, "README.md"), card.encode())
+            if self.output.owns_card():
+                card = describe_dataset(self.job.format, self.ground.fingerprint)
+                storage.write_bytes(storage.join_uri(uri, CARD), card.encode())
             storage.delete_folder(self.output.at("shuffle"))
             self.output.clear_scratch()
             storage.write_bytes(self.output.success_uri, b"")
