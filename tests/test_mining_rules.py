@@ -109,6 +109,10 @@ def test_false_negatives_above_the_lowest_positive_are_dropped_reported_or_promo
     assert name_chosen(rows, reported.negatives) == [("q", "9"), ("q", "6"), ("q", "4"), ("q", "3")]
     assert name_chosen(rows, promoted.positives) == [("q", "p0"), ("q", "p1"), ("q", "9")]
     assert name_chosen(rows, promoted.negatives) == [("q", "4"), ("q", "3")]
+    turned = mine(rows[::-1], LOGIT, 2, false_negatives="promote")
+    assert name_chosen(rows[::-1], turned.positives) == [("q", "p1"), ("q", "p0"), ("q", "9")], (
+        "promoted ones come last"
+    )
     assert [found.counts["suspected_false_negatives"] for found in (dropped, reported, promoted)] == [2, 2, 2]
     assert (promoted.counts["promoted"], promoted.removed["false_negatives"]) == (1, 1)
 
