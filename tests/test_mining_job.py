@@ -131,7 +131,6 @@ def test_queries_that_lie_in_one_unit_are_not_shuffled(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("hashes_at_once", [1, 10**9])
 def test_most_positives_are_those_of_a_query_in_all_units(tmp_path: Path, hashes_at_once: int) -> None:
-    """The rank window depends on it: with 3 it reaches one further than with 2."""
     rows = make_pairs(3, 8)
     for number in (2, 4):  # of the first query, which so has a positive in each of three units
         rows[number]["label"] = 1
@@ -139,11 +138,11 @@ def test_most_positives_are_those_of_a_query_in_all_units(tmp_path: Path, hashes
     rules["absolute_margin"] = None
     whole = make_job(write_scored(tmp_path / "whole", rows), tmp_path / "whole-mined", **rules)
     job = make_job(write_scored(tmp_path / "scored", rows, 2), tmp_path / "mined", **rules)
-    found = mine_in_process(job, 1, hashes_at_once)
-    assert sort_rows(found[0]) == sort_rows(mine_in_process(whole)[0])
     parts = prepare_mining(job).scored
     surveys = [one for number, part in enumerate(parts.parts) for one in survey_part(number, part, parts.columns, None)]
     assert lay_out(surveys, 1).max_positives == 3
+    found = mine_in_process(job, 1, hashes_at_once)
+    assert sort_rows(found[0]) == sort_rows(mine_in_process(whole)[0])
 
 
 def test_row_groups_of_a_large_file_are_units_of_their_own(tmp_path: Path) -> None:
