@@ -446,6 +446,14 @@ def test_input_that_does_not_fit_is_refused_before_ray_starts(
     assert words in refuse(tmp_path, ray_address="127.0.0.1:1", **values)
 
 
+def test_pairs_that_were_never_scored_are_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(make_pairs(2, 3)).drop_columns(["score", "logit", "error"])
+    pq.write_table(table, tmp_path / "pairs.parquet")
+    with pytest.raises(InputError) as error:
+        prepare_mining(make_job(tmp_path / "pairs.parquet", tmp_path / "mined", document_column="passage"))
+    assert "has no column `score`, so that it is no scored output (run jobs.score first)" in str(error.value)
+
+
 def test_input_without_a_positive_is_refused(tmp_path: Path, local_ray: str) -> None:
     rows = [{**row, "label": 0} for row in make_pairs(4, 5)]
     assert "--label-column `label`: none of 20 scored pairs is positive" in refuse(tmp_path, rows)

@@ -440,7 +440,7 @@ def test_rule_sets_are_the_rules_with_some_changed() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("max-scor=1", "did you mean max_score"),
+        ("max-scor=1", "did you mean max-score"),
         ("max-score", "not RULE=VALUE"),
         ("max-score=x", "--what-if"),
         ("seed=-1", "--what-if"),

@@ -233,9 +233,9 @@ class MineJob(BaseModel):
             name = " ".join(f"{rule.replace('_', '-')}={value}" for rule, value in changes.items())
             for rule in changes:
                 if rule not in RULES:
+                    wrong, known = rule.replace("_", "-"), [own.replace("_", "-") for own in RULES]
                     raise JobError(
-                        f"--what-if: `{rule.replace('_', '-')}` is not a rule{suggest(rule, RULES)}; rules are "
-                        f"{', '.join(known.replace('_', '-') for known in RULES)}"
+                        f"--what-if: `{wrong}` is not a rule{suggest(wrong, known)}; rules are {', '.join(known)}"
                     )
             found[name] = check_job(MineJob, {**self.model_dump(exclude={"what_if"}), **changes}, "--what-if").rules()
         return found

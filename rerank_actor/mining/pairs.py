@@ -53,6 +53,14 @@ class Columns:
         Raises:
             InputError: naming the column.
         """
+        for space in self.spaces:
+            if space not in schema.names:
+                raise InputError(
+                    f"{uri}: has no column `{space}`, so that it is no scored output (run jobs.score first) or the rules need "
+                    f"another --space; its columns are {', '.join(schema.names)}",
+                    uri=uri,
+                    column=space,
+                )
         flags = {"query_id": "--query-id-column", "document_id": "--document-id-column", "label": "--label-column"}
         flags |= {"query": "--query-column", "document": "--document-column", "title": "--title-column"}
         for role in (*TEXT_ROLES, "label"):
@@ -64,14 +72,6 @@ class Columns:
                     "with it among --keep-columns",
                     uri=uri,
                     column=name,
-                )
-        for space in self.spaces:
-            if space not in schema.names:
-                raise InputError(
-                    f"{uri}: has no column `{space}`, so that it is no scored output or its rules need another --space; its "
-                    f"columns are {', '.join(schema.names)}",
-                    uri=uri,
-                    column=space,
                 )
         lists = {name: is_list(schema.field(name).type) for name in (self.document, *self.spaces)}
         if len(set(lists.values())) > 1:
