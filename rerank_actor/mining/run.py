@@ -360,6 +360,14 @@ class _Run:
                 f"--min-positive-score {self.job.min_positive_score}: {counts['weak_positives']:,} positives are below; {done}"
             )
 
+        if counts["queries_short"]:
+            rules = self.ground.rule_sets["as given"]
+            deeper = "; --depth all looks further down their rankings" if rules.depth != "all" else ""
+            self.reporter.say(
+                f"--min-negatives {rules.min_negatives}: {counts['queries_short']:,} of {counts['queries']:,} queries have "
+                f"fewer negatives left; they are dropped{deeper}"
+            )
+
     def _refuse_empty(self, tally: Tally) -> None:
         """Refuse rules that leave nothing, and leave the output free for others."""
         heaviest = ", ".join(f"{words} {number:,}" for words, number in find_heaviest(tally)[:4])
