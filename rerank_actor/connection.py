@@ -8,10 +8,9 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from rerank_actor.errors import JobError, RunInterruptedError, describe_cause
-from rerank_actor.job import ScoreJob
 
 CONNECT_SECONDS = 10.0
 
@@ -24,6 +23,14 @@ def is_abandoned() -> bool:
     return _abandoned
 
 
+class NamesCluster(Protocol):
+    """A job that may name the Ray cluster to run on."""
+
+    @property
+    def ray_address(self) -> str | None:
+        """Address of the cluster; None leaves it to the environment."""
+
+
 @dataclass
 class Connection:
     """A connection to Ray: whether this run made it, and whether a pipeline is still at work on it."""
@@ -33,7 +40,7 @@ class Connection:
 
 
 @contextlib.contextmanager
-def connect_ray(job: ScoreJob, watch: "SignalWatch") -> Iterator[Connection]:
+def connect_ray(job: NamesCluster, watch: "SignalWatch") -> Iterator[Connection]:
     """Connect to the cluster that the job or the environment names, or start a Ray on this machine.
 
     A connection that the caller had made is used and left as it is. So is one whose pipeline could not be stopped:
