@@ -253,6 +253,7 @@ def plan_pool(
         )
     most = max(1, min(most, num_units)) if not num_gpus else max(least, most)
     least = min(least, most)
-    # On a GPU an actor's own CPU work is small; without one the engine computes on the CPUs that reading leaves.
-    num_cpus = 1.0 if num_gpus else max(1.0, math.floor((cpus - 2) / most))
+    # On a GPU an actor's own CPU work is small. Without one its engine computes, with a thread for each of its CPUs, and
+    # a core is left to the rest: a thread that has to wait for its core holds up all others.
+    num_cpus = 1.0 if num_gpus else max(1.0, math.floor((cpus - 3) / most))
     return ActorPool(least, most, num_cpus, num_gpus)

@@ -180,6 +180,8 @@ class EngineAlone:
         from rerank_actor.model import load_reranker_model
 
         let_threads_sleep()  # as in an actor, where nothing imports torch before the engine
+        if not setting.on_gpu:
+            os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) - 1))  # as the job gives its actor
         self._setting = setting
         encoder = make_encoder(setting)
         model = load_reranker_model(setting.model)
