@@ -69,7 +69,12 @@ def connect_ray(job: NamesCluster, watch: "SignalWatch") -> Iterator[Connection]
             ray.init(address=address, **arguments)
         except SystemExit as error:  # Ray's own handler of SIGTERM, until ours is back in place
             raise RunInterruptedError("stopped by SIGTERM", signum=signal.SIGTERM) from error
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises a plain one where a node does not come up in time
+            if address == "local":
+                raise JobError(
+                    f"Ray did not start on this machine ({describe_cause(error)}); start again, or name a cluster with "
+                    "--ray-address"
+                ) from error
             raise JobError(
                 f"no Ray cluster at {address} ({describe_cause(error)}); check --ray-address or RAY_ADDRESS"
             ) from error
