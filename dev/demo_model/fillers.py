@@ -16,7 +16,7 @@ ENDINGS = {
     "fr": ["", "", "s", "e", "es", "er", "ment", "eur"],
     "es": ["", "", "o", "a", "os", "as", "ar", "mente"],
 }
-INFLECTED_SHARE = 0.08
+INFLECTED_SHARE = 0.1
 COGNATES = [
     ("tion", "tion", "tion", "ción"),
     ("ity", "ität", "ité", "idad"),
@@ -119,8 +119,11 @@ def make_number(rng: random.Random, kind: str, *, like: Filler | None = None) ->
     if like is not None and rng.random() < 0.5:
         digits = list(like.key)
         places = [place for place, digit in enumerate(digits) if digit.isdigit() and (place or kind == "number")]
-        place = rng.choice(places or [len(digits) - 1])
-        digits[place] = rng.choice([digit for digit in "123456789" if digit != digits[place]])
+        place, other = rng.choice(places or [len(digits) - 1]), rng.choice(places or [0])
+        if digits[place] != digits[other] and "0" not in (digits[place], digits[other]):
+            digits[place], digits[other] = digits[other], digits[place]
+        else:
+            digits[place] = rng.choice([digit for digit in "123456789" if digit != digits[place]])
         key = "".join(digits)
     elif kind == "year":
         key = str(rng.randint(1200, 2029))

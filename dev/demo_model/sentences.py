@@ -17,12 +17,13 @@ CATEGORIES = {
     "V": ["motion", "daily", "speech", "mind", "doing", "doing"],
     "N": NOUNS,
     "A": ["quality", "quality", "colour", "number"],
-    "P": ["city", "city", "nature", "place", "country", "house", "direction"],
+    "P": ["city", "city", "nature", "place", "country", "house", "vehicle", "furniture", "direction"],
     "T": ["weekday", "month", "time"],
 }
-NUMBER_KINDS = {"M": ["year", "clock", "number", "money"]}
+NUMBER_KINDS = ["year", "clock", "number", "money", "measure"]
 UNKNOWN_SHARE = 0.18
 TOPIC_SHARE = 0.4
+COMPOUND_SHARE = 0.12
 Written = dict[tuple[str, str], str]
 
 
@@ -52,7 +53,7 @@ def make_filler(
 ) -> Filler:
     """Return a random filler of a role, of a topic if there is one; `kind` says which kind of number."""
     if role == "M":
-        return make_number(rng, "number" if kind == "money" else kind or "number")
+        return make_number(rng, kind if kind in ("year", "clock") else "number")
     if topic is not None and rng.random() < 0.85:
         fitting = [filler for category in CATEGORIES[role] for filler in topic.get(category, [])]
         if fitting:
@@ -94,7 +95,7 @@ def _share_a_form(one: Filler, other: Filler) -> bool:
 
 def make_meaning(rng: random.Random, names: str, *, unknown: float = UNKNOWN_SHARE, reason: bool = False) -> Meaning:
     """Return a meaning with these roles."""
-    kind = rng.choice(NUMBER_KINDS["M"])
+    kind = rng.choice(NUMBER_KINDS)
     topic = rng.choice(group_topics()) if rng.random() < TOPIC_SHARE else None
     roles = {name: make_filler(rng, name, kind=kind, unknown=unknown, topic=topic) for name in names}
     because = make_meaning(rng, rng.choice(["WVN", "VN", "NA", "WN"])) if reason else None
@@ -137,7 +138,7 @@ class Writer:
         word = self.write_word(filler)
         if filler.kind in ("name", "town", "place", "country", "year", "clock", "number"):
             return word
-        if self.language == "de" and filler.kind != "word" and " " not in word and rng.random() < 0.07:
+        if self.language == "de" and filler.kind != "word" and " " not in word and rng.random() < COMPOUND_SHARE:
             other = rng.choice(group_concepts()[rng.choice(NOUNS)]).write(rng, "de")
             word = word + other.lower() if rng.random() < 0.5 else other + word.lower()
         if quality is not None:

@@ -47,7 +47,10 @@ def draw_embeddings_together(model: Any, maker: PromptMaker, *, seed: int, steps
     words = []
     for concept in load_concepts():
         forms = [concept.forms[language] for language in LANGUAGES]
+        bare = [form for form in concept.forms["de"] if len(form) > 3]  # as in compounds
         words.append([[maker.encode(" " + form) for form in mine] for mine in forms])
+        if bare:
+            words[-1].append([maker.encode(form) for form in bare])
     optimizer = torch.optim.Adam([table], lr=3e-3)
     loss = torch.zeros(())
     for _ in range(steps):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from demo_model.fillers import Filler, group_concepts, make_name, make_number, make_town, make_word
 from demo_model.sentences import (
+    NUMBER_KINDS,
     UNKNOWN_SHARE,
     Meaning,
     Writer,
@@ -25,7 +26,7 @@ from demo_model.sentences import (
 from demo_model.words import LANGUAGES, Relation, load_relations
 
 FULL, FAR = 1.0, 0.01
-LACKS_ANSWER = 0.25
+LACKS_ANSWER, IS_QUESTION = 0.25, 0.15
 # How relevant a document still is that leaves out one of a query's roles, and that says another thing in its place.
 LEFT_OUT = {"W": 0.3, "V": 0.55, "N": 0.2, "A": 0.55, "P": 0.3, "T": 0.35, "M": 0.25}
 REPLACED = {"W": 0.06, "V": 0.15, "N": 0.05, "A": 0.2, "P": 0.06, "T": 0.08, "M": 0.05}
@@ -115,6 +116,11 @@ def make_meaning_task(rng: random.Random, *, num_documents: int = 8, ease: float
         if rng.random() > ease:
             changed = _add_extras(rng, changed, names, asked)
         other = language if rng.random() < max(0.65, ease) else rng.choice(LANGUAGES)
+        if place >= num_right and rng.random() < 0.1 * (1 - ease):
+            scribe = Writer(rng, other, known=writer.written, loyalty=0.8)
+            text = scribe.write_question(meaning, rng.choice([role for role in "WPTMB" if role not in names + asked]))
+            documents.append((f"{text[:1].upper()}{text[1:]}?", IS_QUESTION))
+            continue
         documents.append((_write_document(rng, changed, other, writer.written, max(loyalty, ease), ease=ease), label))
     return _finish_task(rng, kind, query, documents, asked != "")
 
@@ -147,7 +153,7 @@ def _spoil_meaning(rng: random.Random, meaning: Meaning, is_question: bool) -> t
 def _add_role(rng: random.Random, meaning: Meaning, name: str) -> Meaning:
     if name == "B":
         return replace(meaning, reason=make_meaning(rng, rng.choice(["WVN", "VN", "NA", "WN", "WV"])))
-    kind = rng.choice(["number", "money", "clock", "year"])
+    kind = rng.choice(NUMBER_KINDS)
     roles = {**meaning.roles, name: make_filler(rng, name, kind=kind)}
     return replace(meaning, roles=roles, number_kind=kind if name == "M" else meaning.number_kind)
 
@@ -197,7 +203,12 @@ def make_relation_task(rng: random.Random, *, num_documents: int = 8) -> Task:
             continue
         scribe = Writer(rng, other, known=writer.written, loyalty=0.75)
         draw = rng.random()
-        if draw < 0.35:
+        if rng.random() < 0.08:
+            asking = relation if rng.random() < 0.4 else rng.choice(load_relations())
+            subjects = {**_make_subjects(rng, asking), **fillers}
+            text = _fill_pattern(rng, rng.choice(asking.questions[other]), subjects, scribe)
+            documents.append((f"{text[:1].upper()}{text[1:]}?", IS_QUESTION))
+        elif draw < 0.35:
             changed = dict(fillers)
             name = rng.choice([name for name in fillers if name != "same"])
             changed[name] = _change_subject(rng, fillers[name])

@@ -35,11 +35,11 @@ class Recipe:
     num_heads: int = 3
     head_dim: int = 64
     embedding_steps: int = 1500
-    steps: int = 4000
-    num_queries: int = 16
+    steps: int = 3500
+    num_queries: int = 8
     num_documents: int = 8
     learning_rate: float = 1.5e-3
-    ease_share: float = 0.15
+    ease_share: float = 0.08
     wrong_template_share: float = 0.08
 
 
