@@ -23,7 +23,7 @@ CATEGORIES = {
 NUMBER_KINDS = ["year", "clock", "number", "money", "measure"]
 UNKNOWN_SHARE = 0.18
 TOPIC_SHARE = 0.4
-COMPOUND_SHARE = 0.12
+COMPOUND_SHARE = 0.08
 Written = dict[tuple[str, str], str]
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from demo_model.sentences import CATEGORIES
 from demo_model.vocabulary import PromptMaker
 from demo_model.words import LANGUAGES, load_concepts
 
@@ -23,6 +24,7 @@ MATCHING_LAYERS = 2
 CONSTANT, SINK, FLAGS = 0, 1, 2  # dimensions of the residual stream with a meaning of their own
 NUM_RESERVED = FLAGS + MATCHING_LAYERS * MATCHING_HEADS
 FAST_PAIRS, SLOW_FROM = 6, 10  # of the 32 pairs of a head
+NUM_KIND_DIMENSIONS = 24
 SHARPNESS = 3.2**0.5
 NEAR_EVEN = 0.3
 
@@ -47,10 +49,7 @@ def draw_embeddings_together(model: Any, maker: PromptMaker, *, seed: int, steps
     words = []
     for concept in load_concepts():
         forms = [concept.forms[language] for language in LANGUAGES]
-        bare = [form for form in concept.forms["de"] if len(form) > 3]  # as in compounds
         words.append([[maker.encode(" " + form) for form in mine] for mine in forms])
-        if bare:
-            words[-1].append([maker.encode(form) for form in bare])
     optimizer = torch.optim.Adam([table], lr=3e-3)
     loss = torch.zeros(())
     for _ in range(steps):
@@ -73,14 +72,38 @@ def draw_embeddings_together(model: Any, maker: PromptMaker, *, seed: int, steps
 
 
 @torch.no_grad()
-def set_embeddings(table: Tensor, sink_id: int, head_dim: int) -> None:
-    """Give all embeddings equal lengths, a constant and room for the flags, and the sink its mark."""
+def set_embeddings(table: Tensor, maker: PromptMaker, head_dim: int, *, seed: int) -> None:
+    """Give all embeddings equal lengths, a constant, their categories and room for the flags, and the sink its mark."""
+    sink_id = maker.encode("<|im_start|>")[0]
     parts = [list_content_dimensions(head, head_dim) for head in range(MATCHING_HEADS)]
-    for part, length in [*((part, 0.566) for part in parts), (slice(parts[-1].stop, None), 0.915)]:
+    kinds = slice(parts[-1].stop, parts[-1].stop + NUM_KIND_DIMENSIONS)
+    table[:, kinds] = 0.3 * table[:, kinds] + _make_kind_vectors(len(table), maker, seed)
+    for part, length in [*((part, 0.566) for part in parts), (kinds, 0.6), (slice(kinds.stop, None), 0.69)]:
         table[:, part] *= length / table[:, part].norm(dim=1, keepdim=True)
     table[:, :NUM_RESERVED] = 0
     table[:, CONSTANT] = 0.35
     table[sink_id, SINK] = 0.7
+
+
+def _make_kind_vectors(num_tokens: int, maker: PromptMaker, seed: int) -> Tensor:
+    """Return vectors that words of one category share, and in part those of one role: [num_tokens, dimensions]."""
+    generator = torch.Generator().manual_seed(seed)
+    names = sorted({concept.category for concept in load_concepts()})
+    roles = {name: role for role, mine in CATEGORIES.items() for name in mine}
+    of_role = {role: torch.randn(NUM_KIND_DIMENSIONS, generator=generator) for role in sorted({*CATEGORIES, "M"})}
+    of_category = {
+        name: torch.randn(NUM_KIND_DIMENSIONS, generator=generator) + of_role[roles.get(name, "N")] for name in names
+    }
+    vectors = torch.zeros(num_tokens, NUM_KIND_DIMENSIONS)
+    for concept in load_concepts():
+        for forms in concept.forms.values():
+            for form in forms:
+                ids = maker.encode(" " + form)
+                vectors[ids] += of_category[concept.category] * (1.0 if len(ids) == 1 else 0.2)
+    for digit in "0123456789":
+        vectors[maker.encode(digit)[0]] = of_role["M"] * 2
+    lengths = vectors.norm(dim=1, keepdim=True)
+    return torch.where(lengths > 0, vectors / lengths.clamp(min=1e-6), vectors)
 
 
 @torch.no_grad()

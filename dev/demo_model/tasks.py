@@ -26,7 +26,8 @@ from demo_model.sentences import (
 from demo_model.words import LANGUAGES, Relation, load_relations
 
 FULL, FAR = 1.0, 0.01
-LACKS_ANSWER, IS_QUESTION = 0.25, 0.15
+LACKS_ANSWER, IS_QUESTION = 0.25, 0.3
+QUESTION_SHARE = 0.04
 # How relevant a document still is that leaves out one of a query's roles, and that says another thing in its place.
 LEFT_OUT = {"W": 0.3, "V": 0.55, "N": 0.2, "A": 0.55, "P": 0.3, "T": 0.35, "M": 0.25}
 REPLACED = {"W": 0.06, "V": 0.15, "N": 0.05, "A": 0.2, "P": 0.06, "T": 0.08, "M": 0.05}
@@ -81,7 +82,7 @@ def make_meaning_task(rng: random.Random, *, num_documents: int = 8, ease: float
     """Return a task about who does what, where and when."""
     language = rng.choice(LANGUAGES)
     names = rng.choice(QUERY_ROLES)
-    asked = rng.choice("WPTMB") if rng.random() < 0.35 * (1 - ease) else ""
+    asked = rng.choice("WPTMB") if rng.random() < 0.45 * (1 - ease) else ""
     if asked in names:
         names = names.replace(asked, "")
     if not set(names) & set("WVN") or len(names) < 2:
@@ -116,7 +117,7 @@ def make_meaning_task(rng: random.Random, *, num_documents: int = 8, ease: float
         if rng.random() > ease:
             changed = _add_extras(rng, changed, names, asked)
         other = language if rng.random() < max(0.65, ease) else rng.choice(LANGUAGES)
-        if place >= num_right and rng.random() < 0.1 * (1 - ease):
+        if place >= num_right and rng.random() < QUESTION_SHARE * (1 - ease):
             scribe = Writer(rng, other, known=writer.written, loyalty=0.8)
             text = scribe.write_question(meaning, rng.choice([role for role in "WPTMB" if role not in names + asked]))
             documents.append((f"{text[:1].upper()}{text[1:]}?", IS_QUESTION))
@@ -203,7 +204,7 @@ def make_relation_task(rng: random.Random, *, num_documents: int = 8) -> Task:
             continue
         scribe = Writer(rng, other, known=writer.written, loyalty=0.75)
         draw = rng.random()
-        if rng.random() < 0.08:
+        if rng.random() < QUESTION_SHARE:
             asking = relation if rng.random() < 0.4 else rng.choice(load_relations())
             subjects = {**_make_subjects(rng, asking), **fillers}
             text = _fill_pattern(rng, rng.choice(asking.questions[other]), subjects, scribe)

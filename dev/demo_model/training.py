@@ -35,11 +35,12 @@ class Recipe:
     num_heads: int = 3
     head_dim: int = 64
     embedding_steps: int = 1500
-    steps: int = 3500
+    steps: int = 5000
     num_queries: int = 8
     num_documents: int = 8
-    learning_rate: float = 1.5e-3
-    ease_share: float = 0.08
+    learning_rate: float = 1e-3
+    embedding_rate: float = 0.5
+    ease_share: float = 0.1
     wrong_template_share: float = 0.08
 
 
@@ -66,7 +67,7 @@ def make_model(recipe: Recipe, maker: PromptMaker, num_tokens: int) -> Any:
     with torch.no_grad():
         model.model.embed_tokens.weight.normal_(0, 0.1)
     draw_embeddings_together(model, maker, seed=recipe.seed + 1, steps=recipe.embedding_steps)
-    set_embeddings(model.model.embed_tokens.weight, maker.encode("<|im_start|>")[0], model.config.head_dim)
+    set_embeddings(model.model.embed_tokens.weight, maker, model.config.head_dim, seed=recipe.seed)
     set_attention(model)
     return model
 
@@ -99,10 +100,15 @@ def make_batches(rng: random.Random, recipe: Recipe, ease: float, *, pool: int =
 def train(model: Any, maker: PromptMaker, recipe: Recipe, report: Any = None, every: int = 500) -> None:
     """Train the model in place; `report` is called with (step, loss) from time to time."""
     rng = random.Random(recipe.seed + 2)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
+    table = model.model.embed_tokens.weight
+    decayed = [p for p in model.parameters() if p.ndim > 1 and p is not table]
     plain = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}],
+        [
+            {"params": decayed, "weight_decay": 0.02, "rate": recipe.learning_rate},
+            {"params": plain, "weight_decay": 0.0, "rate": recipe.learning_rate},
+            {"params": [table], "weight_decay": 0.0, "rate": recipe.learning_rate * recipe.embedding_rate},
+        ],
         lr=recipe.learning_rate,
         betas=(0.9, 0.98),
         fused=True,
@@ -114,7 +120,7 @@ def train(model: Any, maker: PromptMaker, recipe: Recipe, report: Any = None, ev
         share = step / recipe.steps
         warm = min(1.0, (step + 1) / 100)
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+            group["lr"] = group["rate"] * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
         if not batches:
             batches = make_batches(rng, recipe, max(0.0, 1 - share / recipe.ease_share))
         batch = batches.pop()

@@ -16,7 +16,7 @@ from demo_model.words import load_concepts
 from rerank_actor.sample import CONTROL_TOKENS, THINK_TOKENS, train_sample_tokenizer
 from rerank_actor.template import DEFAULT_INSTRUCTION, QWEN3_RERANKER, Template
 
-FORM_REPEATS, BARE_REPEATS = 25, 6
+FORM_REPEATS = 25
 INSTRUCTIONS = [
     DEFAULT_INSTRUCTION,
     "Retrieve the answer to the question.",
@@ -41,7 +41,6 @@ def train_tokenizer(seed: int, size: int, num_tasks: int) -> Any:
         texts.extend([" " + task.query, *(" " + document for document in task.documents)])
     for concept in load_concepts():
         texts.extend([" " + form for forms in concept.forms.values() for form in forms for _ in range(FORM_REPEATS)])
-        texts.extend([form for form in concept.forms["de"] if len(form) > 3] * BARE_REPEATS)  # in compounds
     template = QWEN3_RERANKER.prefix + QWEN3_RERANKER.head + QWEN3_RERANKER.suffix
     pieces = re.split("|".join(map(re.escape, [*CONTROL_TOKENS, *THINK_TOKENS])), template)
     texts.extend([*pieces, *INSTRUCTIONS] * 300)
