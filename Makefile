@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model test chaos lint format lock clean
+.PHONY: help setup demo demo-model test chaos bench lint format lock clean
 
 BIN := .venv/bin
 SOURCES := rerank_actor jobs tests dev
@@ -26,6 +26,10 @@ test: setup lint ## set up, check style, types and imports, then run the tests
 chaos: setup ## put a job through twenty storms of faults (about half an hour)
 	$(BIN)/python tests/chaos.py --seeds 20
 
+bench: setup ## measure the job beside other tools (half an hour), and print which ratios moved
+	$(BIN)/python -m jobs.benchmark --workloads grouped shuffled --compare docs/benchmarks.json
+	$(BIN)/python -m jobs.benchmark --suite scale --folder benchmark-out/scale-$$$$ --compare docs/benchmarks.json
+
 lint: setup ## check style, types and imports
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -42,5 +46,5 @@ lock: setup ## make requirements/*.lock from pyproject.toml (UPGRADE=1 for the n
 		--overrides requirements/cpu-overrides.txt --excludes requirements/cpu-excludes.txt
 
 clean: ## remove the virtual environment, caches and the demo's output
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist demo-out
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist demo-out benchmark-out
 	find rerank_actor jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +

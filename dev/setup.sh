@@ -81,5 +81,10 @@ pip install --no-deps --no-compile --require-hashes -r "$lock" ||
 say "installing rerank-actor itself"
 pip install --no-deps --no-build-isolation -e . || fail "pip could not install the project (see above)."
 
+# Where PYTHONDONTWRITEBYTECODE is set, as in many images, each process would compile what it imports anew: five seconds
+# for one with vLLM. Files that do not compile are meant for other Pythons.
+say "compiling"
+.venv/bin/python -m compileall -q -j 0 .venv/lib/python*/site-packages >/dev/null 2>&1 || true
+
 echo "$want" >$state
 say "done ($extra)"

@@ -1,6 +1,6 @@
 """Make the demo's model, or measure it: `python dev/train_demo_model.py --help`.
 
-Trains on texts made from the word lists in `dev/demo_model/words` alone, from a fixed seed, with torch on two threads,
+Trains on texts made from the word lists in `dev/demo_model/words` alone, from a fixed seed, with torch on one thread,
 and writes model, tokenizer and figures. Held-out queries and sample pairs are read only to measure the result.
 """
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--measure-only", action="store_true", help="measure the model that is there")
     parser.add_argument("--also", type=Path, help="folder of known pairs (*.tsv, *.jsonl) to report on too")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help=f"(default {Recipe.steps})")
-    parser.add_argument("--threads", type=int, default=2, help="of torch (default 2)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default 1; another number, other roundings)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.use_deterministic_algorithms(True)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin
 
+from pydantic import BaseModel
+
 from rerank_actor.connection import is_abandoned
 from rerank_actor.errors import JobError, OutputConflictError, RerankError, RunInterruptedError
 from rerank_actor.job import ScoreJob, suggest
@@ -37,10 +39,10 @@ class Parser(argparse.ArgumentParser):
         sys.exit(EXIT_BAD_JOB)
 
 
-def add_job_flags(parser: Parser) -> None:
-    """Add a flag for each field of `ScoreJob`, in its groups; the fields hold defaults and help."""
+def add_job_flags(parser: Parser, kind: type[BaseModel] = ScoreJob) -> None:
+    """Add a flag for each field of a job, in its groups; the fields hold defaults and help."""
     groups: dict[str, Any] = {}
-    for name, info in ScoreJob.model_fields.items():
+    for name, info in kind.model_fields.items():
         extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
         title = str(extra["group"])
         group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
@@ -54,7 +56,7 @@ def add_job_flags(parser: Parser) -> None:
         else:
             choices = [choice for kind in kinds if isinstance(kind, tuple) for choice in kind]
             arguments["metavar"] = extra.get("metavar") or ("|".join(choices) if choices else name.upper())
-            if name == "input":
+            if name == "input" or extra.get("nargs"):
                 arguments["nargs"] = "+"
         group.add_argument("--" + name.replace("_", "-"), **arguments)
 

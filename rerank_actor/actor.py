@@ -50,6 +50,7 @@ class RerankActor:
         self._ledger, self._id = ledger, ray.get_runtime_context().get_actor_id()
         self._watchdog, self._pace = Watchdog(), Pace(stall_seconds)
         self._engine: Engine | None = None
+        self._busy_seconds = 0.0
         failures = ray.get(ledger.begin_start.remote(self._id))
         if failures is None:
             raise EngineStartError("the run has ended")  # ends the pipeline, which is wanted
@@ -96,14 +97,21 @@ class RerankActor:
 
     def _score(self, work: UnitWork, engine: Engine) -> UnitWork:
         name, positions = work.unit.name, work.prompts.scorable
-        started = time.monotonic()
+        busy_before, cached_before = self._busy_seconds, engine.cached_tokens
+
+        def count_work() -> dict[str, Any]:
+            return {
+                "seconds": round(self._busy_seconds - busy_before, 4),
+                "cached_tokens": engine.cached_tokens - cached_before,
+            }
+
         while True:
             piece = ray.get(self._ledger.begin_piece.remote(self._id, name, len(positions)))
             if piece is None:
                 raise EngineError("the run has ended", unit=name)
             facts = {
                 "attempts": piece.ticket if isinstance(piece, Piece) else max(1, piece.attempts),
-                "seconds": round(time.monotonic() - started, 4),
+                **count_work(),
                 "engine_version": engine.version,
                 "dtype": engine.dtype,
             }
@@ -115,8 +123,7 @@ class RerankActor:
             found = self._try_piece(work, engine, piece)
             if piece.positions is None and found is not None and np.isfinite(found).all():
                 self._ledger.end_trial.remote(name, piece.ticket)
-                facts["seconds"] = round(time.monotonic() - started, 4)
-                return work.with_logits(_scatter(work, found), facts)
+                return work.with_logits(_scatter(work, found), facts | count_work())
             if found is not None:
                 doubtful = not np.isfinite(found).all() and not self._is_healthy(engine)
                 ray.get(self._ledger.finish_piece.remote(name, piece.ticket, found, doubtful))
@@ -126,9 +133,10 @@ class RerankActor:
     def _try_piece(self, work: UnitWork, engine: Engine, piece: Piece) -> np.ndarray | None:
         """Return the logits of a piece; None when the engine raised, is still to be trusted, and the ledger knows."""
         positions = work.prompts.scorable
-        ids = work.prompts.ids_at(positions if piece.positions is None else positions[piece.positions])
+        if piece.positions is not None:
+            positions = positions[piece.positions]
         try:
-            return self._compute(engine, ids, work.unit.name, piece.ticket)
+            return self._compute(engine, work, positions, piece.ticket)
         except RerankError as error:
             logger.warning("unit %s: attempt %d failed: %s", work.unit.name, piece.ticket, error)
             doubtful = not piece.is_split or not self._is_healthy(engine)
@@ -137,14 +145,24 @@ class RerankActor:
                 self._end()
             return None
 
-    def _compute(self, engine: Engine, ids: list[np.ndarray], unit: str, ticket: int) -> np.ndarray:
-        tokens = sum(len(prompt) for prompt in ids)
+    def _compute(self, engine: Engine, work: UnitWork, positions: np.ndarray, ticket: int) -> np.ndarray:
+        prompts = work.prompts
+        tokens = int(prompts.num_tokens[positions].sum())
         limit = self._pace.allow(tokens)
-        self._ledger.limit_piece.remote(unit, ticket, limit)
+        self._ledger.limit_piece.remote(work.unit.name, ticket, limit)
         started = time.monotonic()
-        with self._watchdog.limit(limit):
-            found = compute_within_memory(engine, ids, self._ledger.note_batch_tokens.remote)
-        self._pace.note(tokens, time.monotonic() - started)
+        try:
+            with self._watchdog.limit(limit):
+                found = compute_within_memory(
+                    engine,
+                    prompts.ids_at(positions),
+                    prompts.head_tokens[positions].tolist(),
+                    self._ledger.note_batch_tokens.remote,
+                )
+        finally:
+            seconds = time.monotonic() - started
+            self._busy_seconds += seconds
+        self._pace.note(tokens, seconds)
         return found
 
     def _is_healthy(self, engine: Engine) -> bool:

@@ -8,10 +8,9 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from rerank_actor.errors import JobError, RunInterruptedError, describe_cause
-from rerank_actor.job import ScoreJob
 
 CONNECT_SECONDS = 10.0
 
@@ -24,6 +23,14 @@ def is_abandoned() -> bool:
     return _abandoned
 
 
+class NamesCluster(Protocol):
+    """A job that may name the Ray cluster to run on."""
+
+    @property
+    def ray_address(self) -> str | None:
+        """Address of the cluster; None leaves it to the environment."""
+
+
 @dataclass
 class Connection:
     """A connection to Ray: whether this run made it, and whether a pipeline is still at work on it."""
@@ -33,7 +40,7 @@ class Connection:
 
 
 @contextlib.contextmanager
-def connect_ray(job: ScoreJob, watch: "SignalWatch") -> Iterator[Connection]:
+def connect_ray(job: NamesCluster, watch: "SignalWatch") -> Iterator[Connection]:
     """Connect to the cluster that the job or the environment names, or start a Ray on this machine.
 
     A connection that the caller had made is used and left as it is. So is one whose pipeline could not be stopped:
@@ -62,7 +69,12 @@ def connect_ray(job: ScoreJob, watch: "SignalWatch") -> Iterator[Connection]:
             ray.init(address=address, **arguments)
         except SystemExit as error:  # Ray's own handler of SIGTERM, until ours is back in place
             raise RunInterruptedError("stopped by SIGTERM", signum=signal.SIGTERM) from error
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises a plain one where a node does not come up in time
+            if address == "local":
+                raise JobError(
+                    f"Ray did not start on this machine ({describe_cause(error)}); start again, or name a cluster with "
+                    "--ray-address"
+                ) from error
             raise JobError(
                 f"no Ray cluster at {address} ({describe_cause(error)}); check --ray-address or RAY_ADDRESS"
             ) from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rerank_actor.engine import Engine, EngineSpec, compute_within_memory
+from rerank_actor.engine import Engine, EngineSpec, allow_noise, compute_within_memory
 from rerank_actor.errors import EngineStartError, RerankError, describe_cause
 from rerank_actor.prompts import PairEncoder
 
@@ -29,11 +29,6 @@ CHECK_PAIRS = (
     ("\u5149\u5408\u4f5c\u7528\u662f\u4ec0\u4e48\uff1f", ""),
 )
 
-# Noise of the log-odds against float32 as a share of their spread, measured on a random model with a spread of 22
-# (standard error 0.06 in float16, 0.41 in bfloat16). Five standard errors and a small floor are allowed.
-NOISE_SHARE = {"float32": 1e-4, "float16": 0.06 / 22, "bfloat16": 0.41 / 22}
-NOISE_FLOOR = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
-
 
 @dataclass(frozen=True)
 class EngineCheck:
@@ -42,6 +37,7 @@ class EngineCheck:
     engine: str
     version: str
     dtype: str
+    path: str
     logits: list[float]
     seconds: float
     reference_logits: list[float] | None = None
@@ -71,7 +67,8 @@ def start_engine(spec: EngineSpec, tell: Callable[[int], object] | None = None) 
         engine = _load(replace(spec, dtype=dtype))
         started = time.monotonic()
         try:
-            logits = compute_within_memory(engine, [np.array(ids, np.int32) for ids in spec.check_prompts], tell)
+            prompts = [np.array(ids, np.int32) for ids in spec.check_prompts]
+            logits = compute_within_memory(engine, prompts, tell=tell)
         except RerankError as error:
             raise EngineStartError(f"the {spec.kind} engine started but cannot score: {error}") from error
         if np.isfinite(logits).all():
@@ -92,16 +89,12 @@ def scores_as_before(engine: Engine, prompts: Sequence[np.ndarray], check: Engin
         logits = compute_within_memory(engine, prompts)
     except RerankError:
         return False
-    return float(np.abs(logits - np.array(check.logits)).max()) <= _allow_noise(engine.dtype, np.array(check.logits))
-
-
-def _allow_noise(dtype: str, logits: np.ndarray) -> float:
-    return NOISE_FLOOR[dtype] + 5 * NOISE_SHARE[dtype] * float(np.std(logits))
+    return float(np.abs(logits - np.array(check.logits)).max()) <= allow_noise(engine.dtype, np.array(check.logits))
 
 
 def _check(engine: Engine, spec: EngineSpec, logits: np.ndarray, seconds: float) -> EngineCheck:
     check = EngineCheck(
-        engine.name, engine.version, engine.dtype, [float(logit) for logit in logits], round(seconds, 4)
+        engine.name, engine.version, engine.dtype, engine.path, [float(logit) for logit in logits], round(seconds, 4)
     )
     if np.ptp(logits) == 0:
         engine.close()
@@ -118,7 +111,7 @@ def _check(engine: Engine, spec: EngineSpec, logits: np.ndarray, seconds: float)
     finally:
         reference.close()
     difference = float(np.abs(logits.astype(np.float64) - expected).max())
-    allowed = _allow_noise(engine.dtype, expected)
+    allowed = allow_noise(engine.dtype, expected)
     if not difference <= allowed:
         engine.close()
         raise EngineStartError(

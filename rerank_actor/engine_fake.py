@@ -41,6 +41,8 @@ class FakeEngine:
     name = "fake"
     version = "1"  # of the rule below
     dtype = "float32"
+    path = ""
+    cached_tokens = 0
 
     def __init__(self, spec: EngineSpec) -> None:
         unknown = set(spec.engine_args) - {"seconds_per_prompt", "faults"}
@@ -53,7 +55,7 @@ class FakeEngine:
         self._batch_tokens: int | None = None
         self._faults.strike_start()
 
-    def compute_logits(self, prompts: Sequence[np.ndarray]) -> np.ndarray:
+    def compute_logits(self, prompts: Sequence[np.ndarray], head_tokens: Sequence[int] | None = None) -> np.ndarray:
         """Return a logit for each prompt: 32 bits of the BLAKE2 hash of its little-endian int32 ids, scaled."""
         if self._seconds_per_prompt:
             time.sleep(self._seconds_per_prompt * len(prompts))

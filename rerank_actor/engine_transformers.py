@@ -26,6 +26,8 @@ class TransformersEngine:
 
     name = "transformers"
     version = transformers.__version__
+    path = ""
+    cached_tokens = 0
 
     def __init__(self, spec: EngineSpec) -> None:
         transformers.utils.logging.disable_progress_bar()
@@ -48,7 +50,7 @@ class TransformersEngine:
             # Decoder classifiers pool the last token that is not padding; our batches have none.
             self._model.config.pad_token_id = -1
 
-    def compute_logits(self, prompts: Sequence[np.ndarray]) -> np.ndarray:
+    def compute_logits(self, prompts: Sequence[np.ndarray], head_tokens: Sequence[int] | None = None) -> np.ndarray:
         """Return float32 [num_prompts], order of the input."""
         if self._model is None:
             raise EngineError("the engine is closed")

@@ -8,27 +8,32 @@ killed actor and keeps its GPU; and one bad prompt loses a whole call, so length
 """
 
 import contextlib
+import functools
 import gc
 import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from rerank_actor.engine import EngineSpec
+from rerank_actor.engine import EngineSpec, allow_noise, let_threads_sleep
 from rerank_actor.errors import EngineError, EngineMemoryError, EngineStartError, describe_cause
 from rerank_actor.model import fetch_weights
 
 BATCH_TOKENS = 16_384
 LEAST_BATCH_TOKENS = 64
-GPU_BLOCK_SIZE = 64  # hashing costs less than at 16, and the 64 tokens shared by all prompts are still reused
-CPU_BLOCK_SIZE = 32  # the CPU build's default of 128 is longer than the shared prefix: nothing would be reused
+GPU_MEMORY_SHARE = 0.9  # of what is free of a GPU, for the engines that share it
+BLOCK_SIZE = (
+    64  # costs less than smaller ones, and the 64 tokens that all prompts share are reused; the CPU build takes 128
+)
 
 
 logger = logging.getLogger(__name__)
+
+_Compute = Callable[[Sequence[np.ndarray], Sequence[int]], np.ndarray]
 
 
 def _prepare_environment() -> None:
@@ -36,6 +41,20 @@ def _prepare_environment() -> None:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    let_threads_sleep()
+
+
+@contextlib.contextmanager
+def _pause_collection() -> Iterator[None]:
+    """Let Python not look for garbage among what is imported and built to stay; a quarter of a start went into that."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
 
 
 class VllmEngine:
@@ -45,9 +64,12 @@ class VllmEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         _prepare_environment()
-        import torch
-        import vllm
-        from vllm.platforms import current_platform
+        with _pause_collection():
+            import torch
+            import vllm
+            from vllm.platforms import current_platform
+
+            vllm.LLM  # noqa: B018 - imported when it is first looked at
 
         self.version = str(vllm.__version__)
         self.dtype = spec.dtype
@@ -65,10 +87,12 @@ class VllmEngine:
             "max_model_len": spec.max_length,
             "max_num_batched_tokens": max(BATCH_TOKENS, spec.max_length),
             "max_num_seqs": 256 if on_cpu else 1024,
-            "block_size": CPU_BLOCK_SIZE if on_cpu else GPU_BLOCK_SIZE,
+            "block_size": BLOCK_SIZE,
             "tensor_parallel_size": spec.tensor_parallel_size,
             "disable_log_stats": True,
         }
+        if spec.gpu_share < 1:
+            arguments["gpu_memory_utilization"] = round(GPU_MEMORY_SHARE * spec.gpu_share, 3)
         if on_cpu:
             arguments["enforce_eager"] = True  # compiling takes a minute, which a CPU run seldom earns back
         if spec.model.kind == "yes_no":
@@ -83,16 +107,43 @@ class VllmEngine:
             del arguments["block_size"]
         arguments |= spec.engine_args
         try:
-            self._llm: Any = vllm.LLM(**arguments)
+            with _pause_collection():
+                self._llm: Any = vllm.LLM(**arguments)
         except TypeError as error:
             raise EngineStartError(f"--engine-args: vLLM {self.version} refuses an argument ({error})") from error
         self._batch_tokens = int(arguments["max_num_batched_tokens"])
         self._call_tokens = sys.maxsize
+        self._vocabulary = int(self._llm.llm_engine.vllm_config.model_config.get_vocab_size())
         self._parameters = vllm.PoolingParams(use_activation=False)
         self._to_prompt = vllm.TokensPrompt
         self._torch = torch
+        self.cached_tokens = 0
+        self.path, self._compute, self._forget = "classify", self._classify, self._forget_classify
+        check_prompts = [np.array(ids, np.int32) for ids in spec.check_prompts]
+        self._try_short_path(check_prompts, int(arguments["max_num_seqs"]))
 
-    def compute_logits(self, prompts: Sequence[np.ndarray]) -> np.ndarray:
+    def _try_short_path(self, prompts: Sequence[np.ndarray], max_num_seqs: int) -> None:
+        """Go straight to the engine core from now on, if that gives some prompts the logits of the public call."""
+        prompts = [*prompts, *prompts]  # so that the second half can read what the first left in the cache
+        try:
+            expected = self._classify(prompts, [])
+            if not np.isfinite(expected).all():
+                return  # the engine's check says more about it
+            from rerank_actor.engine_vllm_core import CoreFeed
+
+            feed = CoreFeed(self._llm, max_num_seqs)
+            found, _ = feed.compute(prompts, [len(prompt) for prompt in prompts])
+        except Exception:
+            logger.warning("vLLM %s cannot be fed directly; scoring is slower", self.version, exc_info=True)
+            self._recover()
+            return
+        difference = float(np.abs(found - expected).max())
+        if not difference <= allow_noise(self.dtype, expected):
+            logger.warning("vLLM %s, fed directly, is off by %.3g; scoring is slower", self.version, difference)
+            return
+        self.path, self._compute, self._forget = "core", functools.partial(self._feed, feed), feed.forget
+
+    def compute_logits(self, prompts: Sequence[np.ndarray], head_tokens: Sequence[int] | None = None) -> np.ndarray:
         """Return float32 [num_prompts], order of the input."""
         if self._llm is None:
             raise EngineError("the engine is closed")
@@ -101,25 +152,43 @@ class VllmEngine:
         longest = max(len(prompt) for prompt in prompts)
         if longest > self._max_length or min(len(prompt) for prompt in prompts) == 0:
             raise EngineError(f"a prompt of {longest} tokens does not fit the engine's {self._max_length}")
+        tokens = np.concatenate(prompts)
+        if tokens.min() < 0 or tokens.max() >= self._vocabulary:
+            raise EngineError(f"token {tokens.max()} is not in the model's vocabulary of {self._vocabulary}")
+        heads = [0] * len(prompts) if head_tokens is None else head_tokens
         logits = np.empty(len(prompts), np.float32)
         for start, stop in _split(prompts, self._call_tokens):
-            logits[start:stop] = self._classify(prompts[start:stop])
+            logits[start:stop] = self._run(self._compute, prompts[start:stop], heads[start:stop])
         return logits
 
-    def _classify(self, prompts: Sequence[np.ndarray]) -> np.ndarray:
-        requests = [self._to_prompt(prompt_token_ids=prompt.tolist()) for prompt in prompts]
+    def _run(self, compute: _Compute, prompts: Sequence[np.ndarray], head_tokens: Sequence[int]) -> np.ndarray:
         try:
-            outputs = self._llm.classify(requests, pooling_params=self._parameters, use_tqdm=False)
+            return compute(prompts, head_tokens)
         except (self._torch.OutOfMemoryError, MemoryError) as error:
             self._recover()
             raise EngineMemoryError(f"memory ran out on a batch ({describe_cause(error)})") from error
         except Exception as error:
             self._recover()
             raise EngineError(f"vLLM failed on a batch ({describe_cause(error)})") from error
+
+    def _feed(self, feed: Any, prompts: Sequence[np.ndarray], head_tokens: Sequence[int]) -> np.ndarray:
+        """Compute through the engine core."""
+        logits, cached_tokens = feed.compute(prompts, head_tokens)
+        self.cached_tokens += cached_tokens
+        return np.asarray(logits, np.float32)
+
+    def _classify(self, prompts: Sequence[np.ndarray], head_tokens: Sequence[int]) -> np.ndarray:
+        """Compute through vLLM's public call, which finds out by itself what prompts share."""
+        requests = [self._to_prompt(prompt_token_ids=prompt.tolist()) for prompt in prompts]
+        outputs = self._llm.classify(requests, pooling_params=self._parameters, use_tqdm=False)
         if len(outputs) != len(prompts):
-            self.close()
-            raise EngineError(f"vLLM gave {len(outputs)} results for {len(prompts)} prompts")
+            raise ValueError(f"{len(outputs)} results for {len(prompts)} prompts")
+        self.cached_tokens += sum(output.num_cached_tokens or 0 for output in outputs)
         return np.fromiter((output.outputs.probs[0] for output in outputs), np.float32, len(outputs))
+
+    def forget(self) -> None:
+        """Empty the prefix cache, or close the engine where that cannot be done."""
+        self._recover()
 
     def _recover(self) -> None:
         """Make the engine forget a batch that failed, or close it.
@@ -128,13 +197,16 @@ class VllmEngine:
         enters them before they are computed, so that later prompts would read keys and values that were never written.
         """
         try:
-            engine = self._llm.llm_engine
-            engine.abort_request(list(engine.output_processor.request_states), internal=True)
-            if engine.has_unfinished_requests() or not engine.reset_prefix_cache():
+            if not self._forget():
                 self.close()
         except Exception:  # whatever it is, the engine cannot be trusted
             logger.exception("vLLM could not be brought back to order")
             self.close()
+
+    def _forget_classify(self) -> bool:
+        engine = self._llm.llm_engine
+        engine.abort_request(list(engine.output_processor.request_states), internal=True)
+        return not engine.has_unfinished_requests() and bool(engine.reset_prefix_cache())
 
     def shrink_batches(self) -> int | None:
         """Halve the tokens that are given to vLLM at once; its own budget is fixed when it starts."""
@@ -148,6 +220,7 @@ class VllmEngine:
         with contextlib.suppress(AttributeError):
             self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
+        self._compute, self._forget = self._classify, self._forget_classify
         gc.collect()
         if self._torch.cuda.is_available():
             self._torch.cuda.empty_cache()

@@ -151,6 +151,7 @@ def make_specs(ground: Groundwork, tokenizer_json: str, environment: dict[str, s
         tensor_parallel_size=job.tensor_parallel_size,
         engine_args=job.engine_args,
         check_prompts=encode_check_pairs(encoder),
+        gpu_share=job.gpus_per_actor if job.gpus_per_actor and job.gpus_per_actor < 1 else 1.0,
         check_scores=job.check_scores,
     )
     return make_prepare_spec(ground, environment), engine

@@ -8,9 +8,9 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -20,6 +20,7 @@ from rerank_actor.errors import JobError
 from rerank_actor.template import DEFAULT_INSTRUCTION
 
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
+JobKind = TypeVar("JobKind", bound=BaseModel)
 BUILT_IN_TOKENIZER = "bytes"  # the model name that stands for the fake engine's own byte tokenizer
 
 # Settings of vLLM (and two of the fake engine) that change speed or memory but no score beyond the noise of the dtype.
@@ -203,15 +204,7 @@ class ScoreJob(BaseModel):
     @field_validator("input", "output", "model")
     @classmethod
     def _refuse_credentials(cls, value: Any) -> Any:
-        for uri in value if isinstance(value, list) else [value or ""]:
-            scheme, separator, rest = uri.partition("://")
-            is_signed = not storage.is_s3(uri) and "?" in rest  # in s3:// it is a wildcard
-            if separator and ("@" in rest.partition("/")[0] or is_signed):
-                raise ValueError(
-                    f"a {scheme}:// address with a user, a key or a query is not taken, because it would be written down; "
-                    "give s3://bucket/key, and credentials in the AWS variables or a profile"
-                )
-        return value
+        return refuse_credentials(value)
 
     @field_validator("keep_columns")
     @classmethod
@@ -303,6 +296,23 @@ class ScoreJob(BaseModel):
         }
 
 
+def refuse_credentials(value: Any) -> Any:
+    """Return a location or a list of them as they are.
+
+    Raises:
+        ValueError: one holds what looks like a credential.
+    """
+    for uri in value if isinstance(value, list) else [value or ""]:
+        scheme, separator, rest = uri.partition("://")
+        is_signed = not storage.is_s3(uri) and "?" in rest  # in s3:// it is a wildcard
+        if separator and ("@" in rest.partition("/")[0] or is_signed):
+            raise ValueError(
+                f"a {scheme}:// address with a user, a key or a query is not taken, because it would be written down; "
+                "give s3://bucket/key, and credentials in the AWS variables or a profile"
+            )
+    return value
+
+
 def check_engine_args(engine_args: Mapping[str, Any]) -> None:
     """Refuse arguments for vLLM that could run code, read pickles or change what is scored; values are never repeated.
 
@@ -340,19 +350,37 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def load_job(path: str | None, flags: dict[str, Any]) -> ScoreJob:
-    """Return the job of a YAML file (local or s3://, may be None) with flags on top.
+    """Return the scoring job of a YAML file (local or s3://, may be None) with flags on top.
 
     Raises:
         JobError: the file is missing or no YAML mapping, a key is unknown, or a value does not fit.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        values = _read_yaml(path)
-        for key in values:
-            if key not in ScoreJob.model_fields:
-                raise JobError(f"{path}: unknown key `{key}`{suggest(str(key), ScoreJob.model_fields)}", key=key)
+    return check_job(ScoreJob, {**read_job_file(path, ScoreJob), **flags}, path, flags).normalized()
+
+
+def read_job_file(path: str | None, kind: type[BaseModel]) -> dict[str, Any]:
+    """Return the keys and values of a job file, none for no file.
+
+    Raises:
+        JobError: the file is missing or no YAML mapping, or a key is not a field of this kind of job.
+    """
+    values = {} if path is None else _read_yaml(path)
+    for key in values:
+        if key not in kind.model_fields:
+            raise JobError(f"{path}: unknown key `{key}`{suggest(str(key), kind.model_fields)}", key=key)
+    return values
+
+
+def check_job(
+    kind: type[JobKind], values: dict[str, Any], path: str | None = None, flags: Container[str] = ()
+) -> JobKind:
+    """Return a job with these values; `path` and `flags` say where each came from.
+
+    Raises:
+        JobError: a value does not fit.
+    """
     try:
-        return ScoreJob(**{**values, **flags}).normalized()
+        return kind(**values)
     except ValidationError as error:
         raise JobError("; ".join(_describe(problem, path, flags) for problem in error.errors())) from None
 
@@ -384,7 +412,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return values
 
 
-def _describe(problem: Any, path: str | None, flags: dict[str, Any]) -> str:
+def _describe(problem: Any, path: str | None, flags: Container[str]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
         return str(message)

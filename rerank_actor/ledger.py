@@ -5,20 +5,21 @@ failures and engine facts. It holds what the driver has not read yet, so its mem
 about what is committed is the listing of the output, never this.
 """
 
-import math
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import ray
 
+from rerank_actor.pace import START_SECONDS
 from rerank_actor.trial import NOT_FINITE, Piece, Trial, Verdict
 
 # Ends of actors in a row, with nothing scored in between, after which the run is hopeless.
 ENDS_ALLOWED, ENDS_ALLOWED_PER_ACTOR = 30, 10
 QUIET_SECONDS = 10.0  # without a piece in hand, a start or a report: nothing goes on any more
+HAND_SECONDS = 60.0  # for an actor to say how long a piece may take, and for a watchdog to end one that takes longer
 START_ATTEMPTS = 3  # of an actor in a row; then it starts its engine no more
 ACTOR_DIED = "the actor died while scoring"
 START_DIED = (
@@ -36,6 +37,11 @@ class _Start:
 
     state: Literal["starting", "ready", "ended"] = "ended"
     failures: int = 0
+    since: float = field(default_factory=time.monotonic)
+
+    def is_under_way(self) -> bool:
+        """Whether an engine is starting; one whose process stands still is ended by its watchdog before this says no."""
+        return self.state == "starting" and time.monotonic() < self.since + START_SECONDS + HAND_SECONDS
 
 
 @dataclass
@@ -43,7 +49,11 @@ class _Hand:
     """Which actor has a unit's piece, and until when it may."""
 
     actor: str
-    deadline: float = math.inf
+    deadline: float = field(default_factory=lambda: time.monotonic() + HAND_SECONDS)
+
+    def is_at_work(self) -> bool:
+        """Whether its actor may still come back; a watchdog ends it at the deadline."""
+        return time.monotonic() < self.deadline + HAND_SECONDS
 
 
 class Ledger:
@@ -89,9 +99,14 @@ class Ledger:
 
     def is_quiet(self) -> bool:
         """Return whether the run has ended, or nothing has gone on for a while."""
-        if self._hands or any(start.state == "starting" for start in self._starts.values()):
+        return self._stopped or self._count_idle_seconds() > QUIET_SECONDS
+
+    def _count_idle_seconds(self) -> float:
+        """Return for how long no unit was in anybody's hand, no engine was starting and no worker said a thing."""
+        at_work = any(hand.is_at_work() for hand in self._hands.values())
+        if at_work or any(start.is_under_way() for start in self._starts.values()):
             self._active_at = time.monotonic()
-        return self._stopped or time.monotonic() - self._active_at > QUIET_SECONDS
+        return time.monotonic() - self._active_at
 
     def report_unit(self, name: str, report: dict[str, Any]) -> None:
         """Take down that a unit is committed, failed (`failure` is in the report) or handed back unscored."""
@@ -113,6 +128,7 @@ class Ledger:
             "faults": dict(+self._faults),
             "least_batch_tokens": self._least_batch_tokens,
             "hopeless": self._last_reason if self._ends > self._allow_ends() else None,
+            "idle_seconds": self._count_idle_seconds(),
             "first_starts": sum(item.state == "starting" and not item.failures for item in self._starts.values()),
         }
         self._reports, self._engines, self._engine_failures, self._faults = [], [], [], Counter()
@@ -151,6 +167,7 @@ class Ledger:
             if start.failures == START_ATTEMPTS:
                 self.note_engine_failure(actor, START_DIED)
         start.state = "starting" if start.failures < START_ATTEMPTS else "ended"
+        start.since = time.monotonic()
         return start.failures
 
     def note_engine(self, actor: str, facts: dict[str, Any]) -> None:
@@ -249,6 +266,7 @@ class Ledger:
         """Count a worker that begins to read or write a unit; return how many died at it so far, None at the run's end."""
         if self._stopped:
             return None
+        self._active_at = time.monotonic()
         deaths = self._stages[unit, stage]
         self._faults["reader_died" if stage == "read" else "writer_died"] += deaths > 0
         self._stages[unit, stage] += 1
@@ -256,6 +274,7 @@ class Ledger:
 
     def end_stage(self, unit: str, stage: Stage) -> None:
         """Take down that the worker is through with it."""
+        self._active_at = time.monotonic()
         del self._stages[unit, stage]
 
 

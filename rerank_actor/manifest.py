@@ -52,6 +52,7 @@ RECORD_SCHEMA = pa.schema(
         "scored": pa.int64(),
         "truncated": pa.int64(),
         "tokens": pa.int64(),
+        "cached_tokens": pa.int64(),
         "errors": pa.string(),
         "attempts": pa.int32(),
         "seconds": pa.float64(),
@@ -72,6 +73,7 @@ class Totals:
     scored: int = 0
     truncated: int = 0
     tokens: int = 0
+    cached_tokens: int = 0
     engine_seconds: float = 0.0
     errors: Counter[str] = field(default_factory=Counter)
     units_by_attempts: Counter[int] = field(default_factory=Counter)
@@ -79,7 +81,7 @@ class Totals:
     def add(self, record: dict[str, Any]) -> None:
         """Add one unit's record."""
         self.units += 1
-        for name in ("rows", "pairs", "scored", "truncated", "tokens"):
+        for name in ("rows", "pairs", "scored", "truncated", "tokens", "cached_tokens"):
             setattr(self, name, getattr(self, name) + int(record.get(name) or 0))
         self.engine_seconds += float(record.get("seconds") or 0)
         errors = record.get("errors") or {}
@@ -107,6 +109,7 @@ class Totals:
             "errors_by_reason": dict(sorted(self.errors.items())),
             "truncated": self.truncated,
             "tokens": self.tokens,
+            "cached_tokens": self.cached_tokens,
             "engine_seconds": round(self.engine_seconds, 3),
             "units_by_attempts": {str(number): count for number, count in sorted(self.units_by_attempts.items())},
         }

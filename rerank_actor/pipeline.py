@@ -27,10 +27,12 @@ from rerank_actor.pace import START_SECONDS
 from rerank_actor.part import write_part
 from rerank_actor.plan import Unit
 from rerank_actor.units import PrepareSpec, UnitWork, prepare_unit
+from rerank_actor.watchdog import Watchdog
 
 UNITS_PER_ACTOR = 4  # in an actor's queue, so that its engine never waits for a unit
 UNIT_BYTES_ESTIMATE = 16 * 2**20
 DEATHS_ALLOWED = 10  # of workers that read or write one unit; most die of something else
+STAGE_SECONDS = 3600.0  # to read or write a unit; storage has limits of its own, but a mounted file system may hang
 NO_PROGRESS_SECONDS = 2 * START_SECONDS  # of the whole pipeline, which Ray then ends; each step has a limit of its own
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,11 @@ def _get_shared(reference: ray.ObjectRef[Any]) -> tuple[PrepareSpec, str, Any]:
     return ray.get(reference)  # type: ignore[no-any-return]
 
 
+@functools.lru_cache(maxsize=1)
+def _get_watchdog() -> Watchdog:
+    return Watchdog()
+
+
 def _read_unit(unit: Unit, shared: ray.ObjectRef[Any]) -> Iterable[Block]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Ray runs as many read tasks as there are cores
     spec, tokenizer_json, ledger = _get_shared(shared)
@@ -97,7 +104,8 @@ def _read_unit(unit: Unit, shared: ray.ObjectRef[Any]) -> Iterable[Block]:
         yield UnitWork.failed(unit, failure, {"attempts": deaths}).to_table()
         return
     try:
-        work = prepare_unit(unit, spec, tokenizer_json)
+        with _get_watchdog().limit(STAGE_SECONDS):
+            work = prepare_unit(unit, spec, tokenizer_json)
     except Exception as error:  # the unit fails with its cause; the run goes on
         logger.exception("unit %s could not be prepared", unit.name)
         work = UnitWork.failed(unit, f"{unit.uri}: could not be prepared ({type(error).__name__})", {"attempts": 1})
@@ -133,7 +141,8 @@ class PartSink(Datasink[None]):
         if deaths >= DEATHS_ALLOWED:
             return {"failure": f"the process that writes its part died {deaths} times", **work.facts}
         try:
-            return write_part(work, self._spec.output, self._spec.metadata, self._spec.scratch)
+            with _get_watchdog().limit(STAGE_SECONDS):
+                return write_part(work, self._spec.output, self._spec.metadata, self._spec.scratch)
         except RerankError as error:
             return {"failure": str(error), **work.facts}
         except Exception as error:  # as in _read_unit
@@ -180,6 +189,29 @@ def score_units(
     dataset.write_datasink(PartSink(part, ledger), ray_remote_args={"num_cpus": 1})
 
 
+def restart_stuck_actors() -> int:
+    """Restart the engine actors that Ray has been creating for ever; return how many.
+
+    Call it when nothing goes on. A process that is stopped or hangs before its first line of ours has no watchdog yet,
+    and Ray 2.60 sends it its creation task again and again, while units wait in its queue.
+    """
+    from ray._private.state import state
+    from ray._private.worker import global_worker
+
+    core: Any = global_worker.core_worker  # type: ignore[attr-defined]
+    job = ray.get_runtime_context().get_job_id()
+    stuck = [
+        actor
+        for actor, facts in state.actor_table(None).items()
+        if facts["JobID"] == job
+        and RerankActor.__name__ in facts["ActorClassName"]
+        and facts["State"] in ("PENDING_CREATION", "RESTARTING")
+    ]
+    for actor in stuck:
+        core.kill_actor(ray.ActorID.from_hex(actor), False)  # which Ray then starts anew
+    return len(stuck)
+
+
 def _set_context() -> None:
     """Settings that keep one unit one block, and that let a run outlive the death of workers."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors come back as exceptions, and are told as such
@@ -221,6 +253,7 @@ def plan_pool(
         )
     most = max(1, min(most, num_units)) if not num_gpus else max(least, most)
     least = min(least, most)
-    # On a GPU an actor's own CPU work is small; without one the engine computes on the CPUs that reading leaves.
-    num_cpus = 1.0 if num_gpus else max(1.0, math.floor((cpus - 2) / most))
+    # On a GPU an actor's own CPU work is small. Without one its engine computes, with a thread for each of its CPUs, and
+    # a core is left to the rest: a thread that has to wait for its core holds up all others.
+    num_cpus = 1.0 if num_gpus else max(1.0, math.floor((cpus - 3) / most))
     return ActorPool(least, most, num_cpus, num_gpus)

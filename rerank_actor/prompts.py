@@ -9,6 +9,7 @@ encodes the whole string where it does not hold.
 """
 
 import copy
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from rerank_actor.template import TEMPLATES
+from rerank_actor.text_encoder import TextEncoder
 
 QUERY_NULL = "query is null"
 QUERY_NOT_TEXT = "query is not text"
@@ -43,25 +45,30 @@ class Prompts:
     """Prompts of one or more pairs, in the order of the pairs.
 
     Attributes:
-        token_ids: list<int32> [num_pairs]; empty where the pair has an error.
+        token_ids: list<int32> [num_pairs]; empty where the pair has an error, and once the pairs are scored.
+        num_tokens: int32 [num_pairs], tokens of each prompt; 0 where the pair has an error.
         group: int32 [num_pairs]; equal for pairs that share instruction and query, so that engines can keep them
             together.
+        head_tokens: int32 [num_pairs], tokens before the document, which pairs of one group share.
         truncated_tokens: int32 [num_pairs], document tokens cut off.
         errors: string [num_pairs], null where the pair can be scored.
     """
 
     token_ids: pa.ListArray
+    num_tokens: np.ndarray
     group: np.ndarray
+    head_tokens: np.ndarray
     truncated_tokens: np.ndarray
     errors: pa.StringArray
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
-    @property
-    def num_tokens(self) -> np.ndarray:
-        """int32 [num_pairs], tokens of each prompt; 0 where the pair has an error."""
-        return np.diff(self.token_ids.offsets.to_numpy()).astype(np.int32)
+    @classmethod
+    def none(cls) -> Self:
+        """Return the prompts of no pairs."""
+        nothing = np.zeros(0, np.int32)
+        return cls(_no_ids(0), nothing, nothing, nothing, nothing, pa.array([], pa.string()))
 
     @property
     def scorable(self) -> np.ndarray:
@@ -82,11 +89,22 @@ class Prompts:
             errors[position] = reason
         return replace(self, errors=pa.array(errors, pa.string()))
 
+    def without_ids(self) -> Self:
+        """Return these prompts without what the engine reads, for the way back from it."""
+        return replace(self, token_ids=_no_ids(len(self)))
+
     def to_batch(self) -> pa.RecordBatch:
         """Return the prompts as one Arrow batch, for the way between processes."""
         return pa.record_batch(
-            [self.token_ids, pa.array(self.group), pa.array(self.truncated_tokens), self.errors],
-            names=["token_ids", "group", "truncated_tokens", "errors"],
+            [
+                self.token_ids,
+                pa.array(self.num_tokens),
+                pa.array(self.group),
+                pa.array(self.head_tokens),
+                pa.array(self.truncated_tokens),
+                self.errors,
+            ],
+            names=["token_ids", "num_tokens", "group", "head_tokens", "truncated_tokens", "errors"],
         )
 
     @classmethod
@@ -94,7 +112,9 @@ class Prompts:
         """Inverse of `to_batch`, without a copy."""
         return cls(
             batch.column("token_ids"),
+            batch.column("num_tokens").to_numpy(),
             batch.column("group").to_numpy(),
+            batch.column("head_tokens").to_numpy(),
             batch.column("truncated_tokens").to_numpy(),
             batch.column("errors"),
         )
@@ -134,6 +154,7 @@ class PairEncoder:
             self._separator_ids: list[int] = []
         else:
             self.prefix_ids, self._separator_ids, self.suffix_ids = _control_tokens(full)
+        self._texts = TextEncoder(self._text_tokenizer, is_plain=not parse_special_tokens)
         self._document_prefix = self.template.document_separator
         self._blank_ids = self._encode([self._document_prefix])[0] if self._document_prefix else []
         self.encodes_in_parts = not self.template.prefix or self._can_cut()
@@ -154,44 +175,83 @@ class PairEncoder:
             documents: as many; an empty text is a legal document.
             instructions: as many, or None; None or null takes the encoder's own.
         """
-        num_pairs = len(queries)
-        errors: list[str | None] = [None] * num_pairs
-        group = np.zeros(num_pairs, np.int32)
-        heads: dict[tuple[str, str], int] = {}
-        head_texts: list[str] = []
-        to_encode: list[int] = []
-        for index, (query, document) in enumerate(zip(queries, documents, strict=True)):
-            instruction = self.instruction
-            if instructions is not None and instructions[index] is not None:
-                instruction = instructions[index]
-            errors[index] = _find_fault(query, document, instruction)
-            if errors[index] is not None:
-                continue
-            key = (instruction, query)
-            number = heads.get(key)
-            if number is None:
-                number = heads[key] = len(head_texts)
-                head_texts.append(self.template.format_head(instruction, query))
-            group[index] = number
-            to_encode.append(index)
+        errors, groups, heads = self._group_pairs(queries, documents, instructions)
+        scorable = np.flatnonzero([error is None for error in errors])
+        group = np.array(groups, np.int32)
+        head_ids, document_ids, owner = self._encode_bodies(heads, group[scorable], [documents[i] for i in scorable])
+        head_lengths = np.array([len(ids) for ids in head_ids], np.int64)[owner]
+        lengths = np.array([len(ids) for ids in document_ids], np.int64)
+        room = self.max_length - len(self.prefix_ids) - len(self.suffix_ids) - head_lengths
+        truncated = np.maximum(lengths - room, 0)
+        for index in np.flatnonzero(truncated):
+            # Of an empty document only the space before it can be cut, as the reference does.
+            is_empty = documents[scorable[index]] == ""
+            if room[index] < 0 or not (is_empty or self._has_room(document_ids[index], int(room[index]))):
+                errors[scorable[index]] = QUERY_TOO_LONG
+        fits = np.array([errors[index] is None for index in scorable], bool)
+        flat = self._join(head_ids, document_ids, owner[fits], fits, (lengths - truncated)[fits])
 
-        bodies = self._encode_bodies(
-            head_texts, [int(group[index]) for index in to_encode], [documents[i] for i in to_encode]
+        def spread(values: np.ndarray) -> np.ndarray:
+            """Return values of the pairs that have a prompt in their places among all pairs, 0 elsewhere."""
+            found = np.zeros(len(errors), np.int32)
+            found[scorable[fits]] = values
+            return found
+
+        head_tokens = len(self.prefix_ids) + head_lengths[fits]
+        num_tokens = spread(head_tokens + (lengths - truncated)[fits] + len(self.suffix_ids))
+        offsets = np.concatenate([[0], np.cumsum(num_tokens)]).astype(np.int32)
+        return Prompts(
+            pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)),
+            num_tokens,
+            group,
+            spread(head_tokens),
+            spread(truncated[fits]),
+            pa.array(errors, pa.string()),
         )
-        chunks: list[list[int]] = [[]] * num_pairs
-        truncated = np.zeros(num_pairs, np.int32)
-        fixed = len(self.prefix_ids) + len(self.suffix_ids)
-        for index, (head_ids, document_ids) in zip(to_encode, bodies, strict=True):
-            room = self.max_length - fixed - len(head_ids)
-            if len(document_ids) > room:
-                # Of an empty document only the space before it can be cut, as the reference does.
-                if room < 0 or not (documents[index] == "" or self._has_room(document_ids, room)):
-                    errors[index] = QUERY_TOO_LONG
-                    continue
-                truncated[index] = len(document_ids) - room
-                document_ids = document_ids[:room]
-            chunks[index] = [*self.prefix_ids, *head_ids, *document_ids, *self.suffix_ids]
-        return _pack(chunks, group, truncated, errors)
+
+    def _group_pairs(
+        self, queries: Sequence[Any], documents: Sequence[Any], instructions: Sequence[Any] | None
+    ) -> tuple[list[str | None], list[int], list[str]]:
+        """Return why pairs cannot be scored, a number for each pair's head, and the texts of the heads."""
+        errors: list[str | None] = []
+        groups: list[int] = []
+        numbers: dict[tuple[Any, Any], int] = {}
+        heads: list[str] = []
+        given = instructions if instructions is not None else [None] * len(queries)
+        for query, document, instruction in zip(queries, documents, given, strict=True):
+            instruction = self.instruction if instruction is None else instruction
+            # What is no text may not even be hashable.
+            key = (instruction, query) if type(query) is str and type(instruction) is str else None
+            number = numbers.get(key, -1) if key is not None else -1
+            error = _find_fault(query, document, instruction) if number < 0 else _find_document_fault(document)
+            if error is None and number < 0:
+                number = len(heads)
+                numbers[instruction, query] = number
+                heads.append(self.template.format_head(instruction, query))
+            errors.append(error)
+            groups.append(number if error is None else 0)
+        return errors, groups, heads
+
+    def _join(
+        self,
+        head_ids: list[list[int]],
+        document_ids: list[list[int]],
+        owner: np.ndarray,
+        fits: np.ndarray,
+        lengths: np.ndarray,
+    ) -> np.ndarray:
+        """Return the ids of all prompts one after the other: prefix and head, what is left of a document, suffix."""
+        whole_heads = [[*self.prefix_ids, *ids] for ids in head_ids]
+        runs = [*whole_heads, *document_ids, self.suffix_ids]
+        source = np.fromiter(itertools.chain.from_iterable(runs), np.int32)
+        run_lengths = np.array([len(run) for run in runs], np.int64)
+        run_starts = np.cumsum(run_lengths) - run_lengths
+        document_runs = len(whole_heads) + np.flatnonzero(fits)
+        starts = np.stack([run_starts[owner], run_starts[document_runs], np.full(len(owner), run_starts[-1])], axis=1)
+        sizes = np.stack([run_lengths[owner], lengths, np.full(len(owner), run_lengths[-1])], axis=1)
+        starts, sizes = starts.ravel(), sizes.ravel()
+        places: np.ndarray = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
+        return np.asarray(source[places], np.int32)
 
     def _has_room(self, document_ids: list[int], room: int) -> bool:
         """Whether at least one token of the document itself, not only the space before it, fits."""
@@ -200,24 +260,24 @@ class PairEncoder:
         return room >= (blank + 1 if starts_apart else 1)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._text_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return self._texts.encode(texts)
 
     def _encode_bodies(
-        self, head_texts: list[str], heads: list[int], documents: list[str]
-    ) -> list[tuple[list[int], list[int]]]:
-        """Return ids of head and of document for each pair; the head's include what separates the two."""
+        self, heads: list[str], owner: np.ndarray, documents: list[str]
+    ) -> tuple[list[list[int]], list[list[int]], np.ndarray]:
+        """Return ids of heads, which include what separates head and document, ids of documents, and each one's head."""
         if self.encodes_in_parts:
-            head_ids = [[*ids, *self._separator_ids] for ids in self._encode(head_texts)]
-            document_ids = self._encode([self._document_prefix + document for document in documents])
-            return [(head_ids[head], ids) for head, ids in zip(heads, document_ids, strict=True)]
-        bodies = []
-        for head, document in zip(heads, documents, strict=True):
+            head_ids = [[*ids, *self._separator_ids] for ids in self._encode(heads)]
+            return head_ids, self._encode([self._document_prefix + document for document in documents]), owner
+        head_ids, document_ids = [], []
+        for head, document in zip(owner, documents, strict=True):
             encoding = self._text_tokenizer.encode(
-                head_texts[head] + self._document_prefix + document, add_special_tokens=False
+                heads[head] + self._document_prefix + document, add_special_tokens=False
             )
-            cut = sum(start < len(head_texts[head]) for start, _ in encoding.offsets)
-            bodies.append((encoding.ids[:cut], encoding.ids[cut:]))
-        return bodies
+            cut = sum(start < len(heads[head]) for start, _ in encoding.offsets)
+            head_ids.append(encoding.ids[:cut])
+            document_ids.append(encoding.ids[cut:])
+        return head_ids, document_ids, np.arange(len(owner))
 
     def _can_cut(self) -> bool:
         """Whether encoding head and document apart gives the ids of the whole, on texts made to break it."""
@@ -231,24 +291,32 @@ class PairEncoder:
         return True
 
 
+def _no_ids(num_pairs: int) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(np.zeros(num_pairs + 1, np.int32)), pa.array([], pa.int32()))
+
+
 def _find_fault(query: Any, document: Any, instruction: Any) -> str | None:
     if query is None:
         return QUERY_NULL
     if not isinstance(query, str):
         return QUERY_NOT_TEXT
-    if document is None:
-        return DOCUMENT_NULL
     if not isinstance(document, str):
-        return DOCUMENT_NOT_TEXT
+        return _find_document_fault(document)
     if not isinstance(instruction, str):
         return INSTRUCTION_NOT_TEXT
     if not is_unicode(query):
         return QUERY_BAD_UNICODE
-    if not is_unicode(document):
-        return DOCUMENT_BAD_UNICODE
     if not is_unicode(instruction):
         return INSTRUCTION_BAD_UNICODE
-    return None
+    return _find_document_fault(document)
+
+
+def _find_document_fault(document: Any) -> str | None:
+    if document is None:
+        return DOCUMENT_NULL
+    if not isinstance(document, str):
+        return DOCUMENT_NOT_TEXT
+    return None if is_unicode(document) else DOCUMENT_BAD_UNICODE
 
 
 def is_unicode(text: str) -> bool:
@@ -260,16 +328,6 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _pack(chunks: list[list[int]], group: np.ndarray, truncated: np.ndarray, errors: list[str | None]) -> Prompts:
-    offsets = np.zeros(len(chunks) + 1, np.int32)
-    np.cumsum([len(chunk) for chunk in chunks], out=offsets[1:])
-    values = np.empty(int(offsets[-1]), np.int32)
-    for index, chunk in enumerate(chunks):
-        values[offsets[index] : offsets[index + 1]] = chunk
-    token_ids = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
-    return Prompts(token_ids, group, truncated, pa.array(errors, pa.string()))
 
 
 def _without_added_tokens(full: Tokenizer) -> Tokenizer:

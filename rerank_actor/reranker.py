@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from rerank_actor.engine import EngineKind, EngineSpec, compute_within_memory
+from rerank_actor.engine import EngineKind, EngineSpec, compute_within_memory, let_threads_sleep
 from rerank_actor.engine_check import EngineCheck, encode_check_pairs, start_engine
 from rerank_actor.errors import EngineError, InputError, ModelError
 from rerank_actor.job import BUILT_IN_TOKENIZER, DEFAULT_MODEL
@@ -58,6 +58,7 @@ class Reranker:
     ) -> None:
         if engine not in ("vllm", "transformers", "fake"):
             raise ModelError(f"engine {engine!r} is not known; take vllm, transformers or fake")
+        let_threads_sleep()
         name = model or (BUILT_IN_TOKENIZER if engine == "fake" else DEFAULT_MODEL)
         self.model = load_reranker_model(name, revision, trust_remote_code=trust_remote_code)
         self._encoder = PairEncoder(
@@ -109,7 +110,9 @@ class Reranker:
         positions = prompts.scorable
         logits = np.empty(len(pairs), np.float32)
         if len(pairs):
-            logits[positions] = compute_within_memory(self._engine, prompts.ids_at(positions))
+            logits[positions] = compute_within_memory(
+                self._engine, prompts.ids_at(positions), prompts.head_tokens[positions].tolist()
+            )
         if not np.isfinite(logits).all():
             wrong = np.flatnonzero(~np.isfinite(logits)).tolist()
             raise EngineError(

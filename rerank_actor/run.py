@@ -30,6 +30,7 @@ RATE_WINDOW_SECONDS = 120.0
 STOP_SECONDS = 20.0  # to wait for a pipeline on a Ray that lives on
 OWN_STOP_SECONDS = 1.0  # on one that ends with this process; a stopped job has three seconds in all
 LISTED_ENGINES = 100
+STANDSTILL_SECONDS = 240.0  # without anything going on; longer than Ray takes to start a process, on a busy machine too
 
 
 @dataclass
@@ -89,6 +90,7 @@ class _Run:
         self.engine_failures: list[str] = []
         self.first_starts = 0
         self.hopeless: str | None = None
+        self.idle_seconds, self.standstills = 0.0, 0
         self.faults: Counter[str] = Counter()
         self.least_batch_tokens: int | None = None
         self.started = time.time()
@@ -209,6 +211,7 @@ class _Run:
                 if self.engine_failures and not self.engines and not self.first_starts:
                     raise EngineStartError(self.engine_failures[0])
                 hopeless = self._is_hopeless()
+                self._end_standstill()
         except RunInterruptedError:
             ledger.stop.remote()
             self._drain(ledger)
@@ -234,6 +237,19 @@ class _Run:
             self.reporter.say(f"every engine fails and nothing is scored any more; stopping ({self.hopeless})")
             return True
         return False
+
+    def _end_standstill(self) -> None:
+        """Restart the actors that hold up a run in which nothing goes on, while engines were at work before."""
+        from rerank_actor.pipeline import restart_stuck_actors
+
+        if not self.engines or self.idle_seconds < STANDSTILL_SECONDS * (1 + self.standstills):
+            return
+        self.standstills += 1
+        count = restart_stuck_actors()
+        self.faults["actor_stuck"] += count
+        self.reporter.say(
+            f"nothing has gone on for {self.idle_seconds:.0f} s; {count} actors that do not start are replaced"
+        )
 
     def _stop(self, ledger: Any, thread: threading.Thread, connection: Connection) -> None:
         """Tell a pipeline that is at work to stop, and wait a little for it."""
@@ -263,6 +279,8 @@ class _Run:
         if self.engines and self.ready_at is None:
             self.ready_at = min(engine["ready_at"] for engine in self.engines)
         self.first_starts, self.hopeless = news["first_starts"], news["hopeless"]
+        self.idle_seconds = news["idle_seconds"]
+        self.standstills = self.standstills if self.idle_seconds > STANDSTILL_SECONDS else 0
         for kind in news["faults"].keys() - self.faults.keys():
             self.reporter.say(f"survived a fault: {kind.replace('_', ' ')}; the manifest counts these")
         self.faults.update(news["faults"])
@@ -415,6 +433,8 @@ class _Run:
             "units": self.scored_now.units,
             "pairs": self.scored_now.pairs,
             "tokens": self.scored_now.tokens,
+            "cached_tokens": self.scored_now.cached_tokens,
+            "engine_seconds": round(self.scored_now.engine_seconds, 3),
             "pairs_per_second": round(self.scored_now.pairs / scoring, 3) if scoring > 0 else None,
             "actors": len(self.engines),
             "failed_units": len(self.failed),

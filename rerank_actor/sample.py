@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_actor.ranking import load_ranking_queries
+from rerank_actor.text_encoder import QWEN_PATTERN
 
 DEMO_MODEL = Path(__file__).parent / "data" / "demo_model"
 PAIRS_SCHEMA = pa.schema(
@@ -30,9 +31,6 @@ PAIRS_SCHEMA = pa.schema(
 VOCABULARY_SIZE = 1200
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 THINK_TOKENS = ("<think>", "</think>")
-QWEN_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 def load_sample_rows() -> list[dict[str, Any]]:

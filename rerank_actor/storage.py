@@ -511,6 +511,21 @@ def _read_once(uri: str, tail_bytes: int | None, size: int | None) -> bytes:
             return file.read()
 
 
+def read_range(uri: str, start: int, end: int, size: int) -> bytes:
+    """Return some bytes of an object of this size; in S3 one request.
+
+    Raises:
+        InputError: it is not there.
+        ObjectChangedError: it has not this size.
+        JobError, StorageError: as `list_objects`.
+    """
+    if is_s3(uri):
+        return retrying()(_get_range, uri, start, end, size, "")[0]
+    with open_input(uri, size=size) as file:
+        file.seek(start)
+        return file.read(end - start)
+
+
 def read_if_present(uri: str) -> bytes | None:
     """Return an object's bytes, or None where there is none."""
     try:

@@ -79,21 +79,17 @@ class UnitWork:
     @classmethod
     def failed(cls, unit: Unit, failure: str, facts: dict[str, Any] | None = None) -> Self:
         """Return the record of a unit that has no rows to show for itself."""
-        nothing = Prompts(
-            pa.array([], pa.list_(pa.int32())),
-            np.zeros(0, np.int32),
-            np.zeros(0, np.int32),
-            pa.array([], pa.string()),
+        return cls(
+            unit, pa.py_buffer(b""), Prompts.none(), pa.array([], pa.string()), failure=failure, facts=facts or {}
         )
-        return cls(unit, pa.py_buffer(b""), nothing, pa.array([], pa.string()), failure=failure, facts=facts or {})
 
     def with_failure(self, failure: str, facts: dict[str, Any]) -> "UnitWork":
         """Return this unit as failed, without its rows."""
         return UnitWork.failed(self.unit, failure, {**self.facts, **facts})
 
     def with_logits(self, logits: np.ndarray, facts: dict[str, Any]) -> "UnitWork":
-        """Return this unit scored; the prompts' ids are no longer needed after it."""
-        return replace(self, logits=logits, facts={**self.facts, **facts})
+        """Return this unit scored, without the prompts' ids, which nobody needs after it."""
+        return replace(self, prompts=self.prompts.without_ids(), logits=logits, facts={**self.facts, **facts})
 
     def to_table(self) -> pa.Table:
         """Return the unit as a table of one row, the form in which it moves through Ray Data."""
@@ -112,21 +108,20 @@ class UnitWork:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Self:
-        """Inverse of `to_table`, mostly without a copy."""
-        row = {name: table.column(name)[0] for name in table.column_names}
+        """Inverse of `to_table`, without a copy of rows, prompts or numbers."""
 
         def numbers(name: str, kind: Any) -> np.ndarray | None:
-            return np.frombuffer(row[name].as_buffer(), kind) if row[name].is_valid else None
+            return np.frombuffer(_read_value(table, name), kind) if table.column(name)[0].is_valid else None
 
         return cls(
-            unit=Unit(**json.loads(row["unit"].as_py())),
-            rows=row["rows"].as_buffer(),
-            prompts=Prompts.from_batch(_buffer_to_batch(row["prompts"].as_buffer())),
-            row_errors=_buffer_to_batch(row["row_errors"].as_buffer()).column(0),
+            unit=Unit(**json.loads(table.column("unit")[0].as_py())),
+            rows=_read_value(table, "rows"),
+            prompts=Prompts.from_batch(_buffer_to_batch(_read_value(table, "prompts"))),
+            row_errors=_buffer_to_batch(_read_value(table, "row_errors")).column(0),
             list_lengths=numbers("list_lengths", np.int32),
             logits=numbers("logits", np.float32),
-            failure=row["failure"].as_py(),
-            facts=json.loads(row["facts"].as_py()),
+            failure=table.column("failure")[0].as_py(),
+            facts=json.loads(table.column("facts")[0].as_py()),
         )
 
 
@@ -136,6 +131,14 @@ def _one_buffer(buffer: pa.Buffer | None) -> pa.Array:
         return pa.nulls(1, pa.large_binary())
     offsets = pa.py_buffer(np.array([0, buffer.size], np.int64))
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, buffer])
+
+
+def _read_value(table: pa.Table, name: str) -> pa.Buffer:
+    """Return the binary value of a column of one row where it lies; a scalar would be a copy."""
+    chunk = next(chunk for chunk in table.column(name).chunks if len(chunk))
+    _, offsets, values = chunk.buffers()
+    start, end = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + 2]
+    return values.slice(start, end - start) if values is not None else pa.py_buffer(b"")
 
 
 def _batch_to_buffer(batch: pa.RecordBatch) -> pa.Buffer:

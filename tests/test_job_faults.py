@@ -1,6 +1,8 @@
 """The whole job while engines fail: they raise, return NaN, die, hang, run out of memory, cannot start."""
 
 import json
+import os
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -10,12 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from conftest import read_output
 
 from jobs.status import status
 from rerank_actor import Reranker
 from rerank_actor.errors import EngineStartError
 from rerank_actor.job import ScoreJob
+from rerank_actor.pipeline import restart_stuck_actors
 from rerank_actor.run import run_job
 from rerank_actor.verify import verify_output
 
@@ -121,6 +125,32 @@ def test_engine_that_cannot_start_ends_the_run_with_its_cause(
     with pytest.raises(EngineStartError, match=cause):
         run_job(make_job(shard, tmp_path, {"start": kind}, actors="2"))
     assert not list(tmp_path.glob("part-*"))
+
+
+def test_actor_that_ray_cannot_create_is_replaced(tmp_path: Path, local_ray: str) -> None:
+    """Its process is stopped before a line of ours has run, so that no watchdog looks after it."""
+
+    @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+    class StuckRerankActor:
+        def __init__(self, mark: Path) -> None:
+            if not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+        def answer(self) -> int:
+            return 1
+
+    mark = tmp_path / "mark"
+    actor = StuckRerankActor.remote(mark)
+    while not mark.exists():
+        time.sleep(0.05)
+    answer = actor.answer.remote()
+    with pytest.raises(ray.exceptions.GetTimeoutError):
+        ray.get(answer, timeout=1)
+    assert restart_stuck_actors() == 1
+    assert ray.get(answer, timeout=300) == 1
+    assert restart_stuck_actors() == 0
+    ray.kill(actor)
 
 
 def test_engines_that_start_at_a_later_try_score_everything(

@@ -188,6 +188,11 @@ def ray_folder() -> Iterator[Path]:
 # One job, ended in mid-run by SIGKILL, then by SIGTERM, then by SIGINT, then brought to its end with an actor lost.
 
 
+def find_actors() -> list[Any]:
+    """Return the processes below this one that own an engine."""
+    return [process for process in find_descendants(os.getpid()) if "RerankActor" in process.command]
+
+
 @dataclass
 class Ended:
     """What a signal left behind."""
@@ -269,8 +274,9 @@ def story(
     terminated = end(begin(0.05), signal.SIGTERM)
     stopped_status = json.loads(run_command("status", output, "--json", **environment).stdout)
     interrupted = end(begin(0.05, "--ray-address", local_ray), signal.SIGINT)
+    earlier = {process.pid for process in find_actors()}  # of the run before, which Ray may still be ending
     running = begin(0.02, "--ray-address", local_ray)
-    actors = [process for process in find_descendants(os.getpid()) if "RerankActor" in process.command]
+    actors = [process for process in find_actors() if process.pid not in earlier]
     for actor in actors:
         os.kill(actor.pid, signal.SIGKILL)
     code = running.process.wait(300)

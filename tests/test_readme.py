@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -11,8 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import reference
 from conftest import ROOT, read_output, run_command
+from datasets import load_dataset
 from test_demo_model import LEAST_NDCG, measure_ndcg
 
+from jobs.demo import demo
+from jobs.mine import mine
 from rerank_actor.sample import DEMO_MODEL
 
 README = (ROOT / "README.md").read_text()
@@ -64,8 +68,27 @@ def test_readme_test_command_is_what_ci_runs() -> None:
     assert "pytest" in make("--dry-run", "test").stdout
 
 
+def test_readme_mining_commands_do_what_they_say(
+    tmp_path: Path, local_ray: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo(["--engine", "fake", "--folder", str(tmp_path / "demo-out")]) == 0
+    commands = re.findall(r"^\.venv/bin/python -m jobs\.mine (.+?(?:\\\n.+?)*)$", README, re.M)
+    assert len(commands) == 2
+    for command in commands:
+        flags = shlex.split(command.replace("\\\n", " ").replace("demo-out/", f"{tmp_path}/demo-out/"))
+        assert mine(flags) == 0
+    mined = tmp_path / "demo-out/mined"
+    rows = load_dataset(str(mined))["train"]
+    assert set(rows.column_names) == {"anchor", "positive", "negative", "scores"}
+    assert all(first - second >= 0.1 - 1e-6 for first, second in rows["scores"])
+    assert (mined / "_mine/report.html").exists()
+    shown = capsys.readouterr().out
+    for name in ("as given", "perc-pos=0.95", "perc-pos=0.95 depth=all", "margin-pos=1@logit", "mean margin"):
+        assert name in shown
+
+
 def test_readme_flags_modules_and_files_exist() -> None:
-    shown = run_command("score", "--help").stdout
+    shown = "".join(run_command(module, "--help").stdout for module in ("score", "mine", "benchmark"))
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--help", "--working-dir", "--json"}:
         assert flag in shown, flag
     for module in set(re.findall(r"python -m jobs\.(\w+)", README)):

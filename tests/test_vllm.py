@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import reference
 from conftest import ROOT
 
 from rerank_actor import Reranker
+from rerank_actor.engine_vllm import BLOCK_SIZE
 from rerank_actor.errors import EngineError
 from rerank_actor.sample import load_sample_rows, write_sample_model
 
@@ -63,6 +65,83 @@ def test_vllm_score_is_the_same_in_any_batch_and_order(reranker: Reranker) -> No
     alone = np.array([reranker.score([pair])[0] for pair in pairs[:10]])
     assert np.abs(whole[order] - shuffled).max() <= 1e-6
     assert np.abs(whole[:10] - alone).max() <= 1e-6
+
+
+def count_tokens(reranker: Reranker, pairs: list[tuple[str, str]]) -> tuple[int, int]:
+    """Score pairs with an empty cache; return how many tokens their prompts have and how many the cache had of them."""
+    engine: Any = reranker._engine
+    engine.forget()
+    before = engine.cached_tokens
+    reranker.logits(pairs)
+    prompts = reranker._encoder.encode([query for query, _ in pairs], [document for _, document in pairs])
+    return int(prompts.num_tokens.sum()), engine.cached_tokens - before
+
+
+def test_vllm_reads_heads_from_the_cache_whatever_the_order(reranker: Reranker) -> None:
+    """Counts, which no machine bends: each full block of a head is computed once, and of documents none is kept."""
+    assert reranker.check.path == "core"
+    pairs = [
+        (f"query {number} about autumn", f"document {i} {number} on leaves") for number in range(8) for i in range(40)
+    ]
+    prompts = reranker._encoder.encode(*zip(*pairs, strict=True))
+    seen: set[bytes] = set()
+    expected = 0
+    for ids, head in zip(prompts.ids_at(prompts.scorable), prompts.head_tokens, strict=True):
+        for end in range(BLOCK_SIZE, int(head) + 1, BLOCK_SIZE):
+            expected += BLOCK_SIZE * (ids[:end].tobytes() in seen)
+            seen.add(ids[:end].tobytes())
+    assert expected > 0.3 * prompts.num_tokens.sum()
+    tokens, cached = count_tokens(reranker, pairs)
+    assert cached == expected
+    order = np.random.default_rng(0).permutation(len(pairs))
+    _, shuffled = count_tokens(reranker, [pairs[index] for index in order])
+    assert abs(shuffled - cached) < 0.02 * tokens
+    assert count_tokens(reranker, [pairs[0], pairs[0]])[1] == prompts.head_tokens[0] // BLOCK_SIZE * BLOCK_SIZE
+
+
+def test_vllm_fed_directly_gives_the_logits_of_its_public_call(reranker: Reranker) -> None:
+    engine: Any = reranker._engine
+    prompts = reranker._encoder.encode(*zip(*sample_pairs(120), strict=True))
+    ids = prompts.ids_at(prompts.scorable)
+    direct = engine.compute_logits(ids, prompts.head_tokens[prompts.scorable].tolist())
+    assert np.abs(direct - engine._classify(ids, [])).max() <= 1e-6 * max(1.0, np.abs(direct).max())
+
+
+@pytest.mark.parametrize("error", [MemoryError("no memory"), RuntimeError("a kernel failed")])
+def test_vllm_goes_on_after_a_step_that_failed(reranker: Reranker, error: Exception) -> None:
+    """What the failed step left behind, requests and blocks that were never computed, is not read by later prompts."""
+    engine: Any = reranker._engine
+    pairs = sample_pairs(60)
+    expected = reranker.logits(pairs)
+    executor = engine._llm.llm_engine.engine_core.engine_core.model_executor
+    execute, calls = executor.execute_model, []
+
+    def fail_once(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise error
+        return execute(*arguments, **named)
+
+    engine.forget()
+    executor.execute_model = fail_once
+    try:
+        if isinstance(error, MemoryError):
+            found = reranker.logits(pairs)
+        else:
+            with pytest.raises(EngineError, match="a kernel failed"):
+                reranker.logits(pairs)
+            found = reranker.logits(pairs)
+    finally:
+        executor.execute_model = execute
+        engine._call_tokens = sys.maxsize
+    assert len(calls) > 1
+    assert np.abs(found - expected).max() <= 1e-5
+
+
+def test_vllm_refuses_tokens_that_the_model_has_not(reranker: Reranker) -> None:
+    for token in (-1, 10**6):
+        with pytest.raises(EngineError, match="vocabulary"):
+            reranker._engine.compute_logits([np.array([1, token], np.int32)])
 
 
 def test_vllm_prompt_of_max_length_is_scored_and_a_longer_one_refused(reranker: Reranker) -> None:

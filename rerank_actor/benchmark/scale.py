@@ -1,0 +1,271 @@
+"""How the job grows: memory with rows, speed with actors, an engine's idle time, and what a resume costs.
+
+All with the fake engine, which sleeps where a real one computes; what is measured is everything around it. Each
+measurement runs in a process of its own, so that one's memory is not the next one's.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rerank_actor.benchmark.meter import Meter
+from rerank_actor.benchmark.weights import SHAPES, make_tokenizer, write_weights
+from rerank_actor.benchmark.workload import make_workload
+
+HOST = "127.0.0.2"  # Ray 2.60 puts the machine's outer address in the place of 127.0.0.1
+STEADY_FROM = 0.25
+LATENCY_SECONDS, LATENCY_PROMPTS = 0.05, 256  # of an engine on a fast GPU
+SCALED_SECONDS_PER_PROMPT = 0.002  # slow enough for eight actors beside two cores
+FULL = {
+    "memory": [{"rows": 10_000}, {"rows": 100_000}, {"rows": 1_000_000}],
+    "actors": [{"actors": 1}, {"actors": 2}, {"actors": 4}, {"actors": 8}],
+    "busy": [{"unit_rows": 4096}, {"unit_rows": 16_384}],
+    "guard": [{"units": 500}],
+    "resume": [{"units": 1_000}, {"units": 10_000}, {"units": 100_000}],
+    "ray_checkpoint": [{"rows": 1_000_000}, {"rows": 4_000_000}],
+}
+
+
+def measure_scale(folder: Path, say: Callable[[str], None], wanted: dict[str, list[dict[str, int]]]) -> dict[str, Any]:
+    """Measure how the job grows.
+
+    Args:
+        folder: for inputs and outputs.
+        say: is told what happens.
+        wanted: arguments of each measurement by its name, as in `FULL`.
+
+    Returns:
+        The same with what was measured added to the arguments.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model = write_weights(folder / "model-tiny", SHAPES["tiny"], dtype="float32")
+    found: dict[str, Any] = {}
+    for name, settings in wanted.items():
+        for setting in settings:
+            say(f"{name} {setting}")
+            place = folder / f"{name}-{'-'.join(map(str, setting.values()))}"
+            place.mkdir()
+            command = [
+                sys.executable,
+                "-m",
+                "rerank_actor.benchmark.scale",
+                name,
+                json.dumps(setting),
+                str(place),
+                str(model),
+            ]
+            with (place / "log").open("wb") as log:
+                ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, check=False)
+            if ended.returncode:
+                raise RuntimeError(f"{name} {setting} ended with {ended.returncode}; its words are in {place / 'log'}")
+            found.setdefault(name, []).append({**setting, **json.loads(ended.stdout)})
+            say(str(found[name][-1]))
+    return found
+
+
+def measure_memory(place: Path, model: Path, rows: int) -> dict[str, Any]:
+    """Run a job of so many rows and return the peak memory of its driver, of one worker and of all together."""
+    _write_rows(place, rows)
+    driver = psutil.Process()
+    peaks = {"driver_mib": 0.0, "largest_worker_mib": 0.0}
+
+    def look() -> None:
+        peaks["driver_mib"] = max(peaks["driver_mib"], _count_own_mib(driver))
+        for process in driver.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if process.cmdline() and process.cmdline()[0].startswith("ray::"):
+                    peaks["largest_worker_mib"] = max(peaks["largest_worker_mib"], _count_own_mib(process))
+
+    with Meter(look) as meter:
+        figures = _run_job(place, model, {}, unit_rows=4096)
+    return {**{name: round(value) for name, value in peaks.items()}, "all_mib": meter.peak_bytes >> 20, **figures}
+
+
+def measure_actors(place: Path, model: Path, actors: int) -> dict[str, Any]:
+    """Run a job on a Ray of two nodes with so many fake GPUs and return its rate."""
+    _write_rows(place, 8_000 * actors)
+    with _start_nodes(actors) as address:
+        arguments = {"seconds_per_prompt": SCALED_SECONDS_PER_PROMPT}
+        return _run_job(place, model, arguments, unit_rows=500, ray_address=address)
+
+
+def measure_busy(place: Path, model: Path, unit_rows: int) -> dict[str, Any]:
+    """Run a job whose engine takes as long as one on a fast GPU, and return the share of time it is at work."""
+    _write_rows(place, 12 * unit_rows)
+    arguments = {"seconds_per_prompt": LATENCY_SECONDS / LATENCY_PROMPTS}
+    return _run_job(place, model, arguments, unit_rows=unit_rows)
+
+
+def measure_guard(place: Path, model: Path, units: int) -> dict[str, Any]:
+    """Return what trials, watchdog and ledger add to a unit that nothing befalls, and its share of one of 16,384 pairs."""
+    import ray
+
+    from rerank_actor.ledger import start_ledger
+    from rerank_actor.trial import Piece
+    from rerank_actor.watchdog import Watchdog
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ledger, watchdog = start_ledger(None, 3), Watchdog()
+    ray.get(ledger.begin_start.remote("an actor"))
+    started = time.monotonic()
+    for number in range(units):
+        name = f"unit-{number}"
+        piece = ray.get(ledger.begin_piece.remote("an actor", name, 16_384))
+        if not isinstance(piece, Piece):
+            raise RuntimeError("the ledger handed out nothing")
+        ledger.limit_piece.remote(name, piece.ticket, 60.0)
+        with watchdog.limit(60.0):
+            pass
+        ledger.end_trial.remote(name, piece.ticket)
+    ray.get(ledger.drain.remote())
+    seconds = (time.monotonic() - started) / units
+    watchdog.close()
+    ray.shutdown()
+    unit_seconds = 16_384 / LATENCY_PROMPTS * LATENCY_SECONDS
+    return {"ms_a_unit": round(seconds * 1000, 3), "share_of_a_unit": round(seconds / unit_seconds, 5)}
+
+
+def measure_resume(place: Path, model: Path, units: int) -> dict[str, Any]:
+    """Run a job of so many units that are all committed, and return what finding that out takes."""
+    from rerank_actor.groundwork import prepare_job
+    from rerank_actor.job import ScoreJob
+    from rerank_actor.manifest import UnitRecords
+    from rerank_actor.run import run_job
+
+    rows = 100
+    (place / "input").mkdir()
+    table = pa.table({"query": ["a query"] * rows, "document": [f"document {number}" for number in range(rows)]})
+    for shard in range(-(-units // rows)):
+        pq.write_table(table, place / "input" / f"shard-{shard:05d}.parquet")
+    job = ScoreJob(input=[str(place / "input")], output=str(place / "output"), engine="fake", unit_rows=1).normalized()
+    ground = prepare_job(job)
+    ground.output.write_own("plan.parquet", ground.plan.to_bytes(ground.settings))
+    records = UnitRecords(ground.output, "20260101T000000-000000")
+    for unit in ground.plan.units():
+        path = place / "output" / unit.part_name
+        path.write_bytes(b"-")
+        mark = str(path.stat().st_mtime_ns)
+        records.add(unit.name, {"rows": 1, "pairs": 1, "scored": 1, "part_bytes": 1, "part_etag": mark})
+    records.flush()
+    before = _count_own_mib(psutil.Process())
+    started = time.monotonic()
+    result = run_job(job)
+    if result.status != "complete" or result.run["units"]:
+        raise RuntimeError(f"the resume scored {result.run['units']} units")
+    seconds = time.monotonic() - started
+    return {"seconds": round(seconds, 2), "added_mib": round(_count_own_mib(psutil.Process()) - before)}
+
+
+def measure_ray_checkpoint(place: Path, model: Path, rows: int) -> dict[str, Any]:
+    """Run a Ray Data pipeline with its own checkpoint of row ids twice, and return what the second run takes."""
+    import ray
+    from ray.data.checkpoint import CheckpointConfig
+
+    (place / "input").mkdir()
+    size = 100_000
+    for start in range(0, rows, size):
+        ids = np.arange(start, min(rows, start + size))
+        pq.write_table(pa.table({"id": ids, "value": ids}), place / "input" / f"{start:012d}.parquet")
+
+    def run(number: int) -> dict[str, Any]:
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+        try:
+            context = ray.data.DataContext.get_current()
+            context.enable_progress_bars = False
+            context.checkpoint_config = CheckpointConfig(
+                id_column="id", checkpoint_path=str(place / "checkpoint"), delete_checkpoint_on_success=False
+            )
+            with Meter() as meter:
+                started = time.monotonic()
+                data = ray.data.read_parquet(str(place / "input")).map_batches(lambda batch: batch)
+                data.write_parquet(str(place / f"output-{number}"))
+                seconds = time.monotonic() - started
+            return {"seconds": round(seconds, 2), "all_mib": meter.peak_bytes >> 20}
+        finally:
+            ray.shutdown()
+
+    first, second = run(0), run(1)
+    return {**second, "first_seconds": first["seconds"], "first_all_mib": first["all_mib"]}
+
+
+def _write_rows(place: Path, rows: int) -> None:
+    """Write so many pairs as shards, the same some thousands again and again."""
+    workload = make_workload("short", min(rows, 20_000), make_tokenizer())
+    (place / "input").mkdir()
+    size = min(rows, 50_000)
+    for number in range(-(-rows // size)):
+        wanted = np.arange(number * size, min(rows, (number + 1) * size)) % len(workload)
+        table = pa.table({"query": workload.queries, "document": workload.documents}).take(wanted)
+        pq.write_table(table, place / "input" / f"pairs-{number:05d}.parquet", row_group_size=16_384)
+
+
+def _run_job(place: Path, model: Path, engine_args: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    from rerank_actor.job import ScoreJob
+    from rerank_actor.run import run_job
+
+    job = ScoreJob(
+        input=[str(place / "input")],
+        output=str(place / "output"),
+        engine="fake",
+        model=str(model),
+        max_length=4096,
+        engine_args=engine_args,
+        **settings,
+    ).normalized()
+    result = run_job(job)
+    if result.status != "complete":
+        raise RuntimeError(f"the job is {result.status}")
+    table = pq.read_table(sorted((place / "output/_job/runs").glob("*.parquet"))).sort_by("finished_at")
+    pairs, finished, seconds = (table[name].to_numpy() for name in ("pairs", "finished_at", "seconds"))
+    first = int(np.searchsorted(np.cumsum(pairs), STEADY_FROM * pairs.sum()))
+    if first + 1 >= len(pairs):
+        return {}
+    steady = float(finished[-1] - finished[first])
+    actors = max(1, result.run["actors"])
+    return {
+        "pairs_per_second": round(float(pairs[first + 1 :].sum()) / steady, 1),
+        "busy_share": round(float(seconds[first + 1 :].sum()) / steady / actors, 4),
+    }
+
+
+@contextlib.contextmanager
+def _start_nodes(num_gpus: int) -> Iterator[str]:
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 2, "num_gpus": 0, "node_ip_address": HOST}
+    cluster: Any = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for share in (num_gpus - num_gpus // 2, num_gpus // 2):
+            if share:
+                cluster.add_node(num_cpus=share + 1, num_gpus=share, node_ip_address=HOST)
+        yield str(cluster.address)
+    finally:
+        cluster.shutdown()
+
+
+def _count_own_mib(process: psutil.Process) -> float:
+    sizes = process.memory_info()
+    return float(sizes.rss - sizes.shared) / 2**20
+
+
+def _main(name: str, setting: str, place: str, model: str) -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print does not belong to the answer
+    measure: Callable[..., dict[str, Any]] = globals()[f"measure_{name}"]
+    answers.write(json.dumps(measure(Path(place), Path(model), **json.loads(setting))))
+    answers.close()
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,239 @@
+"""The suites: which workloads, models and contenders are measured together, on a CPU and on a GPU, and the table of it.
+
+Takes a folder and gives the whole result as plain values. A suite for a CPU takes small models, with which the work of
+Python decides, as it does on a fast GPU; one for a GPU takes the family's shapes.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rerank_actor.benchmark.contenders import Setting, make_encoder
+from rerank_actor.benchmark.rounds import Entry, describe_machine, find_ratios, run_rounds
+from rerank_actor.benchmark.weights import SHAPES, Shape, make_tokenizer, write_weights
+from rerank_actor.benchmark.workload import find_possible_share, make_workload, write_shards
+
+MAX_LENGTH = 4096
+NUM_UNITS = 16  # of the job; each must last some seconds, as in a job of many millions of pairs
+LONG_WORKLOADS = {"long": 8, "mix": 4}  # that many times fewer pairs
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is measured.
+
+    Attributes:
+        shapes: keys of `SHAPES`.
+        workloads: keys of `KINDS`.
+        pairs: of a round, by contender; those that are not here do not take part.
+        rounds: that count.
+        dtype: for all.
+        on_gpu: whether it is for a GPU.
+    """
+
+    shapes: tuple[str, ...]
+    workloads: tuple[str, ...]
+    pairs: dict[str, int]
+    rounds: int
+    dtype: str
+    on_gpu: bool
+
+
+SUITES = {
+    "cpu": Suite(
+        shapes=("tiny",),
+        workloads=("short", "grouped", "shuffled", "long", "mix"),
+        pairs={
+            "job": 65_536,
+            "engine": 32_768,
+            "ray-data-llm": 8_192,
+            "card-vllm": 2_048,
+            "card-transformers": 256,
+            "sentence-transformers": 256,
+        },
+        rounds=5,
+        dtype="float32",
+        on_gpu=False,
+    ),
+    "gpu": Suite(
+        shapes=("0.6B", "4B", "8B"),
+        workloads=("grouped",),
+        pairs={
+            "job": 131_072,
+            "engine": 32_768,
+            "ray-data-llm": 16_384,
+            "card-vllm": 8_192,
+            "card-transformers": 1_024,
+        },
+        rounds=2,
+        dtype="float16",
+        on_gpu=True,
+    ),
+}
+
+
+def run_suite(
+    suite: Suite, folder: Path, say: Callable[[str], None], *, engine_args: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Measure a suite.
+
+    Args:
+        suite: what.
+        folder: for models, pairs, outputs and logs.
+        say: is told what happens.
+        engine_args: further arguments of the job's engine.
+
+    Returns:
+        The machine, and for each shape and workload the rounds, medians and ratios.
+    """
+    result: dict[str, Any] = {"machine": describe_machine(), "engine_args": engine_args or {}, "measured": []}
+    tokenizer = make_tokenizer()
+    started = time.monotonic()
+    peak = _measure_peak(suite.dtype) if suite.on_gpu else 0.0
+    if peak:
+        result["machine"] |= {"gpu": _name_gpu(), "matrix_product_tflops": round(peak / 1e12, 1)}
+    for shape in suite.shapes:
+        model = write_weights(folder / f"model-{shape}", SHAPES[shape], dtype=suite.dtype)
+        for name in suite.workloads:
+            fewer = LONG_WORKLOADS.get(name, 1)
+            pairs = {contender: max(64, count // fewer) for contender, count in suite.pairs.items()}
+            workload = make_workload(name, max(pairs.values()), tokenizer)
+            place = folder / f"{shape}-{name}-{time.time_ns()}"
+            place.mkdir(parents=True)
+            write_shards(workload, place / "shards")
+            setting = Setting(
+                model=str(model),
+                shards=str(place / "shards"),
+                folder=str(place),
+                dtype=suite.dtype,
+                max_length=MAX_LENGTH,
+                num_pairs=len(workload),
+                unit_rows=max(1, max(pairs.values()) // NUM_UNITS),
+                engine_args=engine_args or {},
+                on_gpu=suite.on_gpu,
+            )
+            encoder = make_encoder(setting)
+            prompts = encoder.encode(workload.queries[:2000], workload.documents[:2000])
+            found = run_rounds(
+                [Entry(contender, count) for contender, count in pairs.items()],
+                setting,
+                suite.rounds,
+                say,
+                at_once=not suite.on_gpu,
+            )
+            entry = {
+                "shape": shape,
+                "workload": name,
+                "dtype": suite.dtype,
+                "tokens_per_pair": float(prompts.num_tokens.mean()),
+                "possible_cached_share": find_possible_share(workload, encoder),
+                **found,
+            }
+            if suite.on_gpu:
+                _add_utilization(entry, SHAPES[shape], prompts.num_tokens, peak)
+            if "job" in found["rounds"]:
+                entry["job_by_others"] = {
+                    figure: find_ratios(found, "job", figure) for figure in ("pairs_per_second", "cpu_seconds_per_pair")
+                }
+            result["measured"].append(entry)
+    result["seconds"] = round(time.monotonic() - started, 1)
+    return result
+
+
+def _measure_peak(dtype: str) -> float:
+    """Return the operations a second of a large matrix product on the GPU, the best of ten."""
+    import torch
+
+    size = 8192
+    left, right = (torch.randn(size, size, dtype=getattr(torch, dtype), device="cuda") for _ in range(2))
+    best = 0.0
+    for _ in range(10):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        left @ right
+        torch.cuda.synchronize()
+        best = max(best, 2.0 * size**3 / (time.perf_counter() - started))
+    del left, right
+    torch.cuda.empty_cache()
+    return best
+
+
+def _name_gpu() -> str:
+    import torch
+
+    return str(torch.cuda.get_device_name())
+
+
+def _add_utilization(entry: dict[str, Any], shape: Shape, num_tokens: np.ndarray, peak: float) -> None:
+    """Add to each contender's medians which share of the GPU's best its forward passes are (MFU), cached tokens left out."""
+    lengths = num_tokens.astype(np.float64)
+    for medians in entry["medians"].values():
+        cached = lengths * (medians["cached_share"] or 0.0)
+        flops = shape.count_flops(float((lengths - cached).sum()), float((lengths**2 - cached**2).sum() / 2))
+        medians["utilization"] = flops / len(lengths) * medians["pairs_per_second"] / peak
+
+
+def choose_suite(name: str, *, workloads: Sequence[str] = (), contenders: Sequence[str] = (), **changes: Any) -> Suite:
+    """Return a suite with some of its workloads and contenders, or with other values of its fields."""
+    suite = SUITES[name]
+    pairs = {key: count for key, count in suite.pairs.items() if not contenders or key in contenders}
+    kept = {key: value for key, value in changes.items() if value is not None}
+    return replace(suite, workloads=tuple(workloads) or suite.workloads, pairs=pairs, **kept)
+
+
+def make_tables(result: dict[str, Any]) -> str:
+    """Return a result as Markdown: a table for each shape and workload."""
+    machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    lines = [f"Measured: {machine}.", ""]
+    for entry in result["measured"]:
+        lines += [
+            f"### {entry['shape']}, {entry['workload']}: {entry['tokens_per_pair']:.0f} tokens a pair, {entry['dtype']}, "
+            f"a cache could have {entry['possible_cached_share']:.1%}",
+            "",
+            "| contender | pairs/s | tokens/s | CPU \u00b5s/pair | cached | engine busy | memory | MFU | job is | its CPU is |",
+            "|" + "---|" * 10,
+        ]
+        ratios = entry.get("job_by_others", {})
+        for name, medians in entry["medians"].items():
+            faster = ratios.get("pairs_per_second", {}).get(name)
+            cheaper = ratios.get("cpu_seconds_per_pair", {}).get(name)
+            cells = [
+                name,
+                f"{medians['pairs_per_second']:,.0f}",
+                f"{medians['tokens_per_second']:,.0f}",
+                f"{medians['cpu_seconds_per_pair'] * 1e6:,.0f}",
+                _show(medians["cached_share"], "{:.1%}"),
+                _show(medians["busy_share"], "{:.1%}"),
+                f"{medians['peak_bytes'] / 2**30:.1f} GiB",
+                _show(medians.get("utilization"), "{:.1%}"),
+                _show(faster, "{:.2f} x"),
+                _show(cheaper, "{:.2f} x"),
+            ]
+            lines.append(_join(cells))
+        lines += [f"Left out: {name} ({reason})." for name, reason in entry["left_out"].items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def make_scale_tables(scale: dict[str, Any]) -> str:
+    """Return what `scale.measure_scale` found as Markdown."""
+    lines = []
+    for name, rows in scale.items():
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        lines += [f"### {name.replace('_', ' ')}", "", _join(column.replace("_", " ") for column in columns)]
+        lines.append("|" + "---|" * len(columns))
+        lines += [_join(f"{row[column]:,}" if column in row else "" for column in columns) for row in rows]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _join(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _show(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)

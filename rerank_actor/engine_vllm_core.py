@@ -1,0 +1,109 @@
+"""The way into vLLM's engine core without its front end: requests in, logits out, for an engine of this process.
+
+For a prompt of 200 tokens `LLM.classify` costs twice what the core alone does, and hashing every block of every document
+for the prefix cache up to half of the core's share. Here requests are made directly, and only the blocks of a prompt's
+head (prefix, instruction, query), which other prompts share, are hashed, once for each head. Blocks without a hash are
+reused first, so that the cache is left to heads and holds many thousands of them. This leans on internals of vLLM 0.32;
+`VllmEngine` compares it with the public call when it starts, and does without it where they differ. Knows nothing of
+models, dtypes or memory that runs out.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from vllm import PoolingParams
+from vllm.v1.request import Request, RequestStatus
+
+BATCHES_WAITING = 2  # in the scheduler's queue, so that each step finds a full batch
+
+
+class CoreFeed:
+    """Feeds the engine core of an `LLM`.
+
+    Args:
+        llm: a `vllm.LLM` whose core runs in this process.
+        max_num_seqs: sequences of one step.
+
+    Raises:
+        AttributeError, TypeError: this vLLM is built otherwise.
+    """
+
+    def __init__(self, llm: Any, max_num_seqs: int) -> None:
+        self._core = llm.llm_engine.engine_core.engine_core
+        self._scheduler = self._core.scheduler
+        config = llm.llm_engine.vllm_config
+        self._parameters = PoolingParams(task="classify", use_activation=False)
+        self._parameters.verify(config.model_config)
+        self._most_waiting = BATCHES_WAITING * max_num_seqs
+        self._block_size = int(config.cache_config.block_size) if config.cache_config.enable_prefix_caching else 0
+        self._number = 0
+        if self._block_size:
+            self._limit_caching(self._scheduler.kv_cache_manager.block_pool)
+
+    def _limit_caching(self, pool: Any) -> None:
+        """Let the cache take in those full blocks alone that have a hash."""
+        if pool.hash_block_size != self._block_size:
+            raise TypeError("blocks are hashed in pieces")
+        cache_full_blocks = pool.cache_full_blocks
+
+        def cache_hashed_blocks(
+            request: Any, blocks: Any, num_cached_blocks: int, num_full_blocks: int, *arguments: Any, **named: Any
+        ) -> None:
+            hashed = min(num_full_blocks, len(request.block_hashes))
+            if hashed > num_cached_blocks:
+                cache_full_blocks(request, blocks, num_cached_blocks, hashed, *arguments, **named)
+
+        pool.cache_full_blocks = cache_hashed_blocks
+
+    def compute(self, prompts: Sequence[np.ndarray], head_tokens: Sequence[int]) -> tuple[np.ndarray, int]:
+        """Return the logit of each prompt, and how many of their tokens came from the prefix cache.
+
+        Args:
+            prompts: int32 arrays of token ids.
+            head_tokens: leading tokens of each prompt that others may share; of them full blocks are cached.
+        """
+        logits = np.empty(len(prompts), np.float32)
+        first, self._number = self._number, self._number + len(prompts)
+        hashes: dict[bytes, list[bytes]] = {}
+        given = done = cached = 0
+        while done < len(prompts):
+            while given < len(prompts) and given - done < self._most_waiting:
+                self._scheduler.add_request(
+                    self._make_request(first + given, prompts[given], int(head_tokens[given]), hashes)
+                )
+                given += 1
+            outputs, _ = self._core.step_fn()
+            for output in outputs[0].outputs if outputs and 0 in outputs else ():
+                logits[int(output.request_id) - first] = output.pooling_output.item()
+                if output.prefill_stats is not None:
+                    cached += output.prefill_stats.num_cached_tokens
+                done += 1
+        return logits, cached
+
+    def _make_request(self, number: int, prompt: np.ndarray, head_tokens: int, hashes: dict[bytes, list[bytes]]) -> Any:
+        request = Request(str(number), prompt.tolist(), None, self._parameters)
+        if self._block_size:
+            shared = prompt[: head_tokens // self._block_size * self._block_size]
+            key = shared.tobytes()
+            if key not in hashes:
+                hashes[key] = _hash_blocks(shared, self._block_size)
+            request.block_hashes = hashes[key]
+        return request
+
+    def forget(self) -> bool:
+        """Drop all requests and the cache; return whether the core is as good as new."""
+        self._scheduler.finish_requests(None, RequestStatus.FINISHED_ABORTED)
+        # A step that was still under way would write into blocks that are given to others.
+        is_idle = not self._core.batch_queue and not self._scheduler.has_unfinished_requests()
+        return is_idle and bool(self._core.reset_prefix_cache())
+
+
+def _hash_blocks(tokens: np.ndarray, block_size: int) -> list[bytes]:
+    """Return a hash of each block that stands for it and all before it, as vLLM's own do."""
+    hashes, before = [], b""
+    for start in range(0, len(tokens), block_size):
+        before = hashlib.sha256(before + tokens[start : start + block_size].tobytes()).digest()
+        hashes.append(before)
+    return hashes

@@ -1,0 +1,163 @@
+"""Reports for people: one HTML file with figures, tables, bars and histograms, that needs no network and no script.
+
+Takes numbers and texts, gives a page; every text is escaped, graphics are inline SVG. Colours follow the reader's light or
+dark setting, wide tables scroll in themselves, and a phone shows one column. Knows nothing of scores or jobs.
+"""
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeGuard
+
+HISTOGRAM_BARS = 48
+WIDTH, HEIGHT, LEFT, BOTTOM = 640, 220, 8, 24
+
+_STYLE = """
+:root { color-scheme: light dark; --text: #1c2024; --soft: #60646c; --line: #d9d9e0; --page: #fcfcfd; --card: #f3f4f6;
+  --one: #2f6fd0; --two: #d0642f; --three: #2f9d6b; }
+@media (prefers-color-scheme: dark) { :root { --text: #edeef0; --soft: #b0b4ba; --line: #43484e; --page: #111113;
+  --card: #1d2023; --one: #6aa3ff; --two: #ff9a62; --three: #5fd3a0; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 62rem; color: var(--text); background: var(--page);
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
+h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+p { margin: .3rem 0 .8rem; } .soft { color: var(--soft); }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem; }
+.figures div { background: var(--card); border-radius: .5rem; padding: .6rem .8rem; }
+.figures b { display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; margin-top: .6rem; } table { border-collapse: collapse; width: 100%; font-size: .92rem; }
+th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 600; white-space: nowrap; }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; } .text { min-width: 14rem; }
+.bar { display: grid; grid-template-columns: minmax(8rem, 14rem) 1fr 9rem; gap: .6rem; align-items: center;
+  padding: .15rem 0; font-size: .92rem; } .bar i { display: block; height: .9rem; background: var(--one);
+  border-radius: .2rem; min-width: 1px; }
+svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
+.axis { stroke: var(--line); } .series { fill-opacity: .3; stroke-width: 1.5; }
+.s0 { fill: var(--one); stroke: var(--one); } .s1 { fill: var(--two); stroke: var(--two); }
+.s2 { fill: var(--three); stroke: var(--three); }
+.key { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin: 0 .35rem 0 .9rem; }
+.k0 { background: var(--one); } .k1 { background: var(--two); } .k2 { background: var(--three); }
+@media (max-width: 40rem) { .bar { grid-template-columns: 1fr 6.5rem; } .bar span:first-child { grid-column: 1 / -1; } }
+"""
+
+
+@dataclass
+class Page:
+    """A report under way: a title, a line about it, and sections."""
+
+    title: str
+    about: str = ""
+    blocks: list[str] = field(default_factory=list)
+
+    def add(self, heading: str, *blocks: str) -> None:
+        """Add a section of blocks made by the functions below."""
+        self.blocks += [f"<h2>{html.escape(heading)}</h2>", *blocks]
+
+    def render(self) -> str:
+        """Return the page."""
+        title = html.escape(self.title)
+        about = f'<p class="soft">{html.escape(self.about)}</p>' if self.about else ""
+        return (
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n{about}\n"
+            + "\n".join(self.blocks)
+            + "\n</body>\n</html>\n"
+        )
+
+
+def make_text(words: str) -> str:
+    """Return a paragraph."""
+    return f'<p class="soft">{html.escape(words)}</p>'
+
+
+def make_figures(figures: Mapping[str, str]) -> str:
+    """Return the figures that matter most, large, each with its name."""
+    tiles = "".join(f"<div><b>{html.escape(value)}</b>{html.escape(name)}</div>" for name, value in figures.items())
+    return f'<div class="figures">{tiles}</div>'
+
+
+def make_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a table; numbers stand to the right, and a column with long texts keeps room for them."""
+    kinds = [' class="number"' if rows and _is_number(value) else "" for value in (rows[0] if rows else header)]
+    head = "".join(f"<th{kind}>{html.escape(name)}</th>" for name, kind in zip(header, kinds, strict=True))
+    body = "".join("<tr>" + "".join(map(_make_cell, row)) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float)
+
+
+def _make_cell(value: object) -> str:
+    if _is_number(value):
+        return f'<td class="number">{html.escape(format_number(value))}</td>'
+    text = str(value)
+    kind = ' class="text"' if len(text) > 40 else ""
+    return f"<td{kind}>{html.escape(text)}</td>"
+
+
+def make_bars(values: Mapping[str, int]) -> str:
+    """Return a horizontal bar for each value, all on one scale."""
+    most = max([1, *values.values()])
+    return "".join(
+        f'<div class="bar"><span>{html.escape(name)}</span><i style="width:{100 * value / most:.2f}%"></i>'
+        f'<span class="number">{value:,}</span></div>'
+        for name, value in values.items()
+    )
+
+
+def make_histogram(series: Mapping[str, Mapping[int, int]], bin_width: float) -> str:
+    """Return the shares of up to three distributions over one axis.
+
+    Args:
+        series: by name, the number of values in each bin; bin n begins at n times the bin's width.
+        bin_width: of all bins.
+    """
+    used = [number for bins in series.values() for number in bins]
+    if not used:
+        return make_text("no values")
+    first, last = min(used), max(used) + 1
+    step = max(1, math.ceil((last - first) / HISTOGRAM_BARS))
+    number_of_bars = math.ceil((last - first) / step)
+    bars = {name: _gather(bins, first, step, number_of_bars) for name, bins in series.items()}
+    most = max(max(shares) for shares in bars.values()) or 1.0
+    shapes = "".join(_draw_series(place, shares, most) for place, shares in enumerate(bars.values()))
+    ticks = ""
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        place = LEFT + share * (WIDTH - 2 * LEFT)
+        anchor = "start" if share == 0 else "end" if share == 1 else "middle"
+        value = format_number((first + share * number_of_bars * step) * bin_width)
+        ticks += f'<text x="{place:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{value}</text>'
+    label = html.escape(", ".join(series), quote=True)
+    keys = "".join(f'<span class="key k{place}"></span>{html.escape(name)}' for place, name in enumerate(series))
+    return (
+        f'<p class="soft">{keys}</p><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{shapes}'
+        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - LEFT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>{ticks}</svg>'
+    )
+
+
+def _gather(bins: Mapping[int, int], first: int, step: int, number_of_bars: int) -> list[float]:
+    total = sum(bins.values()) or 1
+    shares = [0.0] * number_of_bars
+    for number, count in bins.items():
+        shares[(number - first) // step] += count / total
+    return shares
+
+
+def _draw_series(place: int, shares: Sequence[float], most: float) -> str:
+    floor, width = HEIGHT - BOTTOM, (WIDTH - 2 * LEFT) / len(shares)
+    path = f"M{LEFT} {floor}"
+    for number, share in enumerate(shares):
+        top = floor - share / most * (floor - 8)
+        path += f"V{top:.1f}H{LEFT + (number + 1) * width:.1f}"
+    return f'<path class="series s{place}" d="{path}V{floor}Z"/>'
+
+
+def format_number(value: float) -> str:
+    """Return a number as people read it: whole ones with commas, others with four digits that count."""
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e15):
+        return f"{int(value):,}"
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"

@@ -1,0 +1,116 @@
+"""The groundwork of mining: a job checked against its input and its output, before anything is written or started.
+
+Takes a `MineJob`, gives a `MineGround`, or refuses. The settings it collects are the fingerprint of every mined row: the
+rules, the columns and the scored files, each with size and version mark.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from rerank_actor.errors import OutputConflictError
+from rerank_actor.job import hash_fingerprint
+from rerank_actor.mining.job import MineJob
+from rerank_actor.mining.output import MineOutput, refuse_other_job
+from rerank_actor.mining.qrels import load_qrels
+from rerank_actor.mining.rules import Rules
+from rerank_actor.mining.scored import Scored, find_scored
+from rerank_actor.output import Output
+
+DEFINITION_VERSION = 1  # to be raised when the same settings and scores give other rows
+
+
+@dataclass(frozen=True)
+class MineGround:
+    """What is known of a mining job before anything is written.
+
+    Attributes:
+        rule_sets: the rules as given and those to compare them with, by name.
+        settings: everything that can change a mined row.
+        stored: what an earlier run of the same job wrote down, None where there is nothing to go on with.
+        replaces: whether something lies in the output that is to be deleted first.
+    """
+
+    job: MineJob
+    output: MineOutput
+    scored: Scored
+    qrels: pa.Table | None
+    rule_sets: dict[str, Rules]
+    settings: dict[str, Any]
+    stored: dict[str, Any] | None
+    replaces: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the settings."""
+        return hash_fingerprint(self.settings)
+
+    @property
+    def source(self) -> str:
+        """The flag that says what is positive, empty where positives are found by score."""
+        if self.job.qrels is not None:
+            return f"--qrels {self.job.qrels}"
+        return f"--label-column `{self.job.label_column}`" if self.job.label_column is not None else ""
+
+
+def prepare_mining(job: MineJob) -> MineGround:
+    """Check a job against its input and its output; nothing is written and nothing started.
+
+    Raises:
+        JobError: something about the job or the input is wrong.
+        OutputConflictError: the output holds something else.
+        StorageError: storage does not answer.
+    """
+    rule_sets = job.rule_sets()
+    scored = find_scored(job)
+    qrels = load_qrels(job.qrels, job.min_relevance) if job.qrels else None
+    settings = _collect_settings(job, scored, qrels)
+    output = MineOutput(job.output)
+    if Output(job.output).load_plan() is not None:
+        raise OutputConflictError(
+            f"{job.output}: is the output of a scoring job; choose another --output for what is mined from it",
+            uri=job.output,
+        )
+    stored, replaces = None, job.overwrite
+    if not job.overwrite and not job.what_if:
+        stored, replaces = _find_earlier(output, settings)
+    return MineGround(job, output, scored, qrels, rule_sets, settings, stored, replaces)
+
+
+def _find_earlier(output: MineOutput, settings: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
+    """Return what an earlier run stored, if it can be gone on with, and whether its leavings are to be deleted."""
+    stored = output.load_stored_plan()
+    has_data = any(item.uri.rpartition("/")[2].startswith("part-") for item in output.list_data())
+    if stored is None:
+        if has_data:
+            raise OutputConflictError(
+                f"{output.uri}: holds parts but no plan of a mining job, so it is not known what they are; choose another "
+                "--output, or --overwrite",
+                uri=output.uri,
+            )
+        return None, False
+    if stored["settings"] == settings:
+        return stored, False
+    if has_data:
+        refuse_other_job(output, stored, settings)
+    return None, True  # the other job mined no row, so that nothing can be mixed up
+
+
+def _collect_settings(job: MineJob, scored: Scored, qrels: pa.Table | None) -> dict[str, Any]:
+    columns = {f"{name}_column": value for name, value in vars(scored.columns).items() if isinstance(value, str)}
+    prompt = job.prompt if job.prompt is not None else scored.prompt
+    settings = {
+        **job.mining_settings(),
+        **columns,
+        "prompt": prompt if job.format == "flagembedding" else None,
+        "definition_version": DEFINITION_VERSION,
+        "inputs": [[part.uri, part.size, part.etag] for part in scored.parts],
+    }
+    if qrels is not None:
+        ordered = qrels.sort_by([("query_id", "ascending"), ("document_id", "ascending")])
+        text = "\n".join(f"{query}\t{document}" for query, document in zip(*ordered.to_pydict().values(), strict=True))
+        del settings["qrels"]  # what is judged counts, not where that is written
+        settings["qrels_digest"] = hashlib.sha256(text.encode()).hexdigest()[:32]
+    return settings

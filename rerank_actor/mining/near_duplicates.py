@@ -1,0 +1,137 @@
+"""Near-duplicates: which texts are nearly those of their query's positives.
+
+Likeness is the Jaccard similarity of the sets of 5-character pieces of two texts, in lower case and with runs of
+everything but letters and digits as one blank. Computed exactly, in numpy, in chunks of bounded size. Characters rather
+than words, because some languages do not part their words.
+"""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+PIECE = 5
+CHUNK_CHARACTERS = 1_000_000
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_PIECE_BITS, _PIECE_SHIFT, _PIECE_MASK = np.uint64(40), np.uint64(24), np.uint64(2**40 - 1)
+
+
+def find_near_duplicates(
+    texts: pa.Array, query: np.ndarray, positives: pa.Array, positive_query: np.ndarray, likeness: float
+) -> np.ndarray:
+    """Return which texts are as like one of their query's positives as asked: bool [num_texts].
+
+    Args:
+        texts: string [num_texts].
+        query: int64 [num_texts], the query of each, not falling.
+        positives: string [num_positives].
+        positive_query: int64 [num_positives], the query of each, not falling.
+        likeness: Jaccard similarity from which a text is a near-duplicate, above 0.
+    """
+    found = np.zeros(len(texts), bool)
+    if not len(texts) or not len(positives):
+        return found
+    sizes = pc.utf8_length(texts).fill_null(0).to_numpy(zero_copy_only=False)
+    cuts = np.searchsorted(
+        np.cumsum(sizes), np.arange(CHUNK_CHARACTERS, sizes.sum() + CHUNK_CHARACTERS, CHUNK_CHARACTERS)
+    )
+    bounds = np.unique(np.concatenate([[0], cuts, [len(texts)]]))
+    for start, end in zip(bounds[:-1], np.minimum(bounds[1:], len(texts)), strict=True):
+        first, last = np.searchsorted(positive_query, [query[start], query[end - 1] + 1])
+        found[start:end] = _compare(
+            _cut(texts.slice(start, end - start)),
+            query[start:end],
+            _cut(positives.slice(first, last - first)),
+            positive_query[first:last],
+            likeness,
+        )
+    return found
+
+
+def _cut(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct pieces of all texts, text after text, and how many each text has; shorter texts are one piece."""
+    plain = pc.utf8_trim(
+        pc.replace_substring_regex(pc.utf8_lower(texts.fill_null("")), r"[^\p{L}\p{M}\p{N}]+", " "), " "
+    )
+    plain = pc.utf8_rpad(plain, PIECE, "\x00")
+    lengths = pc.utf8_length(plain).to_numpy(zero_copy_only=False).astype(np.int64)
+    characters = np.frombuffer("".join(plain.to_pylist()).encode("utf-32-le", "surrogatepass"), np.uint32).astype(
+        np.uint64
+    )
+    number = np.maximum(0, lengths - PIECE + 1)
+    starts = np.cumsum(lengths) - lengths
+    owner = np.repeat(np.arange(len(lengths)), number)
+    place = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number) + starts[owner]
+    piece = np.zeros(len(place), np.uint64)
+    for offset in range(PIECE):
+        piece = (piece ^ characters[place + offset]) * _FACTOR
+        piece ^= piece >> np.uint64(29)
+    keys = _sort_by_owner(owner, piece >> _PIECE_SHIFT)
+    is_first = np.ones(len(keys), bool)
+    is_first[1:] = keys[1:] != keys[:-1]
+    keys = keys[is_first]
+    return keys & _PIECE_MASK, np.bincount(_read_owner(keys), minlength=len(lengths))
+
+
+def _sort_by_owner(owner: np.ndarray, piece: np.ndarray) -> np.ndarray:
+    """Return sorted numbers of owner (24 bits) and piece (40 bits); one sort of numbers is far faster than by two keys."""
+    keys: np.ndarray = (owner.astype(np.uint64) << _PIECE_BITS) | piece
+    keys.sort()
+    return keys
+
+
+def _read_owner(keys: np.ndarray) -> np.ndarray:
+    return (keys >> _PIECE_BITS).astype(np.int64)
+
+
+def _compare(
+    texts: tuple[np.ndarray, np.ndarray],
+    query: np.ndarray,
+    positives: tuple[np.ndarray, np.ndarray],
+    positive_query: np.ndarray,
+    likeness: float,
+) -> np.ndarray:
+    pieces, sizes = texts
+    positive_pieces, positive_sizes = positives
+    first = np.searchsorted(positive_query, query)
+    number = np.searchsorted(positive_query, query, side="right") - first
+    text = np.repeat(np.arange(len(query)), number)
+    positive = expand(first, number)
+    # The similarity is at most the smaller set's share of the larger; most pairs end here.
+    small, large = np.minimum(sizes[text], positive_sizes[positive]), np.maximum(sizes[text], positive_sizes[positive])
+    likely = small >= likeness * large
+    text, positive = text[likely], positive[likely]
+    found = np.zeros(len(query), bool)
+    width = max(1, CHUNK_CHARACTERS // max(1, int(sizes.max(initial=1) + positive_sizes.max(initial=1))))
+    for start in range(0, len(text), width):
+        some, others = text[start : start + width], positive[start : start + width]
+        shared = _count_shared(pieces, sizes, some, positive_pieces, positive_sizes, others)
+        union = sizes[some] + positive_sizes[others] - shared
+        found[some[shared >= likeness * union]] = True
+    return found
+
+
+def _count_shared(
+    left: np.ndarray,
+    left_sizes: np.ndarray,
+    left_rows: np.ndarray,
+    right: np.ndarray,
+    right_sizes: np.ndarray,
+    right_rows: np.ndarray,
+) -> np.ndarray:
+    """Return how many pieces each pair of a left and a right text shares."""
+    pieces, pairs = [], []
+    for values, sizes, rows in ((left, left_sizes, left_rows), (right, right_sizes, right_rows)):
+        starts = np.cumsum(sizes) - sizes
+        pieces.append(values[expand(starts[rows], sizes[rows])])
+        pairs.append(np.repeat(np.arange(len(rows)), sizes[rows]))
+    piece, pair = np.concatenate(pieces), np.concatenate(pairs)
+    keys = _sort_by_owner(pair, piece)
+    return np.bincount(_read_owner(keys[1:][keys[1:] == keys[:-1]]), minlength=len(left_rows))
+
+
+def expand(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return the concatenated ranges start, start + 1, ... of these lengths: int64 [sum of lengths]."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    places: np.ndarray = np.arange(total) - np.repeat(ends - lengths - starts, lengths)
+    return places

@@ -1,0 +1,143 @@
+"""The output of mining: training data in the folder, and in `_mine/` what they are, where they came from and how it went.
+
+A unit's objects are written first and its record last, so that a record says what is committed. Definition and layout are
+stored before the first unit; another definition in the same folder is refused. Knows nothing of Ray or of formats.
+"""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from rerank_actor import storage
+from rerank_actor.errors import OutputConflictError
+from rerank_actor.mining.survey import Layout, Run, Unit
+from rerank_actor.output import Output
+
+OWN_FOLDERS = ("units", "shuffle", "what-if", "tmp")
+OWN_OBJECTS = ("plan.json", "split.bin", "job.yaml", "definition.json", "report.html", "report.json", "what-if.json")
+DATA_NAMES = ("part-", "ranklist-", "corpus/train-", "corpus/merlin_metadata.json")
+CARD = "README.md"
+CARD_MARK = b"- config_name: mined-"
+READ_THREADS = 16
+
+
+@dataclass(frozen=True)
+class MineOutput(Output):
+    """Names and contents of a folder of mined data."""
+
+    def at(self, *names: str) -> str:
+        """Return the URI of something in the job's own folder."""
+        return storage.join_uri(self.uri, "_mine", *names)
+
+    def list_data(self) -> list[storage.StoredObject]:
+        """Return the objects of training data."""
+        return storage.list_objects(self.uri)
+
+    def load_stored_plan(self) -> dict[str, Any] | None:
+        """Return what was stored before the first unit, None for a new output or a damaged one."""
+        data = storage.read_if_present(self.at("plan.json"))
+        try:
+            found = json.loads(data) if data else None
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) and "settings" in found else None
+
+    def write_json(self, name: str, values: Any) -> None:
+        """Write one of the job's own objects."""
+        storage.write_bytes(
+            self.at(name), json.dumps(values, indent=2, ensure_ascii=False).encode(), scratch=self.scratch
+        )
+
+    def write_record(self, unit: str, record: dict[str, Any], folder: str = "units") -> None:
+        """Write what a unit came to; from then on it is committed."""
+        storage.write_bytes(self.at(folder, f"{unit}.json"), json.dumps(record).encode(), scratch=self.scratch)
+
+    def read_unit_records(self, units: set[str]) -> Iterator[dict[str, Any]]:
+        """Yield the records of those of some units that are committed, in order of names; damaged ones are passed over."""
+        found = (item.uri for item in storage.list_objects(self.at("units")))
+        listed = [uri for uri in found if uri.rpartition("/")[2].removesuffix(".json") in units]
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            for data in pool.map(storage.read_if_present, listed):
+                try:
+                    record = json.loads(data or b"")
+                except ValueError:
+                    continue
+                if isinstance(record, dict) and "unit" in record:
+                    yield record
+
+    def owns_card(self) -> bool:
+        """Whether the dataset card is one that mining wrote, or there is none."""
+        found = storage.read_if_present(storage.join_uri(self.uri, CARD))
+        return found is None or CARD_MARK in found
+
+    def clear(self) -> None:
+        """Delete everything that an earlier mining left, but the lease."""
+        storage.delete_objects([self.success_uri])
+        start = len(self.uri) + 1
+        storage.delete_objects([item.uri for item in self.list_data() if item.uri[start:].startswith(DATA_NAMES)])
+        if self.owns_card():
+            storage.delete_objects([storage.join_uri(self.uri, CARD)])
+        for folder in OWN_FOLDERS:
+            storage.delete_folder(self.at(folder))
+        storage.delete_objects([self.at(name) for name in OWN_OBJECTS])
+
+
+def refuse_other_job(output: MineOutput, stored: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Refuse to go on in a folder whose data were mined with other rules or from other scores.
+
+    Raises:
+        OutputConflictError: saying what differs.
+    """
+    earlier = stored["settings"]
+    differing = sorted(name for name in {*earlier, *settings} if earlier.get(name) != settings.get(name))
+    if differing:
+        shown = "; ".join(_tell_difference(name, earlier.get(name), settings.get(name)) for name in differing)
+        raise OutputConflictError(
+            f"{output.uri}: holds data mined with other rules or from other scores ({shown}); choose another --output, or "
+            "--overwrite to start afresh",
+            uri=output.uri,
+            differing=differing,
+        )
+
+
+def _tell_difference(name: str, there: Any, now: Any) -> str:
+    if name == "inputs":
+        before, after = {tuple(item) for item in there or []}, {tuple(item) for item in now or []}
+        return f"scored files: {len(before - after):,} there that are gone or changed, {len(after - before):,} new or changed"
+    return f"{name.replace('_', '-')}: there {there!r}, now {now!r}"
+
+
+def store_layout(output: MineOutput, settings: dict[str, Any], layout: Layout) -> None:
+    """Write down what a run and its resumes go by, the plan last."""
+    if layout.split is not None:
+        storage.write_bytes(output.at("split.bin"), layout.split.astype("<u8").tobytes(), scratch=output.scratch)
+    values = {
+        "units": [asdict(unit) for unit in layout.units],
+        "all_shuffled": layout.split is None,
+        "num_buckets": layout.num_buckets,
+        "max_positives": layout.max_positives,
+        "totals": layout.totals,
+    }
+    storage.write_bytes(
+        output.at("plan.json"), json.dumps({"settings": settings, "layout": values}).encode(), scratch=output.scratch
+    )
+
+
+def restore_layout(output: MineOutput, stored: dict[str, Any]) -> Layout:
+    """Return the layout that an earlier run wrote down.
+
+    Raises:
+        InputError: a part of it is gone.
+        JobError, StorageError: it cannot be read.
+    """
+    values = stored["layout"]
+    units = [
+        Unit(unit["name"], tuple(Run(run["part"], tuple(run["groups"]), run["start"]) for run in unit["runs"]))
+        for unit in values["units"]
+    ]
+    split = None if values["all_shuffled"] else np.frombuffer(storage.read_bytes(output.at("split.bin")), "<u8")
+    return Layout(units, split, values["num_buckets"], values["max_positives"], values["totals"])

@@ -1,0 +1,165 @@
+"""The report of a mining: what went in, what each rule removed, what came out, with examples; as HTML and as JSON.
+
+Takes the tally of all units. The JSON holds every number of the HTML under the names of the tally. Knows nothing of
+storage.
+"""
+
+from typing import Any
+
+from rerank_actor.html import Page, format_number, make_bars, make_figures, make_histogram, make_table, make_text
+from rerank_actor.mining.rules import Rules
+from rerank_actor.mining.tally import BIN_WIDTHS, Tally
+
+STEPS = {
+    "unscored": "no score",
+    "duplicate": "same text as a better-scored candidate",
+    "equal_to_positive": "same text as a positive",
+    "weak_positives": "weak positives",
+    "no_positive": "of queries without a positive",
+    "positive": "are positives",
+    "depth": "below --depth",
+    "promoted": "promoted to positive",
+    "false_negatives": "scored above a positive",
+    "absolute_margin": "--absolute-margin",
+    "relative_margin": "--relative-margin",
+    "margin_pos": "--margin-pos",
+    "perc_pos": "--perc-pos",
+    "max_score": "--max-score",
+    "min_score": "--min-score",
+    "near_duplicates": "--near-duplicates",
+    "skip_top": "--skip-top",
+    "num_negatives": "beyond --num-negatives",
+    "min_negatives": "--min-negatives",
+}
+RULE_STEPS = ("false_negatives", *(name for name, words in STEPS.items() if words.rpartition(" ")[2].startswith("--")))
+
+
+def list_funnel(tally: Tally) -> list[tuple[str, int, int]]:
+    """Return each step that removed pairs, in words, how many it removed and how many were left behind it."""
+    left = tally.counts["pairs"] + tally.removed["unscored"]
+    funnel = []
+    for step, words in STEPS.items():
+        if removed := tally.removed[step]:
+            left -= removed
+            funnel.append((words, removed, left))
+    return funnel
+
+
+def summarize(tally: Tally, rules: Rules, *, examples: int) -> dict[str, Any]:
+    """Return the numbers of a report, as JSON can hold them."""
+    counts = dict(sorted(tally.counts.items()))
+    kept = tally.counts["queries_kept"]
+    return {
+        "counts": counts,
+        "negatives_per_query": tally.counts["negatives"] / kept if kept else None,
+        "funnel": [{"step": step, "removed": removed, "left": left} for step, removed, left in list_funnel(tally)],
+        "values": {
+            "space": tally.space,
+            **{name: getattr(tally, name).summarize() for name in ("positives", "negatives", "margins")},
+        },
+        "bins": {
+            "width": BIN_WIDTHS[tally.space],
+            **{
+                name: {str(number): count for number, count in sorted(getattr(tally, name).bins.items())}
+                for name in ("positives", "negatives", "margins")
+            },
+        },
+        "rules": rules.define(),
+        "examples": [
+            {name: value for name, value in one.items() if name != "ticket"} for one in tally.pick_examples(examples)
+        ],
+    }
+
+
+def render_report(numbers: dict[str, Any], about: dict[str, str]) -> str:
+    """Return the page of `summarize`'s numbers; `about` says what was mined, in short words."""
+    counts, values = numbers["counts"], numbers["values"]
+    page = Page("Mined training data", about=" · ".join(f"{name} {words}" for name, words in about.items()))
+    per_query = numbers["negatives_per_query"]
+    figures = {
+        "queries kept": f"{counts.get('queries_kept', 0):,} of {counts.get('queries', 0):,}",
+        "positives": f"{counts.get('positives', 0):,}",
+        "negatives": f"{counts.get('negatives', 0):,}",
+        "negatives a query": "-" if per_query is None else f"{per_query:.2f}",
+        "suspected false negatives": f"{counts.get('suspected_false_negatives', 0):,}",
+        "scored pairs": f"{counts.get('pairs', 0):,}",
+    }
+    page.add("In short", make_figures(figures), make_table(["queries and positives", "number"], _list_counts(counts)))
+    total = (numbers["funnel"][0]["removed"] + numbers["funnel"][0]["left"]) if numbers["funnel"] else 0
+    bars = {"all pairs": total} | {one["step"]: one["removed"] for one in numbers["funnel"]}
+    bars["left as negatives"] = counts.get("negatives", 0)
+    page.add("What each step removed", make_text("Pairs, in the order of the steps."), make_bars(bars))
+    named = {"positives": "positives", "negatives": "negatives"}
+    bins = {name: _to_bins(numbers["bins"][name]) for name in (*named, "margins")}
+    width = numbers["bins"]["width"]
+    page.add(f"{values['space'].capitalize()}s", make_histogram({name: bins[name] for name in named}, width))
+    page.add("Margin: positive minus negative", make_histogram({"margin": bins["margins"]}, width))
+    rules = [(name.replace("_", "-"), words) for name, words in numbers["rules"].items()]
+    measures = ["count", "mean", "std", "min", "25%", "50%", "75%", "max"]
+    rows = [
+        [measure, *(values[name].get(measure, "-") for name in ("positives", "negatives", "margins"))]
+        for measure in measures
+    ]
+    page.add("Distribution", make_table([values["space"], "positive", "negative", "difference"], rows))
+    page.add("Rules", make_table(["rule", "definition (s: a candidate's value)"], rules))
+    if numbers["examples"]:
+        page.add(
+            "Examples, from the smallest margin to the largest",
+            make_table(
+                ["margin", "query", "positive", "negative"],
+                [
+                    [
+                        one["margin"],
+                        one["query"],
+                        f"[{format_number(one['positive_value'])}] {one['positive']}",
+                        f"[{format_number(one['negative_value'])}] {one['negative']}",
+                    ]
+                    for one in numbers["examples"]
+                ],
+            ),
+        )
+    return page.render()
+
+
+def _list_counts(counts: dict[str, int]) -> list[tuple[str, int]]:
+    told = {
+        "queries": "queries with a scored pair",
+        "queries_without_positive": "queries without a positive, left out",
+        "queries_short": "queries with fewer negatives than --min-negatives, dropped",
+        "unscored_positives": "positives without a score, left out",
+        "unmatched_judgements": "judgements of these queries that no scored pair meets",
+        "weak_positives": "positives below --min-positive-score",
+        "promoted": "candidates promoted to positive",
+    }
+    return [(words, counts.get(name, 0)) for name, words in told.items()]
+
+
+def _to_bins(bins: dict[str, int]) -> dict[int, int]:
+    return {int(number): count for number, count in bins.items()}
+
+
+def find_heaviest(tally: Tally) -> list[tuple[str, int]]:
+    """Return the rules that removed candidates, in words, those that removed most first."""
+    found = [(STEPS[name], tally.removed[name]) for name in RULE_STEPS if tally.removed[name]]
+    return sorted(found, key=lambda one: -one[1])
+
+
+def tabulate_sets(tallies: dict[str, Tally]) -> list[dict[str, Any]]:
+    """Return a row for each rule set: its name, and what it would keep."""
+    rows = []
+    for name, tally in tallies.items():
+        counts, kept = tally.counts, tally.counts["queries_kept"]
+        margins = tally.margins.summarize()
+        rows.append(
+            {
+                "rules": name,
+                "queries_kept": kept,
+                "queries": counts["queries"],
+                "negatives": counts["negatives"],
+                "negatives_per_query": counts["negatives"] / kept if kept else None,
+                "mean_margin": margins.get("mean"),
+                "margin_space": tally.space,
+                "suspected_false_negatives": counts["suspected_false_negatives"],
+            }
+        )
+    return rows

@@ -1,0 +1,150 @@
+"""Rules: which candidates of a query become its negatives, as one frozen record with a definition in words.
+
+The order in which rules apply, and how each compares, follow `mine_hard_negatives` of sentence-transformers 6, so that
+the same scores and settings give the same rows; TopK-PercPos and TopK-MarginPos follow NV-Retriever (arXiv 2407.15831).
+Knows nothing of how scores are read or rows written.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Space = Literal["score", "logit"]
+SPACES: tuple[Space, ...] = ("score", "logit")
+DEPTH_FACTOR = 10  # of num_negatives, where rules may drop candidates; sentence-transformers 6
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A number in score or in logit space; without a space it is in that of the rules. Written `0.9` or `2@logit`."""
+
+    value: float
+    space: Space | None = None
+
+    @classmethod
+    def parse(cls, text: object) -> "Threshold":
+        """Return the threshold that a text or a number stands for.
+
+        Raises:
+            ValueError: it is neither a number nor NUMBER@score or NUMBER@logit.
+        """
+        if isinstance(text, cls):
+            return text
+        number, separator, space = str(text).partition("@")
+        try:
+            value = float(number)
+        except ValueError:
+            raise ValueError("expected a number, or NUMBER@score or NUMBER@logit") from None
+        if value != value or (separator and space not in SPACES):
+            raise ValueError("expected a number, or NUMBER@score or NUMBER@logit")
+        return cls(value, "logit" if space == "logit" else "score" if separator else None)
+
+    def __str__(self) -> str:
+        return repr(self.value).removesuffix(".0") + (f"@{self.space}" if self.space else "")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A set of rules.
+
+    Attributes:
+        space: of every threshold that names none, of the ranking, and of what counts as above a positive.
+        labelled: whether positives are known; else each query's best candidate is its positive.
+        min_positive_score: least value of a positive; below it a known one is weak, and a best candidate is none.
+        weak_positives: what becomes of the weak.
+        skip_top, depth: the rank window; depth is a number, `all`, or `auto` as sentence-transformers chooses it.
+        max_score, min_score: bounds of a negative.
+        absolute_margin, relative_margin, margin_pos, perc_pos: distance from the query's lowest positive.
+        false_negatives: what becomes of candidates above the query's lowest positive.
+        near_duplicates: likeness to a positive, 0 to 1, from which a candidate is none.
+        num_negatives, sampling, seed: how many to take for each query and how.
+        min_negatives: queries with fewer are dropped whole.
+    """
+
+    space: Space = "score"
+    labelled: bool = True
+    min_positive_score: Threshold | None = None
+    weak_positives: Literal["report", "drop"] = "report"
+    skip_top: int = 0
+    depth: int | Literal["auto", "all"] = "auto"
+    max_score: Threshold | None = None
+    min_score: Threshold | None = None
+    absolute_margin: Threshold | None = None
+    relative_margin: Threshold | None = None
+    margin_pos: Threshold | None = None
+    perc_pos: Threshold | None = None
+    false_negatives: Literal["drop", "promote", "report"] = "drop"
+    near_duplicates: float | None = None
+    num_negatives: int = 3
+    sampling: Literal["top", "random"] = "top"
+    seed: int = 0
+    min_negatives: int = 1
+
+    def space_of(self, threshold: Threshold) -> Space:
+        """Return the space that a threshold is in."""
+        return threshold.space or self.space
+
+    @property
+    def spaces(self) -> frozenset[Space]:
+        """The spaces that the rules look at, each of which must be a column of the scores."""
+        found = [value for value in vars(self).values() if isinstance(value, Threshold)]
+        return frozenset({self.space, *(self.space_of(threshold) for threshold in found)})
+
+    def resolve_depth(self, max_positives: int) -> int | None:
+        """Return the rank at which the window ends, None for no end; `max_positives` is the most that any query has."""
+        if self.depth == "all":
+            return None
+        if self.depth != "auto":
+            return self.depth
+        margins = (self.absolute_margin, self.relative_margin, self.margin_pos, self.perc_pos)
+        others = (self.max_score, self.min_score, self.near_duplicates)
+        may_drop = self.false_negatives != "report" or any(rule is not None for rule in (*margins, *others))
+        return self.skip_top + (DEPTH_FACTOR if may_drop else 1) * self.num_negatives + max_positives
+
+    def define(self) -> dict[str, str]:
+        """Return each rule that is in force in words, in the order in which they apply; s is a candidate's value."""
+        told = {
+            "space": f"values are compared as {self.space}s unless a rule names another space",
+            "text": "of a query's candidates with one text the best-scored stands for all; one with a positive's text is none",
+            "positives": "the labelled ones; p is the lowest value among those of a query",
+        }
+        if not self.labelled:
+            told["positives"] = f"a query's best-scored candidate, if s >= {self.min_positive_score}; p is its value"
+        elif self.min_positive_score is not None:
+            what = "dropped, before p is found" if self.weak_positives == "drop" else "reported"
+            told["weak positives"] = f"positives with a value < {self.min_positive_score} are {what}"
+        depth = {"all": "all", "auto": "what sentence-transformers takes by default"}.get(
+            str(self.depth), str(self.depth)
+        )
+        told["depth"] = (
+            f"of a query's ranking, the first DEPTH + most positives of any query are looked at; DEPTH is {depth}"
+        )
+        told["false negatives"] = {
+            "drop": "s > p is dropped",
+            "promote": "s > the query's highest positive becomes a positive, else s > p is dropped",
+            "report": "s > p is counted and stays",
+        }[self.false_negatives]
+        said = {
+            "absolute_margin": "s + {} > p is dropped",
+            "relative_margin": "s > p - |p| * {} is dropped",
+            "margin_pos": "s >= p - {} is dropped (TopK-MarginPos)",
+            "perc_pos": "s >= p - |p| * (1 - {}) is dropped (TopK-PercPos)",
+            "max_score": "s > {} is dropped",
+            "min_score": "s < {} is dropped",
+        }
+        told |= {
+            name: words.format(getattr(self, name)) for name, words in said.items() if getattr(self, name) is not None
+        }
+        if self.near_duplicates is not None:
+            told["near duplicates"] = (
+                f"a candidate is dropped whose set of 5-character pieces, of the text in lower case without punctuation, "
+                f"has a Jaccard similarity >= {self.near_duplicates:g} with that of a positive of its query"
+            )
+        told["window"] = f"of what is left, ranks from {self.skip_top} (counted from 0) to before DEPTH stay"
+        how = "the first" if self.sampling == "top" else f"at random (seed {self.seed})"
+        told["sampling"] = f"{self.num_negatives} of these are taken, {how}"
+        told["min_negatives"] = f"queries with fewer than {self.min_negatives} are dropped"
+        return told
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rules as plain values, for the fingerprint."""
+        return {name: str(value) if isinstance(value, Threshold) else value for name, value in vars(self).items()}

@@ -1,0 +1,382 @@
+"""Mining: from a `MineJob` to training data, and on again after whatever ended it.
+
+`mine_scores` is the order of things: groundwork, lease, survey, units, buckets, report. It knows the order and the words
+for the user; how each step works is known elsewhere.
+"""
+
+import contextlib
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import yaml
+
+from rerank_actor import storage
+from rerank_actor.connection import Connection, SignalWatch, connect_ray, watch_signals
+from rerank_actor.errors import InputError, RerankError, describe_cause
+from rerank_actor.manifest import find_versions
+from rerank_actor.mining.chosen import Teacher
+from rerank_actor.mining.formats import CORPUS, describe_corpus, describe_dataset
+from rerank_actor.mining.groundwork import MineGround, prepare_mining
+from rerank_actor.mining.job import MineJob
+from rerank_actor.mining.output import CARD, restore_layout, store_layout
+from rerank_actor.mining.report import find_heaviest, render_report, summarize, tabulate_sets
+from rerank_actor.mining.scored import compare_fingerprints
+from rerank_actor.mining.survey import Layout, Survey, Unit, lay_out, require_pairs
+from rerank_actor.mining.tally import Tally
+from rerank_actor.mining.unit import Spec
+from rerank_actor.output import Lease
+from rerank_actor.progress import QuietReporter, Reporter
+
+POLL_SECONDS = 0.5
+LINE_SECONDS = 10.0
+STOP_SECONDS = 20.0
+OWN_STOP_SECONDS = 1.0  # on a Ray that ends with this process; a stopped job has three seconds in all
+LISTED_FAILURES = 20
+MB = 2**20
+
+Item = TypeVar("Item")
+
+
+@dataclass
+class MineResult:
+    """How a mining ended.
+
+    Attributes:
+        status: `complete`, or `failed` when units are missing.
+        tally: of all committed units.
+        failed: why each missing unit failed, by name.
+        table: a row for each rule set of `--what-if`; empty where nothing was compared.
+        run: figures of this run alone.
+    """
+
+    status: str
+    tally: Tally
+    failed: dict[str, str]
+    table: list[dict[str, Any]] = field(default_factory=list)
+    run: dict[str, Any] = field(default_factory=dict)
+
+
+def mine_scores(job: MineJob, reporter: Reporter | None = None) -> MineResult:
+    """Mine everything that the job names and that is not yet committed.
+
+    Returns:
+        What was mined. `status` is `failed` when some units failed; the rest is committed.
+
+    Raises:
+        JobError: the job, its input or its rules are wrong; no row was written.
+        OutputConflictError: the output holds something else, or another run is writing to it.
+        RunInterruptedError: a signal stopped the run; everything committed stays.
+    """
+    reporter = reporter or QuietReporter()
+    ground = prepare_mining(job)
+    run_id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
+    lease = Lease(ground.output, run_id)
+    lease.acquire(reporter.say)
+    try:
+        run = _Run(ground, lease, reporter)
+        return run.compare() if job.what_if else run.execute()
+    finally:
+        lease.release()
+
+
+class _Run:
+    """One run that holds the lease."""
+
+    def __init__(self, ground: MineGround, lease: Lease, reporter: Reporter) -> None:
+        self.ground, self.job, self.output = ground, ground.job, ground.output
+        self.lease, self.reporter = lease, reporter
+        self.failed: dict[str, str] = {}
+        self.records: dict[str, dict[str, Any]] = {}  # of committed units, without their tallies
+        self.tallies = {name: Tally(rules.space) for name, rules in ground.rule_sets.items()}
+        self.started = time.time()
+        self.environment = storage.capture_environment()
+
+    def execute(self) -> MineResult:
+        """Mine what is not committed, and write down how it went."""
+        if self.ground.replaces:
+            self.output.clear()
+        self.output.clear_scratch()
+        stored = self.ground.stored
+        layout = restore_layout(self.output, stored) if stored is not None else None
+        if layout is not None:
+            self._find_committed(layout)
+            left = len(layout.units) + layout.num_buckets - len(self.records)
+            if not left:
+                self.reporter.say(f"{len(self.records):,} units, all committed already; output {self.output.uri}")
+                return self._finish(layout, mined_pairs=0)
+        before = self.tallies["as given"].counts["pairs"]
+        storage.delete_objects([self.output.success_uri])
+        with watch_signals() as watch, connect_ray(self.job, watch) as connection:
+            if layout is None:
+                layout = self._survey(connection, watch)
+                store_layout(self.output, self.ground.settings, layout)
+            self._write_definition()
+            spec = self._make_spec(layout)
+            self._mine(layout, spec, connection, watch)
+        return self._finish(layout, mined_pairs=self.tallies["as given"].counts["pairs"] - before)
+
+    def compare(self) -> MineResult:
+        """Fill the table of `--what-if` from one pass over the scores; no training data are written."""
+        storage.delete_folder(self.output.at("what-if"))
+        try:
+            with watch_signals() as watch, connect_ray(self.job, watch) as connection:
+                layout = self._survey(connection, watch)
+                spec = self._make_spec(layout)
+                self._mine(layout, spec, connection, watch)
+        finally:
+            with contextlib.suppress(RerankError):
+                storage.delete_folder(self.output.at("what-if"))
+        table = tabulate_sets(self.tallies)
+        self.output.write_json("what-if.json", {"sets": table, "fingerprint": self.ground.fingerprint})
+        status = "failed" if self.failed else "complete"
+        return MineResult(status, self.tallies["as given"], self.failed, table, self._time(layout.totals["pairs"]))
+
+    def _survey(self, connection: Connection, watch: SignalWatch) -> Layout:
+        """Look at all files once, and lay out units and shuffle."""
+        from rerank_actor.mining.pipeline import survey_parts
+
+        scored = self.ground.scored
+        self.reporter.say(f"surveying {len(scored.parts):,} scored files")
+        surveys: list[Survey] = []
+
+        def take(found: list[Survey] | str) -> None:
+            if isinstance(found, str):
+                raise InputError(f"{found}; nothing was mined")
+            surveys.extend(found)
+
+        parts = survey_parts(scored.parts, scored.columns, self.ground.qrels, self.environment)
+        self._follow(parts, take, connection, watch)
+        surveys.sort(key=lambda survey: (survey.part, survey.group))
+        fingerprints = {survey.fingerprint: scored.parts[survey.part].uri for survey in surveys}
+        compare_fingerprints(fingerprints, self.job.allow_mixed_scores)
+        layout = lay_out(surveys, int(self.job.unit_mb * MB))
+        require_pairs(layout, scored.columns, self.ground.source)
+        if not self.ground.source:
+            layout.max_positives = 1
+        totals = layout.totals
+        if totals["unscored"]:
+            self.reporter.say(
+                f"column `{scored.columns.spaces[0]}`: {totals['unscored']:,} rows have no score (column `error` says why), "
+                f"{totals['unscored_positives']:,} of them positive; they are left out"
+            )
+        moved = f", {layout.num_buckets:,} more for queries that lie in several" if layout.num_buckets else ""
+        self.reporter.say(
+            f"{totals['pairs']:,} scored pairs in {len(layout.units):,} units{moved}; output {self.output.uri}"
+        )
+        return layout
+
+    def _make_spec(self, layout: Layout) -> Spec:
+        job, ground = self.job, self.ground
+        compares = bool(job.what_if)
+        return Spec(
+            output=self.output,
+            parts=ground.scored.parts,
+            columns=ground.scored.columns,
+            rule_sets=ground.rule_sets,
+            max_positives=layout.max_positives or 0,
+            split=layout.split,
+            num_buckets=layout.num_buckets,
+            qrels=ground.qrels,
+            teacher=Teacher(job.teacher, job.normalize, job.temperature),
+            format=job.format,
+            prompt=ground.settings["prompt"],
+            with_examples=job.examples > 0,
+            only_tally=compares,
+            folder="what-if/units" if compares else "units",
+            shuffle_folder="what-if/shuffle" if compares else "shuffle",
+            environment=self.environment,
+        )
+
+    def _mine(self, layout: Layout, spec: Spec, connection: Connection, watch: SignalWatch) -> None:
+        """Mine the units that are left, then the buckets, whose pairs are complete only when no unit failed."""
+        from rerank_actor.mining.pipeline import count_positives, mine_buckets, mine_units
+
+        def take(done: tuple[Unit, dict[str, Any]]) -> None:
+            unit, report = done
+            if "failure" in report:
+                self.failed[unit.name] = report["failure"]
+                self.reporter.say(f"unit {unit.name} failed: {report['failure']}")
+            else:
+                self._take_record(report)
+
+        units = [unit for unit in layout.units if unit.name not in self.records]
+        total = len(layout.units) + layout.num_buckets
+        self._follow(mine_units(units, spec), take, connection, watch, total)
+        buckets = [bucket for bucket in layout.buckets if bucket.name not in self.records]
+        if self.failed:
+            self.failed |= {bucket.name: "waits for the units that failed" for bucket in buckets}
+            return
+        slices = [self._find_slices(layout, bucket) for bucket in buckets]
+        if layout.max_positives is None and buckets:
+            most: list[int | str] = []
+            self._follow(count_positives(slices, spec), most.append, connection, watch)
+            if problems := [found for found in most if isinstance(found, str)]:
+                self.failed |= {bucket.name: problems[0] for bucket in buckets}
+                return
+            layout.max_positives = max(found for found in most if isinstance(found, int))
+            spec = self._make_spec(layout)
+        self._follow(mine_buckets(list(zip(buckets, slices, strict=True)), spec), take, connection, watch, total)
+
+    def _find_slices(self, layout: Layout, bucket: Unit) -> list[tuple[str, int, int, int]]:
+        number = bucket.bucket or 0
+        moved = [self.records[unit.name]["shuffled"] for unit in layout.units if "shuffled" in self.records[unit.name]]
+        return [(one["uri"], one["size"], one["places"][number], one["places"][number + 1]) for one in moved]
+
+    def _take_record(self, record: dict[str, Any]) -> None:
+        """Add up what a committed unit came to; of its record the rest is kept."""
+        for name, tally in record.pop("tallies").items():
+            self.tallies[name].merge(Tally.from_dict(tally))
+        self.records[record["unit"]] = record
+
+    def _find_committed(self, layout: Layout) -> None:
+        """Take up the records of an earlier run whose objects are as they were written."""
+        listed = [*self.output.list_data(), *storage.list_objects(self.output.at("shuffle"))]
+        sizes = {item.uri: item.size for item in listed}
+
+        def take_sound(units: list[Unit], *, with_shuffle: bool) -> None:
+            for record in self.output.read_unit_records({unit.name for unit in units}):
+                objects = {storage.join_uri(self.output.uri, name): size for name, size in record["objects"].items()}
+                if with_shuffle and "shuffled" in record:
+                    objects[record["shuffled"]["uri"]] = record["shuffled"]["size"]
+                if all(sizes.get(uri) == size for uri, size in objects.items()):
+                    self._take_record(record)
+
+        take_sound(layout.buckets, with_shuffle=False)
+        take_sound(layout.units, with_shuffle=len(self.records) < layout.num_buckets)
+
+    def _follow(
+        self,
+        source: Iterator[Item],
+        take: Callable[[Item], None],
+        connection: Connection,
+        watch: SignalWatch,
+        total: int = 0,
+    ) -> None:
+        """Take what a pipeline yields, from a thread of its own, while signals and the lease are watched."""
+        found: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        stop = threading.Event()
+
+        def pump() -> None:
+            try:
+                for item in source:
+                    found.put(("item", item))
+                    if stop.is_set():
+                        break
+                found.put(("end", None))
+            except BaseException as error:
+                found.put(("error", error))
+
+        thread = threading.Thread(target=pump, name="pipeline", daemon=True)
+        thread.start()
+        told = time.monotonic()
+        try:
+            while True:
+                watch.check()
+                self.lease.check()
+                try:
+                    kind, item = found.get(timeout=POLL_SECONDS)
+                except queue.Empty:
+                    continue
+                if kind == "end":
+                    return
+                if kind == "error":
+                    raise self._explain(item)
+                take(item)
+                if total and time.monotonic() - told >= LINE_SECONDS:
+                    told = time.monotonic()
+                    self.reporter.say(f"{len(self.records):,} of {total:,} units")
+        finally:
+            stop.set()
+            thread.join(OWN_STOP_SECONDS if connection.is_ours else STOP_SECONDS)
+            connection.is_busy = thread.is_alive()
+
+    def _explain(self, error: BaseException) -> BaseException:
+        if isinstance(error, RerankError):
+            return error
+        inner = getattr(error, "cause", None) or error
+        return RerankError(f"Ray ended the pipeline early ({describe_cause(inner)}); run the same command again")
+
+    def _time(self, pairs: int) -> dict[str, Any]:
+        seconds = time.time() - self.started
+        return {"seconds": round(seconds, 3), "pairs": pairs, "pairs_per_second": round(pairs / seconds, 1)}
+
+    def _write_definition(self) -> None:
+        rules = self.ground.rule_sets["as given"]
+        settings = {name: value for name, value in self.ground.settings.items() if name != "inputs"}
+        definition = {"fingerprint": self.ground.fingerprint, "definition": rules.define(), "settings": settings}
+        self.output.write_json("definition.json", {**definition, "versions": find_versions()})
+        job = self.job.model_copy(update={"overwrite": False})
+        text = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        self.output.write_own("job.yaml", text.encode())
+
+    def _finish(self, layout: Layout, mined_pairs: int) -> MineResult:
+        """Add up, say what is remarkable, write the report, and `_SUCCESS` last."""
+        self.lease.check(fresh=True)
+        tally = self.tallies["as given"]
+        tally.removed["unscored"] = layout.totals["unscored"]
+        tally.counts["unscored_positives"] = layout.totals["unscored_positives"]
+        status = "failed" if self.failed else "complete"
+        result = MineResult(status, tally, self.failed, run=self._time(mined_pairs))
+        self._say_what_is_left_out(tally)
+        if status == "complete" and not tally.counts["negatives"]:
+            self._refuse_empty(tally)
+        numbers = summarize(tally, self.ground.rule_sets["as given"], examples=self.job.examples)
+        numbers |= {"status": status, "fingerprint": self.ground.fingerprint, "run": result.run, "failed": self.failed}
+        about = {"from": ", ".join(self.job.scored), "as": self.job.format, "fingerprint": self.ground.fingerprint}
+        self.output.write_json("report.json", numbers)
+        self.output.write_own("report.html", render_report(numbers, about).encode())
+        if status == "complete":
+            uri = self.output.uri
+            if self.job.format == "nemo":
+                storage.write_bytes(storage.join_uri(uri, CORPUS, "merlin_metadata.json"), describe_corpus())
+            if self.output.owns_card():
+                card = describe_dataset(self.job.format, self.ground.fingerprint)
+                storage.write_bytes(storage.join_uri(uri, CARD), card.encode())
+            storage.delete_folder(self.output.at("shuffle"))
+            self.output.clear_scratch()
+            storage.write_bytes(self.output.success_uri, b"")
+        return result
+
+    def _say_what_is_left_out(self, tally: Tally) -> None:
+        counts, source = tally.counts, self.ground.source
+        without = counts["queries_without_positive"]
+        if without:
+            why = source or f"--min-positive-score {self.job.min_positive_score}"
+            self.reporter.say(
+                f"{why}: {without:,} of {counts['queries']:,} queries have no positive; they are left out"
+            )
+        if counts["unmatched_judgements"]:
+            self.reporter.say(
+                f"{source}: {counts['unmatched_judgements']:,} positive judgements of these queries have no scored pair"
+            )
+        if counts["weak_positives"]:
+            done = "dropped" if self.job.weak_positives == "drop" else "kept (--weak-positives drop leaves them out)"
+            self.reporter.say(
+                f"--min-positive-score {self.job.min_positive_score}: {counts['weak_positives']:,} positives are below; {done}"
+            )
+
+        if counts["queries_short"]:
+            rules = self.ground.rule_sets["as given"]
+            deeper = "; --depth all looks further down their rankings" if rules.depth != "all" else ""
+            self.reporter.say(
+                f"--min-negatives {rules.min_negatives}: {counts['queries_short']:,} of {counts['queries']:,} queries have "
+                f"fewer negatives left; they are dropped{deeper}"
+            )
+
+    def _refuse_empty(self, tally: Tally) -> None:
+        """Refuse rules that leave nothing, and leave the output free for others."""
+        heaviest = ", ".join(f"{words} {number:,}" for words, number in find_heaviest(tally)[:4])
+        counts = tally.counts
+        if counts["queries_without_positive"] == counts["queries"]:
+            cause = f"none of {counts['queries']:,} queries has a positive; lower --min-positive-score"
+        elif heaviest:
+            cause = f"of {counts['pairs']:,} pairs they removed: {heaviest}; loosen these"
+        else:
+            cause = "no query has a candidate besides its positives; score more documents for each query"
+        self.output.clear()
+        raise InputError(f"the rules leave no negative: {cause}")

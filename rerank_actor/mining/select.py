@@ -1,0 +1,278 @@
+"""Selection: from the scored candidates of whole queries to positives and negatives, by the rules.
+
+Takes arrays with a value for each pair, gives row numbers and a count of what each rule removed. All of it is sorting and
+segment arithmetic in numpy, float32 where sentence-transformers' miner is, so that no comparison comes out differently.
+Knows nothing of texts, files or Ray.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rerank_actor.mining.rules import Rules, Space, Threshold
+
+NearDuplicates = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The pairs of some queries, all of each query's.
+
+    Attributes:
+        query: int64 [num_pairs], number of the pair's query, from 0 without gaps.
+        text: int64 [num_pairs], equal for pairs with equal document text.
+        values: float32 [num_pairs] by space, all finite.
+        positive: bool [num_pairs].
+        position: int64 [num_pairs], place in the input; it settles ties.
+        query_hash: uint64 [num_queries], of the query's key; it seeds random sampling.
+    """
+
+    query: np.ndarray
+    text: np.ndarray
+    values: dict[Space, np.ndarray]
+    positive: np.ndarray
+    position: np.ndarray
+    query_hash: np.ndarray
+
+    @property
+    def num_queries(self) -> int:
+        """How many queries there are."""
+        return len(self.query_hash)
+
+
+@dataclass
+class Selection:
+    """What the rules chose.
+
+    Attributes:
+        positives: row numbers, by query and then place in the input, promoted ones behind the others of their query.
+        negatives: row numbers, by query and then from the highest value down.
+        ranking: row numbers of all candidates of the kept queries, each text once, from the highest value down.
+        removed: pairs that each step removed, in order of the steps.
+        counts: of pairs, queries, negatives, positives, weak and promoted ones, suspected false negatives.
+    """
+
+    positives: np.ndarray
+    negatives: np.ndarray
+    ranking: np.ndarray
+    removed: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def select(
+    candidates: Candidates, rules: Rules, max_positives: int, find_near: NearDuplicates | None = None
+) -> Selection:
+    """Choose positives and negatives.
+
+    Args:
+        candidates: of whole queries.
+        rules: to follow.
+        max_positives: the most that any query of the whole input has; as in sentence-transformers it widens the window.
+        find_near: tells of candidates (rows), their queries and all positives (rows) which candidates are
+            near-duplicates of one of their query's positives: bool [num_candidates]. Needed for that rule alone.
+    """
+    return _Selector(candidates, rules, max_positives, find_near).run()
+
+
+class _Selector:
+    """One selection under way. Rows are in order of query and falling value throughout; `rows` maps them back."""
+
+    def __init__(
+        self, candidates: Candidates, rules: Rules, max_positives: int, find_near: NearDuplicates | None
+    ) -> None:
+        self.rules, self.max_positives, self.find_near = rules, max_positives, find_near
+        self.num_queries, self.query_hash = candidates.num_queries, candidates.query_hash
+        self.removed: dict[str, int] = {}
+        self.counts = {"pairs": len(candidates.query), "queries": candidates.num_queries}
+        value = candidates.values[rules.space]
+        other = candidates.values.get("logit", value)
+        self.rows = np.lexsort((candidates.position, -other, -value, candidates.query))
+        self.query = candidates.query[self.rows]
+        self.text = candidates.text[self.rows]
+        self.values = {space: values[self.rows] for space, values in candidates.values.items()}
+        self.positive = candidates.positive[self.rows]
+        self.position = candidates.position[self.rows]
+
+    def run(self) -> Selection:
+        """Apply the steps in their order."""
+        rules = self.rules
+        self._merge_equal_texts()
+        self._find_positives()
+        keep = ~self.positive
+        self._count("positive", int(self.positive.sum()))
+        depth = rules.resolve_depth(self.max_positives)
+        if depth is not None:
+            rank = _rank(self.query, np.ones(len(self.query), bool), self.num_queries)
+            keep = self._drop("depth", keep, rank >= depth + self.max_positives)
+        keep, promoted = self._judge_false_negatives(keep)
+        for name, is_too_near in self._compare():
+            keep = self._drop(name, keep, is_too_near)
+        if rules.near_duplicates is not None:
+            keep = self._drop("near_duplicates", keep, self._look_for_near(keep, promoted))
+        rank = _rank(self.query, keep, self.num_queries)
+        keep = self._drop("skip_top", keep, rank < rules.skip_top)
+        if depth is not None:
+            keep = self._drop("depth", keep, rank >= depth)
+        keep = self._drop("num_negatives", keep, ~self._sample(keep))
+        number = np.bincount(self.query[keep], minlength=self.num_queries)
+        has_positive = np.bincount(self.query[self.positive], minlength=self.num_queries) > 0
+        is_kept = has_positive & (number >= rules.min_negatives)
+        keep = self._drop("min_negatives", keep, ~is_kept[self.query])
+        self.counts |= {
+            "queries_kept": int(is_kept.sum()),
+            "queries_short": int((has_positive & ~is_kept).sum()),
+            "negatives": int(keep.sum()),
+        }
+        return self._conclude(keep, promoted, is_kept)
+
+    def _conclude(self, negative: np.ndarray, promoted: np.ndarray, is_kept: np.ndarray) -> Selection:
+        chosen = np.flatnonzero((self.positive | promoted) & is_kept[self.query])
+        self.counts["positives"] = len(chosen)
+        chosen = chosen[np.lexsort((self.position[chosen], promoted[chosen], self.query[chosen]))]
+        ranking = np.flatnonzero(is_kept[self.query])
+        return Selection(self.rows[chosen], self.rows[negative], self.rows[ranking], self.removed, self.counts)
+
+    def _count(self, step: str, number: int) -> None:
+        self.removed[step] = self.removed.get(step, 0) + number
+
+    def _drop(self, step: str, keep: np.ndarray, is_out: np.ndarray) -> np.ndarray:
+        left: np.ndarray = keep & ~is_out
+        self._count(step, int(keep.sum() - left.sum()))
+        return left
+
+    def _shrink(self, keep: np.ndarray) -> None:
+        """Forget all other rows."""
+        self.rows, self.query, self.text = self.rows[keep], self.query[keep], self.text[keep]
+        self.positive, self.position = self.positive[keep], self.position[keep]
+        self.values = {space: values[keep] for space, values in self.values.items()}
+
+    def _merge_equal_texts(self) -> None:
+        """Keep the best-scored pair of each query and text; it is positive where one of them is."""
+        order = np.lexsort((self.text, self.query))  # stable, so that the best-scored comes first
+        query, text = self.query[order], self.text[order]
+        is_first = np.ones(len(order), bool)
+        is_first[1:] = (query[1:] != query[:-1]) | (text[1:] != text[:-1])
+        number = np.cumsum(is_first) - 1
+        is_positive = np.zeros(int(is_first.sum()), bool)
+        is_positive[number[self.positive[order]]] = True
+        equal = ~is_first & is_positive[number] & ~self.positive[order]
+        self._count("equal_to_positive", int(equal.sum()))
+        self._count("duplicate", int((~is_first).sum() - equal.sum()))
+        keep = np.zeros(len(order), bool)
+        keep[order[is_first]] = True
+        self.positive[order[is_first]] = is_positive
+        self._shrink(keep)
+
+    def _find_positives(self) -> None:
+        """Settle what each query's positives are, and forget queries that have none."""
+        least, labelled = self.rules.min_positive_score, self.rules.labelled
+        if not labelled:
+            self.positive = _rank(self.query, np.ones(len(self.query), bool), self.num_queries) == 0
+        weak = np.zeros(len(self.query), bool)
+        if least is not None:
+            weak = self.positive & (self.values[self.rules.space_of(least)] < least.value)
+        if not labelled:
+            self.positive &= ~weak
+        self.counts["weak_positives"] = int(weak.sum()) if labelled else 0
+        if labelled and self.rules.weak_positives == "drop":
+            self._count("weak_positives", int(weak.sum()))
+            self._shrink(~weak)
+        has_positive = np.bincount(self.query[self.positive], minlength=self.num_queries) > 0
+        self.counts["queries_without_positive"] = int((~has_positive).sum())
+        self._count("no_positive", int((~has_positive[self.query]).sum()))
+        self._shrink(has_positive[self.query])
+        self.lowest = {space: self._find_extreme(space, np.minimum, np.inf) for space in self.values}
+
+    def _find_extreme(self, space: Space, ufunc: np.ufunc, start: float) -> np.ndarray:
+        """Return the lowest or highest positive of each query: float32 [num_queries]."""
+        found = np.full(self.num_queries, start, np.float32)
+        ufunc.at(found, self.query[self.positive], self.values[space][self.positive])
+        return found
+
+    def _judge_false_negatives(self, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the candidates that stay, and those that became positives."""
+        value = self.values[self.rules.space]
+        suspect = keep & (value > self.lowest[self.rules.space][self.query])
+        self.counts["suspected_false_negatives"] = int(suspect.sum())
+        promoted = np.zeros(len(value), bool)
+        if self.rules.false_negatives == "promote":
+            promoted = suspect & (value > self._find_extreme(self.rules.space, np.maximum, -np.inf)[self.query])
+        self.counts["promoted"] = int(promoted.sum())
+        if promoted.any():
+            self._count("promoted", int(promoted.sum()))
+        if self.rules.false_negatives != "report":
+            keep = self._drop("false_negatives", keep & ~promoted, suspect)
+        return keep, promoted
+
+    def _compare(self) -> list[tuple[str, np.ndarray]]:
+        """Return, for each rule on values that is in force, which rows it drops."""
+        rules = self.rules
+
+        def read(threshold: Threshold) -> tuple[np.ndarray, np.ndarray, float]:
+            space = rules.space_of(threshold)
+            return self.values[space], self.lowest[space][self.query], threshold.value
+
+        found: list[tuple[str, np.ndarray]] = []
+        if rules.absolute_margin is not None:
+            value, lowest, margin = read(rules.absolute_margin)
+            found.append(("absolute_margin", value + margin > lowest))
+        if rules.relative_margin is not None:
+            value, lowest, margin = read(rules.relative_margin)
+            found.append(("relative_margin", value > lowest - np.abs(lowest) * margin))
+        if rules.margin_pos is not None:
+            value, lowest, margin = read(rules.margin_pos)
+            found.append(("margin_pos", value >= lowest - margin))
+        if rules.perc_pos is not None:
+            value, lowest, share = read(rules.perc_pos)
+            found.append(("perc_pos", value >= lowest - np.abs(lowest) * (1 - share)))
+        if rules.max_score is not None:
+            value, _, bound = read(rules.max_score)
+            found.append(("max_score", value > bound))
+        if rules.min_score is not None:
+            value, _, bound = read(rules.min_score)
+            found.append(("min_score", value < bound))
+        return found
+
+    def _look_for_near(self, keep: np.ndarray, promoted: np.ndarray) -> np.ndarray:
+        if self.find_near is None:
+            raise ValueError("near-duplicates cannot be found without a function that finds them")
+        found = np.zeros(len(keep), bool)
+        rows = np.flatnonzero(keep)
+        positives = np.flatnonzero(self.positive | promoted)
+        found[rows] = self.find_near(self.rows[rows], self.query[rows], self.rows[positives])
+        return found
+
+    def _sample(self, keep: np.ndarray) -> np.ndarray:
+        """Return which of the kept rows are taken."""
+        rank = _rank(self.query, keep, self.num_queries)
+        if self.rules.sampling == "random":
+            rows = np.flatnonzero(keep)
+            ticket = rank[rows].astype(np.uint64) + np.uint64((self.rules.seed * int(_STEP)) % 2**64)
+            draw = mix(self.query_hash[self.query[rows]] + mix(ticket))
+            order = np.lexsort((draw, self.query[rows]))
+            rank = np.full(len(keep), -1)
+            rank[rows[order]] = _rank(self.query[rows], np.ones(len(rows), bool), self.num_queries)
+        return keep & (rank < self.rules.num_negatives)
+
+
+def _rank(query: np.ndarray, keep: np.ndarray, num_queries: int) -> np.ndarray:
+    """Return the place of each kept row among those of its query, from 0; rows are in order of queries."""
+    before = np.cumsum(keep) - keep
+    starts = np.searchsorted(query, np.arange(num_queries))
+    base = np.concatenate([before, [0]])[np.minimum(starts, len(before))]
+    rank: np.ndarray = before - base[query]
+    return rank
+
+
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mix(number: np.ndarray) -> np.ndarray:
+    """Return well spread 64-bit numbers (splitmix64, public domain, Vigna 2015)."""
+    with np.errstate(over="ignore"):
+        number = number + _STEP
+        number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        spread: np.ndarray = number ^ (number >> np.uint64(31))
+    return spread

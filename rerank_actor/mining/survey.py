@@ -1,0 +1,237 @@
+"""The survey: which queries are where, so that all pairs of a query come together without moving most of them.
+
+A first pass reads keys, labels and scores alone. Units are runs of row groups of bounded size; a query whose pairs all
+lie in one unit is mined there, and only queries that lie in several units, or whose hashes collide, are brought together
+by a shuffle. Every row so goes exactly one way. Knows nothing of Ray or of rules.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rerank_actor import storage
+from rerank_actor.errors import InputError
+from rerank_actor.mining.pairs import Columns, encode_keys, hash_keys, open_parquet, read_pairs
+from rerank_actor.mining.qrels import mark_judged
+from rerank_actor.part import read_part_metadata
+
+PAIR_BYTES = 96  # of numbers and copies, beside the texts
+HASHES_AT_ONCE = 32_000_000  # that the driver holds; beyond that all queries are shuffled
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one row group holds.
+
+    Attributes:
+        part, group: which row group of which file, by number.
+        num_pairs, num_bytes: scored pairs, and what they take in memory.
+        unscored, unscored_positives: pairs without a score.
+        num_positives: positive pairs.
+        fingerprint: what the file says that it was scored with.
+        hashes, positives: of each query its hash, and how many positive pairs it has here.
+    """
+
+    part: int
+    group: int
+    num_pairs: int
+    num_bytes: int
+    unscored: int
+    unscored_positives: int
+    num_positives: int
+    fingerprint: str | None
+    hashes: np.ndarray
+    positives: np.ndarray
+
+
+def survey_part(number: int, part: storage.StoredObject, columns: Columns, qrels: pa.Table | None) -> list[Survey]:
+    """Look at each row group of a file.
+
+    Raises:
+        InputError: a column is missing or of the wrong kind.
+        ShardError, StorageError, JobError: the file cannot be read.
+    """
+    found = []
+    roles = (*columns.key, "query_id", "document_id") if qrels is not None else columns.key
+    file = open_parquet(part)
+    try:
+        columns.check(part.uri, file.schema_arrow)
+        fingerprint = read_part_metadata(file.schema_arrow).get("fingerprint")
+        for group in range(file.metadata.num_row_groups):
+            pairs = read_pairs(file, part.uri, [group], columns, tuple(dict.fromkeys(roles)), 0)
+            query, keys = encode_keys(pairs.table, columns)
+            if qrels is not None:
+                positive, _ = mark_judged(pairs.table["query_id"], pairs.table["document_id"], qrels)
+            elif columns.label is not None:
+                positive = pairs.table["positive"].to_numpy()
+            else:
+                positive = np.zeros(len(query), bool)
+            found.append(
+                Survey(
+                    part=number,
+                    group=group,
+                    num_pairs=len(query),
+                    num_bytes=_weigh(file, group, columns) + pairs.table.nbytes + PAIR_BYTES * len(query),
+                    unscored=pairs.unscored,
+                    unscored_positives=pairs.unscored_positives,
+                    num_positives=int(positive.sum()),
+                    fingerprint=fingerprint,
+                    hashes=hash_keys(keys),
+                    positives=np.bincount(query[positive], minlength=len(keys)),
+                )
+            )
+    finally:
+        file.close()
+    return found
+
+
+def _weigh(file: Any, group: int, columns: Columns) -> int:
+    """Return the uncompressed bytes of the text columns of a row group."""
+    names = {columns.query, columns.document, columns.query_id, columns.document_id, columns.title}
+    metadata = file.metadata.row_group(group)
+    stored = (metadata.column(index) for index in range(metadata.num_columns))
+    return sum(one.total_uncompressed_size for one in stored if one.path_in_schema.split(".")[0] in names)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive row groups of one file, and the position of their first pair."""
+
+    part: int
+    groups: tuple[int, ...]
+    start: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one task mines: runs of row groups, or, with no runs, a bucket of the shuffle."""
+
+    name: str
+    runs: tuple[Run, ...] = ()
+    bucket: int | None = None
+
+
+@dataclass
+class Layout:
+    """Where the pairs of each query are.
+
+    Attributes:
+        units: of runs.
+        split: hashes of queries that lie in several units, sorted; None when all queries are to be shuffled.
+        num_buckets: of the shuffle; 0 when no query lies in several units.
+        max_positives: the most positives of any query; None when that is not known before the shuffle.
+        totals: pairs, unscored, unscored_positives, positives.
+    """
+
+    units: list[Unit] = field(default_factory=list)
+    split: np.ndarray | None = None
+    num_buckets: int = 0
+    max_positives: int | None = 0
+    totals: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def buckets(self) -> list[Unit]:
+        """The buckets of the shuffle as units."""
+        first = len(self.units)
+        return [Unit(f"{first + number:05d}", bucket=number) for number in range(self.num_buckets)]
+
+
+def lay_out(surveys: list[Survey], unit_bytes: int, *, hashes_at_once: int = HASHES_AT_ONCE) -> Layout:
+    """Cut row groups into units and find the queries that lie in several.
+
+    Args:
+        surveys: of all row groups, in order.
+        unit_bytes: what a unit's pairs may take in memory; a larger row group is a unit by itself.
+        hashes_at_once: above so many entries of queries in units, all queries are shuffled.
+    """
+    groups: list[list[Survey]] = []
+    starts: list[int] = []
+    size, position = unit_bytes, 0
+    for survey in surveys:
+        if survey.num_pairs == 0:
+            continue
+        if size + survey.num_bytes > unit_bytes:
+            groups.append([])
+            starts.append(position)
+            size = 0
+        groups[-1].append(survey)
+        size += survey.num_bytes
+        position += survey.num_pairs + survey.unscored
+    layout = Layout([_make_unit(f"{number:05d}", *own) for number, own in enumerate(zip(groups, starts, strict=True))])
+    layout.totals = {
+        "pairs": sum(survey.num_pairs for survey in surveys),
+        "unscored": sum(survey.unscored for survey in surveys),
+        "unscored_positives": sum(survey.unscored_positives for survey in surveys),
+        "positives": sum(survey.num_positives for survey in surveys),
+    }
+    num_bytes = sum(survey.num_bytes for own in groups for survey in own)
+    held = sum(len(survey.hashes) for own in groups for survey in own)
+    if held > hashes_at_once and len(groups) > 1:
+        layout.max_positives = None
+        moved, most = held, held
+    else:
+        layout.split, layout.max_positives = _find_split(groups)
+        moved = sum(int(is_split(survey.hashes, layout.split).sum()) for own in groups for survey in own)
+        most = len(layout.split)
+    if moved:
+        layout.num_buckets = max(1, min(most, round(moved / held * num_bytes / unit_bytes)))
+    return layout
+
+
+def _make_unit(name: str, own: list[Survey], start: int) -> Unit:
+    runs: list[Run] = []
+    for survey in own:
+        if runs and runs[-1].part == survey.part:
+            runs[-1] = Run(survey.part, (*runs[-1].groups, survey.group), runs[-1].start)
+        else:
+            runs.append(Run(survey.part, (survey.group,), start))
+        start += survey.num_pairs + survey.unscored
+    return Unit(name, tuple(runs))
+
+
+def _find_split(groups: list[list[Survey]]) -> tuple[np.ndarray, int]:
+    """Return the sorted hashes that occur in several units, and the most positives of a hash."""
+    hashes, positives = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    for own in groups:
+        distinct, place = np.unique(np.concatenate([survey.hashes for survey in own]), return_inverse=True)
+        counts = np.concatenate([survey.positives for survey in own])
+        hashes.append(distinct)
+        positives.append(np.bincount(place, counts, minlength=len(distinct)).astype(np.int64))
+    distinct, place, number = np.unique(np.concatenate(hashes), return_inverse=True, return_counts=True)
+    most = np.bincount(place, np.concatenate(positives), minlength=len(distinct))
+    return distinct[number > 1], int(most.max(initial=0))
+
+
+def is_split(hashes: np.ndarray, split: np.ndarray | None) -> np.ndarray:
+    """Return which queries go into the shuffle, by its sorted hashes, None for all: bool [num_hashes]."""
+    if split is None or not len(split):
+        return np.full(len(hashes), split is None)
+    found: np.ndarray = split[np.minimum(np.searchsorted(split, hashes), len(split) - 1)] == hashes
+    return found
+
+
+def require_pairs(layout: Layout, columns: Columns, source: str) -> None:
+    """Refuse an input that cannot be mined whatever the rules.
+
+    Args:
+        layout: of the input.
+        columns: of the input.
+        source: the flag that says what is positive, empty where positives are to be found by score.
+
+    Raises:
+        InputError: no pair has a score, or none is positive.
+    """
+    totals = layout.totals
+    if not totals["pairs"]:
+        raise InputError(
+            f"column `{columns.spaces[0]}`: none of {totals['unscored']:,} rows has a score (column `error` says why); "
+            "nothing can be mined"
+        )
+    if source and not totals["positives"]:
+        lost = f", and {totals['unscored_positives']:,} positives have no score" if totals["unscored_positives"] else ""
+        raise InputError(
+            f"{source}: none of {totals['pairs']:,} scored pairs is positive (at least {columns.min_relevance:g}){lost}; "
+            "check the column or file, or lower --min-relevance"
+        )

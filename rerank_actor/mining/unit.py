@@ -1,0 +1,201 @@
+"""A unit of mining: what a worker does with some row groups, or with a bucket of the shuffle.
+
+The path of a unit is read -> split off what is shuffled -> select by the rules -> write what was chosen -> write the
+record. Everything a worker needs is in `Spec`. Knows nothing of Ray.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rerank_actor import storage
+from rerank_actor.mining.chosen import Teacher, choose
+from rerank_actor.mining.formats import build_objects
+from rerank_actor.mining.near_duplicates import find_near_duplicates
+from rerank_actor.mining.output import MineOutput
+from rerank_actor.mining.pairs import (
+    TEXT_ROLES,
+    Columns,
+    encode_keys,
+    encode_texts,
+    hash_keys,
+    open_parquet,
+    read_pairs,
+)
+from rerank_actor.mining.qrels import mark_judged
+from rerank_actor.mining.rules import Rules
+from rerank_actor.mining.select import Candidates, select
+from rerank_actor.mining.shuffle import find_buckets, pack_slices, read_slices
+from rerank_actor.mining.survey import Unit, is_split
+from rerank_actor.mining.tally import Tally
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is the same for all units of a run.
+
+    Attributes:
+        output: the folder.
+        parts: the scored files.
+        columns: what their columns are called.
+        rule_sets: by name; with more than one, or `only_tally`, nothing is written but records.
+        max_positives: the most that any query has.
+        split, num_buckets: of the layout.
+        qrels: positive judgements, where these say what is positive.
+        teacher, format, prompt, with_examples: of the job.
+        folder, shuffle_folder: where records and shuffled pairs go, in the job's own folder.
+        environment: AWS variables of the driver.
+    """
+
+    output: MineOutput
+    parts: tuple[storage.StoredObject, ...]
+    columns: Columns
+    rule_sets: dict[str, Rules]
+    max_positives: int
+    split: np.ndarray | None
+    num_buckets: int
+    qrels: pa.Table | None
+    teacher: Teacher
+    format: str
+    prompt: str | None
+    with_examples: bool
+    only_tally: bool = False
+    folder: str = "units"
+    shuffle_folder: str = "shuffle"
+    environment: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+def mine_unit(unit: Unit, spec: Spec) -> dict[str, Any]:
+    """Mine the queries that lie in a unit alone, pass the others on to the shuffle, and return the unit's record.
+
+    Raises:
+        RerankError: the unit cannot be read or written.
+    """
+    table = _read_unit(unit, spec)
+    query, keys = encode_keys(table, spec.columns)
+    hashes = hash_keys(keys)
+    moved = is_split(hashes, spec.split)
+    record: dict[str, Any] = {"unit": unit.name}
+    if spec.num_buckets and moved.any():
+        rows = np.flatnonzero(moved[query])
+        bucket = find_buckets(hashes, spec.num_buckets)[query[rows]]
+        data, places = pack_slices(table.take(pa.array(rows)), bucket, spec.num_buckets)
+        uri = spec.output.at(spec.shuffle_folder, f"{unit.name}.arrow")
+        storage.write_bytes(uri, data, scratch=spec.output.scratch)
+        record["shuffled"] = {"uri": uri, "size": len(data), "places": places}
+        table = table.filter(pa.array(~moved[query]))
+    return _finish(unit, table, spec, record)
+
+
+def mine_bucket(unit: Unit, spec: Spec, slices: list[tuple[str, int, int, int]]) -> dict[str, Any]:
+    """Mine the queries of a bucket, and return its record.
+
+    Raises:
+        RerankError: it cannot be read or written.
+    """
+    table = read_slices(slices)
+    return _finish(unit, table, spec, {"unit": unit.name})
+
+
+def count_bucket(slices: list[tuple[str, int, int, int]], columns: Columns, qrels: pa.Table | None) -> int:
+    """Return the most positives that a query of a bucket has."""
+    table = read_slices(slices)
+    if table is None:
+        return 0
+    query, keys = encode_keys(table, columns)
+    positive, _ = _find_positive(table, qrels)
+    return int(np.bincount(query[positive], minlength=len(keys)).max(initial=0))
+
+
+def _read_unit(unit: Unit, spec: Spec) -> pa.Table:
+    tables = []
+    for run in unit.runs:
+        part = spec.parts[run.part]
+        file = open_parquet(part)
+        try:
+            tables.append(read_pairs(file, part.uri, list(run.groups), spec.columns, TEXT_ROLES, run.start).table)
+        finally:
+            file.close()
+    return pa.concat_tables(tables)
+
+
+def _find_positive(table: pa.Table, qrels: pa.Table | None) -> tuple[np.ndarray, int]:
+    """Return which pairs are positive, and how many positive judgements have no scored pair."""
+    if qrels is not None:
+        return mark_judged(table["query_id"], table["document_id"], qrels)
+    if "positive" in table.column_names:
+        return table["positive"].to_numpy(), 0
+    return np.zeros(table.num_rows, bool), 0
+
+
+def _finish(unit: Unit, table: pa.Table | None, spec: Spec, record: dict[str, Any]) -> dict[str, Any]:
+    """Select, write, and write the record last."""
+    objects, tallies = mine_table(unit.name, table, spec)
+    record["objects"] = {name: len(data) for name, data in objects.items()}
+    record["tallies"] = {name: tally.to_dict() for name, tally in tallies.items()}
+    with storage.patient():
+        for name, data in objects.items():
+            storage.write_bytes(storage.join_uri(spec.output.uri, name), data, scratch=spec.output.scratch)
+        spec.output.write_record(unit.name, record, spec.folder)
+    return record
+
+
+def mine_table(unit: str, table: pa.Table | None, spec: Spec) -> tuple[dict[str, bytes], dict[str, Tally]]:
+    """Return the objects to write for the pairs of some whole queries, and the tally of each rule set.
+
+    Args:
+        unit: its name.
+        table: the pairs, None for none.
+        spec: of the run.
+
+    Raises:
+        InputError: the format cannot hold them.
+    """
+    objects: dict[str, bytes] = {}
+    tallies = {name: Tally(rules.space) for name, rules in spec.rule_sets.items()}
+    if table is None or not table.num_rows:
+        return objects, tallies
+    queries = _Queries(table, spec)
+    for name, rules in spec.rule_sets.items():
+        selection = select(queries.candidates, rules, spec.max_positives, queries.make_finder(rules))
+        chosen = choose(table, queries.candidates.query, selection, Teacher() if spec.only_tally else spec.teacher)
+        values = queries.candidates.values[rules.space]
+        tallies[name].add(chosen, selection, values, with_examples=spec.with_examples and not spec.only_tally)
+        tallies[name].counts["unmatched_judgements"] += queries.unmatched
+        if not spec.only_tally:
+            objects = build_objects(spec.format, unit, chosen, num_negatives=rules.num_negatives, prompt=spec.prompt)
+    return objects, tallies
+
+
+class _Queries:
+    """The pairs of whole queries as the selection wants them."""
+
+    def __init__(self, table: pa.Table, spec: Spec) -> None:
+        query, keys = encode_keys(table, spec.columns)
+        text, _ = encode_texts(table["document"])
+        positive, self.unmatched = _find_positive(table, spec.qrels)
+        self.table = table
+        self.candidates = Candidates(
+            query=query,
+            text=text,
+            values={space: table[space].to_numpy() for space in ("score", "logit") if space in table.column_names},
+            positive=positive,
+            position=table["position"].to_numpy(),
+            query_hash=hash_keys(keys),
+        )
+
+    def make_finder(self, rules: Rules) -> Any:
+        """Return a function that finds near-duplicates, None where the rules do not ask for them."""
+        likeness = rules.near_duplicates
+        if likeness is None:
+            return None
+
+        def find(rows: np.ndarray, query: np.ndarray, positives: np.ndarray) -> np.ndarray:
+            def take(wanted: np.ndarray) -> pa.Array:
+                return self.table["document"].take(pa.array(wanted)).combine_chunks()
+
+            return find_near_duplicates(take(rows), query, take(positives), self.candidates.query[positives], likeness)
+
+        return find
