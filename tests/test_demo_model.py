@@ -1,7 +1,6 @@
 """The demo's model: it ranks queries it has never seen, through the whole job, and only with the exact template."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import reference
 from conftest import ROOT, read_output, run_command
+from demo_model.evaluation import load_held_out, measure
 
 from rerank_actor.model import load_reranker_model
 from rerank_actor.ranking import compute_ndcg, compute_random_ndcg, load_ranking_queries
@@ -63,9 +63,6 @@ def test_card_states_the_stored_figures() -> None:
 
 
 def test_stored_figures_of_random_order_and_word_overlap_are_those_of_the_queries() -> None:
-    sys.path.insert(0, str(ROOT / "dev"))
-    from demo_model.evaluation import load_held_out, measure
-
     rankings = load_held_out()
     found = measure([[0.0] * 20] * len(rankings), rankings)
     assert {name: found[name] for name in ("queries", "word_overlap", "bm25", "random")} == {
