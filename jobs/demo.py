@@ -15,8 +15,8 @@ from jobs.score import score
 from rerank_actor.ranking import compute_ndcg, compute_random_ndcg, load_ranking_queries
 from rerank_actor.sample import DEMO_MODEL, write_ranking_shard, write_sample_shards
 
-SHOWN_QUERIES = ("held-en-01", "held-de-07", "held-fr-09", "held-es-05")
-SHOWN_CANDIDATES = 4
+SHOWN_QUERIES = ("held-en-11", "held-de-16", "held-fr-12", "held-es-07")
+SHOWN_CANDIDATES = 3
 
 
 def demo(arguments: Sequence[str] | None = None) -> int:
@@ -50,16 +50,18 @@ def _rank(rows: list[dict[str, Any]], query_id: str) -> list[dict[str, Any]]:
 
 
 def _print_ranking(rows: list[dict[str, Any]]) -> None:
-    """Print the best candidates of a few queries, and the last one."""
-    table = Table(title="Of 20 candidates each: the best, and the last", title_justify="left")
-    for name, options in (("score", {"justify": "right"}), ("document", {"no_wrap": True}), ("answers", {})):
-        table.add_column(name, overflow="ellipsis", **options)
+    """Print of a few queries the best candidates, the best of those that do not answer, and the last."""
+    table = Table(title="Four of the queries, each with 20 candidates", title_justify="left")
+    for name in ("rank", "score", "document", "answers"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True)
     for query_id in SHOWN_QUERIES:
         candidates = _rank(rows, query_id)
+        best_wrong = next(rank for rank, row in enumerate(candidates) if not row["relevant"])
         table.add_section()
-        table.add_row("", f"[bold]{candidates[0]['query']}[/bold]", "")
-        for row in [*candidates[:SHOWN_CANDIDATES], candidates[-1]]:
-            table.add_row(f"{row['score']:.4f}", row["document"][:78], "yes" if row["relevant"] else "no")
+        table.add_row("", "", f"[bold]{candidates[0]['query']}[/bold]", "")
+        for rank in sorted({*range(SHOWN_CANDIDATES), best_wrong, len(candidates) - 1}):
+            row = candidates[rank]
+            table.add_row(f"{rank + 1:4}", f"{row['score']:.3f}", row["document"], "yes" if row["relevant"] else "no")
     Console(width=110).print(table)
 
 
