@@ -56,7 +56,7 @@ def test_readme_demo_command_scores_with_vllm_and_resumes(tmp_path: Path) -> Non
 
     second = make("demo", f"FOLDER={folder}")
     assert second.returncode == 0, second.stderr
-    assert "4 committed already" in second.stderr
+    assert "6 committed already" in second.stderr
     assert "starting" not in second.stderr
     assert run_command("verify", folder / "scores").returncode == 0
 
