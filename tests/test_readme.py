@@ -13,9 +13,11 @@ import pytest
 import reference
 from conftest import ROOT, read_output, run_command
 from datasets import load_dataset
+from test_demo_model import LEAST_NDCG, measure_ndcg
 
 from jobs.demo import demo
 from jobs.mine import mine
+from rerank_actor.sample import DEMO_MODEL
 
 README = (ROOT / "README.md").read_text()
 
@@ -34,10 +36,14 @@ def test_readme_demo_command_scores_with_vllm_and_resumes(tmp_path: Path) -> Non
     assert "pairs/s" in first.stdout
     assert f"{folder}/scores" in first.stdout
     table = read_output(folder / "scores")
-    assert table.num_rows == 205
+    assert table.num_rows == 205 + 64 * 20
     rows = [row for row in table.to_pylist() if row["error"] is None]
-    assert len(rows) == 200
-    expected, logits = reference.score(folder / "model", [(row["query"], row["document"]) for row in rows])
+    assert len(rows) == table.num_rows - 5
+    ndcg = measure_ndcg(rows)
+    assert ndcg >= LEAST_NDCG
+    assert f"written by hand, none of them in the model's training: {ndcg:.3f}" in first.stdout
+    rows = rows[::7]
+    expected, logits = reference.score(DEMO_MODEL, [(row["query"], row["document"]) for row in rows])
     # float16 on a random model: standard error 0.06 for log-odds with a spread of 22.
     found = np.array([row["logit"] for row in rows])
     assert np.std(found - logits) < 0.02 + 0.06 / 22 * np.std(logits)
@@ -50,7 +56,7 @@ def test_readme_demo_command_scores_with_vllm_and_resumes(tmp_path: Path) -> Non
 
     second = make("demo", f"FOLDER={folder}")
     assert second.returncode == 0, second.stderr
-    assert "3 committed already" in second.stderr
+    assert "6 committed already" in second.stderr
     assert "starting" not in second.stderr
     assert run_command("verify", folder / "scores").returncode == 0
 
