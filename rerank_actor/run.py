@@ -91,6 +91,7 @@ class _Run:
         self.first_starts = 0
         self.hopeless: str | None = None
         self.idle_seconds, self.standstills = 0.0, 0
+        self.num_gpus = 0.0
         self.faults: Counter[str] = Counter()
         self.least_batch_tokens: int | None = None
         self.started = time.time()
@@ -156,10 +157,12 @@ class _Run:
         import ray
 
         from rerank_actor.ledger import start_ledger
-        from rerank_actor.pipeline import PartSpec, plan_pool, score_units
+        from rerank_actor.pipeline import PartSpec, score_units
+        from rerank_actor.pool import find_nodes, plan_pool
 
         ground, job = self.ground, self.ground.job
-        pool = plan_pool(job.actor_range, job.gpus_per_actor, job.tensor_parallel_size, len(units))
+        pool = plan_pool(find_nodes(), job.actor_range, job.gpus_per_actor, job.tensor_parallel_size, len(units))
+        self.num_gpus = pool.num_gpus
         environment = storage.capture_environment()
         tokenizer_json = load_tokenizer_json(ground.model)
         prepare, engine = make_specs(ground, tokenizer_json, environment)
@@ -167,6 +170,10 @@ class _Run:
         part = PartSpec(self.output.uri, self._part_metadata(), self.output.scratch, environment)
         count = f"{pool.most}" if pool.least == pool.most else f"{pool.least} to {pool.most}"
         self.reporter.say(f"starting {count} {job.engine} actor(s); an engine takes a while to start")
+        if pool.fitting is not None and pool.fitting < pool.least:
+            self.reporter.say(
+                f"the cluster has GPUs for {pool.fitting} of {pool.least} actor(s) now; waiting for nodes"
+            )
 
         try:
             while units:
@@ -241,10 +248,14 @@ class _Run:
     def _end_standstill(self) -> None:
         """Restart the actors that hold up a run in which nothing goes on, while engines were at work before."""
         from rerank_actor.pipeline import restart_stuck_actors
+        from rerank_actor.pool import find_nodes
 
         if not self.engines or self.idle_seconds < STANDSTILL_SECONDS * (1 + self.standstills):
             return
         self.standstills += 1
+        if self.num_gpus and not any(node.count_fitting(self.num_gpus) for node in find_nodes()):
+            self.reporter.say("no node with a GPU for an actor is left; waiting for one")
+            return
         count = restart_stuck_actors()
         self.faults["actor_stuck"] += count
         self.reporter.say(

@@ -46,7 +46,7 @@ def find_below(root: int) -> dict[int, str]:
 
 
 class RayNodes:
-    """A head without a GPU, and worker nodes with one each.
+    """A head with one CPU and no GPU, and worker nodes, with a GPU each unless said otherwise.
 
     Args:
         num_nodes: worker nodes.
@@ -67,9 +67,10 @@ class RayNodes:
         for _ in range(num_nodes):
             self.add()
 
-    def add(self) -> None:
-        """Add a worker node."""
-        self.workers.append(self._cluster.add_node(num_cpus=self._num_cpus, num_gpus=1, node_ip_address=HOST))
+    def add(self, num_cpus: int | None = None, num_gpus: int = 1) -> None:
+        """Add a worker node; its GPUs are a number that Ray believes in."""
+        cpus = self._num_cpus if num_cpus is None else num_cpus
+        self.workers.append(self._cluster.add_node(num_cpus=cpus, num_gpus=num_gpus, node_ip_address=HOST))
 
     def find_workers(self, *titles: str) -> list[int]:
         """Return the worker processes of the nodes that are not frozen whose title holds one of some words."""
