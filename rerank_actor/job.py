@@ -364,7 +364,22 @@ def read_job_file(path: str | None, kind: type[BaseModel]) -> dict[str, Any]:
     Raises:
         JobError: the file is missing or no YAML mapping, or a key is not a field of this kind of job.
     """
-    values = {} if path is None else _read_yaml(path)
+    if path is None:
+        return {}
+    uri = storage.normalize_uri(path)
+    data = storage.read_if_present(uri)
+    if data is None:
+        raise JobError(f"{path}: no such job file", uri=uri)
+    return parse_job_file(data, path, kind)
+
+
+def parse_job_file(data: bytes | str, path: str, kind: type[BaseModel]) -> dict[str, Any]:
+    """Return the keys and values of a job file's text; `path` is for messages.
+
+    Raises:
+        JobError: it is no YAML mapping, or a key is not a field of this kind of job.
+    """
+    values = _parse_yaml(data, path)
     for key in values:
         if key not in kind.model_fields:
             raise JobError(f"{path}: unknown key `{key}`{suggest(str(key), kind.model_fields)}", key=key)
@@ -398,17 +413,13 @@ _JobFileLoader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
-    uri = storage.normalize_uri(path)
-    data = storage.read_if_present(uri)
-    if data is None:
-        raise JobError(f"{path}: no such job file", uri=uri)
+def _parse_yaml(data: bytes | str, path: str) -> dict[str, Any]:
     try:
         values = yaml.load(data, _JobFileLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise JobError(f"{path}: not a YAML file ({str(error).splitlines()[0]})", uri=uri) from None
+        raise JobError(f"{path}: not a YAML file ({str(error).splitlines()[0]})", file=path) from None
     if not isinstance(values, dict):
-        raise JobError(f"{path}: expected `key: value` lines, one for each flag", uri=uri)
+        raise JobError(f"{path}: expected `key: value` lines, one for each flag", file=path)
     return values
 
 

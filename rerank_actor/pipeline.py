@@ -30,6 +30,7 @@ from rerank_actor.units import PrepareSpec, UnitWork, prepare_unit
 from rerank_actor.watchdog import Watchdog
 
 UNITS_PER_ACTOR = 4  # in an actor's queue, so that its engine never waits for a unit
+NEVER_REACHED = -1.0  # by the share of its queue that is filled
 UNIT_BYTES_ESTIMATE = 16 * 2**20
 DEATHS_ALLOWED = 10  # of workers that read or write one unit; most die of something else
 STAGE_SECONDS = 3600.0  # to read or write a unit; storage has limits of its own, but a mounted file system may hang
@@ -215,3 +216,6 @@ def _set_context() -> None:
     context.execution_options.preserve_order = False
     context.enable_rich_progress_bars = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+    # An engine takes minutes to start. Ray would end those that find no unit in their queue for a moment, at the start
+    # above all, and start others a moment later. They still go when no unit is left to hand out.
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = NEVER_REACHED

@@ -30,6 +30,9 @@ RATE_WINDOW_SECONDS = 120.0
 STOP_SECONDS = 20.0  # to wait for a pipeline on a Ray that lives on
 OWN_STOP_SECONDS = 1.0  # on one that ends with this process; a stopped job has three seconds in all
 LISTED_ENGINES = 100
+# What Ray Data keeps of each unit, and the time until it hands out the first, grow with their number. Engines start again
+# for each round, which is some minutes of days.
+ROUND_UNITS = 50_000
 STANDSTILL_SECONDS = 240.0  # without anything going on; longer than Ray takes to start a process, on a busy machine too
 
 
@@ -92,6 +95,7 @@ class _Run:
         self.hopeless: str | None = None
         self.idle_seconds, self.standstills = 0.0, 0
         self.num_gpus = 0.0
+        self.engines_before, self.actors = 0, 0  # engines of earlier rounds; most engines of a round
         self.faults: Counter[str] = Counter()
         self.least_batch_tokens: int | None = None
         self.started = time.time()
@@ -153,7 +157,7 @@ class _Run:
                 self._drive(scorable, connection, watch)
 
     def _drive(self, units: list[Unit], connection: Connection, watch: SignalWatch) -> None:
-        """Run the pipeline, again for units that are left after it, as long as that helps."""
+        """Run the pipeline, round after round of units, again for those that are left, as long as that helps."""
         import ray
 
         from rerank_actor.ledger import start_ledger
@@ -177,18 +181,19 @@ class _Run:
 
         try:
             while units:
-                settled = self._count_settled()
+                settled, self.engines_before = self._count_settled(), len(self.engines)
                 ledger.begin_round.remote()
 
-                def work(units: list[Unit] = units) -> None:
+                def work(units: list[Unit] = units[:ROUND_UNITS]) -> None:
                     score_units(units, prepare, tokenizer_json, engine, part, pool, ledger, job.stall_seconds)
 
                 if not self._follow(work, ledger, connection, watch) or self._count_settled() == settled:
                     break
-                units = [unit for unit in self.left.values() if unit.name not in self.failed]
-                if units:
+                left = [unit for unit in units[:ROUND_UNITS] if unit.name in self.left and unit.name not in self.failed]
+                units = left + units[ROUND_UNITS:]
+                if left:
                     self.faults["round_repeated"] += 1
-                    self.reporter.say(f"{len(units):,} units are left over; going over them again")
+                    self.reporter.say(f"{len(left):,} units are left over; going over them again")
         finally:
             if not connection.is_busy:
                 ray.kill(ledger)  # on a Ray that lives on it would stay until Python collects its handle
@@ -287,6 +292,7 @@ class _Run:
         except ray.exceptions.RayError:
             return
         self.engines += news["engines"]
+        self.actors = max(self.actors, len(self.engines) - self.engines_before)
         if self.engines and self.ready_at is None:
             self.ready_at = min(engine["ready_at"] for engine in self.engines)
         self.first_starts, self.hopeless = news["first_starts"], news["hopeless"]
@@ -447,7 +453,7 @@ class _Run:
             "cached_tokens": self.scored_now.cached_tokens,
             "engine_seconds": round(self.scored_now.engine_seconds, 3),
             "pairs_per_second": round(self.scored_now.pairs / scoring, 3) if scoring > 0 else None,
-            "actors": len(self.engines),
+            "actors": self.actors,
             "failed_units": len(self.failed),
             "faults": dict(sorted((+self.faults).items())),
         }

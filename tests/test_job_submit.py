@@ -96,14 +96,10 @@ def cluster() -> Iterator[Cluster]:
             start(f"worker-{number}", worker)
         yield found
     finally:
-        for process in reversed(started):
-            below = find_below(process.pid)
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-            for pid in (process.pid, *below):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        for pid in [pid for process in started for pid in (process.pid, *find_below(process.pid))]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in started:
             process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -136,11 +132,13 @@ def test_stopped_and_resubmitted_job_scores_what_a_local_run_does(tmp_path: Path
         assert first.poll() is None, log.read_text()
         stopped = cluster.ray("job", "stop", "--address", cluster.dashboard, "first")
         assert stopped.returncode == 0, stopped.stderr
-        assert first.wait(WAIT_SECONDS) != 0
+        first.wait(WAIT_SECONDS)
     finally:
         first.kill()
         first.wait()
     assert f"{NUM_ROWS:,} rows of 1 shards in 40 units" in log.read_text(), "the job's log is followed"
+    assert "stopped by SIGTERM" in log.read_text()
+    assert json.loads((output / "_job/manifest.json").read_text())["status"] == "stopped"
     before = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
     assert 4 <= len(before) < 40
     assert not (output / "_SUCCESS").exists()
@@ -166,7 +164,7 @@ def test_stopped_and_resubmitted_job_scores_what_a_local_run_does(tmp_path: Path
 
 def test_upload_holds_the_code_alone(cluster: Cluster) -> None:
     done = subprocess.run(
-        cluster.command("look", "find", ".", "-type", "f", "-printf", r"%s\ %P\\n"),
+        cluster.command("look", "find", ".", "-type", "f", "-ls"),
         cwd=ROOT,
         env=cluster.environment,
         capture_output=True,
@@ -174,7 +172,9 @@ def test_upload_holds_the_code_alone(cluster: Cluster) -> None:
         timeout=WAIT_SECONDS,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    sizes = {name: int(size) for size, name in re.findall(r"^(\d+) (\S+)$", done.stdout, re.MULTILINE)}
+    sizes = {
+        name: int(size) for size, name in re.findall(r" (\d+) \w+ +\d+ +[\d:]+ \./(\S+)$", done.stdout, re.MULTILINE)
+    }
     assert {"jobs/score.py", "rerank_actor/run.py", "rerank_actor/data/sample_pairs.jsonl"} <= sizes.keys()
     assert {name.partition("/")[0] for name in sizes if "/" in name} == {"jobs", "rerank_actor"}
     assert sum(sizes.values()) < LARGEST_UPLOAD_KIB * 1024
