@@ -143,7 +143,7 @@ def _check_room(path: str, groups: tuple[NodeGroup, ...], job: ScoreJob) -> None
     least, most = job.actor_range or (0, 0)
     if least == most:
         raise JobError(f"{path}: {JOB_KEY}: say `actors: MIN:MAX`, so that the pool grows as nodes come")
-    gpus = max(job.gpus_per_actor, float(job.tensor_parallel_size if job.tensor_parallel_size > 1 else 0))
+    gpus = max(job.gpus_per_actor, float(job.group_size if job.group_size > 1 else 0))
     room = sum(group.most * Node(group.num_cpus, group.num_gpus).count_fitting(gpus) for group in groups)
     if most > room:
         raise JobError(

@@ -142,7 +142,7 @@ def make_prepare_spec(ground: Groundwork, environment: dict[str, str]) -> Prepar
 def _find_gpu_share(job: ScoreJob) -> float:
     """Return the part of a GPU that is one engine's; GPUs that share a model are shared with no other."""
     wanted = job.gpus_per_actor or 1.0
-    return wanted if wanted < 1 and job.tensor_parallel_size == 1 else 1.0
+    return wanted if wanted < 1 and job.group_size == 1 else 1.0
 
 
 def make_specs(ground: Groundwork, tokenizer_json: str, environment: dict[str, str]) -> tuple[PrepareSpec, EngineSpec]:

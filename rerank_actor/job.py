@@ -88,7 +88,7 @@ ENGINE_ARGS_WITH_FLAGS = {
 # Values of arguments that would otherwise name a class to import or a format that unpickles.
 SAFE_ENGINE_VALUES = {
     "load_format": ("auto", "safetensors", "fastsafetensors", "runai_streamer"),
-    "distributed_executor_backend": ("mp", "ray", "uni"),
+    "distributed_executor_backend": ("mp", "uni"),  # with ray, vLLM would reserve GPUs beside those of its actor
 }
 # Keys of vLLM's compilation_config without those that name code (backend, inductor_passes) or a folder of it (cache_dir).
 SAFE_COMPILATION_KEYS = frozenset(
@@ -261,6 +261,11 @@ class ScoreJob(BaseModel):
             return None
         low, _, high = str(self.actors).partition(":")
         return int(low), int(high or low)
+
+    @property
+    def group_size(self) -> int:
+        """GPUs that one engine is spread over."""
+        return self.tensor_parallel_size * int(self.engine_args.get("pipeline_parallel_size") or 1)
 
     def normalized(self) -> "ScoreJob":
         """Return the job with every location in its one spelling, so that relative paths survive a change of folder."""

@@ -64,7 +64,7 @@ def plan_pool(
     nodes: Sequence[Node],
     actor_range: tuple[int, int] | None,
     gpus_per_actor: float | None,
-    tensor_parallel_size: int,
+    group_size: int,
     num_units: int,
 ) -> ActorPool:
     """Return how many actors to run on these nodes, and what each takes.
@@ -73,13 +73,13 @@ def plan_pool(
         nodes: those there are now.
         actor_range: least and most actors; None for as many as there are GPUs, one without.
         gpus_per_actor: None for one where there are GPUs.
-        tensor_parallel_size: GPUs of one node that a model is spread over.
+        group_size: GPUs of one node that an engine is spread over.
         num_units: left to score; an actor without a unit would start its engine for nothing.
 
     Raises:
         JobError: the nodes do not hold the least number of actors, and the job does not let the cluster grow.
     """
-    num_gpus = _find_gpus_per_actor(nodes, gpus_per_actor, tensor_parallel_size)
+    num_gpus = _find_gpus_per_actor(nodes, gpus_per_actor, group_size)
     if not num_gpus:
         return _plan_without_gpus(sum(node.num_cpus for node in nodes), actor_range, num_units)
     fitting = sum(node.count_fitting(num_gpus) for node in nodes)
@@ -97,10 +97,10 @@ def plan_pool(
     return ActorPool(least, most, initial, _share_cpus(nodes, num_gpus, most), num_gpus, fitting)
 
 
-def _find_gpus_per_actor(nodes: Sequence[Node], wanted: float | None, tensor_parallel_size: int) -> float:
+def _find_gpus_per_actor(nodes: Sequence[Node], wanted: float | None, group_size: int) -> float:
     num_gpus = wanted if wanted is not None else float(any(node.num_gpus for node in nodes))
-    if num_gpus and tensor_parallel_size > 1:
-        num_gpus = float(max(num_gpus, tensor_parallel_size))
+    if num_gpus and group_size > 1:
+        num_gpus = float(max(num_gpus, group_size))
     if num_gpus > 1 and num_gpus != int(num_gpus):
         raise JobError(
             f"--gpus-per-actor {num_gpus:g}: above 1, GPUs are not shared; give a whole number, or one below 1"

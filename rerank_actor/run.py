@@ -165,7 +165,7 @@ class _Run:
         from rerank_actor.pool import find_nodes, plan_pool
 
         ground, job = self.ground, self.ground.job
-        pool = plan_pool(find_nodes(), job.actor_range, job.gpus_per_actor, job.tensor_parallel_size, len(units))
+        pool = plan_pool(find_nodes(), job.actor_range, job.gpus_per_actor, job.group_size, len(units))
         self.num_gpus = pool.num_gpus
         environment = storage.capture_environment()
         tokenizer_json = load_tokenizer_json(ground.model)

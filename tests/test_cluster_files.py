@@ -101,7 +101,11 @@ def test_rayjob_runs_the_job_that_stands_at_its_top(tmp_path: Path) -> None:
     [
         ("rayjob", ("backoffLimit: 2", "backofLimit: 2"), "unknown field `backofLimit` .did you mean backoffLimit"),
         ("rayjob", ("maxReplicas: 16", "maxReplica: 16"), r"\[gpu-spot\]: unknown field `maxReplica`"),
-        ("raycluster", ("tolerations: &gpu", "toleration: &gpu"), "unknown field `toleration` .did you mean tolerations"),
+        (
+            "raycluster",
+            ("tolerations: &gpu", "toleration: &gpu"),
+            "unknown field `toleration` .did you mean tolerations",
+        ),
         ("raycluster", ("rayVersion: 2.60.0", "rayVersion: 2.40.0"), "locked to Ray"),
         ("raycluster", ("minReplicas: 1", "minReplicas: 0"), "nothing would be read"),
         ("raycluster", ("maxReplicas: 16", "maxReplicas: 0"), "no group may have a node with a GPU"),
