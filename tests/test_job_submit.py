@@ -1,16 +1,10 @@
 """`ray job submit` of this folder to a head and two workers, started as on machines of a cluster, behind a token."""
 
-import contextlib
 import json
 import os
 import re
 import secrets
-import shutil
-import signal
-import socket
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,18 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, read_output, run_command
-from ray_nodes import HOST, find_below
+from ray_nodes import BIN, HOST, find_port, ray_starts
 
-BIN = Path(sys.executable).parent
 WAIT_SECONDS = 300
 NUM_ROWS = 240
 LARGEST_UPLOAD_KIB = 2048  # as files; the package is a third of that
-
-
-def find_port() -> int:
-    with socket.socket() as found:
-        found.bind((HOST, 0))
-        return int(found.getsockname()[1])
 
 
 @dataclass
@@ -61,7 +48,6 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head without GPUs, and two workers with one each, in processes of their own; ended with all they started."""
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short, because Ray makes sockets in it
     gcs, dashboard = find_port(), find_port()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))},
@@ -70,38 +56,15 @@ def cluster() -> Iterator[Cluster]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    shared = [f"--node-ip-address={HOST}", "--dashboard-agent-listen-port=0", "--block", "--disable-usage-stats"]
-    head = [
-        f"--port={gcs}",
-        "--head",
-        "--num-cpus=2",
-        "--num-gpus=0",
-        f"--temp-dir={folder}",
-        "--include-dashboard=true",
-    ]
-    head += [f"--dashboard-host={HOST}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={find_port()}"]
-    worker = [f"--address={HOST}:{gcs}", "--num-cpus=2", "--num-gpus=1"]
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(name: str, arguments: list[str]) -> None:
-        with (folder / f"{name}.log").open("wb") as log:
-            command = [str(BIN / "ray"), "start", *arguments, *shared]
-            started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
-
     found = Cluster(f"http://{HOST}:{dashboard}", environment)
-    try:
-        start("head", head)
-        wait(lambda: found.ray("job", "list", "--address", found.dashboard).returncode == 0, folder / "head.log")
+    with ray_starts(environment) as (folder, start):
+        head = [f"--port={gcs}", "--num-cpus=2", "--num-gpus=0", f"--temp-dir={folder}", "--include-dashboard=true"]
+        head += [f"--dashboard-host={HOST}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={find_port()}"]
+        log = start("head", "--head", *head)
+        wait(lambda: found.ray("job", "list", "--address", found.dashboard).returncode == 0, log)
         for number in range(2):
-            start(f"worker-{number}", worker)
+            start(f"worker-{number}", f"--address={HOST}:{gcs}", "--num-cpus=2", "--num-gpus=1")
         yield found
-    finally:
-        for pid in [pid for process in started for pid in (process.pid, *find_below(process.pid))]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for process in started:
-            process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait(condition: object, log: Path) -> None:

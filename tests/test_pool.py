@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from conftest import ROOT, read_output
-from ray_nodes import CONNECTION, RayNodes, ray_nodes
+from ray_nodes import HOST, RayNodes, find_port, ray_nodes, ray_starts
 
 from rerank_actor import Reranker
 from rerank_actor.errors import JobError
@@ -132,7 +133,7 @@ def check_scores(output: Path, pairs: list[tuple[str, str]]) -> None:
 def test_gpus_of_unequal_nodes_are_all_used_and_reading_goes_on(
     tmp_path: Path, nodes: RayNodes, settings: dict[str, Any], actors: int
 ) -> None:
-    shard, pairs = write_pairs(tmp_path, 240)
+    shard, pairs = write_pairs(tmp_path, 160)
     output = tmp_path / "output"
     job = ScoreJob(
         input=[str(shard)],
@@ -149,24 +150,66 @@ def test_gpus_of_unequal_nodes_are_all_used_and_reading_goes_on(
     check_scores(output, pairs)
 
 
-def test_range_of_actors_follows_the_gpus_that_come(tmp_path: Path, nodes: RayNodes) -> None:
-    """A node with two more GPUs comes when the actors of the three that there are have begun."""
-    output, log = tmp_path / "output", tmp_path / "log"
-    shard, pairs = write_pairs(tmp_path, 800)
-    flags = ["--input", shard, "--output", output, "--engine", "fake", "--unit-rows", 4, "--actors", "1:5"]
-    flags += ["--engine-args", json.dumps({"seconds_per_prompt": 0.2}), "--ray-address", nodes.address]
-    with log.open("wb") as words:
-        command = [sys.executable, "-m", "jobs.score", *map(str, flags)]
-        driver = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **CONNECTION}, stdout=words, stderr=words)
-    try:
-        while not list(output.glob("part-*")):
-            assert driver.poll() is None, log.read_text()
-            time.sleep(0.1)
-        nodes.add(num_cpus=2, num_gpus=2)
-        assert driver.wait(WAIT_SECONDS) == 0, log.read_text()
-    finally:
-        driver.kill()
-        driver.wait()
-    engines = json.loads((output / "_job/manifest.json").read_text())["engines"]
-    assert len(engines) == 5
+def test_range_of_actors_goes_from_no_gpu_to_those_that_the_autoscaler_brings(tmp_path: Path) -> None:
+    """Ray's own autoscaler, whose provider makes nodes of this machine; it keeps one for reading."""
+    from ray.autoscaler._private.fake_multi_node import node_provider as fake
+
+    address, output, log = f"{HOST}:{find_port()}", tmp_path / "output", tmp_path / "log"
+    empty_lists = ["initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands"]
+    empty_lists += ["head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files"]
+    size = {"object_store_memory": 200_000_000}
+    config: dict[str, Any] = {
+        "cluster_name": "fake",
+        "max_workers": 8,
+        "upscaling_speed": 4.0,
+        "provider": {
+            "type": "external",
+            "module": f"{fake.__name__}.FakeMultiNodeProvider",
+            "launch_multiple": True,
+            "head_node_id": fake.FAKE_HEAD_NODE_ID,
+            "gcs_address": address,
+        },
+        **{name: {} for name in ("auth", "docker", "file_mounts")},
+        **{name: [] for name in empty_lists},
+        "head_node_type": fake.FAKE_HEAD_NODE_TYPE,
+        "available_node_types": {
+            fake.FAKE_HEAD_NODE_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "cpu": {"resources": {"CPU": 2, **size}, "node_config": {}, "min_workers": 1, "max_workers": 1},
+            "gpu": {"resources": {"CPU": 1, "GPU": 1, **size}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+        },
+    }
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    of_the_head = {
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": fake.FAKE_HEAD_NODE_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": fake.FAKE_HEAD_NODE_ID,
+    }
+    shard, pairs = write_pairs(tmp_path, 300)
+    flags = ["--input", shard, "--output", output, "--engine", "fake", "--unit-rows", 4, "--gpus-per-actor", 1]
+    flags += ["--actors", "1:2", "--engine-args", json.dumps({"seconds_per_prompt": 0.2}), "--ray-address", address]
+    with ray_starts(environment | of_the_head) as (folder, start):
+        head = [
+            "--head",
+            f"--port={address.rpartition(':')[2]}",
+            "--num-cpus=0",
+            "--num-gpus=0",
+            f"--temp-dir={folder}",
+        ]
+        head += ["--include-dashboard=false", "--object-store-memory=200000000"]
+        said = start("head", *head, f"--autoscaling-config={tmp_path / 'cluster.yaml'}")
+        deadline = time.monotonic() + WAIT_SECONDS
+        while "Ray runtime started" not in said.read_text():
+            assert time.monotonic() < deadline, said.read_text()
+            time.sleep(0.2)
+        with log.open("wb") as words:
+            command = [sys.executable, "-m", "jobs.score", *map(str, flags)]
+            code = subprocess.run(
+                command, cwd=ROOT, env=environment, stdout=words, stderr=words, timeout=WAIT_SECONDS
+            ).returncode
+    assert code == 0, log.read_text()
+    assert "GPUs for 0 of 1 actor(s) now; waiting for nodes" in log.read_text()
+    assert len(json.loads((output / "_job/manifest.json").read_text())["engines"]) == 2
     check_scores(output, pairs)
