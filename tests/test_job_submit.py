@@ -18,7 +18,7 @@ from ray_nodes import BIN, HOST, find_port, ray_starts
 
 WAIT_SECONDS = 300
 NUM_ROWS = 240
-LARGEST_UPLOAD_KIB = 2048  # as files; the package is a third of that
+LARGEST_UPLOAD_KIB = 2048
 
 
 @dataclass
@@ -85,6 +85,7 @@ def test_stopped_and_resubmitted_job_scores_what_a_local_run_does(tmp_path: Path
 
     refused = cluster.ray("job", "list", "--address", cluster.dashboard, RAY_AUTH_TOKEN=secrets.token_hex(32))
     assert refused.returncode != 0, "a job can be sent without the cluster's token"
+    assert "token" in refused.stderr.lower(), refused.stderr
 
     with log.open("w") as words:
         first = subprocess.Popen(
