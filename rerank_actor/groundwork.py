@@ -139,6 +139,12 @@ def make_prepare_spec(ground: Groundwork, environment: dict[str, str]) -> Prepar
     )
 
 
+def _find_gpu_share(job: ScoreJob) -> float:
+    """Return the part of a GPU that is one engine's; GPUs that share a model are shared with no other."""
+    wanted = job.gpus_per_actor or 1.0
+    return wanted if wanted < 1 and job.group_size == 1 else 1.0
+
+
 def make_specs(ground: Groundwork, tokenizer_json: str, environment: dict[str, str]) -> tuple[PrepareSpec, EngineSpec]:
     """Return what read tasks and what actors need."""
     job = ground.job
@@ -151,7 +157,7 @@ def make_specs(ground: Groundwork, tokenizer_json: str, environment: dict[str, s
         tensor_parallel_size=job.tensor_parallel_size,
         engine_args=job.engine_args,
         check_prompts=encode_check_pairs(encoder),
-        gpu_share=job.gpus_per_actor if job.gpus_per_actor and job.gpus_per_actor < 1 else 1.0,
+        gpu_share=_find_gpu_share(job),
         check_scores=job.check_scores,
     )
     return make_prepare_spec(ground, environment), engine

@@ -88,7 +88,7 @@ ENGINE_ARGS_WITH_FLAGS = {
 # Values of arguments that would otherwise name a class to import or a format that unpickles.
 SAFE_ENGINE_VALUES = {
     "load_format": ("auto", "safetensors", "fastsafetensors", "runai_streamer"),
-    "distributed_executor_backend": ("mp", "ray", "uni"),
+    "distributed_executor_backend": ("mp", "uni"),  # with ray, vLLM would reserve GPUs beside those of its actor
 }
 # Keys of vLLM's compilation_config without those that name code (backend, inductor_passes) or a folder of it (cache_dir).
 SAFE_COMPILATION_KEYS = frozenset(
@@ -262,6 +262,11 @@ class ScoreJob(BaseModel):
         low, _, high = str(self.actors).partition(":")
         return int(low), int(high or low)
 
+    @property
+    def group_size(self) -> int:
+        """GPUs that one engine is spread over."""
+        return self.tensor_parallel_size * int(self.engine_args.get("pipeline_parallel_size") or 1)
+
     def normalized(self) -> "ScoreJob":
         """Return the job with every location in its one spelling, so that relative paths survive a change of folder."""
         changes: dict[str, Any] = {
@@ -364,7 +369,22 @@ def read_job_file(path: str | None, kind: type[BaseModel]) -> dict[str, Any]:
     Raises:
         JobError: the file is missing or no YAML mapping, or a key is not a field of this kind of job.
     """
-    values = {} if path is None else _read_yaml(path)
+    if path is None:
+        return {}
+    uri = storage.normalize_uri(path)
+    data = storage.read_if_present(uri)
+    if data is None:
+        raise JobError(f"{path}: no such job file", uri=uri)
+    return parse_job_file(data, path, kind)
+
+
+def parse_job_file(data: bytes | str, path: str, kind: type[BaseModel]) -> dict[str, Any]:
+    """Return the keys and values of a job file's text; `path` is for messages.
+
+    Raises:
+        JobError: it is no YAML mapping, or a key is not a field of this kind of job.
+    """
+    values = _parse_yaml(data, path)
     for key in values:
         if key not in kind.model_fields:
             raise JobError(f"{path}: unknown key `{key}`{suggest(str(key), kind.model_fields)}", key=key)
@@ -398,17 +418,13 @@ _JobFileLoader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
-    uri = storage.normalize_uri(path)
-    data = storage.read_if_present(uri)
-    if data is None:
-        raise JobError(f"{path}: no such job file", uri=uri)
+def _parse_yaml(data: bytes | str, path: str) -> dict[str, Any]:
     try:
         values = yaml.load(data, _JobFileLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise JobError(f"{path}: not a YAML file ({str(error).splitlines()[0]})", uri=uri) from None
+        raise JobError(f"{path}: not a YAML file ({str(error).splitlines()[0]})", file=path) from None
     if not isinstance(values, dict):
-        raise JobError(f"{path}: expected `key: value` lines, one for each flag", uri=uri)
+        raise JobError(f"{path}: expected `key: value` lines, one for each flag", file=path)
     return values
 
 

@@ -30,6 +30,9 @@ RATE_WINDOW_SECONDS = 120.0
 STOP_SECONDS = 20.0  # to wait for a pipeline on a Ray that lives on
 OWN_STOP_SECONDS = 1.0  # on one that ends with this process; a stopped job has three seconds in all
 LISTED_ENGINES = 100
+# What Ray Data keeps of each unit, and the time until it hands out the first, grow with their number. Engines start again
+# for each round, which is some minutes of days.
+ROUND_UNITS = 50_000
 STANDSTILL_SECONDS = 240.0  # without anything going on; longer than Ray takes to start a process, on a busy machine too
 
 
@@ -91,6 +94,8 @@ class _Run:
         self.first_starts = 0
         self.hopeless: str | None = None
         self.idle_seconds, self.standstills = 0.0, 0
+        self.num_gpus = 0.0
+        self.engines_before, self.actors = 0, 0  # engines of earlier rounds; most engines of a round
         self.faults: Counter[str] = Counter()
         self.least_batch_tokens: int | None = None
         self.started = time.time()
@@ -152,14 +157,16 @@ class _Run:
                 self._drive(scorable, connection, watch)
 
     def _drive(self, units: list[Unit], connection: Connection, watch: SignalWatch) -> None:
-        """Run the pipeline, again for units that are left after it, as long as that helps."""
+        """Run the pipeline, round after round of units, again for those that are left, as long as that helps."""
         import ray
 
         from rerank_actor.ledger import start_ledger
-        from rerank_actor.pipeline import PartSpec, plan_pool, score_units
+        from rerank_actor.pipeline import PartSpec, score_units
+        from rerank_actor.pool import find_nodes, plan_pool
 
         ground, job = self.ground, self.ground.job
-        pool = plan_pool(job.actor_range, job.gpus_per_actor, job.tensor_parallel_size, len(units))
+        pool = plan_pool(find_nodes(), job.actor_range, job.gpus_per_actor, job.group_size, len(units))
+        self.num_gpus = pool.num_gpus
         environment = storage.capture_environment()
         tokenizer_json = load_tokenizer_json(ground.model)
         prepare, engine = make_specs(ground, tokenizer_json, environment)
@@ -167,21 +174,26 @@ class _Run:
         part = PartSpec(self.output.uri, self._part_metadata(), self.output.scratch, environment)
         count = f"{pool.most}" if pool.least == pool.most else f"{pool.least} to {pool.most}"
         self.reporter.say(f"starting {count} {job.engine} actor(s); an engine takes a while to start")
+        if pool.fitting is not None and pool.fitting < pool.least:
+            self.reporter.say(
+                f"the cluster has GPUs for {pool.fitting} of {pool.least} actor(s) now; waiting for nodes"
+            )
 
         try:
             while units:
-                settled = self._count_settled()
+                settled, self.engines_before = self._count_settled(), len(self.engines)
                 ledger.begin_round.remote()
 
-                def work(units: list[Unit] = units) -> None:
+                def work(units: list[Unit] = units[:ROUND_UNITS]) -> None:
                     score_units(units, prepare, tokenizer_json, engine, part, pool, ledger, job.stall_seconds)
 
                 if not self._follow(work, ledger, connection, watch) or self._count_settled() == settled:
                     break
-                units = [unit for unit in self.left.values() if unit.name not in self.failed]
-                if units:
+                left = [unit for unit in units[:ROUND_UNITS] if unit.name in self.left and unit.name not in self.failed]
+                units = left + units[ROUND_UNITS:]
+                if left:
                     self.faults["round_repeated"] += 1
-                    self.reporter.say(f"{len(units):,} units are left over; going over them again")
+                    self.reporter.say(f"{len(left):,} units are left over; going over them again")
         finally:
             if not connection.is_busy:
                 ray.kill(ledger)  # on a Ray that lives on it would stay until Python collects its handle
@@ -241,10 +253,14 @@ class _Run:
     def _end_standstill(self) -> None:
         """Restart the actors that hold up a run in which nothing goes on, while engines were at work before."""
         from rerank_actor.pipeline import restart_stuck_actors
+        from rerank_actor.pool import find_nodes
 
         if not self.engines or self.idle_seconds < STANDSTILL_SECONDS * (1 + self.standstills):
             return
         self.standstills += 1
+        if self.num_gpus and not any(node.count_fitting(self.num_gpus) for node in find_nodes()):
+            self.reporter.say("no node with a GPU for an actor is left; waiting for one")
+            return
         count = restart_stuck_actors()
         self.faults["actor_stuck"] += count
         self.reporter.say(
@@ -276,6 +292,7 @@ class _Run:
         except ray.exceptions.RayError:
             return
         self.engines += news["engines"]
+        self.actors = max(self.actors, len(self.engines) - self.engines_before)
         if self.engines and self.ready_at is None:
             self.ready_at = min(engine["ready_at"] for engine in self.engines)
         self.first_starts, self.hopeless = news["first_starts"], news["hopeless"]
@@ -436,7 +453,7 @@ class _Run:
             "cached_tokens": self.scored_now.cached_tokens,
             "engine_seconds": round(self.scored_now.engine_seconds, 3),
             "pairs_per_second": round(self.scored_now.pairs / scoring, 3) if scoring > 0 else None,
-            "actors": len(self.engines),
+            "actors": self.actors,
             "failed_units": len(self.failed),
             "faults": dict(sorted((+self.faults).items())),
         }

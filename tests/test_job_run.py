@@ -355,10 +355,17 @@ def test_stored_job_file_is_the_same_job(scored: Scored, tmp_path: Path) -> None
     assert ground.fingerprint == read_manifest(scored.output)["fingerprint"]
 
 
-def test_scores_are_the_same_in_other_units_actors_and_order(scored: Scored, tmp_path: Path) -> None:
+def test_scores_are_the_same_in_other_units_actors_rounds_and_order(
+    scored: Scored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inputs = [Path(uri) for uri in reversed(scored.shards)]
-    result = run_job(make_job(tmp_path / "output", *inputs, unit_rows=7, actors="2"))
+    job = make_job(tmp_path / "output", *inputs, unit_rows=7, actors="2")
+    units = sum(1 for _ in prepare_job(job).plan.units())
+    monkeypatch.setattr("rerank_actor.run.ROUND_UNITS", units // 2 + 1)
+    result = run_job(job)
     assert result.status == "complete"
+    assert (result.run["units"], result.run["actors"], result.run["faults"]) == (units, 2, {})
+    assert len(read_manifest(tmp_path / "output")["engines"]) == 4, "two rounds of two engines"
     expected, found = read_by_shard(scored.output), read_by_shard(tmp_path / "output")
     assert set(found) == set(expected)
     for uri, table in expected.items():
