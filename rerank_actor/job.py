@@ -192,6 +192,12 @@ class ScoreJob(BaseModel):
         "speed of one actor, for the estimate of --dry-run (default: measured by an earlier run)",
         "F",
     )
+    gpu_type: str | None = _flag(
+        None, "money", "GPU that the actors run on, for its price; jobs.plan --list-gpus shows the table", "NAME"
+    )
+    gpu_price: Annotated[float, Field(ge=0)] | None = _flag(
+        None, "money", "dollars an hour for one GPU; overrides the table's", "F"
+    )
     ray_address: str | None = _flag(
         None, "run", "Ray cluster to use (default: RAY_ADDRESS, or a Ray started on this machine)", "ADDRESS"
     )

@@ -159,6 +159,7 @@ def score_units(
     pool: ActorPool,
     ledger: Any,
     stall_seconds: float,
+    labels: dict[str, str],
 ) -> None:
     """Score units: the whole path of a unit from its shard to its part.
 
@@ -176,7 +177,7 @@ def score_units(
     )
     dataset = dataset.map_batches(
         RerankActor,
-        fn_constructor_args=(engine, ledger, stall_seconds, part.environment),
+        fn_constructor_args=(engine, ledger, stall_seconds, part.environment, labels),
         batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,

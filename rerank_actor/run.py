@@ -23,13 +23,16 @@ from rerank_actor.manifest import Totals, UnitRecords, check_committed, find_ver
 from rerank_actor.model import load_tokenizer_json
 from rerank_actor.output import Lease, find_pending
 from rerank_actor.plan import Unit
+from rerank_actor.price import find_price
 from rerank_actor.progress import QuietReporter, Reporter, Standing
+from rerank_actor.report.build import write_report
 
 POLL_SECONDS = 0.5
 RATE_WINDOW_SECONDS = 120.0
 STOP_SECONDS = 20.0  # to wait for a pipeline on a Ray that lives on
 OWN_STOP_SECONDS = 1.0  # on one that ends with this process; a stopped job has three seconds in all
 LISTED_ENGINES = 100
+MANIFEST_SECONDS = 60.0  # between two manifests of a run at work, so that one that is killed leaves its figures
 STANDSTILL_SECONDS = 240.0  # without anything going on; longer than Ray takes to start a process, on a busy machine too
 
 
@@ -96,7 +99,13 @@ class _Run:
         self.started = time.time()
         self.ready_at: float | None = None
         self.finished_at: float | None = None
+        self.num_units = 0
+        self.actors_most, self.gpus_per_actor = 0, 0.0
+        self.actor_seconds = 0.0
+        self.earlier: dict[str, Any] = {}  # the manifest of the runs before this one
+        self._meter: Any = None
         self._window: list[tuple[float, int, int]] = []
+        self._drained_at = self._manifest_at = time.monotonic()
 
     def execute(self) -> RunResult:
         """Do the run: prepare the output, score what is pending, write down how it ended."""
@@ -114,6 +123,8 @@ class _Run:
         if ground.job.overwrite:
             output.clear()
         output.clear_scratch()
+        earlier = output.load_manifest()
+        self.earlier = earlier if earlier.get("fingerprint") == ground.fingerprint else {}
         output.delete_parts(list(ground.change.stale_parts))
         parts = output.list_parts()
         units = ground.plan.units()
@@ -130,7 +141,7 @@ class _Run:
         output.delete_parts(list(damaged))
         for uri in ground.change.vanished:
             self.reporter.say(f"{uri}: no longer in the input; its parts stay")
-        count = sum(1 for _ in ground.plan.units())
+        count = self.num_units = sum(1 for _ in ground.plan.units())
         done = f", {count - len(pending):,} committed already" if count > len(pending) else ""
         self.reporter.say(
             f"{ground.plan.num_rows:,} rows of {len(ground.plan.shards):,} shards in {count:,} units{done}; output {output.uri}"
@@ -156,6 +167,7 @@ class _Run:
         import ray
 
         from rerank_actor.ledger import start_ledger
+        from rerank_actor.metrics import RunMeter
         from rerank_actor.pipeline import PartSpec, plan_pool, score_units
 
         ground, job = self.ground, self.ground.job
@@ -164,6 +176,9 @@ class _Run:
         tokenizer_json = load_tokenizer_json(ground.model)
         prepare, engine = make_specs(ground, tokenizer_json, environment)
         ledger = start_ledger(self._find_earlier_dtype(), job.max_attempts)
+        labels = {"run": self.run_id, "output": self.output.uri}
+        self._meter, self.gpus_per_actor = RunMeter(labels), pool.num_gpus
+        self._drained_at = time.monotonic()
         part = PartSpec(self.output.uri, self._part_metadata(), self.output.scratch, environment)
         count = f"{pool.most}" if pool.least == pool.most else f"{pool.least} to {pool.most}"
         self.reporter.say(f"starting {count} {job.engine} actor(s); an engine takes a while to start")
@@ -174,7 +189,7 @@ class _Run:
                 ledger.begin_round.remote()
 
                 def work(units: list[Unit] = units) -> None:
-                    score_units(units, prepare, tokenizer_json, engine, part, pool, ledger, job.stall_seconds)
+                    score_units(units, prepare, tokenizer_json, engine, part, pool, ledger, job.stall_seconds, labels)
 
                 if not self._follow(work, ledger, connection, watch) or self._count_settled() == settled:
                     break
@@ -281,6 +296,9 @@ class _Run:
         self.first_starts, self.hopeless = news["first_starts"], news["hopeless"]
         self.idle_seconds = news["idle_seconds"]
         self.standstills = self.standstills if self.idle_seconds > STANDSTILL_SECONDS else 0
+        self._count_time(news["actors"])
+        self._meter.set(units_queued=news["units_queued"], units_at_engines=news["units_at_engines"])
+        self._meter.count_faults(news["faults"])
         for kind in news["faults"].keys() - self.faults.keys():
             self.reporter.say(f"survived a fault: {kind.replace('_', ' ')}; the manifest counts these")
         self.faults.update(news["faults"])
@@ -298,6 +316,27 @@ class _Run:
             else:
                 self._note_commit(name, report)
         self._tell()
+        self._keep_books()
+
+    def _count_time(self, actors: int) -> None:
+        """Count for how long actors have held their resources, since the last call."""
+        now = time.monotonic()
+        seconds, self._drained_at = actors * (now - self._drained_at), now
+        self.actor_seconds += seconds
+        self.actors_most = max(self.actors_most, actors)
+        job, gpus = self.ground.job, self.gpus_per_actor
+        price = find_price(job.gpu_type, job.gpu_price)
+        dollars = price.dollars if price is not None else 0.0
+        self._meter.count_gpus(seconds * gpus, seconds * gpus / 3600 * dollars)
+        self._meter.set(actors=actors, gpus=actors * gpus, gpu_price_dollars=price and dollars)
+
+    def _keep_books(self) -> None:
+        """Write records and a manifest now and then; they may fail, the end of the run writes them again."""
+        self.records.flush_if_due()
+        if time.monotonic() - self._manifest_at >= MANIFEST_SECONDS:
+            self._manifest_at = time.monotonic()
+            with contextlib.suppress(RerankError):
+                self._write_manifest("running", self.failed)
 
     def _note_commit(self, name: str, report: dict[str, Any]) -> None:
         self.finished_at = max(self.finished_at or 0.0, report["finished_at"])
@@ -307,6 +346,7 @@ class _Run:
         self.records.add(name, report)
         self.totals.add(report)
         self.scored_now.add(report)
+        self._meter.count_errors(report.get("errors") or {})
 
     def _note_failure(self, name: str, report: dict[str, Any]) -> None:
         unit = self.left[name]
@@ -327,6 +367,13 @@ class _Run:
         while self._window[0][0] < now - RATE_WINDOW_SECONDS:
             self._window.pop(0)
         total = self.ground.plan.num_rows
+        self._meter.set(
+            rows_planned=total,
+            rows_committed=self.totals.rows,
+            units_planned=self.num_units,
+            units_committed=self.totals.units,
+            units_failed=len(self.failed),
+        )
         if self.ready_at is None:
             self.reporter.update(
                 Standing(self.totals.rows, total, self.totals.failed_pairs, len(self.failed), 0, 0.0, None)
@@ -335,6 +382,8 @@ class _Run:
         begin, pairs, rows = max(self._window[0], (self.ready_at, 0, 0))
         seconds = max(1e-3, now - begin)
         rows_per_second = (self.scored_now.rows - rows) / seconds
+        eta_seconds = (total - self.totals.rows) / rows_per_second if rows_per_second > 0 else None
+        self._meter.set(eta_seconds=eta_seconds)
         self.reporter.update(
             Standing(
                 rows=self.totals.rows,
@@ -343,7 +392,7 @@ class _Run:
                 failed_units=len(self.failed),
                 pairs=self.totals.pairs,
                 pairs_per_second=(self.scored_now.pairs - pairs) / seconds,
-                eta_seconds=(total - self.totals.rows) / rows_per_second if rows_per_second > 0 else None,
+                eta_seconds=eta_seconds,
             )
         )
 
@@ -364,9 +413,20 @@ class _Run:
         self.records.flush()
         status = "failed" if missing else "complete"
         self._write_manifest(status, failed)
+        self._write_report()
         if not missing:
             storage.write_bytes(self.output.success_uri, b"")
         return RunResult(status, self.totals, failed, len(missing) - len(failed), self._run_figures(status))
+
+    def _write_report(self) -> None:
+        """Leave a report for people; nothing depends on it."""
+        try:
+            self.reporter.say(f"report: {write_report(self.output)}")
+        except Exception as error:  # whatever it stumbles over, the scores are there
+            self.reporter.say(
+                f"the report could not be written ({describe_cause(error)}); python -m jobs.report {self.output.uri} "
+                "tries again"
+            )
 
     def _add_unreported(self, parts: dict[str, storage.StoredObject]) -> None:
         """Count the parts of which no report came, because a worker or the ledger died before it."""
@@ -387,10 +447,7 @@ class _Run:
             self._write_manifest("stopped", self.failed)
 
     def _write_manifest(self, status: str, failed: dict[str, dict[str, Any]]) -> None:
-        ground = self.ground
-        earlier = self.output.load_manifest()
-        if earlier.get("fingerprint") != ground.fingerprint:
-            earlier = {}
+        ground, earlier = self.ground, self.earlier
         plan = ground.plan
         manifest = {
             "status": status,
@@ -405,7 +462,7 @@ class _Run:
             "dtype": self._find_dtype() or earlier.get("dtype"),
             "plan": {
                 "shards": len(plan.shards),
-                "units": sum(1 for _ in plan.units()),
+                "units": self.num_units,
                 "rows": plan.num_rows,
                 "bytes": plan.num_bytes,
                 "vanished": list(ground.change.vanished),
@@ -437,6 +494,9 @@ class _Run:
             "engine_seconds": round(self.scored_now.engine_seconds, 3),
             "pairs_per_second": round(self.scored_now.pairs / scoring, 3) if scoring > 0 else None,
             "actors": len(self.engines),
+            "actors_most": self.actors_most,
+            "actor_seconds": round(self.actor_seconds, 3),
+            "gpu_seconds": round(self.actor_seconds * self.gpus_per_actor, 3),
             "failed_units": len(self.failed),
             "faults": dict(sorted((+self.faults).items())),
         }
@@ -450,9 +510,7 @@ class _Run:
 
     def _find_earlier_dtype(self) -> str | None:
         """Return what `--dtype auto` came to in an earlier run, so that all parts have one dtype."""
-        found = self.output.load_manifest()
-        same = found.get("fingerprint") == self.ground.fingerprint
-        return str(found["dtype"]) if same and found.get("dtype") else None
+        return str(self.earlier["dtype"]) if self.earlier.get("dtype") else None
 
     def _part_metadata(self) -> dict[str, str]:
         ground = self.ground

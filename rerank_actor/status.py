@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rerank_actor.output import Output, is_running
+from rerank_actor.plan import Plan
 from rerank_actor.progress import format_seconds
+from rerank_actor.storage import StoredObject
 
 RATE_WINDOW_SECONDS = 900.0
 SHOWN_FAILURES = 20
@@ -57,7 +59,11 @@ def read_status(uri: str) -> JobStatus:
     """
     output = Output(uri)
     plan, _ = output.require_plan()
-    parts = output.list_parts()
+    return judge_status(output, plan, output.list_parts(), output.load_manifest())
+
+
+def judge_status(output: Output, plan: Plan, parts: dict[str, StoredObject], manifest: dict[str, Any]) -> JobStatus:
+    """Return how a job stands whose plan, parts and manifest are at hand."""
     done: list[tuple[float, int]] = []
     units = rows = 0
     for unit in plan.units():
@@ -66,7 +72,6 @@ def read_status(uri: str) -> JobStatus:
             done.append((parts[unit.part_name].modified_seconds, unit.num_rows))
             rows += unit.num_rows
     running = is_running(output)
-    manifest = output.load_manifest()
     if len(done) == units:
         state = "complete" if not running else "running"
     else:
@@ -74,7 +79,7 @@ def read_status(uri: str) -> JobStatus:
     rate = _measure_rate(done, time.time() if running else None)
     left = plan.num_rows - rows
     return JobStatus(
-        output=uri,
+        output=output.uri,
         state=state,
         shards=len(plan.shards),
         units=units,
