@@ -62,8 +62,20 @@ def read_status(uri: str) -> JobStatus:
     return judge_status(output, plan, output.list_parts(), output.load_manifest())
 
 
-def judge_status(output: Output, plan: Plan, parts: dict[str, StoredObject], manifest: dict[str, Any]) -> JobStatus:
-    """Return how a job stands whose plan, parts and manifest are at hand."""
+def judge_status(
+    output: Output,
+    plan: Plan,
+    parts: dict[str, StoredObject],
+    manifest: dict[str, Any],
+    running: bool | None = None,
+) -> JobStatus:
+    """Return how a job stands whose plan, parts and manifest are at hand.
+
+    Args:
+        output: the folder.
+        plan, parts, manifest: what is in it.
+        running: whether a run is at work; None looks at the lease.
+    """
     done: list[tuple[float, int]] = []
     units = rows = 0
     for unit in plan.units():
@@ -71,7 +83,7 @@ def judge_status(output: Output, plan: Plan, parts: dict[str, StoredObject], man
         if unit.part_name in parts:
             done.append((parts[unit.part_name].modified_seconds, unit.num_rows))
             rows += unit.num_rows
-    running = is_running(output)
+    running = is_running(output) if running is None else running
     if len(done) == units:
         state = "complete" if not running else "running"
     else:

@@ -29,10 +29,11 @@ def build_report(
 
 
 def write_report(output: Output) -> str:
-    """Write the report of an output into its own folder, and return where it is.
+    """Write the report of a run that ends into its output's own folder, and return where it is.
 
     Raises:
         RerankError: the folder cannot be read or written to.
     """
-    output.write_own("report.html", build_report(output.uri).encode())
+    facts = gather_facts(output.uri, running=False)
+    output.write_own("report.html", render_report(facts, sample_rows(facts)).encode())
     return output.at("report.html")

@@ -82,12 +82,13 @@ class Facts:
         return {unit.name: unit for unit in self.plan.units() if unit.name in names}
 
 
-def gather_facts(uri: str, price: Price | None = None) -> Facts:
+def gather_facts(uri: str, price: Price | None = None, *, running: bool | None = None) -> Facts:
     """Return what is known of the job of an output folder.
 
     Args:
         uri: the folder.
         price: of a GPU hour; None takes the job's own.
+        running: whether a run is at work; None looks at its lease.
 
     Raises:
         InputError: there is no job.
@@ -101,7 +102,7 @@ def gather_facts(uri: str, price: Price | None = None) -> Facts:
         output=output,
         plan=plan,
         parts=parts,
-        status=judge_status(output, plan, parts, manifest),
+        status=judge_status(output, plan, parts, manifest, running),
         manifest=manifest,
         price=price or find_stored_price(stored_job if isinstance(stored_job, dict) else {}),
         estimate=output.load_estimate(),

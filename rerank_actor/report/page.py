@@ -70,10 +70,10 @@ def _list_figures(facts: Facts) -> dict[str, str]:
     share = 100 * status.committed_rows / status.rows if status.rows else 100.0
     figures = {
         "rows scored": f"{status.committed_rows:,} of {status.rows:,} ({share:.1f} %)",
-        "pairs": f"{totals.pairs:,}",
+        "pairs": _format_count(totals.pairs),
         "pairs with an error": f"{totals.failed_pairs:,}",
         "pairs truncated": _format_share(totals.truncated, totals.scored),
-        "prompt tokens": f"{totals.tokens:,}",
+        "prompt tokens": _format_count(totals.tokens),
         "tokens from the prefix cache": _format_share(totals.cached_tokens, totals.tokens),
         "failed units": f"{len(status.failed):,}",
     }
@@ -94,7 +94,15 @@ def _list_figures(facts: Facts) -> dict[str, str]:
 
 
 def _format_share(part: int, whole: int) -> str:
-    return f"{part:,} ({100 * part / whole:.1f} %)" if whole else f"{part:,}"
+    return f"{_format_count(part)} ({100 * part / whole:.1f} %)" if whole else _format_count(part)
+
+
+def _format_count(count: int) -> str:
+    """Return a count that fits a tile."""
+    for size, word in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
+        if count >= 10 * size:
+            return f"{count / size:,.1f} {word}"
+    return f"{count:,}"
 
 
 def _measure_busy(facts: Facts) -> float | None:
@@ -149,7 +157,11 @@ def _add_distributions(page: Page, facts: Facts, rows: Rows) -> None:
         return
 
     def draw(name: str) -> str:
-        return make_histogram({name: sketch.to_shares(name)}, find_edge=lambda place: find_edge(name, place))
+        def find(place: float) -> float:
+            edge = find_edge(name, place)
+            return edge if name in ("score", "logit") else round(edge)
+
+        return make_histogram({name: sketch.to_shares(name)}, find_edge=find)
 
     page.add("Scores", note, draw("score"), _show_quantiles(sketch))
     page.add("Logits", make_text("Log-odds; they do not saturate where scores do."), draw("logit"))
