@@ -192,6 +192,12 @@ class ScoreJob(BaseModel):
         "speed of one actor, for the estimate of --dry-run (default: measured by an earlier run)",
         "F",
     )
+    tokens_per_second: Annotated[float, Field(gt=0)] | None = _flag(
+        None,
+        "money",
+        "prompt tokens a second of one actor, for jobs.plan (default: measured before, else assumed)",
+        "F",
+    )
     gpu_type: str | None = _flag(
         None, "money", "GPU that the actors run on, for its price; jobs.plan --list-gpus shows the table", "NAME"
     )

@@ -20,7 +20,7 @@ from rerank_actor.output import Output
 from rerank_actor.plan import Plan, Unit
 from rerank_actor.price import Price, find_stored_price
 from rerank_actor.sketch import NAMES, Sketch
-from rerank_actor.status import JobStatus, judge_status
+from rerank_actor.status import JobStatus, judge_status, sum_gpu_hours
 
 SLOWEST_UNITS = 10
 EXAMPLES = 3  # units named for each reason of an error
@@ -41,7 +41,6 @@ class Facts:
         error_units: for each reason, the names of a few units that have it.
         timeline: pairs a second in steps of `step_seconds` from `first_at` on.
         price: of a GPU hour, None where nobody told it.
-        estimate: what `jobs.plan` foresaw, empty where it was not asked.
     """
 
     output: Output
@@ -59,7 +58,6 @@ class Facts:
     first_at: float = 0.0
     step_seconds: float = 0.0
     price: Price | None = None
-    estimate: dict[str, Any] = field(default_factory=dict)
 
     @property
     def runs(self) -> list[dict[str, Any]]:
@@ -69,8 +67,7 @@ class Facts:
     @property
     def gpu_hours(self) -> float | None:
         """GPU hours of all runs; None where no run counted them or there was no GPU."""
-        counted = [float(run["gpu_seconds"]) for run in self.runs if run.get("gpu_seconds")]
-        return sum(counted) / 3600 if counted else None
+        return sum_gpu_hours(self.manifest)
 
     @property
     def cost(self) -> float | None:
@@ -105,7 +102,6 @@ def gather_facts(uri: str, price: Price | None = None, *, running: bool | None =
         status=judge_status(output, plan, parts, manifest, running),
         manifest=manifest,
         price=price or find_stored_price(stored_job if isinstance(stored_job, dict) else {}),
-        estimate=output.load_estimate(),
     )
     _add_records(facts)
     return facts

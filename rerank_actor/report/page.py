@@ -39,7 +39,7 @@ def render_report(facts: Facts, rows: Rows) -> str:
     """Return the page."""
     page = Page(f"Scores: {STATE_WORDS[facts.status.state]}", about=_describe(facts))
     page.add("In short", make_figures(_list_figures(facts)))
-    if facts.estimate:
+    if facts.status.planned:
         page.add("As planned?", _compare_estimate(facts))
     page.add("Throughput", _show_timeline(facts))
     _add_distributions(page, facts, rows)
@@ -113,7 +113,7 @@ def _measure_busy(facts: Facts) -> float | None:
 
 
 def _compare_estimate(facts: Facts) -> str:
-    planned, rows = facts.estimate, []
+    planned, rows = facts.status.planned, []
     done = facts.status.committed_rows / facts.status.rows if facts.status.rows else 1.0
     scoring = sum(float(run.get("scoring_seconds") or 0) for run in facts.runs)
     busy = facts.totals.engine_seconds
