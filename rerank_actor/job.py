@@ -21,6 +21,7 @@ from rerank_actor.template import DEFAULT_INSTRUCTION
 
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
 JobKind = TypeVar("JobKind", bound=BaseModel)
+SECRET_FIELDS = ("on_finish", "on_trouble", "webhook")
 BUILT_IN_TOKENIZER = "bytes"  # the model name that stands for the fake engine's own byte tokenizer
 
 # Settings of vLLM (and two of the fake engine) that change speed or memory but no score beyond the noise of the dtype.
@@ -192,6 +193,18 @@ class ScoreJob(BaseModel):
         "speed of one actor, for the estimate of --dry-run (default: measured by an earlier run)",
         "F",
     )
+    on_finish: str | None = _flag(
+        None, "notice", "shell command for when the run has ended, however; it gets JSON on standard input", "COMMAND"
+    )
+    on_trouble: str | None = _flag(
+        None,
+        "notice",
+        "shell command for when units fail or the run stands still; at most every ten minutes",
+        "COMMAND",
+    )
+    webhook: str | None = _flag(
+        None, "notice", "address that gets both as a JSON post, for chat and pagers (its `text` is one line)", "URL"
+    )
     tokens_per_second: Annotated[float, Field(gt=0)] | None = _flag(
         None,
         "money",
@@ -217,6 +230,13 @@ class ScoreJob(BaseModel):
     @classmethod
     def _refuse_credentials(cls, value: Any) -> Any:
         return refuse_credentials(value)
+
+    @field_validator("webhook")
+    @classmethod
+    def _check_webhook(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://[^/\s]+", value):
+            raise ValueError("expected an address that begins with https:// or http://")
+        return value
 
     @field_validator("keep_columns")
     @classmethod
@@ -284,9 +304,13 @@ class ScoreJob(BaseModel):
             changes["model"] = storage.normalize_uri(self.model)
         return self.model_copy(update=changes)
 
+    def to_record(self) -> dict[str, Any]:
+        """Return the job as it is written down: without commands and addresses of notices, which may hold secrets."""
+        return self.model_dump(mode="json", exclude=set(SECRET_FIELDS))
+
     def to_yaml(self) -> str:
-        """Return the job as a job file."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """Return the job as a job file, without what `to_record` leaves out."""
+        return yaml.safe_dump(self.to_record(), sort_keys=False, allow_unicode=True)
 
     def scoring_settings(self) -> dict[str, Any]:
         """Return the settings that can change a score or a column: the job's share of the fingerprint."""

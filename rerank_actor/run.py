@@ -21,6 +21,7 @@ from rerank_actor.groundwork import Groundwork, make_specs, prepare_job, refuse_
 from rerank_actor.job import ScoreJob
 from rerank_actor.manifest import Totals, UnitRecords, check_committed, find_versions, limit_failures
 from rerank_actor.model import load_tokenizer_json
+from rerank_actor.notice import Notifier
 from rerank_actor.output import Lease, find_pending
 from rerank_actor.plan import Unit
 from rerank_actor.price import find_price
@@ -72,17 +73,29 @@ def run_job(job: ScoreJob, reporter: Reporter | None = None) -> RunResult:
     lease = Lease(ground.output, run_id)
     with refuse_dead_storage():
         lease.acquire(reporter.say)
+    notifier = Notifier(ground.job, run_id, reporter.say)
+    run = _Run(ground, run_id, lease, reporter, notifier)
     try:
-        return _Run(ground, run_id, lease, reporter).execute()
+        result = run.execute()
+    except RunInterruptedError as error:
+        notifier.report_end("stopped", str(error), run.tell_figures())
+        raise
+    except RerankError as error:
+        notifier.report_end("error", str(error), run.tell_figures())
+        raise
     finally:
         lease.release()
+    words = f"{result.status}, {result.totals.rows:,} rows, {len(result.failed):,} units failed"
+    notifier.report_end(result.status, words, run.tell_figures())
+    return result
 
 
 class _Run:
     """One run that holds the lease: what it has to do, and what it has learned so far."""
 
-    def __init__(self, ground: Groundwork, run_id: str, lease: Lease, reporter: Reporter) -> None:
+    def __init__(self, ground: Groundwork, run_id: str, lease: Lease, reporter: Reporter, notifier: Notifier) -> None:
         self.ground, self.run_id, self.lease, self.reporter = ground, run_id, lease, reporter
+        self.notifier = notifier
         self.output = ground.output
         self.records = UnitRecords(ground.output, run_id)
         self.totals = Totals()
@@ -106,6 +119,18 @@ class _Run:
         self._meter: Any = None
         self._window: list[tuple[float, int, int]] = []
         self._drained_at = self._manifest_at = time.monotonic()
+
+    def tell_figures(self) -> dict[str, Any]:
+        """Return how far the run is, for notices."""
+        return {
+            "rows": self.totals.rows,
+            "total_rows": self.ground.plan.num_rows,
+            "pairs_with_error": self.totals.failed_pairs,
+            "failed_units": len(self.failed),
+            "seconds": round(time.time() - self.started, 1),
+            "gpu_hours": round(self.actor_seconds * self.gpus_per_actor / 3600, 3),
+            "report": self.output.at("report.html"),
+        }
 
     def execute(self) -> RunResult:
         """Do the run: prepare the output, score what is pending, write down how it ended."""
@@ -243,13 +268,13 @@ class _Run:
         """Say so when more failed than the job allows."""
         job = self.ground.job
         if job.max_failed_units and len(self.failed) > job.max_failed_units:
-            self.reporter.say(f"more than {job.max_failed_units:,} units failed; stopping (--max-failed-units)")
+            self._warn(f"more than {job.max_failed_units:,} units failed; stopping (--max-failed-units)")
             return True
         if job.max_error_rows and self.scored_now.failed_pairs > job.max_error_rows:
-            self.reporter.say(f"more than {job.max_error_rows:,} rows have an error; stopping (--max-error-rows)")
+            self._warn(f"more than {job.max_error_rows:,} rows have an error; stopping (--max-error-rows)")
             return True
         if self.hopeless is not None:
-            self.reporter.say(f"every engine fails and nothing is scored any more; stopping ({self.hopeless})")
+            self._warn(f"every engine fails and nothing is scored any more; stopping ({self.hopeless})")
             return True
         return False
 
@@ -262,9 +287,7 @@ class _Run:
         self.standstills += 1
         count = restart_stuck_actors()
         self.faults["actor_stuck"] += count
-        self.reporter.say(
-            f"nothing has gone on for {self.idle_seconds:.0f} s; {count} actors that do not start are replaced"
-        )
+        self._warn(f"nothing has gone on for {self.idle_seconds:.0f} s; {count} actors that do not start are replaced")
 
     def _stop(self, ledger: Any, thread: threading.Thread, connection: Connection) -> None:
         """Tell a pipeline that is at work to stop, and wait a little for it."""
@@ -306,7 +329,7 @@ class _Run:
         for failure in news["engine_failures"]:
             self.engine_failures.append(failure)
             if self.engines:
-                self.reporter.say(f"an engine could not start, others are at work: {failure}")
+                self._warn(f"an engine could not start, others are at work: {failure}")
         for report in news["units"]:
             name = report.pop("unit")
             if name not in self.left or report.get("handed_back"):
@@ -359,7 +382,12 @@ class _Run:
             "attempts": report.get("attempts", 1),
             "run": self.run_id,
         }
-        self.reporter.say(f"unit {name} failed: {report['failure']}")
+        self._warn(f"unit {name} failed: {report['failure']}")
+
+    def _warn(self, message: str) -> None:
+        """Say what needs a person's eye, here and where notices go."""
+        self.reporter.say(message)
+        self.notifier.report_trouble(message, self.tell_figures())
 
     def _tell(self) -> None:
         now = time.time()
@@ -475,7 +503,7 @@ class _Run:
             "least_batch_tokens": self.least_batch_tokens or earlier.get("least_batch_tokens"),
             "engines": self.engines[:LISTED_ENGINES] or earlier.get("engines", []),
             "versions": find_versions(),
-            "job": ground.job.model_dump(mode="json"),
+            "job": ground.job.to_record(),
         }
         self.output.write_own("manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False).encode())
 

@@ -22,7 +22,7 @@ from rerank_actor.metrics import ACTOR_COUNTERS, RUN_COUNTERS, RUN_GAUGES, RunMe
 
 DASHBOARD = json.loads((ROOT / "cluster/grafana/dashboard.json").read_text())
 GUILTY, GUILTY_TOKEN = "\x07", 197  # of the byte tokenizer
-NUM_ROWS, UNIT_ROWS = 8000, 20
+NUM_ROWS, UNIT_ROWS = 1000, 20
 PRICE = 3.5
 WAIT_SECONDS = 240
 SAMPLE = re.compile(r"^(ray_rerank_\w+)\{(.*)\} (\S+)$")
@@ -89,7 +89,7 @@ def run(node: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[P
         url = f"http://{HOST}:{node.metrics_export_port}/metrics"
         deadline, scrape = time.monotonic() + WAIT_SECONDS, Scrape("")
         while not name_all() <= scrape.samples.keys() and time.monotonic() < deadline:
-            assert driver.poll() is None, log.read_text()
+            assert driver.poll() is None, (sorted(name_all() - scrape.samples.keys()), log.read_text())
             time.sleep(1)
             with urllib.request.urlopen(url, timeout=30) as answer:
                 scrape = Scrape(answer.read().decode())
