@@ -173,7 +173,8 @@ class RerankActor:
         finally:
             seconds = time.monotonic() - started
             self._busy_seconds += seconds
-            self._meter.end_work(pairs, tokens if pairs else 0, engine.cached_tokens - cached_before)
+            computed = (pairs, tokens, engine.cached_tokens - cached_before) if pairs else (0, 0, 0)
+            self._meter.end_work(*computed)
         self._pace.note(tokens, seconds)
         return found
 

@@ -24,11 +24,12 @@ JobKind = TypeVar("JobKind", bound=BaseModel)
 SECRET_FIELDS = ("on_finish", "on_trouble", "webhook")
 BUILT_IN_TOKENIZER = "bytes"  # the model name that stands for the fake engine's own byte tokenizer
 
-# Settings of vLLM (and two of the fake engine) that change speed or memory but no score beyond the noise of the dtype.
+# Settings of vLLM (and three of the fake engine) that change speed or memory but no score beyond the noise of the dtype.
 HARMLESS_ENGINE_ARGS = frozenset(
     {
         "async_scheduling",
         "block_size",
+        "cached_share",
         "compilation_config",
         "cpu_offload_gb",
         "disable_log_stats",
@@ -355,7 +356,12 @@ def check_engine_args(engine_args: Mapping[str, Any]) -> None:
     Raises:
         ValueError: an argument is none of those that are passed on.
     """
-    known = (HARMLESS_ENGINE_ARGS | SCORING_ENGINE_ARGS) - {*ENGINE_ARGS_WITH_FLAGS, "faults", "seconds_per_prompt"}
+    known = (HARMLESS_ENGINE_ARGS | SCORING_ENGINE_ARGS) - {
+        *ENGINE_ARGS_WITH_FLAGS,
+        "cached_share",
+        "faults",
+        "seconds_per_prompt",
+    }
     for name, value in engine_args.items():
         if name in ENGINE_ARGS_WITH_FLAGS:
             raise ValueError(f"--engine-args: `{name}` has a flag of its own, {ENGINE_ARGS_WITH_FLAGS[name]}")

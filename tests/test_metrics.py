@@ -22,7 +22,7 @@ from rerank_actor.metrics import ACTOR_COUNTERS, RUN_COUNTERS, RUN_GAUGES, RunMe
 
 DASHBOARD = json.loads((ROOT / "cluster/grafana/dashboard.json").read_text())
 GUILTY, GUILTY_TOKEN = "\x07", 197  # of the byte tokenizer
-NUM_ROWS, UNIT_ROWS = 1000, 20
+NUM_ROWS, UNIT_ROWS = 6000, 20
 PRICE = 3.5
 WAIT_SECONDS = 240
 SAMPLE = re.compile(r"^(ray_rerank_\w+)\{(.*)\} (\S+)$")
@@ -76,7 +76,11 @@ def run(node: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[P
     documents[5] = f"d{GUILTY}"
     table = pa.table({"query_id": [f"q{i}" for i in range(NUM_ROWS)], "query": ["q"] * NUM_ROWS, "document": documents})
     pq.write_table(table, folder / "pairs.parquet")
-    engine_args = {"seconds_per_prompt": 0.02, "faults": {"guilty_token": GUILTY_TOKEN, "guilty_kind": "raise"}}
+    engine_args = {
+        "seconds_per_prompt": 0.02,
+        "cached_share": 0.25,
+        "faults": {"guilty_token": GUILTY_TOKEN, "guilty_kind": "raise"},
+    }
     flags = ["--input", folder / "pairs.parquet", "--output", folder / "out", "--engine", "fake", "--actors", 2]
     flags += ["--unit-rows", UNIT_ROWS, "--max-attempts", 1, "--engine-args", json.dumps(engine_args)]
     flags += ["--gpu-price", PRICE, "--ray-address", node.address]
@@ -130,7 +134,9 @@ def test_metrics_of_actors_are_told_apart(run: tuple[Path, Scrape]) -> None:
     assert 1 <= len(actors) <= 2
     for actor in actors:
         pairs = scrape.add_up("ray_rerank_pairs_total", actor=actor)
-        assert scrape.add_up("ray_rerank_tokens_total", actor=actor) > pairs > 0
+        tokens = scrape.add_up("ray_rerank_tokens_total", actor=actor)
+        assert tokens > pairs > 0
+        assert scrape.add_up("ray_rerank_cached_tokens_total", actor=actor) == pytest.approx(tokens / 4, rel=0.01)
         assert scrape.add_up("ray_rerank_engine_busy_seconds_total", actor=actor) >= 0.02 * pairs * 0.9
     assert scrape.add_up("ray_rerank_retries_total") >= 2, "a unit of 20 with one guilty pair is split"
 
