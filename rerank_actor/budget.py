@@ -8,10 +8,11 @@ which.
 import json
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -52,6 +53,7 @@ class Budget:
         price: of a GPU hour; None where nobody told it.
         start_seconds: of an engine.
         actors: how many are asked for.
+        made: when, in seconds since 1970.
     """
 
     estimate: Estimate
@@ -63,6 +65,7 @@ class Budget:
     price: Price | None
     start_seconds: float
     actors: int
+    made: float = field(default_factory=time.time)
 
     def count_hours(self, actors: int, tokens: int | None = None, speed: float | None = None) -> float | None:
         """Return the wall hours of some actors, the start of their engines included."""
@@ -78,7 +81,7 @@ class Budget:
         hours = self.count_hours(self.actors, self.tokens)
         gpu_hours = hours * self.actors * self.gpus_per_actor if hours is not None else None
         return {
-            "made": time.time(),
+            "made": self.made,
             "rows": self.estimate.rows,
             "sampled_pairs": len(self.estimate.num_tokens),
             "tokens": self.tokens,
@@ -245,10 +248,10 @@ def _print_gpus(console: Console, budget: Budget, size: ModelSize | None) -> Non
 
 def print_gpu_types() -> None:
     """Print the table of GPU types."""
-    table = Table(title="GPU types", title_justify="left")
-    for name in ("GPU", "memory GiB", "float16 TFLOPS", "$/h", "of", "source", "date"):
-        table.add_column(name)
+    table = Table(title="GPU types", title_justify="left", box=SIMPLE)
+    for name in ("GPU", "GiB", "TFLOPS", "$/h", "instance", "source of the price"):
+        table.add_column(name, no_wrap=True)
     for kind in load_gpu_types().values():
         numbers = f"{kind.memory_gib:g}", f"{kind.tflops:g}", f"{kind.price:.4g}"
-        table.add_row(kind.name, *numbers, kind.instance, kind.source, f"{kind.date:%Y-%m-%d}")
+        table.add_row(kind.name, *numbers, kind.instance, f"{kind.source}, {kind.date:%Y-%m-%d}")
     Console(highlight=False).print(table)

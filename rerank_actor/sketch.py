@@ -21,7 +21,7 @@ SIZES = {"score": SCORE_BINS, "logit": LOGIT_BINS, "token": TOKEN_BINS, "truncat
 
 def bin_tokens(tokens: np.ndarray) -> np.ndarray:
     """Return the bin of each number of tokens, all from 1: bin n begins at 2 to the power of n / 8."""
-    return np.floor(np.log2(tokens.astype(np.float64)) * BINS_PER_DOUBLING + 1e-9).astype(np.int64)
+    return np.floor(np.log2(tokens.astype(np.float64)) * BINS_PER_DOUBLING + 1e-9)
 
 
 def find_edge(name: str, place: float) -> float:
@@ -34,7 +34,7 @@ def find_edge(name: str, place: float) -> float:
 
 
 def _count(bins: np.ndarray, size: int) -> np.ndarray:
-    return np.bincount(np.clip(bins, 0, size - 1), minlength=size).astype(np.int64)
+    return np.bincount(np.clip(bins, 0, size - 1).astype(np.int64), minlength=size).astype(np.int64)
 
 
 @dataclass
@@ -54,8 +54,8 @@ class Sketch:
 
         tokens, cut = values("num_tokens"), values("truncated_tokens")
         bins = {
-            "score": np.floor(values("score").astype(np.float64) / SCORE_WIDTH + 1e-9).astype(np.int64),
-            "logit": np.floor((values("logit").astype(np.float64) - LOGIT_FLOOR) / LOGIT_WIDTH).astype(np.int64),
+            "score": np.floor(values("score").astype(np.float64) / SCORE_WIDTH + 1e-9),
+            "logit": np.floor((values("logit").astype(np.float64) - LOGIT_FLOOR) / LOGIT_WIDTH),
             "token": bin_tokens(tokens[tokens > 0]),
             "truncation": bin_tokens(cut[cut > 0]),
         }

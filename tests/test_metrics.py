@@ -23,7 +23,7 @@ from rerank_actor.metrics import ACTOR_COUNTERS, RUN_COUNTERS, RUN_GAUGES, RunMe
 DASHBOARD = json.loads((ROOT / "cluster/grafana/dashboard.json").read_text())
 GUILTY, GUILTY_TOKEN = "\x07", 197  # of the byte tokenizer
 NUM_ROWS, UNIT_ROWS = 6000, 20
-PRICE = 3.5
+PRICE = 500.0
 WAIT_SECONDS = 240
 SAMPLE = re.compile(r"^(ray_rerank_\w+)\{(.*)\} (\S+)$")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -138,7 +138,7 @@ def test_metrics_of_actors_are_told_apart(run: tuple[Path, Scrape]) -> None:
         assert tokens > pairs > 0
         assert scrape.add_up("ray_rerank_cached_tokens_total", actor=actor) == pytest.approx(tokens / 4, rel=0.01)
         assert scrape.add_up("ray_rerank_engine_busy_seconds_total", actor=actor) >= 0.02 * pairs * 0.9
-    assert scrape.add_up("ray_rerank_retries_total") >= 2, "a unit of 20 with one guilty pair is split"
+    assert scrape.add_up("ray_rerank_retries_total") >= 1, "a unit with a guilty pair is tried again"
 
 
 def test_report_of_a_run_with_gpus_tells_its_cost(run: tuple[Path, Scrape]) -> None:
