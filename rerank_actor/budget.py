@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -248,7 +247,7 @@ def _print_gpus(console: Console, budget: Budget, size: ModelSize | None) -> Non
 
 def print_gpu_types() -> None:
     """Print the table of GPU types."""
-    table = Table(title="GPU types", title_justify="left", box=SIMPLE)
+    table = Table(title="GPU types", title_justify="left", box=None, pad_edge=False)
     for name in ("GPU", "GiB", "TFLOPS", "$/h", "instance", "source of the price"):
         table.add_column(name, no_wrap=True)
     for kind in load_gpu_types().values():

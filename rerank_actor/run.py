@@ -441,7 +441,8 @@ class _Run:
         self.records.flush()
         status = "failed" if missing else "complete"
         self._write_manifest(status, failed)
-        self._write_report()
+        if self.scored_now.units or failed or self.earlier.get("status", "complete") != "complete":
+            self._write_report()
         if not missing:
             storage.write_bytes(self.output.success_uri, b"")
         return RunResult(status, self.totals, failed, len(missing) - len(failed), self._run_figures(status))
