@@ -6,11 +6,13 @@ dark setting, wide tables scroll in themselves, and a phone shows one column. Kn
 
 import html
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeGuard
 
 HISTOGRAM_BARS = 48
+NUMBER = re.compile(r"[-+$]?[\d,]+(\.\d+)?(e[-+]\d+)?( %| x)?|-")  # as a text; a dash is one that is not known
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 220, 8, 24
 
 _STYLE = """
@@ -83,7 +85,7 @@ def make_figures(figures: Mapping[str, str]) -> str:
 
 def make_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return a table; numbers stand to the right, and a column with long texts keeps room for them."""
-    kinds = [' class="number"' if rows and _is_number(value) else "" for value in (rows[0] if rows else header)]
+    kinds = [' class="number"' if rows and _reads_as_number(value) else "" for value in (rows[0] if rows else header)]
     head = "".join(f"<th{kind}>{html.escape(name)}</th>" for name, kind in zip(header, kinds, strict=True))
     body = "".join("<tr>" + "".join(map(_make_cell, row)) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -93,11 +95,13 @@ def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float)
 
 
+def _reads_as_number(value: object) -> bool:
+    return _is_number(value) or (isinstance(value, str) and NUMBER.fullmatch(value) is not None)
+
+
 def _make_cell(value: object) -> str:
-    if _is_number(value):
-        return f'<td class="number">{html.escape(format_number(value))}</td>'
-    text = str(value)
-    kind = ' class="text"' if len(text) > 40 else ""
+    text = format_number(value) if _is_number(value) else str(value)
+    kind = ' class="number"' if _reads_as_number(value) else ' class="text"' if len(text) > 40 else ""
     return f"<td{kind}>{html.escape(text)}</td>"
 
 

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rerank_actor import storage
 from rerank_actor.job import ScoreJob
 from rerank_actor.output import Output
 from rerank_actor.part import flatten_columns
+from rerank_actor.progress import QuietReporter, Standing
 from rerank_actor.report.build import build_report
 from rerank_actor.report.facts import Facts, gather_facts
 from rerank_actor.report.rows import sample_rows
@@ -132,8 +134,6 @@ def test_report_reads_an_output_of_before_there_were_sketches(output: Path, tmp_
 
 def copy_output(output: Path, folder: Path) -> Path:
     """Return a copy of an output in which the parts are as they were written."""
-    import shutil
-
     return Path(shutil.copytree(output, folder / "copy"))
 
 
@@ -260,3 +260,41 @@ def test_sketch_of_extremes_loses_no_value() -> None:
     assert {name: found.count(name) for name in found.bins} == {"score": 5, "logit": 5, "token": 4, "truncation": 3}
     assert json.loads(json.dumps(found.to_record()))["score_bins"][-1] == 2
     assert [found.bins["logit"][place] for place in (0, 128, -1)] == [2, 1, 2]
+
+
+def test_run_at_work_leaves_figures_and_counts_once(
+    tmp_path: Path, local_ray: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rerank_actor.run.MANIFEST_SECONDS", 0.0)
+    target = tmp_path / "out"
+    seen: list[tuple[str, int, str]] = []
+
+    class Watcher(QuietReporter):
+        """Looks at the output while the run is at work, as another process would."""
+
+        def update(self, standing: Standing) -> None:
+            manifest = Output(str(target)).load_manifest()
+            if manifest and manifest["runs"][-1]["pairs"]:
+                title = show(build_report(str(target)))[:30]
+                seen.append((manifest["status"], len(manifest["runs"]), title))
+
+    job = make_job(
+        write_pairs(tmp_path), target, local_ray, engine_args={"seconds_per_prompt": 0.02}, unit_rows=20, limit=200
+    )
+    run_job(job, Watcher())
+    assert {(status, runs) for status, runs, _ in seen} == {("running", 1)}
+    assert all(title.startswith("Scores: a run is at work") for _, _, title in seen)
+    manifest = Output(str(target)).load_manifest()
+    assert [run["status"] for run in manifest["runs"]] == ["complete"]
+    assert manifest["runs"][0]["actor_seconds"] > 0
+    run_job(job)
+    assert [run["status"] for run in Output(str(target)).load_manifest()["runs"]] == ["complete", "complete"]
+
+
+def test_run_that_never_said_how_it_ended_is_shown_as_killed(output: Path, tmp_path: Path) -> None:
+    killed = copy_output(output, tmp_path)
+    path = killed / "_job/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["runs"][0]["status"] = manifest["status"] = "running"
+    path.write_text(json.dumps(manifest))
+    assert " killed " in show(build_report(str(killed))).partition("Runs began")[2][:200]

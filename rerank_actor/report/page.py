@@ -116,10 +116,14 @@ def _compare_estimate(facts: Facts) -> str:
     planned, rows = facts.status.planned, []
     done = facts.status.committed_rows / facts.status.rows if facts.status.rows else 1.0
     scoring = sum(float(run.get("scoring_seconds") or 0) for run in facts.runs)
-    busy = facts.totals.engine_seconds
+    scored = [run for run in facts.runs if run.get("scoring_seconds") and run.get("tokens")]
+    actor_seconds = sum(
+        float(run["scoring_seconds"]) * int(run.get("actors_most") or run.get("actors") or 1) for run in scored
+    )
+    speed = sum(int(run["tokens"]) for run in scored) / actor_seconds if actor_seconds else None
     found: dict[str, tuple[Any, float | None]] = {
         "prompt tokens": (planned.get("tokens"), float(facts.totals.tokens)),
-        "tokens a second of an actor": (planned.get("tokens_per_second"), facts.totals.tokens / busy if busy else None),
+        "tokens a second of an actor": (planned.get("tokens_per_second"), speed),
         "wall hours": (planned.get("wall_hours"), scoring / 3600 if scoring else None),
         "GPU hours": (planned.get("gpu_hours"), facts.gpu_hours),
         "cost in dollars": (planned.get("cost"), facts.cost),
