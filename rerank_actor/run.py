@@ -5,6 +5,7 @@ order and the words for the user; how each step works is known elsewhere.
 """
 
 import contextlib
+import gc
 import json
 import threading
 import time
@@ -260,8 +261,13 @@ class _Run:
         finally:
             self._stop(ledger, thread, connection)
         self._drain(ledger)
-        if problem and not hopeless:  # else it is what the pipeline says of being stopped
-            self._explain(problem[0])
+        try:
+            if problem and not hopeless:  # else it is what the pipeline says of being stopped
+                self._explain(problem[0])
+        finally:
+            if problem:
+                problem.clear()
+                gc.collect()  # the error's frames hold the actors, and these their CPUs and GPUs, on a Ray that lives on
         return not hopeless
 
     def _is_hopeless(self) -> bool:
