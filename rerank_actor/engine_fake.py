@@ -29,7 +29,7 @@ class FakeEngine:
     """An engine without a model.
 
     Its engine arguments: `seconds_per_prompt`, the time it sleeps for each prompt, which stands for the work of a real
-    engine; and `faults`, a mapping of
+    engine; `cached_share`, the share of tokens that it says a cache had; and `faults`, a mapping of
 
     - a kind (raise, nan, die, hang, hang_with_lock) to its probability for a batch,
     - `guilty_token` to a token id and `guilty_kind` to what happens on each prompt that holds it,
@@ -42,14 +42,16 @@ class FakeEngine:
     version = "1"  # of the rule below
     dtype = "float32"
     path = ""
-    cached_tokens = 0
 
     def __init__(self, spec: EngineSpec) -> None:
-        unknown = set(spec.engine_args) - {"seconds_per_prompt", "faults"}
+        unknown = set(spec.engine_args) - {"seconds_per_prompt", "cached_share", "faults"}
         if unknown:
             raise ModelError(
-                f"--engine-args: the fake engine has no `{min(unknown)}`; it takes `seconds_per_prompt` and `faults`"
+                f"--engine-args: the fake engine has no `{min(unknown)}`; it takes `seconds_per_prompt`, `cached_share` and "
+                "`faults`"
             )
+        self.cached_tokens = 0
+        self._cached_share = float(spec.engine_args.get("cached_share", 0.0))
         self._seconds_per_prompt = float(spec.engine_args.get("seconds_per_prompt", 0.0))
         self._faults = _Faults(spec.engine_args.get("faults", {}), spec.check_prompts)
         self._batch_tokens: int | None = None
@@ -64,6 +66,7 @@ class FakeEngine:
         for index, ids in enumerate(prompts):
             digest = hashlib.blake2b(np.asarray(ids, "<i4").tobytes(), digest_size=4).digest()
             logits[index] = np.float32(int.from_bytes(digest, "little") / 2**32 * 2 * SPREAD - SPREAD)
+        self.cached_tokens += int(self._cached_share * sum(len(ids) for ids in prompts))
         return self._faults.strike(prompts, logits)
 
     def shrink_batches(self) -> int | None:

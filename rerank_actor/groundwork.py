@@ -16,6 +16,7 @@ from rerank_actor.job import ScoreJob, hash_fingerprint
 from rerank_actor.model import RerankerModel, load_reranker_model
 from rerank_actor.output import Output
 from rerank_actor.plan import Plan, PlanChange, make_plan
+from rerank_actor.price import find_price
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.prompts import PairEncoder
 from rerank_actor.template import TEMPLATES
@@ -61,6 +62,7 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None) -> Groundwork:
     output = Output(job.output)
     if job.trust_remote_code:
         reporter.say(f"--trust-remote-code: {job.model_name} may run Python code of its own, here and on workers")
+    find_price(job.gpu_type, job.gpu_price)
     model = load_reranker_model(job.model_name, job.revision, trust_remote_code=job.trust_remote_code)
     job = _fit_max_length(job, model, reporter)
     settings = {

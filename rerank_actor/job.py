@@ -21,13 +21,15 @@ from rerank_actor.template import DEFAULT_INSTRUCTION
 
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
 JobKind = TypeVar("JobKind", bound=BaseModel)
+SECRET_FIELDS = ("on_finish", "on_trouble", "webhook")
 BUILT_IN_TOKENIZER = "bytes"  # the model name that stands for the fake engine's own byte tokenizer
 
-# Settings of vLLM (and two of the fake engine) that change speed or memory but no score beyond the noise of the dtype.
+# Settings of vLLM (and three of the fake engine) that change speed or memory but no score beyond the noise of the dtype.
 HARMLESS_ENGINE_ARGS = frozenset(
     {
         "async_scheduling",
         "block_size",
+        "cached_share",
         "compilation_config",
         "cpu_offload_gb",
         "disable_log_stats",
@@ -192,6 +194,30 @@ class ScoreJob(BaseModel):
         "speed of one actor, for the estimate of --dry-run (default: measured by an earlier run)",
         "F",
     )
+    on_finish: str | None = _flag(
+        None, "notice", "shell command for when the run has ended, however; it gets JSON on standard input", "COMMAND"
+    )
+    on_trouble: str | None = _flag(
+        None,
+        "notice",
+        "shell command for when units fail or the run stands still; at most every ten minutes",
+        "COMMAND",
+    )
+    webhook: str | None = _flag(
+        None, "notice", "address that gets both as a JSON post, for chat and pagers (its `text` is one line)", "URL"
+    )
+    tokens_per_second: Annotated[float, Field(gt=0)] | None = _flag(
+        None,
+        "money",
+        "prompt tokens a second of one actor, for jobs.plan (default: measured before, else assumed)",
+        "F",
+    )
+    gpu_type: str | None = _flag(
+        None, "money", "GPU that the actors run on, for its price; jobs.plan --list-gpus shows the table", "NAME"
+    )
+    gpu_price: Annotated[float, Field(ge=0)] | None = _flag(
+        None, "money", "dollars an hour for one GPU; overrides the table's", "F"
+    )
     ray_address: str | None = _flag(
         None, "run", "Ray cluster to use (default: RAY_ADDRESS, or a Ray started on this machine)", "ADDRESS"
     )
@@ -205,6 +231,13 @@ class ScoreJob(BaseModel):
     @classmethod
     def _refuse_credentials(cls, value: Any) -> Any:
         return refuse_credentials(value)
+
+    @field_validator("webhook")
+    @classmethod
+    def _check_webhook(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://[^/\s]+", value):
+            raise ValueError("expected an address that begins with https:// or http://")
+        return value
 
     @field_validator("keep_columns")
     @classmethod
@@ -277,9 +310,13 @@ class ScoreJob(BaseModel):
             changes["model"] = storage.normalize_uri(self.model)
         return self.model_copy(update=changes)
 
+    def to_record(self) -> dict[str, Any]:
+        """Return the job as it is written down: without commands and addresses of notices, which may hold secrets."""
+        return self.model_dump(mode="json", exclude=set(SECRET_FIELDS))
+
     def to_yaml(self) -> str:
-        """Return the job as a job file."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """Return the job as a job file, without what `to_record` leaves out."""
+        return yaml.safe_dump(self.to_record(), sort_keys=False, allow_unicode=True)
 
     def scoring_settings(self) -> dict[str, Any]:
         """Return the settings that can change a score or a column: the job's share of the fingerprint."""
@@ -324,7 +361,12 @@ def check_engine_args(engine_args: Mapping[str, Any]) -> None:
     Raises:
         ValueError: an argument is none of those that are passed on.
     """
-    known = (HARMLESS_ENGINE_ARGS | SCORING_ENGINE_ARGS) - {*ENGINE_ARGS_WITH_FLAGS, "faults", "seconds_per_prompt"}
+    known = (HARMLESS_ENGINE_ARGS | SCORING_ENGINE_ARGS) - {
+        *ENGINE_ARGS_WITH_FLAGS,
+        "cached_share",
+        "faults",
+        "seconds_per_prompt",
+    }
     for name, value in engine_args.items():
         if name in ENGINE_ARGS_WITH_FLAGS:
             raise ValueError(f"--engine-args: `{name}` has a flag of its own, {ENGINE_ARGS_WITH_FLAGS[name]}")

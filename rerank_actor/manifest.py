@@ -25,6 +25,7 @@ from rerank_actor.errors import InputError, RerankError
 from rerank_actor.output import Output
 from rerank_actor.part import PartCheck, check_part
 from rerank_actor.plan import Unit
+from rerank_actor.sketch import NAMES
 
 RECORDS_PER_FILE = 5000
 RECORD_SECONDS = 60.0  # that a record waits to be written at most
@@ -59,6 +60,7 @@ RECORD_SCHEMA = pa.schema(
         "part_bytes": pa.int64(),
         "part_etag": pa.string(),
         "finished_at": pa.float64(),
+        **{f"{name}_bins": pa.list_(pa.int32()) for name in NAMES},
     }
 )
 

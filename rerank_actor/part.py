@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from rerank_actor import storage
 from rerank_actor.plan import Unit
 from rerank_actor.shards import RESERVED_COLUMNS
+from rerank_actor.sketch import Sketch
 from rerank_actor.units import UnitWork
 
 ADDED_TYPES = dict(
@@ -98,12 +99,15 @@ def _list_errors(row_errors: list[str | None], offsets: np.ndarray, pair_errors:
 def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: str | None) -> dict[str, Any]:
     """Write a scored unit's part, whole or not at all, and return its totals with the part's size and version mark.
 
+    Its totals and the sketch of its scores are in its metadata too, so that they outlive a run that is killed.
+
     Doing it twice is harmless: the name follows from the unit and the content from the job.
 
     Raises:
         StorageError, JobError: the part could not be written.
     """
     table, totals = build_part(work)
+    facts = {**totals, **Sketch.of_columns(flatten_columns(table)).to_record(), **work.facts}
     own = {
         **metadata,
         "unit": work.unit.name,
@@ -113,7 +117,7 @@ def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: s
         "num_rows": str(work.unit.num_rows),
         "engine_version": str(work.facts.get("engine_version", "")),
         "dtype": str(work.facts.get("dtype", "")),
-        "facts": json.dumps({**totals, **work.facts}),
+        "facts": json.dumps(facts),
     }
     sink = io.BytesIO()
     table = table.replace_schema_metadata({METADATA_PREFIX + name: value for name, value in own.items()})
@@ -123,7 +127,7 @@ def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: s
     with storage.patient():
         storage.write_bytes(uri, data, scratch=scratch)
     written = {"part_bytes": len(data), "part_etag": _find_etag(uri, data), "finished_at": time.time()}
-    return {**totals, **work.facts, **written}
+    return {**facts, **written}
 
 
 def _find_etag(uri: str, data: bytes) -> str:
@@ -201,8 +205,8 @@ def _check_types(table: pa.Table) -> str | None:
     return None
 
 
-def _flatten(table: pa.Table) -> dict[str, pa.Array]:
-    """Return the added columns with a value a pair; of lists, those of rows that have one."""
+def flatten_columns(table: pa.Table) -> dict[str, pa.Array]:
+    """Return the added columns of a part with a value a pair; of lists, those of rows that have one."""
     has_list = pc.is_valid(table.column("score"))
     columns = {}
     for name in RESERVED_COLUMNS:
@@ -215,7 +219,7 @@ def _flatten(table: pa.Table) -> dict[str, pa.Array]:
 
 def _check_scores(table: pa.Table) -> str | None:
     """Check that each pair has a score or a reason, and that scores are the sigmoid of logits."""
-    columns = _flatten(table)
+    columns = flatten_columns(table)
     if len({len(column) for column in columns.values()}) > 1:
         return "has lists of different lengths in a row"
     has_score = pc.is_valid(columns["score"])
@@ -231,7 +235,7 @@ def _check_scores(table: pa.Table) -> str | None:
 
 
 def _compare_with_facts(table: pa.Table, facts: dict[str, Any]) -> str | None:
-    columns = _flatten(table)
+    columns = flatten_columns(table)
     reasons = [columns["error"].drop_null()]
     if pa.types.is_list(table.schema.field("error").type):  # a row without a list has its reason alone
         reasons.append(pc.list_flatten(pc.filter(table.column("error"), pc.is_null(table.column("score")))))

@@ -150,6 +150,7 @@ def score_units(
     pool: ActorPool,
     ledger: Any,
     stall_seconds: float,
+    labels: dict[str, str],
 ) -> None:
     """Score units: the whole path of a unit from its shard to its part.
 
@@ -167,7 +168,7 @@ def score_units(
     )
     dataset = dataset.map_batches(
         RerankActor,
-        fn_constructor_args=(engine, ledger, stall_seconds, part.environment),
+        fn_constructor_args=(engine, ledger, stall_seconds, part.environment, labels),
         batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,

@@ -10,7 +10,7 @@ and TSV columns are all text. Where a row cannot be parsed, the row stays and it
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, cast
 
@@ -435,13 +435,14 @@ def _to_texts(column: pa.ChunkedArray) -> list[Any]:
         return [_value_or_fault(value) for value in column]
 
 
-def read_own_table(data: bytes) -> pa.Table:
-    """Read a Parquet file of the project's own, none of which has extension types.
+def read_own_table(data: bytes, skip: Container[str] = ()) -> pa.Table:
+    """Read a Parquet file of the project's own, none of which has extension types, without the columns to skip.
 
     Raises:
         pyarrow.ArrowException: it is damaged or not the project's.
     """
-    table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    table = file.read([name for name in file.schema_arrow.names if name not in skip])
     if any(_has_extension(kind) for kind in table.schema.types):
         raise pa.ArrowTypeError("a column is of an extension type")
     return table

@@ -185,7 +185,7 @@ def test_every_engine_argument_that_is_passed_on_is_one_of_vllm() -> None:
     source = (Path(spec.origin).parent / "engine/arg_utils.py").read_text()
     known = {line.split(":")[0].strip() for line in source.splitlines() if line.startswith("    ") and ":" in line}
     passed = HARMLESS_ENGINE_ARGS | SCORING_ENGINE_ARGS
-    assert passed - known <= {"faults", "seconds_per_prompt", "swap_space"}
+    assert passed - known <= {"cached_share", "faults", "seconds_per_prompt", "swap_space"}
     usual = {
         "max_num_seqs": 8,
         "load_format": "safetensors",
