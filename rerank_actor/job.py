@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from rerank_actor import storage
 from rerank_actor.errors import JobError
+from rerank_actor.field_template import parse_template
+from rerank_actor.presets import load_presets
 from rerank_actor.template import DEFAULT_INSTRUCTION
 
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
@@ -115,20 +117,49 @@ class ScoreJob(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     input: list[str] = _flag([], "input", "files, folders or globs to score; local paths or s3://", "URI")
-    format: Literal["auto", "parquet", "jsonl", "csv", "tsv"] = _flag(
+    format: Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv"] = _flag(
         "auto", "input", "format of the shards; auto goes by the name (.gz and .zst understood)"
     )
     query_column: str = _flag("query", "input", "column with the query", "NAME")
-    document_column: str = _flag("document", "input", "column with the document, or with a list of documents", "NAME")
+    document_column: str = _flag(
+        "document",
+        "input",
+        "column with the document or a list of documents: texts, or structs with text, title and id",
+        "NAME",
+    )
+    query_template: str | None = _flag(
+        None, "input", "how the query is written from columns, as in '{question} {context}'", "TEXT"
+    )
+    document_template: str | None = _flag(
+        None,
+        "input",
+        r"how a document is written from columns, or from the fields of a candidate, as in '{title}\n{text}'",
+        "TEXT",
+    )
     instruction: str = _flag(DEFAULT_INSTRUCTION, "input", "the task, in one sentence", "TEXT")
     instruction_column: str | None = _flag(
         None, "input", "column with an instruction for each row; a null takes --instruction", "NAME"
+    )
+    instruction_map: str | dict[str, str] | None = _flag(
+        None, "input", "YAML or JSON file with an instruction for each dataset, `*` for all others", "FILE"
+    )
+    dataset_column: str = _flag("dataset", "input", "column with the name to look up in --instruction-map", "NAME")
+    task: str | None = _flag(
+        None, "input", "instruction of a well-known task; `python -m jobs.tasks` lists them", "NAME"
     )
     limit: Annotated[int, Field(ge=1)] | None = _flag(None, "input", "score the first N rows only", "N")
 
     output: str = _flag("", "output", "folder for the scored parts; local path or s3://", "URI")
     keep_columns: str | list[str] = _flag(
         "all", "output", "input columns to keep: all, or a comma-separated list", "NAMES"
+    )
+    drop_columns: list[str] = _flag([], "output", "input columns to leave out, comma-separated", "NAMES")
+    rename_columns: dict[str, str] = _flag(
+        {}, "output", "other names for input columns in the output: OLD=NEW, comma-separated", "NAMES"
+    )
+    explode: bool = _flag(False, "output", "write a row for each document of a list instead of lists of scores")
+    explode_columns: list[str] = _flag(
+        [], "output", "with --explode: further lists to take apart along with the documents, comma-separated", "NAMES"
     )
     overwrite: bool = _flag(False, "output", "delete what the output folder holds of an earlier job and start afresh")
     rescore_changed: bool = _flag(False, "output", "score shards again that changed since they were scored")
@@ -213,6 +244,49 @@ class ScoreJob(BaseModel):
             return value
         return [name.strip() for name in value.split(",") if name.strip()]
 
+    @field_validator("drop_columns", "explode_columns", mode="before")
+    @classmethod
+    def _split_list(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+    @field_validator("rename_columns", mode="before")
+    @classmethod
+    def _split_renames(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        if not all(old.strip() and new.strip() for old, _, new in pairs):
+            raise ValueError("expected OLD=NEW,...")
+        return {old.strip(): new.strip() for old, _, new in pairs}
+
+    @field_validator("query_template", "document_template")
+    @classmethod
+    def _check_template(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_template(value)
+        return value
+
+    @field_validator("task")
+    @classmethod
+    def _check_task(cls, value: str | None) -> str | None:
+        known = load_presets()
+        if value is not None and value not in known:
+            raise ValueError(f"no task `{value}`{suggest(value, known)}; there are {', '.join(known)}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_instructions(self) -> "ScoreJob":
+        if self.instruction_map is not None and self.instruction_column is not None:
+            raise ValueError(
+                "--instruction-map and --instruction-column both say what a row's instruction is; give one"
+            )
+        given = self.instruction if "instruction" in self.model_fields_set else None
+        if self.task is not None and given not in (None, load_presets()[self.task].instruction):
+            raise ValueError("--task and --instruction both say what the instruction is; give one")
+        if self.explode_columns and not self.explode:
+            raise ValueError("--explode-columns needs --explode")
+        return self
+
     @field_validator("engine_args", mode="before")
     @classmethod
     def _parse_json(cls, value: Any) -> Any:
@@ -262,14 +336,29 @@ class ScoreJob(BaseModel):
         low, _, high = str(self.actors).partition(":")
         return int(low), int(high or low)
 
+    @property
+    def instructions(self) -> dict[str, str] | None:
+        """The instruction of each dataset, once the job is normalized."""
+        return self.instruction_map if isinstance(self.instruction_map, dict) else None
+
     def normalized(self) -> "ScoreJob":
-        """Return the job with every location in its one spelling, so that relative paths survive a change of folder."""
+        """Return the job with every location in its one spelling, so that relative paths survive a change of folder.
+
+        A task becomes its instruction, and the name of an instruction map what it holds.
+
+        Raises:
+            JobError: the map is missing, or does not give a text for each dataset.
+        """
         changes: dict[str, Any] = {
             "input": [storage.normalize_uri(uri) for uri in self.input],
             "output": storage.normalize_uri(self.output),
         }
         if self.model and not storage.is_s3(self.model) and Path(self.model).expanduser().is_dir():
             changes["model"] = storage.normalize_uri(self.model)
+        if self.task is not None:
+            changes["instruction"] = load_presets()[self.task].instruction
+        if isinstance(self.instruction_map, str):
+            changes["instruction_map"] = _read_instruction_map(self.instruction_map)
         return self.model_copy(update=changes)
 
     def to_yaml(self) -> str:
@@ -291,8 +380,21 @@ class ScoreJob(BaseModel):
             "engine_args": {
                 name: value for name, value in sorted(self.engine_args.items()) if name not in HARMLESS_ENGINE_ARGS
             },
-            # Only where it is given, so that outputs of before there was this flag go on.
-            **({"trust_remote_code": True} if self.trust_remote_code else {}),
+            # Only where it is given, so that outputs of before there were these flags go on.
+            **{name: value for name, value in self._later_settings().items() if value},
+        }
+
+    def _later_settings(self) -> dict[str, Any]:
+        return {
+            "trust_remote_code": self.trust_remote_code,
+            "query_template": self.query_template,
+            "document_template": self.document_template,
+            "instruction_map": self.instructions,
+            "dataset_column": self.dataset_column if self.instructions is not None else None,
+            "drop_columns": sorted(self.drop_columns),
+            "rename_columns": self.rename_columns,
+            "explode": self.explode,
+            "explode_columns": sorted(self.explode_columns),
         }
 
 
@@ -398,18 +500,28 @@ _JobFileLoader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def _read_yaml(
+    path: str, what: str = "job file", expected: str = "`key: value` lines, one for each flag"
+) -> dict[str, Any]:
     uri = storage.normalize_uri(path)
     data = storage.read_if_present(uri)
     if data is None:
-        raise JobError(f"{path}: no such job file", uri=uri)
+        raise JobError(f"{path}: no such {what}", uri=uri)
     try:
         values = yaml.load(data, _JobFileLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise JobError(f"{path}: not a YAML file ({str(error).splitlines()[0]})", uri=uri) from None
     if not isinstance(values, dict):
-        raise JobError(f"{path}: expected `key: value` lines, one for each flag", uri=uri)
+        raise JobError(f"{path}: expected {expected}", uri=uri)
     return values
+
+
+def _read_instruction_map(path: str) -> dict[str, str]:
+    values = _read_yaml(path, "instruction map", "`dataset: instruction` lines")
+    for name, value in values.items():
+        if not isinstance(value, str) or not value.strip():
+            raise JobError(f"{path}: the instruction of `{name}` is not text; write `dataset: instruction` lines")
+    return {str(name): value for name, value in values.items()}
 
 
 def _describe(problem: Any, path: str | None, flags: Container[str]) -> str:

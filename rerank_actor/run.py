@@ -464,6 +464,7 @@ class _Run:
             "template": ground.model.template_name,
             "instruction": ground.job.instruction,
             "instruction_column": ground.job.instruction_column or "",
+            **({"explode": "true"} if ground.job.explode else {}),
             "engine": ground.job.engine,
             "run": self.run_id,
         }
