@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from rerank_actor import storage
+from rerank_actor import hub, storage
 from rerank_actor.errors import JobError
 from rerank_actor.field_template import parse_template
 from rerank_actor.presets import load_presets
@@ -116,9 +116,13 @@ class ScoreJob(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    input: list[str] = _flag([], "input", "files, folders or globs to score; local paths or s3://", "URI")
+    input: list[str] = _flag([], "input", "files, folders or globs to score, local or s3://; hf:// datasets", "URI")
     format: Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv"] = _flag(
         "auto", "input", "format of the shards; auto goes by the name (.gz and .zst understood)"
+    )
+    config: str | None = _flag(None, "input", "configuration of an hf:// dataset that has several", "NAME")
+    split: str | None = _flag(
+        None, "input", "splits of an hf:// dataset or a save_to_disk folder that has several: NAME,... or all", "NAMES"
     )
     query_column: str = _flag("query", "input", "column with the query", "NAME")
     document_column: str = _flag(
@@ -350,7 +354,7 @@ class ScoreJob(BaseModel):
             JobError: the map is missing, or does not give a text for each dataset.
         """
         changes: dict[str, Any] = {
-            "input": [storage.normalize_uri(uri) for uri in self.input],
+            "input": [_normalize_input(uri) for uri in self.input],
             "output": storage.normalize_uri(self.output),
         }
         if self.model and not storage.is_s3(self.model) and Path(self.model).expanduser().is_dir():
@@ -396,6 +400,15 @@ class ScoreJob(BaseModel):
             "explode": self.explode,
             "explode_columns": sorted(self.explode_columns),
         }
+
+
+def _normalize_input(uri: str) -> str:
+    if not hub.is_hub(uri):
+        return storage.normalize_uri(uri)
+    try:
+        return hub.normalize_hub_uri(uri)
+    except ValueError as error:
+        raise JobError(f"--input: {error}", uri=uri) from None
 
 
 def refuse_credentials(value: Any) -> Any:

@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 
 from rerank_actor import shards, storage
 from rerank_actor.columns import merge_types, read_own_table
+from rerank_actor.dataset_files import list_repository, pick_saved
 from rerank_actor.errors import InputError, JobError, OutputConflictError, RerankError
+from rerank_actor.hub import is_hub
 from rerank_actor.input_columns import check_columns, is_kept
 from rerank_actor.job import ScoreJob
 from rerank_actor.layout import UNIT_BYTES, ShardLayout
@@ -194,11 +196,20 @@ def list_input(job: ScoreJob) -> list[storage.StoredObject]:
         InputError: an input matches nothing, or lies in the output or around it.
     """
     found: dict[str, storage.StoredObject] = {}
+    has_splits = False
     for uri in job.input:
         _refuse_overlap(uri, job.output)
-        objects = storage.list_objects(uri)
+        if is_hub(uri):
+            objects, has_splits = list_repository(uri, job.config, job.split), True
+        else:
+            objects = storage.list_objects(uri)
+            saved = pick_saved(uri, objects, job.split)
+            objects, has_splits = saved or objects, has_splits or saved is not None
         if not objects:
-            raise InputError(f"{uri}: nothing there; --input takes files, folders and globs, local or s3://", uri=uri)
+            raise InputError(
+                f"{uri}: nothing there; --input takes files, folders and globs, local or s3://, and hf:// datasets",
+                uri=uri,
+            )
         kept = [item for item in objects if len(objects) == 1 or _has_format(item.uri, job.format)]
         if not kept:
             raise InputError(
@@ -208,6 +219,10 @@ def list_input(job: ScoreJob) -> list[storage.StoredObject]:
             )
         for item in kept:
             found.setdefault(item.uri, item)
+    if (job.split or job.config) and not has_splits:
+        raise InputError(
+            "--split and --config choose from hf:// datasets and save_to_disk folders, and no input is one"
+        )
     for item in found.values():
         shards.detect_format(item.uri, job.format)
     return list(found.values())
