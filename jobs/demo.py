@@ -11,7 +11,7 @@ from rich.table import Table
 
 from jobs.command_line import Parser, run_command
 from jobs.score import score
-from rerank_actor.sample import write_sample_model, write_sample_shards
+from rerank_actor.sample import write_sample_groups, write_sample_model, write_sample_shards
 
 SHOWN_QUERIES = ("en-01", "de-01", "zh-01")
 SHOWN_CANDIDATES = 3
@@ -29,6 +29,7 @@ def demo(arguments: Sequence[str] | None = None) -> int:
     model, pairs, scores = folder / "model", folder / "pairs", folder / "scores"
     write_sample_model(model)
     write_sample_shards(pairs)
+    write_sample_groups(folder / "grouped" / "queries.jsonl")
     flags = ["--input", pairs, "--output", scores, "--model", model, "--engine", found.engine, "--check-scores"]
     command = [str(flag) for flag in flags]
     print("python -m jobs.score " + " ".join(command), file=sys.stderr)

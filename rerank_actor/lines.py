@@ -27,7 +27,7 @@ from rerank_actor.layout import UNIT_BYTES, Block, Rows, ShardLayout, add_place
 
 TextFormat = Literal["jsonl", "csv", "tsv"]
 
-RANGE_BYTES = 16 * 2**20
+RANGE_BYTES = 8 * 2**20
 RANGES_AT_ONCE = 8  # in this process, whatever the number of shards; each takes some five times its size
 TYPED_ROWS = 1000  # JSON rows whose types are looked at together
 LONGEST_LINE = 256 * 2**20  # also of a CSV field, where an unclosed quote would swallow the rest of the shard

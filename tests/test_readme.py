@@ -84,6 +84,21 @@ def test_readme_mining_commands_do_what_they_say(
         assert name in shown
 
 
+def test_readme_grouped_sample_gives_the_scores_of_the_pairs(tmp_path: Path, local_ray: str) -> None:
+    folder = tmp_path / "demo-out"
+    assert demo(["--engine", "fake", "--folder", str(folder)]) == 0
+    command = re.search(r"^\.venv/bin/python -m jobs\.score (.*demo-out/grouped .+?(?:\\\n.+?)*)$", README, re.M)
+    assert command is not None
+    flags = shlex.split(command[1].replace("\\\n", " ").replace("demo-out/", f"{folder}/"))
+    assert score([*flags, "--engine", "fake", "--ray-address", local_ray]) == 0
+    pairs = {(row["query"], row["document"]): row["score"] for row in read_output(folder / "scores").to_pylist()}
+    rows = read_output(folder / "grouped-scores").to_pylist()
+    assert sum(len(row["documents"]) for row in rows) == 203
+    for row in rows:
+        assert len(row["relevant"]) == len(row["documents"]) == len(row["score"])
+        assert row["score"] == [pairs[row["query"], found["text"]] for found in row["documents"]]
+
+
 def list_layouts() -> list[tuple[str, dict[str, str], list[str], list[dict[str, Any]]]]:
     """Return name, input by file, flags and output rows of each line of the README's table of layouts."""
     table = README.partition("| your data | input |")[2].partition("\n\n")[0]
