@@ -6,7 +6,7 @@ as they were read, gives texts in parallel lists. Knows nothing of prompts, and 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ class TextSpec:
         instruction_map: instruction by dataset, or None.
         explode: give a row a pair.
         explode_columns: kept lists to take apart along with the documents.
+        keep_fields: of documents that are structs, the fields to keep; None for all.
     """
 
     query_column: str = "query"
@@ -51,6 +52,7 @@ class TextSpec:
     instruction_map: Mapping[str, str] | None = None
     explode: bool = False
     explode_columns: tuple[str, ...] = ()
+    keep_fields: tuple[str, ...] | None = None
 
     @property
     def text_columns(self) -> list[str]:
@@ -73,9 +75,7 @@ class TextSpec:
         if self.document_template:
             document = columns.get(self.document_column)
             own = {self.document_column, "text"} if document is not None else set()
-            kind = document.value_type if document is not None and is_list(document) else document
-            if kind is not None and pa.types.is_struct(kind):
-                own = {field.name for field in kind}
+            own = set(list_fields(document)) or own
             names = parse_template(self.document_template).names
             required["--document-template"] = [name for name in names if name not in own]
         else:
@@ -122,8 +122,19 @@ class Pairs:
     list_lengths: np.ndarray | None
 
 
+def list_fields(kind: pa.DataType | None) -> list[str]:
+    """Return the fields of documents of a type, none where they are no structs."""
+    kind = kind.value_type if kind is not None and is_list(kind) else kind
+    return [field.name for field in kind] if kind is not None and pa.types.is_struct(kind) else []
+
+
 def make_pairs(rows: Rows, spec: TextSpec) -> Pairs:
     """Return the pairs of some rows, in order."""
+    if spec.keep_fields is not None and spec.document_column in rows.table.column_names:
+        place = rows.table.column_names.index(spec.document_column)
+        if list_fields(rows.table.schema.field(place).type):
+            column = _select_fields(_combine(rows.table.column(place)), spec.keep_fields)
+            rows = replace(rows, table=rows.table.set_column(place, spec.document_column, column))
     count = rows.table.num_rows
     nothing: list[Any] = [None] * count
     row_errors = list(rows.faults)
@@ -259,9 +270,24 @@ def _explode(
     )
 
 
+def _combine(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
+
+
+def _select_fields(column: pa.Array, names: tuple[str, ...]) -> pa.Array:
+    """Return structs, or lists of them, with some of their fields."""
+    if is_list(column.type):
+        lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+        return pa.ListArray.from_arrays(offsets, _select_fields(pc.list_flatten(column), names), mask=column.is_null())
+    kept = [name for name in names if column.type.get_field_index(name) >= 0]
+    return pa.StructArray.from_arrays([pc.struct_field(column, name) for name in kept], kept, mask=column.is_null())
+
+
 def _take_elements(column: pa.ChunkedArray, owners: np.ndarray, index: np.ndarray, has_one: np.ndarray) -> pa.Array:
     """Return an element of a list for each exploded row, null where it has none."""
-    column = column.combine_chunks()
+    column = _combine(column)
     lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
     starts = np.cumsum(lengths) - lengths  # among the elements of lists that are not null
     places = starts[owners] + index

@@ -153,6 +153,7 @@ def make_prepare_spec(ground: Groundwork, environment: dict[str, str]) -> Prepar
         instruction_map=job.instructions,
         explode=job.explode,
         explode_columns=tuple(job.explode_columns),
+        keep_fields=tuple(job.keep_fields) if job.keep_fields else None,
     )
 
 

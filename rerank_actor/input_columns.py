@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from rerank_actor.candidates import INDEX_COLUMN, TextSpec
+from rerank_actor.candidates import INDEX_COLUMN, TextSpec, list_fields
 from rerank_actor.errors import InputError
 from rerank_actor.job import ScoreJob, suggest
 from rerank_actor.layout import ShardLayout
@@ -27,6 +27,7 @@ def make_text_spec(job: ScoreJob) -> TextSpec:
         instruction_map=job.instructions,
         explode=job.explode,
         explode_columns=tuple(job.explode_columns),
+        keep_fields=tuple(job.keep_fields) if job.keep_fields else None,
     )
 
 
@@ -56,6 +57,15 @@ def check_columns(job: ScoreJob, layouts: Mapping[str, ShardLayout], is_backfill
                 _require(uri, layout, flag, name)
                 kinds.setdefault((flag, name), []).append(layout.columns[name])
         _refuse_taken(job, uri, layout)
+        fields = list_fields(layout.columns.get(job.document_column))
+        for name in job.keep_fields if fields else []:
+            if name not in fields:
+                raise InputError(
+                    f"{uri}: candidates have no field `{name}`, which --keep-fields names; they have "
+                    f"{', '.join(f'`{field}`' for field in fields)}{suggest(name, fields)}",
+                    uri=uri,
+                    column=job.document_column,
+                )
     if layouts and not is_backfill:
         _refuse_unknown(job, layouts)
         for (flag, name), found in kinds.items():

@@ -161,6 +161,9 @@ class ScoreJob(BaseModel):
     rename_columns: dict[str, str] = _flag(
         {}, "output", "other names for input columns in the output: OLD=NEW, comma-separated", "NAMES"
     )
+    keep_fields: list[str] = _flag(
+        [], "output", "of candidates that are structs, fields to keep, comma-separated, as in id (default all)", "NAMES"
+    )
     explode: bool = _flag(False, "output", "write a row for each document of a list instead of lists of scores")
     explode_columns: list[str] = _flag(
         [], "output", "with --explode: further lists to take apart along with the documents, comma-separated", "NAMES"
@@ -248,7 +251,7 @@ class ScoreJob(BaseModel):
             return value
         return [name.strip() for name in value.split(",") if name.strip()]
 
-    @field_validator("drop_columns", "explode_columns", mode="before")
+    @field_validator("drop_columns", "keep_fields", "explode_columns", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
@@ -397,6 +400,7 @@ class ScoreJob(BaseModel):
             "dataset_column": self.dataset_column if self.instructions is not None else None,
             "drop_columns": sorted(self.drop_columns),
             "rename_columns": self.rename_columns,
+            "keep_fields": self.keep_fields,
             "explode": self.explode,
             "explode_columns": sorted(self.explode_columns),
         }

@@ -60,6 +60,7 @@ class PrepareSpec:
     instruction_map: dict[str, str] | None = None
     explode: bool = False
     explode_columns: tuple[str, ...] = ()
+    keep_fields: tuple[str, ...] | None = None
 
     @property
     def texts(self) -> TextSpec:

@@ -121,6 +121,21 @@ def test_exploded_rows_carry_their_candidate_and_rows_without_one_stay() -> None
     assert found.row_errors == [None, None, "document list is empty", "document list is null", None]
 
 
+@pytest.mark.parametrize("explode", [False, True])
+def test_kept_fields_leave_ids_and_take_texts_out(explode: bool) -> None:
+    documents = [[{"id": "1", "text": "a"}, None], None, [], [{"id": "2", "text": "b"}]]
+    rows = make_rows({"query": ["p", "q", "r", "s"], "document": documents})
+    found = make_pairs(rows, TextSpec(explode=explode, keep_fields=("id",)))
+    kept = [[{"id": "1"}, None], None, [], [{"id": "2"}]]
+    assert found.table.column("document").to_pylist() == (
+        [{"id": "1"}, None, None, None, {"id": "2"}] if explode else kept
+    )
+    assert [text for text in found.documents if text] == ["a", "b"]
+    flat = make_rows({"query": ["p", "q"], "document": [{"id": "1", "text": "a"}, None]})
+    found = make_pairs(flat, TextSpec(keep_fields=("id",)))
+    assert (found.table.column("document").to_pylist(), found.documents) == ([{"id": "1"}, None], ["a", None])
+
+
 def test_exploded_list_of_another_length_is_an_error_of_its_row() -> None:
     rows = make_rows({"query": ["p", "q"], "label": [[1], [1, 2]], "document": [["a", "b"], ["c", "d"]]})
     found = make_pairs(rows, TextSpec(explode=True, explode_columns=("label",)))
