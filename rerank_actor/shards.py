@@ -2,7 +2,7 @@
 
 `scan_shard` finds how many rows an object has and where a unit of rows may begin; `read_rows` reads one unit's rows
 as an Arrow table. Memory is bounded by the unit, not by the shard. Knows nothing of prompts, plans or Ray. The formats
-of text are in `lines`, Arrow's own in `arrow_file`.
+of text are in `lines` and `line_scan`, Arrow's own in `arrow_file`.
 """
 
 import csv
@@ -16,7 +16,8 @@ from rerank_actor.arrow_file import read_arrow, scan_arrow
 from rerank_actor.columns import is_list, to_texts
 from rerank_actor.errors import InputError, ObjectChangedError, ShardChangedError, ShardError, describe_cause
 from rerank_actor.layout import Block, Rows, ShardLayout
-from rerank_actor.lines import LineRange, LineScan, read_lines, scan_lines
+from rerank_actor.line_scan import LineScan, scan_lines
+from rerank_actor.lines import LineRange, read_lines
 
 Format = Literal["parquet", "jsonl", "csv", "tsv", "arrow"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rerank_actor import lines, shards
+from rerank_actor import line_scan, lines, shards
 from rerank_actor.errors import RerankError, ShardError
 from rerank_actor.job import load_job
 from rerank_actor.layout import ShardLayout
@@ -68,7 +68,7 @@ def test_ranges_of_any_size_find_the_rows_that_lines_hold(
     made = make_lines(range_bytes)
     data = ("\n".join(made) + end).encode()
     path = write(tmp_path / f"rows.jsonl{packing}", gzip.compress(data) if packing else data)
-    monkeypatch.setattr(lines, "RANGE_BYTES", range_bytes)
+    monkeypatch.setattr(line_scan, "RANGE_BYTES", range_bytes)
     layout = scan(path)
     expected = [(number, line) for number, line in enumerate(made, start=1) if line.strip()]
     found = read(path, layout)
@@ -125,7 +125,7 @@ def test_json_array_is_refused_with_the_cure(tmp_path: Path) -> None:
 
 
 def test_line_without_end_is_refused_and_never_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "RANGE_BYTES", 100)
+    monkeypatch.setattr(line_scan, "RANGE_BYTES", 100)
     monkeypatch.setattr(lines, "LONGEST_LINE", 1000)
     path = write(tmp_path / "rows.jsonl", b'{"query": "' + b"x" * 5000 + b'"}')
     with pytest.raises(RerankError, match=f"{path}: a line of more than"):
@@ -135,12 +135,12 @@ def test_line_without_end_is_refused_and_never_held(tmp_path: Path, monkeypatch:
 def test_lines_parsed_by_arrow_have_the_types_that_python_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "RANGE_BYTES", 200)
+    monkeypatch.setattr(line_scan, "RANGE_BYTES", 200)
     objects = [{"query": "q", "n": 1, "when": "2026-01-01", "deep": {"a": [1.5]}} for _ in range(30)]
     path = write(tmp_path / "rows.jsonl", "".join(json.dumps(found) + "\n" for found in objects).encode())
     types = scan(path).columns
     assert str(types["when"]) == "string"
-    parsed = lines._parse_with_arrow(path.read_bytes(), types)
+    parsed = line_scan._parse_with_arrow(path.read_bytes(), types)
     assert parsed is not None and parsed.num_rows == 30
     objects[20]["n"] = "text"
     path.write_text("".join(json.dumps(found) + "\n" for found in objects))
