@@ -154,6 +154,7 @@ def make_prepare_spec(ground: Groundwork, environment: dict[str, str]) -> Prepar
         explode=job.explode,
         explode_columns=tuple(job.explode_columns),
         keep_fields=tuple(job.keep_fields) if job.keep_fields else None,
+        header=tuple(job.columns),
     )
 
 

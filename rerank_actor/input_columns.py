@@ -12,7 +12,9 @@ from rerank_actor.candidates import INDEX_COLUMN, TextSpec, list_fields
 from rerank_actor.errors import InputError
 from rerank_actor.job import ScoreJob, suggest
 from rerank_actor.layout import ShardLayout
-from rerank_actor.shards import RESERVED_COLUMNS
+from rerank_actor.shards import RESERVED_COLUMNS, detect_format
+
+SHOWN_CHARACTERS = 40  # of a column's name, which may be a text where a file has no header
 
 
 def make_text_spec(job: ScoreJob) -> TextSpec:
@@ -54,7 +56,7 @@ def check_columns(job: ScoreJob, layouts: Mapping[str, ShardLayout], is_backfill
     for uri, layout in layouts.items():
         for flag, names in {**spec.list_required(layout.columns), "--keep-columns": kept}.items():
             for name in names:
-                _require(uri, layout, flag, name)
+                _require(job, uri, layout, flag, name)
                 kinds.setdefault((flag, name), []).append(layout.columns[name])
         _refuse_taken(job, uri, layout)
         fields = list_fields(layout.columns.get(job.document_column))
@@ -77,11 +79,13 @@ def check_columns(job: ScoreJob, layouts: Mapping[str, ShardLayout], is_backfill
                 )
 
 
-def _require(uri: str, layout: ShardLayout, flag: str, name: str) -> None:
+def _require(job: ScoreJob, uri: str, layout: ShardLayout, flag: str, name: str) -> None:
     if name not in layout.columns:
+        known = ", ".join(f"`{column[:SHOWN_CHARACTERS]}`" for column in layout.columns) or "none"
+        is_headed = detect_format(uri, job.format)[0] in ("csv", "tsv") and not job.columns
         raise InputError(
-            f"{uri}: no column `{name}`; it has {', '.join(f'`{c}`' for c in layout.columns) or 'none'}; "
-            f"choose with {flag}{suggest(name, layout.columns)}",
+            f"{uri}: no column `{name}`; it has {known}; choose with {flag}{suggest(name, layout.columns)}"
+            + (", or name the columns with --columns where the first line is no header" if is_headed else ""),
             uri=uri,
             column=name,
         )

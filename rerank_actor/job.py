@@ -120,6 +120,9 @@ class ScoreJob(BaseModel):
     format: Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv"] = _flag(
         "auto", "input", "format of the shards; auto goes by the name (.gz and .zst understood)"
     )
+    columns: list[str] = _flag(
+        [], "input", "names of the columns of CSV and TSV files without a header, comma-separated", "NAMES"
+    )
     config: str | None = _flag(None, "input", "configuration of an hf:// dataset that has several", "NAME")
     split: str | None = _flag(
         None, "input", "splits of an hf:// dataset or a save_to_disk folder that has several: NAME,... or all", "NAMES"
@@ -251,7 +254,7 @@ class ScoreJob(BaseModel):
             return value
         return [name.strip() for name in value.split(",") if name.strip()]
 
-    @field_validator("drop_columns", "keep_fields", "explode_columns", mode="before")
+    @field_validator("columns", "drop_columns", "keep_fields", "explode_columns", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
@@ -290,6 +293,8 @@ class ScoreJob(BaseModel):
         given = self.instruction if "instruction" in self.model_fields_set else None
         if self.task is not None and given not in (None, load_presets()[self.task].instruction):
             raise ValueError("--task and --instruction both say what the instruction is; give one")
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("--columns names a column twice")
         if self.explode_columns and not self.explode:
             raise ValueError("--explode-columns needs --explode")
         return self
@@ -400,6 +405,7 @@ class ScoreJob(BaseModel):
             "dataset_column": self.dataset_column if self.instructions is not None else None,
             "drop_columns": sorted(self.drop_columns),
             "rename_columns": self.rename_columns,
+            "columns": self.columns,
             "keep_fields": self.keep_fields,
             "explode": self.explode,
             "explode_columns": sorted(self.explode_columns),

@@ -38,6 +38,7 @@ class LineScan:
         kind, compression: its format.
         block_rows, block_pairs: of a block at most.
         list_column: column that may hold lists of documents.
+        header: names of the columns where the first line does not have them.
     """
 
     uri: str
@@ -48,6 +49,7 @@ class LineScan:
     block_rows: int
     block_pairs: int
     list_column: str
+    header: tuple[str, ...] = ()
 
 
 @dataclass
@@ -72,6 +74,8 @@ def scan_lines(scan: LineScan, break_at: int = -1) -> ShardLayout:
 def _read_header(scan: LineScan) -> tuple[list[str], int, int]:
     """Return the names of the columns, and byte and line after them; nothing of JSON, unless it is no JSON lines."""
     start, line = 0, 1
+    if scan.header and scan.kind != "jsonl":
+        return list(scan.header), start, line
     for length, num_lines, record in iterate_records(scan.uri, scan.size, scan.etag, scan.kind, scan.compression):
         if scan.kind == "jsonl":
             if record and (record == b"[" or cast(bytes, record).startswith(b"[{")):

@@ -120,6 +120,7 @@ class LineRange:
         row_start, num_rows: which rows.
         byte_start: first byte of the first row in the uncompressed text.
         line: its number; 0 where it is not known.
+        header: names of the columns where the first line does not have them.
     """
 
     uri: str
@@ -131,6 +132,7 @@ class LineRange:
     num_rows: int
     byte_start: int
     line: int
+    header: tuple[str, ...] = ()
 
 
 def read_lines(
@@ -141,9 +143,9 @@ def read_lines(
     types: dict[str, pa.DataType],
 ) -> Rows:
     """Read some rows; columns as `shards.read_rows` says."""
-    header: list[str] = []
+    header = list(wanted.header)
     source = (wanted.uri, wanted.size, wanted.etag, wanted.kind, wanted.compression)
-    if wanted.kind != "jsonl":
+    if wanted.kind != "jsonl" and not header:
         header = next((cast(list[str], found) for _, _, found in iterate_records(*source) if found), [])
     objects: list[dict[str, Any]] = []
     faults: list[str | None] = []

@@ -353,7 +353,16 @@ def _scan_all(
 
 def _scan(job: ScoreJob, uri: str, size: int, etag: str, break_at: int = -1) -> ShardLayout:
     block_rows = min(job.unit_rows or shards.BLOCK_ROWS, MAX_UNIT_ROWS)
-    return shards.scan_shard(uri, size, job.format, block_rows, break_at, etag=etag, list_column=job.document_column)
+    return shards.scan_shard(
+        uri,
+        size,
+        job.format,
+        block_rows,
+        break_at,
+        etag=etag,
+        list_column=job.document_column,
+        header=tuple(job.columns),
+    )
 
 
 def _choose_unit_size(job: ScoreJob, layouts: Iterable[ShardLayout]) -> UnitSize:

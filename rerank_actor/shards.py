@@ -67,6 +67,7 @@ def scan_shard(
     *,
     etag: str = "",
     list_column: str = "document",
+    header: tuple[str, ...] = (),
 ) -> ShardLayout:
     """Find rows, columns and unit borders of a shard: a Parquet footer is read, a text file is read once.
 
@@ -78,6 +79,7 @@ def scan_shard(
         break_at: row at which a block of lines begins whatever else.
         etag: its version mark as listed; "" where storage has none.
         list_column: the column that may hold lists of documents, which are counted.
+        header: names of the columns of CSV and TSV whose first line does not have them.
 
     Raises:
         ShardError: the shard is not what its format says.
@@ -90,7 +92,9 @@ def scan_shard(
             return _scan_parquet(uri, size, list_column)
         if kind == "arrow":
             return _refuse_duplicates(uri, scan_arrow(uri, size, etag))
-        return scan_lines(LineScan(uri, size, etag, kind, compression, block_rows, BLOCK_PAIRS, list_column), break_at)
+        return scan_lines(
+            LineScan(uri, size, etag, kind, compression, block_rows, BLOCK_PAIRS, list_column, header), break_at
+        )
     except (pa.ArrowException, EOFError, OSError, ValueError, csv.Error) as error:
         raise _unreadable(uri, kind, error) from error
 
@@ -154,6 +158,7 @@ def read_rows(
     num_rows: int,
     byte_start: int,
     number: int = 0,
+    header: tuple[str, ...] = (),
     keep: list[str] | None,
     drop: frozenset[str] = frozenset(),
     text_columns: list[str],
@@ -170,6 +175,7 @@ def read_rows(
         num_rows: rows to read.
         byte_start: where they begin, as `layout.Block` has it; unused for Parquet.
         number: the number of the line or row there, likewise.
+        header: as `scan_shard` has it.
         keep: columns of the table, None for all.
         drop: of these, columns to leave out.
         text_columns: columns whose values are wanted as Python texts, where the shard has them.
@@ -191,7 +197,7 @@ def read_rows(
                 table = read_arrow(uri, size, etag, row_start, num_rows, byte_start, number)
                 rows = _make_rows(table, table.column_names if keep is None else keep, drop, text_columns)
             else:
-                place = LineRange(uri, size, etag, kind, compression, row_start, num_rows, byte_start, number)
+                place = LineRange(uri, size, etag, kind, compression, row_start, num_rows, byte_start, number, header)
                 rows = read_lines(place, keep, drop, text_columns, types or {})
         except (pa.ArrowException, EOFError, OSError, ValueError, csv.Error) as error:
             storage.refuse_changed(uri, size, etag)  # what looks broken may be two shards' halves

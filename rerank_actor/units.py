@@ -37,6 +37,7 @@ class PrepareSpec:
         encoder: keyword arguments of `PairEncoder` besides the tokenizer.
         keep: columns to keep, None for all.
         drop: of these, columns to leave out.
+        header: names of the columns of CSV and TSV whose first line does not have them.
         rename: names in the part, of columns that have another there.
         query_column and the rest: as `candidates.TextSpec` has them.
         environment: AWS variables of the driver.
@@ -61,6 +62,7 @@ class PrepareSpec:
     explode: bool = False
     explode_columns: tuple[str, ...] = ()
     keep_fields: tuple[str, ...] | None = None
+    header: tuple[str, ...] = ()
 
     @property
     def texts(self) -> TextSpec:
@@ -193,6 +195,7 @@ def prepare_unit(unit: Unit, spec: PrepareSpec, tokenizer_json: str) -> UnitWork
                 num_rows=unit.num_rows,
                 byte_start=unit.byte_start,
                 number=unit.number,
+                header=spec.header,
                 keep=spec.keep,
                 drop=spec.drop,
                 text_columns=spec.texts.text_columns,

@@ -42,6 +42,7 @@ def test_layout_flags_read_from_a_command_line_and_from_a_file_alike(tmp_path: P
         ({"task": "bitext", "instruction": "another"}, "--task and --instruction"),
         ({"instruction_map": {"a": "b"}, "instruction_column": "c"}, "--instruction-map and --instruction-column"),
         ({"explode_columns": "labels"}, "--explode"),
+        ({"columns": "a,a"}, "--columns names a column twice"),
         ({"instruction_map": "/nowhere.yaml"}, "no such instruction map"),
     ],
 )
@@ -81,6 +82,7 @@ def test_task_is_its_instruction_and_nothing_else() -> None:
 def test_each_layout_setting_changes_the_fingerprint_only_where_it_is_given() -> None:
     plain = load_job(None, LAYOUT).scoring_settings()
     changes: list[dict[str, Any]] = [
+        {"columns": "a,b"},
         {"drop_columns": "a"},
         {"rename_columns": "a=b"},
         {"keep_fields": "id"},

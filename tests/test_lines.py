@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rerank_actor import line_scan, lines, shards
-from rerank_actor.errors import RerankError, ShardError
+from rerank_actor.errors import InputError, RerankError, ShardError
 from rerank_actor.job import load_job
 from rerank_actor.layout import ShardLayout
 from rerank_actor.plan import MAX_UNIT_ROWS, Plan, make_plan
@@ -99,6 +99,23 @@ def test_fields_that_do_not_fit_the_header_name_their_line(tmp_path: Path, kind:
     extra = 1 if kind == "csv" else 0
     assert [fault.rpartition("line ")[2] for fault in faults] == [f"{4 + extra})", f"{6 + extra})"]
     assert all(fault.startswith("row has another number of fields than the header (") for fault in faults)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_text_without_a_header_has_the_columns_that_are_named(tmp_path: Path, kind: str) -> None:
+    mark = "," if kind == "csv" else "\t"
+    path = write(tmp_path / f"rows.{kind}", f"a{mark}1\n\nshort\nb{mark}2\n".encode())
+    layout = scan(path, 1, header=("query", "n"))
+    assert (list(layout.columns), layout.num_rows) == (["query", "n"], 3)
+    found = read(path, layout, header=("query", "n"))
+    assert [value for rows in found for value in rows.table.column("n").to_pylist()] == ["1", None, "2"]
+    assert [fault for rows in found for fault in rows.faults if fault] == [
+        f"row has another number of fields than the header ({path}, line 3)"
+    ]
+    job = {"input": str(path), "output": str(tmp_path / "out")}
+    with pytest.raises(InputError, match="--columns where the first line is no header"):
+        make_plan(load_job(None, job), Plan())
+    assert make_plan(load_job(None, {**job, "columns": "query,document"}), Plan())[0].num_rows == 3
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.tsv", "rows.jsonl.gz"])
