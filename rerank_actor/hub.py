@@ -13,6 +13,7 @@ from typing import Any
 
 SCHEME = "hf://"
 DATASETS = "datasets/"
+PARQUET_BRANCH = "refs/convert/parquet"  # where the hub keeps a copy in Parquet; hf:// has ~parquet for it
 REQUEST_SECONDS = 60.0
 
 
@@ -40,6 +41,9 @@ def split_hub_uri(uri: str) -> tuple[str, str, str]:
     """Return repository, revision ("" where none is given) and path of a normalized URI."""
     owner, name, *path = uri.removeprefix(SCHEME + DATASETS).split("/")
     name, _, revision = name.partition("@")
+    if revision == "refs":  # as in @refs/convert/parquet, the one kind of revision with slashes
+        revision, path = "/".join([revision, *path[:2]]), path[2:]
+    revision = PARQUET_BRANCH if revision == "~parquet" else revision
     return f"{owner}/{name}", revision.replace("%2F", "/"), "/".join(path)
 
 

@@ -13,11 +13,13 @@ class HubServer:
 
     Attributes:
         repositories: files by path, by commit, by repository; the last commit is `main`.
+        branches: commit by repository and name, besides main.
         requests: method, path and Range of each request.
     """
 
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, dict[str, bytes]]] = {}
+        self.branches: dict[tuple[str, str], str] = {}
         self.requests: list[tuple[str, str, str]] = []
         self.token: str | None = None
         hub = self
@@ -44,7 +46,7 @@ class HubServer:
                 else:
                     url = urlsplit(self.path)
                     form = parse_qs(body.decode() or url.query)
-                    status, headers, data = hub.answer(unquote(url.path), form, self.headers.get("Range", ""))
+                    status, headers, data = hub.answer(url.path, form, self.headers.get("Range", ""))
                 self.send_response(status)
                 for name, value in {"Content-Length": str(len(data)), **headers}.items():
                     self.send_header(name, value)
@@ -64,14 +66,15 @@ class HubServer:
         return name
 
     def answer(self, path: str, form: dict[str, list[str]], wanted: str) -> tuple[int, dict[str, str], bytes]:
-        parts = path.strip("/").split("/")
+        parts = [unquote(part) for part in path.strip("/").split("/")]
         is_api = parts[0] == "api"
         parts = parts[1:] if is_api else parts
         commits = self.repositories.get("/".join(parts[1:3]), {})
         if parts[0] != "datasets" or not commits:
             return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
         what, revision, rest = (parts[3:4] or [""])[0], (parts[4:5] or ["main"])[0], "/".join(parts[5:])
-        commit = list(commits)[-1] if revision == "main" else revision
+        named = self.branches.get(("/".join(parts[1:3]), revision), revision)
+        commit = list(commits)[-1] if revision == "main" else named
         if commit not in commits:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
         files = commits[commit]

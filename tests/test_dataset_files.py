@@ -201,6 +201,16 @@ def test_hub_file_is_known_by_its_hash_and_not_by_the_commit(tmp_path: Path, hub
     assert read_all(pinned)[0]["document"] == "e0"
 
 
+@pytest.mark.parametrize("revision", ["v1.0", "refs/convert/parquet", "refs%2Fconvert%2Fparquet", "~parquet"])
+def test_hub_revision_of_any_form_names_its_files(tmp_path: Path, hub_server: HubServer, revision: str) -> None:
+    first = hub_server.commit("org/pairs", make_repository())
+    hub_server.commit("org/pairs", {"README.md": b"nothing else"})
+    for name in ("v1.0", "refs/convert/parquet"):
+        hub_server.branches["org/pairs", name] = first
+    found = plan(tmp_path, input=f"hf://datasets/org/pairs@{revision}/data/train-*")
+    assert len(read_all(found)) == 190
+
+
 def test_hub_that_refuses_or_does_not_answer_says_what_to_check(
     tmp_path: Path, hub_server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
