@@ -3,7 +3,7 @@
 Reads a few units, tokenizes some of their pairs, counts. Starts neither Ray nor an engine and writes nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rich.console import Console
@@ -138,15 +138,7 @@ def _count_shared(prompts: list[np.ndarray], head_tokens: np.ndarray) -> int:
 
 def _head_of(unit: Unit) -> Unit:
     """Return a unit's first rows, as a unit."""
-    return Unit(
-        unit.name,
-        unit.uri,
-        unit.size,
-        unit.etag,
-        unit.row_start,
-        min(unit.num_rows, SAMPLED_ROWS),
-        unit.byte_start,
-    )
+    return replace(unit, num_rows=min(unit.num_rows, SAMPLED_ROWS))
 
 
 def _find_rate(job: ScoreJob, manifest: dict[str, object]) -> tuple[float | None, str]:

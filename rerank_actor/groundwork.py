@@ -22,6 +22,8 @@ from rerank_actor.prompts import PairEncoder
 from rerank_actor.template import TEMPLATES
 from rerank_actor.units import PrepareSpec
 
+SHOWN_CHARACTERS = 300  # of a setting that differs
+
 
 @dataclass(frozen=True)
 class Groundwork:
@@ -105,13 +107,20 @@ def _fit_max_length(job: ScoreJob, model: RerankerModel, reporter: Reporter) -> 
 
 def _refuse_other_job(output: Output, stored: dict[str, Any], settings: dict[str, Any]) -> None:
     differing = sorted(name for name in {*stored, *settings} if stored.get(name) != settings.get(name))
-    shown = "; ".join(f"{name}: there {stored.get(name)!r}, now {settings.get(name)!r}" for name in differing)
+    shown = "; ".join(
+        f"{name}: there {_shorten(stored.get(name))}, now {_shorten(settings.get(name))}" for name in differing
+    )
     raise OutputConflictError(
         f"{output.uri}: belongs to another job, whose scores would not be comparable ({shown}); choose another --output, "
         "or --overwrite to start afresh",
         uri=output.uri,
         differing=differing,
     )
+
+
+def _shorten(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= SHOWN_CHARACTERS else f"{shown[:SHOWN_CHARACTERS]}..."
 
 
 def make_encoder_settings(ground: Groundwork) -> dict[str, Any]:
@@ -138,6 +147,16 @@ def make_prepare_spec(ground: Groundwork, environment: dict[str, str]) -> Prepar
         json_types=ground.plan.json_types,
         max_attempts=job.max_attempts,
         environment=environment,
+        drop=frozenset(job.drop_columns),
+        rename=job.rename_columns,
+        query_template=job.query_template,
+        document_template=job.document_template,
+        dataset_column=job.dataset_column,
+        instruction_map=job.instructions,
+        explode=job.explode,
+        explode_columns=tuple(job.explode_columns),
+        keep_fields=tuple(job.keep_fields) if job.keep_fields else None,
+        header=tuple(job.columns),
     )
 
 

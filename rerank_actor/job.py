@@ -15,8 +15,10 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from rerank_actor import storage
+from rerank_actor import hub, storage
 from rerank_actor.errors import JobError
+from rerank_actor.field_template import parse_template
+from rerank_actor.presets import load_presets
 from rerank_actor.template import DEFAULT_INSTRUCTION
 
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
@@ -116,21 +118,60 @@ class ScoreJob(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    input: list[str] = _flag([], "input", "files, folders or globs to score; local paths or s3://", "URI")
-    format: Literal["auto", "parquet", "jsonl", "csv", "tsv"] = _flag(
+    input: list[str] = _flag([], "input", "files, folders or globs to score, local or s3://; hf:// datasets", "URI")
+    format: Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv"] = _flag(
         "auto", "input", "format of the shards; auto goes by the name (.gz and .zst understood)"
     )
+    columns: list[str] = _flag(
+        [], "input", "names of the columns of CSV and TSV files without a header, comma-separated", "NAMES"
+    )
+    config: str | None = _flag(None, "input", "configuration of an hf:// dataset that has several", "NAME")
+    split: str | None = _flag(
+        None, "input", "splits of an hf:// dataset or a save_to_disk folder that has several: NAME,... or all", "NAMES"
+    )
     query_column: str = _flag("query", "input", "column with the query", "NAME")
-    document_column: str = _flag("document", "input", "column with the document, or with a list of documents", "NAME")
+    document_column: str = _flag(
+        "document",
+        "input",
+        "column with the document or a list of documents: texts, or structs with text, title and id",
+        "NAME",
+    )
+    query_template: str | None = _flag(
+        None, "input", "how the query is written from columns, as in '{question} {context}'", "TEXT"
+    )
+    document_template: str | None = _flag(
+        None,
+        "input",
+        r"how a document is written from columns, or from the fields of a candidate, as in '{title}\n{text}'",
+        "TEXT",
+    )
     instruction: str = _flag(DEFAULT_INSTRUCTION, "input", "the task, in one sentence", "TEXT")
     instruction_column: str | None = _flag(
         None, "input", "column with an instruction for each row; a null takes --instruction", "NAME"
+    )
+    instruction_map: str | dict[str, str] | None = _flag(
+        None, "input", "YAML or JSON file with an instruction for each dataset, `*` for all others", "FILE"
+    )
+    dataset_column: str = _flag("dataset", "input", "column with the name to look up in --instruction-map", "NAME")
+    task: str | None = _flag(
+        None, "input", "instruction of a well-known task; `python -m jobs.tasks` lists them", "NAME"
     )
     limit: Annotated[int, Field(ge=1)] | None = _flag(None, "input", "score the first N rows only", "N")
 
     output: str = _flag("", "output", "folder for the scored parts; local path or s3://", "URI")
     keep_columns: str | list[str] = _flag(
         "all", "output", "input columns to keep: all, or a comma-separated list", "NAMES"
+    )
+    drop_columns: list[str] = _flag([], "output", "input columns to leave out, comma-separated", "NAMES")
+    rename_columns: dict[str, str] = _flag(
+        {}, "output", "other names for input columns in the output: OLD=NEW, comma-separated", "NAMES"
+    )
+    keep_fields: list[str] = _flag(
+        [], "output", "of candidates that are structs, fields to keep, comma-separated, as in id (default all)", "NAMES"
+    )
+    explode: bool = _flag(False, "output", "write a row for each document of a list instead of lists of scores")
+    explode_columns: list[str] = _flag(
+        [], "output", "with --explode: further lists to take apart along with the documents, comma-separated", "NAMES"
     )
     overwrite: bool = _flag(False, "output", "delete what the output folder holds of an earlier job and start afresh")
     rescore_changed: bool = _flag(False, "output", "score shards again that changed since they were scored")
@@ -246,6 +287,51 @@ class ScoreJob(BaseModel):
             return value
         return [name.strip() for name in value.split(",") if name.strip()]
 
+    @field_validator("columns", "drop_columns", "keep_fields", "explode_columns", mode="before")
+    @classmethod
+    def _split_list(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+    @field_validator("rename_columns", mode="before")
+    @classmethod
+    def _split_renames(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        if not all(old.strip() and new.strip() for old, _, new in pairs):
+            raise ValueError("expected OLD=NEW,...")
+        return {old.strip(): new.strip() for old, _, new in pairs}
+
+    @field_validator("query_template", "document_template")
+    @classmethod
+    def _check_template(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_template(value)
+        return value
+
+    @field_validator("task")
+    @classmethod
+    def _check_task(cls, value: str | None) -> str | None:
+        known = load_presets()
+        if value is not None and value not in known:
+            raise ValueError(f"no task `{value}`{suggest(value, known)}; there are {', '.join(known)}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_instructions(self) -> "ScoreJob":
+        if self.instruction_map is not None and self.instruction_column is not None:
+            raise ValueError(
+                "--instruction-map and --instruction-column both say what a row's instruction is; give one"
+            )
+        given = self.instruction if "instruction" in self.model_fields_set else None
+        if self.task is not None and given not in (None, load_presets()[self.task].instruction):
+            raise ValueError("--task and --instruction both say what the instruction is; give one")
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("--columns names a column twice")
+        if self.explode_columns and not self.explode:
+            raise ValueError("--explode-columns needs --explode")
+        return self
+
     @field_validator("engine_args", mode="before")
     @classmethod
     def _parse_json(cls, value: Any) -> Any:
@@ -300,14 +386,29 @@ class ScoreJob(BaseModel):
         """GPUs that one engine is spread over."""
         return self.tensor_parallel_size * int(self.engine_args.get("pipeline_parallel_size") or 1)
 
+    @property
+    def instructions(self) -> dict[str, str] | None:
+        """The instruction of each dataset, once the job is normalized."""
+        return self.instruction_map if isinstance(self.instruction_map, dict) else None
+
     def normalized(self) -> "ScoreJob":
-        """Return the job with every location in its one spelling, so that relative paths survive a change of folder."""
+        """Return the job with every location in its one spelling, so that relative paths survive a change of folder.
+
+        A task becomes its instruction, and the name of an instruction map what it holds.
+
+        Raises:
+            JobError: the map is missing, or does not give a text for each dataset.
+        """
         changes: dict[str, Any] = {
-            "input": [storage.normalize_uri(uri) for uri in self.input],
+            "input": [_normalize_input(uri) for uri in self.input],
             "output": storage.normalize_uri(self.output),
         }
         if self.model and not storage.is_s3(self.model) and Path(self.model).expanduser().is_dir():
             changes["model"] = storage.normalize_uri(self.model)
+        if self.task is not None:
+            changes["instruction"] = load_presets()[self.task].instruction
+        if isinstance(self.instruction_map, str):
+            changes["instruction_map"] = _read_instruction_map(self.instruction_map)
         return self.model_copy(update=changes)
 
     def to_record(self) -> dict[str, Any]:
@@ -333,9 +434,33 @@ class ScoreJob(BaseModel):
             "engine_args": {
                 name: value for name, value in sorted(self.engine_args.items()) if name not in HARMLESS_ENGINE_ARGS
             },
-            # Only where it is given, so that outputs of before there was this flag go on.
-            **({"trust_remote_code": True} if self.trust_remote_code else {}),
+            # Only where it is given, so that outputs of before there were these flags go on.
+            **{name: value for name, value in self._later_settings().items() if value},
         }
+
+    def _later_settings(self) -> dict[str, Any]:
+        return {
+            "trust_remote_code": self.trust_remote_code,
+            "query_template": self.query_template,
+            "document_template": self.document_template,
+            "instruction_map": self.instructions,
+            "dataset_column": self.dataset_column if self.instructions is not None else None,
+            "drop_columns": sorted(self.drop_columns),
+            "rename_columns": self.rename_columns,
+            "columns": self.columns,
+            "keep_fields": self.keep_fields,
+            "explode": self.explode,
+            "explode_columns": sorted(self.explode_columns),
+        }
+
+
+def _normalize_input(uri: str) -> str:
+    if not hub.is_hub(uri):
+        return storage.normalize_uri(uri)
+    try:
+        return hub.normalize_hub_uri(uri)
+    except ValueError as error:
+        raise JobError(f"--input: {error}", uri=uri) from None
 
 
 def refuse_credentials(value: Any) -> Any:
@@ -413,11 +538,7 @@ def read_job_file(path: str | None, kind: type[BaseModel]) -> dict[str, Any]:
     """
     if path is None:
         return {}
-    uri = storage.normalize_uri(path)
-    data = storage.read_if_present(uri)
-    if data is None:
-        raise JobError(f"{path}: no such job file", uri=uri)
-    return parse_job_file(data, path, kind)
+    return parse_job_file(_read_file(path, "job file"), path, kind)
 
 
 def parse_job_file(data: bytes | str, path: str, kind: type[BaseModel]) -> dict[str, Any]:
@@ -460,14 +581,32 @@ _JobFileLoader.add_implicit_resolver(
 )
 
 
-def _parse_yaml(data: bytes | str, path: str) -> dict[str, Any]:
+def _read_file(path: str, what: str) -> bytes:
+    uri = storage.normalize_uri(path)
+    data = storage.read_if_present(uri)
+    if data is None:
+        raise JobError(f"{path}: no such {what}", uri=uri)
+    return data
+
+
+def _parse_yaml(
+    data: bytes | str, path: str, expected: str = "`key: value` lines, one for each flag"
+) -> dict[str, Any]:
     try:
         values = yaml.load(data, _JobFileLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise JobError(f"{path}: not a YAML file ({str(error).splitlines()[0]})", file=path) from None
     if not isinstance(values, dict):
-        raise JobError(f"{path}: expected `key: value` lines, one for each flag", file=path)
+        raise JobError(f"{path}: expected {expected}", file=path)
     return values
+
+
+def _read_instruction_map(path: str) -> dict[str, str]:
+    values = _parse_yaml(_read_file(path, "instruction map"), path, "`dataset: instruction` lines")
+    for name, value in values.items():
+        if not isinstance(value, str) or not value.strip():
+            raise JobError(f"{path}: the instruction of `{name}` is not text; write `dataset: instruction` lines")
+    return {str(name): value for name, value in values.items()}
 
 
 def _describe(problem: Any, path: str | None, flags: Container[str]) -> str:

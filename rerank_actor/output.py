@@ -21,9 +21,9 @@ from typing import Any
 import pyarrow as pa
 
 from rerank_actor import storage
+from rerank_actor.columns import read_own_table
 from rerank_actor.errors import InputError, OutputConflictError, RerankError
 from rerank_actor.plan import Plan, Unit
-from rerank_actor.shards import read_own_table
 from rerank_actor.sketch import NAMES
 
 HEARTBEAT_SECONDS = 10.0

@@ -19,6 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
+from rerank_actor.candidates import INDEX_COLUMN
+from rerank_actor.layout import find_reason
 from rerank_actor.plan import Unit
 from rerank_actor.shards import RESERVED_COLUMNS
 from rerank_actor.sketch import Sketch
@@ -63,13 +65,13 @@ def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
         "truncated_tokens": pa.array(np.where(scored, prompts.truncated_tokens, 0), pa.int32()),
         "error": pa.array(pair_errors, pa.string()),
     }
-    errors = Counter(str(reason) for reason in pair_errors if reason is not None)
+    errors = Counter(find_reason(str(reason)) for reason in pair_errors if reason is not None)
     if work.list_lengths is not None:
         lacking = work.list_lengths < 0
         offsets = np.concatenate([[0], np.cumsum(np.maximum(work.list_lengths, 0))]).astype(np.int32)
         columns = {name: _to_lists(offsets, values, lacking) for name, values in columns.items() if name != "error"}
         columns["error"] = _list_errors(work.row_errors.to_pylist(), offsets, pair_errors)
-        errors.update(str(reason) for reason in work.row_errors.to_pylist() if reason is not None)
+        errors.update(find_reason(str(reason)) for reason in work.row_errors.to_pylist() if reason is not None)
     table = pa.ipc.open_stream(work.rows).read_all()
     for name, values in columns.items():
         table = table.append_column(name, values)
@@ -189,9 +191,20 @@ def _compare_with_plan(unit: Unit, table: pa.Table, found: dict[str, str], finge
         return f"holds another unit ({found.get('unit')} of {found.get('shard')})"
     if found.get("shard_etag") != unit.etag:
         return "was scored from another version of its shard"
-    if table.num_rows != unit.num_rows:
-        return f"has {table.num_rows} rows, the plan {unit.num_rows}"
+    num_rows = count_input_rows(table, found)
+    if num_rows != unit.num_rows:
+        return f"has {'no whole number of' if num_rows is None else num_rows} rows, the plan {unit.num_rows}"
     return None
+
+
+def count_input_rows(table: pa.Table, found: dict[str, str]) -> int | None:
+    """Return how many input rows a part's rows are of; None where candidates of an exploded row are missing."""
+    if not found.get("explode"):
+        return int(table.num_rows)
+    index = table.column(INDEX_COLUMN).fill_null(0).to_numpy()
+    begins = index == 0
+    follows = np.append(False, index[1:] == index[:-1] + 1)
+    return int(begins.sum()) if (begins | follows).all() else None
 
 
 def _check_types(table: pa.Table) -> str | None:
@@ -240,12 +253,12 @@ def _compare_with_facts(table: pa.Table, facts: dict[str, Any]) -> str | None:
     if pa.types.is_list(table.schema.field("error").type):  # a row without a list has its reason alone
         reasons.append(pc.list_flatten(pc.filter(table.column("error"), pc.is_null(table.column("score")))))
     counted = {
-        "rows": table.num_rows,
+        "rows": count_input_rows(table, read_part_metadata(table.schema)),
         "pairs": len(columns["score"]),
         "scored": len(columns["score"]) - columns["score"].null_count,
         "truncated": int(pc.sum(pc.greater(columns["truncated_tokens"], 0)).as_py() or 0),
         "tokens": int(pc.sum(columns["num_tokens"]).as_py() or 0),
-        "errors": dict(Counter(reason for values in reasons for reason in values.to_pylist())),
+        "errors": dict(Counter(find_reason(reason) for values in reasons for reason in values.to_pylist())),
     }
     for name, count in counted.items():
         if facts.get(name) != count:

@@ -572,6 +572,12 @@ class _Run:
             "template": ground.model.template_name,
             "instruction": ground.job.instruction,
             "instruction_column": ground.job.instruction_column or "",
+            **({"explode": "true"} if ground.job.explode else {}),
+            **{
+                name: json.dumps(ground.settings[name], ensure_ascii=False)
+                for name in ("query_template", "document_template", "instruction_map", "dataset_column")
+                if name in ground.settings
+            },
             "engine": ground.job.engine,
             "run": self.run_id,
         }

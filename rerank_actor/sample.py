@@ -75,6 +75,24 @@ def write_ranking_shard(folder: Path) -> Path:
     return path
 
 
+def write_sample_groups(path: Path) -> Path:
+    """Write the sample pairs as JSON lines, one a query with its candidates and their labels; an existing file stays."""
+    groups: dict[str, dict[str, Any]] = {}
+    for number, row in enumerate(load_sample_rows()):
+        if row["query"] is None:
+            continue
+        group = groups.setdefault(
+            row["query_id"], {"query_id": row["query_id"], "query": row["query"], "documents": [], "relevant": []}
+        )
+        group["documents"].append({"id": f"d{number:03d}", "text": row["document"]})
+        group["relevant"].append(row["relevant"])
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps(group, ensure_ascii=False) for group in groups.values())
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
 def train_sample_tokenizer(texts: Iterable[str], vocabulary_size: int = VOCABULARY_SIZE) -> Any:
     """Return a `tokenizers.Tokenizer` of the Qwen kind (NFC, its pattern, byte-level BPE), `yes` and `no` in it."""
     from tokenizers import (

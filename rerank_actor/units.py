@@ -6,7 +6,7 @@ merge it; the actor sees token ids and never a text. Knows nothing of Ray.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, Self
 
@@ -21,12 +21,11 @@ from tenacity import (
 )
 
 from rerank_actor import shards, storage
+from rerank_actor.candidates import TextSpec, make_pairs
 from rerank_actor.errors import RerankError, ShardChangedError, ShardError
+from rerank_actor.layout import Rows
 from rerank_actor.plan import Unit
 from rerank_actor.prompts import PairEncoder, Prompts
-
-LIST_NULL = "document list is null"
-LIST_EXPECTED = "document is not a list"
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,10 @@ class PrepareSpec:
         fingerprint: of the job; also names the cached encoder of a worker process.
         encoder: keyword arguments of `PairEncoder` besides the tokenizer.
         keep: columns to keep, None for all.
+        drop: of these, columns to leave out.
+        header: names of the columns of CSV and TSV whose first line does not have them.
+        rename: names in the part, of columns that have another there.
+        query_column and the rest: as `candidates.TextSpec` has them.
         environment: AWS variables of the driver.
     """
 
@@ -50,6 +53,21 @@ class PrepareSpec:
     json_types: dict[str, pa.DataType]
     max_attempts: int
     environment: dict[str, str] = field(repr=False)
+    drop: frozenset[str] = frozenset()
+    rename: dict[str, str] = field(default_factory=dict)
+    query_template: str | None = None
+    document_template: str | None = None
+    dataset_column: str = "dataset"
+    instruction_map: dict[str, str] | None = None
+    explode: bool = False
+    explode_columns: tuple[str, ...] = ()
+    keep_fields: tuple[str, ...] | None = None
+    header: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> TextSpec:
+        """Where the texts of a row are."""
+        return TextSpec(**{item.name: getattr(self, item.name) for item in fields(TextSpec)})
 
 
 @dataclass(frozen=True)
@@ -160,9 +178,6 @@ def _encoder(fingerprint: str, tokenizer_json: str, encoder: str) -> PairEncoder
 def prepare_unit(unit: Unit, spec: PrepareSpec, tokenizer_json: str) -> UnitWork:
     """Read a unit's rows and make their prompts; what cannot be read becomes a failed unit, not an exception."""
     storage.adopt_environment(spec.environment)
-    columns = [spec.query_column, spec.document_column]
-    if spec.instruction_column is not None:
-        columns.append(spec.instruction_column)
     policy = Retrying(  # for bytes that came wrong; storage itself tries again whatever it can
         retry=retry_if_exception_type(ShardError) & retry_if_not_exception_type(ShardChangedError),
         stop=stop_after_attempt(spec.max_attempts),
@@ -179,8 +194,11 @@ def prepare_unit(unit: Unit, spec: PrepareSpec, tokenizer_json: str) -> UnitWork
                 row_start=unit.row_start,
                 num_rows=unit.num_rows,
                 byte_start=unit.byte_start,
+                number=unit.number,
+                header=spec.header,
                 keep=spec.keep,
-                text_columns=columns,
+                drop=spec.drop,
+                text_columns=spec.texts.text_columns,
                 types=spec.json_types,
                 size=unit.size,
                 etag=unit.etag,
@@ -190,35 +208,21 @@ def prepare_unit(unit: Unit, spec: PrepareSpec, tokenizer_json: str) -> UnitWork
         return UnitWork.failed(unit, str(error), {**facts, "read_retries": storage.retries_made() - retries_before})
     read_retries = storage.retries_made() - retries_before
     encoder = _encoder(spec.fingerprint, tokenizer_json, json.dumps(spec.encoder))
-    work = prepare_rows(unit, rows, columns, encoder)
+    work = prepare_rows(unit, rows, spec, encoder)
     return replace(work, facts={**work.facts, "read_retries": read_retries}) if read_retries else work
 
 
-def prepare_rows(unit: Unit, rows: shards.Rows, columns: list[str], encoder: PairEncoder) -> UnitWork:
+def prepare_rows(unit: Unit, rows: Rows, spec: PrepareSpec, encoder: PairEncoder) -> UnitWork:
     """Make the prompts of some rows: one a row, or one for each element of the document lists."""
-    queries = rows.texts[columns[0]]
-    documents = rows.texts[columns[1]]
-    instructions = rows.texts[columns[2]] if len(columns) > 2 else None
-    row_errors: list[str | None] = list(rows.faults)
-    lengths: np.ndarray | None = None
-    if columns[1] in rows.list_columns:
-        for index, found in enumerate(documents):
-            if row_errors[index] is None and not isinstance(found, list):
-                row_errors[index] = LIST_NULL if found is None else LIST_EXPECTED
-        lengths = np.array(
-            [-1 if row_errors[i] is not None else len(found) for i, found in enumerate(documents)], np.int32
-        )
-        owners = np.repeat(np.arange(len(documents)), np.maximum(lengths, 0))
-        queries = [queries[owner] for owner in owners]
-        instructions = [instructions[owner] for owner in owners] if instructions is not None else None
-        documents = [text for i, found in enumerate(documents) if lengths[i] > 0 for text in found]
+    pairs = make_pairs(rows, spec.texts)
+    table = pairs.table.rename_columns([spec.rename.get(name, name) for name in pairs.table.column_names])
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.table.schema) as writer:
-        writer.write_table(rows.table.combine_chunks())
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
     return UnitWork(
         unit=unit,
         rows=sink.getvalue(),
-        prompts=encoder.encode(queries, documents, instructions),
-        row_errors=pa.array(row_errors, pa.string()),
-        list_lengths=lengths,
+        prompts=encoder.encode(pairs.queries, pairs.documents, pairs.instructions),
+        row_errors=pa.array(pairs.row_errors, pa.string()),
+        list_lengths=pairs.list_lengths,
     )

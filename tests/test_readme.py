@@ -6,17 +6,20 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import reference
 from conftest import ROOT, read_output, run_command
-from datasets import load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
 from test_demo_model import LEAST_NDCG, measure_ndcg
 
 from jobs.demo import demo
 from jobs.mine import mine
+from jobs.score import score
+from jobs.verify import verify
 from rerank_actor.sample import DEMO_MODEL
 
 README = (ROOT / "README.md").read_text()
@@ -85,6 +88,68 @@ def test_readme_mining_commands_do_what_they_say(
     shown = capsys.readouterr().out
     for name in ("as given", "perc-pos=0.95", "perc-pos=0.95 depth=all", "margin-pos=1@logit", "mean margin"):
         assert name in shown
+
+
+def test_readme_grouped_sample_gives_the_scores_of_the_pairs(tmp_path: Path, local_ray: str) -> None:
+    folder = tmp_path / "demo-out"
+    assert demo(["--engine", "fake", "--folder", str(folder)]) == 0
+    command = re.search(r"^\.venv/bin/python -m jobs\.score (.*demo-out/grouped .+?(?:\\\n.+?)*)$", README, re.M)
+    assert command is not None
+    flags = shlex.split(command[1].replace("\\\n", " ").replace("demo-out/", f"{folder}/"))
+    assert score([*flags, "--engine", "fake", "--ray-address", local_ray]) == 0
+    pairs = {(row["query"], row["document"]): row["score"] for row in read_output(folder / "scores").to_pylist()}
+    rows = read_output(folder / "grouped-scores").to_pylist()
+    assert sum(len(row["documents"]) for row in rows) == 203
+    for row in rows:
+        assert len(row["relevant"]) == len(row["documents"]) == len(row["score"])
+        assert row["score"] == [pairs[row["query"], found["text"]] for found in row["documents"]]
+
+
+def list_layouts() -> list[tuple[str, dict[str, str], list[str], list[dict[str, Any]]]]:
+    """Return name, input by file, flags and output rows of each line of the README's table of layouts."""
+    table = README.partition("| your data | input |")[2].partition("\n\n")[0]
+    found = []
+    for line in table.splitlines()[2:]:
+        name, given, flags, shown = (cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1])
+        files: dict[str, list[str]] = {}
+        parsed = shlex.split(flags.strip("`"))
+        place = parsed[parsed.index("--input") + 1]
+        for text in (cell.strip("`") for cell in given.split("<br>")):
+            if re.fullmatch(r"[\w.]+:", text):
+                place = text[:-1]
+            else:
+                files.setdefault(place, []).append(text)
+        rows = [json.loads(cell.strip("`")) for cell in shown.split("<br>")]
+        found.append((name, {file: "\n".join(lines) + "\n" for file, lines in files.items()}, parsed, rows))
+    return found
+
+
+def round_figures(value: Any) -> Any:
+    if isinstance(value, list):
+        return [round_figures(item) for item in value]
+    return round(value, 2) if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize("layout", list_layouts(), ids=lambda layout: layout[0])
+def test_readme_layout_gives_the_output_that_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: str, layout: Any
+) -> None:
+    _, files, flags, expected = layout
+    monkeypatch.chdir(tmp_path)
+    for name, text in files.items():
+        if ".save_to_disk(" in text:
+            eval(text, {"Dataset": Dataset, "DatasetDict": DatasetDict})
+        else:
+            Path(name).write_text(text)
+    score([*flags, "--output", "scores", "--engine", "fake", "--ray-address", local_ray])
+    rows = read_output(tmp_path / "scores").to_pylist()
+    assert len(rows) == len(expected)
+    for row, shown in zip(rows, expected, strict=True):
+        found = {name: round_figures(row[name]) for name in shown}
+        if shown.get("error"):
+            found["error"] = found["error"].replace(f"{tmp_path}/", "")
+        assert found == shown
+    assert verify(["scores"]) == 0
 
 
 def test_readme_flags_modules_and_files_exist() -> None:

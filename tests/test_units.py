@@ -15,7 +15,7 @@ import pytest
 
 from rerank_actor.job import load_job
 from rerank_actor.model import load_reranker_model, load_tokenizer_json
-from rerank_actor.part import build_part, compute_score, read_part_metadata, write_part
+from rerank_actor.part import build_part, check_part, compute_score, read_part_metadata, write_part
 from rerank_actor.plan import Plan, Unit, make_plan
 from rerank_actor.shards import scan_shard
 from rerank_actor.units import PrepareSpec, UnitWork, prepare_unit
@@ -243,7 +243,8 @@ def test_json_values_of_another_type_later_give_parts_of_one_schema(
     assert len({str(pq.read_schema(path).field("value").type) for path in (tmp_path / "out").iterdir()}) == 1
     for kept, value in ((found[0]["value"], first), (found[-1]["value"], later)):
         kept = {name: inner for name, inner in kept.items() if inner is not None} if isinstance(kept, dict) else kept
-        assert kept == value or kept == json.dumps(value)
+        texts = [str(item) for item in value] if isinstance(value, list) else value
+        assert kept in (value, json.dumps(value), texts)
 
 
 def test_bytes_that_are_no_utf8_are_an_error_row_in_a_written_part(
@@ -310,3 +311,37 @@ def test_unit_as_table_and_back_is_the_same(write_shard: Write, prepare: Prepare
     assert scored.row_errors.to_pylist() == [None, "document list is null"]
     assert scored.prompts.errors.to_pylist() == [None, "document is null"]
     assert (scored.unit, scored.facts) == (work.unit, {"engine": "fake"})
+
+
+def test_exploded_part_is_checked_against_the_rows_of_its_unit(
+    write_shard: Write, prepare: Prepare, tmp_path: Path
+) -> None:
+    documents = pa.array([["a", "b"], [], None, ["c"]], pa.list_(pa.string()))
+    path = write_shard(pa.table({"query": ["p", "q", "r", "s"], "document": documents}))
+    work = prepare(path, explode=True, rename={"document": "candidate"})
+    metadata = {"fingerprint": "f", "explode": "true"}
+    totals = write_part(fill(work), str(tmp_path), metadata, None)
+    part = tmp_path / work.unit.part_name
+    table = pq.read_table(part)
+    assert table.column_names == ["query", "candidate", "candidate_index", *ADDED]
+    assert table.column("candidate").to_pylist() == ["a", "b", None, None, "c"]
+    assert (totals["rows"], totals["pairs"], totals["scored"]) == (4, 5, 3)
+    assert check_part(work.unit, part.read_bytes(), "f").problem is None
+    for kept in ([0, 2, 3, 4], [1, 2, 3, 4], [0, 1, 2, 4], [0, 1, 3, 2]):
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.take(kept), sink)
+        assert check_part(work.unit, sink.getvalue().to_pybytes(), "f").problem is not None
+
+
+def test_row_of_ten_thousand_candidates_is_one_row_with_as_many_scores(
+    write_shard: Write, prepare: Prepare, tmp_path: Path
+) -> None:
+    documents = [
+        [{"id": str(i), "title": "T", "text": f"{i}"} for i in range(10_000)],
+        [{"id": "x", "title": "", "text": "y"}],
+    ]
+    path = write_shard([{"query": "q", "document": found} for found in documents])
+    rows = finish(prepare(path, keep_fields=("id",)), tmp_path).to_pylist()
+    assert [len(row["score"]) for row in rows] == [10_000, 1]
+    assert rows[0]["logit"] == list(range(10_000))
+    assert rows[0]["document"][9_999] == {"id": "9999"}

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
+from rerank_actor.columns import is_list
 from rerank_actor.errors import InputError, ShardError, describe_cause
 from rerank_actor.job import suggest
 from rerank_actor.mining.rules import SPACES
-from rerank_actor.shards import is_list
 
 TEXT_ROLES = ("query", "document", "query_id", "document_id", "title", "instruction")
 
