@@ -84,7 +84,16 @@ class _Faults:
     """What befalls a fake engine."""
 
     def __init__(self, wanted: Mapping[str, Any], check_prompts: Sequence[Sequence[int]]) -> None:
-        known = {*KINDS, "guilty_token", "guilty_kind", "start", "start_probability", "start_mark", "memory_tokens", "seed"}
+        known = {
+            *KINDS,
+            "guilty_token",
+            "guilty_kind",
+            "start",
+            "start_probability",
+            "start_mark",
+            "memory_tokens",
+            "seed",
+        }
         unknown = set(wanted) - known
         kinds = {wanted.get("guilty_kind", "raise"), wanted.get("start", "raise")} - {*KINDS}
         if unknown or kinds:
