@@ -30,7 +30,8 @@ class FakeEngine:
     """An engine without a model.
 
     Its engine arguments: `seconds_per_prompt`, the time it sleeps for each prompt, which stands for the work of a real
-    engine; `cached_share`, the share of tokens that it says a cache had; and `faults`, a mapping of
+    engine; `cached_share`, the share of tokens that it says a cache had; `meet`, a folder and a number: no engine is at work
+    before as many engines have met there; and `faults`, a mapping of
 
     - a kind (raise, nan, die, hang, hang_with_lock) to its probability for a batch,
     - `guilty_token` to a token id and `guilty_kind` to what happens on each prompt that holds it,
@@ -46,11 +47,11 @@ class FakeEngine:
     path = ""
 
     def __init__(self, spec: EngineSpec) -> None:
-        unknown = set(spec.engine_args) - {"seconds_per_prompt", "cached_share", "faults"}
+        unknown = set(spec.engine_args) - {"seconds_per_prompt", "cached_share", "meet", "faults"}
         if unknown:
             raise ModelError(
-                f"--engine-args: the fake engine has no `{min(unknown)}`; it takes `seconds_per_prompt`, `cached_share` and "
-                "`faults`"
+                f"--engine-args: the fake engine has no `{min(unknown)}`; it takes `seconds_per_prompt`, `cached_share`, "
+                "`meet` and `faults`"
             )
         self.cached_tokens = 0
         self._cached_share = float(spec.engine_args.get("cached_share", 0.0))
@@ -58,6 +59,8 @@ class FakeEngine:
         self._faults = _Faults(spec.engine_args.get("faults", {}), spec.check_prompts)
         self._batch_tokens: int | None = None
         self._faults.strike_start()
+        if "meet" in spec.engine_args:
+            _meet(*spec.engine_args["meet"])
 
     def compute_logits(self, prompts: Sequence[np.ndarray], head_tokens: Sequence[int] | None = None) -> np.ndarray:
         """Return a logit for each prompt: 32 bits of the BLAKE2 hash of its little-endian int32 ids, scaled."""
@@ -78,6 +81,13 @@ class FakeEngine:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+def _meet(folder: str, number: int) -> None:
+    """Wait until so many engines have come to a folder."""
+    Path(folder, str(os.getpid())).touch()
+    while sum(1 for _ in Path(folder).iterdir()) < number:
+        time.sleep(0.05)
 
 
 class _Faults:

@@ -134,13 +134,14 @@ def test_gpus_of_unequal_nodes_are_all_used_and_reading_goes_on(
     tmp_path: Path, nodes: RayNodes, settings: dict[str, Any], actors: int
 ) -> None:
     shard, pairs = write_pairs(tmp_path, 160)
-    output = tmp_path / "output"
+    output, meeting = tmp_path / "output", tmp_path / "meeting"
+    meeting.mkdir()
     job = ScoreJob(
         input=[str(shard)],
         output=str(output),
         engine="fake",
         unit_rows=4,
-        engine_args={"seconds_per_prompt": 0.02},
+        engine_args={"seconds_per_prompt": 0.02, "meet": [str(meeting), actors]},  # a slow start is no missing actor
         ray_address=nodes.address,
         **settings,
     )
