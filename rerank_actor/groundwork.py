@@ -12,6 +12,7 @@ from typing import Any
 from rerank_actor.engine import EngineSpec
 from rerank_actor.engine_check import encode_check_pairs
 from rerank_actor.errors import JobError, ModelError, OutputConflictError, StorageError
+from rerank_actor.input_columns import make_text_spec
 from rerank_actor.job import ScoreJob, hash_fingerprint
 from rerank_actor.model import RerankerModel, load_reranker_model
 from rerank_actor.output import Output
@@ -140,22 +141,13 @@ def make_prepare_spec(ground: Groundwork, environment: dict[str, str]) -> Prepar
         fingerprint=ground.fingerprint,
         encoder=make_encoder_settings(ground),
         format=job.format,
-        query_column=job.query_column,
-        document_column=job.document_column,
-        instruction_column=job.instruction_column,
+        texts=make_text_spec(job),
         keep=None if job.keep_columns == "all" else list(job.keep_columns),
         json_types=ground.plan.json_types,
         max_attempts=job.max_attempts,
         environment=environment,
         drop=frozenset(job.drop_columns),
         rename=job.rename_columns,
-        query_template=job.query_template,
-        document_template=job.document_template,
-        dataset_column=job.dataset_column,
-        instruction_map=job.instructions,
-        explode=job.explode,
-        explode_columns=tuple(job.explode_columns),
-        keep_fields=tuple(job.keep_fields) if job.keep_fields else None,
         header=tuple(job.columns),
     )
 

@@ -6,7 +6,7 @@ merge it; the actor sees token ids and never a text. Knows nothing of Ray.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Self
 
@@ -35,39 +35,25 @@ class PrepareSpec:
     Attributes:
         fingerprint: of the job; also names the cached encoder of a worker process.
         encoder: keyword arguments of `PairEncoder` besides the tokenizer.
+        texts: where the texts of a row are.
         keep: columns to keep, None for all.
         drop: of these, columns to leave out.
         header: names of the columns of CSV and TSV whose first line does not have them.
         rename: names in the part, of columns that have another there.
-        query_column and the rest: as `candidates.TextSpec` has them.
         environment: AWS variables of the driver.
     """
 
     fingerprint: str
     encoder: dict[str, Any]
     format: str
-    query_column: str
-    document_column: str
-    instruction_column: str | None
+    texts: TextSpec
     keep: list[str] | None
     json_types: dict[str, pa.DataType]
     max_attempts: int
     environment: dict[str, str] = field(repr=False)
     drop: frozenset[str] = frozenset()
     rename: dict[str, str] = field(default_factory=dict)
-    query_template: str | None = None
-    document_template: str | None = None
-    dataset_column: str = "dataset"
-    instruction_map: dict[str, str] | None = None
-    explode: bool = False
-    explode_columns: tuple[str, ...] = ()
-    keep_fields: tuple[str, ...] | None = None
     header: tuple[str, ...] = ()
-
-    @property
-    def texts(self) -> TextSpec:
-        """Where the texts of a row are."""
-        return TextSpec(**{item.name: getattr(self, item.name) for item in fields(TextSpec)})
 
 
 @dataclass(frozen=True)

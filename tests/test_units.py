@@ -13,6 +13,7 @@ import pyarrow.dataset as dataset
 import pyarrow.parquet as pq
 import pytest
 
+from rerank_actor.candidates import TextSpec
 from rerank_actor.job import load_job
 from rerank_actor.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.part import build_part, check_part, compute_score, read_part_metadata, write_part
@@ -43,9 +44,7 @@ def prepare(tokenizer_json: str) -> Prepare:
             "fingerprint": f"f{max_length}",
             "encoder": {"template_name": "qwen3-reranker", "instruction": "i", "max_length": max_length},
             "format": "auto",
-            "query_column": "query",
-            "document_column": "document",
-            "instruction_column": None,
+            "texts": TextSpec(),
             "keep": None,
             "json_types": {} if path.suffix == ".parquet" else layout.columns,
             "max_attempts": 1,
@@ -167,7 +166,7 @@ def test_part_of_lists_without_a_single_pair_has_empty_lists(
 
 def test_instruction_column_with_nulls_falls_to_the_job_and_follows_lists(write_shard: Write, prepare: Prepare) -> None:
     rows = [{"query": "q", "document": ["d", "e"], "task": task} for task in ("longer task", None)]
-    prompts = prepare(write_shard(rows), instruction_column="task").prompts
+    prompts = prepare(write_shard(rows), texts=TextSpec(instruction_column="task")).prompts
     assert (prompts.num_tokens[:2] - prompts.num_tokens[2:]).tolist() == [len("longer task") - len("i")] * 2
 
 
@@ -290,7 +289,7 @@ def test_unit_of_an_unreadable_shard_is_failed_and_survives_the_way(write_shard:
     path = write_shard([{"query": "q", "document": "d"}] * 9)
     whole = prepare(path)
     path.write_bytes(path.read_bytes()[:-9] + bytes(9))
-    spec = PrepareSpec("f", {}, "auto", "query", "document", None, None, {}, 2, {})
+    spec = PrepareSpec("f", {}, "auto", TextSpec(), None, {}, 2, {})
     failed = send(prepare_unit(whole.unit, spec, ""))
     assert str(path) in str(failed.failure)
     assert failed.facts["attempts"] == 2
@@ -318,7 +317,7 @@ def test_exploded_part_is_checked_against_the_rows_of_its_unit(
 ) -> None:
     documents = pa.array([["a", "b"], [], None, ["c"]], pa.list_(pa.string()))
     path = write_shard(pa.table({"query": ["p", "q", "r", "s"], "document": documents}))
-    work = prepare(path, explode=True, rename={"document": "candidate"})
+    work = prepare(path, texts=TextSpec(explode=True), rename={"document": "candidate"})
     metadata = {"fingerprint": "f", "explode": "true"}
     totals = write_part(fill(work), str(tmp_path), metadata, None)
     part = tmp_path / work.unit.part_name
@@ -341,7 +340,7 @@ def test_row_of_ten_thousand_candidates_is_one_row_with_as_many_scores(
         [{"id": "x", "title": "", "text": "y"}],
     ]
     path = write_shard([{"query": "q", "document": found} for found in documents])
-    rows = finish(prepare(path, keep_fields=("id",)), tmp_path).to_pylist()
+    rows = finish(prepare(path, texts=TextSpec(keep_fields=("id",))), tmp_path).to_pylist()
     assert [len(row["score"]) for row in rows] == [10_000, 1]
     assert rows[0]["logit"] == list(range(10_000))
     assert rows[0]["document"][9_999] == {"id": "9999"}
