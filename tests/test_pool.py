@@ -13,14 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import ROOT, read_output
+from conftest import ROOT, read_output, run_command
 from ray_nodes import HOST, RayNodes, find_port, ray_nodes, ray_starts
 
 from rerank_actor import Reranker
 from rerank_actor.errors import JobError
-from rerank_actor.job import ScoreJob
 from rerank_actor.pool import ActorPool, Node, plan_pool
-from rerank_actor.run import run_job
 
 WAIT_SECONDS = 300
 HEAD, BIG = Node(4, 0), Node(32, 8)
@@ -124,30 +122,26 @@ def check_scores(output: Path, pairs: list[tuple[str, str]]) -> None:
 @pytest.mark.parametrize(
     ("settings", "actors"),
     [
-        ({}, 3),  # each GPU has its engine though two of them share one CPU
-        ({"gpus_per_actor": 0.5}, 6),
-        ({"tensor_parallel_size": 2}, 1),  # the two GPUs of one node, not one of each
+        ([], 3),  # each GPU has its engine though two of them share one CPU
+        (["--gpus-per-actor", 0.5], 6),
+        (["--tensor-parallel-size", 2], 1),  # the two GPUs of one node, not one of each
     ],
     ids=["a GPU each", "half a GPU each", "two GPUs each"],
 )
 def test_gpus_of_unequal_nodes_are_all_used_and_reading_goes_on(
-    tmp_path: Path, nodes: RayNodes, settings: dict[str, Any], actors: int
+    tmp_path: Path, nodes: RayNodes, settings: list[object], actors: int
 ) -> None:
     shard, pairs = write_pairs(tmp_path, 160)
     output, meeting = tmp_path / "output", tmp_path / "meeting"
     meeting.mkdir()
-    job = ScoreJob(
-        input=[str(shard)],
-        output=str(output),
-        engine="fake",
-        unit_rows=4,
-        engine_args={"seconds_per_prompt": 0.02, "meet": [str(meeting), actors]},  # a slow start is no missing actor
-        ray_address=nodes.address,
-        **settings,
-    )
-    result = run_job(job.normalized())
-    assert result.status == "complete"
-    assert result.run["actors"] == actors
+    engine = {"seconds_per_prompt": 0.02, "meet": [str(meeting), actors]}  # a slow start is no missing actor
+    flags = ["--input", shard, "--output", output, "--engine", "fake", "--unit-rows", 4, *settings]
+    flags += ["--engine-args", json.dumps(engine), "--ray-address", nodes.address]
+    found = run_command("score", *flags)  # in a process of its own: this one may be connected to another Ray
+    assert found.returncode == 0, found.stderr
+    manifest = json.loads((output / "_job/manifest.json").read_text())
+    assert manifest["status"] == "complete"
+    assert manifest["runs"][-1]["actors"] == actors
     check_scores(output, pairs)
 
 
