@@ -202,6 +202,16 @@ def test_lists_of_documents_are_told_by_row_and_place(tmp_path: Path, local_ray:
     assert facts.sketch.count("score") == facts.totals.scored == 10
 
 
+def test_broken_lines_are_told_under_the_reason_that_they_are_counted_by(tmp_path: Path, local_ray: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/pairs.jsonl").write_text('{"query": "q", "document": "d", "query_id": "q0"}\n{"query": "q\n')
+    run_job(make_job(tmp_path / "in", tmp_path / "out", local_ray))
+    found = sample_rows(gather_facts(str(tmp_path / "out"))).errors
+    assert {reason: [row["row"] for row in rows] for reason, rows in found.items()} == {
+        "line is not a JSON object": [1]
+    }
+
+
 def test_report_of_an_output_in_s3(tmp_path: Path, s3: Any, local_ray: str) -> None:
     target = f"s3://{s3.bucket}/out"
     job = ScoreJob(

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.errors import RerankError
+from rerank_actor.layout import find_reason
 from rerank_actor.part import flatten_columns
 from rerank_actor.plan import Unit
 from rerank_actor.report.facts import EXAMPLES, Facts
@@ -179,7 +180,7 @@ def _pick_errors(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     errors, parents, places = _explode(table, "error")
     for at in np.flatnonzero(errors.is_valid().to_numpy(zero_copy_only=False)):
-        reason = str(errors[at].as_py())
+        reason = find_reason(str(errors[at].as_py()))  # which is how the records count them
         if left.get(reason, 0) > 0:
             left[reason] -= 1
             yield reason, _tell(unit, table, int(parents[at]), int(places[at]), chooser)
