@@ -68,9 +68,11 @@ def _print_ranking(rows: list[dict[str, Any]]) -> None:
 
 def _print_quality(rows: list[dict[str, Any]]) -> None:
     """Print how well the queries were ranked that the model was not trained on."""
-    ranked = [[float(row["relevant"]) for row in _rank(rows, query.query_id)] for query in load_ranking_queries()]
-    found = [compute_ndcg([-float(place) for place in range(len(gains))], gains) for gains in ranked]
-    chance = [compute_random_ndcg(gains) for gains in ranked]
+    ranked = [_rank(rows, query.query_id) for query in load_ranking_queries()]
+    gains = [[float(row["relevant"]) for row in candidates] for candidates in ranked]
+    scores = [[float(row["score"]) for row in candidates] for candidates in ranked]
+    found = list(map(compute_ndcg, scores, gains))
+    chance = list(map(compute_random_ndcg, gains))
     print(
         f"nDCG@10 over {len(ranked)} queries written by hand, none of them in the model's training: "
         f"{sum(found) / len(found):.3f} (a random order: {sum(chance) / len(chance):.3f})"
