@@ -44,6 +44,17 @@ class Cluster:
         submit = ["job", "submit", "--address", self.dashboard, "--submission-id", name, "--working-dir", ".", "--"]
         return [str(BIN / "ray"), *submit, *map(str, entrypoint)]
 
+    def submit(self, name: str, *entrypoint: object) -> subprocess.CompletedProcess[str]:
+        """Submit a job of this folder and follow it to its end."""
+        return subprocess.run(
+            self.command(name, *entrypoint),
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_SECONDS,
+        )
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
@@ -109,14 +120,7 @@ def test_stopped_and_resubmitted_job_scores_what_a_local_run_does(tmp_path: Path
     assert 4 <= len(before) < 40
     assert not (output / "_SUCCESS").exists()
 
-    second = subprocess.run(
-        cluster.command("second", *score, *quick),
-        cwd=ROOT,
-        env=cluster.environment,
-        capture_output=True,
-        text=True,
-        timeout=WAIT_SECONDS,
-    )
+    second = cluster.submit("second", *score, *quick)
     assert second.returncode == 0, second.stdout + second.stderr
     assert f"{len(before)} committed already" in second.stdout
     after = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
@@ -129,14 +133,7 @@ def test_stopped_and_resubmitted_job_scores_what_a_local_run_does(tmp_path: Path
 
 
 def test_upload_holds_the_code_and_the_lock_file_alone(cluster: Cluster) -> None:
-    done = subprocess.run(
-        cluster.command("look", "find", ".", "-type", "f", "-ls"),
-        cwd=ROOT,
-        env=cluster.environment,
-        capture_output=True,
-        text=True,
-        timeout=WAIT_SECONDS,
-    )
+    done = cluster.submit("look", "find", ".", "-type", "f", "-ls")
     assert done.returncode == 0, done.stdout + done.stderr
     sizes = {
         name: int(size) for size, name in re.findall(r" (\d+) \w+ +\d+ +[\d:]+ \./(\S+)$", done.stdout, re.MULTILINE)
