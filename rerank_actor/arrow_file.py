@@ -11,15 +11,20 @@ from typing import Any
 import pyarrow as pa
 
 from rerank_actor import storage
-from rerank_actor.layout import Block, ShardLayout
+from rerank_actor.layout import Block, ShardLayout, refuse_doubled
 
 FILE_MAGIC = b"ARROW1"
 
 
 def scan_arrow(uri: str, size: int, etag: str) -> ShardLayout:
-    """Find the batches of an Arrow file."""
+    """Find the batches of an Arrow file.
+
+    Raises:
+        InputError: two of its columns have one name.
+    """
     with storage.open_input(uri, size=size, etag=etag) as source:
         is_file, is_sequential, schema = _look_at(source)
+        refuse_doubled(uri, schema.names)
         blocks: list[Block] = []
         row = 0
         if is_file:

@@ -5,10 +5,13 @@ of any one format.
 """
 
 import re
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+
+from rerank_actor.errors import InputError
 
 UNIT_BYTES = 32 * 2**20  # of uncompressed input; a prepared unit stays well under what Ray's object store likes
 
@@ -71,6 +74,24 @@ class Rows:
     texts: dict[str, list[Any]]
     faults: list[str | None]
     list_columns: frozenset[str]
+
+
+def choose_columns(names: Iterable[str], keep: list[str] | None, drop: Container[str]) -> list[str]:
+    """Return the columns of a table: those to keep (None for all) that are not to be left out."""
+    return [name for name in (names if keep is None else keep) if name not in drop]
+
+
+def refuse_doubled(uri: str, names: list[str]) -> None:
+    """Refuse a shard that has two columns of one name.
+
+    Raises:
+        InputError: it has.
+    """
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise InputError(
+            f"{uri}: has more than one column `{doubled[0]}`; rename one of them", uri=uri, column=doubled[0]
+        )
 
 
 def add_place(reason: str, uri: str, line: int, row: int) -> str:

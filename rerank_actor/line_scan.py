@@ -17,8 +17,8 @@ import pyarrow.json
 
 from rerank_actor import lines, storage
 from rerank_actor.columns import add_types, is_list, merge_types
-from rerank_actor.errors import InputError, ShardError
-from rerank_actor.layout import UNIT_BYTES, Block, ShardLayout
+from rerank_actor.errors import ShardError
+from rerank_actor.layout import UNIT_BYTES, Block, ShardLayout, refuse_doubled
 from rerank_actor.lines import BYTE_ORDER_MARK, TextFormat, decompress, iterate_records, parse_object, skip
 
 RANGE_BYTES = 8 * 2**20
@@ -88,13 +88,7 @@ def _read_header(scan: LineScan) -> tuple[list[str], int, int]:
         start, line = start + length, line + num_lines
         if record is None or record:
             names = cast(list[str], record or [])
-            doubled = sorted({name for name in names if names.count(name) > 1})
-            if doubled:
-                raise InputError(
-                    f"{scan.uri}: has more than one column `{doubled[0]}`; rename one of them",
-                    uri=scan.uri,
-                    column=doubled[0],
-                )
+            refuse_doubled(scan.uri, names)
             return names, start, line
     return [], 0, 1
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.columns import as_text, is_list, to_array
-from rerank_actor.layout import Rows, add_place
+from rerank_actor.layout import Rows, add_place, choose_columns
 
 TextFormat = Literal["jsonl", "csv", "tsv"]
 
@@ -165,7 +165,7 @@ def read_lines(
     names = header
     if wanted.kind == "jsonl":
         names = list(dict.fromkeys([*types, *(name for found in objects for name in found)]))
-    kept = [name for name in (names if keep is None else keep) if name not in drop]
+    kept = choose_columns(names, keep, drop)
     table = pa.table({name: to_array([found.get(name) for found in objects], types.get(name)) for name in kept})
     if not kept:
         table = table.select([]) if table.num_rows else pa.table({"": pa.nulls(len(objects))}).select([])

@@ -15,7 +15,7 @@ from rerank_actor import storage
 from rerank_actor.arrow_file import read_arrow, scan_arrow
 from rerank_actor.columns import is_list, to_texts
 from rerank_actor.errors import InputError, ObjectChangedError, ShardChangedError, ShardError, describe_cause
-from rerank_actor.layout import Block, Rows, ShardLayout
+from rerank_actor.layout import Block, Rows, ShardLayout, choose_columns, refuse_doubled
 from rerank_actor.line_scan import LineScan, scan_lines
 from rerank_actor.lines import LineRange, read_lines
 
@@ -91,7 +91,7 @@ def scan_shard(
         if kind == "parquet":
             return _scan_parquet(uri, size, list_column)
         if kind == "arrow":
-            return _refuse_duplicates(uri, scan_arrow(uri, size, etag))
+            return scan_arrow(uri, size, etag)
         return scan_lines(
             LineScan(uri, size, etag, kind, compression, block_rows, BLOCK_PAIRS, list_column, header), break_at
         )
@@ -117,6 +117,7 @@ def _scan_parquet(uri: str, size: int, list_column: str) -> ShardLayout:
     file = pq.ParquetFile(pa.BufferReader(tail))
     metadata = file.metadata
     schema = file.schema_arrow
+    refuse_doubled(uri, schema.names)
     leaf = _find_leaf(file, schema, list_column)
     blocks = []
     for index in range(metadata.num_row_groups):
@@ -124,9 +125,7 @@ def _scan_parquet(uri: str, size: int, list_column: str) -> ShardLayout:
         # A column chunk counts the elements of its lists, where empty and null lists count as one.
         pairs = group.column(leaf).num_values if leaf is not None else 0
         blocks.append(Block(group.num_rows, group.total_byte_size, num_pairs=pairs))
-    return _refuse_duplicates(
-        uri, ShardLayout(metadata.num_rows, dict(zip(schema.names, schema.types, strict=True)), blocks), schema.names
-    )
+    return ShardLayout(metadata.num_rows, dict(zip(schema.names, schema.types, strict=True)), blocks)
 
 
 def _find_leaf(file: pq.ParquetFile, schema: pa.Schema, list_column: str) -> int | None:
@@ -138,16 +137,6 @@ def _find_leaf(file: pq.ParquetFile, schema: pa.Schema, list_column: str) -> int
         if column.path.split(".")[0] == list_column and column.max_repetition_level == 1:
             return index
     return None
-
-
-def _refuse_duplicates(uri: str, layout: ShardLayout, names: list[str] | None = None) -> ShardLayout:
-    names = list(layout.columns) if names is None else names
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise InputError(
-            f"{uri}: has more than one column `{doubled[0]}`; rename one of them", uri=uri, column=doubled[0]
-        )
-    return layout
 
 
 def read_rows(
@@ -195,7 +184,7 @@ def read_rows(
                 rows = _read_parquet(uri, size, etag, row_start, num_rows, keep, drop, text_columns)
             elif kind == "arrow":
                 table = read_arrow(uri, size, etag, row_start, num_rows, byte_start, number)
-                rows = _make_rows(table, table.column_names if keep is None else keep, drop, text_columns)
+                rows = _make_rows(table, choose_columns(table.column_names, keep, drop), text_columns)
             else:
                 place = LineRange(uri, size, etag, kind, compression, row_start, num_rows, byte_start, number, header)
                 rows = read_lines(place, keep, drop, text_columns, types or {})
@@ -232,7 +221,7 @@ def _read_parquet(
     with storage.open_input(uri, size=size, etag=etag) as source:
         file = pq.ParquetFile(source, buffer_size=2**20)
         names = file.schema_arrow.names
-        kept = [name for name in (names if keep is None else keep) if name not in drop]
+        kept = choose_columns(names, keep, drop)
         columns = list(dict.fromkeys([*kept, *(name for name in text_columns if name in names)]))
         groups: list[int] = []
         skip = first = 0
@@ -249,13 +238,12 @@ def _read_parquet(
             table = _read_streamed(file, groups, columns, skip, num_rows)
         else:
             table = file.read_row_groups(groups, columns=columns).slice(skip, num_rows)
-    return _make_rows(table, kept, frozenset(), text_columns)
+    return _make_rows(table, kept, text_columns)
 
 
-def _make_rows(table: pa.Table, kept: list[str], drop: frozenset[str], text_columns: list[str]) -> Rows:
+def _make_rows(table: pa.Table, kept: list[str], text_columns: list[str]) -> Rows:
     texts = {name: to_texts(table.column(name)) for name in text_columns if name in table.column_names}
     lists = frozenset(name for name in texts if is_list(table.schema.field(name).type))
-    kept = [name for name in kept if name not in drop]
     return Rows(table.select(kept), texts, [None] * table.num_rows, lists)
 
 

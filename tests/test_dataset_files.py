@@ -124,6 +124,15 @@ def test_arrow_file_that_is_cut_short_or_something_else_says_so(tmp_path: Path) 
             shards.scan_shard(str(path), len(data), "auto")
 
 
+def test_arrow_file_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrow"
+    table = pa.table([pa.array(["q"]), pa.array(["d"]), pa.array(["e"])], names=["query", "document", "document"])
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(InputError, match="more than one column `document`"):
+        shards.scan_shard(str(path), path.stat().st_size, "auto")
+
+
 def test_arrow_file_is_scanned_by_its_narrowest_column() -> None:
     schema = pa.schema({"text": pa.string(), "number": pa.int64(), "flag": pa.bool_()})
     assert arrow_file._find_narrowest(schema) == 2
