@@ -20,9 +20,19 @@ from rerank_actor.estimate import Estimate, estimate_ground
 from rerank_actor.groundwork import Groundwork, prepare_job
 from rerank_actor.job import ScoreJob
 from rerank_actor.output import Lease
-from rerank_actor.price import GpuType, Price, find_gpu_type, find_price, format_dollars, load_gpu_types
+from rerank_actor.pool import join_gpus
+from rerank_actor.price import (
+    GpuType,
+    Price,
+    find_gpu_type,
+    find_price,
+    format_dollars,
+    load_gpu_types,
+    look_up_gpu_type,
+)
 from rerank_actor.progress import Reporter, format_seconds
 from rerank_actor.speed import ASSUMED_SHARE, ModelSize, assume_speed, read_model_size
+from rerank_actor.status import count_actors
 
 START_SECONDS = 120.0  # of an engine on a GPU, where none has been started yet
 SHOWN_ACTORS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -107,9 +117,7 @@ def make_budget(job: ScoreJob, reporter: Reporter) -> tuple[Groundwork, Budget, 
     estimate = estimate_ground(ground)
     mean = float(estimate.num_tokens.mean()) * estimate.scored_share if len(estimate.num_tokens) else 0.0
     manifest, size = ground.output.load_manifest(), read_model_size(ground.model)
-    gpus = float(job.gpus_per_actor if job.gpus_per_actor is not None else 1)
-    if gpus and job.tensor_parallel_size > 1:
-        gpus = float(max(gpus, job.tensor_parallel_size))
+    gpus = join_gpus(float(job.gpus_per_actor if job.gpus_per_actor is not None else 1), job.group_size)
     starts = [float(one["start_seconds"]) for one in manifest.get("engines", []) if one.get("start_seconds")]
     budget = Budget(
         estimate=estimate,
@@ -135,9 +143,9 @@ def _find_speed(
         return Speed(job.pairs_per_second * float(lengths.mean()), "given in pairs a second")
     gpu = find_gpu_type(job.gpu_type) if job.gpu_type else None
     for run in reversed(manifest.get("runs", [])):
-        actors = run.get("actors_most") or run.get("actors")
+        actors = count_actors(run)
         if run.get("tokens") and run.get("scoring_seconds") and actors:
-            speed = float(run["tokens"]) / float(run["scoring_seconds"]) / int(actors)
+            speed = float(run["tokens"]) / float(run["scoring_seconds"]) / actors
             return _convert(Speed(speed, f"measured in run {run['run']}"), manifest.get("job") or {}, gpu)
     if gpu is None or size is None or not len(lengths):
         return None
@@ -147,8 +155,7 @@ def _find_speed(
 
 def _convert(speed: Speed, measured_in: dict[str, Any], gpu: GpuType | None) -> Speed:
     """Return a measured speed as it may be on another GPU, by the two GPUs' figures."""
-    name = measured_in.get("gpu_type")
-    before = next((kind for key, kind in load_gpu_types().items() if key.lower() == str(name or "").lower()), None)
+    before = look_up_gpu_type(str(measured_in.get("gpu_type") or ""))
     if gpu is None or before is None or before == gpu:
         return speed
     ratio = gpu.tflops / before.tflops

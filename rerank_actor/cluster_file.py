@@ -16,7 +16,7 @@ import yaml
 from rerank_actor.errors import JobError
 from rerank_actor.job import ScoreJob, check_job, parse_job_file
 from rerank_actor.kuberay import NodeGroup, check_kuberay
-from rerank_actor.pool import Node
+from rerank_actor.pool import Node, join_gpus
 
 PLACEHOLDER = "REPLACE-ME"
 JOB_KEY = "job.yaml"  # of a ConfigMap
@@ -143,7 +143,7 @@ def _check_room(path: str, groups: tuple[NodeGroup, ...], job: ScoreJob) -> None
     least, most = job.actor_range or (0, 0)
     if least == most:
         raise JobError(f"{path}: {JOB_KEY}: say `actors: MIN:MAX`, so that the pool grows as nodes come")
-    gpus = max(job.gpus_per_actor, float(job.group_size if job.group_size > 1 else 0))
+    gpus = join_gpus(job.gpus_per_actor, job.group_size)
     room = sum(group.most * Node(group.num_cpus, group.num_gpus).count_fitting(gpus) for group in groups)
     if most > room:
         raise JobError(

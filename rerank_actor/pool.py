@@ -49,6 +49,11 @@ class ActorPool:
     fitting: int | None = None
 
 
+def join_gpus(num_gpus: float, group_size: int) -> float:
+    """Return the GPUs of an actor that was to have so many, and whose engine is spread over a group; 0 stays 0."""
+    return float(max(num_gpus, group_size)) if num_gpus and group_size > 1 else num_gpus
+
+
 def find_nodes() -> list[Node]:
     """Return the nodes of the cluster that Ray is connected to."""
     import ray
@@ -98,9 +103,7 @@ def plan_pool(
 
 
 def _find_gpus_per_actor(nodes: Sequence[Node], wanted: float | None, group_size: int) -> float:
-    num_gpus = wanted if wanted is not None else float(any(node.num_gpus for node in nodes))
-    if num_gpus and group_size > 1:
-        num_gpus = float(max(num_gpus, group_size))
+    num_gpus = join_gpus(wanted if wanted is not None else float(any(node.num_gpus for node in nodes)), group_size)
     if num_gpus > 1 and num_gpus != int(num_gpus):
         raise JobError(
             f"--gpus-per-actor {num_gpus:g}: above 1, GPUs are not shared; give a whole number, or one below 1"

@@ -51,15 +51,20 @@ def load_gpu_types() -> dict[str, GpuType]:
     return {row["name"]: GpuType(**row) for row in yaml.safe_load(text)}
 
 
+def look_up_gpu_type(name: str) -> GpuType | None:
+    """Return a type by its name, in whatever case; None where the table has none of it."""
+    return next((kind for key, kind in load_gpu_types().items() if key.lower() == name.lower()), None)
+
+
 def find_gpu_type(name: str) -> GpuType:
     """Return a type by its name, in whatever case.
 
     Raises:
         JobError: there is none of that name.
     """
-    types = load_gpu_types()
-    found = next((kind for key, kind in types.items() if key.lower() == name.lower()), None)
+    found = look_up_gpu_type(name)
     if found is None:
+        types = load_gpu_types()
         raise JobError(
             f"--gpu-type: no type `{name}`{suggest(name.upper(), types)} in the table, which has {', '.join(types)}; "
             "for another give --gpu-price"
@@ -81,8 +86,10 @@ def find_price(gpu_type: str | None, gpu_price: float | None) -> Price | None:
     return Price(kind.price, f"{kind.name} in {kind.instance}, {kind.source} of {kind.date:%Y-%m-%d}")
 
 
-def find_stored_price(job: dict[str, Any]) -> Price | None:
-    """Return the price of a stored job, None where it told none or one that this version does not know."""
+def find_stored_price(manifest: dict[str, Any]) -> Price | None:
+    """Return the price of a manifest's job, None where it told none or one that this version does not know."""
+    stored = manifest.get("job")
+    job = stored if isinstance(stored, dict) else {}
     price, kind = job.get("gpu_price"), job.get("gpu_type")
     try:
         return find_price(str(kind) if kind else None, float(price) if price is not None else None)

@@ -122,6 +122,8 @@ class _Run:
         self.actor_seconds = 0.0
         self.earlier: dict[str, Any] = {}  # the manifest of the runs before this one
         self._meter: Any = None
+        price = find_price(ground.job.gpu_type, ground.job.gpu_price)
+        self._price = price.dollars if price is not None else None
         self._window: list[tuple[float, int, int]] = []
         self._drained_at = self._manifest_at = time.monotonic()
 
@@ -368,11 +370,9 @@ class _Run:
         seconds, self._drained_at = actors * (now - self._drained_at), now
         self.actor_seconds += seconds
         self.actors_most = max(self.actors_most, actors)
-        job, gpus = self.ground.job, self.gpus_per_actor
-        price = find_price(job.gpu_type, job.gpu_price)
-        dollars = price.dollars if price is not None else 0.0
-        self._meter.count_gpus(seconds * gpus, seconds * gpus / 3600 * dollars)
-        self._meter.set(actors=actors, gpus=actors * gpus, gpu_price_dollars=price and dollars)
+        gpus, price = self.gpus_per_actor, self._price
+        self._meter.count_gpus(seconds * gpus, seconds * gpus / 3600 * (price or 0.0))
+        self._meter.set(actors=actors, gpus=actors * gpus, gpu_price_dollars=price)
 
     def _keep_books(self) -> None:
         """Write records and a manifest now and then; they may fail, the end of the run writes them again."""

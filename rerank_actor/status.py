@@ -63,6 +63,11 @@ def sum_gpu_hours(manifest: dict[str, Any]) -> float | None:
     return sum(counted) / 3600 if counted else None
 
 
+def count_actors(run: dict[str, Any]) -> int:
+    """Return the most actors that a run of a manifest had at a time; 0 where it had none or did not tell."""
+    return int(run.get("actors_most") or run.get("actors") or 0)
+
+
 def read_status(uri: str) -> JobStatus:
     """Return how the job of an output folder stands.
 
@@ -106,8 +111,7 @@ def judge_status(
     rate = _measure_rate(done, time.time() if running else None)
     left = plan.num_rows - rows
     gpu_hours = sum_gpu_hours(manifest)
-    stored_job = manifest.get("job")
-    price = find_stored_price(stored_job if isinstance(stored_job, dict) else {})
+    price = find_stored_price(manifest)
     return JobStatus(
         output=output.uri,
         state=state,

@@ -20,7 +20,7 @@ from rerank_actor.output import Output
 from rerank_actor.plan import Plan, Unit
 from rerank_actor.price import Price, find_stored_price
 from rerank_actor.sketch import NAMES, Sketch
-from rerank_actor.status import JobStatus, judge_status, sum_gpu_hours
+from rerank_actor.status import JobStatus, judge_status
 
 SLOWEST_UNITS = 10
 EXAMPLES = 3  # units named for each reason of an error
@@ -67,7 +67,7 @@ class Facts:
     @property
     def gpu_hours(self) -> float | None:
         """GPU hours of all runs; None where no run counted them or there was no GPU."""
-        return sum_gpu_hours(self.manifest)
+        return self.status.gpu_hours
 
     @property
     def cost(self) -> float | None:
@@ -94,14 +94,13 @@ def gather_facts(uri: str, price: Price | None = None, *, running: bool | None =
     output = Output(uri)
     plan, _ = output.require_plan()
     parts, manifest = output.list_parts(), output.load_manifest()
-    stored_job = manifest.get("job")
     facts = Facts(
         output=output,
         plan=plan,
         parts=parts,
         status=judge_status(output, plan, parts, manifest, running),
         manifest=manifest,
-        price=price or find_stored_price(stored_job if isinstance(stored_job, dict) else {}),
+        price=price or find_stored_price(manifest),
     )
     _add_records(facts)
     return facts
@@ -125,8 +124,7 @@ def _add_records(facts: Facts) -> None:
         finished.append(plain["finished_at"].fill_null(0.0).to_numpy())
         pairs.append(plain["pairs"].fill_null(0).to_numpy())
         for name in NAMES:
-            column = table[f"{name}_bins"].combine_chunks()
-            facts.sketch.add_lists(name, column)
+            facts.sketch.add_lists(name, table[f"{name}_bins"].combine_chunks())
         facts.sketched += table.num_rows - table["score_bins"].null_count
     facts.slowest = [record for _, _, record in slowest]
     facts.unrecorded = facts.status.committed_units - len(seen)

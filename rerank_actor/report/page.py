@@ -22,6 +22,7 @@ from rerank_actor.progress import format_seconds
 from rerank_actor.report.facts import Facts
 from rerank_actor.report.rows import Rows
 from rerank_actor.sketch import Sketch, find_edge
+from rerank_actor.status import count_actors
 
 SHOWN_REASONS = 20
 SHOWN_FAILURES = 20
@@ -117,9 +118,7 @@ def _compare_estimate(facts: Facts) -> str:
     done = facts.status.committed_rows / facts.status.rows if facts.status.rows else 1.0
     scoring = sum(float(run.get("scoring_seconds") or 0) for run in facts.runs)
     scored = [run for run in facts.runs if run.get("scoring_seconds") and run.get("tokens")]
-    actor_seconds = sum(
-        float(run["scoring_seconds"]) * int(run.get("actors_most") or run.get("actors") or 1) for run in scored
-    )
+    actor_seconds = sum(float(run["scoring_seconds"]) * (count_actors(run) or 1) for run in scored)
     speed = sum(int(run["tokens"]) for run in scored) / actor_seconds if actor_seconds else None
     found: dict[str, tuple[Any, float | None]] = {
         "prompt tokens": (planned.get("tokens"), float(facts.totals.tokens)),
@@ -278,7 +277,7 @@ def _add_runs(page: Page, facts: Facts) -> None:
                 _format_time(float(run.get("started") or 0)),
                 status,
                 format_seconds(float(run.get("seconds") or 0)),
-                int(run.get("actors_most") or run.get("actors") or 0),
+                count_actors(run),
                 int(run.get("units") or 0),
                 int(run.get("pairs") or 0),
                 "-" if not run.get("pairs_per_second") else f"{run['pairs_per_second']:,.1f}",
