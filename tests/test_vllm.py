@@ -162,6 +162,21 @@ def test_vllm_control_tokens_in_a_document_cannot_answer(reranker: Reranker) -> 
     assert 0 <= reranker.score([("q", attack)])[0] <= 1
 
 
+def test_vllm_model_spread_over_two_workers_scores_the_same_and_leaves_none(
+    reranker: Reranker, model_folder: Path
+) -> None:
+    pairs = sample_pairs(40)
+    found = run_until_killed(
+        f"import time\nfrom rerank_actor import Reranker\n"
+        f"r = Reranker({str(model_folder)!r}, dtype='float32', max_length={MAX_LENGTH}, tensor_parallel_size=2)\n"
+        f"print('{MARK}', r.logits({pairs!r}).tolist(), flush=True)\ntime.sleep(600)\n"
+    )
+    assert np.abs(np.array(json.loads(found)) - reranker.logits(pairs)).max() < 1e-4
+
+
+# From here on the shared engine is gone: vLLM's groups are of the process, and the end of any engine ends them.
+
+
 @pytest.mark.parametrize(
     ("seed", "options"),
     [(1, {"tie_word_embeddings": False, "num_layers": 2}), (2, {"hidden_size": 64, "num_layers": 3, "spread": 20.0})],
@@ -209,18 +224,6 @@ def test_vllm_engine_killed_leaves_no_process_behind(model_folder: Path) -> None
         f"import time\nfrom rerank_actor import Reranker\n"
         f"r = Reranker({str(model_folder)!r}, dtype='float32', max_length=512)\nprint('{MARK}', flush=True)\ntime.sleep(600)\n"
     )
-
-
-def test_vllm_model_spread_over_two_workers_scores_the_same_and_leaves_none(
-    reranker: Reranker, model_folder: Path
-) -> None:
-    pairs = sample_pairs(40)
-    found = run_until_killed(
-        f"import time\nfrom rerank_actor import Reranker\n"
-        f"r = Reranker({str(model_folder)!r}, dtype='float32', max_length={MAX_LENGTH}, tensor_parallel_size=2)\n"
-        f"print('{MARK}', r.logits({pairs!r}).tolist(), flush=True)\ntime.sleep(600)\n"
-    )
-    assert np.abs(np.array(json.loads(found)) - reranker.logits(pairs)).max() < 1e-4
 
 
 def processes_of_session(session: int) -> list[int]:
