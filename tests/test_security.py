@@ -67,10 +67,9 @@ def run_score(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, st
     """Return a function that runs the main job in this process and gives its exit code and what it printed."""
 
     def run(*arguments: object) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as caught:
-            command_line.run_command(lambda: score([str(argument) for argument in arguments]))
+        code = command_line.call_command(lambda: score([str(argument) for argument in arguments]))
         printed = capsys.readouterr()
-        return int(caught.value.code or 0), printed.err + printed.out
+        return code, printed.err + printed.out
 
     return run
 
