@@ -39,6 +39,7 @@ MANIFEST_SECONDS = 60.0  # between two manifests of a run at work, so that one t
 # for each round, which is some minutes of days.
 ROUND_UNITS = 50_000
 STANDSTILL_SECONDS = 240.0  # without anything going on; longer than Ray takes to start a process, on a busy machine too
+FIRST_STANDSTILL_SECONDS = 1200.0  # while no engine has started; nodes may still install the job's runtime environment
 
 
 @dataclass
@@ -297,15 +298,16 @@ class _Run:
         return False
 
     def _end_standstill(self) -> None:
-        """Restart the actors that hold up a run in which nothing goes on, while engines were at work before."""
+        """Restart the actors that hold up a run in which nothing goes on."""
         from rerank_actor.pipeline import restart_stuck_actors
         from rerank_actor.pool import find_nodes
 
-        if not self.engines or self.idle_seconds < STANDSTILL_SECONDS * (1 + self.standstills):
+        most = STANDSTILL_SECONDS if self.engines else FIRST_STANDSTILL_SECONDS
+        if self.idle_seconds < most * (1 + self.standstills):
             return
         self.standstills += 1
         if self.gpus_per_actor and not any(node.count_fitting(self.gpus_per_actor) for node in find_nodes()):
-            self.reporter.say("no node with a GPU for an actor is left; waiting for one")
+            self.reporter.say("there is no node with a GPU for an actor; waiting for one")
             return
         count = restart_stuck_actors()
         self.faults["actor_stuck"] += count
@@ -340,8 +342,8 @@ class _Run:
         if self.engines and self.ready_at is None:
             self.ready_at = min(engine["ready_at"] for engine in self.engines)
         self.first_starts, self.hopeless = news["first_starts"], news["hopeless"]
+        self.standstills = self.standstills if news["idle_seconds"] > self.idle_seconds else 0
         self.idle_seconds = news["idle_seconds"]
-        self.standstills = self.standstills if self.idle_seconds > STANDSTILL_SECONDS else 0
         self._count_time(news["actors"])
         self._meter.set(units_queued=news["units_queued"], units_at_engines=news["units_at_engines"])
         self._meter.count_faults(news["faults"])
