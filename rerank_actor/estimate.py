@@ -3,7 +3,7 @@
 Reads a few units, tokenizes some of their pairs, counts. Starts neither Ray nor an engine and writes nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.table import Table
 from rerank_actor import storage
 from rerank_actor.groundwork import make_prepare_spec, prepare_job
 from rerank_actor.job import ScoreJob
+from rerank_actor.joins import sample_lookups
 from rerank_actor.model import load_tokenizer_json
 from rerank_actor.output import find_pending
 from rerank_actor.plan import Unit
@@ -77,16 +78,21 @@ def estimate_job(job: ScoreJob, reporter: Reporter) -> Estimate:
     tokenizer_json = load_tokenizer_json(ground.model)
     num_tokens: list[np.ndarray] = []
     truncated = errors = sampled_rows = sampled_pairs = 0
-    for index in np.unique(np.linspace(0, len(readable) - 1, min(SAMPLED_UNITS, len(readable))).astype(int)):
-        work = prepare_unit(_head_of(readable[index]), spec, tokenizer_json)
-        if work.failure is not None:
-            continue
-        scorable = work.prompts.scorable
-        num_tokens.append(work.prompts.num_tokens[scorable])
-        truncated += int((work.prompts.truncated_tokens[scorable] > 0).sum())
-        errors += len(work.prompts) - len(scorable)
-        sampled_pairs += len(work.prompts)
-        sampled_rows += work.unit.num_rows
+    with sample_lookups(ground) as lookups:
+        if lookups is None:
+            reporter.say("queries and corpus are too large for a dry run to read; tokens of prompts are not known")
+            readable = []
+        spec = replace(spec, lookups=lookups or ())
+        for index in np.unique(np.linspace(0, len(readable) - 1, min(SAMPLED_UNITS, len(readable))).astype(int)):
+            work = prepare_unit(_head_of(readable[index]), spec, tokenizer_json)
+            if work.failure is not None:
+                continue
+            scorable = work.prompts.scorable
+            num_tokens.append(work.prompts.num_tokens[scorable])
+            truncated += int((work.prompts.truncated_tokens[scorable] > 0).sum())
+            errors += len(work.prompts) - len(scorable)
+            sampled_pairs += len(work.prompts)
+            sampled_rows += work.unit.num_rows
     rate, source = _find_rate(job, ground.output.load_manifest())
     actors = job.actor_range[1] if job.actor_range else 1
     return Estimate(

@@ -6,7 +6,7 @@ actors need follow from it.
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rerank_actor.engine import EngineSpec
@@ -19,6 +19,7 @@ from rerank_actor.plan import Plan, PlanChange, make_plan
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.prompts import PairEncoder
 from rerank_actor.template import TEMPLATES
+from rerank_actor.texts import TextSource, find_sources
 from rerank_actor.units import PrepareSpec
 
 
@@ -33,6 +34,7 @@ class Groundwork:
     earlier: Plan
     plan: Plan
     change: PlanChange
+    sources: list[TextSource] = field(default_factory=list)
 
     @property
     def fingerprint(self) -> str:
@@ -63,8 +65,10 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None) -> Groundwork:
         reporter.say(f"--trust-remote-code: {job.model_name} may run Python code of its own, here and on workers")
     model = load_reranker_model(job.model_name, job.revision, trust_remote_code=job.trust_remote_code)
     job = _fit_max_length(job, model, reporter)
+    sources = find_sources(job)
     settings = {
         **job.scoring_settings(),
+        **{source.flag.removeprefix("--"): source.describe() for source in sources},
         **model.fingerprint_settings(),
         "template_digest": TEMPLATES[model.template_name].digest,
     }
@@ -87,7 +91,7 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None) -> Groundwork:
             reporter.say(f"planning: {done:,} of {total:,} shards")
 
     plan, change = make_plan(job, earlier, parts, tell)
-    return Groundwork(job, output, model, settings, earlier, plan, change)
+    return Groundwork(job, output, model, settings, earlier, plan, change, sources)
 
 
 def _fit_max_length(job: ScoreJob, model: RerankerModel, reporter: Reporter) -> ScoreJob:
@@ -129,8 +133,8 @@ def make_prepare_spec(ground: Groundwork, environment: dict[str, str]) -> Prepar
         fingerprint=ground.fingerprint,
         encoder=make_encoder_settings(ground),
         format=job.format,
-        query_column=job.query_column,
-        document_column=job.document_column,
+        query_column=job.query_source[0],
+        document_column=job.document_source[0],
         instruction_column=job.instruction_column,
         keep=None if job.keep_columns == "all" else list(job.keep_columns),
         json_types=ground.plan.json_types,

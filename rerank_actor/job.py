@@ -105,8 +105,9 @@ SAFE_COMPILATION_KEYS = frozenset(
 )
 
 
-def _flag(default: Any, group: str, description: str, metavar: str | None = None) -> Any:
-    return Field(default=default, description=description, json_schema_extra={"group": group, "metavar": metavar})
+def _flag(default: Any, group: str, description: str, metavar: str | None = None, *, nargs: bool = False) -> Any:
+    extra: Any = {"group": group, "metavar": metavar, "nargs": nargs}
+    return Field(default=default, description=description, json_schema_extra=extra)
 
 
 class ScoreJob(BaseModel):
@@ -120,6 +121,20 @@ class ScoreJob(BaseModel):
     )
     query_column: str = _flag("query", "input", "column with the query", "NAME")
     document_column: str = _flag("document", "input", "column with the document, or with a list of documents", "NAME")
+    queries: list[str] = _flag(
+        [], "input", "texts of queries by id, as BEIR's queries.jsonl; rows then hold ids of queries", "URI", nargs=True
+    )
+    corpus: list[str] = _flag(
+        [],
+        "input",
+        "texts of documents by id, as BEIR's corpus.jsonl; rows then hold ids of documents",
+        "URI",
+        nargs=True,
+    )
+    query_id_column: str = _flag("query_id", "input", "column with the query's id, with --queries", "NAME")
+    document_id_column: str = _flag(
+        "document_id", "input", "column with the document's id, or with a list of ids, with --corpus", "NAME"
+    )
     instruction: str = _flag(DEFAULT_INSTRUCTION, "input", "the task, in one sentence", "TEXT")
     instruction_column: str | None = _flag(
         None, "input", "column with an instruction for each row; a null takes --instruction", "NAME"
@@ -196,12 +211,12 @@ class ScoreJob(BaseModel):
         None, "run", "Ray cluster to use (default: RAY_ADDRESS, or a Ray started on this machine)", "ADDRESS"
     )
 
-    @field_validator("input", mode="before")
+    @field_validator("input", "queries", "corpus", mode="before")
     @classmethod
     def _accept_one_input(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
-    @field_validator("input", "output", "model")
+    @field_validator("input", "output", "model", "queries", "corpus")
     @classmethod
     def _refuse_credentials(cls, value: Any) -> Any:
         return refuse_credentials(value)
@@ -262,10 +277,27 @@ class ScoreJob(BaseModel):
         low, _, high = str(self.actors).partition(":")
         return int(low), int(high or low)
 
+    @property
+    def query_source(self) -> tuple[str, str]:
+        """The column that says what the query is, its text or its id, and the flag that names it."""
+        if self.queries:
+            return self.query_id_column, "--query-id-column"
+        return self.query_column, "--query-column"
+
+    @property
+    def document_source(self) -> tuple[str, str]:
+        """The same of the document."""
+        if self.corpus:
+            return self.document_id_column, "--document-id-column"
+        return self.document_column, "--document-column"
+
     def normalized(self) -> "ScoreJob":
         """Return the job with every location in its one spelling, so that relative paths survive a change of folder."""
         changes: dict[str, Any] = {
-            "input": [storage.normalize_uri(uri) for uri in self.input],
+            **{
+                name: [storage.normalize_uri(uri) for uri in getattr(self, name)]
+                for name in ("input", "queries", "corpus")
+            },
             "output": storage.normalize_uri(self.output),
         }
         if self.model and not storage.is_s3(self.model) and Path(self.model).expanduser().is_dir():
@@ -293,6 +325,8 @@ class ScoreJob(BaseModel):
             },
             # Only where it is given, so that outputs of before there was this flag go on.
             **({"trust_remote_code": True} if self.trust_remote_code else {}),
+            **({"query_id_column": self.query_id_column} if self.queries else {}),
+            **({"document_id_column": self.document_id_column} if self.corpus else {}),
         }
 
 

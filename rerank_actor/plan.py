@@ -320,7 +320,7 @@ def _scan_all(
 
 def _check_columns(job: ScoreJob, layouts: dict[str, shards.ShardLayout], is_backfill: bool) -> None:
     """Refuse columns that are missing, reserved or nowhere text, before anything starts."""
-    required = {"--query-column": job.query_column, "--document-column": job.document_column}
+    required = {flag: name for name, flag in (job.query_source, job.document_source)}
     if job.instruction_column is not None:
         required["--instruction-column"] = job.instruction_column
     kept = [] if job.keep_columns == "all" else list(job.keep_columns)
@@ -345,20 +345,23 @@ def _check_columns(job: ScoreJob, layouts: dict[str, shards.ShardLayout], is_bac
             )
     for flag, name in required.items():
         types = [layout.columns[name] for layout in layouts.values() if layout.num_rows]
-        lists = flag == "--document-column"
-        if types and not is_backfill and not any(_may_hold_text(kind, lists) for kind in types):
-            expected = "text or lists of text" if lists else "text"
+        lists = flag == job.document_source[1]
+        what = "ids (text or whole numbers)" if flag.endswith("-id-column") else "text"
+        if types and not is_backfill and not any(_may_hold_text(kind, lists, what != "text") for kind in types):
+            expected = f"{what} or lists of them" if lists else what
             raise InputError(
                 f"column `{name}` is {types[0]} in every shard, expected {expected}; choose with {flag}",
                 column=name,
             )
 
 
-def _may_hold_text(kind: pa.DataType, lists: bool) -> bool:
+def _may_hold_text(kind: pa.DataType, lists: bool, ids: bool = False) -> bool:
     if pa.types.is_dictionary(kind):
-        return _may_hold_text(kind.value_type, lists)
+        return _may_hold_text(kind.value_type, lists, ids)
     if lists and shards.is_list(kind):
-        return _may_hold_text(kind.value_type, False)
+        return _may_hold_text(kind.value_type, False, ids)
+    if ids and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return True
     return bool(
         pa.types.is_string(kind)
         or pa.types.is_large_string(kind)

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rerank_actor import storage
@@ -19,6 +19,8 @@ from rerank_actor.connection import Connection, SignalWatch, connect_ray, watch_
 from rerank_actor.errors import EngineStartError, JobError, RerankError, RunInterruptedError, describe_cause
 from rerank_actor.groundwork import Groundwork, make_specs, prepare_job, refuse_dead_storage
 from rerank_actor.job import ScoreJob
+from rerank_actor.joins import make_lookups
+from rerank_actor.lookup import Lookup
 from rerank_actor.manifest import Totals, UnitRecords, check_committed, find_versions, limit_failures
 from rerank_actor.model import load_tokenizer_json
 from rerank_actor.output import Lease, find_pending
@@ -93,6 +95,7 @@ class _Run:
         self.idle_seconds, self.standstills = 0.0, 0
         self.faults: Counter[str] = Counter()
         self.least_batch_tokens: int | None = None
+        self.joins: dict[str, Any] = {}  # what the stores of texts by id hold, and what was left out of them
         self.started = time.time()
         self.ready_at: float | None = None
         self.finished_at: float | None = None
@@ -163,6 +166,7 @@ class _Run:
         environment = storage.capture_environment()
         tokenizer_json = load_tokenizer_json(ground.model)
         prepare, engine = make_specs(ground, tokenizer_json, environment)
+        prepare = replace(prepare, lookups=self._make_lookups(watch))
         ledger = start_ledger(self._find_earlier_dtype(), job.max_attempts)
         part = PartSpec(self.output.uri, self._part_metadata(), self.output.scratch, environment)
         count = f"{pool.most}" if pool.least == pool.most else f"{pool.least} to {pool.most}"
@@ -185,6 +189,18 @@ class _Run:
         finally:
             if not connection.is_busy:
                 ray.kill(ledger)  # on a Ray that lives on it would stay until Python collects its handle
+
+    def _make_lookups(self, watch: SignalWatch) -> tuple[Lookup, ...]:
+        """Make what ids are looked up in."""
+        from rerank_actor.tasks import run_tasks
+
+        def check() -> None:
+            watch.check()
+            self.lease.check()
+
+        lookups = make_lookups(self.ground, run_tasks, self.reporter.say, check)
+        self.joins = {lookup.role: lookup.store.facts for lookup in lookups}
+        return lookups
 
     def _count_settled(self) -> int:
         return self.scored_now.units + len(self.failed)
@@ -366,6 +382,7 @@ class _Run:
         self._write_manifest(status, failed)
         if not missing:
             storage.write_bytes(self.output.success_uri, b"")
+            storage.delete_folder(self.output.at("stores"))
         return RunResult(status, self.totals, failed, len(missing) - len(failed), self._run_figures(status))
 
     def _add_unreported(self, parts: dict[str, storage.StoredObject]) -> None:
@@ -411,6 +428,7 @@ class _Run:
                 "vanished": list(ground.change.vanished),
             },
             "totals": self.totals.to_dict(),
+            "joins": self.joins or earlier.get("joins", {}),
             "failed_units": len(failed),
             "failed": limit_failures(failed.values()),
             "runs": [*earlier.get("runs", []), self._run_figures(status)],

@@ -152,7 +152,7 @@ def _scan_lines(uri: str, size: int, kind: Format, compression: str, block_rows:
     types: dict[str, pa.DataType] = {}
     objects: list[dict[str, Any]] = []
     rows = start = position = num_rows = 0
-    for length, record in _iterate_records(uri, size, "", kind, compression):
+    for length, record in iterate_records(uri, size, "", kind, compression):
         end = position + length
         if record is not None and not record:  # a blank line
             pass
@@ -166,7 +166,7 @@ def _scan_lines(uri: str, size: int, kind: Format, compression: str, block_rows:
             rows += 1
             num_rows += 1
             if kind == "jsonl":
-                objects.append(_parse_object(cast(bytes, record)) or {})
+                objects.append(parse_object(cast(bytes, record)) or {})
                 if len(objects) == TYPED_ROWS:
                     _add_types(types, objects)
                     objects.clear()
@@ -205,7 +205,7 @@ def _refuse_duplicates(uri: str, names: list[str]) -> None:
         )
 
 
-def _iterate_records(
+def iterate_records(
     uri: str, size: int | None, etag: str, kind: Format, compression: str, start: int = 0
 ) -> Iterator[tuple[int, bytes | list[str] | None]]:
     """Yield the length in bytes and the content of each record from a byte of the uncompressed text on.
@@ -273,7 +273,8 @@ def _skip(stream: Any, num_bytes: int) -> None:
         num_bytes -= len(chunk)
 
 
-def _parse_object(line: bytes) -> dict[str, Any] | None:
+def parse_object(line: bytes) -> dict[str, Any] | None:
+    """Return the object of a line of JSON, None where it is none."""
     try:
         found = json.loads(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError):
@@ -401,7 +402,7 @@ def _read_parquet(
             table = _read_streamed(file, groups, columns, skip, num_rows)
         else:
             table = file.read_row_groups(groups, columns=columns).slice(skip, num_rows)
-    texts = {name: _to_texts(table.column(name)) for name in text_columns if name in columns}
+    texts = {name: to_texts(table.column(name)) for name in text_columns if name in columns}
     lists = frozenset(name for name in texts if is_list(table.schema.field(name).type))
     return Rows(table.select(kept), texts, [None] * table.num_rows, lists)
 
@@ -422,7 +423,7 @@ def _read_streamed(file: pq.ParquetFile, groups: list[int], columns: list[str], 
     return pa.Table.from_batches(batches, schema=pa.schema([file.schema_arrow.field(name) for name in columns]))
 
 
-def _to_texts(column: pa.ChunkedArray) -> list[Any]:
+def to_texts(column: pa.ChunkedArray) -> list[Any]:
     """Return a column as Python values; bytes that are not UTF-8 become text with lone surrogates, a later fault."""
     if _has_extension(column.type):
         column = column.cast(_strip_extensions(column.type))
@@ -488,11 +489,11 @@ def _read_lines(
 ) -> Rows:
     header: list[str] = []
     if kind != "jsonl":
-        records = _iterate_records(uri, size, etag, kind, compression)
+        records = iterate_records(uri, size, etag, kind, compression)
         header = next((cast(list[str], found) for _, found in records if found), [])
     objects: list[dict[str, Any]] = []
     faults: list[str | None] = []
-    for _, record in _iterate_records(uri, size, etag, kind, compression, byte_start):
+    for _, record in iterate_records(uri, size, etag, kind, compression, byte_start):
         if len(objects) == num_rows:
             break
         if record is not None and not record:
@@ -501,7 +502,7 @@ def _read_lines(
             objects.append({})
             faults.append(BROKEN_CSV)
         elif kind == "jsonl":
-            found = _parse_object(cast(bytes, record))
+            found = parse_object(cast(bytes, record))
             objects.append(found or {})
             faults.append(BROKEN_JSON if found is None else None)
         else:

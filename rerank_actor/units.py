@@ -6,6 +6,7 @@ merge it; the actor sees token ids and never a text. Knows nothing of Ray.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Self
@@ -22,6 +23,7 @@ from tenacity import (
 
 from rerank_actor import shards, storage
 from rerank_actor.errors import RerankError, ShardChangedError, ShardError
+from rerank_actor.lookup import Lookup
 from rerank_actor.plan import Unit
 from rerank_actor.prompts import PairEncoder, Prompts
 
@@ -38,6 +40,7 @@ class PrepareSpec:
         encoder: keyword arguments of `PairEncoder` besides the tokenizer.
         keep: columns to keep, None for all.
         environment: AWS variables of the driver.
+        lookups: where the texts are of columns that hold ids.
     """
 
     fingerprint: str
@@ -50,6 +53,7 @@ class PrepareSpec:
     json_types: dict[str, pa.DataType]
     max_attempts: int
     environment: dict[str, str] = field(repr=False)
+    lookups: tuple[Lookup, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -188,14 +192,24 @@ def prepare_unit(unit: Unit, spec: PrepareSpec, tokenizer_json: str) -> UnitWork
     except RerankError as error:
         facts = {"attempts": policy.statistics.get("attempt_number", 1)}
         return UnitWork.failed(unit, str(error), {**facts, "read_retries": storage.retries_made() - retries_before})
-    read_retries = storage.retries_made() - retries_before
     encoder = _encoder(spec.fingerprint, tokenizer_json, json.dumps(spec.encoder))
-    work = prepare_rows(unit, rows, columns, encoder)
+    try:
+        with storage.patient():
+            work = prepare_rows(unit, rows, columns, encoder, spec.lookups)
+    except RerankError as error:
+        return UnitWork.failed(unit, str(error), {"read_retries": storage.retries_made() - retries_before})
+    read_retries = storage.retries_made() - retries_before
     return replace(work, facts={**work.facts, "read_retries": read_retries}) if read_retries else work
 
 
-def prepare_rows(unit: Unit, rows: shards.Rows, columns: list[str], encoder: PairEncoder) -> UnitWork:
-    """Make the prompts of some rows: one a row, or one for each element of the document lists."""
+def prepare_rows(
+    unit: Unit, rows: shards.Rows, columns: list[str], encoder: PairEncoder, lookups: Sequence[Lookup] = ()
+) -> UnitWork:
+    """Make the prompts of some rows: one a row, or one for each element of the document lists.
+
+    Raises:
+        ShardError, StorageError, JobError: texts cannot be looked up.
+    """
     queries = rows.texts[columns[0]]
     documents = rows.texts[columns[1]]
     instructions = rows.texts[columns[2]] if len(columns) > 2 else None
@@ -212,13 +226,19 @@ def prepare_rows(unit: Unit, rows: shards.Rows, columns: list[str], encoder: Pai
         queries = [queries[owner] for owner in owners]
         instructions = [instructions[owner] for owner in owners] if instructions is not None else None
         documents = [text for i, found in enumerate(documents) if lengths[i] > 0 for text in found]
+    missing: dict[int, str] = {}
+    for lookup in lookups:
+        texts, faults = lookup.find_texts(queries if lookup.role == "query" else documents)
+        queries, documents = (texts, documents) if lookup.role == "query" else (queries, texts)
+        missing = {**faults, **missing}
+    prompts = encoder.encode(queries, documents, instructions)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.table.schema) as writer:
         writer.write_table(rows.table.combine_chunks())
     return UnitWork(
         unit=unit,
         rows=sink.getvalue(),
-        prompts=encoder.encode(queries, documents, instructions),
+        prompts=prompts.with_errors(missing) if missing else prompts,
         row_errors=pa.array(row_errors, pa.string()),
         list_lengths=lengths,
     )
