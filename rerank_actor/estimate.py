@@ -82,7 +82,7 @@ def estimate_job(job: ScoreJob, reporter: Reporter) -> Estimate:
         if lookups is None:
             reporter.say("queries and corpus are too large for a dry run to read; tokens of prompts are not known")
             readable = []
-        spec = replace(spec, lookups=lookups or ())
+        spec = replace(spec, lookups=lookups or (), dedupes=False)
         for index in np.unique(np.linspace(0, len(readable) - 1, min(SAMPLED_UNITS, len(readable))).astype(int)):
             work = prepare_unit(_head_of(readable[index]), spec, tokenizer_json)
             if work.failure is not None:

@@ -53,6 +53,7 @@ RECORD_SCHEMA = pa.schema(
         "truncated": pa.int64(),
         "tokens": pa.int64(),
         "cached_tokens": pa.int64(),
+        "forward_passes": pa.int64(),
         "errors": pa.string(),
         "attempts": pa.int32(),
         "seconds": pa.float64(),
@@ -74,6 +75,7 @@ class Totals:
     truncated: int = 0
     tokens: int = 0
     cached_tokens: int = 0
+    forward_passes: int = 0
     engine_seconds: float = 0.0
     errors: Counter[str] = field(default_factory=Counter)
     units_by_attempts: Counter[int] = field(default_factory=Counter)
@@ -83,6 +85,8 @@ class Totals:
         self.units += 1
         for name in ("rows", "pairs", "scored", "truncated", "tokens", "cached_tokens"):
             setattr(self, name, getattr(self, name) + int(record.get(name) or 0))
+        computed = record.get("forward_passes")  # records of before there was one are of units without copies
+        self.forward_passes += int(record.get("scored") or 0) if computed is None else int(computed)
         self.engine_seconds += float(record.get("seconds") or 0)
         errors = record.get("errors") or {}
         self.errors.update(json.loads(errors) if isinstance(errors, str) else errors)
@@ -110,6 +114,8 @@ class Totals:
             "truncated": self.truncated,
             "tokens": self.tokens,
             "cached_tokens": self.cached_tokens,
+            "forward_passes": self.forward_passes,
+            "saved_forward_passes": self.scored - self.forward_passes,
             "engine_seconds": round(self.engine_seconds, 3),
             "units_by_attempts": {str(number): count for number, count in sorted(self.units_by_attempts.items())},
         }

@@ -42,8 +42,8 @@ def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
 
     Returns:
         The kept columns in input order with `score`, `logit`, `num_tokens`, `truncated_tokens` and `error` behind
-        them, lists of these where documents are lists; and the totals: rows, pairs, scored, truncated, tokens and
-        errors by reason.
+        them, lists of these where documents are lists; and the totals: rows, pairs, scored, truncated, tokens,
+        forward passes (scored pairs that went through the engine) and errors by reason.
     """
     if work.logits is None:
         raise ValueError(f"unit {work.unit.name} has not been scored")
@@ -78,6 +78,7 @@ def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
         "scored": int(scored.sum()),
         "truncated": int((np.where(scored, prompts.truncated_tokens, 0) > 0).sum()),
         "tokens": int(prompts.num_tokens[scored].sum()),
+        "forward_passes": int(scored[prompts.scorable].sum()),
         "errors": dict(sorted(errors.items())),
     }
     return table, totals

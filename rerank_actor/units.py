@@ -22,6 +22,7 @@ from tenacity import (
 )
 
 from rerank_actor import shards, storage
+from rerank_actor.duplicates import find_originals
 from rerank_actor.errors import RerankError, ShardChangedError, ShardError
 from rerank_actor.lookup import Lookup
 from rerank_actor.plan import Unit
@@ -41,6 +42,7 @@ class PrepareSpec:
         keep: columns to keep, None for all.
         environment: AWS variables of the driver.
         lookups: where the texts are of columns that hold ids.
+        dedupes: whether pairs that are the same are scored once.
     """
 
     fingerprint: str
@@ -54,6 +56,7 @@ class PrepareSpec:
     max_attempts: int
     environment: dict[str, str] = field(repr=False)
     lookups: tuple[Lookup, ...] = ()
+    dedupes: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ class UnitWork:
 
     def with_logits(self, logits: np.ndarray, facts: dict[str, Any]) -> "UnitWork":
         """Return this unit scored, without the prompts' ids, which nobody needs after it."""
-        return replace(self, prompts=self.prompts.without_ids(), logits=logits, facts={**self.facts, **facts})
+        prompts = self.prompts.without_ids()
+        return replace(self, prompts=prompts, logits=prompts.fill_in(logits), facts={**self.facts, **facts})
 
     def to_table(self) -> pa.Table:
         """Return the unit as a table of one row, the form in which it moves through Ray Data."""
@@ -195,7 +199,7 @@ def prepare_unit(unit: Unit, spec: PrepareSpec, tokenizer_json: str) -> UnitWork
     encoder = _encoder(spec.fingerprint, tokenizer_json, json.dumps(spec.encoder))
     try:
         with storage.patient():
-            work = prepare_rows(unit, rows, columns, encoder, spec.lookups)
+            work = prepare_rows(unit, rows, columns, encoder, spec.lookups, dedupes=spec.dedupes)
     except RerankError as error:
         return UnitWork.failed(unit, str(error), {"read_retries": storage.retries_made() - retries_before})
     read_retries = storage.retries_made() - retries_before
@@ -203,7 +207,13 @@ def prepare_unit(unit: Unit, spec: PrepareSpec, tokenizer_json: str) -> UnitWork
 
 
 def prepare_rows(
-    unit: Unit, rows: shards.Rows, columns: list[str], encoder: PairEncoder, lookups: Sequence[Lookup] = ()
+    unit: Unit,
+    rows: shards.Rows,
+    columns: list[str],
+    encoder: PairEncoder,
+    lookups: Sequence[Lookup] = (),
+    *,
+    dedupes: bool = False,
 ) -> UnitWork:
     """Make the prompts of some rows: one a row, or one for each element of the document lists.
 
@@ -231,7 +241,7 @@ def prepare_rows(
         texts, faults = lookup.find_texts(queries if lookup.role == "query" else documents)
         queries, documents = (texts, documents) if lookup.role == "query" else (queries, texts)
         missing = {**faults, **missing}
-    prompts = encoder.encode(queries, documents, instructions)
+    prompts = _encode(queries, documents, instructions, encoder, dedupes=dedupes)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.table.schema) as writer:
         writer.write_table(rows.table.combine_chunks())
@@ -242,3 +252,17 @@ def prepare_rows(
         row_errors=pa.array(row_errors, pa.string()),
         list_lengths=lengths,
     )
+
+
+def _encode(
+    queries: list[Any], documents: list[Any], instructions: list[Any] | None, encoder: PairEncoder, *, dedupes: bool
+) -> Prompts:
+    """Encode pairs, those that are the same once."""
+    if not dedupes:
+        return encoder.encode(queries, documents, instructions)
+    original = find_originals(queries, documents, instructions)
+    own = np.flatnonzero(original == np.arange(len(original))).tolist()
+    if len(own) == len(original):
+        return encoder.encode(queries, documents, instructions)
+    few = [None if texts is None else [texts[at] for at in own] for texts in (queries, documents, instructions)]
+    return encoder.encode(few[0] or [], few[1] or [], few[2]).spread(original)
