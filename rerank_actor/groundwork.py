@@ -9,18 +9,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
+from rerank_actor import shards, storage
 from rerank_actor.engine import EngineSpec
 from rerank_actor.engine_check import encode_check_pairs
 from rerank_actor.errors import JobError, ModelError, OutputConflictError, StorageError
 from rerank_actor.job import ScoreJob, hash_fingerprint
 from rerank_actor.model import RerankerModel, load_reranker_model
 from rerank_actor.output import Output
-from rerank_actor.plan import Plan, PlanChange, make_plan
+from rerank_actor.plan import Plan, PlanChange, list_input, make_plan
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.prompts import PairEncoder
+from rerank_actor.ranking import RANKING_FORMATS, sniff_format
 from rerank_actor.template import TEMPLATES
 from rerank_actor.texts import TextSource, find_sources
 from rerank_actor.units import PrepareSpec
+
+# Names that tell the format of their object whatever is in it, packed or not.
+TOLD_SUFFIXES = tuple(
+    f".{name}{packed}"
+    for name in ("parquet", "pq", "jsonl", "ndjson", "json", "csv", "trec", "run")
+    for packed in ("", ".gz", ".zst")
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None) -> Groundwork:
     model = load_reranker_model(job.model_name, job.revision, trust_remote_code=job.trust_remote_code)
     job = _fit_max_length(job, model, reporter)
     sources = find_sources(job)
+    job = _find_format(job, reporter)
     settings = {
         **job.scoring_settings(),
         **{source.flag.removeprefix("--"): source.describe() for source in sources},
@@ -92,6 +104,29 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None) -> Groundwork:
 
     plan, change = make_plan(job, earlier, parts, tell)
     return Groundwork(job, output, model, settings, earlier, plan, change, sources)
+
+
+def _find_format(job: ScoreJob, reporter: Reporter) -> ScoreJob:
+    """Return the job with the format of its rankings, which names like `test.tsv` or `run.txt` do not tell."""
+    if job.format == "auto" and (job.queries or job.corpus):
+        objects = storage.list_objects(job.input[0])
+        first = next((item for item in objects if not item.uri.lower().endswith(TOLD_SUFFIXES)), None)
+        if first is not None:
+            compression = next((suffix for suffix in ("gz", "zst") if first.uri.lower().endswith(f".{suffix}")), "")
+            try:
+                found = sniff_format(first.uri, first.size, compression)
+            except (pa.ArrowException, OSError, EOFError):
+                found = None  # it is told of when the input is planned
+            if found is not None:
+                reporter.say(f"{first.uri}: looks like --format {found}")
+                job = job.model_copy(update={"format": found})
+    if job.top_k is not None and any(
+        shards.detect_format(item.uri, job.format)[0] not in RANKING_FORMATS for item in list_input(job)
+    ):
+        raise JobError(
+            f"--top-k goes with --format {', '.join(RANKING_FORMATS)}, whose lines are candidates of queries"
+        )
+    return job
 
 
 def _fit_max_length(job: ScoreJob, model: RerankerModel, reporter: Reporter) -> ScoreJob:
@@ -141,6 +176,7 @@ def make_prepare_spec(ground: Groundwork, environment: dict[str, str]) -> Prepar
         max_attempts=job.max_attempts,
         environment=environment,
         dedupes=job.dedupe != "none",
+        top_k=job.top_k,
     )
 
 

@@ -116,8 +116,14 @@ class ScoreJob(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     input: list[str] = _flag([], "input", "files, folders or globs to score; local paths or s3://", "URI")
-    format: Literal["auto", "parquet", "jsonl", "csv", "tsv"] = _flag(
-        "auto", "input", "format of the shards; auto goes by the name (.gz and .zst understood)"
+    format: Literal["auto", "parquet", "jsonl", "csv", "tsv", "trec", "tevatron", "qrels"] = _flag(
+        "auto",
+        "input",
+        "format of the shards; auto goes by the name (.gz and .zst understood), with --queries or --corpus also by the "
+        "first lines",
+    )
+    top_k: Annotated[int, Field(ge=1)] | None = _flag(
+        None, "input", "candidates of each query at most, the best of the ranking (trec, tevatron, qrels)", "K"
     )
     query_column: str = _flag("query", "input", "column with the query", "NAME")
     document_column: str = _flag("document", "input", "column with the document, or with a list of documents", "NAME")
@@ -265,6 +271,14 @@ class ScoreJob(BaseModel):
                 raise ValueError(f"--{name} is missing: give it as a flag or as `{name}:` in the job file")
         return self
 
+    @model_validator(mode="after")
+    def _require_texts_of_rankings(self) -> "ScoreJob":
+        if self.format in ("trec", "tevatron", "qrels") and not (self.queries and self.corpus):
+            raise ValueError(
+                f"--format {self.format} holds ids alone: name the texts that they stand for with --queries and --corpus"
+            )
+        return self
+
     @property
     def model_name(self) -> str:
         """The model to load; the fake engine needs none and then has a byte tokenizer of its own."""
@@ -328,6 +342,7 @@ class ScoreJob(BaseModel):
             },
             # Only where it is given, so that outputs of before there was this flag go on.
             **({"trust_remote_code": True} if self.trust_remote_code else {}),
+            **({"top_k": self.top_k} if self.top_k is not None else {}),
             **({"query_id_column": self.query_id_column} if self.queries else {}),
             **({"document_id_column": self.document_id_column} if self.corpus else {}),
         }

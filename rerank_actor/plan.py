@@ -307,7 +307,7 @@ def _scan_all(
 ) -> Iterable[shards.ShardLayout | RerankError]:
     def scan(item: storage.StoredObject) -> shards.ShardLayout | RerankError:
         try:
-            return shards.scan_shard(item.uri, item.size, job.format, job.unit_rows or MIN_UNIT_ROWS)
+            return shards.scan_shard(item.uri, item.size, job.format, job.unit_rows or MIN_UNIT_ROWS, top_k=job.top_k)
         except RerankError as error:
             return error
 
@@ -405,7 +405,7 @@ def _extend(shard: Shard, job: ScoreJob, unit_rows: int, limit: int | None) -> S
     if shard.planned_rows == shard.num_rows or (limit is not None and limit <= 0):
         return shard
     layout = shards.scan_shard(
-        shard.uri, shard.size, job.format, job.unit_rows or MIN_UNIT_ROWS, break_at=shard.planned_rows
+        shard.uri, shard.size, job.format, job.unit_rows or MIN_UNIT_ROWS, break_at=shard.planned_rows, top_k=job.top_k
     )
     starts, byte_starts = _cut_blocks(layout, unit_rows, shard.planned_rows, limit)
     return replace(shard, starts=(*shard.starts[:-1], *starts), byte_starts=(*shard.byte_starts, *byte_starts))

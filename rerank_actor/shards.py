@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, ObjectChangedError, ShardChangedError, ShardError, describe_cause
+from rerank_actor.ranking import COLUMNS, RANKING_FORMATS, RankingFile, read_ranking, scan_ranking
 
-Format = Literal["parquet", "jsonl", "csv", "tsv"]
+Format = Literal["parquet", "jsonl", "csv", "tsv", "trec", "tevatron", "qrels"]
 
 SUFFIXES: dict[str, Format] = {
     ".parquet": "parquet",
@@ -30,6 +31,8 @@ SUFFIXES: dict[str, Format] = {
     ".json": "jsonl",
     ".csv": "csv",
     ".tsv": "tsv",
+    ".trec": "trec",
+    ".run": "trec",
 }
 UNIT_BYTES = 32 * 2**20  # of uncompressed input; a prepared unit stays well under what Ray's object store likes
 STREAMED_GROUP_BYTES = 128 * 2**20  # a larger Parquet row group is decoded piecewise, never as a whole
@@ -96,7 +99,9 @@ def detect_format(uri: str, wanted: str = "auto") -> tuple[Format, str]:
     raise InputError(f"{uri}: the name does not tell its format; name one with --format", uri=uri)
 
 
-def scan_shard(uri: str, size: int, wanted: str, block_rows: int, break_at: int = -1) -> ShardLayout:
+def scan_shard(
+    uri: str, size: int, wanted: str, block_rows: int, break_at: int = -1, top_k: int | None = None
+) -> ShardLayout:
     """Find rows, columns and unit borders of a shard: a Parquet footer is read, a text file is streamed once.
 
     Args:
@@ -105,6 +110,7 @@ def scan_shard(uri: str, size: int, wanted: str, block_rows: int, break_at: int 
         wanted: the job's `--format`.
         block_rows: rows of a block of lines at most.
         break_at: row at which a block of lines begins whatever else.
+        top_k: candidates of each query at most, of a ranking.
 
     Raises:
         ShardError: the shard is not what its format says.
@@ -114,6 +120,10 @@ def scan_shard(uri: str, size: int, wanted: str, block_rows: int, break_at: int 
     try:
         if kind == "parquet":
             return _scan_parquet(uri, size)
+        if kind in RANKING_FORMATS:
+            file = RankingFile(uri, size, "", kind, compression, top_k)
+            num_rows, blocks = scan_ranking(file, block_rows, break_at)
+            return ShardLayout(num_rows, dict(COLUMNS[kind]), blocks)
         return _scan_lines(uri, size, kind, compression, block_rows, break_at)
     except (pa.ArrowException, EOFError, OSError, ValueError, csv.Error) as error:
         raise _unreadable(uri, kind, error) from error
@@ -324,6 +334,7 @@ def read_rows(
     types: dict[str, pa.DataType] | None = None,
     size: int | None = None,
     etag: str = "",
+    top_k: int | None = None,
 ) -> Rows:
     """Read a range of a shard's rows.
 
@@ -338,6 +349,7 @@ def read_rows(
         types: types that JSON columns had when the plan was made.
         size: stored size of the shard as planned; None when that does not matter.
         etag: its version mark as planned; "" where storage has none.
+        top_k: candidates of each query at most, of a ranking.
 
     Raises:
         ShardChangedError: it is no longer the shard that was planned.
@@ -349,6 +361,11 @@ def read_rows(
         try:
             if kind == "parquet":
                 rows = _read_parquet(uri, size, etag, row_start, num_rows, keep, text_columns)
+            elif kind in RANKING_FORMATS:
+                file = RankingFile(uri, size, etag, kind, compression, top_k)
+                table, faults = read_ranking(file, byte_start, num_rows)
+                texts = {name: table.column(name).to_pylist() for name in text_columns if name in table.column_names}
+                rows = Rows(table if keep is None else table.select(keep), texts, faults, frozenset())
             else:
                 rows = _read_lines(
                     uri, size, etag, kind, compression, num_rows, byte_start, keep, text_columns, types or {}

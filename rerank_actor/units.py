@@ -43,6 +43,7 @@ class PrepareSpec:
         environment: AWS variables of the driver.
         lookups: where the texts are of columns that hold ids.
         dedupes: whether pairs that are the same are scored once.
+        top_k: candidates of each query at most, of rankings.
     """
 
     fingerprint: str
@@ -57,6 +58,7 @@ class PrepareSpec:
     environment: dict[str, str] = field(repr=False)
     lookups: tuple[Lookup, ...] = ()
     dedupes: bool = False
+    top_k: int | None = None
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,7 @@ def prepare_unit(unit: Unit, spec: PrepareSpec, tokenizer_json: str) -> UnitWork
                 types=spec.json_types,
                 size=unit.size,
                 etag=unit.etag,
+                top_k=spec.top_k,
             )
     except RerankError as error:
         facts = {"attempts": policy.statistics.get("attempt_number", 1)}
