@@ -22,6 +22,7 @@ from rerank_actor.plan import Plan, PlanChange, list_input, make_plan
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.prompts import PairEncoder
 from rerank_actor.ranking import RANKING_FORMATS, sniff_format
+from rerank_actor.reuse import ScoreSource, find_reused
 from rerank_actor.template import TEMPLATES
 from rerank_actor.texts import TextSource, find_sources
 from rerank_actor.units import PrepareSpec
@@ -46,6 +47,7 @@ class Groundwork:
     plan: Plan
     change: PlanChange
     sources: list[TextSource] = field(default_factory=list)
+    reused: ScoreSource | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -84,6 +86,11 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None) -> Groundwork:
         **model.fingerprint_settings(),
         "template_digest": TEMPLATES[model.template_name].digest,
     }
+    if job.reuse is not None and job.reuse.rstrip("/") == job.output.rstrip("/"):
+        raise JobError(
+            f"--reuse {job.reuse}: is the --output itself, which a resume goes on with anyway; leave out --reuse"
+        )
+    reused = find_reused(job.reuse, settings) if job.reuse is not None else None
     stored = None if job.overwrite else output.load_plan()
     parts = {} if job.overwrite else output.list_parts()
     if stored is not None and stored[1] != settings:
@@ -103,7 +110,7 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None) -> Groundwork:
             reporter.say(f"planning: {done:,} of {total:,} shards")
 
     plan, change = make_plan(job, earlier, parts, tell)
-    return Groundwork(job, output, model, settings, earlier, plan, change, sources)
+    return Groundwork(job, output, model, settings, earlier, plan, change, sources, reused)
 
 
 def _find_format(job: ScoreJob, reporter: Reporter) -> ScoreJob:
@@ -177,6 +184,7 @@ def make_prepare_spec(ground: Groundwork, environment: dict[str, str]) -> Prepar
         environment=environment,
         dedupes=job.dedupe != "none",
         top_k=job.top_k,
+        adds_pair_key=job.adds_pair_key,
     )
 
 

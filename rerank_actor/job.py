@@ -151,6 +151,18 @@ class ScoreJob(BaseModel):
     keep_columns: str | list[str] = _flag(
         "all", "output", "input columns to keep: all, or a comma-separated list", "NAMES"
     )
+    with_pair_key: bool = _flag(
+        False,
+        "output",
+        "add a column pair_key, which tells a pair by its texts, so that a later job can --reuse its score",
+    )
+    reuse: str | None = _flag(
+        None,
+        "output",
+        "earlier output with the same fingerprint and pair keys: pairs that it has are not scored again (turns "
+        "--with-pair-key on)",
+        "URI",
+    )
     overwrite: bool = _flag(False, "output", "delete what the output folder holds of an earlier job and start afresh")
     rescore_changed: bool = _flag(False, "output", "score shards again that changed since they were scored")
 
@@ -225,7 +237,7 @@ class ScoreJob(BaseModel):
     def _accept_one_input(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
-    @field_validator("input", "output", "model", "queries", "corpus")
+    @field_validator("input", "output", "model", "queries", "corpus", "reuse")
     @classmethod
     def _refuse_credentials(cls, value: Any) -> Any:
         return refuse_credentials(value)
@@ -295,6 +307,11 @@ class ScoreJob(BaseModel):
         return int(low), int(high or low)
 
     @property
+    def adds_pair_key(self) -> bool:
+        """Whether the output has pair keys."""
+        return self.with_pair_key or self.reuse is not None
+
+    @property
     def query_source(self) -> tuple[str, str]:
         """The column that says what the query is, its text or its id, and the flag that names it."""
         if self.queries:
@@ -317,6 +334,8 @@ class ScoreJob(BaseModel):
             },
             "output": storage.normalize_uri(self.output),
         }
+        if self.reuse:
+            changes["reuse"] = storage.normalize_uri(self.reuse)
         if self.model and not storage.is_s3(self.model) and Path(self.model).expanduser().is_dir():
             changes["model"] = storage.normalize_uri(self.model)
         return self.model_copy(update=changes)
@@ -342,6 +361,7 @@ class ScoreJob(BaseModel):
             },
             # Only where it is given, so that outputs of before there was this flag go on.
             **({"trust_remote_code": True} if self.trust_remote_code else {}),
+            **({"with_pair_key": True} if self.adds_pair_key else {}),
             **({"top_k": self.top_k} if self.top_k is not None else {}),
             **({"query_id_column": self.query_id_column} if self.queries else {}),
             **({"document_id_column": self.document_id_column} if self.corpus else {}),

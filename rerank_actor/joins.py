@@ -12,6 +12,7 @@ from typing import Any
 from rerank_actor import shards, storage
 from rerank_actor.builder import RunTasks, build_store, choose_copies, run_here
 from rerank_actor.groundwork import Groundwork
+from rerank_actor.known_scores import KnownScores
 from rerank_actor.lookup import Lookup
 from rerank_actor.store import BLOCK_BYTES, Layout
 from rerank_actor.texts import TextSource
@@ -44,6 +45,28 @@ def make_lookups(
         say(f"{source.flag}: {facts.get('rows', 0):,} texts" + _tell_left_out(facts))
         lookups.append(lookup)
     return tuple(lookups)
+
+
+def make_known(
+    ground: Groundwork, run_tasks: RunTasks, say: Callable[[str], None], check: Callable[[], None]
+) -> tuple[KnownScores, ...]:
+    """Make the store of the scores that the job reuses. Arguments and errors as of `make_lookups`."""
+    source = ground.reused
+    if source is None:
+        return ()
+    say(f"--reuse: indexing the scores of {len(source.parts):,} parts of {source.uri}")
+    store = build_store(
+        ground.output.at("stores", f"scores-{source.digest}"),
+        source.digest,
+        Layout.for_bytes(UNPACKED * source.num_bytes),
+        source.cut(),
+        source.read,
+        run_tasks,
+        scratch=ground.output.scratch,
+        check=check,
+    )
+    say(f"--reuse: {store.facts.get('rows', 0):,} scores")
+    return (KnownScores("reused", choose_copies(store, ground.plan.num_rows, BLOCK_BYTES)),)
 
 
 @contextmanager

@@ -62,12 +62,14 @@ def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
         "truncated_tokens": pa.array(np.where(scored, prompts.truncated_tokens, 0), pa.int32()),
         "error": pa.array(pair_errors, pa.string()),
     }
+    if work.pair_keys is not None:
+        columns["pair_key"] = work.pair_keys
     errors = Counter(str(reason) for reason in pair_errors if reason is not None)
     if work.list_lengths is not None:
         lacking = work.list_lengths < 0
         offsets = np.concatenate([[0], np.cumsum(np.maximum(work.list_lengths, 0))]).astype(np.int32)
-        columns = {name: _to_lists(offsets, values, lacking) for name, values in columns.items() if name != "error"}
-        columns["error"] = _list_errors(work.row_errors.to_pylist(), offsets, pair_errors)
+        lists = {name: _to_lists(offsets, values, lacking) for name, values in columns.items() if name != "error"}
+        columns = {**columns, **lists, "error": _list_errors(work.row_errors.to_pylist(), offsets, pair_errors)}
         errors.update(str(reason) for reason in work.row_errors.to_pylist() if reason is not None)
     table = pa.ipc.open_stream(work.rows).read_all()
     for name, values in columns.items():

@@ -336,7 +336,8 @@ def _check_columns(job: ScoreJob, layouts: dict[str, shards.ShardLayout], is_bac
                     column=name,
                 )
         names = list(layout.columns) if job.keep_columns == "all" else kept
-        taken = [name for name in names if name in shards.RESERVED_COLUMNS]
+        added = (*shards.RESERVED_COLUMNS, *(["pair_key"] if job.adds_pair_key else []))
+        taken = [name for name in names if name in added]
         if taken:
             raise InputError(
                 f"{uri}: column `{taken[0]}` has the name of a column that scoring adds; leave it out with --keep-columns",

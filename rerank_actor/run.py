@@ -19,13 +19,13 @@ from rerank_actor.connection import Connection, SignalWatch, connect_ray, watch_
 from rerank_actor.errors import EngineStartError, JobError, RerankError, RunInterruptedError, describe_cause
 from rerank_actor.groundwork import Groundwork, make_specs, prepare_job, refuse_dead_storage
 from rerank_actor.job import ScoreJob
-from rerank_actor.joins import make_lookups
-from rerank_actor.lookup import Lookup
+from rerank_actor.joins import make_known, make_lookups
 from rerank_actor.manifest import Totals, UnitRecords, check_committed, find_versions, limit_failures
 from rerank_actor.model import load_tokenizer_json
 from rerank_actor.output import Lease, find_pending
 from rerank_actor.plan import Unit
 from rerank_actor.progress import QuietReporter, Reporter, Standing
+from rerank_actor.units import PrepareSpec
 
 POLL_SECONDS = 0.5
 RATE_WINDOW_SECONDS = 120.0
@@ -166,7 +166,7 @@ class _Run:
         environment = storage.capture_environment()
         tokenizer_json = load_tokenizer_json(ground.model)
         prepare, engine = make_specs(ground, tokenizer_json, environment)
-        prepare = replace(prepare, lookups=self._make_lookups(watch))
+        prepare = self._make_stores(prepare, watch)
         ledger = start_ledger(self._find_earlier_dtype(), job.max_attempts)
         part = PartSpec(self.output.uri, self._part_metadata(), self.output.scratch, environment)
         count = f"{pool.most}" if pool.least == pool.most else f"{pool.least} to {pool.most}"
@@ -190,8 +190,8 @@ class _Run:
             if not connection.is_busy:
                 ray.kill(ledger)  # on a Ray that lives on it would stay until Python collects its handle
 
-    def _make_lookups(self, watch: SignalWatch) -> tuple[Lookup, ...]:
-        """Make what ids are looked up in."""
+    def _make_stores(self, prepare: PrepareSpec, watch: SignalWatch) -> PrepareSpec:
+        """Make what ids and known scores are looked up in."""
         from rerank_actor.tasks import run_tasks
 
         def check() -> None:
@@ -200,7 +200,8 @@ class _Run:
 
         lookups = make_lookups(self.ground, run_tasks, self.reporter.say, check)
         self.joins = {lookup.role: lookup.store.facts for lookup in lookups}
-        return lookups
+        known = make_known(self.ground, run_tasks, self.reporter.say, check)
+        return replace(prepare, lookups=lookups, known=known)
 
     def _count_settled(self) -> int:
         return self.scored_now.units + len(self.failed)
@@ -470,7 +471,9 @@ class _Run:
         """Return what `--dtype auto` came to in an earlier run, so that all parts have one dtype."""
         found = self.output.load_manifest()
         same = found.get("fingerprint") == self.ground.fingerprint
-        return str(found["dtype"]) if same and found.get("dtype") else None
+        if same and found.get("dtype"):
+            return str(found["dtype"])
+        return self.ground.reused.dtype if self.ground.reused is not None else None
 
     def _part_metadata(self) -> dict[str, str]:
         ground = self.ground

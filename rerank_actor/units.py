@@ -24,7 +24,9 @@ from tenacity import (
 from rerank_actor import shards, storage
 from rerank_actor.duplicates import find_originals
 from rerank_actor.errors import RerankError, ShardChangedError, ShardError
+from rerank_actor.known_scores import KnownScores
 from rerank_actor.lookup import Lookup
+from rerank_actor.pair_key import make_pair_keys
 from rerank_actor.plan import Unit
 from rerank_actor.prompts import PairEncoder, Prompts
 
@@ -44,6 +46,8 @@ class PrepareSpec:
         lookups: where the texts are of columns that hold ids.
         dedupes: whether pairs that are the same are scored once.
         top_k: candidates of each query at most, of rankings.
+        adds_pair_key: whether the part has pair keys.
+        known: scores of earlier, in the order in which they are looked at.
     """
 
     fingerprint: str
@@ -59,6 +63,8 @@ class PrepareSpec:
     lookups: tuple[Lookup, ...] = ()
     dedupes: bool = False
     top_k: int | None = None
+    adds_pair_key: bool = False
+    known: tuple[KnownScores, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class UnitWork:
         logits: float32 [num_pairs], NaN where not scored; None before scoring.
         failure: why the whole unit failed; then the rest is empty.
         facts: what happened on the way (attempts, seconds, engine), for manifest and metadata.
+        pair_keys: string [num_pairs], for the part; None where it has none.
     """
 
     unit: Unit
@@ -84,6 +91,7 @@ class UnitWork:
     logits: np.ndarray | None = None
     failure: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    pair_keys: pa.StringArray | None = None
 
     @classmethod
     def failed(cls, unit: Unit, failure: str, facts: dict[str, Any] | None = None) -> Self:
@@ -109,6 +117,9 @@ class UnitWork:
             "row_errors": _batch_to_buffer(pa.record_batch([self.row_errors], names=["row_errors"])),
             "list_lengths": None if self.list_lengths is None else pa.py_buffer(self.list_lengths),
             "logits": None if self.logits is None else pa.py_buffer(self.logits),
+            "pair_keys": None
+            if self.pair_keys is None
+            else _batch_to_buffer(pa.record_batch([self.pair_keys], names=["pair_keys"])),
         }
         columns = {name: _one_buffer(buffer) for name, buffer in values.items()}
         columns["unit"] = pa.array([json.dumps(asdict(self.unit))])
@@ -132,6 +143,9 @@ class UnitWork:
             logits=numbers("logits", np.float32),
             failure=table.column("failure")[0].as_py(),
             facts=json.loads(table.column("facts")[0].as_py()),
+            pair_keys=_buffer_to_batch(_read_value(table, "pair_keys")).column(0)
+            if table.column("pair_keys")[0].is_valid
+            else None,
         )
 
 
@@ -202,7 +216,7 @@ def prepare_unit(unit: Unit, spec: PrepareSpec, tokenizer_json: str) -> UnitWork
     encoder = _encoder(spec.fingerprint, tokenizer_json, json.dumps(spec.encoder))
     try:
         with storage.patient():
-            work = prepare_rows(unit, rows, columns, encoder, spec.lookups, dedupes=spec.dedupes)
+            work = prepare_rows(unit, rows, columns, encoder, spec)
     except RerankError as error:
         return UnitWork.failed(unit, str(error), {"read_retries": storage.retries_made() - retries_before})
     read_retries = storage.retries_made() - retries_before
@@ -210,18 +224,12 @@ def prepare_unit(unit: Unit, spec: PrepareSpec, tokenizer_json: str) -> UnitWork
 
 
 def prepare_rows(
-    unit: Unit,
-    rows: shards.Rows,
-    columns: list[str],
-    encoder: PairEncoder,
-    lookups: Sequence[Lookup] = (),
-    *,
-    dedupes: bool = False,
+    unit: Unit, rows: shards.Rows, columns: list[str], encoder: PairEncoder, spec: PrepareSpec
 ) -> UnitWork:
     """Make the prompts of some rows: one a row, or one for each element of the document lists.
 
     Raises:
-        ShardError, StorageError, JobError: texts cannot be looked up.
+        ShardError, StorageError, JobError: texts or scores cannot be looked up.
     """
     queries = rows.texts[columns[0]]
     documents = rows.texts[columns[1]]
@@ -240,21 +248,44 @@ def prepare_rows(
         instructions = [instructions[owner] for owner in owners] if instructions is not None else None
         documents = [text for i, found in enumerate(documents) if lengths[i] > 0 for text in found]
     missing: dict[int, str] = {}
-    for lookup in lookups:
+    for lookup in spec.lookups:
         texts, faults = lookup.find_texts(queries if lookup.role == "query" else documents)
         queries, documents = (texts, documents) if lookup.role == "query" else (queries, texts)
         missing = {**faults, **missing}
-    prompts = _encode(queries, documents, instructions, encoder, dedupes=dedupes)
+    prompts = _encode(queries, documents, instructions, encoder, dedupes=spec.dedupes)
+    prompts = prompts.with_errors(missing) if missing else prompts
+    keys: list[str | None] | None = None
+    facts: dict[str, Any] = {}
+    if spec.adds_pair_key or spec.known:
+        keys = make_pair_keys(queries, documents, instructions, encoder.instruction)
+        prompts, facts = _fill_in_known(prompts, keys, spec.known)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.table.schema) as writer:
         writer.write_table(rows.table.combine_chunks())
     return UnitWork(
         unit=unit,
         rows=sink.getvalue(),
-        prompts=prompts.with_errors(missing) if missing else prompts,
+        prompts=prompts,
         row_errors=pa.array(row_errors, pa.string()),
         list_lengths=lengths,
+        facts=facts,
+        pair_keys=pa.array(keys, pa.string()) if keys is not None and spec.adds_pair_key else None,
     )
+
+
+def _fill_in_known(
+    prompts: Prompts, keys: list[str | None], known: Sequence[KnownScores]
+) -> tuple[Prompts, dict[str, int]]:
+    """Return prompts with the logits that are known, and how many were found where."""
+    counts: dict[str, int] = {}
+    can_be = prompts.errors.is_null().to_numpy(zero_copy_only=False)
+    logits = np.full(len(prompts), np.nan, np.float32)
+    for scores in known:
+        is_left = can_be & np.isnan(logits)
+        found = scores.find_logits([key if wanted else None for key, wanted in zip(keys, is_left, strict=True)])
+        counts[scores.kind] = int(np.isfinite(found).sum())
+        logits = np.where(np.isnan(logits), found, logits)
+    return replace(prompts, known_logits=logits) if known else prompts, counts
 
 
 def _encode(
