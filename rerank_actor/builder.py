@@ -58,7 +58,7 @@ def build_store(
     storage.delete_folder(uri)
     environment = storage.capture_environment()
     spill = functools.partial(_spill_piece, read=read, layout=layout, uri=uri, scratch=scratch)
-    reports = _run(spill, list(enumerate(pieces)), environment, run_tasks, check, InputError)
+    reports = run_all(spill, list(enumerate(pieces)), environment, run_tasks, check, InputError)
     spilled: list[tuple[str, int, np.ndarray]] = []
     facts: dict[str, Any] = {}
     for number in range(len(pieces)):
@@ -80,7 +80,7 @@ def build_store(
         for bucket in range(layout.num_buckets)
     ]
     pack = functools.partial(_pack, layout=layout, uri=uri, scratch=scratch)
-    packed = _run(pack, buckets, environment, run_tasks, check, StorageError)
+    packed = run_all(pack, buckets, environment, run_tasks, check, StorageError)
     sizes = tuple(packed[bucket]["size"] for bucket in range(layout.num_buckets))
     store = StoreSpec(uri, digest, layout, sizes, facts)
     storage.write_bytes(storage.join_uri(uri, "store.json"), store.to_bytes(), scratch=scratch)
@@ -93,7 +93,7 @@ def choose_copies(store: StoreSpec, num_lookups: int, block_bytes: int) -> Store
     return replace(store, keeps_copies=num_lookups * block_bytes >= store.num_bytes)
 
 
-def _run(
+def run_all(
     work: Callable[[Any], dict[str, Any]],
     items: Sequence[Any],
     environment: dict[str, str],
@@ -101,7 +101,19 @@ def _run(
     check: Callable[[], None],
     kind: type[Exception],
 ) -> dict[int, dict[str, Any]]:
-    """Do the work of all items, those that fail a few times, and return their reports by number."""
+    """Do the work of all items, that of those which fail a few times, and return their reports by number.
+
+    Args:
+        work: what `run_tasks` runs.
+        items: what it runs it for.
+        environment: AWS variables of the driver.
+        run_tasks: `tasks.run_tasks`, or what does the same.
+        check: called between tasks; may raise.
+        kind: of the error when an item keeps failing.
+
+    Raises:
+        InputError: an item failed for what is wrong with the input.
+    """
     done: dict[int, dict[str, Any]] = {}
     failure = ""
     for _ in range(ROUNDS):

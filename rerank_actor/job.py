@@ -204,8 +204,10 @@ class ScoreJob(BaseModel):
     unit_rows: Annotated[int, Field(ge=1)] | None = _flag(
         None, "run", "rows of a unit at most (default by the size of the input, 512 to 16384)", "N"
     )
-    dedupe: Literal["none", "unit"] = _flag(
-        "unit", "run", "score pairs that are the same once: within a unit, across the whole input, or not at all"
+    dedupe: Literal["none", "unit", "global"] = _flag(
+        "unit",
+        "run",
+        "score pairs that are the same once: within a unit, across the whole input (global), or not at all",
     )
     max_attempts: Annotated[int, Field(ge=1)] = _flag(3, "run", "tries for a unit before it counts as failed", "N")
     stall_seconds: Annotated[float, Field(gt=0)] = _flag(

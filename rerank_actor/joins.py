@@ -7,13 +7,14 @@ complete. Its name follows from the source, so that a store of another corpus is
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from rerank_actor import shards, storage
 from rerank_actor.builder import RunTasks, build_store, choose_copies, run_here
 from rerank_actor.groundwork import Groundwork
 from rerank_actor.known_scores import KnownScores
 from rerank_actor.lookup import Lookup
+from rerank_actor.reuse import ScoreSource
 from rerank_actor.store import BLOCK_BYTES, Layout
 from rerank_actor.texts import TextSource
 
@@ -55,6 +56,19 @@ def make_known(
     if source is None:
         return ()
     say(f"--reuse: indexing the scores of {len(source.parts):,} parts of {source.uri}")
+    known = index_scores("reused", source, ground, run_tasks, check)
+    say(f"--reuse: {known.store.facts.get('rows', 0):,} scores")
+    return (known,)
+
+
+def index_scores(
+    kind: Literal["reused", "shared"],
+    source: ScoreSource,
+    ground: Groundwork,
+    run_tasks: RunTasks,
+    check: Callable[[], None],
+) -> KnownScores:
+    """Make the store of some scored parts, for the units of a job. Arguments and errors as of `make_lookups`."""
     store = build_store(
         ground.output.at("stores", f"scores-{source.digest}"),
         source.digest,
@@ -65,8 +79,7 @@ def make_known(
         scratch=ground.output.scratch,
         check=check,
     )
-    say(f"--reuse: {store.facts.get('rows', 0):,} scores")
-    return (KnownScores("reused", choose_copies(store, ground.plan.num_rows, BLOCK_BYTES)),)
+    return KnownScores(kind, choose_copies(store, ground.plan.num_rows, BLOCK_BYTES))
 
 
 @contextmanager

@@ -80,6 +80,7 @@ class Totals:
     forward_passes: int = 0
     reused: int = 0
     shared: int = 0
+    shared_passes: int = 0  # spent on pairs that several units have, outside of units
     engine_seconds: float = 0.0
     errors: Counter[str] = field(default_factory=Counter)
     units_by_attempts: Counter[int] = field(default_factory=Counter)
@@ -109,7 +110,7 @@ class Totals:
     @property
     def saved_forward_passes(self) -> int:
         """Pairs whose score was copied from a pair of the same job that is the same."""
-        return self.scored - self.forward_passes - self.reused
+        return self.scored - self.forward_passes - self.shared_passes - self.reused
 
     def to_dict(self) -> dict[str, Any]:
         """Return the sums as they stand in the manifest."""
@@ -123,7 +124,7 @@ class Totals:
             "truncated": self.truncated,
             "tokens": self.tokens,
             "cached_tokens": self.cached_tokens,
-            "forward_passes": self.forward_passes,
+            "forward_passes": self.forward_passes + self.shared_passes,
             "saved_forward_passes": self.saved_forward_passes,
             "reused": self.reused,
             "engine_seconds": round(self.engine_seconds, 3),

@@ -181,62 +181,110 @@ def _encoder(fingerprint: str, tokenizer_json: str, encoder: str) -> PairEncoder
     return PairEncoder(tokenizer_json, **json.loads(encoder))
 
 
+@dataclass(frozen=True)
+class _Pairs:
+    """The texts of a unit's pairs, before they are prompts, and what else is known of its rows."""
+
+    queries: list[Any]
+    documents: list[Any]
+    instructions: list[Any] | None
+    row_errors: list[str | None]
+    list_lengths: np.ndarray | None
+    missing: dict[int, str]  # why an id has no text, by position of the pair
+
+    def make_keys(self, instruction: str) -> list[str | None]:
+        """Return the pairs' keys, with the job's own instruction where they have none."""
+        return make_pair_keys(self.queries, self.documents, self.instructions, instruction)
+
+
 def prepare_unit(unit: Unit, spec: PrepareSpec, tokenizer_json: str) -> UnitWork:
     """Read a unit's rows and make their prompts; what cannot be read becomes a failed unit, not an exception."""
-    storage.adopt_environment(spec.environment)
-    columns = [spec.query_column, spec.document_column]
-    if spec.instruction_column is not None:
-        columns.append(spec.instruction_column)
-    policy = Retrying(  # for bytes that came wrong; storage itself tries again whatever it can
-        retry=retry_if_exception_type(ShardError) & retry_if_not_exception_type(ShardChangedError),
-        stop=stop_after_attempt(spec.max_attempts),
-        wait=wait_random_exponential(multiplier=0.3, max=10),
-        reraise=True,
-    )
     retries_before = storage.retries_made()
+    policy = _make_policy(spec)
     try:
-        with storage.patient():
-            rows = policy(
-                shards.read_rows,
-                unit.uri,
-                spec.format,
-                row_start=unit.row_start,
-                num_rows=unit.num_rows,
-                byte_start=unit.byte_start,
-                keep=spec.keep,
-                text_columns=columns,
-                types=spec.json_types,
-                size=unit.size,
-                etag=unit.etag,
-                top_k=spec.top_k,
-            )
+        rows = _read_rows(unit, spec, policy)
     except RerankError as error:
         facts = {"attempts": policy.statistics.get("attempt_number", 1)}
         return UnitWork.failed(unit, str(error), {**facts, "read_retries": storage.retries_made() - retries_before})
     encoder = _encoder(spec.fingerprint, tokenizer_json, json.dumps(spec.encoder))
     try:
         with storage.patient():
-            work = prepare_rows(unit, rows, columns, encoder, spec)
+            work = _prepare_rows(unit, rows, encoder, spec)
     except RerankError as error:
         return UnitWork.failed(unit, str(error), {"read_retries": storage.retries_made() - retries_before})
     read_retries = storage.retries_made() - retries_before
     return replace(work, facts={**work.facts, "read_retries": read_retries}) if read_retries else work
 
 
-def prepare_rows(
-    unit: Unit, rows: shards.Rows, columns: list[str], encoder: PairEncoder, spec: PrepareSpec
-) -> UnitWork:
-    """Make the prompts of some rows: one a row, or one for each element of the document lists.
+def read_new_pairs(unit: Unit, spec: PrepareSpec) -> pa.Table:
+    """Return the pairs of a unit that are text and whose score is not known, each different one once.
+
+    Returns:
+        String columns `key`, `instruction`, `query` and `document`.
 
     Raises:
-        ShardError, StorageError, JobError: texts or scores cannot be looked up.
+        ShardError, StorageError, JobError: rows, texts or scores cannot be read.
     """
-    queries = rows.texts[columns[0]]
-    documents = rows.texts[columns[1]]
-    instructions = rows.texts[columns[2]] if len(columns) > 2 else None
+    rows = _read_rows(unit, spec, _make_policy(spec))
+    instruction = str(spec.encoder["instruction"])
+    with storage.patient():
+        pairs = _list_pairs(rows, spec)
+        keys = pairs.make_keys(instruction)
+        for scores in spec.known:
+            logits = scores.find_logits(keys)
+            keys = [None if np.isfinite(logit) else key for key, logit in zip(keys, logits, strict=True)]
+    own = {key: position for position, key in reversed(list(enumerate(keys))) if key is not None}
+    tasks = pairs.instructions
+    columns = {
+        "key": list(own),
+        "instruction": [instruction if tasks is None or tasks[at] is None else tasks[at] for at in own.values()],
+        "query": [pairs.queries[at] for at in own.values()],
+        "document": [pairs.documents[at] for at in own.values()],
+    }
+    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+
+
+def _make_policy(spec: PrepareSpec) -> Retrying:
+    return Retrying(  # for bytes that came wrong; storage itself tries again whatever it can
+        retry=retry_if_exception_type(ShardError) & retry_if_not_exception_type(ShardChangedError),
+        stop=stop_after_attempt(spec.max_attempts),
+        wait=wait_random_exponential(multiplier=0.3, max=10),
+        reraise=True,
+    )
+
+
+def _read_rows(unit: Unit, spec: PrepareSpec, policy: Retrying) -> shards.Rows:
+    storage.adopt_environment(spec.environment)
+    with storage.patient():
+        return policy(
+            shards.read_rows,
+            unit.uri,
+            spec.format,
+            row_start=unit.row_start,
+            num_rows=unit.num_rows,
+            byte_start=unit.byte_start,
+            keep=spec.keep,
+            text_columns=[name for name in _name_columns(spec) if name is not None],
+            types=spec.json_types,
+            size=unit.size,
+            etag=unit.etag,
+            top_k=spec.top_k,
+        )
+
+
+def _name_columns(spec: PrepareSpec) -> tuple[str, str, str | None]:
+    return spec.query_column, spec.document_column, spec.instruction_column
+
+
+def _list_pairs(rows: shards.Rows, spec: PrepareSpec) -> _Pairs:
+    """Return the pairs of some rows: one a row, or one for each element of the document lists; ids as their texts."""
+    query_column, document_column, instruction_column = _name_columns(spec)
+    queries = rows.texts[query_column]
+    documents = rows.texts[document_column]
+    instructions = rows.texts[instruction_column] if instruction_column is not None else None
     row_errors: list[str | None] = list(rows.faults)
     lengths: np.ndarray | None = None
-    if columns[1] in rows.list_columns:
+    if document_column in rows.list_columns:
         for index, found in enumerate(documents):
             if row_errors[index] is None and not isinstance(found, list):
                 row_errors[index] = LIST_NULL if found is None else LIST_EXPECTED
@@ -252,12 +300,22 @@ def prepare_rows(
         texts, faults = lookup.find_texts(queries if lookup.role == "query" else documents)
         queries, documents = (texts, documents) if lookup.role == "query" else (queries, texts)
         missing = {**faults, **missing}
-    prompts = _encode(queries, documents, instructions, encoder, dedupes=spec.dedupes)
-    prompts = prompts.with_errors(missing) if missing else prompts
+    return _Pairs(queries, documents, instructions, row_errors, lengths, missing)
+
+
+def _prepare_rows(unit: Unit, rows: shards.Rows, encoder: PairEncoder, spec: PrepareSpec) -> UnitWork:
+    """Make the prompts of some rows.
+
+    Raises:
+        ShardError, StorageError, JobError: texts or scores cannot be looked up.
+    """
+    pairs = _list_pairs(rows, spec)
+    prompts = _encode(pairs.queries, pairs.documents, pairs.instructions, encoder, dedupes=spec.dedupes)
+    prompts = prompts.with_errors(pairs.missing) if pairs.missing else prompts
     keys: list[str | None] | None = None
     facts: dict[str, Any] = {}
     if spec.adds_pair_key or spec.known:
-        keys = make_pair_keys(queries, documents, instructions, encoder.instruction)
+        keys = pairs.make_keys(encoder.instruction)
         prompts, facts = _fill_in_known(prompts, keys, spec.known)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.table.schema) as writer:
@@ -266,8 +324,8 @@ def prepare_rows(
         unit=unit,
         rows=sink.getvalue(),
         prompts=prompts,
-        row_errors=pa.array(row_errors, pa.string()),
-        list_lengths=lengths,
+        row_errors=pa.array(pairs.row_errors, pa.string()),
+        list_lengths=pairs.list_lengths,
         facts=facts,
         pair_keys=pa.array(keys, pa.string()) if keys is not None and spec.adds_pair_key else None,
     )

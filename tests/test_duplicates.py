@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import read_output
 
+from rerank_actor.errors import EngineStartError
 from rerank_actor.job import ScoreJob
 from rerank_actor.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.prompts import PairEncoder
@@ -16,6 +17,7 @@ from rerank_actor.run import run_job
 from rerank_actor.units import _encode
 from rerank_actor.verify import verify_output
 
+TASK_SCHEMA = pa.schema({"query": pa.string(), "document_id": pa.string(), "task": pa.string()})
 GUILTY, GUILTY_TOKEN = "\x07", 197  # in the byte tokenizer
 
 
@@ -58,6 +60,52 @@ def test_lists_with_the_same_documents_are_scored_once(tmp_path: Path, local_ray
     scores = once["score"].to_pylist()
     assert scores[0][0] == scores[0][2] != scores[1][0]
     assert scores[0][1] == scores[2][0]
+
+
+def test_pairs_that_several_units_have_are_scored_once_in_all(tmp_path: Path, local_ray: str) -> None:
+    rows = [{"query": f"q {i % 4}", "document": [f"d {i % 6}", None, f"own {i}", f"d {i % 6}"]} for i in range(12)]
+    common = {"unit_rows": 3, "instruction": "i"}
+    shard = tmp_path / "pairs.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), shard, row_group_size=3)
+    each, counts = run(tmp_path, "each", rows, dedupe="none", **common)
+    assert counts["forward_passes"] == counts["scored"] == 36
+    once, counts = run(tmp_path, "once", rows, dedupe="global", **common)
+    assert once.equals(each)
+    # 12 different pairs of the six documents, and one of each row's own.
+    assert (counts["scored"], counts["forward_passes"], counts["saved_forward_passes"]) == (36, 24, 12)
+    manifest = json.loads((tmp_path / "once/_job/manifest.json").read_text())
+    assert len({(row["query"], row["document"][0]) for row in rows}) == 12
+    assert manifest["plan"]["units"] == 4
+    assert not (tmp_path / "once/_job/dedupe").exists()
+
+    # A unit that is scored again finds nothing to share, and the counts still add up.
+    part = sorted((tmp_path / "once").glob("part-*.parquet"))[0]
+    part.unlink()
+    again, counts = run(tmp_path, "once", rows, dedupe="global", **common)
+    assert again.equals(each)
+    assert counts["forward_passes"] + counts["saved_forward_passes"] == counts["scored"] == 36
+
+
+def test_pairs_of_ids_and_shared_ones_go_on_after_a_stop(tmp_path: Path, local_ray: str) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"_id": str(i), "text": f"text {i % 5}"}) + "\n" for i in range(10)))
+    rows = [{"query": f"q {i % 2}", "document_id": str(i % 10), "task": None} for i in range(40)]
+    common = {"unit_rows": 10, "corpus": [str(corpus)], "instruction_column": "task"}
+    pq.write_table(pa.Table.from_pylist(rows).cast(TASK_SCHEMA), tmp_path / "pairs.parquet", row_group_size=10)
+    each, _ = run(tmp_path, "each", rows, dedupe="none", **common)
+    stopped = {**common, "engine_args": {"faults": {"start": "raise"}}, "dedupe": "global"}
+    values = {"input": [str(tmp_path / "pairs.parquet")], "output": str(tmp_path / "once"), "engine": "fake"}
+    with pytest.raises(EngineStartError):
+        run_job(ScoreJob(**values, **stopped).normalized())
+    found = json.loads((tmp_path / "once/_job/dedupe/pairs.json").read_text())
+    assert found["num_pairs"] == 10
+    spilled = (tmp_path / "once/_job/dedupe/pairs.json").stat().st_mtime_ns
+    kept = tmp_path / "kept.json"
+    kept.hardlink_to(tmp_path / "once/_job/dedupe/pairs.json")
+    once, counts = run(tmp_path, "once", rows, dedupe="global", **common)
+    assert kept.stat().st_mtime_ns == spilled
+    assert once.equals(each)
+    assert (counts["scored"], counts["forward_passes"]) == (40, 10)
 
 
 def test_a_pair_that_brings_engines_down_is_given_up_with_all_that_are_the_same(tmp_path: Path, local_ray: str) -> None:
