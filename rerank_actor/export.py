@@ -93,10 +93,11 @@ def export_scores(spec: ExportSpec) -> Exported:
             uri=spec.scored,
         )
     manifest = output.load_manifest()
-    names = [
-        given or manifest.get("job", {}).get(f"{role}_id_column") or f"{role}_id"
-        for role, given in (("query", spec.query_id_column), ("document", spec.document_id_column))
-    ]
+    job = manifest.get("job", {})
+    names = []
+    for role, given in (("query", spec.query_id_column), ("document", spec.document_id_column)):
+        name = job.get(f"{role}_id_column") or f"{role}_id"
+        names.append(given or (job.get("rename_columns") or {}).get(name, name))
     result = Exported()
     with tempfile.TemporaryDirectory() as folder, _open_target(spec.target) as file:
         writer = _Writer(file, spec, manifest.get("model", {}))

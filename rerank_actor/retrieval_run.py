@@ -143,9 +143,9 @@ def scan_ranking(file: RankingFile, block_rows: int, break_at: int) -> list[Bloc
 
 
 def read_ranking(
-    file: RankingFile, byte_start: int, num_rows: int, number: int, row_start: int
+    file: RankingFile, byte_start: int, num_rows: int, number: int = 0, row_start: int = 0
 ) -> tuple[pa.Table, list[str | None]]:
-    """Read rows of a ranking from the first byte of a block on, which is of line `number` and row `row_start`.
+    """Read rows of a ranking from the first byte of a block on, of line `number` (0: not known).
 
     Returns:
         The rows, in order of the file, and for each why it is broken, or None.

@@ -1,8 +1,8 @@
 """Reuse: an earlier output's scores as a source of known ones.
 
 `ScoreSource` reads logits and pair keys out of the parts of an output, for a store. Only scores of the same fingerprint may
-be mixed; what may differ is where the texts came from (`--queries`, `--corpus`, `--top-k`), because the key follows from the
-texts themselves. Knows nothing of Ray or of engines.
+be mixed; what may differ is where the texts came from (`--corpus`, templates, an instruction map, ...) and how rows are laid
+out (`--explode`, ...), because the key follows from the texts themselves. Knows nothing of Ray or of engines.
 """
 
 import hashlib
@@ -28,7 +28,13 @@ PIECE_BYTES = 64 * 2**20
 PARTS_AT_ONCE = 256
 BATCH_ROWS = 16_384
 ROWS_AT_ONCE = 1_000_000
-FREE_SETTINGS = frozenset({"queries", "corpus", "top_k", "query_id_column", "document_id_column"})
+FREE_SETTINGS = frozenset(
+    {
+        *("queries", "corpus", "top_k", "query_id_column", "document_id_column", "columns"),
+        *("query_template", "document_template", "instruction_map", "dataset_column"),
+        *("explode", "explode_columns", "keep_fields", "drop_columns", "rename_columns"),
+    }
+)
 
 
 @dataclass(frozen=True)

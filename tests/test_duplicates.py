@@ -108,6 +108,30 @@ def test_pairs_of_ids_and_shared_ones_go_on_after_a_stop(tmp_path: Path, local_r
     assert (counts["scored"], counts["forward_passes"]) == (40, 10)
 
 
+def test_shared_pairs_of_templates_and_instruction_maps_are_scored_once(tmp_path: Path, local_ray: str) -> None:
+    rows = [
+        {
+            "who": f"w{i % 2}",
+            "dataset": ("a", "b", "none")[i % 3],
+            "document": [{"title": "t", "text": f"{i % 3}"}, None],
+        }
+        for i in range(12)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet", row_group_size=6)
+    common = {
+        "unit_rows": 6,
+        "query_template": "about {who}",
+        "document_template": "{title}: {text}",
+        "instruction_map": {"a": "task a", "b": "task b"},
+        "explode": True,
+    }
+    each, _ = run(tmp_path, "each", rows, dedupe="none", **common)
+    once, counts = run(tmp_path, "once", rows, dedupe="global", **common)
+    assert once.equals(each)
+    assert (counts["scored"], counts["forward_passes"]) == (8, 4)
+    assert counts["errors_by_reason"] == {"dataset is not in the instruction map": 4, "document is null": 8}
+
+
 def test_a_pair_that_brings_engines_down_is_given_up_with_all_that_are_the_same(tmp_path: Path, local_ray: str) -> None:
     rows = [{"query": "q", "document": document} for document in (GUILTY, "a", GUILTY, "b", "a")]
     faults = {"guilty_token": GUILTY_TOKEN, "guilty_kind": "nan"}

@@ -114,6 +114,48 @@ def test_lists_of_ids_give_aligned_lists_and_texts_may_stand_beside_ids(tmp_path
     assert table["error"].to_pylist()[0] == [None, "document id is not in --corpus", None]
 
 
+def test_lists_of_ids_are_exploded_with_an_instruction_for_each_dataset(tmp_path: Path, local_ray: str) -> None:
+    rows = [
+        {"query_id": "q1", "document_id": ["a", "zz"], "label": [1, 0], "set": "x"},
+        {"query_id": "q2", "document_id": [], "label": [], "set": "x"},
+        {"query_id": "7", "document_id": ["c"], "label": [2], "set": "y"},
+    ]
+    layout = {"explode": True, "explode_columns": ["label"], "dataset_column": "set", "with_pair_key": True}
+    run_job(make_job(tmp_path, rows, instruction_map={"x": "task x", "*": "any"}, **layout))
+    table = read_output(tmp_path / "out")
+    assert table["document_id"].to_pylist() == ["a", "zz", None, "c"]
+    assert table["label"].to_pylist() == [1, 0, None, 2]
+    assert table["candidate_index"].to_pylist() == [0, 1, None, 0]
+    errors = [None, "document id is not in --corpus", "document list is empty", None]
+    assert table["error"].to_pylist() == errors
+    assert [key is None for key in table["pair_key"].to_pylist()] == [False, True, True, False]
+    with Reranker(engine="fake") as reranker:
+        first = reranker.score([("what is rain", TEXTS["a"])], instruction="task x")[0]
+        last = reranker.score([("seven", TEXTS["c"])], instruction="any")[0]
+    assert table["score"].to_pylist() == [first, None, None, last]
+
+
+def test_a_template_writes_queries_beside_ids_of_documents(tmp_path: Path, local_ray: str) -> None:
+    rows = [{"who": "rain", "document_id": "a"}]
+    run_job(make_job(tmp_path, rows, queries=[], query_template="what is {who}"))
+    assert read_output(tmp_path / "out")["score"].to_pylist() == score_texts([("what is rain", TEXTS["a"])])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"document_template": "{title}"}, "--corpus and --document-template both say what the text of a document is"),
+        ({"query_template": "{who}"}, "--queries and --query-template both say"),
+        ({"queries": ["hf://owner/name"]}, "--queries takes files, folders and globs, .* no hf:// dataset"),
+    ],
+)
+def test_flags_that_say_the_same_or_cannot_be_are_refused(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_job(tmp_path, [], **settings)
+
+
 def test_a_changed_corpus_is_another_job_and_the_same_one_resumes(
     tmp_path: Path, local_ray: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,6 +176,7 @@ def test_a_changed_corpus_is_another_job_and_the_same_one_resumes(
         ("corpus.jsonl", [{"_id": "a", "words": "b"}], "no column of texts"),
         ("corpus.parquet", ["no Parquet"], "cannot be read"),
         ("corpus.bin", [{"_id": "a", "text": "b"}], "the name does not tell its format"),
+        ("corpus.arrow", [{"_id": "a", "text": "b"}], "is arrow by its name, which holds no texts by id"),
     ],
 )
 def test_a_source_that_cannot_be_one_is_refused_by_name(

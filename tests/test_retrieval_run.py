@@ -77,6 +77,7 @@ def test_trec_run_is_scored_line_by_line_and_exported_best_first(tmp_path: Path,
     assert table["score"].to_pylist() == [*list(scores.values())[:4], None, scores["q2", "d7"], None]
     errors = table["error"].to_pylist()
     assert errors[4].startswith("line is not of a TREC run")
+    assert errors[4].endswith(f"({tmp_path}/bm25.run, line 5)")
     assert errors[6] == "document id is not in --corpus"
 
     target = tmp_path / "scored.trec"
@@ -147,15 +148,36 @@ def test_blocks_of_a_ranking_give_the_best_of_each_query_once(tmp_path: Path, na
     path = write(tmp_path / name, "\n".join(lines) + "\n")
     for top_k in (None, 1, 3):
         file = open_ranking(path, "trec", top_k)
-        num_rows, blocks = scan_ranking(file, block_rows, -1)
-        tables = [read_ranking(file, start, rows)[0] for rows, _, start in blocks]
+        blocks = scan_ranking(file, block_rows, -1)
+        tables = [read_ranking(file, block.byte_start, block.num_rows)[0] for block in blocks]
         found = [(row["query_id"], row["document_id"]) for table in tables for row in table.to_pylist()]
         expected = []
         for q in range(6):
             ranked = sorted(range(q + 1), key=lambda d: -((d * 7) % 11))[:top_k]
             expected += [(f"q{q}", f"d{d}") for d in sorted(ranked)]
         assert found == expected
-        assert num_rows == len(expected)
+        firsts = [lines[block.number - 1].split() for block in blocks]
+        chosen = [table.to_pylist()[0] for table in tables]
+        assert [fields[0] for fields in firsts] == [row["query_id"] for row in chosen]
+        assert top_k or [fields[2] for fields in firsts] == [row["document_id"] for row in chosen]
+
+
+def test_broken_lines_are_named_by_their_place_in_whatever_unit_they_are(tmp_path: Path, local_ray: str) -> None:
+    lines = ["\n" if at == 1 else "broken\n" if at in (4, 7) else f"q1 Q0 d{at} {at} 1 t\n" for at in range(9)]
+    run_job(make_job(tmp_path, write(tmp_path / "run.trec", "".join(lines)), unit_rows=1))
+    assert len(list((tmp_path / "out").glob("part-*.parquet"))) == 8
+    errors = [error for error in read_output(tmp_path / "out")["error"].to_pylist() if error]
+    assert [error.rpartition(", ")[2] for error in errors] == ["line 5)", "line 8)"]
+
+
+def test_export_takes_ids_from_renamed_and_exploded_columns(tmp_path: Path, local_ray: str) -> None:
+    line = {"query_id": "q1", "document_id": ["d1", "d2", "nowhere"]}
+    path = write(tmp_path / "lists.jsonl", json.dumps(line) + "\n")
+    run_job(make_job(tmp_path, path, explode=True, rename_columns={"query_id": "qid", "document_id": "docid"}))
+    target = tmp_path / "scored.tsv"
+    assert export_scores(ExportSpec(str(tmp_path / "out"), "tevatron", str(target))).candidates == 2
+    found = {tuple(line.split("\t")[:2]) for line in target.read_text().splitlines()}
+    assert found == {("q1", "d1"), ("q1", "d2")}
 
 
 def test_top_k_refuses_what_it_cannot_rank(tmp_path: Path) -> None:

@@ -73,6 +73,27 @@ def test_scores_of_lists_are_reused_for_pairs_of_ids(tmp_path: Path, local_ray: 
     assert earlier["pair_key"].to_pylist()[0][2] is None
 
 
+def test_scores_of_lists_are_reused_for_templates_and_exploded_rows(tmp_path: Path, local_ray: str) -> None:
+    run_job(make_job(tmp_path, "first", [{"query": "q", "document": ["T a", "b", "T c"]}], with_pair_key=True))
+    rows = [
+        {"query": "q", "set": "x", "document": [{"title": "T", "text": "a"}, {"title": None, "text": "new"}]},
+        {"query": "q", "set": "y", "document": [{"title": "T", "text": "c"}]},
+    ]
+    layout = {"document_template": "{title} {text}", "explode": True, "rename_columns": {"query": "question"}}
+    instructions = {"x": ScoreJob.model_fields["instruction"].default, "y": "another task"}
+    settings = {**layout, "instruction_map": instructions, "dataset_column": "set"}
+    run_job(make_job(tmp_path, "second", rows, reuse=str(tmp_path / "first"), **settings))
+    fresh = [str(tmp_path / "input/second.parquet")]
+    run_job(make_job(tmp_path, "fresh", rows, input=fresh, with_pair_key=True, **settings))
+    totals = read_totals(tmp_path / "second")
+    assert (totals["scored"], totals["forward_passes"], totals["reused"]) == (3, 2, 1)
+    found = read_output(tmp_path / "second")
+    assert found.equals(read_output(tmp_path / "fresh"))
+    assert found["question"].to_pylist() == ["q"] * 3
+    assert found["pair_key"][0].as_py() == read_output(tmp_path / "first")["pair_key"][0][0].as_py()
+    assert verify_output(str(tmp_path / "second")).problems == []
+
+
 def test_another_fingerprint_or_no_keys_or_oneself_is_refused(tmp_path: Path, local_ray: str) -> None:
     rows = make_pairs(0, 3)
     first = make_job(tmp_path, "first", rows, with_pair_key=True)
