@@ -13,6 +13,7 @@ import random
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ class FakeEngine:
 
     - a kind (raise, nan, die, hang, hang_with_lock) to its probability for a batch,
     - `guilty_token` to a token id and `guilty_kind` to what happens on each prompt that holds it,
-    - `start` to a kind that befalls the engine's start, `start_probability` to how often (default always),
+    - `start` to a kind that befalls the engine's start, `start_probability` to how often (default always), `start_mark` to a
+      file that does not exist, so that only the engine that makes it is struck,
     - `memory_tokens` to the tokens above which a batch does not fit,
     - `seed` to a number.
     """
@@ -82,7 +84,16 @@ class _Faults:
     """What befalls a fake engine."""
 
     def __init__(self, wanted: Mapping[str, Any], check_prompts: Sequence[Sequence[int]]) -> None:
-        known = {*KINDS, "guilty_token", "guilty_kind", "start", "start_probability", "memory_tokens", "seed"}
+        known = {
+            *KINDS,
+            "guilty_token",
+            "guilty_kind",
+            "start",
+            "start_probability",
+            "start_mark",
+            "memory_tokens",
+            "seed",
+        }
         unknown = set(wanted) - known
         kinds = {wanted.get("guilty_kind", "raise"), wanted.get("start", "raise")} - {*KINDS}
         if unknown or kinds:
@@ -94,8 +105,14 @@ class _Faults:
 
     def strike_start(self) -> None:
         kind = self._wanted.get("start")
-        if kind and self._random.random() < self._wanted.get("start_probability", 1.0):
-            self._do(kind, "the start")
+        if not kind or self._random.random() >= self._wanted.get("start_probability", 1.0):
+            return
+        if "start_mark" in self._wanted:
+            try:
+                Path(self._wanted["start_mark"]).touch(exist_ok=False)
+            except FileExistsError:
+                return
+        self._do(kind, "the start")
 
     def strike_memory(self, prompts: Sequence[np.ndarray], batch_tokens: int | None) -> None:
         limit = self._wanted.get("memory_tokens")

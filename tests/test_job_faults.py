@@ -103,7 +103,8 @@ def test_engines_that_fail_now_and_then_cost_no_score(
 ) -> None:
     """A fault of this kind is of the process: it lasts until the actor is replaced."""
     faults = dict.fromkeys(("raise", "nan", "die", "hang"), 0.12)
-    run_job(make_job(shard, tmp_path, faults, stall_seconds=1))
+    # So many attempts that no pair meets chance alone each time.
+    run_job(make_job(shard, tmp_path, faults, stall_seconds=1, max_attempts=12))
     check_rows(tmp_path, calm)
     assert sum(read_manifest(tmp_path)["faults"].values()) > 0
 
@@ -156,8 +157,11 @@ def test_actor_that_ray_cannot_create_is_replaced(tmp_path: Path, local_ray: str
 def test_engines_that_start_at_a_later_try_score_everything(
     shard: Path, calm: np.ndarray, tmp_path: Path, local_ray: str
 ) -> None:
-    run_job(make_job(shard, tmp_path, {"start": "die", "start_probability": 0.4}, actors="2"))
-    check_rows(tmp_path, calm)
+    mark = tmp_path / "mark"
+    output = tmp_path / "output"
+    run_job(make_job(shard, output, {"start": "die", "start_mark": str(mark)}, actors="2"))
+    assert mark.exists()
+    check_rows(output, calm)
 
 
 def test_retry_failed_scores_the_failed_units_alone(
