@@ -114,7 +114,7 @@ def make_budget(job: ScoreJob, reporter: Reporter) -> tuple[Groundwork, Budget, 
         JobError, OutputConflictError: as a real run would.
     """
     ground = prepare_job(job, reporter)
-    estimate = estimate_ground(ground)
+    estimate = estimate_ground(ground, reporter)
     mean = float(estimate.num_tokens.mean()) * estimate.scored_share if len(estimate.num_tokens) else 0.0
     manifest, size = ground.output.load_manifest(), read_model_size(ground.model)
     gpus = join_gpus(float(job.gpus_per_actor if job.gpus_per_actor is not None else 1), job.group_size)

@@ -34,6 +34,7 @@ class TextSpec:
 
     Attributes:
         query_column, document_column: columns.
+        query_is_id, document_is_id: whether they hold ids of texts that are elsewhere.
         query_template, document_template: how texts are made of several, or None.
         instruction_column: column with the row's instruction, or None.
         dataset_column: column with the name to look up in `instruction_map`.
@@ -45,6 +46,8 @@ class TextSpec:
 
     query_column: str = "query"
     document_column: str = "document"
+    query_is_id: bool = False
+    document_is_id: bool = False
     query_template: str | None = None
     document_template: str | None = None
     instruction_column: str | None = None
@@ -71,7 +74,7 @@ class TextSpec:
         if self.query_template:
             required["--query-template"] = list(parse_template(self.query_template).names)
         else:
-            required["--query-column"] = [self.query_column]
+            required["--query-id-column" if self.query_is_id else "--query-column"] = [self.query_column]
         if self.document_template:
             document = columns.get(self.document_column)
             own = {self.document_column, "text"} if document is not None else set()
@@ -79,7 +82,7 @@ class TextSpec:
             names = parse_template(self.document_template).names
             required["--document-template"] = [name for name in names if name not in own]
         else:
-            required["--document-column"] = [self.document_column]
+            required["--document-id-column" if self.document_is_id else "--document-column"] = [self.document_column]
         if self.instruction_column:
             required["--instruction-column"] = [self.instruction_column]
         if self.instruction_map is not None:
@@ -94,6 +97,12 @@ class TextSpec:
             return None
         if flag == "--explode-columns":
             return None if is_list(kind) or pa.types.is_null(kind) else "a list"
+        if flag in ("--query-id-column", "--document-id-column"):
+            has_lists = flag == "--document-id-column"
+            element = kind.value_type if has_lists and is_list(kind) else kind
+            expected = "ids (text or whole numbers)" + (" or lists of them" if has_lists else "")
+            is_id = is_text(element) or pa.types.is_integer(element) or pa.types.is_floating(element)
+            return None if is_id else expected
         if flag != "--document-column":
             return None if is_text(kind) else "text"
         kind = kind.value_type if is_list(kind) else kind

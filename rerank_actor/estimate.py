@@ -12,6 +12,7 @@ from rich.table import Table
 from rerank_actor import storage
 from rerank_actor.groundwork import Groundwork, make_prepare_spec, prepare_job
 from rerank_actor.job import ScoreJob
+from rerank_actor.joins import sample_lookups
 from rerank_actor.model import load_tokenizer_json
 from rerank_actor.output import find_pending
 from rerank_actor.plan import Unit
@@ -78,10 +79,10 @@ def estimate_job(job: ScoreJob, reporter: Reporter) -> Estimate:
     Raises:
         JobError, OutputConflictError: as a real run would.
     """
-    return estimate_ground(prepare_job(job, reporter))
+    return estimate_ground(prepare_job(job, reporter), reporter)
 
 
-def estimate_ground(ground: Groundwork) -> Estimate:
+def estimate_ground(ground: Groundwork, reporter: Reporter | None = None) -> Estimate:
     """Sample a job whose groundwork is done."""
     job = ground.job
     units = list(ground.plan.units())
@@ -91,17 +92,22 @@ def estimate_ground(ground: Groundwork) -> Estimate:
     tokenizer_json = load_tokenizer_json(ground.model)
     num_tokens: list[np.ndarray] = []
     truncated = errors = sampled_rows = sampled_pairs = cached_tokens = 0
-    for index in np.unique(np.linspace(0, len(readable) - 1, min(SAMPLED_UNITS, len(readable))).astype(int)):
-        work = prepare_unit(_head_of(readable[index]), spec, tokenizer_json)
-        if work.failure is not None:
-            continue
-        scorable = work.prompts.scorable
-        num_tokens.append(work.prompts.num_tokens[scorable])
-        cached_tokens += _count_shared(work.prompts.ids_at(scorable), work.prompts.head_tokens[scorable])
-        truncated += int((work.prompts.truncated_tokens[scorable] > 0).sum())
-        errors += len(work.prompts) - len(scorable)
-        sampled_pairs += len(work.prompts)
-        sampled_rows += work.unit.num_rows
+    with sample_lookups(ground) as lookups:
+        if lookups is None and reporter is not None:
+            reporter.say("queries and corpus are too large for a dry run to read; tokens of prompts are not known")
+        readable = readable if lookups is not None else []
+        spec = replace(spec, lookups=lookups or (), dedupes=False)
+        for index in np.unique(np.linspace(0, len(readable) - 1, min(SAMPLED_UNITS, len(readable))).astype(int)):
+            work = prepare_unit(_head_of(readable[index]), spec, tokenizer_json)
+            if work.failure is not None:
+                continue
+            scorable = work.prompts.scorable
+            num_tokens.append(work.prompts.num_tokens[scorable])
+            cached_tokens += _count_shared(work.prompts.ids_at(scorable), work.prompts.head_tokens[scorable])
+            truncated += int((work.prompts.truncated_tokens[scorable] > 0).sum())
+            errors += len(work.prompts) - len(scorable)
+            sampled_pairs += len(work.prompts)
+            sampled_rows += work.unit.num_rows
     rate, source = _find_rate(job, ground.output.load_manifest())
     actors = job.actor_range[1] if job.actor_range else 1
     return Estimate(

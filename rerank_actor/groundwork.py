@@ -6,24 +6,38 @@ actors need follow from it.
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
+from rerank_actor import shards, storage
 from rerank_actor.engine import EngineSpec
 from rerank_actor.engine_check import encode_check_pairs
 from rerank_actor.errors import JobError, ModelError, OutputConflictError, StorageError
+from rerank_actor.hub import is_hub
 from rerank_actor.input_columns import make_text_spec
 from rerank_actor.job import ScoreJob, hash_fingerprint
 from rerank_actor.model import RerankerModel, load_reranker_model
 from rerank_actor.output import Output
-from rerank_actor.plan import Plan, PlanChange, make_plan
+from rerank_actor.plan import Plan, PlanChange, list_input, make_plan
 from rerank_actor.price import find_price
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.prompts import PairEncoder
+from rerank_actor.retrieval_run import RANKING_FORMATS, sniff_format
+from rerank_actor.reuse import ScoreSource, find_reused
 from rerank_actor.template import TEMPLATES
+from rerank_actor.texts import TextSource, find_sources
 from rerank_actor.units import PrepareSpec
 
 SHOWN_CHARACTERS = 300  # of a setting that differs
+
+# Names that tell the format of their object whatever is in it, packed or not.
+TOLD_SUFFIXES = tuple(
+    f".{name}{packed}"
+    for name in ("parquet", "pq", "arrow", "feather", "ipc", "jsonl", "ndjson", "json", "csv", "trec", "run")
+    for packed in ("", ".gz", ".zst")
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,8 @@ class Groundwork:
     earlier: Plan
     plan: Plan
     change: PlanChange
+    sources: list[TextSource] = field(default_factory=list)
+    reused: ScoreSource | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -68,11 +84,19 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None) -> Groundwork:
     find_price(job.gpu_type, job.gpu_price)
     model = load_reranker_model(job.model_name, job.revision, trust_remote_code=job.trust_remote_code)
     job = _fit_max_length(job, model, reporter)
+    sources = find_sources(job)
+    job = _find_format(job, reporter)
     settings = {
         **job.scoring_settings(),
+        **{source.flag.removeprefix("--"): source.describe() for source in sources},
         **model.fingerprint_settings(),
         "template_digest": TEMPLATES[model.template_name].digest,
     }
+    if job.reuse is not None and job.reuse.rstrip("/") == job.output.rstrip("/"):
+        raise JobError(
+            f"--reuse {job.reuse}: is the --output itself, which a resume goes on with anyway; leave out --reuse"
+        )
+    reused = find_reused(job.reuse, settings) if job.reuse is not None else None
     stored = None if job.overwrite else output.load_plan()
     parts = {} if job.overwrite else output.list_parts()
     if stored is not None and stored[1] != settings:
@@ -92,7 +116,30 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None) -> Groundwork:
             reporter.say(f"planning: {done:,} of {total:,} shards")
 
     plan, change = make_plan(job, earlier, parts, tell)
-    return Groundwork(job, output, model, settings, earlier, plan, change)
+    return Groundwork(job, output, model, settings, earlier, plan, change, sources, reused)
+
+
+def _find_format(job: ScoreJob, reporter: Reporter) -> ScoreJob:
+    """Return the job with the format of its rankings, which names like `test.tsv` or `run.txt` do not tell."""
+    if job.format == "auto" and (job.queries or job.corpus) and not job.columns and not is_hub(job.input[0]):
+        objects = storage.list_objects(job.input[0])
+        first = next((item for item in objects if not item.uri.lower().endswith(TOLD_SUFFIXES)), None)
+        if first is not None:
+            compression = next((suffix for suffix in ("gz", "zst") if first.uri.lower().endswith(f".{suffix}")), "")
+            try:
+                found = sniff_format(first.uri, first.size, compression)
+            except (pa.ArrowException, OSError, EOFError):
+                found = None  # it is told of when the input is planned
+            if found is not None:
+                reporter.say(f"{first.uri}: looks like --format {found}")
+                job = job.model_copy(update={"format": found})
+    if job.top_k is not None and any(
+        shards.detect_format(item.uri, job.format)[0] not in RANKING_FORMATS for item in list_input(job)
+    ):
+        raise JobError(
+            f"--top-k goes with --format {', '.join(RANKING_FORMATS)}, whose lines are candidates of queries"
+        )
+    return job
 
 
 def _fit_max_length(job: ScoreJob, model: RerankerModel, reporter: Reporter) -> ScoreJob:
@@ -149,6 +196,9 @@ def make_prepare_spec(ground: Groundwork, environment: dict[str, str]) -> Prepar
         drop=frozenset(job.drop_columns),
         rename=job.rename_columns,
         header=tuple(job.columns),
+        dedupes=job.dedupe != "none",
+        top_k=job.top_k,
+        adds_pair_key=job.adds_pair_key,
     )
 
 

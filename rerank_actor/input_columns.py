@@ -12,6 +12,7 @@ from rerank_actor.candidates import INDEX_COLUMN, TextSpec, list_fields
 from rerank_actor.errors import InputError
 from rerank_actor.job import ScoreJob, suggest
 from rerank_actor.layout import ShardLayout
+from rerank_actor.pair_key import PAIR_KEY
 from rerank_actor.shards import RESERVED_COLUMNS, detect_format
 
 SHOWN_CHARACTERS = 40  # of a column's name, which may be a text where a file has no header
@@ -20,8 +21,10 @@ SHOWN_CHARACTERS = 40  # of a column's name, which may be a text where a file ha
 def make_text_spec(job: ScoreJob) -> TextSpec:
     """Return where the job says that texts are."""
     return TextSpec(
-        query_column=job.query_column,
-        document_column=job.document_column,
+        query_column=job.query_source[0],
+        document_column=job.document_source[0],
+        query_is_id=bool(job.queries),
+        document_is_id=bool(job.corpus),
         query_template=job.query_template,
         document_template=job.document_template,
         instruction_column=job.instruction_column,
@@ -59,14 +62,14 @@ def check_columns(job: ScoreJob, layouts: Mapping[str, ShardLayout], is_backfill
                 _require(job, uri, layout, flag, name)
                 kinds.setdefault((flag, name), []).append(layout.columns[name])
         _refuse_taken(job, uri, layout)
-        fields = list_fields(layout.columns.get(job.document_column))
+        fields = list_fields(layout.columns.get(spec.document_column))
         for name in job.keep_fields if fields else []:
             if name not in fields:
                 raise InputError(
                     f"{uri}: candidates have no field `{name}`, which --keep-fields names; they have "
                     f"{', '.join(f'`{field}`' for field in fields)}{suggest(name, fields)}",
                     uri=uri,
-                    column=job.document_column,
+                    column=spec.document_column,
                 )
     if layouts and not is_backfill:
         _refuse_unknown(job, layouts)
@@ -93,7 +96,7 @@ def _require(job: ScoreJob, uri: str, layout: ShardLayout, flag: str, name: str)
 
 def _refuse_taken(job: ScoreJob, uri: str, layout: ShardLayout) -> None:
     """Refuse output columns of one name, or of the name of a column that scoring adds."""
-    reserved = {*RESERVED_COLUMNS, *([INDEX_COLUMN] if job.explode else [])}
+    reserved = {*RESERVED_COLUMNS, *([INDEX_COLUMN] if job.explode else []), *([PAIR_KEY] if job.adds_pair_key else [])}
     given: dict[str, str] = {}
     for name in layout.columns:
         if not is_kept(job, name):

@@ -109,8 +109,9 @@ SAFE_COMPILATION_KEYS = frozenset(
 )
 
 
-def _flag(default: Any, group: str, description: str, metavar: str | None = None) -> Any:
-    return Field(default=default, description=description, json_schema_extra={"group": group, "metavar": metavar})
+def _flag(default: Any, group: str, description: str, metavar: str | None = None, *, nargs: bool = False) -> Any:
+    extra: Any = {"group": group, "metavar": metavar, "nargs": nargs}
+    return Field(default=default, description=description, json_schema_extra=extra)
 
 
 class ScoreJob(BaseModel):
@@ -119,8 +120,14 @@ class ScoreJob(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     input: list[str] = _flag([], "input", "files, folders or globs to score, local or s3://; hf:// datasets", "URI")
-    format: Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv"] = _flag(
-        "auto", "input", "format of the shards; auto goes by the name (.gz and .zst understood)"
+    format: Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv", "trec", "tevatron", "qrels"] = _flag(
+        "auto",
+        "input",
+        "format of the shards; auto goes by the name (.gz and .zst understood), with --queries or --corpus also by the "
+        "first lines",
+    )
+    top_k: Annotated[int, Field(ge=1)] | None = _flag(
+        None, "input", "candidates of each query at most, the best of the ranking (trec, tevatron, qrels)", "K"
     )
     columns: list[str] = _flag(
         [], "input", "names of the columns of CSV and TSV files without a header, comma-separated", "NAMES"
@@ -135,6 +142,20 @@ class ScoreJob(BaseModel):
         "input",
         "column with the document or a list of documents: texts, or structs with text, title and id",
         "NAME",
+    )
+    queries: list[str] = _flag(
+        [], "input", "texts of queries by id, as BEIR's queries.jsonl; rows then hold ids of queries", "URI", nargs=True
+    )
+    corpus: list[str] = _flag(
+        [],
+        "input",
+        "texts of documents by id, as BEIR's corpus.jsonl; rows then hold ids of documents",
+        "URI",
+        nargs=True,
+    )
+    query_id_column: str = _flag("query_id", "input", "column with the query's id, with --queries", "NAME")
+    document_id_column: str = _flag(
+        "document_id", "input", "column with the document's id, or with a list of ids, with --corpus", "NAME"
     )
     query_template: str | None = _flag(
         None, "input", "how the query is written from columns, as in '{question} {context}'", "TEXT"
@@ -172,6 +193,18 @@ class ScoreJob(BaseModel):
     explode: bool = _flag(False, "output", "write a row for each document of a list instead of lists of scores")
     explode_columns: list[str] = _flag(
         [], "output", "with --explode: further lists to take apart along with the documents, comma-separated", "NAMES"
+    )
+    with_pair_key: bool = _flag(
+        False,
+        "output",
+        "add a column pair_key, which tells a pair by its texts, so that a later job can --reuse its score",
+    )
+    reuse: str | None = _flag(
+        None,
+        "output",
+        "earlier output with the same fingerprint and pair keys: pairs that it has are not scored again (turns "
+        "--with-pair-key on)",
+        "URI",
     )
     overwrite: bool = _flag(False, "output", "delete what the output folder holds of an earlier job and start afresh")
     rescore_changed: bool = _flag(False, "output", "score shards again that changed since they were scored")
@@ -213,6 +246,11 @@ class ScoreJob(BaseModel):
     )
     unit_rows: Annotated[int, Field(ge=1)] | None = _flag(
         None, "run", "rows of a unit at most (default by the size of the input, 512 to 16384)", "N"
+    )
+    dedupe: Literal["none", "unit", "global"] = _flag(
+        "unit",
+        "run",
+        "score pairs that are the same once: within a unit, across the whole input (global), or not at all",
     )
     max_attempts: Annotated[int, Field(ge=1)] = _flag(3, "run", "tries for a unit before it counts as failed", "N")
     stall_seconds: Annotated[float, Field(gt=0)] = _flag(
@@ -263,12 +301,12 @@ class ScoreJob(BaseModel):
         None, "run", "Ray cluster to use (default: RAY_ADDRESS, or a Ray started on this machine)", "ADDRESS"
     )
 
-    @field_validator("input", mode="before")
+    @field_validator("input", "queries", "corpus", mode="before")
     @classmethod
     def _accept_one_input(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
-    @field_validator("input", "output", "model")
+    @field_validator("input", "output", "model", "queries", "corpus", "reuse")
     @classmethod
     def _refuse_credentials(cls, value: Any) -> Any:
         return refuse_credentials(value)
@@ -366,6 +404,26 @@ class ScoreJob(BaseModel):
                 raise ValueError(f"--{name} is missing: give it as a flag or as `{name}:` in the job file")
         return self
 
+    @model_validator(mode="after")
+    def _require_texts_of_rankings(self) -> "ScoreJob":
+        if self.format in ("trec", "tevatron", "qrels") and not (self.queries and self.corpus):
+            raise ValueError(
+                f"--format {self.format} holds ids alone: name the texts that they stand for with --queries and --corpus"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_ids(self) -> "ScoreJob":
+        for role, flag in (("query", "queries"), ("document", "corpus")):
+            uris = getattr(self, flag)
+            if uris and getattr(self, f"{role}_template"):
+                raise ValueError(f"--{flag} and --{role}-template both say what the text of a {role} is; give one")
+            if any(hub.is_hub(uri) for uri in uris):
+                raise ValueError(
+                    f"--{flag} takes files, folders and globs, local or s3://, and no hf:// dataset; download it first"
+                )
+        return self
+
     @property
     def model_name(self) -> str:
         """The model to load; the fake engine needs none and then has a byte tokenizer of its own."""
@@ -391,6 +449,25 @@ class ScoreJob(BaseModel):
         """The instruction of each dataset, once the job is normalized."""
         return self.instruction_map if isinstance(self.instruction_map, dict) else None
 
+    @property
+    def adds_pair_key(self) -> bool:
+        """Whether the output has pair keys."""
+        return self.with_pair_key or self.reuse is not None
+
+    @property
+    def query_source(self) -> tuple[str, str]:
+        """The column that says what the query is, its text or its id, and the flag that names it."""
+        if self.queries:
+            return self.query_id_column, "--query-id-column"
+        return self.query_column, "--query-column"
+
+    @property
+    def document_source(self) -> tuple[str, str]:
+        """The same of the document."""
+        if self.corpus:
+            return self.document_id_column, "--document-id-column"
+        return self.document_column, "--document-column"
+
     def normalized(self) -> "ScoreJob":
         """Return the job with every location in its one spelling, so that relative paths survive a change of folder.
 
@@ -401,8 +478,11 @@ class ScoreJob(BaseModel):
         """
         changes: dict[str, Any] = {
             "input": [_normalize_input(uri) for uri in self.input],
+            **{name: [storage.normalize_uri(uri) for uri in getattr(self, name)] for name in ("queries", "corpus")},
             "output": storage.normalize_uri(self.output),
         }
+        if self.reuse:
+            changes["reuse"] = storage.normalize_uri(self.reuse)
         if self.model and not storage.is_s3(self.model) and Path(self.model).expanduser().is_dir():
             changes["model"] = storage.normalize_uri(self.model)
         if self.task is not None:
@@ -451,6 +531,10 @@ class ScoreJob(BaseModel):
             "keep_fields": self.keep_fields,
             "explode": self.explode,
             "explode_columns": sorted(self.explode_columns),
+            "with_pair_key": self.adds_pair_key,
+            "top_k": self.top_k,
+            "query_id_column": self.query_id_column if self.queries else None,
+            "document_id_column": self.document_id_column if self.corpus else None,
         }
 
 

@@ -151,7 +151,7 @@ class Output:
         """Delete everything that an earlier job left, but the lease."""
         storage.delete_objects([self.success_uri])
         storage.delete_objects([item.uri for item in self.list_parts().values()])
-        for folder in ("failed", "runs", "tmp"):
+        for folder in ("failed", "runs", "tmp", "stores", "dedupe"):
             storage.delete_folder(self.at(folder))
         storage.delete_objects([self.at(name) for name in OWN_FILES])
 

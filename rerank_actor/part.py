@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from rerank_actor import storage
 from rerank_actor.candidates import INDEX_COLUMN
 from rerank_actor.layout import find_reason
+from rerank_actor.pair_key import PAIR_KEY
 from rerank_actor.plan import Unit
 from rerank_actor.shards import RESERVED_COLUMNS
 from rerank_actor.sketch import Sketch
@@ -45,8 +46,8 @@ def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
 
     Returns:
         The kept columns in input order with `score`, `logit`, `num_tokens`, `truncated_tokens` and `error` behind
-        them, lists of these where documents are lists; and the totals: rows, pairs, scored, truncated, tokens and
-        errors by reason.
+        them, lists of these where documents are lists; and the totals: rows, pairs, scored, truncated, tokens,
+        forward passes (scored pairs that went through the engine) and errors by reason.
     """
     if work.logits is None:
         raise ValueError(f"unit {work.unit.name} has not been scored")
@@ -65,12 +66,14 @@ def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
         "truncated_tokens": pa.array(np.where(scored, prompts.truncated_tokens, 0), pa.int32()),
         "error": pa.array(pair_errors, pa.string()),
     }
+    if work.pair_keys is not None:
+        columns[PAIR_KEY] = work.pair_keys
     errors = Counter(find_reason(str(reason)) for reason in pair_errors if reason is not None)
     if work.list_lengths is not None:
         lacking = work.list_lengths < 0
         offsets = np.concatenate([[0], np.cumsum(np.maximum(work.list_lengths, 0))]).astype(np.int32)
-        columns = {name: _to_lists(offsets, values, lacking) for name, values in columns.items() if name != "error"}
-        columns["error"] = _list_errors(work.row_errors.to_pylist(), offsets, pair_errors)
+        lists = {name: _to_lists(offsets, values, lacking) for name, values in columns.items() if name != "error"}
+        columns = {**columns, **lists, "error": _list_errors(work.row_errors.to_pylist(), offsets, pair_errors)}
         errors.update(find_reason(str(reason)) for reason in work.row_errors.to_pylist() if reason is not None)
     table = pa.ipc.open_stream(work.rows).read_all()
     for name, values in columns.items():
@@ -81,6 +84,7 @@ def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
         "scored": int(scored.sum()),
         "truncated": int((np.where(scored, prompts.truncated_tokens, 0) > 0).sum()),
         "tokens": int(prompts.num_tokens[scored].sum()),
+        "forward_passes": int(scored[prompts.scorable].sum()),
         "errors": dict(sorted(errors.items())),
     }
     return table, totals

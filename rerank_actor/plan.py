@@ -360,8 +360,9 @@ def _scan(job: ScoreJob, uri: str, size: int, etag: str, break_at: int = -1) -> 
         block_rows,
         break_at,
         etag=etag,
-        list_column=job.document_column,
+        list_column=job.document_source[0],
         header=tuple(job.columns),
+        top_k=job.top_k,
     )
 
 

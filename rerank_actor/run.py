@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rerank_actor import storage
@@ -20,6 +20,7 @@ from rerank_actor.connection import Connection, SignalWatch, connect_ray, watch_
 from rerank_actor.errors import EngineStartError, JobError, RerankError, RunInterruptedError, describe_cause
 from rerank_actor.groundwork import Groundwork, make_specs, prepare_job, refuse_dead_storage
 from rerank_actor.job import ScoreJob
+from rerank_actor.joins import index_scores, make_known, make_lookups
 from rerank_actor.manifest import Totals, UnitRecords, check_committed, find_versions, limit_failures
 from rerank_actor.model import load_tokenizer_json
 from rerank_actor.notice import Notifier
@@ -28,6 +29,9 @@ from rerank_actor.plan import Unit
 from rerank_actor.price import find_price
 from rerank_actor.progress import QuietReporter, Reporter, Standing
 from rerank_actor.report.build import write_report
+from rerank_actor.reuse import ScoreSource, find_reused
+from rerank_actor.shared_pairs import SharedPairs, find_shared, make_shared_job
+from rerank_actor.units import PrepareSpec
 
 POLL_SECONDS = 0.5
 RATE_WINDOW_SECONDS = 120.0
@@ -115,6 +119,9 @@ class _Run:
         self.engines_before, self.actors = 0, 0  # engines of earlier rounds; most engines of a round
         self.faults: Counter[str] = Counter()
         self.least_batch_tokens: int | None = None
+        self.dedupe: dict[str, Any] = {}  # what scoring shared pairs first came to
+        self.shared_dtype: str | None = None
+        self.joins: dict[str, Any] = {}  # what the stores of texts by id hold, and what was left out of them
         self.started = time.time()
         self.ready_at: float | None = None
         self.finished_at: float | None = None
@@ -162,6 +169,8 @@ class _Run:
         parts = output.list_parts()
         units = ground.plan.units()
         self.totals, damaged = check_committed(output, parts, units, ground.fingerprint, self.reporter.say)
+        self.dedupe = self.earlier.get("dedupe", {})
+        self.totals.shared_passes = int(self.dedupe.get("forward_passes", 0))
         for name, problem in damaged.items():
             self.reporter.say(f"{storage.join_uri(output.uri, name)} {problem}; its unit is scored again")
             del parts[name]
@@ -209,6 +218,7 @@ class _Run:
         environment = storage.capture_environment()
         tokenizer_json = load_tokenizer_json(ground.model)
         prepare, engine = make_specs(ground, tokenizer_json, environment)
+        prepare = self._make_stores(prepare, connection, watch)
         ledger = start_ledger(self._find_earlier_dtype(), job.max_attempts)
         labels = {"run": self.run_id, "output": self.output.uri}
         self._meter, self.gpus_per_actor = RunMeter(labels), pool.num_gpus
@@ -239,6 +249,44 @@ class _Run:
         finally:
             if not connection.is_busy:
                 ray.kill(ledger)  # on a Ray that lives on it would stay until Python collects its handle
+
+    def _make_stores(self, prepare: PrepareSpec, connection: Connection, watch: SignalWatch) -> PrepareSpec:
+        """Make what ids and known scores are looked up in."""
+        from rerank_actor.tasks import run_tasks
+
+        def check() -> None:
+            watch.check()
+            self.lease.check()
+
+        lookups = make_lookups(self.ground, run_tasks, self.reporter.say, check)
+        self.joins = {lookup.role: lookup.store.facts for lookup in lookups}
+        known = make_known(self.ground, run_tasks, self.reporter.say, check)
+        prepare = replace(prepare, lookups=lookups, known=known)
+        if self.ground.job.dedupe != "global":
+            return prepare
+        shared = find_shared(
+            self.output, list(self.left.values()), self.ground.plan.num_bytes, prepare, run_tasks, check
+        )
+        self.reporter.say(f"--dedupe global: {shared.num_pairs:,} pairs are in several units; they are scored first")
+        if not shared.num_pairs:
+            return prepare
+        source = self._score_shared(shared, connection, watch)
+        return replace(prepare, known=(*known, index_scores("shared", source, self.ground, run_tasks, check)))
+
+    def _score_shared(self, shared: SharedPairs, connection: Connection, watch: SignalWatch) -> ScoreSource:
+        """Score the pairs that several units have, as a job within the job, and return where the scores are."""
+        ground = prepare_job(make_shared_job(self.ground.job, shared, self.output.at("dedupe", "scores")))
+        inner = _Run(ground, self.run_id, self.lease, self.reporter, self.notifier)
+        pending = inner._prepare_output()
+        inner.left = {unit.name: unit for unit in pending}
+        if pending:
+            inner._drive(pending, connection, watch)
+        inner._finish(reports=False)
+        self.totals.shared_passes = shared.passes_before + inner.totals.forward_passes
+        self.dedupe = {"shared_pairs": shared.num_pairs, "forward_passes": self.totals.shared_passes}
+        self.faults.update(inner.faults)
+        self.shared_dtype = inner._find_dtype() or inner._find_earlier_dtype()
+        return find_reused(ground.job.output, ground.settings)
 
     def _count_settled(self) -> int:
         return self.scored_now.units + len(self.failed)
@@ -447,7 +495,7 @@ class _Run:
             )
         )
 
-    def _finish(self) -> RunResult:
+    def _finish(self, *, reports: bool = True) -> RunResult:
         """Look at what is committed, write the manifest, and `_SUCCESS` last."""
         self.lease.check(fresh=True)
         parts = self.output.list_parts()
@@ -464,10 +512,12 @@ class _Run:
         self.records.flush()
         status = "failed" if missing else "complete"
         self._write_manifest(status, failed)
-        if self.scored_now.units or failed or self.earlier.get("status", "complete") != "complete":
+        if reports and (self.scored_now.units or failed or self.earlier.get("status", "complete") != "complete"):
             self._write_report()
         if not missing:
             storage.write_bytes(self.output.success_uri, b"")
+            for folder in ("stores", "dedupe"):
+                storage.delete_folder(self.output.at(folder))
         return RunResult(status, self.totals, failed, len(missing) - len(failed), self._run_figures(status))
 
     def _write_report(self) -> None:
@@ -520,6 +570,8 @@ class _Run:
                 "vanished": list(ground.change.vanished),
             },
             "totals": self.totals.to_dict(),
+            "dedupe": self.dedupe,
+            "joins": self.joins or earlier.get("joins", {}),
             "failed_units": len(failed),
             "failed": limit_failures(failed.values()),
             "runs": [*earlier.get("runs", []), self._run_figures(status)],
@@ -562,7 +614,9 @@ class _Run:
 
     def _find_earlier_dtype(self) -> str | None:
         """Return what `--dtype auto` came to in an earlier run, so that all parts have one dtype."""
-        return str(self.earlier["dtype"]) if self.earlier.get("dtype") else None
+        if self.earlier.get("dtype"):
+            return str(self.earlier["dtype"])
+        return self.shared_dtype or (self.ground.reused.dtype if self.ground.reused is not None else None)
 
     def _part_metadata(self) -> dict[str, str]:
         ground = self.ground

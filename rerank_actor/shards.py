@@ -1,11 +1,12 @@
-"""Shards: input objects of rows, in Parquet, Arrow, JSON lines, CSV or TSV, and how to read some rows of one.
+"""Shards: input objects of rows, in Parquet, Arrow, JSON lines, CSV, TSV or runs of retrieval, and how to read some.
 
 `scan_shard` finds how many rows an object has and where a unit of rows may begin; `read_rows` reads one unit's rows
 as an Arrow table. Memory is bounded by the unit, not by the shard. Knows nothing of prompts, plans or Ray. The formats
-of text are in `lines` and `line_scan`, Arrow's own in `arrow_file`.
+of text are in `lines` and `line_scan`, Arrow's own in `arrow_file`, runs in `retrieval_run`.
 """
 
 import csv
+from dataclasses import replace
 from typing import Literal, cast
 
 import pyarrow as pa
@@ -17,9 +18,10 @@ from rerank_actor.columns import is_list, to_texts
 from rerank_actor.errors import InputError, ObjectChangedError, ShardChangedError, ShardError, describe_cause
 from rerank_actor.layout import Block, Rows, ShardLayout, choose_columns, refuse_doubled
 from rerank_actor.line_scan import LineScan, scan_lines
-from rerank_actor.lines import LineRange, read_lines
+from rerank_actor.lines import LineRange, TextFormat, read_lines
+from rerank_actor.retrieval_run import COLUMNS, RANKING_FORMATS, RankingFile, read_ranking, scan_ranking
 
-Format = Literal["parquet", "jsonl", "csv", "tsv", "arrow"]
+Format = Literal["parquet", "jsonl", "csv", "tsv", "arrow", "trec", "tevatron", "qrels"]
 
 SUFFIXES: dict[str, Format] = {
     ".parquet": "parquet",
@@ -32,6 +34,8 @@ SUFFIXES: dict[str, Format] = {
     ".arrow": "arrow",
     ".feather": "arrow",
     ".ipc": "arrow",
+    ".trec": "trec",
+    ".run": "trec",
 }
 STREAMED_GROUP_BYTES = 128 * 2**20  # a larger Parquet row group is decoded piecewise, never as a whole
 FOOTER_BYTES = 64 * 1024
@@ -68,6 +72,7 @@ def scan_shard(
     etag: str = "",
     list_column: str = "document",
     header: tuple[str, ...] = (),
+    top_k: int | None = None,
 ) -> ShardLayout:
     """Find rows, columns and unit borders of a shard: a Parquet footer is read, a text file is read once.
 
@@ -80,6 +85,7 @@ def scan_shard(
         etag: its version mark as listed; "" where storage has none.
         list_column: the column that may hold lists of documents, which are counted.
         header: names of the columns of CSV and TSV whose first line does not have them.
+        top_k: candidates of each query at most, of a run of retrieval.
 
     Raises:
         ShardError: the shard is not what its format says.
@@ -92,8 +98,13 @@ def scan_shard(
             return _scan_parquet(uri, size, list_column)
         if kind == "arrow":
             return scan_arrow(uri, size, etag)
+        if kind in RANKING_FORMATS:
+            file = RankingFile(uri, size, etag, kind, compression, top_k)
+            blocks = scan_ranking(file, block_rows, break_at)
+            return ShardLayout(sum(block.num_rows for block in blocks), dict(COLUMNS[kind]), blocks)
+        text = cast(TextFormat, kind)
         return scan_lines(
-            LineScan(uri, size, etag, kind, compression, block_rows, BLOCK_PAIRS, list_column, header), break_at
+            LineScan(uri, size, etag, text, compression, block_rows, BLOCK_PAIRS, list_column, header), break_at
         )
     except (pa.ArrowException, EOFError, OSError, ValueError, csv.Error) as error:
         raise _unreadable(uri, kind, error) from error
@@ -154,6 +165,7 @@ def read_rows(
     types: dict[str, pa.DataType] | None = None,
     size: int | None = None,
     etag: str = "",
+    top_k: int | None = None,
 ) -> Rows:
     """Read a range of a shard's rows.
 
@@ -171,6 +183,7 @@ def read_rows(
         types: types that JSON columns had when the plan was made.
         size: stored size of the shard as planned; None when that does not matter.
         etag: its version mark as planned; "" where storage has none.
+        top_k: as `scan_shard` has it.
 
     Raises:
         ShardChangedError: it is no longer the shard that was planned.
@@ -185,8 +198,14 @@ def read_rows(
             elif kind == "arrow":
                 table = read_arrow(uri, size, etag, row_start, num_rows, byte_start, number)
                 rows = _make_rows(table, choose_columns(table.column_names, keep, drop), text_columns)
+            elif kind in RANKING_FORMATS:
+                file = RankingFile(uri, size, etag, kind, compression, top_k)
+                table, faults = read_ranking(file, byte_start, num_rows, number, row_start)
+                rows = _make_rows(table, choose_columns(table.column_names, keep, drop), text_columns)
+                rows = replace(rows, faults=faults)
             else:
-                place = LineRange(uri, size, etag, kind, compression, row_start, num_rows, byte_start, number, header)
+                text = cast(TextFormat, kind)
+                place = LineRange(uri, size, etag, text, compression, row_start, num_rows, byte_start, number, header)
                 rows = read_lines(place, keep, drop, text_columns, types or {})
         except (pa.ArrowException, EOFError, OSError, ValueError, csv.Error) as error:
             storage.refuse_changed(uri, size, etag)  # what looks broken may be two shards' halves

@@ -100,6 +100,14 @@ def join_uri(base: str, *names: str) -> str:
     return "/".join([base.rstrip("/"), *names])
 
 
+def find_cache(kind: str) -> Path:
+    """Return this machine's folder for copies of one kind, below `RERANK_ACTOR_CACHE` or the user's cache."""
+    base = os.environ.get("RERANK_ACTOR_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rerank-actor"
+    )
+    return Path(base) / kind
+
+
 def capture_environment() -> dict[str, str]:
     """Return this process's variables for storage, to be carried to workers that were started elsewhere."""
     return {name: value for name, value in os.environ.items() if name.startswith("AWS_") or name in CARRIED_VARIABLES}

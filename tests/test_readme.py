@@ -17,6 +17,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 from test_demo_model import LEAST_NDCG, measure_ndcg
 
 from jobs.demo import demo
+from jobs.export import export
 from jobs.mine import mine
 from jobs.score import score
 from jobs.verify import verify
@@ -103,6 +104,30 @@ def test_readme_grouped_sample_gives_the_scores_of_the_pairs(tmp_path: Path, loc
     for row in rows:
         assert len(row["relevant"]) == len(row["documents"]) == len(row["score"])
         assert row["score"] == [pairs[row["query"], found["text"]] for found in row["documents"]]
+
+
+def test_readme_reuse_and_export_commands_do_what_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        json.dumps({"query_id": "q", "document_id": f"d{i}", "query": "capital?", "document": f"{i}"}) for i in range(5)
+    ]
+    Path("monday.jsonl").write_text("\n".join(lines[:3]))
+    Path("tuesday.jsonl").write_text("\n".join(lines))
+    commands = re.findall(r"^\.venv/bin/python -m jobs\.score (.*(?:monday|tuesday).*)$", README, re.M)
+    assert len(commands) == 2
+    for command in commands:
+        assert score([*shlex.split(command), "--engine", "fake", "--ray-address", local_ray]) == 0
+    totals = json.loads(Path("tuesday/_job/manifest.json").read_text())["totals"]
+    assert (totals["scored"], totals["reused"]) == (5, 3)
+    command = re.search(r"^\.venv/bin/python -m jobs\.export scores (.*)$", README, re.M)
+    assert command is not None
+    assert export(["tuesday", *shlex.split(command[1])]) == 0
+    rows = sorted(read_output(tmp_path / "tuesday").to_pylist(), key=lambda row: -row["logit"])
+    assert [line.split()[2] for line in Path("reranked.trec").read_text().splitlines()] == [
+        row["document_id"] for row in rows
+    ]
 
 
 def list_layouts() -> list[tuple[str, dict[str, str], list[str], list[dict[str, Any]]]]:

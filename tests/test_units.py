@@ -108,7 +108,15 @@ def test_part_totals_count_rows_pairs_and_errors(write_shard: Write, prepare: Pr
     path = write_shard([{"query": q, "document": "d" * 400} for q in ("a", None, "b", "c", None)])
     table, totals = build_part(fill(prepare(path, max_length=500), [1.0, float("nan"), 2.0]))
     errors = {"engine returned a logit that is not finite": 1, "query is null": 2}
-    assert totals == {"rows": 5, "pairs": 5, "scored": 2, "truncated": 2, "tokens": 1000, "errors": errors}
+    assert totals == {
+        "rows": 5,
+        "pairs": 5,
+        "scored": 2,
+        "truncated": 2,
+        "tokens": 1000,
+        "forward_passes": 2,
+        "errors": errors,
+    }
     assert table.column("error").to_pylist()[2] == "engine returned a logit that is not finite"
 
 
