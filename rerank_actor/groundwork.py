@@ -136,6 +136,7 @@ def make_prepare_spec(ground: Groundwork, environment: dict[str, str]) -> Prepar
         json_types=ground.plan.json_types,
         max_attempts=job.max_attempts,
         environment=environment,
+        directions=job.directions(),
     )
 
 

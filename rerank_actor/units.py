@@ -21,6 +21,7 @@ from tenacity import (
 )
 
 from rerank_actor import shards, storage
+from rerank_actor.directions import BACKWARD, Directions
 from rerank_actor.errors import RerankError, ShardChangedError, ShardError
 from rerank_actor.plan import Unit
 from rerank_actor.prompts import PairEncoder, Prompts
@@ -38,6 +39,7 @@ class PrepareSpec:
         encoder: keyword arguments of `PairEncoder` besides the tokenizer.
         keep: columns to keep, None for all.
         environment: AWS variables of the driver.
+        directions: where each row is scored as a pair in one or two directions.
     """
 
     fingerprint: str
@@ -50,6 +52,7 @@ class PrepareSpec:
     json_types: dict[str, pa.DataType]
     max_attempts: int
     environment: dict[str, str] = field(repr=False)
+    directions: Directions | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class UnitWork:
         logits: float32 [num_pairs], NaN where not scored; None before scoring.
         failure: why the whole unit failed; then the rest is empty.
         facts: what happened on the way (attempts, seconds, engine), for manifest and metadata.
+        directions: where each row is a pair in each of these; the pairs then stand direction by direction.
     """
 
     unit: Unit
@@ -75,6 +79,7 @@ class UnitWork:
     logits: np.ndarray | None = None
     failure: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    directions: tuple[str, ...] = ()
 
     @classmethod
     def failed(cls, unit: Unit, failure: str, facts: dict[str, Any] | None = None) -> Self:
@@ -103,6 +108,7 @@ class UnitWork:
         columns = {name: _one_buffer(buffer) for name, buffer in values.items()}
         columns["unit"] = pa.array([json.dumps(asdict(self.unit))])
         columns["facts"] = pa.array([json.dumps(self.facts)])
+        columns["directions"] = pa.array([json.dumps(self.directions)])
         columns["failure"] = pa.array([self.failure], pa.string())
         return pa.table(columns)
 
@@ -122,6 +128,7 @@ class UnitWork:
             logits=numbers("logits", np.float32),
             failure=table.column("failure")[0].as_py(),
             facts=json.loads(table.column("facts")[0].as_py()),
+            directions=tuple(json.loads(table.column("directions")[0].as_py())),
         )
 
 
@@ -163,6 +170,8 @@ def prepare_unit(unit: Unit, spec: PrepareSpec, tokenizer_json: str) -> UnitWork
     columns = [spec.query_column, spec.document_column]
     if spec.instruction_column is not None:
         columns.append(spec.instruction_column)
+    if spec.directions is not None and spec.directions.reason_column is not None:
+        columns.append(spec.directions.reason_column)
     policy = Retrying(  # for bytes that came wrong; storage itself tries again whatever it can
         retry=retry_if_exception_type(ShardError) & retry_if_not_exception_type(ShardChangedError),
         stop=stop_after_attempt(spec.max_attempts),
@@ -190,7 +199,10 @@ def prepare_unit(unit: Unit, spec: PrepareSpec, tokenizer_json: str) -> UnitWork
         return UnitWork.failed(unit, str(error), {**facts, "read_retries": storage.retries_made() - retries_before})
     read_retries = storage.retries_made() - retries_before
     encoder = _encoder(spec.fingerprint, tokenizer_json, json.dumps(spec.encoder))
-    work = prepare_rows(unit, rows, columns, encoder)
+    if spec.directions is not None:
+        work = prepare_directions(unit, rows, columns[0], columns[1], spec.directions, encoder)
+    else:
+        work = prepare_rows(unit, rows, columns, encoder)
     return replace(work, facts={**work.facts, "read_retries": read_retries}) if read_retries else work
 
 
@@ -212,13 +224,47 @@ def prepare_rows(unit: Unit, rows: shards.Rows, columns: list[str], encoder: Pai
         queries = [queries[owner] for owner in owners]
         instructions = [instructions[owner] for owner in owners] if instructions is not None else None
         documents = [text for i, found in enumerate(documents) if lengths[i] > 0 for text in found]
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.table.schema) as writer:
-        writer.write_table(rows.table.combine_chunks())
     return UnitWork(
         unit=unit,
-        rows=sink.getvalue(),
+        rows=_table_to_buffer(rows.table),
         prompts=encoder.encode(queries, documents, instructions),
         row_errors=pa.array(row_errors, pa.string()),
         list_lengths=lengths,
     )
+
+
+def prepare_directions(
+    unit: Unit, rows: shards.Rows, source: str, target: str, directions: Directions, encoder: PairEncoder
+) -> UnitWork:
+    """Make a prompt of each row in each direction, direction by direction; rows with a reason against it get none."""
+    row_errors: list[str | None] = list(rows.faults)
+    if directions.reason_column is not None:
+        reasons = rows.texts[directions.reason_column]
+        row_errors = [fault or reason for fault, reason in zip(row_errors, reasons, strict=True)]
+    # What is not to be scored is not tokenized either.
+    sides = [
+        [None if error is not None else text for text, error in zip(rows.texts[name], row_errors, strict=True)]
+        for name in (source, target)
+    ]
+    queries: list[Any] = []
+    documents: list[Any] = []
+    instructions: list[str] = []
+    for direction, instruction in directions.instructions.items():
+        query, document = reversed(sides) if direction == BACKWARD else sides
+        queries += query
+        documents += document
+        instructions += [instruction] * len(query)
+    return UnitWork(
+        unit=unit,
+        rows=_table_to_buffer(rows.table),
+        prompts=encoder.encode(queries, documents, instructions),
+        row_errors=pa.array(row_errors, pa.string()),
+        directions=tuple(directions.instructions),
+    )
+
+
+def _table_to_buffer(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return sink.getvalue()

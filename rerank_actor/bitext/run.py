@@ -1,0 +1,82 @@
+"""Scoring of bitext: from a `BitextJob` to a scored output for each language pair, and on again after whatever ended it.
+
+`score_bitext` is the order of things: find the files, bring what is new into one form, score partition after partition with
+the main job. A file that is read and a unit that is scored are not read or scored again.
+"""
+
+import json
+from collections import Counter
+from typing import Any
+
+from rerank_actor import storage
+from rerank_actor.bitext.candidates import TOLD, ReadSpec, name_record, read_candidates
+from rerank_actor.bitext.job import BitextJob
+from rerank_actor.bitext.languages import parse_pair
+from rerank_actor.bitext.sources import Source, choose_partitions, find_sources
+from rerank_actor.errors import InputError, OutputConflictError
+from rerank_actor.job import hash_fingerprint
+from rerank_actor.progress import QuietReporter, Reporter
+from rerank_actor.run import RunResult, run_job
+
+
+def score_bitext(job: BitextJob, reporter: Reporter | None = None) -> dict[str, RunResult]:
+    """Score everything that the job names and that is not yet committed.
+
+    Returns:
+        How the run of each language pair ended, in order of names.
+
+    Raises:
+        JobError: the job or its input is wrong.
+        OutputConflictError: a file changed since it was read, or the output belongs to another job or run.
+        RunInterruptedError: a signal stopped the run; everything committed stays.
+    """
+    reporter = reporter or QuietReporter()
+    folder = storage.join_uri(job.output, "_candidates")
+    if job.overwrite:
+        storage.delete_folder(folder)
+    sources = find_sources(job)
+    if job.partitions and all(source.pair is not None for source in sources):
+        chosen = choose_partitions(job.partitions, [source.pair.name for source in sources if source.pair is not None])
+        sources = [source for source in sources if source.pair is not None and source.pair.name in chosen]
+    rows: Counter[str] = Counter()
+    for source in sources:
+        for name, own in _read_once(source, job, folder, reporter).items():
+            rows[name] += own["rows"]
+    if not rows:
+        raise InputError(f"{', '.join(job.input)}: {len(sources)} files without a single row; nothing to score")
+    results = {}
+    for name in choose_partitions(job.partitions, list(rows)):
+        pair = parse_pair(name, job.languages, name)
+        reporter.say(f"{name}: {rows[name]:,} candidates, {pair.source.name} to {pair.target.name}")
+        shards, output = storage.join_uri(folder, pair.folder), storage.join_uri(job.output, pair.folder)
+        scoring = job.to_scoring(pair, shards, output).model_copy(update={"overwrite": job.overwrite})
+        results[name] = run_job(scoring, reporter)
+    return results
+
+
+def _read_once(source: Source, job: BitextJob, folder: str, reporter: Reporter) -> dict[str, Any]:
+    """Return the partitions of a file, reading it if that was not done yet."""
+    uri = source.file.uri
+    data = storage.read_if_present(storage.join_uri(folder, "files", f"{name_record(source)}.json"))
+    if data is not None:
+        record = json.loads(data)
+        files = [[one.uri, one.size, one.etag] for one in (source.file, source.twin) if one is not None]
+        if record["files"] != files:
+            raise OutputConflictError(
+                f"{uri}: changed since its candidates were read; restore it, give it another name, or --overwrite to start "
+                "afresh",
+                uri=uri,
+            )
+        if record["settings"] != hash_fingerprint(job.candidate_settings()):
+            raise OutputConflictError(
+                f"{job.output}: its candidates were read with other columns or rules; choose another --output, or "
+                "--overwrite to start afresh",
+                uri=job.output,
+            )
+        return dict(record["partitions"])
+    record = read_candidates(source, ReadSpec(job, folder, None))
+    for reason, (count, line) in record["reasons"].items():
+        if reason in TOLD:
+            more = f", as in {count - 1:,} more of its lines" if count > 1 else ""
+            reporter.say(f"{uri}, line {line:,}: {reason}{more}; such a row is kept without a score")
+    return dict(record["partitions"])

@@ -1,0 +1,184 @@
+"""Bitext: candidates of all formats, scored in both directions, a folder for each language pair, and on again."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import read_output
+
+from jobs.bitext import bitext
+from rerank_actor import Reranker
+from rerank_actor.bitext.candidates import ReadSpec, read_candidates
+from rerank_actor.bitext.job import BitextJob
+from rerank_actor.bitext.languages import parse_pair
+from rerank_actor.bitext.rules import Rules, find_reasons
+from rerank_actor.bitext.sources import choose_partitions, find_sources
+from rerank_actor.errors import InputError, JobError, OutputConflictError
+from rerank_actor.verify import verify_output
+
+PAIRS = [("Guten Morgen allerseits.", "Good morning everyone."), ("Das ist ein Haus.", "This is a house.")]
+
+
+def make_job(tmp_path: Path, *inputs: Path, **values: Any) -> BitextJob:
+    return BitextJob(
+        input=[str(one) for one in inputs], output=str(tmp_path / "out"), engine="fake", **values
+    ).normalized()
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def read_all(job: BitextJob, folder: Path) -> list[dict[str, Any]]:
+    for source in find_sources(job):
+        read_candidates(source, ReadSpec(job, str(folder), None))
+    tables = [pq.ParquetFile(path).read().to_pylist() for path in sorted(folder.glob("lang_pair=*/*.parquet"))]
+    return [row for table in tables for row in table]
+
+
+def write_format(kind: str, folder: Path) -> list[Path]:
+    name = folder / "c.deu-eng"
+    lines = ["\t".join(pair) + "\n" for pair in PAIRS]
+    if kind == "pairs":
+        return [write(name.with_suffix(".deu-eng.tsv"), "".join(lines))]
+    if kind == "laser":
+        return [write(name.with_suffix(".deu-eng.tsv.gz"), "".join(f"1.25\t{line}" for line in lines))]
+    if kind == "tsv":
+        return [write(name.with_suffix(".deu-eng.tsv"), "source\ttarget\n" + "".join(lines))]
+    if kind == "moses":
+        sides = ["".join(pair[side] + "\n" for pair in PAIRS) for side in (0, 1)]
+        return [write(folder / f"c.deu-eng.{code}", text) for code, text in zip(("deu", "eng"), sides, strict=True)]
+    rows = [{"source": a, "target": b, "score": 0.5} for a, b in PAIRS]
+    path = folder / f"lang_pair=deu-eng/c.{kind}"
+    path.parent.mkdir(parents=True)
+    if kind == "jsonl":
+        return [write(path, "".join(json.dumps(row) + "\n" for row in rows))]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return [path]
+
+
+@pytest.mark.parametrize("kind", ["pairs", "laser", "tsv", "moses", "jsonl", "parquet"])
+def test_candidates_are_the_same_in_every_format(tmp_path: Path, kind: str) -> None:
+    files = write_format(kind, tmp_path / "in")
+    rows = read_all(make_job(tmp_path, *files), tmp_path / "read")
+    assert [(row["source"], row["target"]) for row in rows] == PAIRS
+    assert all(row["dropped"] is None for row in rows)
+    first = 2 if kind == "tsv" else 1
+    assert [row["input_line"] for row in rows] == [first, first + 1]
+    expected = {"laser": 1.25, "jsonl": 0.5, "parquet": 0.5}.get(kind)
+    assert rows[0].get("candidate_score") == expected
+
+
+def test_moses_sides_of_other_lengths_are_refused_with_file_and_line(tmp_path: Path) -> None:
+    files = [write(tmp_path / "in/c.deu-eng.deu", "a\nb\nc\n"), write(tmp_path / "in/c.deu-eng.eng", "x\ny\n")]
+    with pytest.raises(InputError, match=r"c\.deu-eng\.deu, line 3: has no partner"):
+        read_all(make_job(tmp_path, *files), tmp_path / "read")
+
+
+def test_language_columns_part_the_rows_and_unknown_codes_are_refused(tmp_path: Path) -> None:
+    rows = [("deu", "eng", *PAIRS[0]), ("fra", "eng", "Bonjour à tous.", "Hello everyone.")]
+    header = "source_language\ttarget_language\tsource\ttarget\n"
+    path = write(tmp_path / "in/c.tsv", header + "".join("\t".join(row) + "\n" for row in rows))
+    assert len(read_all(make_job(tmp_path, path), tmp_path / "read")) == 2
+    assert sorted(one.name for one in (tmp_path / "read").glob("lang_pair=*")) == [
+        "lang_pair=deu-eng",
+        "lang_pair=fra-eng",
+    ]
+    write(path, header + "\t".join(rows[0]) + "\nzzx\teng\ta\tb\n")
+    with pytest.raises(InputError, match=r"c\.tsv, line 3: language code `zzx` is unknown"):
+        read_all(make_job(tmp_path, path), tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "reason"),
+    [
+        ("Das ist gut.", "This is good.", None),
+        ("", "This is good.", "source is empty"),
+        ("Das ist gut.", " \u200b\u3000", "target is empty"),
+        ("Amen.", "Amen.", "sides are identical"),
+        ("Ja", "y" * 19, "lengths differ too much"),
+        ("12:30 - 14:45", "half past", "mostly punctuation or digits"),
+        ("Это хорошо", "This is good", "wrong script"),
+        ("Das ist gut 🎉", "This \uff49\uff53 good", None),
+        ("Zwei\tTabs\nund Zeilen", "Two tabs and lines", None),
+    ],
+)
+def test_rules_give_the_first_reason_that_holds(source: str, target: str, reason: str | None) -> None:
+    pair = parse_pair("deu-eng", {}, "here")
+    rules = Rules(identifier="none")
+    assert find_reasons(pa.array([source]), pa.array([target]), pair, rules).to_pylist() == [reason]
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("hin", "नमस्ते दुनिया"),
+        ("ara", "كان سامي يريد المال فقط"),
+        ("jpn", "これはペンです"),
+        ("tha", "นี่คือปากกา"),
+        ("zho", "这是一支笔"),
+    ],
+)
+def test_scripts_with_marks_and_without_spaces_pass(code: str, text: str) -> None:
+    pair = parse_pair(f"{code}-eng", {}, "here")
+    rules = Rules(identifier="none")
+    assert find_reasons(pa.array([text]), pa.array(["This is a pen"]), pair, rules).to_pylist() == [None]
+
+
+def test_partitions_are_named_by_glob_and_range() -> None:
+    present = ["fra-eng", "ara-eng", "deu-eng", "deu-fra"]
+    assert choose_partitions([], present) == sorted(present)
+    assert choose_partitions(["deu-*"], present) == ["deu-eng", "deu-fra"]
+    assert choose_partitions(["ara-eng:deu-eng", "fra-eng"], present) == ["ara-eng", "deu-eng", "fra-eng"]
+    with pytest.raises(JobError, match="no such language pair"):
+        choose_partitions(["xxx-*"], present)
+
+
+def test_job_scores_both_directions_resumes_and_adds_a_partition(tmp_path: Path, local_ray: str) -> None:
+    first = write(tmp_path / "in/a.deu-eng.tsv", "".join(f"{a}\t{b}\n" for a, b in PAIRS) + "Nur hier\t\n")
+    flags = ["--output", str(tmp_path / "out"), "--engine", "fake", "--identifier", "none"]
+    assert bitext(["--input", str(first), *flags]) == 0
+    folder = tmp_path / "out/lang_pair=deu-eng"
+    table = read_output(folder)
+    assert table["error"].to_pylist() == [None, None, "target is empty"]
+    for direction, names, pairs in (
+        ("forward", ("German", "English"), PAIRS),
+        ("backward", ("English", "German"), [(b, a) for a, b in PAIRS]),
+    ):
+        instruction = f"Given a {names[0]} sentence, retrieve its translation in {names[1]}"
+        expected = Reranker(engine="fake").logits(pairs, instruction=instruction)
+        assert table[f"{direction}_logit"].to_pylist() == [*expected.tolist(), None]
+    both = np.array([table[f"{one}_logit"].to_pylist()[:2] for one in ("forward", "backward")])
+    assert table["logit"].to_pylist()[:2] == both.mean(axis=0).astype(np.float32).tolist()
+    found = verify_output(str(folder))
+    assert (found.problems, found.scored, found.errors) == ([], 4, 1)
+
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("part-*")}
+    second = write(tmp_path / "in/b.fra-eng.tsv", "Bonjour à tous.\tHello everyone.\n")
+    assert bitext(["--input", str(first), str(second), *flags]) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("part-*")} == before
+    assert read_output(tmp_path / "out/lang_pair=fra-eng").num_rows == 1
+
+    with pytest.raises(OutputConflictError, match="other columns or rules"):
+        bitext(["--input", str(first), *flags, "--min-letters", "0.9"])
+    with pytest.raises(OutputConflictError, match="belongs to another job"):
+        bitext(["--input", str(first), *flags, "--preset", "parallel"])
+    write(first, "Etwas anderes.\tSomething else.\n")
+    with pytest.raises(OutputConflictError, match="changed since its candidates were read"):
+        bitext(["--input", str(first), *flags])
+
+
+def test_one_direction_is_scored_alone(tmp_path: Path, local_ray: str) -> None:
+    path = write(tmp_path / "in/a.deu-eng.tsv", "".join(f"{a}\t{b}\n" for a, b in PAIRS))
+    flags = ["--input", str(path), "--output", str(tmp_path / "out"), "--engine", "fake", "--identifier", "none"]
+    assert bitext([*flags, "--direction", "backward"]) == 0
+    table = read_output(tmp_path / "out/lang_pair=deu-eng")
+    assert "forward_logit" not in table.column_names
+    assert table["logit"].to_pylist() == table["backward_logit"].to_pylist()
