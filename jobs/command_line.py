@@ -1,6 +1,8 @@
 """What the entry points share: flags made from a model's fields, unknown ones refused, errors turned into exit codes."""
 
 import argparse
+import atexit
+import contextlib
 import logging
 import os
 import signal
@@ -79,9 +81,14 @@ def configure_logging() -> None:
 
 
 def run_command(command: Callable[[], int]) -> NoReturn:
-    """Run a command and exit: with its own code, or with the code and the one line of the error it raised."""
+    """Run a command and exit: with its own code, or with the code and the one line of the error it raised.
+
+    The process ends without the destructors of native libraries: a thread of Arrow's pools that is about to start as the
+    process ends aborts it there (apache/arrow 34314), and the exit code would be lost.
+    """
     configure_logging()
     code = EXIT_FAILED
+    atexit.register(lambda: _leave(code))  # the first to register is the last to be called
     try:
         code = command()
     except RunInterruptedError as error:
@@ -100,9 +107,17 @@ def run_command(command: Callable[[], int]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except RerankError as error:
         print(f"error: {error}", file=sys.stderr)
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else EXIT_FAILED * bool(error.code)
     if is_abandoned():
-        os._exit(code)
+        _leave(code)
     sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End this process at once; nothing that was written is lost."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):
+            stream.flush()
+    os._exit(code)

@@ -550,6 +550,37 @@ def test_exit_code_tells_how_it_went_without_a_ray(finished: Finished, tmp_path:
     assert list_parts(finished.folder) == {}
 
 
+ABORTED_BY_A_LIBRARY = """
+import ctypes, sys
+from jobs.command_line import run_command
+from rerank_actor.errors import OutputConflictError
+
+def command():
+    libc = ctypes.CDLL(None)
+    libc.on_exit(ctypes.cast(libc.abort, ctypes.c_void_p), None)
+    print("said")
+    {ending}
+
+run_command(command)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [
+        ("return 0", 0),
+        ("raise OutputConflictError('another job')", 3),
+        ("sys.exit(2)", 2),
+        ("sys.exit()", 0),
+        ("1 / 0", 1),
+    ],
+)
+def test_exit_code_outlives_a_library_that_aborts_at_exit(ending: str, code: int) -> None:
+    script = ABORTED_BY_A_LIBRARY.format(ending=ending)
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (found.returncode, found.stdout) == (code, "said\n"), found.stderr
+
+
 @pytest.mark.parametrize("module", ["status", "verify"])
 def test_status_and_verify_of_a_folder_without_a_job_exit_2(module: str, tmp_path: Path) -> None:
     found = run_command(module, tmp_path / "nothing")
