@@ -82,7 +82,7 @@ def test_readme_mining_commands_do_what_they_say(
 
 
 def test_readme_flags_modules_and_files_exist() -> None:
-    shown = "".join(run_command(module, "--help").stdout for module in ("score", "mine", "benchmark"))
+    shown = "".join(run_command(module, "--help").stdout for module in ("score", "mine", "bitext", "benchmark"))
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--help", "--working-dir", "--json"}:
         assert flag in shown, flag
     for module in set(re.findall(r"python -m jobs\.(\w+)", README)):
