@@ -1,6 +1,7 @@
 """Bitext: candidates of all formats, scored in both directions, a folder for each language pair, and on again."""
 
 import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from rerank_actor.bitext.languages import parse_pair
 from rerank_actor.bitext.rules import Rules, find_reasons
 from rerank_actor.bitext.sources import choose_partitions, find_sources
 from rerank_actor.errors import InputError, JobError, OutputConflictError
+from rerank_actor.output import Output
+from rerank_actor.part import check_part
 from rerank_actor.verify import verify_output
 
 PAIRS = [("Guten Morgen allerseits.", "Good morning everyone."), ("Das ist ein Haus.", "This is a house.")]
@@ -152,13 +155,24 @@ def test_job_scores_both_directions_resumes_and_adds_a_partition(tmp_path: Path,
         ("forward", ("German", "English"), PAIRS),
         ("backward", ("English", "German"), [(b, a) for a, b in PAIRS]),
     ):
-        instruction = f"Given a {names[0]} sentence, retrieve its translation in {names[1]}"
+        instruction = f"Given a sentence in {names[0]}, retrieve its translation in {names[1]}"
         expected = Reranker(engine="fake").logits(pairs, instruction=instruction)
         assert table[f"{direction}_logit"].to_pylist() == [*expected.tolist(), None]
     both = np.array([table[f"{one}_logit"].to_pylist()[:2] for one in ("forward", "backward")])
     assert table["logit"].to_pylist()[:2] == both.mean(axis=0).astype(np.float32).tolist()
     found = verify_output(str(folder))
     assert (found.problems, found.scored, found.errors) == ([], 4, 1)
+
+    part = next(folder.glob("part-*"))
+    unit = next(Output(str(folder)).require_plan()[0].units())
+    sound = pq.read_table(part)
+    for name, problem in (("backward_score", "backward scores that are not the sigmoid"), ("forward_logit", "sigmoid")):
+        place = sound.schema.get_field_index(name)
+        other = sound.set_column(place, name, pa.array([0.25, 0.25, None], pa.float32()))
+        sink = io.BytesIO()
+        pq.write_table(other, sink)
+        fingerprint = sound.schema.metadata[b"rerank_actor.fingerprint"].decode()
+        assert problem in str(check_part(unit, sink.getvalue(), fingerprint).problem)
 
     before = {path: path.stat().st_mtime_ns for path in folder.glob("part-*")}
     second = write(tmp_path / "in/b.fra-eng.tsv", "Bonjour à tous.\tHello everyone.\n")
