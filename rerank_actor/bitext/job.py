@@ -18,7 +18,7 @@ from rerank_actor.job import ScoreJob, check_job
 PRESETS = {
     "retrieve": "Given a sentence in {source}, retrieve its translation in {target}",
     "parallel": "Retrieve parallel sentences",
-    "faithful": "Given a sentence in {source}, retrieve a sentence in {target} that says the same, with nothing added or left out",
+    "faithful": "Given a sentence in {source}, retrieve a sentence in {target} that says the same, nothing added or omitted",
 }
 SHARED = (
     "model", "revision", "dtype", "max_length", "parse_special_tokens", "trust_remote_code", "check_scores", "engine",
