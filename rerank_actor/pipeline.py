@@ -7,7 +7,6 @@ way becomes a failed unit and goes on as data, because an exception inside Ray D
 
 import functools
 import logging
-import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,30 +21,22 @@ from ray.data.datasource import Datasink, Datasource, ReadTask
 from rerank_actor import storage
 from rerank_actor.actor import RerankActor
 from rerank_actor.engine import EngineSpec
-from rerank_actor.errors import EngineError, JobError, RerankError
+from rerank_actor.errors import EngineError, RerankError
 from rerank_actor.pace import START_SECONDS
 from rerank_actor.part import write_part
 from rerank_actor.plan import Unit
+from rerank_actor.pool import ActorPool
 from rerank_actor.units import PrepareSpec, UnitWork, prepare_unit
 from rerank_actor.watchdog import Watchdog
 
 UNITS_PER_ACTOR = 4  # in an actor's queue, so that its engine never waits for a unit
+NEVER_REACHED = -1.0  # by the share of its queue that is filled
 UNIT_BYTES_ESTIMATE = 16 * 2**20
 DEATHS_ALLOWED = 10  # of workers that read or write one unit; most die of something else
 STAGE_SECONDS = 3600.0  # to read or write a unit; storage has limits of its own, but a mounted file system may hang
 NO_PROGRESS_SECONDS = 2 * START_SECONDS  # of the whole pipeline, which Ray then ends; each step has a limit of its own
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ActorPool:
-    """How many actors there are and what each takes of the cluster."""
-
-    least: int
-    most: int
-    num_cpus: float
-    num_gpus: float
 
 
 @dataclass(frozen=True)
@@ -159,6 +150,7 @@ def score_units(
     pool: ActorPool,
     ledger: Any,
     stall_seconds: float,
+    labels: dict[str, str],
 ) -> None:
     """Score units: the whole path of a unit from its shard to its part.
 
@@ -176,12 +168,15 @@ def score_units(
     )
     dataset = dataset.map_batches(
         RerankActor,
-        fn_constructor_args=(engine, ledger, stall_seconds, part.environment),
+        fn_constructor_args=(engine, ledger, stall_seconds, part.environment, labels),
         batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ActorPoolStrategy(
-            min_size=pool.least, max_size=pool.most, max_tasks_in_flight_per_actor=UNITS_PER_ACTOR
+            min_size=pool.least,
+            max_size=pool.most,
+            initial_size=pool.initial,
+            max_tasks_in_flight_per_actor=UNITS_PER_ACTOR,
         ),
         num_cpus=pool.num_cpus,
         num_gpus=pool.num_gpus,
@@ -222,38 +217,6 @@ def _set_context() -> None:
     context.execution_options.preserve_order = False
     context.enable_rich_progress_bars = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
-
-
-def plan_pool(
-    actor_range: tuple[int, int] | None,
-    gpus_per_actor: float | None,
-    tensor_parallel_size: int,
-    num_units: int,
-) -> ActorPool:
-    """Return how many actors to run on the cluster that Ray is connected to.
-
-    Raises:
-        JobError: the cluster can never hold the least number of actors.
-    """
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    gpus, cpus = float(resources.get("GPU", 0)), float(resources.get("CPU", 1))
-    num_gpus = gpus_per_actor if gpus_per_actor is not None else (1.0 if gpus else 0.0)
-    if num_gpus and tensor_parallel_size > 1:
-        num_gpus = float(math.ceil(max(num_gpus, tensor_parallel_size)))
-    fitting = int(gpus / num_gpus) if num_gpus else 1
-    least, most = actor_range or (max(1, fitting), max(1, fitting))
-    if num_gpus and fitting < least:
-        raise JobError(
-            f"{least} actors with {num_gpus:g} GPUs each do not fit a cluster with {gpus:g} GPUs; "
-            "lower --actors or --gpus-per-actor, or add nodes"
-        )
-    if not num_gpus and least > max(1, cpus - 1):
-        raise JobError(
-            f"{least} actors do not fit a cluster with {cpus:g} CPUs, one of which reads and writes; lower --actors"
-        )
-    most = max(1, min(most, num_units)) if not num_gpus else max(least, most)
-    least = min(least, most)
-    # On a GPU an actor's own CPU work is small. Without one its engine computes, with a thread for each of its CPUs, and
-    # a core is left to the rest: a thread that has to wait for its core holds up all others.
-    num_cpus = 1.0 if num_gpus else max(1.0, math.floor((cpus - 3) / most))
-    return ActorPool(least, most, num_cpus, num_gpus)
+    # An engine takes minutes to start. Ray would end those that find no unit in their queue for a moment, at the start
+    # above all, and start others a moment later. They still go when no unit is left to hand out.
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = NEVER_REACHED

@@ -35,6 +35,12 @@ def read_usage(root: psutil.Process) -> Usage:
     return Usage(cpu, memory)
 
 
+def count_own_mib(process: psutil.Process) -> float:
+    """Return the memory of one process that it shares with no other."""
+    sizes = process.memory_info()
+    return float(sizes.rss - sizes.shared) / 2**20
+
+
 class Meter:
     """Samples this process and its descendants in a thread, for as long as it is entered.
 

@@ -1,4 +1,4 @@
-"""How the job grows: memory with rows, speed with actors, an engine's idle time, and what a resume costs.
+"""How the job grows: memory with rows, speed with actors, an engine's idle time, and what many units cost.
 
 All with the fake engine, which sleeps where a real one computes; what is measured is everything around it. Each
 measurement runs in a process of its own, so that one's memory is not the next one's.
@@ -19,7 +19,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rerank_actor.benchmark.meter import Meter
+from rerank_actor.benchmark.many_units import measure_resume, measure_schedule
+from rerank_actor.benchmark.meter import Meter, count_own_mib
 from rerank_actor.benchmark.weights import SHAPES, make_tokenizer, write_weights
 from rerank_actor.benchmark.workload import make_workload
 
@@ -33,6 +34,11 @@ FULL = {
     "busy": [{"unit_rows": 4096}, {"unit_rows": 16_384}],
     "guard": [{"units": 500}],
     "resume": [{"units": 1_000}, {"units": 10_000}, {"units": 100_000}],
+    "schedule": [
+        {"units": 1_000, "stop_after": 1_000},
+        {"units": 10_000, "stop_after": 10_000},
+        {"units": 100_000, "stop_after": 10_000},
+    ],
     "ray_checkpoint": [{"rows": 1_000_000}, {"rows": 4_000_000}],
 }
 
@@ -81,11 +87,11 @@ def measure_memory(place: Path, model: Path, rows: int) -> dict[str, Any]:
     peaks = {"driver_mib": 0.0, "largest_worker_mib": 0.0}
 
     def look() -> None:
-        peaks["driver_mib"] = max(peaks["driver_mib"], _count_own_mib(driver))
+        peaks["driver_mib"] = max(peaks["driver_mib"], count_own_mib(driver))
         for process in driver.children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 if process.cmdline() and process.cmdline()[0].startswith("ray::"):
-                    peaks["largest_worker_mib"] = max(peaks["largest_worker_mib"], _count_own_mib(process))
+                    peaks["largest_worker_mib"] = max(peaks["largest_worker_mib"], count_own_mib(process))
 
     with Meter(look) as meter:
         figures = _run_job(place, model, {}, unit_rows=4096)
@@ -134,37 +140,6 @@ def measure_guard(place: Path, model: Path, units: int) -> dict[str, Any]:
     ray.shutdown()
     unit_seconds = 16_384 / LATENCY_PROMPTS * LATENCY_SECONDS
     return {"ms_a_unit": round(seconds * 1000, 3), "share_of_a_unit": round(seconds / unit_seconds, 5)}
-
-
-def measure_resume(place: Path, model: Path, units: int) -> dict[str, Any]:
-    """Run a job of so many units that are all committed, and return what finding that out takes."""
-    from rerank_actor.groundwork import prepare_job
-    from rerank_actor.job import ScoreJob
-    from rerank_actor.manifest import UnitRecords
-    from rerank_actor.run import run_job
-
-    rows = 100
-    (place / "input").mkdir()
-    table = pa.table({"query": ["a query"] * rows, "document": [f"document {number}" for number in range(rows)]})
-    for shard in range(-(-units // rows)):
-        pq.write_table(table, place / "input" / f"shard-{shard:05d}.parquet")
-    job = ScoreJob(input=[str(place / "input")], output=str(place / "output"), engine="fake", unit_rows=1).normalized()
-    ground = prepare_job(job)
-    ground.output.write_own("plan.parquet", ground.plan.to_bytes(ground.settings))
-    records = UnitRecords(ground.output, "20260101T000000-000000")
-    for unit in ground.plan.units():
-        path = place / "output" / unit.part_name
-        path.write_bytes(b"-")
-        mark = str(path.stat().st_mtime_ns)
-        records.add(unit.name, {"rows": 1, "pairs": 1, "scored": 1, "part_bytes": 1, "part_etag": mark})
-    records.flush()
-    before = _count_own_mib(psutil.Process())
-    started = time.monotonic()
-    result = run_job(job)
-    if result.status != "complete" or result.run["units"]:
-        raise RuntimeError(f"the resume scored {result.run['units']} units")
-    seconds = time.monotonic() - started
-    return {"seconds": round(seconds, 2), "added_mib": round(_count_own_mib(psutil.Process()) - before)}
 
 
 def measure_ray_checkpoint(place: Path, model: Path, rows: int) -> dict[str, Any]:
@@ -254,15 +229,21 @@ def _start_nodes(num_gpus: int) -> Iterator[str]:
         cluster.shutdown()
 
 
-def _count_own_mib(process: psutil.Process) -> float:
-    sizes = process.memory_info()
-    return float(sizes.rss - sizes.shared) / 2**20
+MEASUREMENTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "memory": measure_memory,
+    "actors": measure_actors,
+    "busy": measure_busy,
+    "guard": measure_guard,
+    "resume": measure_resume,
+    "schedule": measure_schedule,
+    "ray_checkpoint": measure_ray_checkpoint,
+}
 
 
 def _main(name: str, setting: str, place: str, model: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print does not belong to the answer
-    measure: Callable[..., dict[str, Any]] = globals()[f"measure_{name}"]
+    measure = MEASUREMENTS[name]
     answers.write(json.dumps(measure(Path(place), Path(model), **json.loads(setting))))
     answers.close()
 

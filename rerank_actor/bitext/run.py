@@ -49,7 +49,7 @@ def score_bitext(job: BitextJob, reporter: Reporter | None = None) -> dict[str, 
         pair = parse_pair(name, job.languages, name)
         reporter.say(f"{name}: {rows[name]:,} candidates, {pair.source.name} to {pair.target.name}")
         shards, output = storage.join_uri(folder, pair.folder), storage.join_uri(job.output, pair.folder)
-        scoring = job.to_scoring(pair, shards, output).model_copy(update={"overwrite": job.overwrite})
+        scoring = job.to_scoring(pair, shards, output)
         results[name] = run_job(scoring, reporter)
     return results
 
