@@ -86,10 +86,50 @@ def write_sample_groups(path: Path) -> Path:
         )
         group["documents"].append({"id": f"d{number:03d}", "text": row["document"]})
         group["relevant"].append(row["relevant"])
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(group, ensure_ascii=False) for group in groups.values())
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path if path.exists() else _write_lines(path, map(_to_json, groups.values()))
+
+
+def write_sample_ids(folder: Path) -> Path:
+    """Write the held-out queries as a BEIR folder and a run of ids: `queries.jsonl`, `corpus.jsonl`, `qrels/test.tsv` and
+    `candidates.trec`; an existing folder stays.
+
+    Returns:
+        The run. Its scores say no more than the order in which the candidates are written down.
+    """
+    run = folder / "candidates.trec"
+    if run.exists():
+        return run
+    queries = load_ranking_queries()
+    ids: dict[str, str] = {}
+    for query in queries:
+        for document in query.documents:
+            ids.setdefault(document, f"d{len(ids):04d}")
+    judged = [
+        (query.query_id, ids[document], int(relevant))
+        for query in queries
+        for document, relevant in zip(query.documents, query.relevant, strict=True)
+    ]
+    candidates = [
+        f"{query.query_id} Q0 {ids[document]} {rank} {1 / rank:.4f} sample"
+        for query in queries
+        for rank, document in enumerate(dict.fromkeys(query.documents), 1)
+    ]
+    _write_lines(folder / "queries.jsonl", (_to_json({"_id": item.query_id, "text": item.query}) for item in queries))
+    _write_lines(
+        folder / "corpus.jsonl", (_to_json({"_id": key, "title": "", "text": text}) for text, key in ids.items())
+    )
+    header = "query-id\tcorpus-id\tscore"
+    _write_lines(folder / "qrels" / "test.tsv", [header, *("\t".join(map(str, row)) for row in judged)])
+    return _write_lines(run, candidates)
+
+
+def _to_json(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False)
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
 
 

@@ -91,9 +91,16 @@ def test_readme_mining_commands_do_what_they_say(
         assert name in shown
 
 
-def test_readme_grouped_sample_gives_the_scores_of_the_pairs(tmp_path: Path, local_ray: str) -> None:
-    folder = tmp_path / "demo-out"
+@pytest.fixture(scope="module")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the demo leaves, scored by the fake engine."""
+    folder = tmp_path_factory.mktemp("demo") / "demo-out"
     assert demo(["--engine", "fake", "--folder", str(folder)]) == 0
+    return folder
+
+
+def test_readme_grouped_sample_gives_the_scores_of_the_pairs(demo_folder: Path, local_ray: str) -> None:
+    folder = demo_folder
     command = re.search(r"^\.venv/bin/python -m jobs\.score (.*demo-out/grouped .+?(?:\\\n.+?)*)$", README, re.M)
     assert command is not None
     flags = shlex.split(command[1].replace("\\\n", " ").replace("demo-out/", f"{folder}/"))
@@ -104,6 +111,34 @@ def test_readme_grouped_sample_gives_the_scores_of_the_pairs(tmp_path: Path, loc
     for row in rows:
         assert len(row["relevant"]) == len(row["documents"]) == len(row["score"])
         assert row["score"] == [pairs[row["query"], found["text"]] for found in row["documents"]]
+
+
+def test_readme_sample_of_ids_gives_the_scores_of_the_texts(demo_folder: Path, local_ray: str) -> None:
+    found = re.findall(
+        r"^\.venv/bin/python -m jobs\.(score|export) (.*demo-out/(?:beir|id-scores).+?(?:\\\n.+?)*)$", README, re.M
+    )
+    assert [name for name, _ in found] == ["score", "export"]
+    flags, to_export = (
+        shlex.split(text.replace("\\\n", " ").replace("demo-out/", f"{demo_folder}/")) for _, text in found
+    )
+    assert score([*flags, "--engine", "fake", "--ray-address", local_ray]) == 0
+    assert export(to_export) == 0
+    of_texts = {
+        (row["query"], row["document"]): row["score"] for row in read_output(demo_folder / "scores").to_pylist()
+    }
+    texts = {}
+    for name in ("queries", "corpus"):
+        lines = (demo_folder / "beir" / f"{name}.jsonl").read_text().splitlines()
+        texts[name] = {record["_id"]: record["text"] for record in map(json.loads, lines)}
+    rows = read_output(demo_folder / "id-scores").to_pylist()
+    judged = (demo_folder / "beir/qrels/test.tsv").read_text().splitlines()[1:]
+    assert len(rows) == len(judged) == 64 * 20
+    for row in rows:
+        pair = texts["queries"][row["query_id"]], texts["corpus"][row["document_id"]]
+        assert row["score"] == of_texts[pair]
+    first = (demo_folder / "reranked.trec").read_text().splitlines()[0].split()
+    mine = [row for row in rows if row["query_id"] == first[0]]
+    assert first[2] == max(mine, key=lambda row: row["score"])["document_id"]
 
 
 def test_readme_reuse_and_export_commands_do_what_they_say(
