@@ -87,6 +87,7 @@ class UnitWork:
         facts: what happened on the way (attempts, seconds, engine), for manifest and metadata.
         pair_keys: string [num_pairs], for the part; None where it has none.
         directions: where each row is a pair in each of these; the pairs then stand direction by direction.
+        place: of its output among those of the run.
     """
 
     unit: Unit
@@ -99,6 +100,7 @@ class UnitWork:
     facts: dict[str, Any] = field(default_factory=dict)
     pair_keys: pa.StringArray | None = None
     directions: tuple[str, ...] = ()
+    place: int = 0
 
     @classmethod
     def failed(cls, unit: Unit, failure: str, facts: dict[str, Any] | None = None) -> Self:
@@ -109,7 +111,7 @@ class UnitWork:
 
     def with_failure(self, failure: str, facts: dict[str, Any]) -> "UnitWork":
         """Return this unit as failed, without its rows."""
-        return UnitWork.failed(self.unit, failure, {**self.facts, **facts})
+        return replace(UnitWork.failed(self.unit, failure, {**self.facts, **facts}), place=self.place)
 
     def with_logits(self, logits: np.ndarray, facts: dict[str, Any]) -> "UnitWork":
         """Return this unit scored, without the prompts' ids, which nobody needs after it."""
@@ -132,6 +134,7 @@ class UnitWork:
         columns["unit"] = pa.array([json.dumps(asdict(self.unit))])
         columns["facts"] = pa.array([json.dumps(self.facts)])
         columns["directions"] = pa.array([json.dumps(self.directions)])
+        columns["place"] = pa.array([self.place], pa.int32())
         columns["failure"] = pa.array([self.failure], pa.string())
         return pa.table(columns)
 
@@ -155,6 +158,7 @@ class UnitWork:
             if table.column("pair_keys")[0].is_valid
             else None,
             directions=tuple(json.loads(table.column("directions")[0].as_py())),
+            place=table.column("place")[0].as_py(),
         )
 
 
