@@ -1,5 +1,6 @@
 """The bitext job over several language pairs: engines shared, partitions apart, ended and gone on with, in S3, reused."""
 
+import csv
 import gzip
 import json
 import os
@@ -106,7 +107,7 @@ def test_kill_leaves_finished_partitions_and_the_rest_goes_on_where_it_was(tmp_p
     success = output / "lang_pair=ara-eng/_SUCCESS"
     second = output / "lang_pair=deu-eng"
     try:
-        assert wait_until(lambda: success.exists() and list(second.glob("part-*")) or process.poll() is not None)
+        assert wait_until(lambda: (success.exists() and list(second.glob("part-*"))) or process.poll() is not None)
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -152,12 +153,16 @@ def test_scores_are_reused_and_pairs_of_several_units_are_scored_once(tmp_path: 
         bitext([*inputs, "--output", str(tmp_path / "three"), *flags, "--reuse", str(tmp_path / "none")])
 
 
-def test_candidates_in_s3_are_scored_into_s3(s3: S3Server, local_ray: str) -> None:
+def test_candidates_in_s3_are_scored_into_s3(
+    s3: S3Server, local_ray: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     s3.put("in/a.deu-eng.tsv.gz", gzip.compress("".join(f"1.1\tSatz {i}\tsentence {i}\n" for i in range(8)).encode()))
-    s3.put("in/b.fra-eng.fra", "".join(f"phrase {i}\n" for i in range(5)).encode())
+    s3.put("in/b.fra-eng.fra", b"phrase 0\nphrase 1\nphrase 2\nSatz 3\nphrase 4\n")
     s3.put("in/b.fra-eng.eng", "".join(f"sentence {i}\n" for i in range(5)).encode())
     flags = ["--input", s3.uri("in"), "--output", s3.uri("out"), "--unit-rows", "4", *COMMON]
     assert bitext(flags) == 0
+    told = f"{s3.uri('in/a.deu-eng.tsv.gz')}, line 4 (deu-eng): is the same pair as {s3.uri('in/b.fra-eng.fra')}, line 4"
+    assert told in capsys.readouterr().err
     objects = s3.read_all("out/")
     parts = {name: data for name, data in objects.items() if "/part-" in name}
     assert {name.partition("lang_pair=")[2][:7] for name in parts} == {"deu-eng", "fra-eng"}
@@ -177,7 +182,10 @@ TRAPS = (
     ("hin", "क्षत्रिय नमस्ते"),
     ("zho", "这是一支\U00020000笔"),  # beyond the first plane
     ("kor", "\u1112\u1161\u11ab국어"),  # a syllable as letters that combine
-    ("deu", "U\u0308ber und \u00dcber, ﬁn, ＦＵＬＬ"),  # two spellings of a letter, a ligature, full-width letters
+    (
+        "deu",
+        "U\u0308ber und \u00dcber, \ufb01n, \uff26\uff35\uff2c\uff2c",
+    ),  # two spellings of a letter, a ligature, full-width letters
     ("fra", "famille 👨\u200d👩\u200d👧\u200d👦 et drapeau 🇫🇷"),  # emoji of several code points
     ("spa", "una\tdos\ntres\r\ncuatro\u2028cinco\x0bseis\x85siete"),  # what ends a field or a line, here or in Unicode
     ("ita", '"virgolette", \\n e \\t scritti, \ufeffcon un segno'),
@@ -197,8 +205,6 @@ def test_texts_of_all_scripts_come_out_as_they_went_in(tmp_path: Path, local_ray
     elif kind == "jsonl":
         path.write_text("".join(json.dumps(row, ensure_ascii=place % 2 == 0) + "\n" for place, row in enumerate(rows)))
     else:
-        import csv
-
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
@@ -211,8 +217,25 @@ def test_texts_of_all_scripts_come_out_as_they_went_in(tmp_path: Path, local_ray
         assert row["backward_score"] is not None
 
 
+def test_texts_in_line_formats_end_where_a_newline_is_and_nowhere_else(tmp_path: Path, local_ray: str) -> None:
+    texts = {code: text.translate({9: " ", 10: "\u2029"}) for code, text in TRAPS}
+    for place, (code, text) in enumerate(texts.items()):
+        name = tmp_path / f"in/c.{code}-eng"
+        name.parent.mkdir(exist_ok=True)
+        if place % 2:
+            Path(f"{name}.tsv").write_bytes(f"1.07\t{text}\t{text} in English\r\n".encode())
+        else:
+            Path(f"{name}.{code}").write_bytes(f"{text}\n".encode())
+            Path(f"{name}.eng").write_bytes(f"{text} in English\n".encode())
+    assert bitext(["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), *COMMON]) == 0
+    for code, text in texts.items():
+        [row] = read_output(tmp_path / f"out/lang_pair={code}-eng").to_pylist()
+        assert (row["source"], row["target"], row["error"]) == (text, f"{text} in English", None)
+
+
 @pytest.mark.parametrize(
-    ("key", "value"), [("explode", True), ("query_template", "{source}"), ("task", "bitext"), ("limit", 3), ("top_k", 5)]
+    ("key", "value"),
+    [("explode", True), ("query_template", "{source}"), ("task", "bitext"), ("limit", 3), ("top_k", 5)],
 )
 def test_settings_of_the_scoring_job_alone_are_refused(tmp_path: Path, key: str, value: Any) -> None:
     path = tmp_path / "job.yaml"

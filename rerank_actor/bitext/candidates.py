@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from rerank_actor import storage
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.languages import LanguagePair, make_pair
+from rerank_actor.bitext.overlap import name_shard, write_hashes
 from rerank_actor.bitext.rules import EMPTY_SOURCE, EMPTY_TARGET, find_reasons
 from rerank_actor.bitext.sources import Source, open_text, read_lines
 from rerank_actor.columns import is_list
@@ -131,9 +132,9 @@ class _ShardWriter:
         table = pa.concat_tables(self._tables[partition], promote_options="permissive")
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_AT_ONCE)
-        name = f"{self._name}-{own['shards']:05d}.parquet"
-        uri = storage.join_uri(self._spec.folder, f"lang_pair={partition}", name)
+        uri, hashes = name_shard(self._spec.folder, partition, self._name, own["shards"])
         storage.write_bytes(uri, sink.getvalue(), scratch=self._spec.scratch)
+        write_hashes(table, REASON_COLUMN, hashes, self._spec.scratch)
         own["shards"] += 1
         self._tables[partition] = []
 

@@ -12,6 +12,7 @@ from rerank_actor import storage
 from rerank_actor.bitext.candidates import TOLD, ReadSpec, name_record, read_candidates
 from rerank_actor.bitext.job import BitextJob, DirectedJob
 from rerank_actor.bitext.languages import LanguagePair, parse_pair
+from rerank_actor.bitext.overlap import find_shared
 from rerank_actor.bitext.sources import Source, choose_partitions, find_sources
 from rerank_actor.errors import InputError, OutputConflictError
 from rerank_actor.job import hash_fingerprint
@@ -45,6 +46,7 @@ def score_bitext(job: BitextJob, reporter: Reporter | None = None) -> dict[str, 
             rows[name] += own["rows"]
     if not rows:
         raise InputError(f"{', '.join(job.input)}: {len(sources)} files without a single row; nothing to score")
+    _tell_shared(job, folder, sorted(rows), reporter)
     names = choose_partitions(job.partitions, list(rows))
     jobs = [_make_scoring(job, parse_pair(name, job.languages, name), folder, rows[name], reporter) for name in names]
     if job.reuse is not None and not any(scoring.reuse for scoring in jobs):
@@ -52,6 +54,23 @@ def score_bitext(job: BitextJob, reporter: Reporter | None = None) -> dict[str, 
             f"--reuse {job.reuse}: has no scores of any language pair of this job; leave it out", uri=job.reuse
         )
     return dict(zip(names, run_jobs(jobs, reporter, job), strict=True))
+
+
+def _tell_shared(job: BitextJob, folder: str, names: list[str], reporter: Reporter) -> None:
+    """Tell of pairs, and of languages, that are in two partitions; both are scored, for either may be asked for alone."""
+    first: dict[frozenset[tuple[str, tuple[str, ...]]], str] = {}
+    for name in names:
+        pair = parse_pair(name, job.languages, name)
+        other = first.setdefault(frozenset((side.name, side.scripts) for side in (pair.source, pair.target)), name)
+        if other != name:
+            reporter.say(f"{other} and {name} are the same two languages; each is a partition of its own")
+    for shared in find_shared(folder):
+        (uri, line), (other_uri, other_line) = shared.places
+        more = f", as are {shared.count - 1:,} more" if shared.count > 1 else ""
+        reporter.say(
+            f"{uri}, line {line:,} ({shared.partitions[0]}): is the same pair as {other_uri}, line {other_line:,} "
+            f"({shared.partitions[1]}){more}; both partitions score it"
+        )
 
 
 def _make_scoring(job: BitextJob, pair: LanguagePair, folder: str, num_rows: int, reporter: Reporter) -> DirectedJob:
