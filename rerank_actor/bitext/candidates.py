@@ -2,7 +2,7 @@
 
 Takes a `Source`, streams it once, and writes shards for the scoring job: `source`, `target`, ids, the generator's score, the
 kept columns, `input_file` and `input_line`, and `dropped`, the reason of a row that is not to be scored. A bad row stays,
-with its reason. The record of a file is written last and says that it is read. Memory is bounded by the shard. Knows
+with its reason. The record of a file is written last and says that it is read. Memory is bounded by four shards. Knows
 nothing of Ray, prompts or scores.
 """
 
@@ -27,13 +27,14 @@ from rerank_actor.bitext.rules import EMPTY_SOURCE, EMPTY_TARGET, find_reasons
 from rerank_actor.bitext.sources import Source, open_text, read_lines
 from rerank_actor.columns import is_list
 from rerank_actor.directions import BACKWARD, DIRECTED_VALUES, FORWARD, name_column
-from rerank_actor.errors import InputError, ShardError, describe_cause
+from rerank_actor.errors import InputError, describe_cause
 from rerank_actor.job import hash_fingerprint, suggest
 from rerank_actor.pair_key import PAIR_KEY
 from rerank_actor.shards import RESERVED_COLUMNS
 
 ROWS_AT_ONCE = 16_384
 SHARD_ROWS = 131_072
+HELD_ROWS = 4 * SHARD_ROWS  # of a file whose rows are of many language pairs
 TEXT, NUMBER = pa.string(), pa.float64()
 OWN_COLUMNS = ("source", "target", "source_id", "target_id", "candidate_score", "input_file", "input_line")
 SCORE_NAMES = ("candidate_score", "score")
@@ -72,8 +73,7 @@ def read_candidates(source: Source, spec: ReadSpec) -> dict[str, Any]:
     """Read a file, write its shards and, last, its record; return the record.
 
     Raises:
-        InputError: the file cannot be what it is taken for; says the file and the line.
-        ShardError: it is broken.
+        InputError: the file is broken or cannot be what it is taken for; says the file and, where there is one, the line.
         StorageError: it cannot be read or the shards cannot be written.
     """
     uri = source.file.uri
@@ -83,7 +83,7 @@ def read_candidates(source: Source, spec: ReadSpec) -> dict[str, Any]:
             if batch.table.num_rows:
                 _add_batch(batch, source, spec.job, writer)
     except (pa.ArrowException, EOFError, OSError, csv.Error) as error:
-        raise ShardError(
+        raise InputError(
             f"{uri}: cannot be read as {source.kind} ({describe_cause(error)}); it may be broken, cut short or of another "
             "format (--format)",
             uri=uri,
@@ -107,6 +107,7 @@ class _ShardWriter:
     def __init__(self, name: str, spec: ReadSpec) -> None:
         self._name, self._spec = name, spec
         self._tables: dict[str, list[pa.Table]] = {}
+        self._held: Counter[str] = Counter()  # rows
         self.partitions: dict[str, dict[str, int]] = {}
         self.reasons: Counter[str] = Counter()
         self.first_lines: dict[str, int] = {}
@@ -119,8 +120,11 @@ class _ShardWriter:
             self.first_lines.setdefault(reason, row)
         held = self._tables.setdefault(pair.name, [])
         held.append(table)
-        if sum(one.num_rows for one in held) >= SHARD_ROWS:
+        self._held[pair.name] += table.num_rows
+        if self._held[pair.name] >= SHARD_ROWS:
             self._write(pair.name)
+        elif self._held.total() >= HELD_ROWS:
+            self._write(max(self._held, key=lambda name: self._held[name]))
 
     def finish(self) -> None:
         for name, held in self._tables.items():
@@ -137,6 +141,7 @@ class _ShardWriter:
         write_hashes(table, REASON_COLUMN, hashes, self._spec.scratch)
         own["shards"] += 1
         self._tables[partition] = []
+        self._held[partition] = 0
 
 
 def _list_reasons(table: pa.Table) -> tuple[list[int], list[str]]:
