@@ -193,7 +193,9 @@ def test_run_whose_very_first_actor_stands_still_goes_on(shard: Path, calm: np.n
     """Nothing has told the run of any engine yet; that it waits for one has to show from the clock alone."""
     mark, output = tmp_path / "mark", tmp_path / "output"
     (tmp_path / "sitecustomize.py").write_text(STOP_FIRST_ACTOR.format(mark=str(mark)))
-    script = "import rerank_actor.run as run; run.FIRST_STANDSTILL_SECONDS = 5; from jobs.score import score; score()"
+    script = (
+        "import rerank_actor.crew as crew; crew.FIRST_STANDSTILL_SECONDS = 5; from jobs.score import score; score()"
+    )
     flags = ["--input", shard, "--output", output, "--engine", "fake", "--unit-rows", UNIT_ROWS]
     found = subprocess.run(
         [sys.executable, "-c", script, *map(str, flags)],
