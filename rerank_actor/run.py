@@ -135,8 +135,7 @@ class _Run:
     def _score(self, grounds: list[Groundwork], leases: list[Lease]) -> None:
         """Score what is pending of some outputs and finish each."""
         if self._notifier is None:
-            owner = self.owner if len(grounds) > 1 else grounds[0].job
-            self._notifier = Notifier(owner, self.run_id, self.reporter.say)
+            self._notifier = Notifier(self.owner, self.run_id, self.reporter.say)
         outputs = [
             OutputRun(ground, self.run_id, lease, self.reporter, self._warn)
             for ground, lease in zip(grounds, leases, strict=True)

@@ -56,7 +56,10 @@ def test_partitions_share_engines_and_are_planned_and_finished_each_on_its_own(t
     for language in LANGUAGES:
         write_pairs(tmp_path / "in", language, 0, 30)
     flags = ["--input", str(tmp_path / "in"), "--output", str(output), "--unit-rows", "10", *COMMON]
-    assert bitext([*flags, "--partitions", "ara-eng:deu-eng"]) == 0
+    notices = tmp_path / "notices"
+    notice = ["--on-finish", f'echo "$RERANK_STATUS $RERANK_OUTPUT $RERANK_MESSAGE" >> {notices}']
+    assert bitext([*flags, "--partitions", "ara-eng:deu-eng", *notice]) == 0
+    assert notices.read_text() == f"complete {output} complete, 60 rows, 0 units failed\n", "one for the whole run"
     engines = [read_manifest(output, language)["engines"] for language in ("ara", "deu")]
     assert engines[0] == engines[1]
     assert len(engines[0]) == 1, "one engine for both partitions"
