@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from s3_server import S3Server
 
 from jobs.bitext import bitext
 from jobs.command_line import call_command
+from jobs.status import status
+from jobs.verify import verify
 from rerank_actor.errors import InputError, JobError
 from rerank_actor.verify import verify_output
 
@@ -51,7 +54,9 @@ def wait_until(condition: Callable[[], Any], seconds: float = 120) -> bool:
     return False
 
 
-def test_partitions_share_engines_and_are_planned_and_finished_each_on_its_own(tmp_path: Path, local_ray: str) -> None:
+def test_partitions_share_engines_and_are_planned_and_finished_each_on_its_own(
+    tmp_path: Path, local_ray: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "out"
     for language in LANGUAGES:
         write_pairs(tmp_path / "in", language, 0, 30)
@@ -84,6 +89,17 @@ def test_partitions_share_engines_and_are_planned_and_finished_each_on_its_own(t
     for language in LANGUAGES:
         found = verify_output(str(output / f"lang_pair={language}-eng"))
         assert (found.problems, found.rows, found.scored) == ([], 30, 60)
+
+    assert verify([str(output)]) == 0
+    capsys.readouterr()
+    assert status([str(output), "--json"]) == 0
+    assert [(one["state"], one["committed_rows"]) for one in json.loads(capsys.readouterr().out)] == [
+        ("complete", 30)
+    ] * 3
+    lost.unlink()
+    assert verify([str(output)]) == 1
+    assert status([str(output)]) == 0
+    assert re.search(r"lang_pair=deu-eng \W+ stopped +\W+ 20 +\W+ 30", capsys.readouterr().out)
 
     # What one crew costs is shared out among the partitions that had it.
     seconds = [manifests[language]["runs"][-1]["actor_seconds"] for language in LANGUAGES]
