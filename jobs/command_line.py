@@ -46,6 +46,8 @@ def add_job_flags(parser: Parser, kind: type[BaseModel] = ScoreJob) -> None:
     groups: dict[str, Any] = {}
     for name, info in kind.model_fields.items():
         extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+        if extra["group"] is None:  # a setting of the job it was made from, which has no flag here
+            continue
         title = str(extra["group"])
         group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
         kinds = _plain_types(info.annotation)

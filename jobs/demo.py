@@ -13,7 +13,13 @@ from rich.table import Table
 from jobs.command_line import Parser, run_command
 from jobs.score import score
 from rerank_actor.ranking import compute_ndcg, compute_random_ndcg, load_ranking_queries
-from rerank_actor.sample import DEMO_MODEL, write_ranking_shard, write_sample_groups, write_sample_ids, write_sample_shards
+from rerank_actor.sample import (
+    DEMO_MODEL,
+    write_ranking_shard,
+    write_sample_groups,
+    write_sample_ids,
+    write_sample_shards,
+)
 
 SHOWN_QUERIES = ("held-en-11", "held-de-16", "held-fr-12", "held-es-07")
 SHOWN_CANDIDATES = 3

@@ -99,7 +99,7 @@ class RerankActor:
         """Keep a unit while others are at work, which would otherwise be handed back one after the other."""
         while not ray.get(self._ledger.is_quiet.remote()):
             time.sleep(POLL_SECONDS)
-        return UnitWork.failed(work.unit, "its actor has no engine", {"handed_back": True})
+        return replace(UnitWork.failed(work.unit, "its actor has no engine", {"handed_back": True}), place=work.place)
 
     def _score(self, work: UnitWork, engine: Engine) -> UnitWork:
         name, positions = work.unit.name, work.prompts.scorable

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rerank_actor import hub, storage
+from rerank_actor.directions import Directions
 from rerank_actor.errors import JobError
 from rerank_actor.field_template import parse_template
 from rerank_actor.presets import load_presets
@@ -498,6 +499,10 @@ class ScoreJob(BaseModel):
     def to_yaml(self) -> str:
         """Return the job as a job file, without what `to_record` leaves out."""
         return yaml.safe_dump(self.to_record(), sort_keys=False, allow_unicode=True)
+
+    def directions(self) -> Directions | None:
+        """Return in which directions each row is scored; None where the query is a query and the document a document."""
+        return None
 
     def scoring_settings(self) -> dict[str, Any]:
         """Return the settings that can change a score or a column: the job's share of the fingerprint."""

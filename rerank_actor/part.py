@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.candidates import INDEX_COLUMN
+from rerank_actor.directions import DIRECTED_VALUES, find_directions, name_column
 from rerank_actor.layout import find_reason
 from rerank_actor.pair_key import PAIR_KEY
 from rerank_actor.plan import Unit
@@ -56,7 +57,7 @@ def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
     pair_errors = prompts.errors.to_numpy(zero_copy_only=False)
     pair_errors = np.where((pair_errors == None) & ~finite, NOT_FINITE, pair_errors)  # noqa: E711 - elementwise
     if work.list_lengths is None:
-        row_errors = work.row_errors.to_numpy(zero_copy_only=False)
+        row_errors = np.tile(work.row_errors.to_numpy(zero_copy_only=False), max(1, len(work.directions)))
         pair_errors = np.where(row_errors != None, row_errors, pair_errors)  # noqa: E711 - elementwise
     scored = pair_errors == None  # noqa: E711 - elementwise
     columns: dict[str, pa.Array] = {
@@ -68,6 +69,9 @@ def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
     }
     if work.pair_keys is not None:
         columns[PAIR_KEY] = work.pair_keys
+    if work.directions:
+        columns = _join_directions(work.directions, columns, work.row_errors)
+        pair_errors = columns["error"].to_numpy(zero_copy_only=False)
     errors = Counter(find_reason(str(reason)) for reason in pair_errors if reason is not None)
     if work.list_lengths is not None:
         lacking = work.list_lengths < 0
@@ -88,6 +92,37 @@ def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
         "errors": dict(sorted(errors.items())),
     }
     return table, totals
+
+
+def _join_directions(
+    directions: tuple[str, ...], columns: dict[str, pa.Array], row_errors: pa.StringArray
+) -> dict[str, pa.Array]:
+    """Return the columns of each direction, and those of the row: the mean of its log-odds, tokens added up."""
+    num_rows = len(columns["score"]) // len(directions)
+    own = {
+        direction: {name: values.slice(place * num_rows, num_rows) for name, values in columns.items()}
+        for place, direction in enumerate(directions)
+    }
+    logits = [one["logit"].to_numpy(zero_copy_only=False).astype(np.float64) for one in own.values()]
+    mean = np.mean(logits, axis=0).astype(np.float32)
+    errors: list[str | None] = row_errors.to_pylist()
+    for direction, one in own.items():
+        for row, error in enumerate(one["error"].to_pylist()):
+            if error is not None and errors[row] is None:
+                errors[row] = f"{direction}: {error}"
+    lacking = np.array([error is not None for error in errors], bool)
+    joined = {
+        "score": pa.array(compute_score(mean), pa.float32(), mask=lacking),
+        "logit": pa.array(mean, pa.float32(), mask=lacking),
+        **{
+            name: pa.array(np.sum([one[name].to_numpy() for one in own.values()], axis=0), pa.int32())
+            for name in ("num_tokens", "truncated_tokens")
+        },
+        "error": pa.array(errors, pa.string()),
+    }
+    names = [*DIRECTED_VALUES, *([PAIR_KEY] if PAIR_KEY in columns else [])]
+    directed = {name_column(direction, name): own[direction][name] for direction in own for name in names}
+    return {**directed, **joined}
 
 
 def _to_lists(offsets: np.ndarray, values: pa.Array, lacking: np.ndarray) -> pa.Array:
@@ -248,6 +283,26 @@ def _check_scores(table: pa.Table) -> str | None:
     logits = columns["logit"].drop_null().to_numpy(zero_copy_only=False)
     if not np.isfinite(logits).all() or not np.array_equal(compute_score(logits), scores):
         return "has scores that are not the sigmoid of their logits"
+    return _check_directions(table)
+
+
+def _check_directions(table: pa.Table) -> str | None:
+    """Check that each direction's scores are the sigmoid of its logits, and that a scored row has both."""
+    directions = find_directions(table.column_names)
+    for direction in directions:
+        score, logit = (table.column(name_column(direction, name)).combine_chunks() for name in ("score", "logit"))
+        if not pc.is_valid(score).equals(pc.is_valid(logit)):
+            return f"has rows with only one of {direction} score and logit"
+        values = logit.drop_null().to_numpy(zero_copy_only=False)
+        if not np.array_equal(compute_score(values), score.drop_null().to_numpy(zero_copy_only=False)):
+            return f"has {direction} scores that are not the sigmoid of their logits"
+    if directions:
+        names = [name_column(direction, "logit") for direction in directions]
+        logits = np.array([table.column(name).to_numpy() for name in names], np.float64)
+        mean = np.mean(logits, axis=0).astype(np.float32)
+        found = table.column("logit").to_numpy()
+        if not np.array_equal(mean[np.isfinite(found)], found[np.isfinite(found)]):
+            return "has logits that are not the mean of their directions'"
     return None
 
 
@@ -256,6 +311,11 @@ def _compare_with_facts(table: pa.Table, facts: dict[str, Any]) -> str | None:
     reasons = [columns["error"].drop_null()]
     if pa.types.is_list(table.schema.field("error").type):  # a row without a list has its reason alone
         reasons.append(pc.list_flatten(pc.filter(table.column("error"), pc.is_null(table.column("score")))))
+    if directions := find_directions(table.column_names):  # each row is a pair in each
+        columns = {
+            name: pa.concat_arrays([table.column(name_column(one, name)).combine_chunks() for one in directions])
+            for name in DIRECTED_VALUES
+        }
     counted = {
         "rows": count_input_rows(table, read_part_metadata(table.schema)),
         "pairs": len(columns["score"]),

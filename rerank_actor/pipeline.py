@@ -9,7 +9,7 @@ import functools
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import pyarrow as pa
@@ -49,14 +49,31 @@ class PartSpec:
     environment: dict[str, str] = field(repr=False)
 
 
-class UnitSource(Datasource):
-    """A Ray Data source with one read task, one block and one row for each unit."""
+@dataclass(frozen=True)
+class ScoredOutput:
+    """An output of the run: how its units are read, and where and as what they are written."""
 
-    def __init__(self, units: Sequence[Unit], spec: PrepareSpec, tokenizer_json: str, ledger: Any) -> None:
+    prepare: PrepareSpec
+    part: PartSpec
+
+
+class UnitSource(Datasource):
+    """A Ray Data source with one read task, one block and one row for each unit.
+
+    Args:
+        units: each with the place of its output.
+        specs: how the units of each output are read.
+        tokenizer_json: of the model.
+        ledger: handle of the run's ledger.
+    """
+
+    def __init__(
+        self, units: Sequence[tuple[int, Unit]], specs: Sequence[PrepareSpec], tokenizer_json: str, ledger: Any
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._units = units
         # They are large next to a unit, so that the tasks share one copy of them in the object store.
-        self._shared = ray.put((spec, tokenizer_json, ledger))
+        self._shared = ray.put((specs, tokenizer_json, ledger))
 
     def get_name(self) -> str:
         """Name in Ray's logs."""
@@ -71,11 +88,13 @@ class UnitSource(Datasource):
     ) -> list[ReadTask]:
         """Return a task for each unit, whatever parallelism Ray would like."""
         metadata = BlockMetadata(num_rows=1, size_bytes=UNIT_BYTES_ESTIMATE, input_files=None, exec_stats=None)
-        return [ReadTask(functools.partial(_read_unit, unit, self._shared), metadata) for unit in self._units]
+        return [
+            ReadTask(functools.partial(_read_unit, unit, place, self._shared), metadata) for place, unit in self._units
+        ]
 
 
 @functools.lru_cache(maxsize=1)
-def _get_shared(reference: ray.ObjectRef[Any]) -> tuple[PrepareSpec, str, Any]:
+def _get_shared(reference: ray.ObjectRef[Any]) -> tuple[Sequence[PrepareSpec], str, Any]:
     return ray.get(reference)  # type: ignore[no-any-return]
 
 
@@ -84,31 +103,31 @@ def _get_watchdog() -> Watchdog:
     return Watchdog()
 
 
-def _read_unit(unit: Unit, shared: ray.ObjectRef[Any]) -> Iterable[Block]:
+def _read_unit(unit: Unit, place: int, shared: ray.ObjectRef[Any]) -> Iterable[Block]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Ray runs as many read tasks as there are cores
-    spec, tokenizer_json, ledger = _get_shared(shared)
+    specs, tokenizer_json, ledger = _get_shared(shared)
     deaths = ray.get(ledger.begin_stage.remote(unit.name, "read"))
     if deaths is None:
         raise EngineError("the run has ended", unit=unit.name)  # ends the pipeline, which is wanted
     if deaths >= DEATHS_ALLOWED:
         failure = f"{unit.uri}: the process that reads it died {deaths} times"
-        yield UnitWork.failed(unit, failure, {"attempts": deaths}).to_table()
+        yield replace(UnitWork.failed(unit, failure, {"attempts": deaths}), place=place).to_table()
         return
     try:
         with _get_watchdog().limit(STAGE_SECONDS):
-            work = prepare_unit(unit, spec, tokenizer_json)
+            work = prepare_unit(unit, specs[place], tokenizer_json)
     except Exception as error:  # the unit fails with its cause; the run goes on
         logger.exception("unit %s could not be prepared", unit.name)
         work = UnitWork.failed(unit, f"{unit.uri}: could not be prepared ({type(error).__name__})", {"attempts": 1})
     ledger.end_stage.remote(unit.name, "read")
-    yield work.to_table()
+    yield replace(work, place=place).to_table()
 
 
 class PartSink(Datasink[None]):
-    """A Ray Data sink that writes a part for each unit and tells the ledger."""
+    """A Ray Data sink that writes a part for each unit into its output and tells the ledger."""
 
-    def __init__(self, spec: PartSpec, ledger: Any) -> None:
-        self._spec, self._ledger = spec, ledger
+    def __init__(self, specs: Sequence[PartSpec], ledger: Any) -> None:
+        self._specs, self._ledger = specs, ledger
 
     def get_name(self) -> str:
         """Name in Ray's logs."""
@@ -116,7 +135,7 @@ class PartSink(Datasink[None]):
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
         """Write the units of some blocks; one that cannot be written is reported as failed."""
-        storage.adopt_environment(self._spec.environment)
+        storage.adopt_environment(self._specs[0].environment)
         for block in blocks:
             table = cast(pa.Table, block)
             for row in range(table.num_rows):
@@ -133,7 +152,8 @@ class PartSink(Datasink[None]):
             return {"failure": f"the process that writes its part died {deaths} times", **work.facts}
         try:
             with _get_watchdog().limit(STAGE_SECONDS):
-                return write_part(work, self._spec.output, self._spec.metadata, self._spec.scratch)
+                spec = self._specs[work.place]
+                return write_part(work, spec.output, spec.metadata, spec.scratch)
         except RerankError as error:
             return {"failure": str(error), **work.facts}
         except Exception as error:  # as in _read_unit
@@ -142,17 +162,16 @@ class PartSink(Datasink[None]):
 
 
 def score_units(
-    units: Sequence[Unit],
-    prepare: PrepareSpec,
+    units: Sequence[tuple[int, Unit]],
+    outputs: Sequence[ScoredOutput],
     tokenizer_json: str,
     engine: EngineSpec,
-    part: PartSpec,
     pool: ActorPool,
     ledger: Any,
     stall_seconds: float,
     labels: dict[str, str],
 ) -> None:
-    """Score units: the whole path of a unit from its shard to its part.
+    """Score units: the whole path of a unit from its shard to its part, in the output whose place stands beside it.
 
     Returns when each unit is committed, reported as failed or handed back by an actor without an engine. The caller
     looks at the output for what is committed.
@@ -162,13 +181,13 @@ def score_units(
     """
     _set_context()
     dataset = ray.data.read_datasource(
-        UnitSource(units, prepare, tokenizer_json, ledger),
+        UnitSource(units, [output.prepare for output in outputs], tokenizer_json, ledger),
         override_num_blocks=len(units),
         num_cpus=1,
     )
     dataset = dataset.map_batches(
         RerankActor,
-        fn_constructor_args=(engine, ledger, stall_seconds, part.environment, labels),
+        fn_constructor_args=(engine, ledger, stall_seconds, outputs[0].part.environment, labels),
         batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,
@@ -181,7 +200,7 @@ def score_units(
         num_cpus=pool.num_cpus,
         num_gpus=pool.num_gpus,
     )
-    dataset.write_datasink(PartSink(part, ledger), ray_remote_args={"num_cpus": 1})
+    dataset.write_datasink(PartSink([output.part for output in outputs], ledger), ray_remote_args={"num_cpus": 1})
 
 
 def restart_stuck_actors() -> int:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.columns import is_list
+from rerank_actor.directions import find_directions, name_column
 from rerank_actor.errors import InputError, OutputConflictError, describe_cause
 from rerank_actor.job import hash_fingerprint
 from rerank_actor.output import Output
@@ -33,6 +34,7 @@ FREE_SETTINGS = frozenset(
         *("queries", "corpus", "top_k", "query_id_column", "document_id_column", "columns"),
         *("query_template", "document_template", "instruction_map", "dataset_column"),
         *("explode", "explode_columns", "keep_fields", "drop_columns", "rename_columns"),
+        *("directions", "candidates"),
     }
 )
 
@@ -108,8 +110,9 @@ class ScoreSource:
                         "says what mends it",
                         uri=part.uri,
                     )
-                for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=[PAIR_KEY, "logit"]):
-                    yield _flatten(pa.Table.from_batches([batch]))
+                for key, logit in _name_columns(parquet.schema_arrow.names):
+                    for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=[key, logit]):
+                        yield _flatten(batch.column(key), batch.column(logit))
         except (pa.ArrowException, OSError, KeyError) as error:
             raise InputError(
                 f"{part.uri}: its scores cannot be reused ({describe_cause(error)}); jobs.verify says what mends it",
@@ -117,8 +120,13 @@ class ScoreSource:
             ) from error
 
 
-def _flatten(table: pa.Table) -> pa.Table:
-    keys, logits = table.column(PAIR_KEY), table.column("logit")
+def _name_columns(names: list[str]) -> list[tuple[str, str]]:
+    """Return the columns of keys and logits of a part, of each direction where it has some."""
+    directions = find_directions(names)
+    return [(name_column(one, PAIR_KEY), name_column(one, "logit")) for one in directions] or [(PAIR_KEY, "logit")]
+
+
+def _flatten(keys: pa.Array, logits: pa.Array) -> pa.Table:
     if is_list(logits.type):
         keys, logits = pc.list_flatten(keys), pc.list_flatten(logits)
     found = pa.table([keys.cast(pa.string()), logits], schema=SCHEMA)

@@ -90,8 +90,9 @@ def write_sample_groups(path: Path) -> Path:
 
 
 def write_sample_ids(folder: Path) -> Path:
-    """Write the held-out queries as a BEIR folder and a run of ids: `queries.jsonl`, `corpus.jsonl`, `qrels/test.tsv` and
-    `candidates.trec`; an existing folder stays.
+    """Write the held-out queries as a BEIR folder and a run of ids; an existing folder stays.
+
+    They are `queries.jsonl`, `corpus.jsonl`, `qrels/test.tsv` and `candidates.trec`.
 
     Returns:
         The run. Its scores say no more than the order in which the candidates are written down.

@@ -23,6 +23,7 @@ from tenacity import (
 
 from rerank_actor import shards, storage
 from rerank_actor.candidates import Pairs, TextSpec, make_pairs
+from rerank_actor.directions import BACKWARD, Directions
 from rerank_actor.duplicates import find_originals
 from rerank_actor.errors import RerankError, ShardChangedError, ShardError
 from rerank_actor.known_scores import KnownScores
@@ -38,7 +39,6 @@ class PrepareSpec:
     """What a read task needs besides the unit: how to read rows and how to make prompts of them.
 
     Attributes:
-        fingerprint: of the job; also names the cached encoder of a worker process.
         encoder: keyword arguments of `PairEncoder` besides the tokenizer.
         texts: where the texts of a row are.
         keep: columns to keep, None for all.
@@ -51,9 +51,9 @@ class PrepareSpec:
         top_k: candidates of each query at most, of rankings.
         adds_pair_key: whether the part has pair keys.
         known: scores of earlier, in the order in which they are looked at.
+        directions: where each row is scored as a pair in one or two directions.
     """
 
-    fingerprint: str
     encoder: dict[str, Any]
     format: str
     texts: TextSpec
@@ -69,6 +69,7 @@ class PrepareSpec:
     top_k: int | None = None
     adds_pair_key: bool = False
     known: tuple[KnownScores, ...] = ()
+    directions: Directions | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class UnitWork:
         failure: why the whole unit failed; then the rest is empty.
         facts: what happened on the way (attempts, seconds, engine), for manifest and metadata.
         pair_keys: string [num_pairs], for the part; None where it has none.
+        directions: where each row is a pair in each of these; the pairs then stand direction by direction.
+        place: of its output among those of the run.
     """
 
     unit: Unit
@@ -96,6 +99,8 @@ class UnitWork:
     failure: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     pair_keys: pa.StringArray | None = None
+    directions: tuple[str, ...] = ()
+    place: int = 0
 
     @classmethod
     def failed(cls, unit: Unit, failure: str, facts: dict[str, Any] | None = None) -> Self:
@@ -106,7 +111,7 @@ class UnitWork:
 
     def with_failure(self, failure: str, facts: dict[str, Any]) -> "UnitWork":
         """Return this unit as failed, without its rows."""
-        return UnitWork.failed(self.unit, failure, {**self.facts, **facts})
+        return replace(UnitWork.failed(self.unit, failure, {**self.facts, **facts}), place=self.place)
 
     def with_logits(self, logits: np.ndarray, facts: dict[str, Any]) -> "UnitWork":
         """Return this unit scored, without the prompts' ids, which nobody needs after it."""
@@ -128,6 +133,8 @@ class UnitWork:
         columns = {name: _one_buffer(buffer) for name, buffer in values.items()}
         columns["unit"] = pa.array([json.dumps(asdict(self.unit))])
         columns["facts"] = pa.array([json.dumps(self.facts)])
+        columns["directions"] = pa.array([json.dumps(self.directions)])
+        columns["place"] = pa.array([self.place], pa.int32())
         columns["failure"] = pa.array([self.failure], pa.string())
         return pa.table(columns)
 
@@ -150,6 +157,8 @@ class UnitWork:
             pair_keys=_buffer_to_batch(_read_value(table, "pair_keys")).column(0)
             if table.column("pair_keys")[0].is_valid
             else None,
+            directions=tuple(json.loads(table.column("directions")[0].as_py())),
+            place=table.column("place")[0].as_py(),
         )
 
 
@@ -181,7 +190,7 @@ def _buffer_to_batch(buffer: pa.Buffer) -> pa.RecordBatch:
 
 
 @lru_cache(maxsize=2)
-def _encoder(fingerprint: str, tokenizer_json: str, encoder: str) -> PairEncoder:
+def _encoder(tokenizer_json: str, encoder: str) -> PairEncoder:
     return PairEncoder(tokenizer_json, **json.loads(encoder))
 
 
@@ -194,7 +203,7 @@ def prepare_unit(unit: Unit, spec: PrepareSpec, tokenizer_json: str) -> UnitWork
     except RerankError as error:
         facts = {"attempts": policy.statistics.get("attempt_number", 1)}
         return UnitWork.failed(unit, str(error), {**facts, "read_retries": storage.retries_made() - retries_before})
-    encoder = _encoder(spec.fingerprint, tokenizer_json, json.dumps(spec.encoder))
+    encoder = _encoder(tokenizer_json, json.dumps(spec.encoder))
     try:
         with storage.patient():
             work = prepare_rows(unit, rows, spec, encoder)
@@ -255,12 +264,17 @@ def _read_rows(unit: Unit, spec: PrepareSpec, policy: Retrying) -> Rows:
             header=spec.header,
             keep=spec.keep,
             drop=spec.drop,
-            text_columns=spec.texts.text_columns,
+            text_columns=_list_text_columns(spec),
             types=spec.json_types,
             size=unit.size,
             etag=unit.etag,
             top_k=spec.top_k,
         )
+
+
+def _list_text_columns(spec: PrepareSpec) -> list[str]:
+    reason = spec.directions.reason_column if spec.directions is not None else None
+    return [*spec.texts.text_columns, *([reason] if reason is not None else [])]
 
 
 def _find_pairs(rows: Rows, spec: PrepareSpec) -> tuple[Pairs, dict[int, str]]:
@@ -272,7 +286,31 @@ def _find_pairs(rows: Rows, spec: PrepareSpec) -> tuple[Pairs, dict[int, str]]:
         texts, faults = lookup.find_texts(pairs.queries if is_query else pairs.documents)
         pairs = replace(pairs, queries=texts) if is_query else replace(pairs, documents=texts)
         missing = {**faults, **missing}
+    if spec.directions is not None:
+        pairs = _turn_pairs(pairs, rows, spec.directions)
     return pairs, missing
+
+
+def _turn_pairs(pairs: Pairs, rows: Rows, directions: Directions) -> Pairs:
+    """Return each pair in each direction, direction by direction; rows with a reason against it have no texts."""
+    row_errors = pairs.row_errors
+    if directions.reason_column is not None:
+        reasons = rows.texts[directions.reason_column]
+        row_errors = [fault or reason for fault, reason in zip(row_errors, reasons, strict=True)]
+    # What is not to be scored is not tokenized either.
+    sides = [
+        [None if error is not None else text for text, error in zip(texts, row_errors, strict=True)]
+        for texts in (pairs.queries, pairs.documents)
+    ]
+    queries: list[Any] = []
+    documents: list[Any] = []
+    instructions: list[Any] = []
+    for direction, instruction in directions.instructions.items():
+        query, document = reversed(sides) if direction == BACKWARD else sides
+        queries += query
+        documents += document
+        instructions += [instruction] * len(query)
+    return Pairs(pairs.table, queries, documents, instructions, row_errors, None)
 
 
 def prepare_rows(unit: Unit, rows: Rows, spec: PrepareSpec, encoder: PairEncoder) -> UnitWork:
@@ -301,6 +339,7 @@ def prepare_rows(unit: Unit, rows: Rows, spec: PrepareSpec, encoder: PairEncoder
         list_lengths=pairs.list_lengths,
         facts=facts,
         pair_keys=pa.array(keys, pa.string()) if keys is not None and spec.adds_pair_key else None,
+        directions=tuple(spec.directions.instructions) if spec.directions is not None else (),
     )
 
 

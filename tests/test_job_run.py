@@ -362,7 +362,7 @@ def test_scores_are_the_same_in_other_units_actors_rounds_and_order(
     inputs = [Path(uri) for uri in reversed(scored.shards)]
     job = make_job(tmp_path / "output", *inputs, unit_rows=7, actors="2")
     units = sum(1 for _ in prepare_job(job).plan.units())
-    monkeypatch.setattr("rerank_actor.run.ROUND_UNITS", units // 2 + 1)
+    monkeypatch.setattr("rerank_actor.crew.ROUND_UNITS", units // 2 + 1)
     result = run_job(job)
     assert result.status == "complete"
     assert (result.run["units"], result.run["actors"], result.run["faults"]) == (units, 2, {})

@@ -237,7 +237,8 @@ def test_readme_layout_gives_the_output_that_it_shows(
 
 
 def test_readme_flags_modules_and_files_exist() -> None:
-    shown = "".join(run_command(module, "--help").stdout for module in ("score", "plan", "report", "mine", "benchmark"))
+    modules = ("score", "plan", "report", "mine", "bitext", "benchmark")
+    shown = "".join(run_command(module, "--help").stdout for module in modules)
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--help", "--working-dir", "--json"}:
         assert flag in shown, flag
     for module in set(re.findall(r"python -m jobs\.(\w+)", README)):

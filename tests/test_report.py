@@ -275,7 +275,7 @@ def test_sketch_of_extremes_loses_no_value() -> None:
 def test_run_at_work_leaves_figures_and_counts_once(
     tmp_path: Path, local_ray: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rerank_actor.run.MANIFEST_SECONDS", 0.0)
+    monkeypatch.setattr("rerank_actor.output_run.MANIFEST_SECONDS", 0.0)
     target = tmp_path / "out"
     seen: list[tuple[str, int, str]] = []
 

@@ -399,7 +399,7 @@ def test_pickled_objects_in_a_shard_are_not_unpickled(tmp_path: Path, trace: Pat
     pq.write_table(pa.table({**columns, column: NESTINGS[nesting](make_pickles(trace))}), shard)
     unit = Unit("0-0", str(shard), shard.stat().st_size, "", 0, 2, -1)
     encoder = {"template_name": "qwen3-reranker", "instruction": "i", "max_length": 512}
-    spec = PrepareSpec("f", encoder, "auto", TextSpec(), None, {}, 1, {})
+    spec = PrepareSpec(encoder, "auto", TextSpec(), None, {}, 1, {})
     work = prepare_unit(unit, spec, load_tokenizer_json(load_reranker_model("bytes")))
     if column == "kept":
         assert len(work.prompts.scorable) == 2

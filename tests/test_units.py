@@ -41,7 +41,6 @@ def prepare(tokenizer_json: str) -> Prepare:
             "0123456789ab-00000", str(path), path.stat().st_size, "", 0, layout.num_rows, layout.blocks[0][2]
         )
         spec = {
-            "fingerprint": f"f{max_length}",
             "encoder": {"template_name": "qwen3-reranker", "instruction": "i", "max_length": max_length},
             "format": "auto",
             "texts": TextSpec(),
@@ -297,7 +296,7 @@ def test_unit_of_an_unreadable_shard_is_failed_and_survives_the_way(write_shard:
     path = write_shard([{"query": "q", "document": "d"}] * 9)
     whole = prepare(path)
     path.write_bytes(path.read_bytes()[:-9] + bytes(9))
-    spec = PrepareSpec("f", {}, "auto", TextSpec(), None, {}, 2, {})
+    spec = PrepareSpec({}, "auto", TextSpec(), None, {}, 2, {})
     failed = send(prepare_unit(whole.unit, spec, ""))
     assert str(path) in str(failed.failure)
     assert failed.facts["attempts"] == 2

@@ -1,0 +1,147 @@
+"""Scoring of bitext: from a `BitextJob` to a scored output for each language pair, and on again after whatever ended it.
+
+`score_bitext` is the order of things: find the files, bring what is new into one form, score all partitions with the main
+job, whose engines are started once for them. A file that is read and a unit that is scored are not read or scored again.
+"""
+
+import functools
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from rerank_actor import storage
+from rerank_actor.bitext.candidates import TOLD, ReadSpec, name_record, read_candidates
+from rerank_actor.bitext.job import BitextJob, DirectedJob
+from rerank_actor.bitext.languages import LanguagePair, parse_pair
+from rerank_actor.bitext.overlap import find_shared
+from rerank_actor.bitext.sources import Source, choose_partitions, find_sources
+from rerank_actor.builder import run_all
+from rerank_actor.connection import connect_ray, watch_signals
+from rerank_actor.errors import InputError, OutputConflictError, StorageError
+from rerank_actor.job import hash_fingerprint
+from rerank_actor.output import Output
+from rerank_actor.progress import QuietReporter, Reporter
+from rerank_actor.run import RunResult, run_jobs
+
+LOAD_THREADS = 16
+READ_ON_RAY_BYTES = 64 * 2**20
+
+
+def score_bitext(job: BitextJob, reporter: Reporter | None = None) -> dict[str, RunResult]:
+    """Score everything that the job names and that is not yet committed.
+
+    Returns:
+        How the run of each language pair ended, in order of names.
+
+    Raises:
+        JobError: the job or its input is wrong.
+        OutputConflictError: a file changed since it was read, or the output belongs to another job or run.
+        RunInterruptedError: a signal stopped the run; everything committed stays.
+    """
+    reporter = reporter or QuietReporter()
+    folder = storage.join_uri(job.output, "_candidates")
+    if job.overwrite:
+        storage.delete_folder(folder)
+    sources = find_sources(job)
+    if job.partitions and all(source.pair is not None for source in sources):
+        chosen = choose_partitions(job.partitions, [source.pair.name for source in sources if source.pair is not None])
+        sources = [source for source in sources if source.pair is not None and source.pair.name in chosen]
+    rows: Counter[str] = Counter()
+    for record in _read_sources(sources, job, folder, reporter):
+        rows.update({name: own["rows"] for name, own in record["partitions"].items()})
+    if not rows:
+        raise InputError(f"{', '.join(job.input)}: {len(sources)} files without a single row; nothing to score")
+    _tell_shared(job, folder, sorted(rows), reporter)
+    names = choose_partitions(job.partitions, list(rows))
+    jobs = [_make_scoring(job, parse_pair(name, job.languages, name), folder, rows[name], reporter) for name in names]
+    if job.reuse is not None and not any(scoring.reuse for scoring in jobs):
+        raise InputError(
+            f"--reuse {job.reuse}: has no scores of any language pair of this job; leave it out", uri=job.reuse
+        )
+    return dict(zip(names, run_jobs(jobs, reporter, job), strict=True))
+
+
+def _tell_shared(job: BitextJob, folder: str, names: list[str], reporter: Reporter) -> None:
+    """Tell of pairs, and of languages, that are in two partitions; both are scored, for either may be asked for alone."""
+    first: dict[frozenset[tuple[str, tuple[str, ...]]], str] = {}
+    for name in names:
+        pair = parse_pair(name, job.languages, name)
+        other = first.setdefault(frozenset((side.name, side.scripts) for side in (pair.source, pair.target)), name)
+        if other != name:
+            reporter.say(f"{other} and {name} are the same two languages; each is a partition of its own")
+    for shared in find_shared(folder):
+        (uri, line), (other_uri, other_line) = shared.places
+        more = f", as are {shared.count - 1:,} more" if shared.count > 1 else ""
+        reporter.say(
+            f"{uri}, line {line:,} ({shared.partitions[0]}): is the same pair as {other_uri}, line {other_line:,} "
+            f"({shared.partitions[1]}){more}; both partitions score it"
+        )
+
+
+def _make_scoring(job: BitextJob, pair: LanguagePair, folder: str, num_rows: int, reporter: Reporter) -> DirectedJob:
+    """Return the scoring job of a language pair."""
+    reporter.say(f"{pair.name}: {num_rows:,} candidates, {pair.source.name} to {pair.target.name}")
+    reuse = storage.join_uri(job.reuse, pair.folder) if job.reuse is not None else None
+    if reuse is not None and Output(reuse).load_plan() is None:
+        reuse = None  # a language pair that is new
+    return job.to_scoring(pair, storage.join_uri(folder, pair.folder), storage.join_uri(job.output, pair.folder), reuse)
+
+
+def _read_sources(sources: list[Source], job: BitextJob, folder: str, reporter: Reporter) -> list[dict[str, Any]]:
+    """Return the record of each file; those that were not read yet are read, on Ray where that is worth its start."""
+    with ThreadPoolExecutor(LOAD_THREADS) as pool:
+        records = dict(enumerate(pool.map(lambda source: _load_record(source, job, folder), sources)))
+    from rerank_actor.tasks import run_tasks
+
+    left = [place for place, record in records.items() if record is None]
+    if left:
+        _delete_half_read(folder, {name_record(sources[place]) for place in left})
+    work = functools.partial(read_candidates, spec=ReadSpec(job, folder, None))
+    sizes = [sources[place].num_bytes for place in left]
+    if len(left) > 1 and sum(sizes) >= READ_ON_RAY_BYTES:
+        reporter.say(f"reading {len(left):,} files of {sum(sizes):,} bytes")
+        with watch_signals() as watch, connect_ray(job, watch):
+            environment, items = storage.capture_environment(), [sources[place] for place in left]
+            found = run_all(work, items, environment, run_tasks, watch.check, StorageError)
+            records.update({place: found[number] for number, place in enumerate(left)})
+    else:
+        records.update({place: work(sources[place]) for place in left})
+    for place in left:
+        _tell_reasons(sources[place].file.uri, records[place] or {}, reporter)
+    return [record for record in records.values() if record is not None]
+
+
+def _delete_half_read(folder: str, names: set[str]) -> None:
+    """Delete the shards of files whose reading was ended; the files may be others by now."""
+    found = [item.uri for item in storage.list_objects(folder)]
+    storage.delete_objects([uri for uri in found if uri.rpartition("/")[2].partition("-")[0] in names])
+
+
+def _load_record(source: Source, job: BitextJob, folder: str) -> dict[str, Any] | None:
+    """Return the record of a file, None where it was not read yet."""
+    uri = source.file.uri
+    data = storage.read_if_present(storage.join_uri(folder, "files", f"{name_record(source)}.json"))
+    if data is None:
+        return None
+    record: dict[str, Any] = json.loads(data)
+    files = [[one.uri, one.size, one.etag] for one in (source.file, source.twin) if one is not None]
+    if record["files"] != files:
+        raise OutputConflictError(
+            f"{uri}: changed since its candidates were read; restore it, give it another name, or --overwrite to start afresh",
+            uri=uri,
+        )
+    if record["settings"] != hash_fingerprint(job.candidate_settings()):
+        raise OutputConflictError(
+            f"{job.output}: its candidates were read with other columns or rules; choose another --output, or --overwrite to "
+            "start afresh",
+            uri=job.output,
+        )
+    return record
+
+
+def _tell_reasons(uri: str, record: dict[str, Any], reporter: Reporter) -> None:
+    for reason, (count, line) in record["reasons"].items():
+        if reason in TOLD:
+            more = f", as in {count - 1:,} more of its lines" if count > 1 else ""
+            reporter.say(f"{uri}, line {line:,}: {reason}{more}; such a row is kept without a score")

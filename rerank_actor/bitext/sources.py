@@ -1,0 +1,219 @@
+"""Sources: the files of candidates that a job names, each with its format and its language pair.
+
+Takes the job's input, gives a `Source` a file; of Moses pairs a `Source` is two files. A language pair comes from the flag,
+from a folder `lang_pair=deu-eng`, from the file's name, or row by row from language columns. First lines are looked at where
+a name does not tell the format. Knows nothing of what becomes of the rows.
+"""
+
+import fnmatch
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Literal, cast, get_args
+
+import pyarrow as pa
+
+from rerank_actor import storage
+from rerank_actor.bitext.job import BitextJob
+from rerank_actor.bitext.languages import LanguagePair, find_pair_in_name, parse_pair
+from rerank_actor.errors import InputError, JobError
+from rerank_actor.job import suggest
+from rerank_actor.shards import SUFFIXES
+
+Kind = Literal["parquet", "jsonl", "csv", "tsv", "laser", "pairs", "moses"]
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of candidates, or the two files of a Moses pair.
+
+    Attributes:
+        file: the file; of a Moses pair that of the source language.
+        kind: its format.
+        pair: language pair of all rows; None where language columns say it.
+        twin: the other file of a Moses pair.
+    """
+
+    file: storage.StoredObject
+    kind: Kind
+    pair: LanguagePair | None
+    twin: storage.StoredObject | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Stored size."""
+        return self.file.size + (self.twin.size if self.twin is not None else 0)
+
+
+def find_sources(job: BitextJob) -> list[Source]:
+    """Return the job's files, each once, those of left-out partitions not among them.
+
+    Raises:
+        InputError: an input matches nothing, a format or language pair cannot be told, or a Moses file has no partner.
+        StorageError: storage does not answer.
+    """
+    given = parse_pair(job.lang_pair, job.languages, "--lang-pair") if job.lang_pair else None
+    files: dict[str, storage.StoredObject] = {}
+    for uri in job.input:
+        if (uri.rstrip("/") + "/").startswith(job.output + "/") or (job.output + "/").startswith(uri.rstrip("/") + "/"):
+            raise InputError(
+                f"--output {job.output} and --input {uri} lie in one another; choose another folder", uri=uri
+            )
+        found = storage.list_objects(uri)
+        if not found:
+            raise InputError(f"{uri}: nothing there; --input takes files, folders and globs, local or s3://", uri=uri)
+        files.update((item.uri, item) for item in found)
+    pairs = {uri: given or _find_pair(uri, job) for uri in files}
+    sources, left = _join_moses(job, files, pairs)
+    for file in left:
+        kind = _find_kind(file, job)
+        if kind is None:
+            if file.uri in job.input or len(files) == 1:
+                raise InputError(f"{file.uri}: the name does not tell its format; name one with --format", uri=file.uri)
+            continue
+        sources.append(Source(file, kind, pairs[file.uri]))
+    if not sources:
+        raise InputError(
+            f"{', '.join(job.input)}: {len(files)} files, none named like candidates (.parquet, .jsonl, .csv, .tsv, Moses "
+            "pairs by language code, also .gz and .zst); name the format with --format"
+        )
+    return sources
+
+
+def _find_pair(uri: str, job: BitextJob) -> LanguagePair | None:
+    folder = re.search(r"(?:^|/)lang_pair=([^/]+)/", uri)
+    if folder is not None:
+        return parse_pair(folder[1], job.languages, uri)
+    return find_pair_in_name(uri.rpartition("/")[2], job.languages)
+
+
+def split_name(uri: str) -> tuple[str, str, str]:
+    """Return a URI without its suffix, the suffix with its dot, and the compression (gzip, zstd or none)."""
+    compression = ""
+    for ending, codec in COMPRESSIONS.items():
+        if uri.lower().endswith(ending):
+            uri, compression = uri[: -len(ending)], codec
+    name = uri.rpartition("/")[2]
+    suffix = "." + name.rpartition(".")[2] if "." in name else ""
+    return (uri[: -len(suffix)] if suffix else uri), suffix, compression
+
+
+def _join_moses(
+    job: BitextJob, files: dict[str, storage.StoredObject], pairs: dict[str, LanguagePair | None]
+) -> tuple[list[Source], list[storage.StoredObject]]:
+    """Return the Moses pairs, and the files that are none."""
+    if job.format not in ("auto", "moses"):
+        return [], list(files.values())
+    by_name: dict[tuple[str, str], storage.StoredObject] = {}
+    others = []
+    for uri, file in files.items():
+        stem, suffix, _ = split_name(uri)
+        pair = pairs[uri]
+        if pair is not None and suffix[1:] in (pair.source.code, pair.target.code):
+            by_name[stem, suffix[1:]] = file
+        else:
+            others.append(file)
+    if job.format == "moses" and others:
+        if len(files) == 2 and not by_name and (pair := pairs[others[0].uri]) is not None:
+            return [Source(files[job.input[0]], "moses", pair, files[job.input[-1]])] if len(job.input) == 2 else [
+                Source(others[0], "moses", pair, others[1])
+            ], []
+        raise InputError(
+            f"{others[0].uri}: is not one of two files named by the codes of a language pair (train.deu, train.eng); name the "
+            "pair with --lang-pair, or give the source's file and the target's as two --input",
+            uri=others[0].uri,
+        )
+    sources = []
+    for (stem, code), file in by_name.items():
+        pair = cast(LanguagePair, pairs[file.uri])
+        other = pair.target.code if code == pair.source.code else pair.source.code
+        twin = by_name.get((stem, other))
+        if twin is None:
+            raise InputError(
+                f"{file.uri}: its other side, {stem}.{other}, is not among the input; give both files", uri=file.uri
+            )
+        if code == pair.source.code:
+            sources.append(Source(file, "moses", pair, twin))
+    return sources, others
+
+
+def _find_kind(file: storage.StoredObject, job: BitextJob) -> Kind | None:
+    if job.format != "auto":
+        return job.format
+    _, suffix, _ = split_name(file.uri)
+    kind = SUFFIXES.get(suffix.lower())
+    if kind != "tsv":
+        return cast(Kind, kind) if kind in get_args(Kind) else None
+    with open_text(file) as stream:
+        fields = stream.readline().removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace").rstrip("\r\n").split("\t")
+    if job.source_column in fields and job.target_column in fields:
+        return "tsv"
+    if len(fields) == 3 and _is_number(fields[0]):
+        return "laser"
+    if len(fields) == 2:
+        return "pairs"
+    raise InputError(
+        f"{file.uri}, line 1: is no header with `{job.source_column}` and `{job.target_column}`"
+        f"{suggest(job.source_column, fields)}, and neither score, source, target nor source, target ({len(fields)} fields); "
+        "name the columns with --source-column and --target-column, or the format with --format",
+        uri=file.uri,
+        line=1,
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def open_text(file: storage.StoredObject) -> BinaryIO:
+    """Open a text file, uncompressed; the caller closes it.
+
+    Raises:
+        StorageError, JobError: it cannot be reached, or is no longer the file that was listed.
+    """
+    raw = storage.open_input(file.uri, size=file.size, etag=file.etag)
+    compression = split_name(file.uri)[2]
+    if not compression:
+        return raw
+    return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression), 2**20))
+
+
+def read_lines(file: storage.StoredObject) -> Iterator[bytes]:
+    """Yield the lines of a text file without their ends; only a newline ends one, not what Unicode holds for one."""
+    with open_text(file) as stream:
+        for number, line in enumerate(stream):
+            line = line[:-1] if line.endswith(b"\n") else line
+            line = line[:-1] if line.endswith(b"\r") else line
+            yield line.removeprefix(BYTE_ORDER_MARK) if number == 0 else line
+
+
+def choose_partitions(wanted: list[str], present: list[str]) -> list[str]:
+    """Return the partitions that names, globs and ranges choose, in order of names; all where nothing is wanted.
+
+    Raises:
+        JobError: one of them chooses nothing.
+    """
+    present = sorted(present)
+    if not wanted:
+        return present
+    chosen: set[str] = set()
+    for item in wanted:
+        first, separator, last = item.partition(":")
+        if separator:
+            found = [name for name in present if (not first or name >= first) and (not last or name <= last)]
+        else:
+            found = fnmatch.filter(present, item)
+        if not found:
+            raise JobError(
+                f"--partitions {item}: no such language pair in the input{suggest(item, present)}; there are "
+                f"{', '.join(present[:20])}{' and more' if len(present) > 20 else ''}"
+            )
+        chosen.update(found)
+    return sorted(chosen)
