@@ -125,7 +125,7 @@ def _read_rows(uri: str, names: tuple[str, str, str]) -> Iterator[Row]:
             records = _name_rows(enumerate(pq.read_table(io.BytesIO(data)).to_pylist(), 1), uri, names)
         elif name.endswith((".jsonl", ".ndjson")):
             lines = enumerate(data.decode("utf-8-sig").split("\n"), 1)
-            records = _name_rows(((line, json.loads(text)) for line, text in lines if text.strip()), uri, names)
+            records = _name_rows(((line, _parse_json(text)) for line, text in lines if text.strip()), uri, names)
         elif name.endswith(".csv"):
             reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
             records = _name_rows(((reader.line_num, row) for row in reader), uri, names)
@@ -139,6 +139,14 @@ def _read_rows(uri: str, names: tuple[str, str, str]) -> Iterator[Row]:
             yield line, source, target, _parse_label(label, uri, line)
     except (ValueError, pa.ArrowException, zlib.error, zstandard.ZstdError, csv.Error) as error:
         raise InputError(f"--calibration {uri}: cannot be read ({type(error).__name__})", uri=uri) from error
+
+
+def _parse_json(text: str) -> Any:
+    """Return what a line holds, None where it is no JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _name_rows(rows: Any, uri: str, names: tuple[str, str, str]) -> Iterator[tuple[int, Any, Any, Any]]:
