@@ -385,7 +385,7 @@ def test_the_same_command_resumes_and_other_rules_are_refused(
 
 def test_a_stopped_selection_goes_on_from_its_records(tmp_path: Path, local_ray: str) -> None:
     scored = write_scored(tmp_path / "scored", make_random(8, 30, 30, 200), part_rows=50)
-    options: dict[str, Any] = {"bucket_rows": 100, "local_rows": 0, "unit_mb": 0.02}
+    options: dict[str, Any] = {"bucket_rows": 100, "local_rows": 0, "unit_mb": 0.006}
     select(scored, tmp_path / "whole", **options)
     broken = scored / f"lang_pair=deu-eng/part-{'0' * 12}-00003.parquet"
     sound = broken.read_bytes()
@@ -424,11 +424,11 @@ def test_a_stopped_selection_goes_on_from_its_records(tmp_path: Path, local_ray:
         (["--scored", "IN", "--deliver", "OUT", "--mode", "best"], "mode"),
         (["--scored", "IN", "--deliver", "OUT", "--formats", "xml"], "formats"),
         (["--scored", "IN", "--deliver", "IN/out"], "lies in the scored folder"),
-        (["--scored", "OUT/nothing", "--deliver", "OUT"], "no scored Parquet file there"),
+        (["--scored", "IN/nothing", "--deliver", "OUT"], "no scored Parquet file there"),
         (["--scored", "IN", "--deliver", "OUT", "--partitions", "xxx-*"], "no such language pair"),
         (
             ["--scored", "IN", "--deliver", "OUT", "--source-column", "sorce"],
-            "no column `sorce`; did you mean `source`",
+            "no column `sorce` (did you mean source?)",
         ),
         (["--scored", "IN", "--deliver", "OUT", "--calibration", "OUT/none.tsv"], "no such file"),
     ],
