@@ -1,9 +1,9 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos bench lint format lock clean
+.PHONY: help setup demo demo-model test chaos bench lint format lock clean
 
 BIN := .venv/bin
-SOURCES := rerank_actor jobs tests
+SOURCES := rerank_actor jobs tests dev
 UV ?= $(BIN)/uv
 UV_COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --custom-compile-command "make lock" \
 	--group dev $(if $(UPGRADE),--upgrade)
@@ -16,6 +16,9 @@ setup: ## make .venv with all that is needed (EXTRA=cpu or EXTRA=gpu chooses the
 
 demo: setup ## set up, then score the sample pairs (FOLDER=demo-out chooses where)
 	$(BIN)/python -m jobs.demo $(if $(FOLDER),--folder $(FOLDER))
+
+demo-model: setup ## make the demo's model anew from its word lists and measure it (about half an hour)
+	$(BIN)/python dev/train_demo_model.py
 
 test: setup lint ## set up, check style, types and imports, then run the tests
 	$(BIN)/pytest

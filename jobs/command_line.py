@@ -81,7 +81,7 @@ def configure_logging() -> None:
 
 
 def run_command(command: Callable[[], int]) -> NoReturn:
-    """Run a command and exit: with its own code, or with the code and the one line of the error it raised.
+    """Run a command and end this process with its exit code; `call_command` is for processes that go on.
 
     The process ends without the destructors of native libraries: a thread of Arrow's pools that is about to start as the
     process ends aborts it there (apache/arrow 34314), and the exit code would be lost.
@@ -89,29 +89,36 @@ def run_command(command: Callable[[], int]) -> NoReturn:
     configure_logging()
     code = EXIT_FAILED
     atexit.register(lambda: _leave(code))  # the first to register is the last to be called
-    try:
-        code = command()
-    except RunInterruptedError as error:
-        print(f"{error}; everything committed stays, the same command goes on from here", file=sys.stderr)
-        code = 128 + int(error.where["signum"])
-    except KeyboardInterrupt:
-        print("stopped; nothing was started", file=sys.stderr)
-        code = 128 + signal.SIGINT
-    except OutputConflictError as error:
-        print(f"refused: {error}", file=sys.stderr)
-        code = EXIT_REFUSED
-    except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = EXIT_BAD_JOB
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except RerankError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else EXIT_FAILED * bool(error.code)
+    code = call_command(command)
     if is_abandoned():
         _leave(code)
     sys.exit(code)
+
+
+def call_command(command: Callable[[], int]) -> int:
+    """Call a command; return its own exit code, or the code of the error it raised, whose one line is printed."""
+    try:
+        return command()
+    except RunInterruptedError as error:
+        print(f"{error}; everything committed stays, the same command goes on from here", file=sys.stderr)
+        return 128 + int(error.where["signum"])
+    except KeyboardInterrupt:
+        print("stopped; nothing was started", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except OutputConflictError as error:
+        print(f"refused: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+    except JobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_JOB
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except RerankError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else EXIT_FAILED * bool(error.code)
 
 
 def _leave(code: int) -> NoReturn:

@@ -1,9 +1,10 @@
-"""Run the main job on sample data: `python -m jobs.demo`. Writes a small random model and a few shards beside it."""
+"""Run the main job on sample data with the model of the package: `python -m jobs.demo`."""
 
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.dataset as ds
 from rich.console import Console
@@ -11,9 +12,16 @@ from rich.table import Table
 
 from jobs.command_line import Parser, run_command
 from jobs.score import score
-from rerank_actor.sample import write_sample_model, write_sample_shards
+from rerank_actor.ranking import compute_ndcg, compute_random_ndcg, load_ranking_queries
+from rerank_actor.sample import (
+    DEMO_MODEL,
+    write_ranking_shard,
+    write_sample_groups,
+    write_sample_ids,
+    write_sample_shards,
+)
 
-SHOWN_QUERIES = ("en-01", "de-01", "zh-01")
+SHOWN_QUERIES = ("held-en-11", "held-de-16", "held-fr-12", "held-es-07")
 SHOWN_CANDIDATES = 3
 
 
@@ -22,36 +30,60 @@ def demo(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="python -m jobs.demo", description="Score sample pairs in several languages with a small model."
     )
-    parser.add_argument("--folder", default="demo-out", help="where model, pairs and scores go (default demo-out)")
+    parser.add_argument("--folder", default="demo-out", help="where pairs and scores go (default demo-out)")
     parser.add_argument("--engine", default="vllm", help="vllm, transformers or fake (default vllm)")
     found = parser.parse(arguments)
     folder = Path(found.folder)
-    model, pairs, scores = folder / "model", folder / "pairs", folder / "scores"
-    write_sample_model(model)
+    pairs, scores = folder / "pairs", folder / "scores"
     write_sample_shards(pairs)
-    flags = ["--input", pairs, "--output", scores, "--model", model, "--engine", found.engine, "--check-scores"]
+    write_ranking_shard(pairs)
+    write_sample_groups(folder / "grouped" / "queries.jsonl")
+    write_sample_ids(folder / "beir")
+    flags = ["--input", pairs, "--output", scores, "--model", DEMO_MODEL, "--engine", found.engine, "--check-scores"]
     command = [str(flag) for flag in flags]
     print("python -m jobs.score " + " ".join(command), file=sys.stderr)
     code = score(command)
     if code == 0:
-        _print_ranking(scores)
+        rows = ds.dataset(scores, format="parquet").to_table().to_pylist()
+        _print_ranking(rows)
+        _print_quality(rows)
         _print_figures(scores)
     return code
 
 
-def _print_ranking(scores: Path) -> None:
-    """Print the best candidates of a few queries."""
-    rows = ds.dataset(scores, format="parquet").to_table().to_pylist()
-    table = Table(
-        title="Best candidates of three queries (random weights: the order means nothing)", title_justify="left"
-    )
-    for name in ("query", "score", "document"):
-        table.add_column(name, overflow="ellipsis", no_wrap=name != "document")
+def _rank(rows: list[dict[str, Any]], query_id: str) -> list[dict[str, Any]]:
+    """Return the scored candidates of a query, best first."""
+    candidates = [row for row in rows if row["query_id"] == query_id and row["score"] is not None]
+    return sorted(candidates, key=lambda row: -row["score"])
+
+
+def _print_ranking(rows: list[dict[str, Any]]) -> None:
+    """Print of a few queries the best candidates, the best of those that do not answer, and the last."""
+    table = Table(title="Four of the queries, each with 20 candidates", title_justify="left")
+    for name in ("rank", "score", "document", "answers"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True)
     for query_id in SHOWN_QUERIES:
-        candidates = [row for row in rows if row["query_id"] == query_id and row["score"] is not None]
-        for row in sorted(candidates, key=lambda row: -row["score"])[:SHOWN_CANDIDATES]:
-            table.add_row(row["query"][:32], f"{row['score']:.4f}", row["document"][:60])
+        candidates = _rank(rows, query_id)
+        best_wrong = next(rank for rank, row in enumerate(candidates) if not row["relevant"])
+        table.add_section()
+        table.add_row("", "", f"[bold]{candidates[0]['query']}[/bold]", "")
+        for rank in sorted({*range(SHOWN_CANDIDATES), best_wrong, len(candidates) - 1}):
+            row = candidates[rank]
+            table.add_row(f"{rank + 1:4}", f"{row['score']:.3f}", row["document"], "yes" if row["relevant"] else "no")
     Console(width=110).print(table)
+
+
+def _print_quality(rows: list[dict[str, Any]]) -> None:
+    """Print how well the queries were ranked that the model was not trained on."""
+    ranked = [_rank(rows, query.query_id) for query in load_ranking_queries()]
+    gains = [[float(row["relevant"]) for row in candidates] for candidates in ranked]
+    scores = [[float(row["score"]) for row in candidates] for candidates in ranked]
+    found = list(map(compute_ndcg, scores, gains))
+    chance = list(map(compute_random_ndcg, gains))
+    print(
+        f"nDCG@10 over {len(ranked)} queries written by hand, none of them in the model's training: "
+        f"{sum(found) / len(found):.3f} (a random order: {sum(chance) / len(chance):.3f})"
+    )
 
 
 def _print_figures(scores: Path) -> None:

@@ -52,6 +52,7 @@ def score(arguments: Sequence[str] | None = None) -> int:
 def _print_result(result: RunResult) -> None:
     """Print a line about all that is committed."""
     totals, rate = result.totals, result.run.get("pairs_per_second")
+    saved = totals.saved_forward_passes
     reasons = "; ".join(f"{count:,} x {reason}" for reason, count in sorted(totals.errors.items()))
     figures = [
         f"{totals.rows:,} rows",
@@ -59,6 +60,8 @@ def _print_result(result: RunResult) -> None:
         f"{totals.failed_pairs:,} with an error" + (f" ({reasons})" if reasons else ""),
         f"{totals.truncated:,} truncated",
         f"{len(result.failed):,} units failed",
+        *([f"{saved:,} copied from pairs that are the same"] if saved else []),
+        *([f"{totals.reused:,} reused"] if totals.reused else []),
     ]
     figures += [f"{result.untried:,} not tried"] if result.untried else []
     figures += [f"{rate:,.1f} pairs/s"] if rate else []

@@ -22,6 +22,7 @@ from rerank_actor.engine import Engine, EngineSpec, compute_within_memory
 from rerank_actor.engine_check import EngineCheck, scores_as_before, start_engine
 from rerank_actor.errors import EngineError, EngineStartError, RerankError
 from rerank_actor.ledger import START_ATTEMPTS
+from rerank_actor.metrics import ActorMeter
 from rerank_actor.pace import START_SECONDS, Pace
 from rerank_actor.trial import Piece, Verdict
 from rerank_actor.units import UnitWork
@@ -43,9 +44,12 @@ class RerankActor:
         ledger: handle of the run's ledger, which is told why an engine does not start.
         stall_seconds: allowed to an engine for any piece of work, on top of what such work took before.
         environment: AWS variables of the driver, for models in S3.
+        labels: of the run, for its metrics.
     """
 
-    def __init__(self, spec: EngineSpec, ledger: Any, stall_seconds: float, environment: dict[str, str]) -> None:
+    def __init__(
+        self, spec: EngineSpec, ledger: Any, stall_seconds: float, environment: dict[str, str], labels: dict[str, str]
+    ) -> None:
         storage.adopt_environment(environment)
         self._ledger, self._id = ledger, ray.get_runtime_context().get_actor_id()
         self._watchdog, self._pace = Watchdog(), Pace(stall_seconds)
@@ -57,6 +61,7 @@ class RerankActor:
         if failures == START_ATTEMPTS:
             return
         started = time.monotonic()
+        self._meter = ActorMeter(labels, str(self._id), ledger)
         try:
             with self._watchdog.limit(START_SECONDS):
                 self._engine, self._check = self._start(spec)
@@ -68,6 +73,7 @@ class RerankActor:
         self._pace.note(sum(len(ids) for ids in self._check_prompts), self._check.seconds)
         facts = {"pid": os.getpid(), **asdict(self._check), "start_seconds": round(time.monotonic() - started, 1)}
         ray.get(ledger.note_engine.remote(self._id, facts))
+        self._meter.begin_idle()
 
     def _start(self, spec: EngineSpec) -> tuple[Engine, EngineCheck]:
         checks = spec.check_scores and ray.get(self._ledger.claim_check.remote())
@@ -93,7 +99,7 @@ class RerankActor:
         """Keep a unit while others are at work, which would otherwise be handed back one after the other."""
         while not ray.get(self._ledger.is_quiet.remote()):
             time.sleep(POLL_SECONDS)
-        return UnitWork.failed(work.unit, "its actor has no engine", {"handed_back": True})
+        return replace(UnitWork.failed(work.unit, "its actor has no engine", {"handed_back": True}), place=work.place)
 
     def _score(self, work: UnitWork, engine: Engine) -> UnitWork:
         name, positions = work.unit.name, work.prompts.scorable
@@ -150,7 +156,11 @@ class RerankActor:
         tokens = int(prompts.num_tokens[positions].sum())
         limit = self._pace.allow(tokens)
         self._ledger.limit_piece.remote(work.unit.name, ticket, limit)
+        if ticket > 1:
+            self._meter.count_retry()
+        cached_before, pairs = engine.cached_tokens, 0
         started = time.monotonic()
+        self._meter.begin_work()
         try:
             with self._watchdog.limit(limit):
                 found = compute_within_memory(
@@ -159,9 +169,12 @@ class RerankActor:
                     prompts.head_tokens[positions].tolist(),
                     self._ledger.note_batch_tokens.remote,
                 )
+            pairs = len(found)
         finally:
             seconds = time.monotonic() - started
             self._busy_seconds += seconds
+            computed = (pairs, tokens, engine.cached_tokens - cached_before) if pairs else (0, 0, 0)
+            self._meter.end_work(*computed)
         self._pace.note(tokens, seconds)
         return found
 

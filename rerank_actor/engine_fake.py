@@ -13,6 +13,7 @@ import random
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,13 @@ class FakeEngine:
     """An engine without a model.
 
     Its engine arguments: `seconds_per_prompt`, the time it sleeps for each prompt, which stands for the work of a real
-    engine; and `faults`, a mapping of
+    engine; `cached_share`, the share of tokens that it says a cache had; `meet`, a folder and a number: no engine is at work
+    before as many engines have met there; and `faults`, a mapping of
 
     - a kind (raise, nan, die, hang, hang_with_lock) to its probability for a batch,
     - `guilty_token` to a token id and `guilty_kind` to what happens on each prompt that holds it,
-    - `start` to a kind that befalls the engine's start, `start_probability` to how often (default always),
+    - `start` to a kind that befalls the engine's start, `start_probability` to how often (default always), `start_mark` to a
+      file that does not exist, so that only the engine that makes it is struck,
     - `memory_tokens` to the tokens above which a batch does not fit,
     - `seed` to a number.
     """
@@ -42,18 +45,22 @@ class FakeEngine:
     version = "1"  # of the rule below
     dtype = "float32"
     path = ""
-    cached_tokens = 0
 
     def __init__(self, spec: EngineSpec) -> None:
-        unknown = set(spec.engine_args) - {"seconds_per_prompt", "faults"}
+        unknown = set(spec.engine_args) - {"seconds_per_prompt", "cached_share", "meet", "faults"}
         if unknown:
             raise ModelError(
-                f"--engine-args: the fake engine has no `{min(unknown)}`; it takes `seconds_per_prompt` and `faults`"
+                f"--engine-args: the fake engine has no `{min(unknown)}`; it takes `seconds_per_prompt`, `cached_share`, "
+                "`meet` and `faults`"
             )
+        self.cached_tokens = 0
+        self._cached_share = float(spec.engine_args.get("cached_share", 0.0))
         self._seconds_per_prompt = float(spec.engine_args.get("seconds_per_prompt", 0.0))
         self._faults = _Faults(spec.engine_args.get("faults", {}), spec.check_prompts)
         self._batch_tokens: int | None = None
         self._faults.strike_start()
+        if "meet" in spec.engine_args:
+            _meet(*spec.engine_args["meet"])
 
     def compute_logits(self, prompts: Sequence[np.ndarray], head_tokens: Sequence[int] | None = None) -> np.ndarray:
         """Return a logit for each prompt: 32 bits of the BLAKE2 hash of its little-endian int32 ids, scaled."""
@@ -64,6 +71,7 @@ class FakeEngine:
         for index, ids in enumerate(prompts):
             digest = hashlib.blake2b(np.asarray(ids, "<i4").tobytes(), digest_size=4).digest()
             logits[index] = np.float32(int.from_bytes(digest, "little") / 2**32 * 2 * SPREAD - SPREAD)
+        self.cached_tokens += int(self._cached_share * sum(len(ids) for ids in prompts))
         return self._faults.strike(prompts, logits)
 
     def shrink_batches(self) -> int | None:
@@ -75,11 +83,27 @@ class FakeEngine:
         """Nothing to give back."""
 
 
+def _meet(folder: str, number: int) -> None:
+    """Wait until so many engines have come to a folder."""
+    Path(folder, str(os.getpid())).touch()
+    while sum(1 for _ in Path(folder).iterdir()) < number:
+        time.sleep(0.05)
+
+
 class _Faults:
     """What befalls a fake engine."""
 
     def __init__(self, wanted: Mapping[str, Any], check_prompts: Sequence[Sequence[int]]) -> None:
-        known = {*KINDS, "guilty_token", "guilty_kind", "start", "start_probability", "memory_tokens", "seed"}
+        known = {
+            *KINDS,
+            "guilty_token",
+            "guilty_kind",
+            "start",
+            "start_probability",
+            "start_mark",
+            "memory_tokens",
+            "seed",
+        }
         unknown = set(wanted) - known
         kinds = {wanted.get("guilty_kind", "raise"), wanted.get("start", "raise")} - {*KINDS}
         if unknown or kinds:
@@ -91,8 +115,14 @@ class _Faults:
 
     def strike_start(self) -> None:
         kind = self._wanted.get("start")
-        if kind and self._random.random() < self._wanted.get("start_probability", 1.0):
-            self._do(kind, "the start")
+        if not kind or self._random.random() >= self._wanted.get("start_probability", 1.0):
+            return
+        if "start_mark" in self._wanted:
+            try:
+                Path(self._wanted["start_mark"]).touch(exist_ok=False)
+            except FileExistsError:
+                return
+        self._do(kind, "the start")
 
     def strike_memory(self, prompts: Sequence[np.ndarray], batch_tokens: int | None) -> None:
         limit = self._wanted.get("memory_tokens")

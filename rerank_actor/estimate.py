@@ -3,15 +3,16 @@
 Reads a few units, tokenizes some of their pairs, counts. Starts neither Ray nor an engine and writes nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from rerank_actor import storage
-from rerank_actor.groundwork import make_prepare_spec, prepare_job
+from rerank_actor.groundwork import Groundwork, make_prepare_spec, prepare_job
 from rerank_actor.job import ScoreJob
+from rerank_actor.joins import sample_lookups
 from rerank_actor.model import load_tokenizer_json
 from rerank_actor.output import find_pending
 from rerank_actor.plan import Unit
@@ -20,6 +21,7 @@ from rerank_actor.units import prepare_unit
 
 SAMPLED_UNITS = 8
 SAMPLED_ROWS = 250  # of each sampled unit
+CACHE_BLOCK = 64  # tokens that the prefix cache keeps or drops together
 BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 
@@ -34,6 +36,7 @@ class Estimate:
         num_tokens: int32 [num_sampled], prompt tokens of the sampled pairs that can be scored.
         truncated: of the sampled pairs, how many would lose tokens of the document.
         errors: sampled pairs that would get an error.
+        cached_share: of the sampled tokens, those that pairs before them in their unit have in common with them.
         pairs_per_row: 1, or the mean length of the document lists.
         actors: number the estimate is for.
         pairs_per_second: of one actor, with where it comes from; None when nobody knows.
@@ -54,6 +57,13 @@ class Estimate:
     pairs_per_second: float | None
     rate_source: str
     output: str
+    cached_share: float = 0.0
+
+    @property
+    def scored_share(self) -> float:
+        """Share of the sampled pairs that can be scored."""
+        sampled = len(self.num_tokens) + self.errors
+        return len(self.num_tokens) / sampled if sampled else 1.0
 
     @property
     def hours(self) -> float | None:
@@ -69,24 +79,35 @@ def estimate_job(job: ScoreJob, reporter: Reporter) -> Estimate:
     Raises:
         JobError, OutputConflictError: as a real run would.
     """
-    ground = prepare_job(job, reporter)
+    return estimate_ground(prepare_job(job, reporter), reporter)
+
+
+def estimate_ground(ground: Groundwork, reporter: Reporter | None = None) -> Estimate:
+    """Sample a job whose groundwork is done."""
+    job = ground.job
     units = list(ground.plan.units())
     pending = find_pending(ground.plan, {} if job.overwrite else ground.output.list_parts())
     readable = [unit for unit in units if unit.num_rows]
     spec = make_prepare_spec(ground, storage.capture_environment())
     tokenizer_json = load_tokenizer_json(ground.model)
     num_tokens: list[np.ndarray] = []
-    truncated = errors = sampled_rows = sampled_pairs = 0
-    for index in np.unique(np.linspace(0, len(readable) - 1, min(SAMPLED_UNITS, len(readable))).astype(int)):
-        work = prepare_unit(_head_of(readable[index]), spec, tokenizer_json)
-        if work.failure is not None:
-            continue
-        scorable = work.prompts.scorable
-        num_tokens.append(work.prompts.num_tokens[scorable])
-        truncated += int((work.prompts.truncated_tokens[scorable] > 0).sum())
-        errors += len(work.prompts) - len(scorable)
-        sampled_pairs += len(work.prompts)
-        sampled_rows += work.unit.num_rows
+    truncated = errors = sampled_rows = sampled_pairs = cached_tokens = 0
+    with sample_lookups(ground) as lookups:
+        if lookups is None and reporter is not None:
+            reporter.say("queries and corpus are too large for a dry run to read; tokens of prompts are not known")
+        readable = readable if lookups is not None else []
+        spec = replace(spec, lookups=lookups or (), dedupes=False)
+        for index in np.unique(np.linspace(0, len(readable) - 1, min(SAMPLED_UNITS, len(readable))).astype(int)):
+            work = prepare_unit(_head_of(readable[index]), spec, tokenizer_json)
+            if work.failure is not None:
+                continue
+            scorable = work.prompts.scorable
+            num_tokens.append(work.prompts.num_tokens[scorable])
+            cached_tokens += _count_shared(work.prompts.ids_at(scorable), work.prompts.head_tokens[scorable])
+            truncated += int((work.prompts.truncated_tokens[scorable] > 0).sum())
+            errors += len(work.prompts) - len(scorable)
+            sampled_pairs += len(work.prompts)
+            sampled_rows += work.unit.num_rows
     rate, source = _find_rate(job, ground.output.load_manifest())
     actors = job.actor_range[1] if job.actor_range else 1
     return Estimate(
@@ -105,20 +126,25 @@ def estimate_job(job: ScoreJob, reporter: Reporter) -> Estimate:
         pairs_per_second=rate,
         rate_source=source,
         output=ground.output.uri,
+        cached_share=cached_tokens / max(1, sum(int(found.sum()) for found in num_tokens)),
     )
+
+
+def _count_shared(prompts: list[np.ndarray], head_tokens: np.ndarray) -> int:
+    """Return how many tokens at the heads of a unit's prompts a prefix cache can have, from the prompts before."""
+    seen: set[bytes] = set()
+    shared = 0
+    for ids, head in zip(prompts, head_tokens.tolist(), strict=True):
+        for end in range(CACHE_BLOCK, head + 1, CACHE_BLOCK):
+            block = ids[:end].tobytes()
+            shared += CACHE_BLOCK if block in seen else 0
+            seen.add(block)
+    return shared
 
 
 def _head_of(unit: Unit) -> Unit:
     """Return a unit's first rows, as a unit."""
-    return Unit(
-        unit.name,
-        unit.uri,
-        unit.size,
-        unit.etag,
-        unit.row_start,
-        min(unit.num_rows, SAMPLED_ROWS),
-        unit.byte_start,
-    )
+    return replace(unit, num_rows=min(unit.num_rows, SAMPLED_ROWS))
 
 
 def _find_rate(job: ScoreJob, manifest: dict[str, object]) -> tuple[float | None, str]:

@@ -6,20 +6,38 @@ actors need follow from it.
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
+from rerank_actor import shards, storage
 from rerank_actor.engine import EngineSpec
 from rerank_actor.engine_check import encode_check_pairs
 from rerank_actor.errors import JobError, ModelError, OutputConflictError, StorageError
+from rerank_actor.hub import is_hub
+from rerank_actor.input_columns import make_text_spec
 from rerank_actor.job import ScoreJob, hash_fingerprint
 from rerank_actor.model import RerankerModel, load_reranker_model
 from rerank_actor.output import Output
-from rerank_actor.plan import Plan, PlanChange, make_plan
+from rerank_actor.plan import Plan, PlanChange, list_input, make_plan
+from rerank_actor.price import find_price
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.prompts import PairEncoder
+from rerank_actor.retrieval_run import RANKING_FORMATS, sniff_format
+from rerank_actor.reuse import ScoreSource, find_reused
 from rerank_actor.template import TEMPLATES
+from rerank_actor.texts import TextSource, find_sources
 from rerank_actor.units import PrepareSpec
+
+SHOWN_CHARACTERS = 300  # of a setting that differs
+
+# Names that tell the format of their object whatever is in it, packed or not.
+TOLD_SUFFIXES = tuple(
+    f".{name}{packed}"
+    for name in ("parquet", "pq", "arrow", "feather", "ipc", "jsonl", "ndjson", "json", "csv", "trec", "run")
+    for packed in ("", ".gz", ".zst")
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +51,8 @@ class Groundwork:
     earlier: Plan
     plan: Plan
     change: PlanChange
+    sources: list[TextSource] = field(default_factory=list)
+    reused: ScoreSource | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -61,13 +81,22 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None) -> Groundwork:
     output = Output(job.output)
     if job.trust_remote_code:
         reporter.say(f"--trust-remote-code: {job.model_name} may run Python code of its own, here and on workers")
+    find_price(job.gpu_type, job.gpu_price)
     model = load_reranker_model(job.model_name, job.revision, trust_remote_code=job.trust_remote_code)
     job = _fit_max_length(job, model, reporter)
+    sources = find_sources(job)
+    job = _find_format(job, reporter)
     settings = {
         **job.scoring_settings(),
+        **{source.flag.removeprefix("--"): source.describe() for source in sources},
         **model.fingerprint_settings(),
         "template_digest": TEMPLATES[model.template_name].digest,
     }
+    if job.reuse is not None and job.reuse.rstrip("/") == job.output.rstrip("/"):
+        raise JobError(
+            f"--reuse {job.reuse}: is the --output itself, which a resume goes on with anyway; leave out --reuse"
+        )
+    reused = find_reused(job.reuse, settings) if job.reuse is not None else None
     stored = None if job.overwrite else output.load_plan()
     parts = {} if job.overwrite else output.list_parts()
     if stored is not None and stored[1] != settings:
@@ -87,7 +116,30 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None) -> Groundwork:
             reporter.say(f"planning: {done:,} of {total:,} shards")
 
     plan, change = make_plan(job, earlier, parts, tell)
-    return Groundwork(job, output, model, settings, earlier, plan, change)
+    return Groundwork(job, output, model, settings, earlier, plan, change, sources, reused)
+
+
+def _find_format(job: ScoreJob, reporter: Reporter) -> ScoreJob:
+    """Return the job with the format of its rankings, which names like `test.tsv` or `run.txt` do not tell."""
+    if job.format == "auto" and (job.queries or job.corpus) and not job.columns and not is_hub(job.input[0]):
+        objects = storage.list_objects(job.input[0])
+        first = next((item for item in objects if not item.uri.lower().endswith(TOLD_SUFFIXES)), None)
+        if first is not None:
+            compression = next((suffix for suffix in ("gz", "zst") if first.uri.lower().endswith(f".{suffix}")), "")
+            try:
+                found = sniff_format(first.uri, first.size, compression)
+            except (pa.ArrowException, OSError, EOFError):
+                found = None  # it is told of when the input is planned
+            if found is not None:
+                reporter.say(f"{first.uri}: looks like --format {found}")
+                job = job.model_copy(update={"format": found})
+    if job.top_k is not None and any(
+        shards.detect_format(item.uri, job.format)[0] not in RANKING_FORMATS for item in list_input(job)
+    ):
+        raise JobError(
+            f"--top-k goes with --format {', '.join(RANKING_FORMATS)}, whose lines are candidates of queries"
+        )
+    return job
 
 
 def _fit_max_length(job: ScoreJob, model: RerankerModel, reporter: Reporter) -> ScoreJob:
@@ -103,13 +155,20 @@ def _fit_max_length(job: ScoreJob, model: RerankerModel, reporter: Reporter) -> 
 
 def _refuse_other_job(output: Output, stored: dict[str, Any], settings: dict[str, Any]) -> None:
     differing = sorted(name for name in {*stored, *settings} if stored.get(name) != settings.get(name))
-    shown = "; ".join(f"{name}: there {stored.get(name)!r}, now {settings.get(name)!r}" for name in differing)
+    shown = "; ".join(
+        f"{name}: there {_shorten(stored.get(name))}, now {_shorten(settings.get(name))}" for name in differing
+    )
     raise OutputConflictError(
         f"{output.uri}: belongs to another job, whose scores would not be comparable ({shown}); choose another --output, "
         "or --overwrite to start afresh",
         uri=output.uri,
         differing=differing,
     )
+
+
+def _shorten(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= SHOWN_CHARACTERS else f"{shown[:SHOWN_CHARACTERS]}..."
 
 
 def make_encoder_settings(ground: Groundwork) -> dict[str, Any]:
@@ -126,18 +185,28 @@ def make_prepare_spec(ground: Groundwork, environment: dict[str, str]) -> Prepar
     """Return what read tasks need."""
     job = ground.job
     return PrepareSpec(
-        fingerprint=ground.fingerprint,
-        encoder=make_encoder_settings(ground),
+        # In directions each pair has an instruction of its own; then the encoder is one for all language pairs.
+        encoder=make_encoder_settings(ground) | ({"instruction": ""} if job.directions() else {}),
         format=job.format,
-        query_column=job.query_column,
-        document_column=job.document_column,
-        instruction_column=job.instruction_column,
+        texts=make_text_spec(job),
         keep=None if job.keep_columns == "all" else list(job.keep_columns),
         json_types=ground.plan.json_types,
         max_attempts=job.max_attempts,
         environment=environment,
+        drop=frozenset(job.drop_columns),
+        rename=job.rename_columns,
+        header=tuple(job.columns),
+        dedupes=job.dedupe != "none",
+        top_k=job.top_k,
+        adds_pair_key=job.adds_pair_key,
         directions=job.directions(),
     )
+
+
+def _find_gpu_share(job: ScoreJob) -> float:
+    """Return the part of a GPU that is one engine's; GPUs that share a model are shared with no other."""
+    wanted = job.gpus_per_actor or 1.0
+    return wanted if wanted < 1 and job.group_size == 1 else 1.0
 
 
 def make_specs(ground: Groundwork, tokenizer_json: str, environment: dict[str, str]) -> tuple[PrepareSpec, EngineSpec]:
@@ -152,7 +221,7 @@ def make_specs(ground: Groundwork, tokenizer_json: str, environment: dict[str, s
         tensor_parallel_size=job.tensor_parallel_size,
         engine_args=job.engine_args,
         check_prompts=encode_check_pairs(encoder),
-        gpu_share=job.gpus_per_actor if job.gpus_per_actor and job.gpus_per_actor < 1 else 1.0,
+        gpu_share=_find_gpu_share(job),
         check_scores=job.check_scores,
     )
     return make_prepare_spec(ground, environment), engine

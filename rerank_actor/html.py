@@ -6,11 +6,13 @@ dark setting, wide tables scroll in themselves, and a phone shows one column. Kn
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeGuard
 
 HISTOGRAM_BARS = 48
+NUMBER = re.compile(r"[-+$]?[\d,]+(\.\d+)?(e[-+]\d+)?( %| x)?|-")  # as a text; a dash is one that is not known
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 220, 8, 24
 
 _STYLE = """
@@ -40,7 +42,9 @@ svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft);
 .curve { fill: none; stroke-width: 2; }
 .key { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin: 0 .35rem 0 .9rem; }
 .k0 { background: var(--one); } .k1 { background: var(--two); } .k2 { background: var(--three); }
-@media (max-width: 40rem) { .bar { grid-template-columns: 1fr 6.5rem; } .bar span:first-child { grid-column: 1 / -1; } }
+.good { color: var(--three); } .bad { color: var(--two); }
+@media (max-width: 40rem) { svg text { font-size: 20px; }
+  .bar { grid-template-columns: 1fr 6.5rem; } .bar span:first-child { grid-column: 1 / -1; } }
 """
 
 
@@ -82,7 +86,7 @@ def make_figures(figures: Mapping[str, str]) -> str:
 
 def make_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return a table; numbers stand to the right, and a column with long texts keeps room for them."""
-    kinds = [' class="number"' if rows and _is_number(value) else "" for value in (rows[0] if rows else header)]
+    kinds = [' class="number"' if rows and _reads_as_number(value) else "" for value in (rows[0] if rows else header)]
     head = "".join(f"<th{kind}>{html.escape(name)}</th>" for name, kind in zip(header, kinds, strict=True))
     body = "".join("<tr>" + "".join(map(_make_cell, row)) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -92,11 +96,13 @@ def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float)
 
 
+def _reads_as_number(value: object) -> bool:
+    return _is_number(value) or (isinstance(value, str) and NUMBER.fullmatch(value) is not None)
+
+
 def _make_cell(value: object) -> str:
-    if _is_number(value):
-        return f'<td class="number">{html.escape(format_number(value))}</td>'
-    text = str(value)
-    kind = ' class="text"' if len(text) > 40 else ""
+    text = format_number(value) if _is_number(value) else str(value)
+    kind = ' class="number"' if _reads_as_number(value) else ' class="text"' if len(text) > 40 else ""
     return f"<td{kind}>{html.escape(text)}</td>"
 
 
@@ -110,13 +116,20 @@ def make_bars(values: Mapping[str, int]) -> str:
     )
 
 
-def make_histogram(series: Mapping[str, Mapping[int, int]], bin_width: float) -> str:
+def make_histogram(
+    series: Mapping[str, Mapping[int, int]],
+    bin_width: float = 1.0,
+    *,
+    find_edge: Callable[[float], float] | None = None,
+) -> str:
     """Return the shares of up to three distributions over one axis.
 
     Args:
         series: by name, the number of values in each bin; bin n begins at n times the bin's width.
         bin_width: of all bins.
+        find_edge: where a bin begins, given its number, for bins of other widths.
     """
+    find_edge = find_edge or (lambda place: place * bin_width)
     used = [number for bins in series.values() for number in bins]
     if not used:
         return make_text("no values")
@@ -130,13 +143,38 @@ def make_histogram(series: Mapping[str, Mapping[int, int]], bin_width: float) ->
     for share in (0, 0.25, 0.5, 0.75, 1):
         place = LEFT + share * (WIDTH - 2 * LEFT)
         anchor = "start" if share == 0 else "end" if share == 1 else "middle"
-        value = format_number((first + share * number_of_bars * step) * bin_width)
+        value = format_tick(find_edge(first + share * number_of_bars * step))
         ticks += f'<text x="{place:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{value}</text>'
     label = html.escape(", ".join(series), quote=True)
     keys = "".join(f'<span class="key k{place}"></span>{html.escape(name)}' for place, name in enumerate(series))
     return (
         f'<p class="soft">{keys}</p><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{shapes}'
         f'<line class="axis" x1="{LEFT}" x2="{WIDTH - LEFT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>{ticks}</svg>'
+    )
+
+
+def make_timeline(values: Sequence[float], ticks: Sequence[str], name: str) -> str:
+    """Return a value over time, as steps of equal length.
+
+    Args:
+        values: one a step, from the left.
+        ticks: what stands below the axis, the first at its left end and the last at its right.
+        name: of the value, with its unit.
+    """
+    most = max(values, default=0.0)
+    if most <= 0:
+        return make_text("no values")
+    labels = ""
+    for number, tick in enumerate(ticks):
+        share = number / max(1, len(ticks) - 1)
+        anchor = "start" if number == 0 else "end" if number == len(ticks) - 1 else "middle"
+        place = LEFT + share * (WIDTH - 2 * LEFT)
+        labels += f'<text x="{place:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{html.escape(tick)}</text>'
+    label = html.escape(name, quote=True)
+    return (
+        f'<p class="soft"><span class="key k0"></span>{label}, at most {format_tick(most)}</p>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{_draw_series(0, values, most)}'
+        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - LEFT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>{labels}</svg>'
     )
 
 
@@ -191,6 +229,12 @@ def make_curves(places: Sequence[float], series: Mapping[str, Sequence[float]], 
         f'<p class="soft">{keys}</p><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{shapes}'
         f'<line class="axis" x1="{LEFT}" x2="{WIDTH - LEFT}" y1="{floor}" y2="{floor}"/>{ticks}</svg>'
     )
+
+
+def format_tick(value: float) -> str:
+    """Return a number for an axis: three digits that count, small ones rounded to 0.01."""
+    rounded = round(value, 2) if abs(value) < 10 else round(value, 1) if abs(value) < 100 else round(value)
+    return f"{rounded:,g}" if abs(rounded) < 1e6 else f"{rounded:.3g}"
 
 
 def format_number(value: float) -> str:

@@ -15,20 +15,24 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from rerank_actor import storage
+from rerank_actor import hub, storage
 from rerank_actor.directions import Directions
 from rerank_actor.errors import JobError
+from rerank_actor.field_template import parse_template
+from rerank_actor.presets import load_presets
 from rerank_actor.template import DEFAULT_INSTRUCTION
 
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
 JobKind = TypeVar("JobKind", bound=BaseModel)
+SECRET_FIELDS = ("on_finish", "on_trouble", "webhook")
 BUILT_IN_TOKENIZER = "bytes"  # the model name that stands for the fake engine's own byte tokenizer
 
-# Settings of vLLM (and two of the fake engine) that change speed or memory but no score beyond the noise of the dtype.
+# Settings of vLLM (and three of the fake engine) that change speed or memory but no score beyond the noise of the dtype.
 HARMLESS_ENGINE_ARGS = frozenset(
     {
         "async_scheduling",
         "block_size",
+        "cached_share",
         "compilation_config",
         "cpu_offload_gb",
         "disable_log_stats",
@@ -89,7 +93,7 @@ ENGINE_ARGS_WITH_FLAGS = {
 # Values of arguments that would otherwise name a class to import or a format that unpickles.
 SAFE_ENGINE_VALUES = {
     "load_format": ("auto", "safetensors", "fastsafetensors", "runai_streamer"),
-    "distributed_executor_backend": ("mp", "ray", "uni"),
+    "distributed_executor_backend": ("mp", "uni"),  # with ray, vLLM would reserve GPUs beside those of its actor
 }
 # Keys of vLLM's compilation_config without those that name code (backend, inductor_passes) or a folder of it (cache_dir).
 SAFE_COMPILATION_KEYS = frozenset(
@@ -106,8 +110,9 @@ SAFE_COMPILATION_KEYS = frozenset(
 )
 
 
-def _flag(default: Any, group: str, description: str, metavar: str | None = None) -> Any:
-    return Field(default=default, description=description, json_schema_extra={"group": group, "metavar": metavar})
+def _flag(default: Any, group: str, description: str, metavar: str | None = None, *, nargs: bool = False) -> Any:
+    extra: Any = {"group": group, "metavar": metavar, "nargs": nargs}
+    return Field(default=default, description=description, json_schema_extra=extra)
 
 
 class ScoreJob(BaseModel):
@@ -115,21 +120,92 @@ class ScoreJob(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    input: list[str] = _flag([], "input", "files, folders or globs to score; local paths or s3://", "URI")
-    format: Literal["auto", "parquet", "jsonl", "csv", "tsv"] = _flag(
-        "auto", "input", "format of the shards; auto goes by the name (.gz and .zst understood)"
+    input: list[str] = _flag([], "input", "files, folders or globs to score, local or s3://; hf:// datasets", "URI")
+    format: Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv", "trec", "tevatron", "qrels"] = _flag(
+        "auto",
+        "input",
+        "format of the shards; auto goes by the name (.gz and .zst understood), with --queries or --corpus also by the "
+        "first lines",
+    )
+    top_k: Annotated[int, Field(ge=1)] | None = _flag(
+        None, "input", "candidates of each query at most, the best of the ranking (trec, tevatron, qrels)", "K"
+    )
+    columns: list[str] = _flag(
+        [], "input", "names of the columns of CSV and TSV files without a header, comma-separated", "NAMES"
+    )
+    config: str | None = _flag(None, "input", "configuration of an hf:// dataset that has several", "NAME")
+    split: str | None = _flag(
+        None, "input", "splits of an hf:// dataset or a save_to_disk folder that has several: NAME,... or all", "NAMES"
     )
     query_column: str = _flag("query", "input", "column with the query", "NAME")
-    document_column: str = _flag("document", "input", "column with the document, or with a list of documents", "NAME")
+    document_column: str = _flag(
+        "document",
+        "input",
+        "column with the document or a list of documents: texts, or structs with text, title and id",
+        "NAME",
+    )
+    queries: list[str] = _flag(
+        [], "input", "texts of queries by id, as BEIR's queries.jsonl; rows then hold ids of queries", "URI", nargs=True
+    )
+    corpus: list[str] = _flag(
+        [],
+        "input",
+        "texts of documents by id, as BEIR's corpus.jsonl; rows then hold ids of documents",
+        "URI",
+        nargs=True,
+    )
+    query_id_column: str = _flag("query_id", "input", "column with the query's id, with --queries", "NAME")
+    document_id_column: str = _flag(
+        "document_id", "input", "column with the document's id, or with a list of ids, with --corpus", "NAME"
+    )
+    query_template: str | None = _flag(
+        None, "input", "how the query is written from columns, as in '{question} {context}'", "TEXT"
+    )
+    document_template: str | None = _flag(
+        None,
+        "input",
+        r"how a document is written from columns, or from the fields of a candidate, as in '{title}\n{text}'",
+        "TEXT",
+    )
     instruction: str = _flag(DEFAULT_INSTRUCTION, "input", "the task, in one sentence", "TEXT")
     instruction_column: str | None = _flag(
         None, "input", "column with an instruction for each row; a null takes --instruction", "NAME"
+    )
+    instruction_map: str | dict[str, str] | None = _flag(
+        None, "input", "YAML or JSON file with an instruction for each dataset, `*` for all others", "FILE"
+    )
+    dataset_column: str = _flag("dataset", "input", "column with the name to look up in --instruction-map", "NAME")
+    task: str | None = _flag(
+        None, "input", "instruction of a well-known task; `python -m jobs.tasks` lists them", "NAME"
     )
     limit: Annotated[int, Field(ge=1)] | None = _flag(None, "input", "score the first N rows only", "N")
 
     output: str = _flag("", "output", "folder for the scored parts; local path or s3://", "URI")
     keep_columns: str | list[str] = _flag(
         "all", "output", "input columns to keep: all, or a comma-separated list", "NAMES"
+    )
+    drop_columns: list[str] = _flag([], "output", "input columns to leave out, comma-separated", "NAMES")
+    rename_columns: dict[str, str] = _flag(
+        {}, "output", "other names for input columns in the output: OLD=NEW, comma-separated", "NAMES"
+    )
+    keep_fields: list[str] = _flag(
+        [], "output", "of candidates that are structs, fields to keep, comma-separated, as in id (default all)", "NAMES"
+    )
+    explode: bool = _flag(False, "output", "write a row for each document of a list instead of lists of scores")
+    explode_columns: list[str] = _flag(
+        [], "output", "with --explode: further lists to take apart along with the documents, comma-separated", "NAMES"
+    )
+    with_pair_key: bool = _flag(
+        False,
+        "output",
+        "add a column pair_key, which tells a pair by its texts, so that a later job can --reuse its score",
+    )
+    reuse: str | None = _flag(
+        None,
+        "output",
+        "earlier output with the same fingerprint and pair keys: pairs that it has are not scored again (turns "
+        "--with-pair-key on)",
+        "URI",
     )
     overwrite: bool = _flag(False, "output", "delete what the output folder holds of an earlier job and start afresh")
     rescore_changed: bool = _flag(False, "output", "score shards again that changed since they were scored")
@@ -172,6 +248,11 @@ class ScoreJob(BaseModel):
     unit_rows: Annotated[int, Field(ge=1)] | None = _flag(
         None, "run", "rows of a unit at most (default by the size of the input, 512 to 16384)", "N"
     )
+    dedupe: Literal["none", "unit", "global"] = _flag(
+        "unit",
+        "run",
+        "score pairs that are the same once: within a unit, across the whole input (global), or not at all",
+    )
     max_attempts: Annotated[int, Field(ge=1)] = _flag(3, "run", "tries for a unit before it counts as failed", "N")
     stall_seconds: Annotated[float, Field(gt=0)] = _flag(
         120.0,
@@ -193,19 +274,50 @@ class ScoreJob(BaseModel):
         "speed of one actor, for the estimate of --dry-run (default: measured by an earlier run)",
         "F",
     )
+    on_finish: str | None = _flag(
+        None, "notice", "shell command for when the run has ended, however; it gets JSON on standard input", "COMMAND"
+    )
+    on_trouble: str | None = _flag(
+        None,
+        "notice",
+        "shell command for when units fail or the run stands still; at most every ten minutes",
+        "COMMAND",
+    )
+    webhook: str | None = _flag(
+        None, "notice", "address that gets both as a JSON post, for chat and pagers (its `text` is one line)", "URL"
+    )
+    tokens_per_second: Annotated[float, Field(gt=0)] | None = _flag(
+        None,
+        "money",
+        "prompt tokens a second of one actor, for jobs.plan (default: measured before, else assumed)",
+        "F",
+    )
+    gpu_type: str | None = _flag(
+        None, "money", "GPU that the actors run on, for its price; jobs.plan --list-gpus shows the table", "NAME"
+    )
+    gpu_price: Annotated[float, Field(ge=0)] | None = _flag(
+        None, "money", "dollars an hour for one GPU; overrides the table's", "F"
+    )
     ray_address: str | None = _flag(
         None, "run", "Ray cluster to use (default: RAY_ADDRESS, or a Ray started on this machine)", "ADDRESS"
     )
 
-    @field_validator("input", mode="before")
+    @field_validator("input", "queries", "corpus", mode="before")
     @classmethod
     def _accept_one_input(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
-    @field_validator("input", "output", "model")
+    @field_validator("input", "output", "model", "queries", "corpus", "reuse")
     @classmethod
     def _refuse_credentials(cls, value: Any) -> Any:
         return refuse_credentials(value)
+
+    @field_validator("webhook")
+    @classmethod
+    def _check_webhook(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://[^/\s]+", value):
+            raise ValueError("expected an address that begins with https:// or http://")
+        return value
 
     @field_validator("keep_columns")
     @classmethod
@@ -213,6 +325,51 @@ class ScoreJob(BaseModel):
         if isinstance(value, list) or value == "all":
             return value
         return [name.strip() for name in value.split(",") if name.strip()]
+
+    @field_validator("columns", "drop_columns", "keep_fields", "explode_columns", mode="before")
+    @classmethod
+    def _split_list(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+    @field_validator("rename_columns", mode="before")
+    @classmethod
+    def _split_renames(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        if not all(old.strip() and new.strip() for old, _, new in pairs):
+            raise ValueError("expected OLD=NEW,...")
+        return {old.strip(): new.strip() for old, _, new in pairs}
+
+    @field_validator("query_template", "document_template")
+    @classmethod
+    def _check_template(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_template(value)
+        return value
+
+    @field_validator("task")
+    @classmethod
+    def _check_task(cls, value: str | None) -> str | None:
+        known = load_presets()
+        if value is not None and value not in known:
+            raise ValueError(f"no task `{value}`{suggest(value, known)}; there are {', '.join(known)}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_instructions(self) -> "ScoreJob":
+        if self.instruction_map is not None and self.instruction_column is not None:
+            raise ValueError(
+                "--instruction-map and --instruction-column both say what a row's instruction is; give one"
+            )
+        given = self.instruction if "instruction" in self.model_fields_set else None
+        if self.task is not None and given not in (None, load_presets()[self.task].instruction):
+            raise ValueError("--task and --instruction both say what the instruction is; give one")
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("--columns names a column twice")
+        if self.explode_columns and not self.explode:
+            raise ValueError("--explode-columns needs --explode")
+        return self
 
     @field_validator("engine_args", mode="before")
     @classmethod
@@ -248,6 +405,26 @@ class ScoreJob(BaseModel):
                 raise ValueError(f"--{name} is missing: give it as a flag or as `{name}:` in the job file")
         return self
 
+    @model_validator(mode="after")
+    def _require_texts_of_rankings(self) -> "ScoreJob":
+        if self.format in ("trec", "tevatron", "qrels") and not (self.queries and self.corpus):
+            raise ValueError(
+                f"--format {self.format} holds ids alone: name the texts that they stand for with --queries and --corpus"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_ids(self) -> "ScoreJob":
+        for role, flag in (("query", "queries"), ("document", "corpus")):
+            uris = getattr(self, flag)
+            if uris and getattr(self, f"{role}_template"):
+                raise ValueError(f"--{flag} and --{role}-template both say what the text of a {role} is; give one")
+            if any(hub.is_hub(uri) for uri in uris):
+                raise ValueError(
+                    f"--{flag} takes files, folders and globs, local or s3://, and no hf:// dataset; download it first"
+                )
+        return self
+
     @property
     def model_name(self) -> str:
         """The model to load; the fake engine needs none and then has a byte tokenizer of its own."""
@@ -263,19 +440,65 @@ class ScoreJob(BaseModel):
         low, _, high = str(self.actors).partition(":")
         return int(low), int(high or low)
 
+    @property
+    def group_size(self) -> int:
+        """GPUs that one engine is spread over."""
+        return self.tensor_parallel_size * int(self.engine_args.get("pipeline_parallel_size") or 1)
+
+    @property
+    def instructions(self) -> dict[str, str] | None:
+        """The instruction of each dataset, once the job is normalized."""
+        return self.instruction_map if isinstance(self.instruction_map, dict) else None
+
+    @property
+    def adds_pair_key(self) -> bool:
+        """Whether the output has pair keys."""
+        return self.with_pair_key or self.reuse is not None
+
+    @property
+    def query_source(self) -> tuple[str, str]:
+        """The column that says what the query is, its text or its id, and the flag that names it."""
+        if self.queries:
+            return self.query_id_column, "--query-id-column"
+        return self.query_column, "--query-column"
+
+    @property
+    def document_source(self) -> tuple[str, str]:
+        """The same of the document."""
+        if self.corpus:
+            return self.document_id_column, "--document-id-column"
+        return self.document_column, "--document-column"
+
     def normalized(self) -> "ScoreJob":
-        """Return the job with every location in its one spelling, so that relative paths survive a change of folder."""
+        """Return the job with every location in its one spelling, so that relative paths survive a change of folder.
+
+        A task becomes its instruction, and the name of an instruction map what it holds.
+
+        Raises:
+            JobError: the map is missing, or does not give a text for each dataset.
+        """
         changes: dict[str, Any] = {
-            "input": [storage.normalize_uri(uri) for uri in self.input],
+            "input": [_normalize_input(uri) for uri in self.input],
+            **{name: [storage.normalize_uri(uri) for uri in getattr(self, name)] for name in ("queries", "corpus")},
             "output": storage.normalize_uri(self.output),
         }
+        if self.reuse:
+            changes["reuse"] = storage.normalize_uri(self.reuse)
         if self.model and not storage.is_s3(self.model) and Path(self.model).expanduser().is_dir():
             changes["model"] = storage.normalize_uri(self.model)
+        if self.task is not None:
+            changes["instruction"] = load_presets()[self.task].instruction
+        if isinstance(self.instruction_map, str):
+            changes["instruction_map"] = _read_instruction_map(self.instruction_map)
         return self.model_copy(update=changes)
 
+    def to_record(self) -> dict[str, Any]:
+        """Return the job as it is written down: without commands and addresses of notices, which may hold secrets."""
+        return self.model_dump(mode="json", exclude=set(SECRET_FIELDS))
+
     def to_yaml(self) -> str:
-        """Return the job as a job file."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """Return the job as a job file, without what `to_record` leaves out."""
+        return yaml.safe_dump(self.to_record(), sort_keys=False, allow_unicode=True)
 
     def directions(self) -> Directions | None:
         """Return in which directions each row is scored; None where the query is a query and the document a document."""
@@ -296,9 +519,37 @@ class ScoreJob(BaseModel):
             "engine_args": {
                 name: value for name, value in sorted(self.engine_args.items()) if name not in HARMLESS_ENGINE_ARGS
             },
-            # Only where it is given, so that outputs of before there was this flag go on.
-            **({"trust_remote_code": True} if self.trust_remote_code else {}),
+            # Only where it is given, so that outputs of before there were these flags go on.
+            **{name: value for name, value in self._later_settings().items() if value},
         }
+
+    def _later_settings(self) -> dict[str, Any]:
+        return {
+            "trust_remote_code": self.trust_remote_code,
+            "query_template": self.query_template,
+            "document_template": self.document_template,
+            "instruction_map": self.instructions,
+            "dataset_column": self.dataset_column if self.instructions is not None else None,
+            "drop_columns": sorted(self.drop_columns),
+            "rename_columns": self.rename_columns,
+            "columns": self.columns,
+            "keep_fields": self.keep_fields,
+            "explode": self.explode,
+            "explode_columns": sorted(self.explode_columns),
+            "with_pair_key": self.adds_pair_key,
+            "top_k": self.top_k,
+            "query_id_column": self.query_id_column if self.queries else None,
+            "document_id_column": self.document_id_column if self.corpus else None,
+        }
+
+
+def _normalize_input(uri: str) -> str:
+    if not hub.is_hub(uri):
+        return storage.normalize_uri(uri)
+    try:
+        return hub.normalize_hub_uri(uri)
+    except ValueError as error:
+        raise JobError(f"--input: {error}", uri=uri) from None
 
 
 def refuse_credentials(value: Any) -> Any:
@@ -324,7 +575,12 @@ def check_engine_args(engine_args: Mapping[str, Any]) -> None:
     Raises:
         ValueError: an argument is none of those that are passed on.
     """
-    known = (HARMLESS_ENGINE_ARGS | SCORING_ENGINE_ARGS) - {*ENGINE_ARGS_WITH_FLAGS, "faults", "seconds_per_prompt"}
+    known = (HARMLESS_ENGINE_ARGS | SCORING_ENGINE_ARGS) - {
+        *ENGINE_ARGS_WITH_FLAGS,
+        "cached_share",
+        "faults",
+        "seconds_per_prompt",
+    }
     for name, value in engine_args.items():
         if name in ENGINE_ARGS_WITH_FLAGS:
             raise ValueError(f"--engine-args: `{name}` has a flag of its own, {ENGINE_ARGS_WITH_FLAGS[name]}")
@@ -369,7 +625,18 @@ def read_job_file(path: str | None, kind: type[BaseModel]) -> dict[str, Any]:
     Raises:
         JobError: the file is missing or no YAML mapping, or a key is not a field of this kind of job.
     """
-    values = {} if path is None else _read_yaml(path)
+    if path is None:
+        return {}
+    return parse_job_file(_read_file(path, "job file"), path, kind)
+
+
+def parse_job_file(data: bytes | str, path: str, kind: type[BaseModel]) -> dict[str, Any]:
+    """Return the keys and values of a job file's text; `path` is for messages.
+
+    Raises:
+        JobError: it is no YAML mapping, or a key is not a field of this kind of job.
+    """
+    values = _parse_yaml(data, path)
     for key in values:
         if key not in kind.model_fields:
             raise JobError(f"{path}: unknown key `{key}`{suggest(str(key), kind.model_fields)}", key=key)
@@ -403,18 +670,32 @@ _JobFileLoader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def _read_file(path: str, what: str) -> bytes:
     uri = storage.normalize_uri(path)
     data = storage.read_if_present(uri)
     if data is None:
-        raise JobError(f"{path}: no such job file", uri=uri)
+        raise JobError(f"{path}: no such {what}", uri=uri)
+    return data
+
+
+def _parse_yaml(
+    data: bytes | str, path: str, expected: str = "`key: value` lines, one for each flag"
+) -> dict[str, Any]:
     try:
         values = yaml.load(data, _JobFileLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise JobError(f"{path}: not a YAML file ({str(error).splitlines()[0]})", uri=uri) from None
+        raise JobError(f"{path}: not a YAML file ({str(error).splitlines()[0]})", file=path) from None
     if not isinstance(values, dict):
-        raise JobError(f"{path}: expected `key: value` lines, one for each flag", uri=uri)
+        raise JobError(f"{path}: expected {expected}", file=path)
     return values
+
+
+def _read_instruction_map(path: str) -> dict[str, str]:
+    values = _parse_yaml(_read_file(path, "instruction map"), path, "`dataset: instruction` lines")
+    for name, value in values.items():
+        if not isinstance(value, str) or not value.strip():
+            raise JobError(f"{path}: the instruction of `{name}` is not text; write `dataset: instruction` lines")
+    return {str(name): value for name, value in values.items()}
 
 
 def _describe(problem: Any, path: str | None, flags: Container[str]) -> str:

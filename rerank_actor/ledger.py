@@ -20,6 +20,7 @@ from rerank_actor.trial import NOT_FINITE, Piece, Trial, Verdict
 ENDS_ALLOWED, ENDS_ALLOWED_PER_ACTOR = 30, 10
 QUIET_SECONDS = 10.0  # without a piece in hand, a start or a report: nothing goes on any more
 HAND_SECONDS = 60.0  # for an actor to say how long a piece may take, and for a watchdog to end one that takes longer
+PRESENCE_SECONDS = 60.0  # since an actor's last sign of life, after which it counts as gone
 START_ATTEMPTS = 3  # of an actor in a row; then it starts its engine no more
 ACTOR_DIED = "the actor died while scoring"
 START_DIED = (
@@ -78,6 +79,8 @@ class Ledger:
         self._reports: list[dict[str, Any]] = []
         self._engines: list[dict[str, Any]] = []
         self._engine_failures: list[str] = []
+        self._queued: set[str] = set()
+        self._seen: dict[str, float] = {}
 
     # The run
 
@@ -87,6 +90,7 @@ class Ledger:
         self._hands.clear()
         self._stages.clear()
         self._starts.clear()
+        self._queued.clear()
         self._stopped = False
 
     def stop(self) -> None:
@@ -112,6 +116,7 @@ class Ledger:
         """Take down that a unit is committed, failed (`failure` is in the report) or handed back unscored."""
         self._trials.pop(name, None)
         self._hands.pop(name, None)
+        self._queued.discard(name)
         del self._stages[name, "write"]
         self._reports.append({"unit": name, **report})
         self._active_at = time.monotonic()
@@ -119,8 +124,11 @@ class Ledger:
     def drain(self) -> dict[str, Any]:
         """Return what was reported since the last call, and forget it.
 
-        Beside it stands how many actors are starting an engine for the first time, as of now.
+        Beside it stands, as of now, how many actors are starting an engine for the first time, how many there are, and
+        how many units wait for an engine or are at one.
         """
+        since = time.monotonic() - PRESENCE_SECONDS
+        self._seen = {actor: at for actor, at in self._seen.items() if at >= since}
         news = {
             "units": self._reports,
             "engines": self._engines,
@@ -129,12 +137,19 @@ class Ledger:
             "least_batch_tokens": self._least_batch_tokens,
             "hopeless": self._last_reason if self._ends > self._allow_ends() else None,
             "idle_seconds": self._count_idle_seconds(),
+            "actors": len(self._seen),
+            "units_queued": len(self._queued),
+            "units_at_engines": len(self._hands),
             "first_starts": sum(item.state == "starting" and not item.failures for item in self._starts.values()),
         }
         self._reports, self._engines, self._engine_failures, self._faults = [], [], [], Counter()
         return news
 
     # Engines
+
+    def note_presence(self, actor: str) -> None:
+        """Take down a sign of life of an actor, which holds its resources whether it has work or not."""
+        self._seen[actor] = time.monotonic()
 
     def agree_dtype(self, dtype: str) -> str:
         """Return the dtype of the run: the first that an engine came to, or that of the output's earlier runs."""
@@ -199,6 +214,7 @@ class Ledger:
         """
         if self._stopped:
             return None
+        self._queued.discard(unit)
         if unit in self._hands:
             self._note_death(unit)
         trial = self._trials.setdefault(unit, Trial(num_prompts, self._max_attempts))
@@ -275,6 +291,8 @@ class Ledger:
     def end_stage(self, unit: str, stage: Stage) -> None:
         """Take down that the worker is through with it."""
         self._active_at = time.monotonic()
+        if stage == "read":
+            self._queued.add(unit)
         del self._stages[unit, stage]
 
 

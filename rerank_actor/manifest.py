@@ -25,6 +25,7 @@ from rerank_actor.errors import InputError, RerankError
 from rerank_actor.output import Output
 from rerank_actor.part import PartCheck, check_part
 from rerank_actor.plan import Unit
+from rerank_actor.sketch import NAMES
 
 RECORDS_PER_FILE = 5000
 RECORD_SECONDS = 60.0  # that a record waits to be written at most
@@ -53,12 +54,16 @@ RECORD_SCHEMA = pa.schema(
         "truncated": pa.int64(),
         "tokens": pa.int64(),
         "cached_tokens": pa.int64(),
+        "forward_passes": pa.int64(),
+        "reused": pa.int64(),
+        "shared": pa.int64(),
         "errors": pa.string(),
         "attempts": pa.int32(),
         "seconds": pa.float64(),
         "part_bytes": pa.int64(),
         "part_etag": pa.string(),
         "finished_at": pa.float64(),
+        **{f"{name}_bins": pa.list_(pa.int32()) for name in NAMES},
     }
 )
 
@@ -74,6 +79,10 @@ class Totals:
     truncated: int = 0
     tokens: int = 0
     cached_tokens: int = 0
+    forward_passes: int = 0
+    reused: int = 0
+    shared: int = 0
+    shared_passes: int = 0  # spent on pairs that several units have, outside of units
     engine_seconds: float = 0.0
     errors: Counter[str] = field(default_factory=Counter)
     units_by_attempts: Counter[int] = field(default_factory=Counter)
@@ -81,8 +90,10 @@ class Totals:
     def add(self, record: dict[str, Any]) -> None:
         """Add one unit's record."""
         self.units += 1
-        for name in ("rows", "pairs", "scored", "truncated", "tokens", "cached_tokens"):
+        for name in ("rows", "pairs", "scored", "truncated", "tokens", "cached_tokens", "reused", "shared"):
             setattr(self, name, getattr(self, name) + int(record.get(name) or 0))
+        computed = record.get("forward_passes")  # records of before there was one are of units without copies
+        self.forward_passes += int(record.get("scored") or 0) if computed is None else int(computed)
         self.engine_seconds += float(record.get("seconds") or 0)
         errors = record.get("errors") or {}
         self.errors.update(json.loads(errors) if isinstance(errors, str) else errors)
@@ -98,6 +109,11 @@ class Totals:
         """Pairs or rows that have an error instead of a score."""
         return sum(self.errors.values())
 
+    @property
+    def saved_forward_passes(self) -> int:
+        """Pairs whose score was copied from a pair of the same job that is the same."""
+        return self.scored - self.forward_passes - self.shared_passes - self.reused
+
     def to_dict(self) -> dict[str, Any]:
         """Return the sums as they stand in the manifest."""
         return {
@@ -110,6 +126,9 @@ class Totals:
             "truncated": self.truncated,
             "tokens": self.tokens,
             "cached_tokens": self.cached_tokens,
+            "forward_passes": self.forward_passes + self.shared_passes,
+            "saved_forward_passes": self.saved_forward_passes,
+            "reused": self.reused,
             "engine_seconds": round(self.engine_seconds, 3),
             "units_by_attempts": {str(number): count for number, count in sorted(self.units_by_attempts.items())},
         }

@@ -89,13 +89,6 @@ def fetch_model(name: str, revision: str | None = None, *, weights: bool = True,
     return _fetch_from_hub(name, revision, weights=weights, code=code)
 
 
-def _cache_folder() -> Path:
-    base = os.environ.get("RERANK_ACTOR_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rerank-actor"
-    )
-    return Path(base) / "models"
-
-
 def _fetch_from_s3(uri: str, *, weights: bool, code: bool) -> Path:
     try:
         found = storage.list_objects(uri)
@@ -104,7 +97,7 @@ def _fetch_from_s3(uri: str, *, weights: bool, code: bool) -> Path:
     if not found:
         raise ModelError(f"{uri}: no such model folder; check --model", model=uri)
     listing = json.dumps([[item.uri, item.size, item.etag] for item in found] + [weights, *["code"] * code])
-    target = _cache_folder() / hashlib.sha256(listing.encode()).hexdigest()[:24]
+    target = storage.find_cache("models") / hashlib.sha256(listing.encode()).hexdigest()[:24]
     if not target.is_dir():
         temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
         temporary.mkdir(parents=True, exist_ok=True)

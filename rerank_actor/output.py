@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +21,16 @@ from typing import Any
 import pyarrow as pa
 
 from rerank_actor import storage
+from rerank_actor.columns import read_own_table
 from rerank_actor.errors import InputError, OutputConflictError, RerankError
 from rerank_actor.plan import Plan, Unit
-from rerank_actor.shards import read_own_table
+from rerank_actor.sketch import NAMES
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 45.0
 RECORD_THREADS = 16
+OWN_FILES = ("plan.parquet", "job.yaml", "manifest.json", "report.html", "estimate.json")
+SKETCH_COLUMNS = frozenset(f"{name}_bins" for name in NAMES)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,14 @@ class Output:
 
     def load_manifest(self) -> dict[str, Any]:
         """Return the manifest, empty where there is none or it is damaged."""
-        data = storage.read_if_present(self.at("manifest.json"))
+        return self._load_object("manifest.json")
+
+    def load_estimate(self) -> dict[str, Any]:
+        """Return what `jobs.plan` foresaw, empty where it was not asked."""
+        return self._load_object("estimate.json")
+
+    def _load_object(self, name: str) -> dict[str, Any]:
+        data = storage.read_if_present(self.at(name))
         try:
             found = json.loads(data) if data else {}
         except ValueError:
@@ -101,10 +111,14 @@ class Output:
             self.write_own(f"failed/{name}.json", json.dumps(record, indent=2).encode())
 
     def read_records(self) -> Iterator[dict[str, Any]]:
-        """Yield the unit records of earlier runs; those of a file that cannot be read are passed over."""
+        """Yield the unit records of earlier runs without their sketches."""
+        for table in self.read_record_tables(skip=SKETCH_COLUMNS):
+            yield from table.to_pylist()
+
+    def read_record_tables(self, skip: Container[str] = ()) -> Iterator[pa.Table]:
+        """Yield the files of unit records; one that cannot be read is passed over."""
         with ThreadPoolExecutor(RECORD_THREADS) as pool:
-            for table in pool.map(_read_table, [item.uri for item in self._own_objects("runs")]):
-                yield from table.to_pylist()
+            yield from pool.map(lambda item: _read_table(item.uri, skip), self._own_objects("runs"))
 
     def match_records(self, parts: dict[str, storage.StoredObject]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield name and record of each part that a record vouches for: its size and version mark are those written.
@@ -137,9 +151,9 @@ class Output:
         """Delete everything that an earlier job left, but the lease."""
         storage.delete_objects([self.success_uri])
         storage.delete_objects([item.uri for item in self.list_parts().values()])
-        for folder in ("failed", "runs", "tmp"):
+        for folder in ("failed", "runs", "tmp", "stores", "dedupe"):
             storage.delete_folder(self.at(folder))
-        storage.delete_objects([self.at(name) for name in ("plan.parquet", "job.yaml", "manifest.json", "report.html")])
+        storage.delete_objects([self.at(name) for name in OWN_FILES])
 
     def clear_scratch(self) -> None:
         """Delete what a killed run left half written."""
@@ -151,10 +165,10 @@ class Output:
         storage.delete_objects([storage.join_uri(self.uri, name) for name in names])
 
 
-def _read_table(uri: str) -> pa.Table:
+def _read_table(uri: str, skip: Container[str]) -> pa.Table:
     """Return a file of unit records, empty where it is damaged or gone."""
     try:
-        return read_own_table(storage.read_bytes(uri))
+        return read_own_table(storage.read_bytes(uri), skip)
     except (pa.ArrowException, OSError, InputError):
         return pa.table({})
 

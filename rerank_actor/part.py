@@ -19,9 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
+from rerank_actor.candidates import INDEX_COLUMN
 from rerank_actor.directions import DIRECTED_VALUES, find_directions, name_column
+from rerank_actor.layout import find_reason
+from rerank_actor.pair_key import PAIR_KEY
 from rerank_actor.plan import Unit
 from rerank_actor.shards import RESERVED_COLUMNS
+from rerank_actor.sketch import Sketch
 from rerank_actor.units import UnitWork
 
 ADDED_TYPES = dict(
@@ -43,8 +47,8 @@ def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
 
     Returns:
         The kept columns in input order with `score`, `logit`, `num_tokens`, `truncated_tokens` and `error` behind
-        them, lists of these where documents are lists; and the totals: rows, pairs, scored, truncated, tokens and
-        errors by reason.
+        them, lists of these where documents are lists; and the totals: rows, pairs, scored, truncated, tokens,
+        forward passes (scored pairs that went through the engine) and errors by reason.
     """
     if work.logits is None:
         raise ValueError(f"unit {work.unit.name} has not been scored")
@@ -63,16 +67,18 @@ def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
         "truncated_tokens": pa.array(np.where(scored, prompts.truncated_tokens, 0), pa.int32()),
         "error": pa.array(pair_errors, pa.string()),
     }
+    if work.pair_keys is not None:
+        columns[PAIR_KEY] = work.pair_keys
     if work.directions:
         columns = _join_directions(work.directions, columns, work.row_errors)
         pair_errors = columns["error"].to_numpy(zero_copy_only=False)
-    errors = Counter(str(reason) for reason in pair_errors if reason is not None)
+    errors = Counter(find_reason(str(reason)) for reason in pair_errors if reason is not None)
     if work.list_lengths is not None:
         lacking = work.list_lengths < 0
         offsets = np.concatenate([[0], np.cumsum(np.maximum(work.list_lengths, 0))]).astype(np.int32)
-        columns = {name: _to_lists(offsets, values, lacking) for name, values in columns.items() if name != "error"}
-        columns["error"] = _list_errors(work.row_errors.to_pylist(), offsets, pair_errors)
-        errors.update(str(reason) for reason in work.row_errors.to_pylist() if reason is not None)
+        lists = {name: _to_lists(offsets, values, lacking) for name, values in columns.items() if name != "error"}
+        columns = {**columns, **lists, "error": _list_errors(work.row_errors.to_pylist(), offsets, pair_errors)}
+        errors.update(find_reason(str(reason)) for reason in work.row_errors.to_pylist() if reason is not None)
     table = pa.ipc.open_stream(work.rows).read_all()
     for name, values in columns.items():
         table = table.append_column(name, values)
@@ -82,6 +88,7 @@ def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
         "scored": int(scored.sum()),
         "truncated": int((np.where(scored, prompts.truncated_tokens, 0) > 0).sum()),
         "tokens": int(prompts.num_tokens[scored].sum()),
+        "forward_passes": int(scored[prompts.scorable].sum()),
         "errors": dict(sorted(errors.items())),
     }
     return table, totals
@@ -113,7 +120,8 @@ def _join_directions(
         },
         "error": pa.array(errors, pa.string()),
     }
-    directed = {name_column(direction, name): own[direction][name] for direction in own for name in DIRECTED_VALUES}
+    names = [*DIRECTED_VALUES, *([PAIR_KEY] if PAIR_KEY in columns else [])]
+    directed = {name_column(direction, name): own[direction][name] for direction in own for name in names}
     return {**directed, **joined}
 
 
@@ -132,12 +140,15 @@ def _list_errors(row_errors: list[str | None], offsets: np.ndarray, pair_errors:
 def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: str | None) -> dict[str, Any]:
     """Write a scored unit's part, whole or not at all, and return its totals with the part's size and version mark.
 
+    Its totals and the sketch of its scores are in its metadata too, so that they outlive a run that is killed.
+
     Doing it twice is harmless: the name follows from the unit and the content from the job.
 
     Raises:
         StorageError, JobError: the part could not be written.
     """
     table, totals = build_part(work)
+    facts = {**totals, **Sketch.of_columns(flatten_columns(table)).to_record(), **work.facts}
     own = {
         **metadata,
         "unit": work.unit.name,
@@ -147,7 +158,7 @@ def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: s
         "num_rows": str(work.unit.num_rows),
         "engine_version": str(work.facts.get("engine_version", "")),
         "dtype": str(work.facts.get("dtype", "")),
-        "facts": json.dumps({**totals, **work.facts}),
+        "facts": json.dumps(facts),
     }
     sink = io.BytesIO()
     table = table.replace_schema_metadata({METADATA_PREFIX + name: value for name, value in own.items()})
@@ -157,7 +168,7 @@ def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: s
     with storage.patient():
         storage.write_bytes(uri, data, scratch=scratch)
     written = {"part_bytes": len(data), "part_etag": _find_etag(uri, data), "finished_at": time.time()}
-    return {**totals, **work.facts, **written}
+    return {**facts, **written}
 
 
 def _find_etag(uri: str, data: bytes) -> str:
@@ -219,9 +230,20 @@ def _compare_with_plan(unit: Unit, table: pa.Table, found: dict[str, str], finge
         return f"holds another unit ({found.get('unit')} of {found.get('shard')})"
     if found.get("shard_etag") != unit.etag:
         return "was scored from another version of its shard"
-    if table.num_rows != unit.num_rows:
-        return f"has {table.num_rows} rows, the plan {unit.num_rows}"
+    num_rows = count_input_rows(table, found)
+    if num_rows != unit.num_rows:
+        return f"has {'no whole number of' if num_rows is None else num_rows} rows, the plan {unit.num_rows}"
     return None
+
+
+def count_input_rows(table: pa.Table, found: dict[str, str]) -> int | None:
+    """Return how many input rows a part's rows are of; None where candidates of an exploded row are missing."""
+    if not found.get("explode"):
+        return int(table.num_rows)
+    index = table.column(INDEX_COLUMN).fill_null(0).to_numpy()
+    begins = index == 0
+    follows = np.append(False, index[1:] == index[:-1] + 1)
+    return int(begins.sum()) if (begins | follows).all() else None
 
 
 def _check_types(table: pa.Table) -> str | None:
@@ -235,8 +257,8 @@ def _check_types(table: pa.Table) -> str | None:
     return None
 
 
-def _flatten(table: pa.Table) -> dict[str, pa.Array]:
-    """Return the added columns with a value a pair; of lists, those of rows that have one."""
+def flatten_columns(table: pa.Table) -> dict[str, pa.Array]:
+    """Return the added columns of a part with a value a pair; of lists, those of rows that have one."""
     has_list = pc.is_valid(table.column("score"))
     columns = {}
     for name in RESERVED_COLUMNS:
@@ -249,7 +271,7 @@ def _flatten(table: pa.Table) -> dict[str, pa.Array]:
 
 def _check_scores(table: pa.Table) -> str | None:
     """Check that each pair has a score or a reason, and that scores are the sigmoid of logits."""
-    columns = _flatten(table)
+    columns = flatten_columns(table)
     if len({len(column) for column in columns.values()}) > 1:
         return "has lists of different lengths in a row"
     has_score = pc.is_valid(columns["score"])
@@ -285,7 +307,7 @@ def _check_directions(table: pa.Table) -> str | None:
 
 
 def _compare_with_facts(table: pa.Table, facts: dict[str, Any]) -> str | None:
-    columns = _flatten(table)
+    columns = flatten_columns(table)
     reasons = [columns["error"].drop_null()]
     if pa.types.is_list(table.schema.field("error").type):  # a row without a list has its reason alone
         reasons.append(pc.list_flatten(pc.filter(table.column("error"), pc.is_null(table.column("score")))))
@@ -295,12 +317,12 @@ def _compare_with_facts(table: pa.Table, facts: dict[str, Any]) -> str | None:
             for name in DIRECTED_VALUES
         }
     counted = {
-        "rows": table.num_rows,
+        "rows": count_input_rows(table, read_part_metadata(table.schema)),
         "pairs": len(columns["score"]),
         "scored": len(columns["score"]) - columns["score"].null_count,
         "truncated": int(pc.sum(pc.greater(columns["truncated_tokens"], 0)).as_py() or 0),
         "tokens": int(pc.sum(columns["num_tokens"]).as_py() or 0),
-        "errors": dict(Counter(reason for values in reasons for reason in values.to_pylist())),
+        "errors": dict(Counter(find_reason(reason) for values in reasons for reason in values.to_pylist())),
     }
     for name, count in counted.items():
         if facts.get(name) != count:

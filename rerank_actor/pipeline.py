@@ -7,10 +7,9 @@ way becomes a failed unit and goes on as data, because an exception inside Ray D
 
 import functools
 import logging
-import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import pyarrow as pa
@@ -22,30 +21,22 @@ from ray.data.datasource import Datasink, Datasource, ReadTask
 from rerank_actor import storage
 from rerank_actor.actor import RerankActor
 from rerank_actor.engine import EngineSpec
-from rerank_actor.errors import EngineError, JobError, RerankError
+from rerank_actor.errors import EngineError, RerankError
 from rerank_actor.pace import START_SECONDS
 from rerank_actor.part import write_part
 from rerank_actor.plan import Unit
+from rerank_actor.pool import ActorPool
 from rerank_actor.units import PrepareSpec, UnitWork, prepare_unit
 from rerank_actor.watchdog import Watchdog
 
 UNITS_PER_ACTOR = 4  # in an actor's queue, so that its engine never waits for a unit
+NEVER_REACHED = -1.0  # by the share of its queue that is filled
 UNIT_BYTES_ESTIMATE = 16 * 2**20
 DEATHS_ALLOWED = 10  # of workers that read or write one unit; most die of something else
 STAGE_SECONDS = 3600.0  # to read or write a unit; storage has limits of its own, but a mounted file system may hang
 NO_PROGRESS_SECONDS = 2 * START_SECONDS  # of the whole pipeline, which Ray then ends; each step has a limit of its own
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ActorPool:
-    """How many actors there are and what each takes of the cluster."""
-
-    least: int
-    most: int
-    num_cpus: float
-    num_gpus: float
 
 
 @dataclass(frozen=True)
@@ -58,14 +49,31 @@ class PartSpec:
     environment: dict[str, str] = field(repr=False)
 
 
-class UnitSource(Datasource):
-    """A Ray Data source with one read task, one block and one row for each unit."""
+@dataclass(frozen=True)
+class ScoredOutput:
+    """An output of the run: how its units are read, and where and as what they are written."""
 
-    def __init__(self, units: Sequence[Unit], spec: PrepareSpec, tokenizer_json: str, ledger: Any) -> None:
+    prepare: PrepareSpec
+    part: PartSpec
+
+
+class UnitSource(Datasource):
+    """A Ray Data source with one read task, one block and one row for each unit.
+
+    Args:
+        units: each with the place of its output.
+        specs: how the units of each output are read.
+        tokenizer_json: of the model.
+        ledger: handle of the run's ledger.
+    """
+
+    def __init__(
+        self, units: Sequence[tuple[int, Unit]], specs: Sequence[PrepareSpec], tokenizer_json: str, ledger: Any
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._units = units
         # They are large next to a unit, so that the tasks share one copy of them in the object store.
-        self._shared = ray.put((spec, tokenizer_json, ledger))
+        self._shared = ray.put((specs, tokenizer_json, ledger))
 
     def get_name(self) -> str:
         """Name in Ray's logs."""
@@ -80,11 +88,13 @@ class UnitSource(Datasource):
     ) -> list[ReadTask]:
         """Return a task for each unit, whatever parallelism Ray would like."""
         metadata = BlockMetadata(num_rows=1, size_bytes=UNIT_BYTES_ESTIMATE, input_files=None, exec_stats=None)
-        return [ReadTask(functools.partial(_read_unit, unit, self._shared), metadata) for unit in self._units]
+        return [
+            ReadTask(functools.partial(_read_unit, unit, place, self._shared), metadata) for place, unit in self._units
+        ]
 
 
 @functools.lru_cache(maxsize=1)
-def _get_shared(reference: ray.ObjectRef[Any]) -> tuple[PrepareSpec, str, Any]:
+def _get_shared(reference: ray.ObjectRef[Any]) -> tuple[Sequence[PrepareSpec], str, Any]:
     return ray.get(reference)  # type: ignore[no-any-return]
 
 
@@ -93,31 +103,31 @@ def _get_watchdog() -> Watchdog:
     return Watchdog()
 
 
-def _read_unit(unit: Unit, shared: ray.ObjectRef[Any]) -> Iterable[Block]:
+def _read_unit(unit: Unit, place: int, shared: ray.ObjectRef[Any]) -> Iterable[Block]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Ray runs as many read tasks as there are cores
-    spec, tokenizer_json, ledger = _get_shared(shared)
+    specs, tokenizer_json, ledger = _get_shared(shared)
     deaths = ray.get(ledger.begin_stage.remote(unit.name, "read"))
     if deaths is None:
         raise EngineError("the run has ended", unit=unit.name)  # ends the pipeline, which is wanted
     if deaths >= DEATHS_ALLOWED:
         failure = f"{unit.uri}: the process that reads it died {deaths} times"
-        yield UnitWork.failed(unit, failure, {"attempts": deaths}).to_table()
+        yield replace(UnitWork.failed(unit, failure, {"attempts": deaths}), place=place).to_table()
         return
     try:
         with _get_watchdog().limit(STAGE_SECONDS):
-            work = prepare_unit(unit, spec, tokenizer_json)
+            work = prepare_unit(unit, specs[place], tokenizer_json)
     except Exception as error:  # the unit fails with its cause; the run goes on
         logger.exception("unit %s could not be prepared", unit.name)
         work = UnitWork.failed(unit, f"{unit.uri}: could not be prepared ({type(error).__name__})", {"attempts": 1})
     ledger.end_stage.remote(unit.name, "read")
-    yield work.to_table()
+    yield replace(work, place=place).to_table()
 
 
 class PartSink(Datasink[None]):
-    """A Ray Data sink that writes a part for each unit and tells the ledger."""
+    """A Ray Data sink that writes a part for each unit into its output and tells the ledger."""
 
-    def __init__(self, spec: PartSpec, ledger: Any) -> None:
-        self._spec, self._ledger = spec, ledger
+    def __init__(self, specs: Sequence[PartSpec], ledger: Any) -> None:
+        self._specs, self._ledger = specs, ledger
 
     def get_name(self) -> str:
         """Name in Ray's logs."""
@@ -125,7 +135,7 @@ class PartSink(Datasink[None]):
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
         """Write the units of some blocks; one that cannot be written is reported as failed."""
-        storage.adopt_environment(self._spec.environment)
+        storage.adopt_environment(self._specs[0].environment)
         for block in blocks:
             table = cast(pa.Table, block)
             for row in range(table.num_rows):
@@ -142,7 +152,8 @@ class PartSink(Datasink[None]):
             return {"failure": f"the process that writes its part died {deaths} times", **work.facts}
         try:
             with _get_watchdog().limit(STAGE_SECONDS):
-                return write_part(work, self._spec.output, self._spec.metadata, self._spec.scratch)
+                spec = self._specs[work.place]
+                return write_part(work, spec.output, spec.metadata, spec.scratch)
         except RerankError as error:
             return {"failure": str(error), **work.facts}
         except Exception as error:  # as in _read_unit
@@ -151,16 +162,16 @@ class PartSink(Datasink[None]):
 
 
 def score_units(
-    units: Sequence[Unit],
-    prepare: PrepareSpec,
+    units: Sequence[tuple[int, Unit]],
+    outputs: Sequence[ScoredOutput],
     tokenizer_json: str,
     engine: EngineSpec,
-    part: PartSpec,
     pool: ActorPool,
     ledger: Any,
     stall_seconds: float,
+    labels: dict[str, str],
 ) -> None:
-    """Score units: the whole path of a unit from its shard to its part.
+    """Score units: the whole path of a unit from its shard to its part, in the output whose place stands beside it.
 
     Returns when each unit is committed, reported as failed or handed back by an actor without an engine. The caller
     looks at the output for what is committed.
@@ -170,23 +181,26 @@ def score_units(
     """
     _set_context()
     dataset = ray.data.read_datasource(
-        UnitSource(units, prepare, tokenizer_json, ledger),
+        UnitSource(units, [output.prepare for output in outputs], tokenizer_json, ledger),
         override_num_blocks=len(units),
         num_cpus=1,
     )
     dataset = dataset.map_batches(
         RerankActor,
-        fn_constructor_args=(engine, ledger, stall_seconds, part.environment),
+        fn_constructor_args=(engine, ledger, stall_seconds, outputs[0].part.environment, labels),
         batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ActorPoolStrategy(
-            min_size=pool.least, max_size=pool.most, max_tasks_in_flight_per_actor=UNITS_PER_ACTOR
+            min_size=pool.least,
+            max_size=pool.most,
+            initial_size=pool.initial,
+            max_tasks_in_flight_per_actor=UNITS_PER_ACTOR,
         ),
         num_cpus=pool.num_cpus,
         num_gpus=pool.num_gpus,
     )
-    dataset.write_datasink(PartSink(part, ledger), ray_remote_args={"num_cpus": 1})
+    dataset.write_datasink(PartSink([output.part for output in outputs], ledger), ray_remote_args={"num_cpus": 1})
 
 
 def restart_stuck_actors() -> int:
@@ -222,38 +236,6 @@ def _set_context() -> None:
     context.execution_options.preserve_order = False
     context.enable_rich_progress_bars = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
-
-
-def plan_pool(
-    actor_range: tuple[int, int] | None,
-    gpus_per_actor: float | None,
-    tensor_parallel_size: int,
-    num_units: int,
-) -> ActorPool:
-    """Return how many actors to run on the cluster that Ray is connected to.
-
-    Raises:
-        JobError: the cluster can never hold the least number of actors.
-    """
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    gpus, cpus = float(resources.get("GPU", 0)), float(resources.get("CPU", 1))
-    num_gpus = gpus_per_actor if gpus_per_actor is not None else (1.0 if gpus else 0.0)
-    if num_gpus and tensor_parallel_size > 1:
-        num_gpus = float(math.ceil(max(num_gpus, tensor_parallel_size)))
-    fitting = int(gpus / num_gpus) if num_gpus else 1
-    least, most = actor_range or (max(1, fitting), max(1, fitting))
-    if num_gpus and fitting < least:
-        raise JobError(
-            f"{least} actors with {num_gpus:g} GPUs each do not fit a cluster with {gpus:g} GPUs; "
-            "lower --actors or --gpus-per-actor, or add nodes"
-        )
-    if not num_gpus and least > max(1, cpus - 1):
-        raise JobError(
-            f"{least} actors do not fit a cluster with {cpus:g} CPUs, one of which reads and writes; lower --actors"
-        )
-    most = max(1, min(most, num_units)) if not num_gpus else max(least, most)
-    least = min(least, most)
-    # On a GPU an actor's own CPU work is small. Without one its engine computes, with a thread for each of its CPUs, and
-    # a core is left to the rest: a thread that has to wait for its core holds up all others.
-    num_cpus = 1.0 if num_gpus else max(1.0, math.floor((cpus - 3) / most))
-    return ActorPool(least, most, num_cpus, num_gpus)
+    # An engine takes minutes to start. Ray would end those that find no unit in their queue for a moment, at the start
+    # above all, and start others a moment later. They still go when no unit is left to hand out.
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = NEVER_REACHED

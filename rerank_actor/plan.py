@@ -17,11 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_actor import shards, storage
+from rerank_actor.columns import merge_types, read_own_table
+from rerank_actor.dataset_files import list_repository, pick_saved
 from rerank_actor.errors import InputError, JobError, OutputConflictError, RerankError
-from rerank_actor.job import ScoreJob, suggest
+from rerank_actor.hub import is_hub
+from rerank_actor.input_columns import check_columns, is_kept
+from rerank_actor.job import ScoreJob
+from rerank_actor.layout import UNIT_BYTES, ShardLayout
 
 MIN_UNIT_ROWS = 512
-MAX_UNIT_ROWS = 16_384
+MAX_UNIT_ROWS = 16_384  # or pairs, where documents are lists and no single row has more
 UNITS_WANTED = 64  # of a small input, so that several actors have work
 SCAN_THREADS = 16
 
@@ -34,7 +39,8 @@ class Unit:
         name: names the part, `<shard>-<number>`.
         uri, size, etag: the shard as it was planned.
         row_start, num_rows: the rows, counted in the shard. A shard that could not be read has one unit of 0 rows.
-        byte_start: where the rows begin in the uncompressed text; -1 for Parquet.
+        byte_start: where the rows begin, as `layout.Block` has it; -1 for Parquet.
+        number: of the line or row that is there.
     """
 
     name: str
@@ -44,6 +50,7 @@ class Unit:
     row_start: int
     num_rows: int
     byte_start: int
+    number: int = 0
 
     @property
     def part_name(self) -> str:
@@ -59,7 +66,8 @@ class Shard:
         uri, size, etag: the object when it was planned.
         num_rows: rows it holds; `starts` may cover fewer of them when the job had a limit.
         starts: first row of each unit, then the row where the last ends.
-        byte_starts: first byte of each unit; -1 for Parquet.
+        byte_starts: where each unit begins, as `layout.Block` has it; -1 for Parquet.
+        numbers: of the line or row there; none in plans of earlier versions.
         error: why it could not be read, else None.
     """
 
@@ -70,6 +78,7 @@ class Shard:
     starts: tuple[int, ...]
     byte_starts: tuple[int, ...]
     error: str | None = None
+    numbers: tuple[int, ...] = ()
 
     @property
     def id(self) -> str:
@@ -88,7 +97,9 @@ class Shard:
             return
         for number, byte_start in enumerate(self.byte_starts):
             start, end = self.starts[number], self.starts[number + 1]
-            yield Unit(f"{self.id}-{number:05d}", self.uri, self.size, self.etag, start, end - start, byte_start)
+            begins = self.numbers[number] if self.numbers else 0
+            name = f"{self.id}-{number:05d}"
+            yield Unit(name, self.uri, self.size, self.etag, start, end - start, byte_start, begins)
 
 
 @dataclass(frozen=True)
@@ -129,6 +140,7 @@ class Plan:
                 "starts": pa.array([shard.starts for shard in self.shards], pa.list_(pa.int64())),
                 "byte_starts": pa.array([shard.byte_starts for shard in self.shards], pa.list_(pa.int64())),
                 "error": pa.array([shard.error for shard in self.shards], pa.string()),
+                "numbers": pa.array([shard.numbers for shard in self.shards], pa.list_(pa.int64())),
             }
         )
         types = pa.schema(list(self.json_types.items())).serialize().to_pybytes().hex()
@@ -145,19 +157,28 @@ class Plan:
             JobError: the bytes are no plan.
         """
         try:
-            table = shards.read_own_table(data)
+            table = read_own_table(data)
             metadata = table.schema.metadata
             types = pa.ipc.read_schema(pa.BufferReader(bytes.fromhex(metadata[b"json_types"].decode())))
             rows = table.to_pylist()
-            found = tuple(
-                Shard(**{**row, "starts": tuple(row["starts"]), "byte_starts": tuple(row["byte_starts"])})
-                for row in rows
-            )
+            found = tuple(Shard(**{name: _freeze(value) for name, value in row.items()}) for row in rows)
             return cls(found, dict(zip(types.names, types.types, strict=True))), json.loads(metadata[b"fingerprint"])
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise JobError(
                 f"the stored plan cannot be read ({type(error).__name__}); --overwrite starts afresh"
             ) from error
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class UnitSize:
+    """Rows and pairs of a unit at most; a row is never cut."""
+
+    rows: int
+    pairs: int
 
 
 @dataclass(frozen=True)
@@ -175,11 +196,20 @@ def list_input(job: ScoreJob) -> list[storage.StoredObject]:
         InputError: an input matches nothing, or lies in the output or around it.
     """
     found: dict[str, storage.StoredObject] = {}
+    has_splits = False
     for uri in job.input:
         _refuse_overlap(uri, job.output)
-        objects = storage.list_objects(uri)
+        if is_hub(uri):
+            objects, has_splits = list_repository(uri, job.config, job.split), True
+        else:
+            objects = storage.list_objects(uri)
+            saved = pick_saved(uri, objects, job.split)
+            objects, has_splits = saved or objects, has_splits or saved is not None
         if not objects:
-            raise InputError(f"{uri}: nothing there; --input takes files, folders and globs, local or s3://", uri=uri)
+            raise InputError(
+                f"{uri}: nothing there; --input takes files, folders and globs, local or s3://, and hf:// datasets",
+                uri=uri,
+            )
         kept = [item for item in objects if len(objects) == 1 or _has_format(item.uri, job.format)]
         if not kept:
             raise InputError(
@@ -189,6 +219,10 @@ def list_input(job: ScoreJob) -> list[storage.StoredObject]:
             )
         for item in kept:
             found.setdefault(item.uri, item)
+    if (job.split or job.config) and not has_splits:
+        raise InputError(
+            "--split and --config choose from hf:// datasets and save_to_disk folders, and no input is one"
+        )
     for item in found.values():
         shards.detect_format(item.uri, job.format)
     return list(found.values())
@@ -246,11 +280,10 @@ def make_plan(
         item for item in objects if item.uri not in known or item.uri in changed or known[item.uri].error is not None
     ]
     scanned = dict(zip([item.uri for item in to_scan], _scan_all(job, to_scan, progress), strict=True))
-    readable = {uri: layout for uri, layout in scanned.items() if isinstance(layout, shards.ShardLayout)}
-    _check_columns(job, readable, bool(earlier.shards))
+    readable = {uri: layout for uri, layout in scanned.items() if isinstance(layout, ShardLayout)}
+    check_columns(job, readable, bool(earlier.shards))
 
-    total_rows = sum(layout.num_rows for layout in readable.values())
-    unit_rows = job.unit_rows or min(MAX_UNIT_ROWS, max(MIN_UNIT_ROWS, total_rows // UNITS_WANTED))
+    unit_size = _choose_unit_size(job, readable.values())
     planned = {uri: shard for uri, shard in known.items() if uri not in scanned}
     left = job.limit - sum(shard.planned_rows for shard in planned.values()) if job.limit is not None else None
     for item in objects:
@@ -258,11 +291,11 @@ def make_plan(
         if isinstance(found, RerankError):
             shard = Shard(item.uri, item.size, item.etag, 0, (), (), str(found))
         elif found is not None:
-            shard = _cut(item, found, unit_rows, left)
+            shard = _cut(item, found, unit_size, left)
             if left is not None and shard.planned_rows == 0 and item.uri not in known:
                 continue
         else:
-            shard = _extend(known[item.uri], job, unit_rows, left)
+            shard = _extend(known[item.uri], job, unit_size, left)
         if left is not None:
             before = planned[item.uri].planned_rows if item.uri in planned else 0
             left -= shard.planned_rows - before
@@ -304,10 +337,10 @@ def _differs(item: storage.StoredObject, shard: Shard) -> bool:
 
 def _scan_all(
     job: ScoreJob, objects: list[storage.StoredObject], progress: Callable[[int, int], None] | None
-) -> Iterable[shards.ShardLayout | RerankError]:
-    def scan(item: storage.StoredObject) -> shards.ShardLayout | RerankError:
+) -> Iterable[ShardLayout | RerankError]:
+    def scan(item: storage.StoredObject) -> ShardLayout | RerankError:
         try:
-            return shards.scan_shard(item.uri, item.size, job.format, job.unit_rows or MIN_UNIT_ROWS)
+            return _scan(job, item.uri, item.size, item.etag)
         except RerankError as error:
             return error
 
@@ -318,57 +351,34 @@ def _scan_all(
             yield layout
 
 
-def _check_columns(job: ScoreJob, layouts: dict[str, shards.ShardLayout], is_backfill: bool) -> None:
-    """Refuse columns that are missing, reserved or nowhere text, before anything starts."""
-    required = {"--query-column": job.query_column, "--document-column": job.document_column}
-    if job.instruction_column is not None:
-        required["--instruction-column"] = job.instruction_column
-    kept = [] if job.keep_columns == "all" else list(job.keep_columns)
-    for uri, layout in layouts.items():
-        if layout.num_rows == 0:
-            continue
-        for flag, name in [*required.items(), *(("--keep-columns", name) for name in kept)]:
-            if name not in layout.columns:
-                raise InputError(
-                    f"{uri}: no column `{name}`; it has {', '.join(f'`{c}`' for c in layout.columns) or 'none'}; "
-                    f"choose with {flag}{suggest(name, layout.columns)}",
-                    uri=uri,
-                    column=name,
-                )
-        names = list(layout.columns) if job.keep_columns == "all" else kept
-        taken = [name for name in names if name in shards.RESERVED_COLUMNS]
-        if taken:
-            raise InputError(
-                f"{uri}: column `{taken[0]}` has the name of a column that scoring adds; leave it out with --keep-columns",
-                uri=uri,
-                column=taken[0],
-            )
-    for flag, name in required.items():
-        types = [layout.columns[name] for layout in layouts.values() if layout.num_rows]
-        lists = flag == "--document-column"
-        if types and not is_backfill and not any(_may_hold_text(kind, lists) for kind in types):
-            expected = "text or lists of text" if lists else "text"
-            raise InputError(
-                f"column `{name}` is {types[0]} in every shard, expected {expected}; choose with {flag}",
-                column=name,
-            )
-
-
-def _may_hold_text(kind: pa.DataType, lists: bool) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _may_hold_text(kind.value_type, lists)
-    if lists and shards.is_list(kind):
-        return _may_hold_text(kind.value_type, False)
-    return bool(
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_string_view(kind)
-        or pa.types.is_null(kind)
+def _scan(job: ScoreJob, uri: str, size: int, etag: str, break_at: int = -1) -> ShardLayout:
+    block_rows = min(job.unit_rows or shards.BLOCK_ROWS, MAX_UNIT_ROWS)
+    return shards.scan_shard(
+        uri,
+        size,
+        job.format,
+        block_rows,
+        break_at,
+        etag=etag,
+        list_column=job.document_source[0],
+        header=tuple(job.columns),
+        top_k=job.top_k,
     )
 
 
+def _choose_unit_size(job: ScoreJob, layouts: Iterable[ShardLayout]) -> UnitSize:
+    """Return the most of a unit: of a small input less, so that several actors have work."""
+    layouts = list(layouts)
+
+    def share(total: int) -> int:
+        return min(MAX_UNIT_ROWS, max(MIN_UNIT_ROWS, total // UNITS_WANTED))
+
+    rows = job.unit_rows or share(sum(layout.num_rows for layout in layouts))
+    return UnitSize(rows, share(sum(layout.num_pairs for layout in layouts)))
+
+
 def _json_types(
-    job: ScoreJob, layouts: dict[str, shards.ShardLayout], earlier: dict[str, pa.DataType]
+    job: ScoreJob, layouts: dict[str, ShardLayout], earlier: dict[str, pa.DataType]
 ) -> dict[str, pa.DataType]:
     """Return the types of JSON columns that hold for all shards; those of an earlier plan stay.
 
@@ -380,8 +390,8 @@ def _json_types(
         if shards.detect_format(uri, job.format)[0] != "jsonl":
             continue
         for name, kind in layout.columns.items():
-            merged = shards.merge_types(types.get(name), kind)
-            if merged != earlier.get(name, merged) and (job.keep_columns == "all" or name in job.keep_columns):
+            merged = merge_types(types.get(name), kind)
+            if merged != earlier.get(name, merged) and is_kept(job, name):
                 raise InputError(
                     f"{uri}: column `{name}` holds {kind}, in the parts already written it is {earlier[name]}; give this "
                     "shard an --output of its own",
@@ -392,52 +402,66 @@ def _json_types(
     return {name: pa.string() if pa.types.is_null(kind) else kind for name, kind in types.items()}
 
 
-def _cut(item: storage.StoredObject, layout: shards.ShardLayout, unit_rows: int, limit: int | None) -> Shard:
-    starts, byte_starts = _cut_blocks(layout, unit_rows, 0, limit)
-    return Shard(item.uri, item.size, item.etag, layout.num_rows, tuple(starts), tuple(byte_starts))
+def _cut(item: storage.StoredObject, layout: ShardLayout, unit_size: UnitSize, limit: int | None) -> Shard:
+    starts, places = _cut_blocks(layout, unit_size, 0, limit)
+    byte_starts, numbers = (tuple(place[at] for place in places) for at in (0, 1))
+    return Shard(item.uri, item.size, item.etag, layout.num_rows, tuple(starts), byte_starts, numbers=numbers)
 
 
-def _extend(shard: Shard, job: ScoreJob, unit_rows: int, limit: int | None) -> Shard:
+def _extend(shard: Shard, job: ScoreJob, unit_size: UnitSize, limit: int | None) -> Shard:
     """Plan the rows of a known shard that a limit had left out; its first units stay as they are."""
     if shard.planned_rows == shard.num_rows or (limit is not None and limit <= 0):
         return shard
-    layout = shards.scan_shard(
-        shard.uri, shard.size, job.format, job.unit_rows or MIN_UNIT_ROWS, break_at=shard.planned_rows
+    layout = _scan(job, shard.uri, shard.size, shard.etag, break_at=shard.planned_rows)
+    starts, places = _cut_blocks(layout, unit_size, shard.planned_rows, limit)
+    byte_starts, numbers = ([place[at] for place in places] for at in (0, 1))
+    return replace(
+        shard,
+        starts=(*shard.starts[:-1], *starts),
+        byte_starts=(*shard.byte_starts, *byte_starts),
+        numbers=(*(shard.numbers or [0] * len(shard.byte_starts)), *numbers),
     )
-    starts, byte_starts = _cut_blocks(layout, unit_rows, shard.planned_rows, limit)
-    return replace(shard, starts=(*shard.starts[:-1], *starts), byte_starts=(*shard.byte_starts, *byte_starts))
 
 
 def _cut_blocks(
-    layout: shards.ShardLayout, unit_rows: int, first_row: int, limit: int | None
-) -> tuple[list[int], list[int]]:
-    """Cut rows from `first_row` on into units: small blocks are joined, over-large Parquet row groups are cut inside.
+    layout: ShardLayout, unit_size: UnitSize, first_row: int, limit: int | None
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Cut rows from `first_row` on into units: small blocks are joined, over-large ones are cut inside.
 
     A run of lines is never cut, except where a limit ends in it: its first byte is known, its lines' are not.
+
+    Returns:
+        First row of each unit, then the row where the last ends; and place and number of each unit.
     """
     end_row = layout.num_rows if limit is None else min(layout.num_rows, first_row + max(0, limit))
     starts: list[int] = []
-    byte_starts: list[int] = []
+    places: list[tuple[int, int]] = []
     row = 0
-    room_rows = room_bytes = 0.0
-    for block_rows, block_bytes, first_byte in layout.blocks:
-        begin, end = max(row, first_row), min(row + block_rows, end_row)
-        row += block_rows
+    room_rows = room_pairs = room_bytes = 0.0
+    for block in layout.blocks:
+        begin, end = max(row, first_row), min(row + block.num_rows, end_row)
+        row += block.num_rows
         if begin >= end:
             continue
         num_rows = end - begin
-        bytes_per_row = max(1.0, block_bytes / block_rows)
-        if starts and num_rows <= room_rows and num_rows * bytes_per_row <= room_bytes:
+        bytes_per_row = max(1.0, block.num_bytes / block.num_rows)
+        pairs_per_row = block.num_pairs / block.num_rows
+        fits = num_rows <= room_rows and num_rows * bytes_per_row <= room_bytes
+        if starts and fits and num_rows * pairs_per_row <= room_pairs:
             room_rows -= num_rows
             room_bytes -= num_rows * bytes_per_row
+            room_pairs -= num_rows * pairs_per_row
             continue
-        most = max(1, min(unit_rows, int(shards.UNIT_BYTES / bytes_per_row)))
-        pieces = -(-num_rows // most) if first_byte < 0 else 1
+        most = min(unit_size.rows, int(UNIT_BYTES / bytes_per_row))
+        if pairs_per_row:
+            most = min(most, int(unit_size.pairs / pairs_per_row))
+        pieces = -(-num_rows // max(1, most)) if block.is_divisible else 1
         for piece in range(pieces):
             starts.append(begin + num_rows * piece // pieces)
-            byte_starts.append(first_byte)
-        room_rows = unit_rows - (end - starts[-1])
-        room_bytes = shards.UNIT_BYTES - (end - starts[-1]) * bytes_per_row
+            places.append((block.byte_start, block.number))
+        room_rows = unit_size.rows - (end - starts[-1])
+        room_bytes = UNIT_BYTES - (end - starts[-1]) * bytes_per_row
+        room_pairs = unit_size.pairs - (end - starts[-1]) * pairs_per_row
     if starts:
         starts.append(end_row)
-    return starts, byte_starts
+    return starts, places

@@ -12,7 +12,7 @@ import copy
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -52,6 +52,9 @@ class Prompts:
         head_tokens: int32 [num_pairs], tokens before the document, which pairs of one group share.
         truncated_tokens: int32 [num_pairs], document tokens cut off.
         errors: string [num_pairs], null where the pair can be scored.
+        original: int32 [num_pairs], the pair whose logit this one gets: itself, or the first that is the same, which
+            alone has token ids.
+        known_logits: float32 [num_pairs], NaN where the logit is still to be found.
     """
 
     token_ids: pa.ListArray
@@ -60,6 +63,8 @@ class Prompts:
     head_tokens: np.ndarray
     truncated_tokens: np.ndarray
     errors: pa.StringArray
+    original: np.ndarray
+    known_logits: np.ndarray
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -68,12 +73,15 @@ class Prompts:
     def none(cls) -> Self:
         """Return the prompts of no pairs."""
         nothing = np.zeros(0, np.int32)
-        return cls(_no_ids(0), nothing, nothing, nothing, nothing, pa.array([], pa.string()))
+        errors = pa.array([], pa.string())
+        return cls(_no_ids(0), nothing, nothing, nothing, nothing, errors, nothing, nothing.astype(np.float32))
 
     @property
     def scorable(self) -> np.ndarray:
-        """int64 [num_scorable], positions of the pairs without error, those of one query side by side."""
-        positions = np.flatnonzero(self.errors.is_null().to_numpy(zero_copy_only=False))
+        """int64 [num_scorable], positions of the pairs that are for the engine, those of one query side by side."""
+        is_own = self.original == np.arange(len(self))
+        can_be = self.errors.is_null().to_numpy(zero_copy_only=False)
+        positions = np.flatnonzero(can_be & is_own & np.isnan(self.known_logits))
         return positions[np.argsort(self.group[positions], kind="stable")]
 
     def ids_at(self, positions: np.ndarray) -> list[np.ndarray]:
@@ -83,15 +91,43 @@ class Prompts:
         return [values[offsets[position] : offsets[position + 1]] for position in positions]
 
     def with_errors(self, reasons: Mapping[int, str]) -> Self:
-        """Return these prompts with further pairs that cannot be scored, by position."""
+        """Return these prompts with further pairs that cannot be scored, by position, and those that are the same."""
         errors = self.errors.to_pylist()
         for position, reason in reasons.items():
             errors[position] = reason
+        for position in np.flatnonzero(self.original != np.arange(len(self))).tolist():
+            errors[position] = errors[self.original[position]]
         return replace(self, errors=pa.array(errors, pa.string()))
 
     def without_ids(self) -> Self:
         """Return these prompts without what the engine reads, for the way back from it."""
         return replace(self, token_ids=_no_ids(len(self)))
+
+    def spread(self, original: np.ndarray) -> Self:
+        """Return the prompts of pairs of which these are the different ones, in order of first sight.
+
+        Args:
+            original: int32 [num_pairs], position of the first pair that is the same, as `find_originals` gives it.
+        """
+        is_own = original == np.arange(len(original))
+        own = np.cumsum(is_own)[original] - 1
+        offsets = np.concatenate([[0], np.cumsum(np.where(is_own, self.num_tokens[own], 0))]).astype(np.int32)
+        return replace(
+            self,
+            token_ids=pa.ListArray.from_arrays(pa.array(offsets), self.token_ids.values),
+            num_tokens=self.num_tokens[own],
+            group=self.group[own],
+            head_tokens=self.head_tokens[own],
+            truncated_tokens=self.truncated_tokens[own],
+            errors=self.errors.take(pa.array(own)),
+            original=original,
+            known_logits=self.known_logits[own],
+        )
+
+    def fill_in(self, logits: np.ndarray) -> np.ndarray:
+        """Return the logits of all pairs, of those that the engine was given: float32 [num_pairs], NaN where none."""
+        own = np.where(np.isnan(self.known_logits), logits, self.known_logits)
+        return np.asarray(own[self.original], np.float32)
 
     def to_batch(self) -> pa.RecordBatch:
         """Return the prompts as one Arrow batch, for the way between processes."""
@@ -103,8 +139,10 @@ class Prompts:
                 pa.array(self.head_tokens),
                 pa.array(self.truncated_tokens),
                 self.errors,
+                pa.array(self.original),
+                pa.array(self.known_logits),
             ],
-            names=["token_ids", "num_tokens", "group", "head_tokens", "truncated_tokens", "errors"],
+            names=[field.name for field in fields(self)],
         )
 
     @classmethod
@@ -117,6 +155,8 @@ class Prompts:
             batch.column("head_tokens").to_numpy(),
             batch.column("truncated_tokens").to_numpy(),
             batch.column("errors"),
+            batch.column("original").to_numpy(),
+            batch.column("known_logits").to_numpy(),
         )
 
 
@@ -207,6 +247,8 @@ class PairEncoder:
             spread(head_tokens),
             spread(truncated[fits]),
             pa.array(errors, pa.string()),
+            np.arange(len(errors), dtype=np.int32),
+            np.full(len(errors), np.nan, np.float32),
         )
 
     def _group_pairs(

@@ -1,55 +1,39 @@
 """The main job: from a `ScoreJob` to a scored output, and on again after whatever ended it.
 
-`run_job` is the order of things: groundwork, lease, scoring what is not committed, saying what happened. It knows the
-order and the words for the user; how each step works is known elsewhere.
+`run_job` is the order of things: groundwork, lease, scoring what is not committed, saying what happened. `run_jobs` does the
+same for several jobs whose engines are the same, which are started once for all of them. It knows the order and the words
+for the user; how each step works is known elsewhere.
 """
 
-import contextlib
-import json
-import threading
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, TypeVar
 
-from rerank_actor import storage
 from rerank_actor.connection import Connection, SignalWatch, connect_ray, watch_signals
-from rerank_actor.errors import EngineStartError, JobError, RerankError, RunInterruptedError, describe_cause
-from rerank_actor.groundwork import Groundwork, make_specs, prepare_job, refuse_dead_storage
+from rerank_actor.crew import Crew
+from rerank_actor.errors import RerankError, RunInterruptedError
+from rerank_actor.groundwork import Groundwork, prepare_job, refuse_dead_storage
 from rerank_actor.job import ScoreJob
-from rerank_actor.manifest import Totals, UnitRecords, check_committed, find_versions, limit_failures
-from rerank_actor.model import load_tokenizer_json
-from rerank_actor.output import Lease, find_pending
+from rerank_actor.joins import index_scores, make_known, make_lookups
+from rerank_actor.notice import Notifier
+from rerank_actor.output import Lease
+from rerank_actor.output_run import OutputRun, RunResult
 from rerank_actor.plan import Unit
-from rerank_actor.progress import QuietReporter, Reporter, Standing
+from rerank_actor.progress import QuietReporter, Reporter
+from rerank_actor.reuse import ScoreSource, find_reused
+from rerank_actor.shared_pairs import SharedPairs, find_shared, make_shared_job
+from rerank_actor.units import PrepareSpec
 
-POLL_SECONDS = 0.5
-RATE_WINDOW_SECONDS = 120.0
-STOP_SECONDS = 20.0  # to wait for a pipeline on a Ray that lives on
-OWN_STOP_SECONDS = 1.0  # on one that ends with this process; a stopped job has three seconds in all
-LISTED_ENGINES = 100
-STANDSTILL_SECONDS = 240.0  # without anything going on; longer than Ray takes to start a process, on a busy machine too
+__all__ = ["RunResult", "run_job", "run_jobs"]
 
+OPEN_AT_ONCE = 100  # outputs of a run whose lease is held; each is a request every five seconds
+OPEN_THREADS = 8
 
-@dataclass
-class RunResult:
-    """How a run ended.
-
-    Attributes:
-        status: `complete`, or `failed` when units are missing.
-        totals: of everything committed, earlier runs included.
-        failed: records of the units that failed for good.
-        untried: how many units the run did not come to before it ended.
-        run: figures of this run alone.
-    """
-
-    status: str
-    totals: Totals
-    failed: dict[str, dict[str, Any]]
-    untried: int = 0
-    run: dict[str, Any] = field(default_factory=dict)
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 def run_job(job: ScoreJob, reporter: Reporter | None = None) -> RunResult:
@@ -63,407 +47,214 @@ def run_job(job: ScoreJob, reporter: Reporter | None = None) -> RunResult:
         OutputConflictError: the output belongs to another job, or another run is writing to it.
         RunInterruptedError: a signal stopped the run; everything committed stays.
     """
+    return run_jobs([job], reporter)[0]
+
+
+def run_jobs(
+    jobs: Sequence[ScoreJob], reporter: Reporter | None = None, owner: ScoreJob | None = None
+) -> list[RunResult]:
+    """Score what several jobs name, with engines that are started once for all of them.
+
+    Each job has an output of its own, which is planned and finished on its own, as soon as its last unit is committed.
+
+    Args:
+        jobs: one or more, that differ in their input, output and instruction alone.
+        reporter: is told what happens.
+        owner: the job that they are parts of, of which notices and metrics speak.
+
+    Returns:
+        How each ended, in their order.
+
+    Raises:
+        JobError: one of the jobs cannot start; nothing was started.
+        OutputConflictError: an output belongs to another job, or another run is writing to it.
+        RunInterruptedError: a signal stopped the run; everything committed stays.
+    """
     reporter = reporter or QuietReporter()
-    ground = prepare_job(job, reporter)
-    run_id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
-    lease = Lease(ground.output, run_id)
-    with refuse_dead_storage():
-        lease.acquire(reporter.say)
+    for job in jobs[OPEN_AT_ONCE:]:
+        prepare_job(job, reporter)  # what is refused is refused before anything starts
+    run = _Run(owner or jobs[0], reporter)
     try:
-        return _Run(ground, run_id, lease, reporter).execute()
-    finally:
-        lease.release()
+        for at in range(0, len(jobs), OPEN_AT_ONCE):
+            run.execute(jobs[at : at + OPEN_AT_ONCE])
+    except RunInterruptedError as error:
+        run.report_end("stopped", str(error))
+        raise
+    except RerankError as error:
+        run.report_end("error", str(error))
+        raise
+    status = "failed" if any(result.status == "failed" for result in run.results) else "complete"
+    rows = sum(result.totals.rows for result in run.results)
+    failed = sum(len(result.failed) for result in run.results)
+    run.report_end(status, f"{status}, {rows:,} rows, {failed:,} units failed")
+    return run.results
+
+
+def _map(work: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
+    """Do work for each item, that of several side by side, because it mostly waits for storage."""
+    if len(items) == 1:
+        return [work(items[0])]
+    with ThreadPoolExecutor(OPEN_THREADS) as pool:
+        return list(pool.map(work, items))
 
 
 class _Run:
-    """One run that holds the lease: what it has to do, and what it has learned so far."""
+    """One run: the outputs whose leases it holds, and how those ended that it is through with."""
 
-    def __init__(self, ground: Groundwork, run_id: str, lease: Lease, reporter: Reporter) -> None:
-        self.ground, self.run_id, self.lease, self.reporter = ground, run_id, lease, reporter
-        self.output = ground.output
-        self.records = UnitRecords(ground.output, run_id)
-        self.totals = Totals()
-        self.scored_now = Totals()
-        self.left: dict[str, Unit] = {}  # units of this run that are not known to be committed
-        self.failed: dict[str, dict[str, Any]] = {}
-        self.engines: list[dict[str, Any]] = []
-        self.engine_failures: list[str] = []
-        self.first_starts = 0
-        self.hopeless: str | None = None
-        self.idle_seconds, self.standstills = 0.0, 0
-        self.faults: Counter[str] = Counter()
-        self.least_batch_tokens: int | None = None
-        self.started = time.time()
-        self.ready_at: float | None = None
-        self.finished_at: float | None = None
-        self._window: list[tuple[float, int, int]] = []
+    def __init__(self, owner: ScoreJob, reporter: Reporter) -> None:
+        self.owner, self.reporter = owner, reporter
+        self.run_id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
+        self.results: list[RunResult] = []
+        self._outputs: list[OutputRun] = []  # those of earlier waves too
+        self._notifier: Notifier | None = None
+        self._started = time.time()
 
-    def execute(self) -> RunResult:
-        """Do the run: prepare the output, score what is pending, write down how it ended."""
-        pending = self._prepare_output()
-        self.left = {unit.name: unit for unit in pending}
+    def report_end(self, status: str, message: str) -> None:
+        """Tell that the run has ended, where it had begun."""
+        if self._notifier is not None:
+            self._notifier.report_end(status, message, self._tell_figures())
+
+    def execute(self, jobs: Sequence[ScoreJob]) -> None:
+        """Take the leases, prepare the outputs, score what is pending, write down how it ended."""
+        grounds = _map(lambda job: prepare_job(job, self.reporter), jobs)
+        leases = [Lease(ground.output, self.run_id) for ground in grounds]
+        held: list[Lease] = []
+
+        def acquire(lease: Lease) -> None:
+            with refuse_dead_storage():
+                lease.acquire(self.reporter.say)
+            held.append(lease)
+
         try:
-            self._score(pending)
+            _map(acquire, leases)
+            self._score(grounds, leases)
+        finally:
+            for lease in held:
+                lease.release()
+
+    def _score(self, grounds: list[Groundwork], leases: list[Lease]) -> None:
+        """Score what is pending of some outputs and finish each."""
+        if self._notifier is None:
+            owner = self.owner if len(grounds) > 1 else grounds[0].job
+            self._notifier = Notifier(owner, self.run_id, self.reporter.say)
+        outputs = [
+            OutputRun(ground, self.run_id, lease, self.reporter, self._warn)
+            for ground, lease in zip(grounds, leases, strict=True)
+        ]
+        self._outputs += outputs
+        finished: dict[int, RunResult] = {}
+
+        def finish(output: OutputRun) -> None:
+            finished[id(output)] = output.finish()
+            if len(outputs) > 1:
+                output.lease.release()
+
+        pending = _map(OutputRun.prepare, outputs)
+        busy = [(output, units) for output, units in zip(outputs, pending, strict=True) if units]
+        if len(outputs) > 1:
+            _map(finish, [output for output, units in zip(outputs, pending, strict=True) if not units])
+        try:
+            if busy:
+                with watch_signals() as watch, connect_ray(self.owner, watch) as connection:
+                    for group in _group_by_dtype(busy):
+                        self._drive(group, connection, watch, finish if len(outputs) > 1 else None)
         finally:
             self.reporter.close()
-        return self._finish()
+        for output in outputs:
+            if id(output) not in finished:
+                finish(output)
+        self.results += [finished[id(output)] for output in outputs]
 
-    def _prepare_output(self) -> list[Unit]:
-        """Bring plan and parts into step, and return the units that are left to score."""
-        ground, output = self.ground, self.output
-        if ground.job.overwrite:
-            output.clear()
-        output.clear_scratch()
-        output.delete_parts(list(ground.change.stale_parts))
-        parts = output.list_parts()
-        units = ground.plan.units()
-        self.totals, damaged = check_committed(output, parts, units, ground.fingerprint, self.reporter.say)
-        for name, problem in damaged.items():
-            self.reporter.say(f"{storage.join_uri(output.uri, name)} {problem}; its unit is scored again")
-            del parts[name]
-        pending = find_pending(ground.plan, parts)
-        if pending:
-            storage.delete_objects([output.success_uri])
-        if ground.plan != ground.earlier:
-            output.write_own("plan.parquet", ground.plan.to_bytes(ground.settings))
-        output.write_own("job.yaml", ground.job.model_copy(update={"overwrite": False}).to_yaml().encode())
-        output.delete_parts(list(damaged))
-        for uri in ground.change.vanished:
-            self.reporter.say(f"{uri}: no longer in the input; its parts stay")
-        count = sum(1 for _ in ground.plan.units())
-        done = f", {count - len(pending):,} committed already" if count > len(pending) else ""
-        self.reporter.say(
-            f"{ground.plan.num_rows:,} rows of {len(ground.plan.shards):,} shards in {count:,} units{done}; output {output.uri}"
-        )
-        if ground.job.retry_failed:
-            wanted = {record["unit"] for record in output.list_failed()}
-            pending = [unit for unit in pending if unit.name in wanted]
-            self.reporter.say(f"--retry-failed: {len(pending):,} units failed in an earlier run")
-        return pending
+    def _drive(
+        self,
+        group: list[tuple[OutputRun, list[Unit]]],
+        connection: Connection,
+        watch: SignalWatch,
+        finish: Callable[[OutputRun], None] | None,
+    ) -> None:
+        """Start engines and score the units of some outputs."""
+        outputs, units = [output for output, _ in group], [own for _, own in group]
+        crew = Crew(outputs, self.owner.output, self.reporter, self._warn, connection, watch)
+        specs, engine = crew.make_specs()
+        specs = self._make_stores(crew, specs)
+        crew.score(units, specs, engine, finish)
 
-    def _score(self, pending: list[Unit]) -> None:
-        unreadable = {shard.uri: shard.error for shard in self.ground.plan.shards if shard.error}
-        for unit in pending:
-            if unit.uri in unreadable:
-                self._note_failure(unit.name, {"failure": unreadable[unit.uri], "attempts": 1})
-        scorable = [unit for unit in pending if unit.uri not in unreadable]
-        if scorable:
-            with watch_signals() as watch, connect_ray(self.ground.job, watch) as connection:
-                self._drive(scorable, connection, watch)
+    def _make_stores(self, crew: Crew, specs: list[PrepareSpec]) -> list[PrepareSpec]:
+        """Make what ids and known scores are looked up in."""
+        from rerank_actor.tasks import run_tasks
 
-    def _drive(self, units: list[Unit], connection: Connection, watch: SignalWatch) -> None:
-        """Run the pipeline, again for units that are left after it, as long as that helps."""
-        import ray
+        found = []
+        for output, spec in zip(crew.outputs, specs, strict=True):
+            lookups = make_lookups(output.ground, run_tasks, self.reporter.say, crew.check)
+            output.joins = {lookup.role: lookup.store.facts for lookup in lookups}
+            known = make_known(output.ground, run_tasks, self.reporter.say, crew.check)
+            found.append(replace(spec, lookups=lookups, known=known))
+        if self.owner.dedupe != "global":
+            return found
+        shared = {}
+        for place, (output, spec) in enumerate(zip(crew.outputs, found, strict=True)):
+            units, size = list(output.left.values()), output.ground.plan.num_bytes
+            pairs = find_shared(output.output, units, size, spec, run_tasks, crew.check)
+            self.reporter.say(f"--dedupe global: {pairs.num_pairs:,} pairs are in several units; they are scored first")
+            if pairs.num_pairs:
+                shared[place] = pairs
+        for place, source in self._score_shared(crew, shared).items():
+            scores = index_scores("shared", source, crew.outputs[place].ground, run_tasks, crew.check)
+            found[place] = replace(found[place], known=(*found[place].known, scores))
+        return found
 
-        from rerank_actor.ledger import start_ledger
-        from rerank_actor.pipeline import PartSpec, plan_pool, score_units
+    def _score_shared(self, crew: Crew, shared: dict[int, SharedPairs]) -> dict[int, ScoreSource]:
+        """Score the pairs that several units of an output have, as jobs within the jobs; return where the scores are."""
+        inner: dict[int, OutputRun] = {}
+        for place, pairs in shared.items():
+            outer = crew.outputs[place]
+            job = make_shared_job(outer.ground.job, pairs, outer.output.at("dedupe", "scores"))
+            inner[place] = OutputRun(prepare_job(job), self.run_id, outer.lease, self.reporter, self._warn)
+        pending = {place: output.prepare() for place, output in inner.items()}
+        busy = [place for place, units in pending.items() if units]
+        if busy:
+            outputs = [inner[place] for place in busy]
+            engines = Crew(outputs, self.owner.output, self.reporter, self._warn, crew.connection, crew.watch)
+            specs, engine = engines.make_specs()
+            engines.score([pending[place] for place in busy], specs, engine)
+            crew.facts.faults.update(engines.facts.faults)
+        sources = {}
+        for place, output in inner.items():
+            output.finish(reports=False)
+            outer, pairs = crew.outputs[place], shared[place]
+            outer.totals.shared_passes = pairs.passes_before + output.totals.forward_passes
+            outer.dedupe = {"shared_pairs": pairs.num_pairs, "forward_passes": outer.totals.shared_passes}
+            outer.shared_dtype = output.find_dtype() or output.find_earlier_dtype()
+            outer.actor_seconds += output.actor_seconds
+            sources[place] = find_reused(output.output.uri, output.ground.settings)
+        return sources
 
-        ground, job = self.ground, self.ground.job
-        pool = plan_pool(job.actor_range, job.gpus_per_actor, job.tensor_parallel_size, len(units))
-        environment = storage.capture_environment()
-        tokenizer_json = load_tokenizer_json(ground.model)
-        prepare, engine = make_specs(ground, tokenizer_json, environment)
-        ledger = start_ledger(self._find_earlier_dtype(), job.max_attempts)
-        part = PartSpec(self.output.uri, self._part_metadata(), self.output.scratch, environment)
-        count = f"{pool.most}" if pool.least == pool.most else f"{pool.least} to {pool.most}"
-        self.reporter.say(f"starting {count} {job.engine} actor(s); an engine takes a while to start")
+    def _warn(self, message: str) -> None:
+        """Say what needs a person's eye, here and where notices go."""
+        self.reporter.say(message)
+        if self._notifier is not None:
+            self._notifier.report_trouble(message, self._tell_figures())
 
-        try:
-            while units:
-                settled = self._count_settled()
-                ledger.begin_round.remote()
-
-                def work(units: list[Unit] = units) -> None:
-                    score_units(units, prepare, tokenizer_json, engine, part, pool, ledger, job.stall_seconds)
-
-                if not self._follow(work, ledger, connection, watch) or self._count_settled() == settled:
-                    break
-                units = [unit for unit in self.left.values() if unit.name not in self.failed]
-                if units:
-                    self.faults["round_repeated"] += 1
-                    self.reporter.say(f"{len(units):,} units are left over; going over them again")
-        finally:
-            if not connection.is_busy:
-                ray.kill(ledger)  # on a Ray that lives on it would stay until Python collects its handle
-
-    def _count_settled(self) -> int:
-        return self.scored_now.units + len(self.failed)
-
-    def _follow(self, work: Callable[[], None], ledger: Any, connection: Connection, watch: SignalWatch) -> bool:
-        """Run a pipeline in a thread and follow it from this one; return whether another may go on from it."""
-        problem: list[BaseException] = []
-
-        def attempt() -> None:
-            try:
-                work()
-            except BaseException as error:
-                problem.append(error)
-
-        thread = threading.Thread(target=attempt, name="pipeline", daemon=True)
-        thread.start()
-        hopeless = False
-        try:
-            while thread.is_alive() and not hopeless:
-                thread.join(POLL_SECONDS)
-                watch.check()
-                self.lease.check()
-                self._drain(ledger)
-                if self.engine_failures and not self.engines and not self.first_starts:
-                    raise EngineStartError(self.engine_failures[0])
-                hopeless = self._is_hopeless()
-                self._end_standstill()
-        except RunInterruptedError:
-            ledger.stop.remote()
-            self._drain(ledger)
-            self._write_farewell()  # first, because stopping may take longer than we are given
-            raise
-        finally:
-            self._stop(ledger, thread, connection)
-        self._drain(ledger)
-        if problem and not hopeless:  # else it is what the pipeline says of being stopped
-            self._explain(problem[0])
-        return not hopeless
-
-    def _is_hopeless(self) -> bool:
-        """Say so when more failed than the job allows."""
-        job = self.ground.job
-        if job.max_failed_units and len(self.failed) > job.max_failed_units:
-            self.reporter.say(f"more than {job.max_failed_units:,} units failed; stopping (--max-failed-units)")
-            return True
-        if job.max_error_rows and self.scored_now.failed_pairs > job.max_error_rows:
-            self.reporter.say(f"more than {job.max_error_rows:,} rows have an error; stopping (--max-error-rows)")
-            return True
-        if self.hopeless is not None:
-            self.reporter.say(f"every engine fails and nothing is scored any more; stopping ({self.hopeless})")
-            return True
-        return False
-
-    def _end_standstill(self) -> None:
-        """Restart the actors that hold up a run in which nothing goes on, while engines were at work before."""
-        from rerank_actor.pipeline import restart_stuck_actors
-
-        if not self.engines or self.idle_seconds < STANDSTILL_SECONDS * (1 + self.standstills):
-            return
-        self.standstills += 1
-        count = restart_stuck_actors()
-        self.faults["actor_stuck"] += count
-        self.reporter.say(
-            f"nothing has gone on for {self.idle_seconds:.0f} s; {count} actors that do not start are replaced"
-        )
-
-    def _stop(self, ledger: Any, thread: threading.Thread, connection: Connection) -> None:
-        """Tell a pipeline that is at work to stop, and wait a little for it."""
-        if thread.is_alive():
-            ledger.stop.remote()
-            thread.join(OWN_STOP_SECONDS if connection.is_ours else STOP_SECONDS)
-            connection.is_busy = thread.is_alive()
-
-    def _explain(self, error: BaseException) -> None:
-        """Say why a pipeline ended early: an engine that cannot start is the job's fault, the rest is told."""
-        if self.engine_failures and not self.engines:
-            raise EngineStartError(self.engine_failures[0])
-        inner = getattr(error, "cause", None) or error  # Ray's error around what a worker raised
-        if isinstance(inner, JobError):
-            raise inner
-        self.faults["pipeline_ended"] += 1
-        self.reporter.say(f"Ray ended the pipeline early ({describe_cause(inner)})")
-
-    def _drain(self, ledger: Any) -> None:
-        import ray
-
-        try:
-            news = ray.get(ledger.drain.remote(), timeout=30)
-        except ray.exceptions.RayError:
-            return
-        self.engines += news["engines"]
-        if self.engines and self.ready_at is None:
-            self.ready_at = min(engine["ready_at"] for engine in self.engines)
-        self.first_starts, self.hopeless = news["first_starts"], news["hopeless"]
-        self.idle_seconds = news["idle_seconds"]
-        self.standstills = self.standstills if self.idle_seconds > STANDSTILL_SECONDS else 0
-        for kind in news["faults"].keys() - self.faults.keys():
-            self.reporter.say(f"survived a fault: {kind.replace('_', ' ')}; the manifest counts these")
-        self.faults.update(news["faults"])
-        self.least_batch_tokens = news["least_batch_tokens"] or self.least_batch_tokens
-        for failure in news["engine_failures"]:
-            self.engine_failures.append(failure)
-            if self.engines:
-                self.reporter.say(f"an engine could not start, others are at work: {failure}")
-        for report in news["units"]:
-            name = report.pop("unit")
-            if name not in self.left or report.get("handed_back"):
-                continue  # a worker that died after it had reported was replaced, and its successor reports again
-            if report.get("failure"):
-                self._note_failure(name, report)
-            else:
-                self._note_commit(name, report)
-        self._tell()
-
-    def _note_commit(self, name: str, report: dict[str, Any]) -> None:
-        self.finished_at = max(self.finished_at or 0.0, report["finished_at"])
-        self.faults["read_retried"] += report.get("read_retries", 0)
-        del self.left[name]
-        self.failed.pop(name, None)
-        self.records.add(name, report)
-        self.totals.add(report)
-        self.scored_now.add(report)
-
-    def _note_failure(self, name: str, report: dict[str, Any]) -> None:
-        unit = self.left[name]
-        self.failed[name] = {
-            "unit": name,
-            "shard": unit.uri,
-            "row_start": unit.row_start,
-            "num_rows": unit.num_rows,
-            "error": report["failure"],
-            "attempts": report.get("attempts", 1),
-            "run": self.run_id,
-        }
-        self.reporter.say(f"unit {name} failed: {report['failure']}")
-
-    def _tell(self) -> None:
-        now = time.time()
-        self._window.append((now, self.scored_now.pairs, self.scored_now.rows))
-        while self._window[0][0] < now - RATE_WINDOW_SECONDS:
-            self._window.pop(0)
-        total = self.ground.plan.num_rows
-        if self.ready_at is None:
-            self.reporter.update(
-                Standing(self.totals.rows, total, self.totals.failed_pairs, len(self.failed), 0, 0.0, None)
-            )
-            return
-        begin, pairs, rows = max(self._window[0], (self.ready_at, 0, 0))
-        seconds = max(1e-3, now - begin)
-        rows_per_second = (self.scored_now.rows - rows) / seconds
-        self.reporter.update(
-            Standing(
-                rows=self.totals.rows,
-                total_rows=total,
-                failed_rows=self.totals.failed_pairs,
-                failed_units=len(self.failed),
-                pairs=self.totals.pairs,
-                pairs_per_second=(self.scored_now.pairs - pairs) / seconds,
-                eta_seconds=(total - self.totals.rows) / rows_per_second if rows_per_second > 0 else None,
-            )
-        )
-
-    def _finish(self) -> RunResult:
-        """Look at what is committed, write the manifest, and `_SUCCESS` last."""
-        self.lease.check(fresh=True)
-        parts = self.output.list_parts()
-        self._add_unreported(parts)
-        missing = find_pending(self.ground.plan, parts)
-        failed = {unit.name: self.failed[unit.name] for unit in missing if unit.name in self.failed}
-        if len(missing) > len(failed):
-            self.reporter.say(f"{len(missing) - len(failed):,} units were not tried before the run ended")
-        self.output.replace_failed(failed)
-        if self.ground.job.check_scores and self.engines and not self._checked():
-            self.reporter.say(
-                "--check-scores: the engine that was to be compared died before it was; run again to compare"
-            )
-        self.records.flush()
-        status = "failed" if missing else "complete"
-        self._write_manifest(status, failed)
-        if not missing:
-            storage.write_bytes(self.output.success_uri, b"")
-        return RunResult(status, self.totals, failed, len(missing) - len(failed), self._run_figures(status))
-
-    def _add_unreported(self, parts: dict[str, storage.StoredObject]) -> None:
-        """Count the parts of which no report came, because a worker or the ledger died before it."""
-        unreported = [unit for unit in self.left.values() if unit.part_name in parts]
-        if not unreported:
-            return
-        found, damaged = check_committed(self.output, parts, unreported, self.ground.fingerprint)
-        self.totals.merge(found)
-        self.scored_now.merge(found)
-        self.output.delete_parts(list(damaged))
-        for name in damaged:
-            del parts[name]
-
-    def _write_farewell(self) -> None:
-        """Leave a truthful manifest behind when a signal ends the run; it may fail, nothing depends on it."""
-        with contextlib.suppress(RerankError):
-            self.records.flush()
-            self._write_manifest("stopped", self.failed)
-
-    def _write_manifest(self, status: str, failed: dict[str, dict[str, Any]]) -> None:
-        ground = self.ground
-        earlier = self.output.load_manifest()
-        if earlier.get("fingerprint") != ground.fingerprint:
-            earlier = {}
-        plan = ground.plan
-        manifest = {
-            "status": status,
-            "fingerprint": ground.fingerprint,
-            "fingerprint_settings": ground.settings,
-            "model": {
-                "name": ground.model.name,
-                "revision": ground.model.revision,
-                "digest": ground.model.digest,
-                "architecture": ground.model.architecture,
-            },
-            "dtype": self._find_dtype() or earlier.get("dtype"),
-            "plan": {
-                "shards": len(plan.shards),
-                "units": sum(1 for _ in plan.units()),
-                "rows": plan.num_rows,
-                "bytes": plan.num_bytes,
-                "vanished": list(ground.change.vanished),
-            },
-            "totals": self.totals.to_dict(),
-            "failed_units": len(failed),
-            "failed": limit_failures(failed.values()),
-            "runs": [*earlier.get("runs", []), self._run_figures(status)],
-            "faults": dict(sorted((Counter(earlier.get("faults", {})) + self.faults).items())),
-            "least_batch_tokens": self.least_batch_tokens or earlier.get("least_batch_tokens"),
-            "engines": self.engines[:LISTED_ENGINES] or earlier.get("engines", []),
-            "versions": find_versions(),
-            "job": ground.job.model_dump(mode="json"),
-        }
-        self.output.write_own("manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False).encode())
-
-    def _run_figures(self, status: str) -> dict[str, Any]:
-        scoring = max(0.0, (self.finished_at or 0.0) - (self.ready_at or 0.0))
+    def _tell_figures(self) -> dict[str, Any]:
+        """Return how far the run is, for notices."""
+        outputs = self._outputs
+        seconds = sum(output.actor_seconds * output.crew.gpus_per_actor for output in outputs)
         return {
-            "run": self.run_id,
-            "status": status,
-            "started": self.started,
-            "seconds": round(time.time() - self.started, 3),
-            "scoring_seconds": round(scoring, 3),
-            "units": self.scored_now.units,
-            "pairs": self.scored_now.pairs,
-            "tokens": self.scored_now.tokens,
-            "cached_tokens": self.scored_now.cached_tokens,
-            "engine_seconds": round(self.scored_now.engine_seconds, 3),
-            "pairs_per_second": round(self.scored_now.pairs / scoring, 3) if scoring > 0 else None,
-            "actors": len(self.engines),
-            "failed_units": len(self.failed),
-            "faults": dict(sorted((+self.faults).items())),
+            "rows": sum(output.totals.rows for output in outputs),
+            "total_rows": sum(output.ground.plan.num_rows for output in outputs),
+            "pairs_with_error": sum(output.totals.failed_pairs for output in outputs),
+            "failed_units": sum(len(output.failed) for output in outputs),
+            "seconds": round(time.time() - self._started, 1),
+            "gpu_hours": round(seconds / 3600, 3),
+            **({"report": outputs[0].output.at("report.html")} if len(outputs) == 1 else {}),
         }
 
-    def _find_dtype(self) -> str | None:
-        return self.engines[0]["dtype"] if self.engines else None
 
-    def _checked(self) -> bool:
-        kinds = (engine.get("max_difference") for engine in self.engines)
-        return self.ground.job.engine == "fake" or any(difference is not None for difference in kinds)
-
-    def _find_earlier_dtype(self) -> str | None:
-        """Return what `--dtype auto` came to in an earlier run, so that all parts have one dtype."""
-        found = self.output.load_manifest()
-        same = found.get("fingerprint") == self.ground.fingerprint
-        return str(found["dtype"]) if same and found.get("dtype") else None
-
-    def _part_metadata(self) -> dict[str, str]:
-        ground = self.ground
-        return {
-            "fingerprint": ground.fingerprint,
-            "model": ground.model.name,
-            "model_digest": ground.model.digest,
-            "revision": ground.model.revision or "",
-            "template": ground.model.template_name,
-            "instruction": ground.job.instruction,
-            "instruction_column": ground.job.instruction_column or "",
-            "engine": ground.job.engine,
-            "run": self.run_id,
-        }
+def _group_by_dtype(busy: list[tuple[OutputRun, list[Unit]]]) -> list[list[tuple[OutputRun, list[Unit]]]]:
+    """Return outputs that one crew can score: those whose earlier parts are of one dtype, or that have none."""
+    groups: dict[str | None, list[tuple[OutputRun, list[Unit]]]] = {}
+    for item in busy:
+        groups.setdefault(item[0].find_earlier_dtype(), []).append(item)
+    free = groups.pop(None, [])
+    found = list(groups.values())
+    return [[*found[0], *free], *found[1:]] if found else [free]

@@ -6,14 +6,17 @@ it, and from any machine that can read the folder.
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from rerank_actor.output import Output, is_running
+from rerank_actor.plan import Plan
+from rerank_actor.price import find_stored_price, format_dollars
 from rerank_actor.progress import format_seconds
+from rerank_actor.storage import StoredObject
 
 RATE_WINDOW_SECONDS = 900.0
 SHOWN_FAILURES = 20
@@ -32,6 +35,9 @@ class JobStatus:
         failed: records of failed units.
         totals: of the manifest, as of the last run's end.
         faults: survived by all runs, by kind, as of then.
+        gpu_hours: of all runs, None where there was no GPU or no run has told it.
+        cost: dollars that these came to at the job's own price, None where it told none.
+        planned: what `jobs.plan` foresaw, empty where it was not asked.
     """
 
     output: str
@@ -46,6 +52,20 @@ class JobStatus:
     failed: list[dict[str, Any]]
     totals: dict[str, Any]
     faults: dict[str, int]
+    gpu_hours: float | None = None
+    cost: float | None = None
+    planned: dict[str, Any] = field(default_factory=dict)
+
+
+def sum_gpu_hours(manifest: dict[str, Any]) -> float | None:
+    """Return the GPU hours of all runs; None where no run held a GPU or counted it."""
+    counted = [float(run["gpu_seconds"]) for run in manifest.get("runs", []) if run.get("gpu_seconds")]
+    return sum(counted) / 3600 if counted else None
+
+
+def count_actors(run: dict[str, Any]) -> int:
+    """Return the most actors that a run of a manifest had at a time; 0 where it had none or did not tell."""
+    return int(run.get("actors_most") or run.get("actors") or 0)
 
 
 def read_status(uri: str) -> JobStatus:
@@ -57,7 +77,25 @@ def read_status(uri: str) -> JobStatus:
     """
     output = Output(uri)
     plan, _ = output.require_plan()
-    parts = output.list_parts()
+    return judge_status(output, plan, output.list_parts(), output.load_manifest())
+
+
+def judge_status(
+    output: Output,
+    plan: Plan,
+    parts: dict[str, StoredObject],
+    manifest: dict[str, Any],
+    running: bool | None = None,
+) -> JobStatus:
+    """Return how a job stands whose plan, parts and manifest are at hand.
+
+    Args:
+        output: the folder.
+        plan: its plan.
+        parts: by file name.
+        manifest: empty where there is none.
+        running: whether a run is at work; None looks at the lease.
+    """
     done: list[tuple[float, int]] = []
     units = rows = 0
     for unit in plan.units():
@@ -65,16 +103,17 @@ def read_status(uri: str) -> JobStatus:
         if unit.part_name in parts:
             done.append((parts[unit.part_name].modified_seconds, unit.num_rows))
             rows += unit.num_rows
-    running = is_running(output)
-    manifest = output.load_manifest()
+    running = is_running(output) if running is None else running
     if len(done) == units:
         state = "complete" if not running else "running"
     else:
         state = "running" if running else ("failed" if manifest.get("status") == "failed" else "stopped")
     rate = _measure_rate(done, time.time() if running else None)
     left = plan.num_rows - rows
+    gpu_hours = sum_gpu_hours(manifest)
+    price = find_stored_price(manifest)
     return JobStatus(
-        output=uri,
+        output=output.uri,
         state=state,
         shards=len(plan.shards),
         units=units,
@@ -86,6 +125,9 @@ def read_status(uri: str) -> JobStatus:
         failed=output.list_failed() if not running else [],
         totals=manifest.get("totals", {}),
         faults=manifest.get("faults", {}),
+        gpu_hours=gpu_hours,
+        cost=gpu_hours * price.dollars if gpu_hours is not None and price is not None else None,
+        planned=output.load_estimate(),
     )
 
 
@@ -100,6 +142,15 @@ def _measure_rate(done: list[tuple[float, int]], now: float | None) -> float | N
     seconds = end - window[0][0]
     # The first commit of the window opens it; its rows were scored before.
     return sum(rows for _, rows in window[1:]) / seconds if seconds > 0 else None
+
+
+def _describe_plan(planned: dict[str, Any]) -> str:
+    words = [f"{format_seconds(3600 * float(planned['wall_hours']))} on {planned.get('actors')} actor(s)"]
+    if planned.get("gpu_hours"):
+        words.append(f"{float(planned['gpu_hours']):,.2f} GPU hours")
+    if planned.get("cost"):
+        words.append(format_dollars(float(planned["cost"])))
+    return f"{', '.join(words)} ({planned.get('speed_origin')})"
 
 
 def print_status(status: JobStatus, *, as_json: bool = False) -> None:
@@ -125,6 +176,11 @@ def print_status(status: JobStatus, *, as_json: bool = False) -> None:
     if status.faults:
         survived = ", ".join(f"{count:,} x {kind.replace('_', ' ')}" for kind, count in status.faults.items())
         table.add_row("faults survived", survived)
+    if status.gpu_hours is not None:
+        spent = f", {format_dollars(status.cost)}" if status.cost is not None else ""
+        table.add_row("GPU hours", f"{status.gpu_hours:,.2f}{spent}")
+    if status.planned.get("wall_hours") is not None:
+        table.add_row("planned", _describe_plan(status.planned))
     table.add_row("failed units", f"{len(status.failed):,}")
     console.print(table)
     for record in status.failed[:SHOWN_FAILURES]:

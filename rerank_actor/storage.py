@@ -1,10 +1,10 @@
 """The one door to storage: local folders and S3, under one set of functions that take URIs.
 
-A URI is `s3://bucket/key` or an absolute local path. Listing is one paginated listing, writing is whole or not at
-all, and what storage answers is turned into the project's own errors. Each S3 request is limited in time and tried
-again by itself, in one place, so that a listing of many pages or a long read never begins anew; `patient` says how
-long. S3 goes through s3fs; endpoint and credentials come from the standard AWS variables and profiles. Knows nothing
-of shards, parts or Parquet.
+A URI is `s3://bucket/key`, an absolute local path or, for reading alone, `hf://datasets/owner/name/path`. Listing is one
+paginated listing, writing is whole or not at all, and what storage answers is turned into the project's own errors. Each
+S3 request is limited in time and tried again by itself, in one place, so that a listing of many pages or a long read
+never begins anew; `patient` says how long. S3 goes through s3fs; endpoint and credentials come from the standard AWS
+variables and profiles. Knows nothing of shards, parts or Parquet.
 """
 
 import asyncio
@@ -30,6 +30,7 @@ import fsspec
 import fsspec.asyn
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
+from rerank_actor import hub
 from rerank_actor.errors import (
     AccessDeniedError,
     InputError,
@@ -55,6 +56,8 @@ DELETED_AT_ONCE = 1000  # the most that S3 takes
 
 FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL_CODES = {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "507"}  # of Ceph and MinIO
+
+CARRIED_VARIABLES = ("HF_TOKEN", "HF_ENDPOINT")  # besides AWS_*
 
 _GLOB_CHARACTERS = "*?["
 _patience: ContextVar[bool] = ContextVar("patience", default=False)
@@ -97,13 +100,21 @@ def join_uri(base: str, *names: str) -> str:
     return "/".join([base.rstrip("/"), *names])
 
 
+def find_cache(kind: str) -> Path:
+    """Return this machine's folder for copies of one kind, below `RERANK_ACTOR_CACHE` or the user's cache."""
+    base = os.environ.get("RERANK_ACTOR_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rerank-actor"
+    )
+    return Path(base) / kind
+
+
 def capture_environment() -> dict[str, str]:
-    """Return the AWS variables of this process, to be carried to workers that were started elsewhere."""
-    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    """Return this process's variables for storage, to be carried to workers that were started elsewhere."""
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_") or name in CARRIED_VARIABLES}
 
 
 def adopt_environment(environment: dict[str, str]) -> None:
-    """Set AWS variables that this process lacks; what a node sets itself stays."""
+    """Set variables for storage that this process lacks; what a node sets itself stays."""
     for name, value in environment.items():
         os.environ.setdefault(name, value)
 
@@ -155,10 +166,11 @@ def _attach(uri: str, action: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise InputError(f"{uri}: not found while {action}; check the bucket and the path", uri=uri) from error
+        cure = "check the repository, the revision and HF_TOKEN" if hub.is_hub(uri) else "check the bucket and the path"
+        raise InputError(f"{uri}: not found while {action}; {cure}", uri=uri) from error
     except PermissionError as error:
-        if is_s3(uri):
-            cure = "check the AWS credentials and the bucket's policy"
+        if is_s3(uri) or hub.is_hub(uri):
+            cure = "check HF_TOKEN" if hub.is_hub(uri) else "check the AWS credentials and the bucket's policy"
             raise AccessDeniedError(f"{uri}: no permission while {action}; {cure}", uri=uri) from error
         raise JobError(f"{uri}: no permission while {action}; check the folder's owner and mode", uri=uri) from error
     except (IsADirectoryError, NotADirectoryError) as error:
@@ -251,7 +263,15 @@ def list_objects(uri: str) -> list[StoredObject]:
         JobError: no permission or no credentials.
         StorageError: storage kept failing.
     """
+    if hub.is_hub(uri):
+        return retrying()(_list_hub, uri)
     return _list_s3(uri) if is_s3(uri) else retrying()(_list_local, uri)
+
+
+def _list_hub(uri: str) -> list[StoredObject]:
+    """List all files of the repository, whatever path follows its name."""
+    with _attach(uri, "listing"):
+        return [StoredObject(*found) for found in hub.list_files(uri)]
 
 
 def glob_to_pattern(glob: str) -> str:
@@ -391,6 +411,8 @@ def _get_range(uri: str, start: int, end: int, size: int, etag: str) -> tuple[by
     """Return some bytes of an S3 object of this size and etag ("" for any), and its etag."""
     if start >= end:
         return b"", etag
+    if hub.is_hub(uri):
+        return _get_hub_range(uri, start, end, size, etag)
     with _attach(uri, "reading"):
         try:
             data, answer = _get(uri, Range=f"bytes={start}-{end - 1}")
@@ -406,6 +428,17 @@ def _get_range(uri: str, start: int, end: int, size: int, etag: str) -> tuple[by
         raise ObjectChangedError(f"{uri}: has another size than it had ({total} bytes, not {size})", uri=uri)
     if len(data) != end - start:
         raise StorageError(f"{uri}: storage gave {len(data)} bytes where {end - start} were asked for", uri=uri)
+    return data, found
+
+
+def _get_hub_range(uri: str, start: int, end: int, size: int, etag: str) -> tuple[bytes, str]:
+    with _attach(uri, "reading"):
+        found_size, found = hub.look_at(uri)
+        if found_size != size or (etag and found != etag):
+            raise ObjectChangedError(f"{uri}: is another file than it was ({found_size} bytes, hash {found})", uri=uri)
+        data = hub.read_range(uri, start, end)
+    if len(data) != end - start:
+        raise StorageError(f"{uri}: the hub gave {len(data)} bytes where {end - start} were asked for", uri=uri)
     return data, found
 
 
@@ -445,14 +478,21 @@ def open_input(uri: str, *, size: int | None = None, etag: str = "") -> BinaryIO
             in mid-read is for `refuse_changed` to find.
         InputError, JobError, StorageError: as `list_objects`.
     """
-    if not is_s3(uri):
+    if not is_s3(uri) and not hub.is_hub(uri):
         return retrying()(_open_local, uri, size, etag)
+    if size is None and hub.is_hub(uri):
+        size, etag = retrying()(_look_at_hub, uri)
     if size is None:
         found = retrying()(_look_at, uri)
         if not found:
             raise InputError(f"{uri}: not found while opening; check the bucket and the path", uri=uri)
         size, etag = found[0].size, found[0].etag
     return io.BufferedReader(_RemoteFile(uri, size, etag), buffer_size=2**20)
+
+
+def _look_at_hub(uri: str) -> tuple[int, str]:
+    with _attach(uri, "opening"):
+        return hub.look_at(uri)
 
 
 def _open_local(uri: str, size: int | None, etag: str) -> BinaryIO:
@@ -470,13 +510,13 @@ def _open_local(uri: str, size: int | None, etag: str) -> BinaryIO:
 def refuse_changed(uri: str, size: int | None, etag: str) -> None:
     """Refuse a local file that is no longer the one with this size and etag; to be called after reading it.
 
-    In S3 every answer was compared already.
+    In S3 and on the hub every answer was compared already.
 
     Raises:
         ObjectChangedError: it changed.
         InputError: it is gone.
     """
-    if size is not None and not is_s3(uri):
+    if size is not None and not is_s3(uri) and not hub.is_hub(uri):
         with _attach(uri, "reading"):
             _compare(uri, os.stat(uri), size, etag)
 
@@ -501,6 +541,9 @@ def read_bytes(uri: str, *, tail_bytes: int | None = None, size: int | None = No
 
 def _read_once(uri: str, tail_bytes: int | None, size: int | None) -> bytes:
     start = max(0, size - tail_bytes) if tail_bytes is not None and size is not None else None
+    if hub.is_hub(uri):
+        size = _look_at_hub(uri)[0] if size is None else size
+        return _get_range(uri, start or 0, size, size, "")[0]
     if is_s3(uri) and start is not None and size is not None:
         return _get_range(uri, start, size, size, "")[0]
     with _attach(uri, "reading"):

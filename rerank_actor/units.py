@@ -6,6 +6,7 @@ merge it; the actor sees token ids and never a text. Knows nothing of Ray.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Self
@@ -21,13 +22,16 @@ from tenacity import (
 )
 
 from rerank_actor import shards, storage
+from rerank_actor.candidates import Pairs, TextSpec, make_pairs
 from rerank_actor.directions import BACKWARD, Directions
+from rerank_actor.duplicates import find_originals
 from rerank_actor.errors import RerankError, ShardChangedError, ShardError
+from rerank_actor.known_scores import KnownScores
+from rerank_actor.layout import Rows
+from rerank_actor.lookup import Lookup
+from rerank_actor.pair_key import make_pair_keys
 from rerank_actor.plan import Unit
 from rerank_actor.prompts import PairEncoder, Prompts
-
-LIST_NULL = "document list is null"
-LIST_EXPECTED = "document is not a list"
 
 
 @dataclass(frozen=True)
@@ -35,23 +39,36 @@ class PrepareSpec:
     """What a read task needs besides the unit: how to read rows and how to make prompts of them.
 
     Attributes:
-        fingerprint: of the job; also names the cached encoder of a worker process.
         encoder: keyword arguments of `PairEncoder` besides the tokenizer.
+        texts: where the texts of a row are.
         keep: columns to keep, None for all.
+        drop: of these, columns to leave out.
+        header: names of the columns of CSV and TSV whose first line does not have them.
+        rename: names in the part, of columns that have another there.
         environment: AWS variables of the driver.
+        lookups: where the texts are of columns that hold ids.
+        dedupes: whether pairs that are the same are scored once.
+        top_k: candidates of each query at most, of rankings.
+        adds_pair_key: whether the part has pair keys.
+        known: scores of earlier, in the order in which they are looked at.
         directions: where each row is scored as a pair in one or two directions.
     """
 
-    fingerprint: str
     encoder: dict[str, Any]
     format: str
-    query_column: str
-    document_column: str
-    instruction_column: str | None
+    texts: TextSpec
     keep: list[str] | None
     json_types: dict[str, pa.DataType]
     max_attempts: int
     environment: dict[str, str] = field(repr=False)
+    drop: frozenset[str] = frozenset()
+    rename: dict[str, str] = field(default_factory=dict)
+    header: tuple[str, ...] = ()
+    lookups: tuple[Lookup, ...] = ()
+    dedupes: bool = False
+    top_k: int | None = None
+    adds_pair_key: bool = False
+    known: tuple[KnownScores, ...] = ()
     directions: Directions | None = None
 
 
@@ -68,7 +85,9 @@ class UnitWork:
         logits: float32 [num_pairs], NaN where not scored; None before scoring.
         failure: why the whole unit failed; then the rest is empty.
         facts: what happened on the way (attempts, seconds, engine), for manifest and metadata.
+        pair_keys: string [num_pairs], for the part; None where it has none.
         directions: where each row is a pair in each of these; the pairs then stand direction by direction.
+        place: of its output among those of the run.
     """
 
     unit: Unit
@@ -79,7 +98,9 @@ class UnitWork:
     logits: np.ndarray | None = None
     failure: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    pair_keys: pa.StringArray | None = None
     directions: tuple[str, ...] = ()
+    place: int = 0
 
     @classmethod
     def failed(cls, unit: Unit, failure: str, facts: dict[str, Any] | None = None) -> Self:
@@ -90,11 +111,12 @@ class UnitWork:
 
     def with_failure(self, failure: str, facts: dict[str, Any]) -> "UnitWork":
         """Return this unit as failed, without its rows."""
-        return UnitWork.failed(self.unit, failure, {**self.facts, **facts})
+        return replace(UnitWork.failed(self.unit, failure, {**self.facts, **facts}), place=self.place)
 
     def with_logits(self, logits: np.ndarray, facts: dict[str, Any]) -> "UnitWork":
         """Return this unit scored, without the prompts' ids, which nobody needs after it."""
-        return replace(self, prompts=self.prompts.without_ids(), logits=logits, facts={**self.facts, **facts})
+        prompts = self.prompts.without_ids()
+        return replace(self, prompts=prompts, logits=prompts.fill_in(logits), facts={**self.facts, **facts})
 
     def to_table(self) -> pa.Table:
         """Return the unit as a table of one row, the form in which it moves through Ray Data."""
@@ -104,11 +126,15 @@ class UnitWork:
             "row_errors": _batch_to_buffer(pa.record_batch([self.row_errors], names=["row_errors"])),
             "list_lengths": None if self.list_lengths is None else pa.py_buffer(self.list_lengths),
             "logits": None if self.logits is None else pa.py_buffer(self.logits),
+            "pair_keys": None
+            if self.pair_keys is None
+            else _batch_to_buffer(pa.record_batch([self.pair_keys], names=["pair_keys"])),
         }
         columns = {name: _one_buffer(buffer) for name, buffer in values.items()}
         columns["unit"] = pa.array([json.dumps(asdict(self.unit))])
         columns["facts"] = pa.array([json.dumps(self.facts)])
         columns["directions"] = pa.array([json.dumps(self.directions)])
+        columns["place"] = pa.array([self.place], pa.int32())
         columns["failure"] = pa.array([self.failure], pa.string())
         return pa.table(columns)
 
@@ -128,7 +154,11 @@ class UnitWork:
             logits=numbers("logits", np.float32),
             failure=table.column("failure")[0].as_py(),
             facts=json.loads(table.column("facts")[0].as_py()),
+            pair_keys=_buffer_to_batch(_read_value(table, "pair_keys")).column(0)
+            if table.column("pair_keys")[0].is_valid
+            else None,
             directions=tuple(json.loads(table.column("directions")[0].as_py())),
+            place=table.column("place")[0].as_py(),
         )
 
 
@@ -160,111 +190,183 @@ def _buffer_to_batch(buffer: pa.Buffer) -> pa.RecordBatch:
 
 
 @lru_cache(maxsize=2)
-def _encoder(fingerprint: str, tokenizer_json: str, encoder: str) -> PairEncoder:
+def _encoder(tokenizer_json: str, encoder: str) -> PairEncoder:
     return PairEncoder(tokenizer_json, **json.loads(encoder))
 
 
 def prepare_unit(unit: Unit, spec: PrepareSpec, tokenizer_json: str) -> UnitWork:
     """Read a unit's rows and make their prompts; what cannot be read becomes a failed unit, not an exception."""
-    storage.adopt_environment(spec.environment)
-    columns = [spec.query_column, spec.document_column]
-    if spec.instruction_column is not None:
-        columns.append(spec.instruction_column)
-    if spec.directions is not None and spec.directions.reason_column is not None:
-        columns.append(spec.directions.reason_column)
-    policy = Retrying(  # for bytes that came wrong; storage itself tries again whatever it can
+    retries_before = storage.retries_made()
+    policy = _make_policy(spec)
+    try:
+        rows = _read_rows(unit, spec, policy)
+    except RerankError as error:
+        facts = {"attempts": policy.statistics.get("attempt_number", 1)}
+        return UnitWork.failed(unit, str(error), {**facts, "read_retries": storage.retries_made() - retries_before})
+    encoder = _encoder(tokenizer_json, json.dumps(spec.encoder))
+    try:
+        with storage.patient():
+            work = prepare_rows(unit, rows, spec, encoder)
+    except RerankError as error:
+        return UnitWork.failed(unit, str(error), {"read_retries": storage.retries_made() - retries_before})
+    read_retries = storage.retries_made() - retries_before
+    return replace(work, facts={**work.facts, "read_retries": read_retries}) if read_retries else work
+
+
+def read_new_pairs(unit: Unit, spec: PrepareSpec) -> pa.Table:
+    """Return the pairs of a unit that are text and whose score is not known, each different one once.
+
+    Returns:
+        String columns `key`, `instruction`, `query` and `document`.
+
+    Raises:
+        ShardError, StorageError, JobError: rows, texts or scores cannot be read.
+    """
+    rows = _read_rows(unit, spec, _make_policy(spec))
+    instruction = str(spec.encoder["instruction"])
+    with storage.patient():
+        pairs, _ = _find_pairs(rows, spec)
+        keys = make_pair_keys(pairs.queries, pairs.documents, pairs.instructions, instruction)
+        for scores in spec.known:
+            logits = scores.find_logits(keys)
+            keys = [None if np.isfinite(logit) else key for key, logit in zip(keys, logits, strict=True)]
+    own = {key: position for position, key in reversed(list(enumerate(keys))) if key is not None}
+    tasks = pairs.instructions
+    columns = {
+        "key": list(own),
+        "instruction": [instruction if tasks is None or tasks[at] is None else tasks[at] for at in own.values()],
+        "query": [pairs.queries[at] for at in own.values()],
+        "document": [pairs.documents[at] for at in own.values()],
+    }
+    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+
+
+def _make_policy(spec: PrepareSpec) -> Retrying:
+    return Retrying(  # for bytes that came wrong; storage itself tries again whatever it can
         retry=retry_if_exception_type(ShardError) & retry_if_not_exception_type(ShardChangedError),
         stop=stop_after_attempt(spec.max_attempts),
         wait=wait_random_exponential(multiplier=0.3, max=10),
         reraise=True,
     )
-    retries_before = storage.retries_made()
-    try:
-        with storage.patient():
-            rows = policy(
-                shards.read_rows,
-                unit.uri,
-                spec.format,
-                row_start=unit.row_start,
-                num_rows=unit.num_rows,
-                byte_start=unit.byte_start,
-                keep=spec.keep,
-                text_columns=columns,
-                types=spec.json_types,
-                size=unit.size,
-                etag=unit.etag,
-            )
-    except RerankError as error:
-        facts = {"attempts": policy.statistics.get("attempt_number", 1)}
-        return UnitWork.failed(unit, str(error), {**facts, "read_retries": storage.retries_made() - retries_before})
-    read_retries = storage.retries_made() - retries_before
-    encoder = _encoder(spec.fingerprint, tokenizer_json, json.dumps(spec.encoder))
-    if spec.directions is not None:
-        work = prepare_directions(unit, rows, columns[0], columns[1], spec.directions, encoder)
-    else:
-        work = prepare_rows(unit, rows, columns, encoder)
-    return replace(work, facts={**work.facts, "read_retries": read_retries}) if read_retries else work
 
 
-def prepare_rows(unit: Unit, rows: shards.Rows, columns: list[str], encoder: PairEncoder) -> UnitWork:
-    """Make the prompts of some rows: one a row, or one for each element of the document lists."""
-    queries = rows.texts[columns[0]]
-    documents = rows.texts[columns[1]]
-    instructions = rows.texts[columns[2]] if len(columns) > 2 else None
-    row_errors: list[str | None] = list(rows.faults)
-    lengths: np.ndarray | None = None
-    if columns[1] in rows.list_columns:
-        for index, found in enumerate(documents):
-            if row_errors[index] is None and not isinstance(found, list):
-                row_errors[index] = LIST_NULL if found is None else LIST_EXPECTED
-        lengths = np.array(
-            [-1 if row_errors[i] is not None else len(found) for i, found in enumerate(documents)], np.int32
+def _read_rows(unit: Unit, spec: PrepareSpec, policy: Retrying) -> Rows:
+    storage.adopt_environment(spec.environment)
+    with storage.patient():
+        return policy(
+            shards.read_rows,
+            unit.uri,
+            spec.format,
+            row_start=unit.row_start,
+            num_rows=unit.num_rows,
+            byte_start=unit.byte_start,
+            number=unit.number,
+            header=spec.header,
+            keep=spec.keep,
+            drop=spec.drop,
+            text_columns=_list_text_columns(spec),
+            types=spec.json_types,
+            size=unit.size,
+            etag=unit.etag,
+            top_k=spec.top_k,
         )
-        owners = np.repeat(np.arange(len(documents)), np.maximum(lengths, 0))
-        queries = [queries[owner] for owner in owners]
-        instructions = [instructions[owner] for owner in owners] if instructions is not None else None
-        documents = [text for i, found in enumerate(documents) if lengths[i] > 0 for text in found]
-    return UnitWork(
-        unit=unit,
-        rows=_table_to_buffer(rows.table),
-        prompts=encoder.encode(queries, documents, instructions),
-        row_errors=pa.array(row_errors, pa.string()),
-        list_lengths=lengths,
-    )
 
 
-def prepare_directions(
-    unit: Unit, rows: shards.Rows, source: str, target: str, directions: Directions, encoder: PairEncoder
-) -> UnitWork:
-    """Make a prompt of each row in each direction, direction by direction; rows with a reason against it get none."""
-    row_errors: list[str | None] = list(rows.faults)
+def _list_text_columns(spec: PrepareSpec) -> list[str]:
+    reason = spec.directions.reason_column if spec.directions is not None else None
+    return [*spec.texts.text_columns, *([reason] if reason is not None else [])]
+
+
+def _find_pairs(rows: Rows, spec: PrepareSpec) -> tuple[Pairs, dict[int, str]]:
+    """Return the pairs of some rows, ids as their texts, and why an id has none, by position of the pair."""
+    pairs = make_pairs(rows, spec.texts)
+    missing: dict[int, str] = {}
+    for lookup in spec.lookups:
+        is_query = lookup.role == "query"
+        texts, faults = lookup.find_texts(pairs.queries if is_query else pairs.documents)
+        pairs = replace(pairs, queries=texts) if is_query else replace(pairs, documents=texts)
+        missing = {**faults, **missing}
+    if spec.directions is not None:
+        pairs = _turn_pairs(pairs, rows, spec.directions)
+    return pairs, missing
+
+
+def _turn_pairs(pairs: Pairs, rows: Rows, directions: Directions) -> Pairs:
+    """Return each pair in each direction, direction by direction; rows with a reason against it have no texts."""
+    row_errors = pairs.row_errors
     if directions.reason_column is not None:
         reasons = rows.texts[directions.reason_column]
         row_errors = [fault or reason for fault, reason in zip(row_errors, reasons, strict=True)]
     # What is not to be scored is not tokenized either.
     sides = [
-        [None if error is not None else text for text, error in zip(rows.texts[name], row_errors, strict=True)]
-        for name in (source, target)
+        [None if error is not None else text for text, error in zip(texts, row_errors, strict=True)]
+        for texts in (pairs.queries, pairs.documents)
     ]
     queries: list[Any] = []
     documents: list[Any] = []
-    instructions: list[str] = []
+    instructions: list[Any] = []
     for direction, instruction in directions.instructions.items():
         query, document = reversed(sides) if direction == BACKWARD else sides
         queries += query
         documents += document
         instructions += [instruction] * len(query)
+    return Pairs(pairs.table, queries, documents, instructions, row_errors, None)
+
+
+def prepare_rows(unit: Unit, rows: Rows, spec: PrepareSpec, encoder: PairEncoder) -> UnitWork:
+    """Make the prompts of some rows: one a row, or one for each element of the document lists.
+
+    Raises:
+        ShardError, StorageError, JobError: texts or scores cannot be looked up.
+    """
+    pairs, missing = _find_pairs(rows, spec)
+    prompts = _encode(pairs.queries, pairs.documents, pairs.instructions, encoder, dedupes=spec.dedupes)
+    prompts = prompts.with_errors(missing) if missing else prompts
+    keys: list[str | None] | None = None
+    facts: dict[str, Any] = {}
+    if spec.adds_pair_key or spec.known:
+        keys = make_pair_keys(pairs.queries, pairs.documents, pairs.instructions, encoder.instruction)
+        prompts, facts = _fill_in_known(prompts, keys, spec.known)
+    sink = pa.BufferOutputStream()
+    table = pairs.table.rename_columns([spec.rename.get(name, name) for name in pairs.table.column_names])
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
     return UnitWork(
         unit=unit,
-        rows=_table_to_buffer(rows.table),
-        prompts=encoder.encode(queries, documents, instructions),
-        row_errors=pa.array(row_errors, pa.string()),
-        directions=tuple(directions.instructions),
+        rows=sink.getvalue(),
+        prompts=prompts,
+        row_errors=pa.array(pairs.row_errors, pa.string()),
+        list_lengths=pairs.list_lengths,
+        facts=facts,
+        pair_keys=pa.array(keys, pa.string()) if keys is not None and spec.adds_pair_key else None,
+        directions=tuple(spec.directions.instructions) if spec.directions is not None else (),
     )
 
 
-def _table_to_buffer(table: pa.Table) -> pa.Buffer:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-    return sink.getvalue()
+def _fill_in_known(
+    prompts: Prompts, keys: list[str | None], known: Sequence[KnownScores]
+) -> tuple[Prompts, dict[str, int]]:
+    """Return prompts with the logits that are known, and how many were found where."""
+    counts: dict[str, int] = {}
+    can_be = prompts.errors.is_null().to_numpy(zero_copy_only=False)
+    logits = np.full(len(prompts), np.nan, np.float32)
+    for scores in known:
+        is_left = can_be & np.isnan(logits)
+        found = scores.find_logits([key if wanted else None for key, wanted in zip(keys, is_left, strict=True)])
+        counts[scores.kind] = int(np.isfinite(found).sum())
+        logits = np.where(np.isnan(logits), found, logits)
+    return replace(prompts, known_logits=logits) if known else prompts, counts
+
+
+def _encode(
+    queries: list[Any], documents: list[Any], instructions: list[Any] | None, encoder: PairEncoder, *, dedupes: bool
+) -> Prompts:
+    """Encode pairs, those that are the same once."""
+    if not dedupes:
+        return encoder.encode(queries, documents, instructions)
+    original = find_originals(queries, documents, instructions)
+    own = np.flatnonzero(original == np.arange(len(original))).tolist()
+    if len(own) == len(original):
+        return encoder.encode(queries, documents, instructions)
+    few = [None if texts is None else [texts[at] for at in own] for texts in (queries, documents, instructions)]
+    return encoder.encode(few[0] or [], few[1] or [], few[2]).spread(original)

@@ -1,13 +1,19 @@
-"""A Ray of several nodes on this machine, whose nodes and workers can be killed or frozen."""
+"""A Ray of several nodes on this machine: whose nodes and workers can be killed or frozen, or as `ray start` makes it."""
 
 import contextlib
 import os
+import shutil
 import signal
-from collections.abc import Iterator
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 HOST = "127.0.0.2"  # Ray puts the machine's outer address in the place of 127.0.0.1
+BIN = Path(sys.executable).parent
 HEALTH = {  # so that a dead node is found in seconds
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 1000,
@@ -46,7 +52,7 @@ def find_below(root: int) -> dict[int, str]:
 
 
 class RayNodes:
-    """A head without a GPU, and worker nodes with one each.
+    """A head with one CPU and no GPU, and worker nodes, with a GPU each unless said otherwise.
 
     Args:
         num_nodes: worker nodes.
@@ -67,9 +73,10 @@ class RayNodes:
         for _ in range(num_nodes):
             self.add()
 
-    def add(self) -> None:
-        """Add a worker node."""
-        self.workers.append(self._cluster.add_node(num_cpus=self._num_cpus, num_gpus=1, node_ip_address=HOST))
+    def add(self, num_cpus: int | None = None, num_gpus: int = 1) -> None:
+        """Add a worker node; its GPUs are a number that Ray believes in."""
+        cpus = self._num_cpus if num_cpus is None else num_cpus
+        self.workers.append(self._cluster.add_node(num_cpus=cpus, num_gpus=num_gpus, node_ip_address=HOST))
 
     def find_workers(self, *titles: str) -> list[int]:
         """Return the worker processes of the nodes that are not frozen whose title holds one of some words."""
@@ -124,3 +131,37 @@ def ray_nodes(num_nodes: int = 2, num_cpus: int = 2) -> Iterator[RayNodes]:
         nodes.close()
         os.environ.clear()
         os.environ.update(before)
+
+
+def find_port() -> int:
+    """Return a port that nobody listens at."""
+    with socket.socket() as found:
+        found.bind((HOST, 0))
+        return int(found.getsockname()[1])
+
+
+@contextlib.contextmanager
+def ray_starts(environment: dict[str, str]) -> Iterator[tuple[Path, Callable[..., Path]]]:
+    """Give a folder and a function that runs `ray start` as on a machine of its own and returns its log.
+
+    All that was started is killed at the end.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short, because Ray makes sockets in it
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(name: str, *arguments: str) -> Path:
+        command = [str(BIN / "ray"), "start", "--block", f"--node-ip-address={HOST}", *arguments]
+        command += ["--dashboard-agent-listen-port=0", "--disable-usage-stats"]
+        with (folder / f"{name}.log").open("wb") as log:
+            started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
+        return folder / f"{name}.log"
+
+    try:
+        yield folder, start
+    finally:
+        for pid in [pid for process in started for pid in (process.pid, *find_below(process.pid))]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in started:
+            process.wait()
+        shutil.rmtree(folder, ignore_errors=True)

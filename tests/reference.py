@@ -16,19 +16,28 @@ INSTRUCTION = "Given a web search query, retrieve relevant passages that answer 
 
 
 def encode(
-    tokenizer: object, query: str, document: str, instruction: str = INSTRUCTION, max_length: int = 8192
+    tokenizer: object,
+    query: str,
+    document: str,
+    instruction: str = INSTRUCTION,
+    max_length: int = 8192,
+    *,
+    prefix: str = PREFIX,
+    suffix: str = SUFFIX,
 ) -> list[int]:
-    """Return the prompt ids of the model card's Transformers example."""
+    """Return the prompt ids of the model card's Transformers example; another prefix or suffix makes it wrong."""
 
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    prefix, suffix = ids(PREFIX), ids(SUFFIX)
+    before, after = ids(prefix), ids(suffix)
     body = ids(f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}")
-    return prefix + body[: max_length - len(prefix) - len(suffix)] + suffix
+    return before + body[: max_length - len(before) - len(after)] + after
 
 
-def score(folder: Path, pairs: Sequence[tuple[str, str]], max_length: int = 8192) -> tuple[np.ndarray, np.ndarray]:
+def score(
+    folder: Path, pairs: Sequence[tuple[str, str]], max_length: int = 8192, **template: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Return scores and logits of pairs, one prompt at a time in float32, as the model card computes them."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -36,7 +45,9 @@ def score(folder: Path, pairs: Sequence[tuple[str, str]], max_length: int = 8192
     scores, logits = [], []
     for query, document in pairs:
         with torch.no_grad():
-            last = model(torch.tensor([encode(tokenizer, query, document, max_length=max_length)])).logits[0, -1]
+            last = model(torch.tensor([encode(tokenizer, query, document, max_length=max_length, **template)])).logits[
+                0, -1
+            ]
         both = torch.nn.functional.log_softmax(torch.stack([last[no], last[yes]]).double(), dim=0)
         scores.append(both[1].exp().item())
         logits.append((last[yes].double() - last[no].double()).item())

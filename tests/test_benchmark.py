@@ -23,9 +23,10 @@ from s3_server import S3Server
 from jobs.benchmark import benchmark
 from rerank_actor.benchmark import rounds
 from rerank_actor.benchmark.contenders import STEADY_FROM, Setting, WholeJob
+from rerank_actor.benchmark.many_units import measure_resume, measure_schedule
 from rerank_actor.benchmark.meter import Meter, read_usage
 from rerank_actor.benchmark.ratios import compare_ratios, extract_ratios
-from rerank_actor.benchmark.scale import measure_busy, measure_resume
+from rerank_actor.benchmark.scale import measure_busy
 from rerank_actor.benchmark.suite import Suite, make_tables, run_suite
 from rerank_actor.benchmark.weights import SHAPES, make_tokenizer, write_weights
 from rerank_actor.benchmark.workload import KINDS, find_possible_share, make_workload, write_shards
@@ -180,7 +181,19 @@ def test_gpu_suite_without_a_gpu_is_refused(capsys: pytest.CaptureFixture[str], 
 def test_resume_of_committed_units_starts_no_engine(tmp_path: Path) -> None:
     (tmp_path / "resume").mkdir()
     found = measure_resume(tmp_path / "resume", tmp_path, units=500)
-    assert set(found) == {"seconds", "added_mib"}
+    assert set(found) == {"seconds", "added_mib", "plan_seconds", "plan_added_mib", "plan_kib"}
+    assert found["plan_kib"] > 0
+
+
+def test_schedule_is_measured_of_a_run_that_is_stopped(tmp_path: Path, local_ray: str) -> None:
+    (tmp_path / "schedule").mkdir()
+    found = measure_schedule(tmp_path / "schedule", tmp_path, units=300, stop_after=100)
+    output = tmp_path / "schedule/output"
+    assert 100 <= len(list(output.glob("part-*"))) < 300
+    assert json.loads((output / "_job/manifest.json").read_text())["status"] == "stopped"
+    assert found["ms_a_unit"] > 0
+    assert found["driver_cpu_ms_a_unit"] > 0
+    assert found["driver_mib"] > 0
 
 
 def test_busy_share_is_of_the_steady_part(tmp_path: Path, local_ray: str) -> None:

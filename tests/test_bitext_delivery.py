@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_inputs import make_row, read_delivered, write_scored
 
@@ -94,6 +94,7 @@ def test_tmx_is_valid_xml_that_gives_the_texts_back() -> None:
     assert [float(unit.findtext("prop") or "") for unit in units] == make_table()[1].astype(np.float32).tolist()
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_any_text_survives_in_every_format(text: str) -> None:
     table = pa.table({"source": [text], "target": ["x"]})
@@ -165,6 +166,7 @@ def test_curve_by_hand() -> None:
     assert trace_curve(np.array([1.0, 2.0]), np.array([1, 1])) is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=2, max_size=40))
 def test_every_threshold_gives_what_the_curve_says(items: list[tuple[int, bool]]) -> None:
     values, labels = np.array([one[0] for one in items], float), np.array([one[1] for one in items], int)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_inputs import (
     SCHEMA,
@@ -104,6 +104,7 @@ def test_ratio_margin_by_hand_counts_a_pair_among_its_own_neighbours() -> None:
     assert np.isnan(compute_ratio(np.array([0.1]), np.array([-0.2]), np.array([0.1]))).all()
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(-8, 8)), min_size=1, max_size=40),
     st.sampled_from([0, 1, 2, 3, 5, 70]),
@@ -122,6 +123,7 @@ def test_averages_of_groups_are_those_of_a_plain_loop(items: list[tuple[int, int
         assert average_best(value, groups, count)[row] == pytest.approx(sum(best) / len(best))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(0, 3)), max_size=60))
 def test_matching_takes_each_side_once_and_leaves_no_pair_that_could_be_added(
     items: list[tuple[int, int, int]],
@@ -134,6 +136,7 @@ def test_matching_takes_each_side_once_and_leaves_no_pair_that_could_be_added(
         assert value[rivals].max() >= value[row]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 5)), max_size=50), st.integers(1, 6))
 def test_parts_follow_one_another_in_falling_order(items: list[tuple[int, int]], number: int) -> None:
     rank, tie = np.array([one[0] for one in items], float), np.array([one[1] for one in items], np.uint64)

@@ -40,9 +40,8 @@ def run_score(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, st
     """Return a function that runs the main job in this process and gives its exit code and what it said of errors."""
 
     def run(*arguments: object) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as caught:
-            command_line.run_command(lambda: score([str(argument) for argument in arguments]))
-        return int(caught.value.code or 0), capsys.readouterr().err
+        code = command_line.call_command(lambda: score([str(argument) for argument in arguments]))
+        return code, capsys.readouterr().err
 
     return run
 

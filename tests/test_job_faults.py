@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from conftest import read_output
+from conftest import ROOT, read_output
 
 from jobs.status import status
 from rerank_actor import Reranker
@@ -103,7 +105,8 @@ def test_engines_that_fail_now_and_then_cost_no_score(
 ) -> None:
     """A fault of this kind is of the process: it lasts until the actor is replaced."""
     faults = dict.fromkeys(("raise", "nan", "die", "hang"), 0.12)
-    run_job(make_job(shard, tmp_path, faults, stall_seconds=1))
+    # So many attempts that no pair meets chance alone each time.
+    run_job(make_job(shard, tmp_path, faults, stall_seconds=1, max_attempts=12))
     check_rows(tmp_path, calm)
     assert sum(read_manifest(tmp_path)["faults"].values()) > 0
 
@@ -153,11 +156,67 @@ def test_actor_that_ray_cannot_create_is_replaced(tmp_path: Path, local_ray: str
     ray.kill(actor)
 
 
+STOP_FIRST_ACTOR = """
+import importlib.util, os, pathlib, signal, sys
+
+MARK = pathlib.Path({mark!r})
+
+class Finder:
+    @staticmethod
+    def find_spec(name, path, target=None):
+        if name != "rerank_actor.actor":
+            return None
+        sys.meta_path.remove(Finder)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            begin = module.RerankActor.__init__
+
+            def stop_first(self, *arguments, **options):
+                if not MARK.exists():
+                    MARK.touch()
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                begin(self, *arguments, **options)
+
+            module.RerankActor.__init__ = stop_first
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Finder)
+"""
+
+
+def test_run_whose_very_first_actor_stands_still_goes_on(shard: Path, calm: np.ndarray, tmp_path: Path) -> None:
+    """Nothing has told the run of any engine yet; that it waits for one has to show from the clock alone."""
+    mark, output = tmp_path / "mark", tmp_path / "output"
+    (tmp_path / "sitecustomize.py").write_text(STOP_FIRST_ACTOR.format(mark=str(mark)))
+    script = "import rerank_actor.run as run; run.FIRST_STANDSTILL_SECONDS = 5; from jobs.score import score; score()"
+    flags = ["--input", shard, "--output", output, "--engine", "fake", "--unit-rows", UNIT_ROWS]
+    found = subprocess.run(
+        [sys.executable, "-c", script, *map(str, flags)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        cwd=ROOT,
+        env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert mark.exists()
+    assert found.returncode == 0, found.stderr
+    check_rows(output, calm)
+    assert read_manifest(output)["faults"]["actor_stuck"] >= 1
+
+
 def test_engines_that_start_at_a_later_try_score_everything(
     shard: Path, calm: np.ndarray, tmp_path: Path, local_ray: str
 ) -> None:
-    run_job(make_job(shard, tmp_path, {"start": "die", "start_probability": 0.4}, actors="2"))
-    check_rows(tmp_path, calm)
+    mark = tmp_path / "mark"
+    output = tmp_path / "output"
+    run_job(make_job(shard, output, {"start": "die", "start_mark": str(mark)}, actors="2"))
+    assert mark.exists()
+    check_rows(output, calm)
 
 
 def test_retry_failed_scores_the_failed_units_alone(

@@ -581,6 +581,12 @@ def test_exit_code_outlives_a_library_that_aborts_at_exit(ending: str, code: int
     assert (found.returncode, found.stdout) == (code, "said\n"), found.stderr
 
 
+def test_process_that_calls_a_command_keeps_its_own_exit_code() -> None:
+    script = "import sys; from jobs.command_line import call_command; sys.exit(7 + call_command(lambda: sys.exit(2)))"
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 9, found.stderr
+
+
 @pytest.mark.parametrize("module", ["status", "verify"])
 def test_status_and_verify_of_a_folder_without_a_job_exit_2(module: str, tmp_path: Path) -> None:
     found = run_command(module, tmp_path / "nothing")

@@ -117,7 +117,8 @@ def read_manifest(output: Path) -> dict[str, Any]:
 def count_totals(output: Path) -> dict[str, Any]:
     """Return the totals of a manifest as they follow from the rows of an output without lists."""
     rows = [row for part in list_parts(output) for row in pq.read_table(part, columns=ADDED).to_pylist()]
-    errors = Counter(row["error"] for row in rows if row["error"] is not None)
+    places = re.compile(r" \(/.*, line \d+\)$")
+    errors = Counter(places.sub("", row["error"]) for row in rows if row["error"] is not None)
     return {
         "units": len(list_parts(output)),
         "rows": len(rows),
@@ -355,10 +356,17 @@ def test_stored_job_file_is_the_same_job(scored: Scored, tmp_path: Path) -> None
     assert ground.fingerprint == read_manifest(scored.output)["fingerprint"]
 
 
-def test_scores_are_the_same_in_other_units_actors_and_order(scored: Scored, tmp_path: Path) -> None:
+def test_scores_are_the_same_in_other_units_actors_rounds_and_order(
+    scored: Scored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inputs = [Path(uri) for uri in reversed(scored.shards)]
-    result = run_job(make_job(tmp_path / "output", *inputs, unit_rows=7, actors="2"))
+    job = make_job(tmp_path / "output", *inputs, unit_rows=7, actors="2")
+    units = sum(1 for _ in prepare_job(job).plan.units())
+    monkeypatch.setattr("rerank_actor.crew.ROUND_UNITS", units // 2 + 1)
+    result = run_job(job)
     assert result.status == "complete"
+    assert (result.run["units"], result.run["actors"], result.run["faults"]) == (units, 2, {})
+    assert len(read_manifest(tmp_path / "output")["engines"]) == 4, "two rounds of two engines"
     expected, found = read_by_shard(scored.output), read_by_shard(tmp_path / "output")
     assert set(found) == set(expected)
     for uri, table in expected.items():
@@ -566,6 +574,8 @@ def test_text_formats_in_one_input_keep_every_row(tmp_path: Path, local_ray: str
     assert [row["id"] for row in found] == ids
     assert {row["id"] for row in found if row["error"] is not None} == bad
     by_id = {row["id"]: row for row in found}
+    assert by_id["c1"]["error"].endswith(f" ({folder}/b.csv.gz, line 4)")
+    assert by_id[None]["error"] == f"line is not a JSON object ({folder}/d.jsonl, line 3)"
     assert by_id["c0"]["document"] == 'two\nlines, "quoted"'
     assert by_id["c2"]["document"] == ""
     assert by_id["t0"]["document"] == '"not quoted'
@@ -840,3 +850,30 @@ def test_dry_run_deletes_and_writes_nothing(scored: Scored, tmp_path: Path, caps
     assert score([*flags, "--overwrite", "--dry-run"]) == 0
     assert "expected time" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_row_of_many_candidates_is_scored_in_batches_beside_other_rows(
+    tmp_path: Path, local_ray: str, reranker: Reranker
+) -> None:
+    sizes = [2, 9_000, 0, 1, 9_000, *[3] * 20]
+    rows = [
+        {"query": f"q{row}", "documents": [{"id": f"d{i}", "text": f"{row} {i}"} for i in range(size)]}
+        for row, size in enumerate(sizes)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    faults = {"faults": {"memory_tokens": 100_000}}
+    job = make_job(tmp_path / "output", path, document_column="documents", actors="2", engine_args=faults)
+    assert run_job(job).status == "complete"
+    assert max(sum(sizes[start:stop]) for start, stop in unit_ranges(tmp_path / "output")) < 10_000
+    found = {row["query"]: row for row in read_output(tmp_path / "output").to_pylist()}
+    assert [len(found[f"q{row}"]["score"]) for row in range(len(sizes))] == sizes
+    giant = found["q4"]
+    assert giant["score"] == reranker.score([("q4", found["text"]) for found in giant["documents"]]).tolist()
+    assert read_manifest(tmp_path / "output")["least_batch_tokens"] <= 100_000
+
+
+def unit_ranges(output: Path) -> list[tuple[int, int]]:
+    """Return first row and end of each part's unit."""
+    found = [read_metadata(part) for part in list_parts(output)]
+    return [(int(unit["row_start"]), int(unit["row_start"]) + int(unit["num_rows"])) for unit in found]

@@ -6,16 +6,22 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import reference
 from conftest import ROOT, read_output, run_command
-from datasets import load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
+from test_demo_model import LEAST_NDCG, measure_ndcg
 
 from jobs.demo import demo
+from jobs.export import export
 from jobs.mine import mine
+from jobs.score import score
+from jobs.verify import verify
+from rerank_actor.sample import DEMO_MODEL
 
 README = (ROOT / "README.md").read_text()
 
@@ -34,10 +40,14 @@ def test_readme_demo_command_scores_with_vllm_and_resumes(tmp_path: Path) -> Non
     assert "pairs/s" in first.stdout
     assert f"{folder}/scores" in first.stdout
     table = read_output(folder / "scores")
-    assert table.num_rows == 205
+    assert table.num_rows == 205 + 64 * 20
     rows = [row for row in table.to_pylist() if row["error"] is None]
-    assert len(rows) == 200
-    expected, logits = reference.score(folder / "model", [(row["query"], row["document"]) for row in rows])
+    assert len(rows) == table.num_rows - 5
+    ndcg = measure_ndcg(rows)
+    assert ndcg >= LEAST_NDCG
+    assert f"written by hand, none of them in the model's training: {ndcg:.3f}" in first.stdout
+    rows = rows[::7]
+    expected, logits = reference.score(DEMO_MODEL, [(row["query"], row["document"]) for row in rows])
     # float16 on a random model: standard error 0.06 for log-odds with a spread of 22.
     found = np.array([row["logit"] for row in rows])
     assert np.std(found - logits) < 0.02 + 0.06 / 22 * np.std(logits)
@@ -50,7 +60,7 @@ def test_readme_demo_command_scores_with_vllm_and_resumes(tmp_path: Path) -> Non
 
     second = make("demo", f"FOLDER={folder}")
     assert second.returncode == 0, second.stderr
-    assert "3 committed already" in second.stderr
+    assert "6 committed already" in second.stderr
     assert "starting" not in second.stderr
     assert run_command("verify", folder / "scores").returncode == 0
 
@@ -81,8 +91,130 @@ def test_readme_mining_commands_do_what_they_say(
         assert name in shown
 
 
+@pytest.fixture(scope="module")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the demo leaves, scored by the fake engine."""
+    folder = tmp_path_factory.mktemp("demo") / "demo-out"
+    assert demo(["--engine", "fake", "--folder", str(folder)]) == 0
+    return folder
+
+
+def test_readme_grouped_sample_gives_the_scores_of_the_pairs(demo_folder: Path, local_ray: str) -> None:
+    folder = demo_folder
+    command = re.search(r"^\.venv/bin/python -m jobs\.score (.*demo-out/grouped .+?(?:\\\n.+?)*)$", README, re.M)
+    assert command is not None
+    flags = shlex.split(command[1].replace("\\\n", " ").replace("demo-out/", f"{folder}/"))
+    assert score([*flags, "--engine", "fake", "--ray-address", local_ray]) == 0
+    pairs = {(row["query"], row["document"]): row["score"] for row in read_output(folder / "scores").to_pylist()}
+    rows = read_output(folder / "grouped-scores").to_pylist()
+    assert sum(len(row["documents"]) for row in rows) == 203
+    for row in rows:
+        assert len(row["relevant"]) == len(row["documents"]) == len(row["score"])
+        assert row["score"] == [pairs[row["query"], found["text"]] for found in row["documents"]]
+
+
+def test_readme_sample_of_ids_gives_the_scores_of_the_texts(demo_folder: Path, local_ray: str) -> None:
+    found = re.findall(
+        r"^\.venv/bin/python -m jobs\.(score|export) (.*demo-out/(?:beir|id-scores).+?(?:\\\n.+?)*)$", README, re.M
+    )
+    assert [name for name, _ in found] == ["score", "export"]
+    flags, to_export = (
+        shlex.split(text.replace("\\\n", " ").replace("demo-out/", f"{demo_folder}/")) for _, text in found
+    )
+    assert score([*flags, "--engine", "fake", "--ray-address", local_ray]) == 0
+    assert export(to_export) == 0
+    of_texts = {
+        (row["query"], row["document"]): row["score"] for row in read_output(demo_folder / "scores").to_pylist()
+    }
+    texts = {}
+    for name in ("queries", "corpus"):
+        lines = (demo_folder / "beir" / f"{name}.jsonl").read_text().splitlines()
+        texts[name] = {record["_id"]: record["text"] for record in map(json.loads, lines)}
+    rows = read_output(demo_folder / "id-scores").to_pylist()
+    judged = (demo_folder / "beir/qrels/test.tsv").read_text().splitlines()[1:]
+    assert len(rows) == len(judged) == 64 * 20
+    for row in rows:
+        pair = texts["queries"][row["query_id"]], texts["corpus"][row["document_id"]]
+        assert row["score"] == of_texts[pair]
+    first = (demo_folder / "reranked.trec").read_text().splitlines()[0].split()
+    mine = [row for row in rows if row["query_id"] == first[0]]
+    assert first[2] == max(mine, key=lambda row: row["score"])["document_id"]
+
+
+def test_readme_reuse_and_export_commands_do_what_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        json.dumps({"query_id": "q", "document_id": f"d{i}", "query": "capital?", "document": f"{i}"}) for i in range(5)
+    ]
+    Path("monday.jsonl").write_text("\n".join(lines[:3]))
+    Path("tuesday.jsonl").write_text("\n".join(lines))
+    commands = re.findall(r"^\.venv/bin/python -m jobs\.score (.*(?:monday|tuesday).*)$", README, re.M)
+    assert len(commands) == 2
+    for command in commands:
+        assert score([*shlex.split(command), "--engine", "fake", "--ray-address", local_ray]) == 0
+    totals = json.loads(Path("tuesday/_job/manifest.json").read_text())["totals"]
+    assert (totals["scored"], totals["reused"]) == (5, 3)
+    command = re.search(r"^\.venv/bin/python -m jobs\.export scores (.*)$", README, re.M)
+    assert command is not None
+    assert export(["tuesday", *shlex.split(command[1])]) == 0
+    rows = sorted(read_output(tmp_path / "tuesday").to_pylist(), key=lambda row: -row["logit"])
+    assert [line.split()[2] for line in Path("reranked.trec").read_text().splitlines()] == [
+        row["document_id"] for row in rows
+    ]
+
+
+def list_layouts() -> list[tuple[str, dict[str, str], list[str], list[dict[str, Any]]]]:
+    """Return name, input by file, flags and output rows of each line of the README's table of layouts."""
+    table = README.partition("| your data | input |")[2].partition("\n\n")[0]
+    found = []
+    for line in table.splitlines()[2:]:
+        name, given, flags, shown = (cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1])
+        files: dict[str, list[str]] = {}
+        parsed = shlex.split(flags.strip("`"))
+        place = parsed[parsed.index("--input") + 1]
+        for text in (cell.strip("`") for cell in given.split("<br>")):
+            if re.fullmatch(r"[\w.]+:", text):
+                place = text[:-1]
+            else:
+                files.setdefault(place, []).append(text)
+        rows = [json.loads(cell.strip("`")) for cell in shown.split("<br>")]
+        found.append((name, {file: "\n".join(lines) + "\n" for file, lines in files.items()}, parsed, rows))
+    return found
+
+
+def round_figures(value: Any) -> Any:
+    if isinstance(value, list):
+        return [round_figures(item) for item in value]
+    return round(value, 2) if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize("layout", list_layouts(), ids=lambda layout: layout[0])
+def test_readme_layout_gives_the_output_that_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: str, layout: Any
+) -> None:
+    _, files, flags, expected = layout
+    monkeypatch.chdir(tmp_path)
+    for name, text in files.items():
+        if ".save_to_disk(" in text:
+            eval(text, {"Dataset": Dataset, "DatasetDict": DatasetDict})
+        else:
+            Path(name).write_text(text)
+    score([*flags, "--output", "scores", "--engine", "fake", "--ray-address", local_ray])
+    rows = read_output(tmp_path / "scores").to_pylist()
+    assert len(rows) == len(expected)
+    for row, shown in zip(rows, expected, strict=True):
+        found = {name: round_figures(row[name]) for name in shown}
+        if shown.get("error"):
+            found["error"] = found["error"].replace(f"{tmp_path}/", "")
+        assert found == shown
+    assert verify(["scores"]) == 0
+
+
 def test_readme_flags_modules_and_files_exist() -> None:
-    shown = "".join(run_command(module, "--help").stdout for module in ("score", "mine", "bitext", "benchmark"))
+    modules = ("score", "plan", "report", "mine", "bitext", "benchmark")
+    shown = "".join(run_command(module, "--help").stdout for module in modules)
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--help", "--working-dir", "--json"}:
         assert flag in shown, flag
     for module in set(re.findall(r"python -m jobs\.(\w+)", README)):

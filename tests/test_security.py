@@ -24,6 +24,7 @@ from s3_server import S3Server
 
 from jobs import command_line
 from jobs.score import score
+from rerank_actor.candidates import TextSpec
 from rerank_actor.errors import JobError, ModelError
 from rerank_actor.job import HARMLESS_ENGINE_ARGS, SCORING_ENGINE_ARGS, load_job
 from rerank_actor.manifest import RECORD_SCHEMA
@@ -66,10 +67,9 @@ def run_score(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, st
     """Return a function that runs the main job in this process and gives its exit code and what it printed."""
 
     def run(*arguments: object) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as caught:
-            command_line.run_command(lambda: score([str(argument) for argument in arguments]))
+        code = command_line.call_command(lambda: score([str(argument) for argument in arguments]))
         printed = capsys.readouterr()
-        return int(caught.value.code or 0), printed.err + printed.out
+        return code, printed.err + printed.out
 
     return run
 
@@ -185,7 +185,7 @@ def test_every_engine_argument_that_is_passed_on_is_one_of_vllm() -> None:
     source = (Path(spec.origin).parent / "engine/arg_utils.py").read_text()
     known = {line.split(":")[0].strip() for line in source.splitlines() if line.startswith("    ") and ":" in line}
     passed = HARMLESS_ENGINE_ARGS | SCORING_ENGINE_ARGS
-    assert passed - known <= {"faults", "seconds_per_prompt", "swap_space"}
+    assert passed - known <= {"cached_share", "faults", "seconds_per_prompt", "swap_space"}
     usual = {
         "max_num_seqs": 8,
         "load_format": "safetensors",
@@ -399,7 +399,7 @@ def test_pickled_objects_in_a_shard_are_not_unpickled(tmp_path: Path, trace: Pat
     pq.write_table(pa.table({**columns, column: NESTINGS[nesting](make_pickles(trace))}), shard)
     unit = Unit("0-0", str(shard), shard.stat().st_size, "", 0, 2, -1)
     encoder = {"template_name": "qwen3-reranker", "instruction": "i", "max_length": 512}
-    spec = PrepareSpec("f", encoder, "auto", "query", "document", None, None, {}, 1, {})
+    spec = PrepareSpec(encoder, "auto", TextSpec(), None, {}, 1, {})
     work = prepare_unit(unit, spec, load_tokenizer_json(load_reranker_model("bytes")))
     if column == "kept":
         assert len(work.prompts.scorable) == 2

@@ -24,6 +24,7 @@ from s3_server import Fault, S3Server
 from test_storage_s3 import put_table
 
 from rerank_actor import shards, storage
+from rerank_actor.candidates import TextSpec
 from rerank_actor.errors import AccessDeniedError, ObjectChangedError, ShardChangedError, StorageError, StorageFullError
 from rerank_actor.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.output import Output
@@ -394,7 +395,7 @@ def prepare(planned: storage.StoredObject, **unit: Any) -> Any:
     tokenizer_json = load_tokenizer_json(load_reranker_model("bytes"))
     encoder = {"template_name": "qwen3-reranker", "instruction": "i", "max_length": 512}
     values = {"size": planned.size, "etag": planned.etag, "row_start": 0, "num_rows": 4000, "byte_start": 0, **unit}
-    spec = PrepareSpec("f", encoder, "auto", "query", "document", None, None, {}, 3, {})
+    spec = PrepareSpec(encoder, "auto", TextSpec(), None, {}, 3, {})
     return prepare_unit(Unit("0-0", planned.uri, **values), spec, tokenizer_json)
 
 

@@ -13,9 +13,10 @@ import pyarrow.dataset as dataset
 import pyarrow.parquet as pq
 import pytest
 
+from rerank_actor.candidates import TextSpec
 from rerank_actor.job import load_job
 from rerank_actor.model import load_reranker_model, load_tokenizer_json
-from rerank_actor.part import build_part, compute_score, read_part_metadata, write_part
+from rerank_actor.part import build_part, check_part, compute_score, read_part_metadata, write_part
 from rerank_actor.plan import Plan, Unit, make_plan
 from rerank_actor.shards import scan_shard
 from rerank_actor.units import PrepareSpec, UnitWork, prepare_unit
@@ -40,12 +41,9 @@ def prepare(tokenizer_json: str) -> Prepare:
             "0123456789ab-00000", str(path), path.stat().st_size, "", 0, layout.num_rows, layout.blocks[0][2]
         )
         spec = {
-            "fingerprint": f"f{max_length}",
             "encoder": {"template_name": "qwen3-reranker", "instruction": "i", "max_length": max_length},
             "format": "auto",
-            "query_column": "query",
-            "document_column": "document",
-            "instruction_column": None,
+            "texts": TextSpec(),
             "keep": None,
             "json_types": {} if path.suffix == ".parquet" else layout.columns,
             "max_attempts": 1,
@@ -109,7 +107,15 @@ def test_part_totals_count_rows_pairs_and_errors(write_shard: Write, prepare: Pr
     path = write_shard([{"query": q, "document": "d" * 400} for q in ("a", None, "b", "c", None)])
     table, totals = build_part(fill(prepare(path, max_length=500), [1.0, float("nan"), 2.0]))
     errors = {"engine returned a logit that is not finite": 1, "query is null": 2}
-    assert totals == {"rows": 5, "pairs": 5, "scored": 2, "truncated": 2, "tokens": 1000, "errors": errors}
+    assert totals == {
+        "rows": 5,
+        "pairs": 5,
+        "scored": 2,
+        "truncated": 2,
+        "tokens": 1000,
+        "forward_passes": 2,
+        "errors": errors,
+    }
     assert table.column("error").to_pylist()[2] == "engine returned a logit that is not finite"
 
 
@@ -167,7 +173,7 @@ def test_part_of_lists_without_a_single_pair_has_empty_lists(
 
 def test_instruction_column_with_nulls_falls_to_the_job_and_follows_lists(write_shard: Write, prepare: Prepare) -> None:
     rows = [{"query": "q", "document": ["d", "e"], "task": task} for task in ("longer task", None)]
-    prompts = prepare(write_shard(rows), instruction_column="task").prompts
+    prompts = prepare(write_shard(rows), texts=TextSpec(instruction_column="task")).prompts
     assert (prompts.num_tokens[:2] - prompts.num_tokens[2:]).tolist() == [len("longer task") - len("i")] * 2
 
 
@@ -243,7 +249,8 @@ def test_json_values_of_another_type_later_give_parts_of_one_schema(
     assert len({str(pq.read_schema(path).field("value").type) for path in (tmp_path / "out").iterdir()}) == 1
     for kept, value in ((found[0]["value"], first), (found[-1]["value"], later)):
         kept = {name: inner for name, inner in kept.items() if inner is not None} if isinstance(kept, dict) else kept
-        assert kept == value or kept == json.dumps(value)
+        texts = [str(item) for item in value] if isinstance(value, list) else value
+        assert kept in (value, json.dumps(value), texts)
 
 
 def test_bytes_that_are_no_utf8_are_an_error_row_in_a_written_part(
@@ -289,7 +296,7 @@ def test_unit_of_an_unreadable_shard_is_failed_and_survives_the_way(write_shard:
     path = write_shard([{"query": "q", "document": "d"}] * 9)
     whole = prepare(path)
     path.write_bytes(path.read_bytes()[:-9] + bytes(9))
-    spec = PrepareSpec("f", {}, "auto", "query", "document", None, None, {}, 2, {})
+    spec = PrepareSpec({}, "auto", TextSpec(), None, {}, 2, {})
     failed = send(prepare_unit(whole.unit, spec, ""))
     assert str(path) in str(failed.failure)
     assert failed.facts["attempts"] == 2
@@ -310,3 +317,37 @@ def test_unit_as_table_and_back_is_the_same(write_shard: Write, prepare: Prepare
     assert scored.row_errors.to_pylist() == [None, "document list is null"]
     assert scored.prompts.errors.to_pylist() == [None, "document is null"]
     assert (scored.unit, scored.facts) == (work.unit, {"engine": "fake"})
+
+
+def test_exploded_part_is_checked_against_the_rows_of_its_unit(
+    write_shard: Write, prepare: Prepare, tmp_path: Path
+) -> None:
+    documents = pa.array([["a", "b"], [], None, ["c"]], pa.list_(pa.string()))
+    path = write_shard(pa.table({"query": ["p", "q", "r", "s"], "document": documents}))
+    work = prepare(path, texts=TextSpec(explode=True), rename={"document": "candidate"})
+    metadata = {"fingerprint": "f", "explode": "true"}
+    totals = write_part(fill(work), str(tmp_path), metadata, None)
+    part = tmp_path / work.unit.part_name
+    table = pq.read_table(part)
+    assert table.column_names == ["query", "candidate", "candidate_index", *ADDED]
+    assert table.column("candidate").to_pylist() == ["a", "b", None, None, "c"]
+    assert (totals["rows"], totals["pairs"], totals["scored"]) == (4, 5, 3)
+    assert check_part(work.unit, part.read_bytes(), "f").problem is None
+    for kept in ([0, 2, 3, 4], [1, 2, 3, 4], [0, 1, 2, 4], [0, 1, 3, 2]):
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.take(kept), sink)
+        assert check_part(work.unit, sink.getvalue().to_pybytes(), "f").problem is not None
+
+
+def test_row_of_ten_thousand_candidates_is_one_row_with_as_many_scores(
+    write_shard: Write, prepare: Prepare, tmp_path: Path
+) -> None:
+    documents = [
+        [{"id": str(i), "title": "T", "text": f"{i}"} for i in range(10_000)],
+        [{"id": "x", "title": "", "text": "y"}],
+    ]
+    path = write_shard([{"query": "q", "document": found} for found in documents])
+    rows = finish(prepare(path, texts=TextSpec(keep_fields=("id",))), tmp_path).to_pylist()
+    assert [len(row["score"]) for row in rows] == [10_000, 1]
+    assert rows[0]["logit"] == list(range(10_000))
+    assert rows[0]["document"][9_999] == {"id": "9999"}

@@ -1,5 +1,6 @@
 """The vLLM engine against the model card's recipe in float32, and how it behaves at the edges and when killed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from rerank_actor.sample import load_sample_rows, write_sample_model
 pytestmark = pytest.mark.vllm
 
 MAX_LENGTH = 512
+MARK = "ready: "
 
 
 def sample_pairs(count: int) -> list[tuple[str, str]]:
@@ -160,6 +162,21 @@ def test_vllm_control_tokens_in_a_document_cannot_answer(reranker: Reranker) -> 
     assert 0 <= reranker.score([("q", attack)])[0] <= 1
 
 
+def test_vllm_model_spread_over_two_workers_scores_the_same_and_leaves_none(
+    reranker: Reranker, model_folder: Path
+) -> None:
+    pairs = sample_pairs(40)
+    found = run_until_killed(
+        f"import time\nfrom rerank_actor import Reranker\n"
+        f"r = Reranker({str(model_folder)!r}, dtype='float32', max_length={MAX_LENGTH}, tensor_parallel_size=2)\n"
+        f"print('{MARK}', r.logits({pairs!r}).tolist(), flush=True)\ntime.sleep(600)\n"
+    )
+    assert np.abs(np.array(json.loads(found)) - reranker.logits(pairs)).max() < 1e-4
+
+
+# From here on the shared engine is gone: vLLM's groups are of the process, and the end of any engine ends them.
+
+
 @pytest.mark.parametrize(
     ("seed", "options"),
     [(1, {"tie_word_embeddings": False, "num_layers": 2}), (2, {"hidden_size": 64, "num_layers": 3, "spread": 20.0})],
@@ -172,14 +189,17 @@ def test_vllm_equals_the_reference_on_other_models(tmp_path: Path, seed: int, op
         assert np.abs(other.score(pairs) - expected).max() < 1e-5
 
 
-def test_vllm_engine_killed_leaves_no_process_behind(model_folder: Path) -> None:
-    script = (
-        "import sys, time\nfrom rerank_actor import Reranker\n"
-        f"r = Reranker({str(model_folder)!r}, dtype='float32', max_length=512)\nprint('ready', flush=True)\ntime.sleep(600)\n"
-    )
+def run_until_killed(script: str) -> str:
+    """Run a script until its first line that does not come from vLLM, kill it, and see its processes go."""
+    cores = sorted(os.sched_getaffinity(0))
     process = subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=ROOT,
+        # By itself the CPU build wants a NUMA node for each worker.
+        env={
+            **os.environ,
+            **({"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"} if "parallel" in script else {}),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -187,8 +207,7 @@ def test_vllm_engine_killed_leaves_no_process_behind(model_folder: Path) -> None
     )
     try:
         assert process.stdout is not None
-        lines = iter(process.stdout.readline, "")
-        assert any("ready" in line for line in lines)
+        found = next(line for line in iter(process.stdout.readline, "") if line.startswith(MARK))
         assert processes_of_session(process.pid)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -197,6 +216,14 @@ def test_vllm_engine_killed_leaves_no_process_behind(model_folder: Path) -> None
     while processes_of_session(process.pid) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert processes_of_session(process.pid) == []
+    return found.removeprefix(MARK)
+
+
+def test_vllm_engine_killed_leaves_no_process_behind(model_folder: Path) -> None:
+    run_until_killed(
+        f"import time\nfrom rerank_actor import Reranker\n"
+        f"r = Reranker({str(model_folder)!r}, dtype='float32', max_length=512)\nprint('{MARK}', flush=True)\ntime.sleep(600)\n"
+    )
 
 
 def processes_of_session(session: int) -> list[int]:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import psutil
@@ -33,6 +33,29 @@ def read_usage(root: psutil.Process) -> Usage:
             cpu += times.user + times.system + times.children_user + times.children_system
             memory += sizes.rss - sizes.shared
     return Usage(cpu, memory)
+
+
+def find_peaks(run: Callable[[], Any]) -> tuple[dict[str, int], Any]:
+    """Call a function and return the peak memory of this process, of one Ray worker and of all together, and its result."""
+    root = psutil.Process()
+    peaks = {"driver_mib": 0.0, "largest_worker_mib": 0.0}
+
+    def look() -> None:
+        peaks["driver_mib"] = max(peaks["driver_mib"], count_own_mib(root))
+        for process in root.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if process.cmdline() and process.cmdline()[0].startswith("ray::"):
+                    peaks["largest_worker_mib"] = max(peaks["largest_worker_mib"], count_own_mib(process))
+
+    with Meter(look) as meter:
+        result = run()
+    return {**{name: round(value) for name, value in peaks.items()}, "all_mib": meter.peak_bytes >> 20}, result
+
+
+def count_own_mib(process: psutil.Process) -> float:
+    """Return the memory of one process that it shares with no other."""
+    sizes = process.memory_info()
+    return float(sizes.rss - sizes.shared) / 2**20
 
 
 class Meter:

@@ -1,4 +1,4 @@
-"""How the job grows: memory with rows, speed with actors, an engine's idle time, and what a resume costs.
+"""How the job grows: memory with rows, speed with actors, an engine's idle time, and what many units cost.
 
 All with the fake engine, which sleeps where a real one computes; what is measured is everything around it. Each
 measurement runs in a process of its own, so that one's memory is not the next one's.
@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rerank_actor.benchmark.meter import Meter
+from rerank_actor.benchmark.fake_run import run_fake_job
+from rerank_actor.benchmark.layouts import measure_dedupe, measure_join
+from rerank_actor.benchmark.many_units import measure_resume, measure_schedule
+from rerank_actor.benchmark.meter import Meter, find_peaks
 from rerank_actor.benchmark.weights import SHAPES, make_tokenizer, write_weights
 from rerank_actor.benchmark.workload import make_workload
 
 HOST = "127.0.0.2"  # Ray 2.60 puts the machine's outer address in the place of 127.0.0.1
-STEADY_FROM = 0.25
 LATENCY_SECONDS, LATENCY_PROMPTS = 0.05, 256  # of an engine on a fast GPU
 SCALED_SECONDS_PER_PROMPT = 0.002  # slow enough for eight actors beside two cores
 FULL = {
@@ -33,7 +34,14 @@ FULL = {
     "busy": [{"unit_rows": 4096}, {"unit_rows": 16_384}],
     "guard": [{"units": 500}],
     "resume": [{"units": 1_000}, {"units": 10_000}, {"units": 100_000}],
+    "schedule": [
+        {"units": 1_000, "stop_after": 1_000},
+        {"units": 10_000, "stop_after": 10_000},
+        {"units": 100_000, "stop_after": 10_000},
+    ],
     "ray_checkpoint": [{"rows": 1_000_000}, {"rows": 4_000_000}],
+    "join": [{"documents": 200_000}, {"documents": 2_000_000}],
+    "dedupe": [{"rows": 100_000}, {"rows": 1_000_000}],
 }
 
 
@@ -77,19 +85,8 @@ def measure_scale(folder: Path, say: Callable[[str], None], wanted: dict[str, li
 def measure_memory(place: Path, model: Path, rows: int) -> dict[str, Any]:
     """Run a job of so many rows and return the peak memory of its driver, of one worker and of all together."""
     _write_rows(place, rows)
-    driver = psutil.Process()
-    peaks = {"driver_mib": 0.0, "largest_worker_mib": 0.0}
-
-    def look() -> None:
-        peaks["driver_mib"] = max(peaks["driver_mib"], _count_own_mib(driver))
-        for process in driver.children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if process.cmdline() and process.cmdline()[0].startswith("ray::"):
-                    peaks["largest_worker_mib"] = max(peaks["largest_worker_mib"], _count_own_mib(process))
-
-    with Meter(look) as meter:
-        figures = _run_job(place, model, {}, unit_rows=4096)
-    return {**{name: round(value) for name, value in peaks.items()}, "all_mib": meter.peak_bytes >> 20, **figures}
+    peaks, figures = find_peaks(lambda: run_fake_job(place, model, {}, unit_rows=4096))
+    return {**peaks, **figures}
 
 
 def measure_actors(place: Path, model: Path, actors: int) -> dict[str, Any]:
@@ -97,14 +94,14 @@ def measure_actors(place: Path, model: Path, actors: int) -> dict[str, Any]:
     _write_rows(place, 8_000 * actors)
     with _start_nodes(actors) as address:
         arguments = {"seconds_per_prompt": SCALED_SECONDS_PER_PROMPT}
-        return _run_job(place, model, arguments, unit_rows=500, ray_address=address)
+        return run_fake_job(place, model, arguments, unit_rows=500, ray_address=address)
 
 
 def measure_busy(place: Path, model: Path, unit_rows: int) -> dict[str, Any]:
     """Run a job whose engine takes as long as one on a fast GPU, and return the share of time it is at work."""
     _write_rows(place, 12 * unit_rows)
     arguments = {"seconds_per_prompt": LATENCY_SECONDS / LATENCY_PROMPTS}
-    return _run_job(place, model, arguments, unit_rows=unit_rows)
+    return run_fake_job(place, model, arguments, unit_rows=unit_rows)
 
 
 def measure_guard(place: Path, model: Path, units: int) -> dict[str, Any]:
@@ -134,37 +131,6 @@ def measure_guard(place: Path, model: Path, units: int) -> dict[str, Any]:
     ray.shutdown()
     unit_seconds = 16_384 / LATENCY_PROMPTS * LATENCY_SECONDS
     return {"ms_a_unit": round(seconds * 1000, 3), "share_of_a_unit": round(seconds / unit_seconds, 5)}
-
-
-def measure_resume(place: Path, model: Path, units: int) -> dict[str, Any]:
-    """Run a job of so many units that are all committed, and return what finding that out takes."""
-    from rerank_actor.groundwork import prepare_job
-    from rerank_actor.job import ScoreJob
-    from rerank_actor.manifest import UnitRecords
-    from rerank_actor.run import run_job
-
-    rows = 100
-    (place / "input").mkdir()
-    table = pa.table({"query": ["a query"] * rows, "document": [f"document {number}" for number in range(rows)]})
-    for shard in range(-(-units // rows)):
-        pq.write_table(table, place / "input" / f"shard-{shard:05d}.parquet")
-    job = ScoreJob(input=[str(place / "input")], output=str(place / "output"), engine="fake", unit_rows=1).normalized()
-    ground = prepare_job(job)
-    ground.output.write_own("plan.parquet", ground.plan.to_bytes(ground.settings))
-    records = UnitRecords(ground.output, "20260101T000000-000000")
-    for unit in ground.plan.units():
-        path = place / "output" / unit.part_name
-        path.write_bytes(b"-")
-        mark = str(path.stat().st_mtime_ns)
-        records.add(unit.name, {"rows": 1, "pairs": 1, "scored": 1, "part_bytes": 1, "part_etag": mark})
-    records.flush()
-    before = _count_own_mib(psutil.Process())
-    started = time.monotonic()
-    result = run_job(job)
-    if result.status != "complete" or result.run["units"]:
-        raise RuntimeError(f"the resume scored {result.run['units']} units")
-    seconds = time.monotonic() - started
-    return {"seconds": round(seconds, 2), "added_mib": round(_count_own_mib(psutil.Process()) - before)}
 
 
 def measure_ray_checkpoint(place: Path, model: Path, rows: int) -> dict[str, Any]:
@@ -210,35 +176,6 @@ def _write_rows(place: Path, rows: int) -> None:
         pq.write_table(table, place / "input" / f"pairs-{number:05d}.parquet", row_group_size=16_384)
 
 
-def _run_job(place: Path, model: Path, engine_args: dict[str, Any], **settings: Any) -> dict[str, Any]:
-    from rerank_actor.job import ScoreJob
-    from rerank_actor.run import run_job
-
-    job = ScoreJob(
-        input=[str(place / "input")],
-        output=str(place / "output"),
-        engine="fake",
-        model=str(model),
-        max_length=4096,
-        engine_args=engine_args,
-        **settings,
-    ).normalized()
-    result = run_job(job)
-    if result.status != "complete":
-        raise RuntimeError(f"the job is {result.status}")
-    table = pq.read_table(sorted((place / "output/_job/runs").glob("*.parquet"))).sort_by("finished_at")
-    pairs, finished, seconds = (table[name].to_numpy() for name in ("pairs", "finished_at", "seconds"))
-    first = int(np.searchsorted(np.cumsum(pairs), STEADY_FROM * pairs.sum()))
-    if first + 1 >= len(pairs):
-        return {}
-    steady = float(finished[-1] - finished[first])
-    actors = max(1, result.run["actors"])
-    return {
-        "pairs_per_second": round(float(pairs[first + 1 :].sum()) / steady, 1),
-        "busy_share": round(float(seconds[first + 1 :].sum()) / steady / actors, 4),
-    }
-
-
 @contextlib.contextmanager
 def _start_nodes(num_gpus: int) -> Iterator[str]:
     from ray.cluster_utils import Cluster
@@ -254,15 +191,23 @@ def _start_nodes(num_gpus: int) -> Iterator[str]:
         cluster.shutdown()
 
 
-def _count_own_mib(process: psutil.Process) -> float:
-    sizes = process.memory_info()
-    return float(sizes.rss - sizes.shared) / 2**20
+MEASUREMENTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "memory": measure_memory,
+    "actors": measure_actors,
+    "busy": measure_busy,
+    "guard": measure_guard,
+    "resume": measure_resume,
+    "schedule": measure_schedule,
+    "ray_checkpoint": measure_ray_checkpoint,
+    "join": measure_join,
+    "dedupe": measure_dedupe,
+}
 
 
 def _main(name: str, setting: str, place: str, model: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print does not belong to the answer
-    measure: Callable[..., dict[str, Any]] = globals()[f"measure_{name}"]
+    measure = MEASUREMENTS[name]
     answers.write(json.dumps(measure(Path(place), Path(model), **json.loads(setting))))
     answers.close()
 

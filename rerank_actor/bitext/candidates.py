@@ -22,12 +22,15 @@ import pyarrow.parquet as pq
 from rerank_actor import storage
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.languages import LanguagePair, make_pair
+from rerank_actor.bitext.overlap import name_shard, write_hashes
 from rerank_actor.bitext.rules import EMPTY_SOURCE, EMPTY_TARGET, find_reasons
 from rerank_actor.bitext.sources import Source, open_text, read_lines
+from rerank_actor.columns import is_list
 from rerank_actor.directions import BACKWARD, DIRECTED_VALUES, FORWARD, name_column
 from rerank_actor.errors import InputError, ShardError, describe_cause
 from rerank_actor.job import hash_fingerprint, suggest
-from rerank_actor.shards import RESERVED_COLUMNS, is_list
+from rerank_actor.pair_key import PAIR_KEY
+from rerank_actor.shards import RESERVED_COLUMNS
 
 ROWS_AT_ONCE = 16_384
 SHARD_ROWS = 131_072
@@ -129,9 +132,9 @@ class _ShardWriter:
         table = pa.concat_tables(self._tables[partition], promote_options="permissive")
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_AT_ONCE)
-        name = f"{self._name}-{own['shards']:05d}.parquet"
-        uri = storage.join_uri(self._spec.folder, f"lang_pair={partition}", name)
+        uri, hashes = name_shard(self._spec.folder, partition, self._name, own["shards"])
         storage.write_bytes(uri, sink.getvalue(), scratch=self._spec.scratch)
+        write_hashes(table, REASON_COLUMN, hashes, self._spec.scratch)
         own["shards"] += 1
         self._tables[partition] = []
 
@@ -309,15 +312,37 @@ def _name_columns(
         found[role], bad = _to_number(column) if role == "candidate_score" else _to_text(column, uri, name)
         reason = NOT_A_NUMBER if role == "candidate_score" else NOT_UNICODE
         faults = {**{row: reason for row in bad}, **faults}
-    for name in names if job.keep_columns == "all" else job.keep_columns:
-        if name in wanted.values() or (name in OWN_COLUMNS and name in found):
-            continue
-        reserved = {name_column(one, value) for one in (FORWARD, BACKWARD) for value in DIRECTED_VALUES}
-        if name in reserved or name in (*RESERVED_COLUMNS, *OWN_COLUMNS, REASON_COLUMN) or name not in names:
-            what = "has the name of a column that scoring adds" if name in names else "is not there"
-            raise InputError(f"{uri}: column `{name}` {what}; leave it out with --keep-columns", uri=uri, column=name)
-        found[name] = table[name]
+    _keep_columns(table, found, set(wanted.values()), uri, job)
     return _Batch(pa.table(found), lines, faults)
+
+
+def _keep_columns(table: pa.Table, found: dict[str, Any], taken: set[str], uri: str, job: BitextJob) -> None:
+    """Add the columns that the output is to have besides those of the candidates themselves."""
+    names = table.column_names
+    added = (*DIRECTED_VALUES, PAIR_KEY)
+    reserved = {name_column(one, value) for one in (FORWARD, BACKWARD) for value in added}
+    reserved |= {*RESERVED_COLUMNS, PAIR_KEY, REASON_COLUMN, *OWN_COLUMNS}
+    for flag, given in (("--drop-columns", job.drop_columns), ("--rename-columns", job.rename_columns)):
+        for name in given:
+            if name not in names:
+                raise InputError(
+                    f"{uri}: no column `{name}`{suggest(name, names)}; choose with {flag}", uri=uri, column=name
+                )
+    for name in names if job.keep_columns == "all" else job.keep_columns:
+        if name in job.drop_columns or name in taken or (name in OWN_COLUMNS and name in found):
+            continue
+        target = job.rename_columns.get(name, name)
+        if target in reserved or target in found or name not in names:
+            what = "is not there"
+            if name in names:
+                what = f"has the name of a column that the output has already, `{target}`"
+            raise InputError(
+                f"{uri}: column `{name}` {what}; rename it with --rename-columns {name}=NEW, or leave it out with "
+                "--drop-columns or --keep-columns",
+                uri=uri,
+                column=name,
+            )
+        found[target] = table[name]
 
 
 def _to_text(column: pa.Array, uri: str, name: str) -> tuple[pa.Array, set[int]]:

@@ -22,8 +22,9 @@ PRESETS = {
 }
 SHARED = (
     "model", "revision", "dtype", "max_length", "parse_special_tokens", "trust_remote_code", "check_scores", "engine",
-    "gpus_per_actor", "tensor_parallel_size", "engine_args", "actors", "unit_rows", "max_attempts", "stall_seconds",
-    "retry_failed", "max_failed_units", "max_error_rows", "ray_address",
+    "gpus_per_actor", "tensor_parallel_size", "engine_args", "actors", "unit_rows", "dedupe", "max_attempts",
+    "stall_seconds", "retry_failed", "max_failed_units", "max_error_rows", "ray_address", "overwrite", "with_pair_key",
+    "gpu_type", "gpu_price",
 )  # fmt: skip
 REASON_COLUMN = "dropped"
 
@@ -144,13 +145,38 @@ class BitextJob(ScoreJob):
         "language identifier to use where it is installed; drops pairs of which a side is in the other side's language",
     )
 
+    reuse: str | None = _flag(
+        None,
+        "output",
+        "earlier output of jobs.bitext with pair keys: pairs that it has are not scored again (turns --with-pair-key on)",
+        "URI",
+    )
+
+    # What only concerns queries and documents, or an input that is scored as it lies.
+    top_k: Annotated[int, Field(ge=1)] | None = _hidden(None)
+    columns: list[str] = _hidden([])
+    config: str | None = _hidden(None)
+    split: str | None = _hidden(None)
     query_column: str = _hidden("source")
     document_column: str = _hidden("target")
+    queries: list[str] = _hidden([])
+    corpus: list[str] = _hidden([])
+    query_id_column: str = _hidden("query_id")
+    document_id_column: str = _hidden("document_id")
+    query_template: str | None = _hidden(None)
+    document_template: str | None = _hidden(None)
     instruction_column: str | None = _hidden(None)
+    instruction_map: str | dict[str, str] | None = _hidden(None)
+    dataset_column: str = _hidden("dataset")
+    task: str | None = _hidden(None)
     limit: Annotated[int, Field(ge=1)] | None = _hidden(None)
+    keep_fields: list[str] = _hidden([])
+    explode: bool = _hidden(False)
+    explode_columns: list[str] = _hidden([])
     rescore_changed: bool = _hidden(False)
     dry_run: bool = _hidden(False)
     pairs_per_second: Annotated[float, Field(gt=0)] | None = _hidden(None)
+    tokens_per_second: Annotated[float, Field(gt=0)] | None = _hidden(None)
 
     @field_validator("partitions", mode="before")
     @classmethod
@@ -171,22 +197,29 @@ class BitextJob(ScoreJob):
         return names
 
     @model_validator(mode="after")
-    def _check_together(self) -> "BitextJob":
-        for name in ("query_column", "document_column", "instruction_column", "limit", "rescore_changed", "dry_run"):
-            if getattr(self, name) != type(self).model_fields[name].default:
+    def _refuse_hidden(self) -> "BitextJob":
+        for name, info in type(self).model_fields.items():
+            if info.json_schema_extra == {"group": None} and getattr(self, name) != info.default:
                 raise ValueError(f"`{name}` is a setting of jobs.score, not of jobs.bitext")
         return self
 
-    def instructions(self, pair: LanguagePair) -> tuple[str, str]:
+    def write_instructions(self, pair: LanguagePair) -> tuple[str, str]:
         """Return the instruction of each direction, with the languages' names in it."""
         forward = self.instruction or PRESETS[self.preset]
         backward = self.backward_instruction if self.backward_instruction is not None else forward
         source, target = pair.source.name, pair.target.name
         return _name(forward, source, target), _name(backward, target, source)
 
-    def to_scoring(self, pair: LanguagePair, shards: str, output: str) -> DirectedJob:
-        """Return the scoring job of a language pair, from the folder of its candidates to that of its parts."""
-        forward, backward = self.instructions(pair)
+    def to_scoring(self, pair: LanguagePair, shards: str, output: str, reuse: str | None = None) -> DirectedJob:
+        """Return the scoring job of a language pair.
+
+        Args:
+            pair: the languages.
+            shards: folder of the candidates.
+            output: folder for the parts.
+            reuse: earlier output of this language pair; None where there is none.
+        """
+        forward, backward = self.write_instructions(pair)
         values = {name: getattr(self, name) for name in SHARED if name in self.model_fields_set}
         job = check_job(
             DirectedJob,
@@ -200,6 +233,8 @@ class BitextJob(ScoreJob):
                 "instruction": forward,
                 "backward_instruction": backward,
                 "direction": self.direction,
+                "with_pair_key": self.adds_pair_key,
+                "reuse": reuse,
             },
         )
         return job.with_candidates(self.candidate_settings())
@@ -213,7 +248,8 @@ class BitextJob(ScoreJob):
         """Return the settings that can change a candidate as it is read: its columns, or whether it is scored at all."""
         names = ("format", "source_column", "target_column", "source_id_column", "target_id_column", "score_column")
         more = ("source_language_column", "target_language_column", "lang_pair", "keep_columns")
-        return {**{name: getattr(self, name) for name in (*names, *more)}, "rules": self.rules().define()}
+        later = {name: getattr(self, name) for name in ("drop_columns", "rename_columns") if getattr(self, name)}
+        return {**{name: getattr(self, name) for name in (*names, *more)}, **later, "rules": self.rules().define()}
 
 
 def _name(text: str, source: str, target: str) -> str:

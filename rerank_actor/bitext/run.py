@@ -1,7 +1,7 @@
 """Scoring of bitext: from a `BitextJob` to a scored output for each language pair, and on again after whatever ended it.
 
-`score_bitext` is the order of things: find the files, bring what is new into one form, score partition after partition with
-the main job. A file that is read and a unit that is scored are not read or scored again.
+`score_bitext` is the order of things: find the files, bring what is new into one form, score all partitions with the main
+job, whose engines are started once for them. A file that is read and a unit that is scored are not read or scored again.
 """
 
 import json
@@ -10,13 +10,15 @@ from typing import Any
 
 from rerank_actor import storage
 from rerank_actor.bitext.candidates import TOLD, ReadSpec, name_record, read_candidates
-from rerank_actor.bitext.job import BitextJob
-from rerank_actor.bitext.languages import parse_pair
+from rerank_actor.bitext.job import BitextJob, DirectedJob
+from rerank_actor.bitext.languages import LanguagePair, parse_pair
+from rerank_actor.bitext.overlap import find_shared
 from rerank_actor.bitext.sources import Source, choose_partitions, find_sources
 from rerank_actor.errors import InputError, OutputConflictError
 from rerank_actor.job import hash_fingerprint
+from rerank_actor.output import Output
 from rerank_actor.progress import QuietReporter, Reporter
-from rerank_actor.run import RunResult, run_job
+from rerank_actor.run import RunResult, run_jobs
 
 
 def score_bitext(job: BitextJob, reporter: Reporter | None = None) -> dict[str, RunResult]:
@@ -44,14 +46,40 @@ def score_bitext(job: BitextJob, reporter: Reporter | None = None) -> dict[str, 
             rows[name] += own["rows"]
     if not rows:
         raise InputError(f"{', '.join(job.input)}: {len(sources)} files without a single row; nothing to score")
-    results = {}
-    for name in choose_partitions(job.partitions, list(rows)):
+    _tell_shared(job, folder, sorted(rows), reporter)
+    names = choose_partitions(job.partitions, list(rows))
+    jobs = [_make_scoring(job, parse_pair(name, job.languages, name), folder, rows[name], reporter) for name in names]
+    if job.reuse is not None and not any(scoring.reuse for scoring in jobs):
+        raise InputError(
+            f"--reuse {job.reuse}: has no scores of any language pair of this job; leave it out", uri=job.reuse
+        )
+    return dict(zip(names, run_jobs(jobs, reporter, job), strict=True))
+
+
+def _tell_shared(job: BitextJob, folder: str, names: list[str], reporter: Reporter) -> None:
+    """Tell of pairs, and of languages, that are in two partitions; both are scored, for either may be asked for alone."""
+    first: dict[frozenset[tuple[str, tuple[str, ...]]], str] = {}
+    for name in names:
         pair = parse_pair(name, job.languages, name)
-        reporter.say(f"{name}: {rows[name]:,} candidates, {pair.source.name} to {pair.target.name}")
-        shards, output = storage.join_uri(folder, pair.folder), storage.join_uri(job.output, pair.folder)
-        scoring = job.to_scoring(pair, shards, output).model_copy(update={"overwrite": job.overwrite})
-        results[name] = run_job(scoring, reporter)
-    return results
+        other = first.setdefault(frozenset((side.name, side.scripts) for side in (pair.source, pair.target)), name)
+        if other != name:
+            reporter.say(f"{other} and {name} are the same two languages; each is a partition of its own")
+    for shared in find_shared(folder):
+        (uri, line), (other_uri, other_line) = shared.places
+        more = f", as are {shared.count - 1:,} more" if shared.count > 1 else ""
+        reporter.say(
+            f"{uri}, line {line:,} ({shared.partitions[0]}): is the same pair as {other_uri}, line {other_line:,} "
+            f"({shared.partitions[1]}){more}; both partitions score it"
+        )
+
+
+def _make_scoring(job: BitextJob, pair: LanguagePair, folder: str, num_rows: int, reporter: Reporter) -> DirectedJob:
+    """Return the scoring job of a language pair."""
+    reporter.say(f"{pair.name}: {num_rows:,} candidates, {pair.source.name} to {pair.target.name}")
+    reuse = storage.join_uri(job.reuse, pair.folder) if job.reuse is not None else None
+    if reuse is not None and Output(reuse).load_plan() is None:
+        reuse = None  # a language pair that is new
+    return job.to_scoring(pair, storage.join_uri(folder, pair.folder), storage.join_uri(job.output, pair.folder), reuse)
 
 
 def _read_once(source: Source, job: BitextJob, folder: str, reporter: Reporter) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Literal, cast
+from typing import BinaryIO, Literal, cast, get_args
 
 import pyarrow as pa
 
@@ -72,7 +72,7 @@ def find_sources(job: BitextJob) -> list[Source]:
         sources.append(Source(file, kind, pairs[file.uri]))
     if not sources:
         raise InputError(
-            f"{', '.join(job.input)}: {len(files)} files, none named like candidates ({', '.join(sorted(SUFFIXES))}, Moses "
+            f"{', '.join(job.input)}: {len(files)} files, none named like candidates (.parquet, .jsonl, .csv, .tsv, Moses "
             "pairs by language code, also .gz and .zst); name the format with --format"
         )
     return sources
@@ -141,7 +141,7 @@ def _find_kind(file: storage.StoredObject, job: BitextJob) -> Kind | None:
     _, suffix, _ = split_name(file.uri)
     kind = SUFFIXES.get(suffix.lower())
     if kind != "tsv":
-        return kind
+        return cast(Kind, kind) if kind in get_args(Kind) else None
     with open_text(file) as stream:
         fields = stream.readline().removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace").rstrip("\r\n").split("\t")
     if job.source_column in fields and job.target_column in fields:

@@ -4,7 +4,6 @@ Reads row groups of a scored Parquet file, flat or with lists of documents, and 
 names of its own. A pair without a score is left out and counted. Knows nothing of rules or of Ray.
 """
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
+from rerank_actor.columns import is_list
 from rerank_actor.errors import InputError, ShardError, describe_cause
 from rerank_actor.job import suggest
 from rerank_actor.mining.rules import SPACES
-from rerank_actor.shards import is_list
 
 TEXT_ROLES = ("query", "document", "query_id", "document_id", "title", "instruction")
 
@@ -261,9 +260,3 @@ def encode_texts(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
         return np.zeros(0, np.int64), pa.array([], pa.large_string())
     encoded = pa.chunked_array(column.chunks, column.type).combine_chunks().dictionary_encode()
     return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary
-
-
-def hash_keys(keys: pa.Array) -> np.ndarray:
-    """Return a 64-bit hash of each key, the same in every process: uint64 [num_keys]."""
-    digests = b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in keys.cast(pa.large_binary()).to_pylist())
-    return np.frombuffer(digests, "<u8")

@@ -20,16 +20,15 @@ from rerank_actor.mining.pairs import (
     Columns,
     encode_keys,
     encode_texts,
-    hash_keys,
     open_parquet,
     read_pairs,
 )
 from rerank_actor.mining.qrels import mark_judged
 from rerank_actor.mining.rules import Rules
 from rerank_actor.mining.select import Candidates, select
-from rerank_actor.mining.shuffle import find_buckets, pack_slices, read_slices
 from rerank_actor.mining.survey import Unit, is_split
 from rerank_actor.mining.tally import Tally
+from rerank_actor.shuffle import find_buckets, hash_keys, pack_slices, read_slices
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rerank_actor.mining.pipeline import run_tasks
 from rerank_actor.selection.steps import Spec, Task, do_task
+from rerank_actor.tasks import run_tasks
 
 
 def run_step(step: str, tasks: Sequence[Task], spec: Spec) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.bitext.languages import LanguagePair
-from rerank_actor.mining.shuffle import find_buckets, pack_slices, read_slices
 from rerank_actor.selection import edges as own
 from rerank_actor.selection.delivery import ADDED, build_objects, rename_taken
 from rerank_actor.selection.edges import Edges, find_ties
@@ -36,6 +35,7 @@ from rerank_actor.selection.values import (
     sort_groups,
     to_space,
 )
+from rerank_actor.shuffle import find_buckets, pack_slices, read_slices
 
 SAMPLES_PER_PART = 4096
 ROW_MASK = 2**own.ROW_BITS - 1

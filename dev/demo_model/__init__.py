@@ -1,0 +1,1 @@
+"""The making of the demo's model: words, texts, tokenizer, training, figures. Not part of the package."""

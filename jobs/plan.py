@@ -1,0 +1,48 @@
+"""Say what a job would cost: `python -m jobs.plan [JOB.yaml] [flags]`. The flags are those of the main job."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from jobs.command_line import Parser, add_job_flags, run_command
+from rerank_actor.budget import make_budget, print_budget, print_gpu_types, store_budget
+from rerank_actor.estimate import print_estimate
+from rerank_actor.job import load_job
+from rerank_actor.progress import make_reporter
+
+
+def plan(arguments: Sequence[str] | None = None) -> int:
+    """Print the plan and its budget, store both in the output, and return 0."""
+    parser = Parser(
+        prog="python -m jobs.plan",
+        description="Plan a job and say how many GPU hours, how much time and how many dollars it takes, by number of "
+        "actors and by GPU. Stores the figures in the output, so that jobs.status and the report can compare; starts "
+        "nothing.",
+    )
+    parser.add_argument(
+        "job_file", nargs="?", metavar="JOB.yaml", help="keys are the flags below with _ for -; flags win"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--list-gpus", action="store_true", help="print the table of GPU types and prices, and end")
+    add_job_flags(parser)
+    flags: dict[str, Any] = vars(parser.parse(arguments))
+    job_file, as_json, lists = (flags.pop(name) for name in ("job_file", "json", "list_gpus"))
+    if lists:
+        print_gpu_types()
+        return 0
+    job, reporter = load_job(job_file, flags), make_reporter()
+    ground, budget, size = make_budget(job, reporter)
+    if as_json:
+        print(json.dumps(budget.to_record(), indent=2))
+    else:
+        print_estimate(budget.estimate)
+        print_budget(budget, size)
+    if job.overwrite:
+        reporter.say("--overwrite: the plan was not stored, because what is in the output is of another job")
+    elif store_budget(ground, budget, reporter):
+        reporter.say(f"stored: {ground.output.at('estimate.json')}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(plan)

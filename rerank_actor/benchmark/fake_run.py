@@ -1,0 +1,52 @@
+"""A run of the whole job with the fake engine, and the rate that it came to.
+
+Takes a folder with an input, gives figures of the steady part. Knows nothing of what is measured around it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+STEADY_FROM = 0.25
+
+
+def run_fake_job(place: Path, model: Path, engine_args: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    """Score `place/input` into `place/output`.
+
+    Args:
+        place: folder.
+        model: folder.
+        engine_args: of the fake engine.
+        settings: of the job.
+
+    Returns:
+        `pairs_per_second` and `busy_share` after the first quarter; nothing for a run too short to have them.
+    """
+    from rerank_actor.job import ScoreJob
+    from rerank_actor.run import run_job
+
+    job = ScoreJob(
+        input=[str(place / "input")],
+        output=str(place / "output"),
+        engine="fake",
+        model=str(model),
+        max_length=4096,
+        engine_args=engine_args,
+        **settings,
+    ).normalized()
+    result = run_job(job)
+    if result.status != "complete":
+        raise RuntimeError(f"the job is {result.status}")
+    table = pq.read_table(sorted((place / "output/_job/runs").glob("*.parquet"))).sort_by("finished_at")
+    pairs, finished, seconds = (table[name].to_numpy() for name in ("pairs", "finished_at", "seconds"))
+    first = int(np.searchsorted(np.cumsum(pairs), STEADY_FROM * pairs.sum()))
+    if first + 1 >= len(pairs):
+        return {}
+    steady = float(finished[-1] - finished[first])
+    actors = max(1, result.run["actors"])
+    return {
+        "pairs_per_second": round(float(pairs[first + 1 :].sum()) / steady, 1),
+        "busy_share": round(float(seconds[first + 1 :].sum()) / steady / actors, 4),
+    }

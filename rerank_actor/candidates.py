@@ -1,0 +1,303 @@
+"""Candidates: from a row's columns to its pairs.
+
+A row is a query and a document, or a query and a list of candidates; a document is a text, or a struct whose `title`
+and `text` are joined as BEIR does (title, a space, text, stripped), or what a template makes of its fields. Takes rows
+as they were read, gives texts in parallel lists. Knows nothing of prompts, and of no format.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rerank_actor.columns import is_list, is_text
+from rerank_actor.field_template import FieldTemplate, parse_template
+from rerank_actor.layout import Rows
+
+INDEX_COLUMN = "candidate_index"  # of an exploded row: the place of its document in the list, from 0
+ANY_DATASET = "*"  # in an instruction map: every dataset that is not named
+
+LIST_NULL = "document list is null"
+LIST_EMPTY = "document list is empty"
+LIST_EXPECTED = "document is not a list"
+DATASET_NULL = "dataset is null"
+DATASET_UNKNOWN = "dataset is not in the instruction map"
+MISALIGNED = "a column to explode has another length than the document list"
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """Where the texts of a row are.
+
+    Attributes:
+        query_column, document_column: columns.
+        query_is_id, document_is_id: whether they hold ids of texts that are elsewhere.
+        query_template, document_template: how texts are made of several, or None.
+        instruction_column: column with the row's instruction, or None.
+        dataset_column: column with the name to look up in `instruction_map`.
+        instruction_map: instruction by dataset, or None.
+        explode: give a row a pair.
+        explode_columns: kept lists to take apart along with the documents.
+        keep_fields: of documents that are structs, the fields to keep; None for all.
+    """
+
+    query_column: str = "query"
+    document_column: str = "document"
+    query_is_id: bool = False
+    document_is_id: bool = False
+    query_template: str | None = None
+    document_template: str | None = None
+    instruction_column: str | None = None
+    dataset_column: str = "dataset"
+    instruction_map: Mapping[str, str] | None = None
+    explode: bool = False
+    explode_columns: tuple[str, ...] = ()
+    keep_fields: tuple[str, ...] | None = None
+
+    @property
+    def text_columns(self) -> list[str]:
+        """Columns that are looked at, where they exist."""
+        names = [] if self.query_template else [self.query_column]
+        for template in (self.query_template, self.document_template):
+            names += parse_template(template).names if template else ()
+        names += [self.document_column]
+        names += [self.instruction_column] if self.instruction_column else []
+        names += [self.dataset_column] if self.instruction_map is not None else []
+        return list(dict.fromkeys(names))
+
+    def list_required(self, columns: Mapping[str, pa.DataType]) -> dict[str, list[str]]:
+        """Return the columns that a shard with these columns must have, by the flag that names them."""
+        required: dict[str, list[str]] = {}
+        if self.query_template:
+            required["--query-template"] = list(parse_template(self.query_template).names)
+        else:
+            required["--query-id-column" if self.query_is_id else "--query-column"] = [self.query_column]
+        if self.document_template:
+            document = columns.get(self.document_column)
+            own = {self.document_column, "text"} if document is not None else set()
+            own = set(list_fields(document)) or own
+            names = parse_template(self.document_template).names
+            required["--document-template"] = [name for name in names if name not in own]
+        else:
+            required["--document-id-column" if self.document_is_id else "--document-column"] = [self.document_column]
+        if self.instruction_column:
+            required["--instruction-column"] = [self.instruction_column]
+        if self.instruction_map is not None:
+            required["--dataset-column"] = [self.dataset_column]
+        if self.explode_columns:
+            required["--explode-columns"] = list(self.explode_columns)
+        return required
+
+    def find_wrong_type(self, flag: str, kind: pa.DataType) -> str | None:
+        """Return what was expected where a column of this type cannot serve a flag, else None."""
+        if flag.endswith("-template"):
+            return None
+        if flag == "--explode-columns":
+            return None if is_list(kind) or pa.types.is_null(kind) else "a list"
+        if flag in ("--query-id-column", "--document-id-column"):
+            has_lists = flag == "--document-id-column"
+            element = kind.value_type if has_lists and is_list(kind) else kind
+            expected = "ids (text or whole numbers)" + (" or lists of them" if has_lists else "")
+            is_id = is_text(element) or pa.types.is_integer(element) or pa.types.is_floating(element)
+            return None if is_id else expected
+        if flag != "--document-column":
+            return None if is_text(kind) else "text"
+        kind = kind.value_type if is_list(kind) else kind
+        if pa.types.is_struct(kind):
+            return None if kind.get_field_index("text") >= 0 else "structs with a `text` (or a --document-template)"
+        return None if is_text(kind) else "text or lists of text"
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The texts of some rows.
+
+    Attributes:
+        table: the kept columns, a row each of what the part will have.
+        queries, documents: one for each pair; anything but text is a fault.
+        instructions: as many, or None where the job's holds for all.
+        row_errors: faults that concern a whole row of the table.
+        list_lengths: int32 [num_rows], pairs of each row, -1 for a row without a list; None when a row is a pair.
+    """
+
+    table: pa.Table
+    queries: list[Any]
+    documents: list[Any]
+    instructions: list[Any] | None
+    row_errors: list[str | None]
+    list_lengths: np.ndarray | None
+
+
+def list_fields(kind: pa.DataType | None) -> list[str]:
+    """Return the fields of documents of a type, none where they are no structs."""
+    kind = kind.value_type if kind is not None and is_list(kind) else kind
+    return [field.name for field in kind] if kind is not None and pa.types.is_struct(kind) else []
+
+
+def make_pairs(rows: Rows, spec: TextSpec) -> Pairs:
+    """Return the pairs of some rows, in order."""
+    if spec.keep_fields is not None and spec.document_column in rows.table.column_names:
+        place = rows.table.column_names.index(spec.document_column)
+        if list_fields(rows.table.schema.field(place).type):
+            column = _select_fields(_combine(rows.table.column(place)), spec.keep_fields)
+            rows = replace(rows, table=rows.table.set_column(place, spec.document_column, column))
+    count = rows.table.num_rows
+    nothing: list[Any] = [None] * count
+    row_errors = list(rows.faults)
+    found = rows.texts.get(spec.document_column, nothing)
+    queries = rows.texts.get(spec.query_column, nothing)
+    if spec.query_template:
+        template = parse_template(spec.query_template)
+        queries = [template.fill(lambda name, at=row: rows.texts.get(name, nothing)[at]) for row in range(count)]  # type: ignore[misc]
+    instructions = _find_instructions(rows, spec, row_errors)
+    if spec.document_column not in rows.list_columns:
+        documents = [_write_document(spec, rows, row, found[row]) for row in range(count)]
+        table = rows.table
+        if spec.explode:
+            table = table.append_column(INDEX_COLUMN, pa.array(np.zeros(count, np.int32)))
+        return Pairs(table, queries, documents, instructions, row_errors, None)
+    for row, documents in enumerate(found):
+        if row_errors[row] is None and not isinstance(documents, list):
+            row_errors[row] = LIST_NULL if documents is None else LIST_EXPECTED
+    if spec.explode_columns:
+        _refuse_misaligned(rows.table, found, spec, row_errors)
+    lengths = np.array([-1 if row_errors[row] is not None else len(found[row]) for row in range(count)], np.int32)
+    documents = [
+        _write_document(spec, rows, row, document, is_element=True)
+        for row in range(count)
+        if lengths[row] > 0
+        for document in found[row]
+    ]
+    if spec.explode:
+        return _explode(rows.table, spec, queries, documents, instructions, row_errors, lengths)
+    owners = np.repeat(np.arange(count), np.maximum(lengths, 0))
+    return Pairs(
+        rows.table,
+        [queries[owner] for owner in owners],
+        documents,
+        [instructions[owner] for owner in owners] if instructions is not None else None,
+        row_errors,
+        lengths,
+    )
+
+
+def _find_instructions(rows: Rows, spec: TextSpec, row_errors: list[str | None]) -> list[Any] | None:
+    """Return an instruction for each row, None for the job's own; what is not in the map is a fault of its row."""
+    if spec.instruction_column is not None:
+        return rows.texts.get(spec.instruction_column)
+    if spec.instruction_map is None:
+        return None
+    known, fallback = spec.instruction_map, spec.instruction_map.get(ANY_DATASET)
+    instructions: list[Any] = []
+    names = rows.texts.get(spec.dataset_column, [None] * rows.table.num_rows)
+    for row, name in enumerate(names):
+        found = known.get(name, fallback) if isinstance(name, str) else fallback
+        if found is None and row_errors[row] is None:
+            row_errors[row] = DATASET_NULL if name is None else DATASET_UNKNOWN
+        instructions.append(False if found is None else found)  # what is no text is not scored
+    return instructions
+
+
+def _write_document(spec: TextSpec, rows: Rows, row: int, document: Any, is_element: bool = False) -> Any:
+    """Return the text of one document, or what stands in its place."""
+    if spec.document_template is None:
+        return join_title(document) if isinstance(document, dict) else document
+    if is_element and document is None:
+        return None
+    return _fill(parse_template(spec.document_template), spec, rows, row, document)
+
+
+def _fill(template: FieldTemplate, spec: TextSpec, rows: Rows, row: int, document: Any) -> Any:
+    def get(name: str) -> Any:
+        if isinstance(document, dict):
+            if name in document:
+                return document[name]
+        elif name == spec.document_column or (name == "text" and name not in rows.texts):
+            return document
+        values = rows.texts.get(name)
+        return None if values is None else values[row]
+
+    return template.fill(get)
+
+
+def join_title(document: Mapping[str, Any]) -> Any:
+    """Return title and text of a document as BEIR joins them; the text as it is where there is no title."""
+    title, text = document.get("title"), document.get("text")
+    if title is None or text is None:
+        return text
+    if not isinstance(title, str) or not isinstance(text, str):
+        return text if isinstance(title, str) else title
+    return f"{title} {text}".strip()
+
+
+def _refuse_misaligned(table: pa.Table, found: list[Any], spec: TextSpec, row_errors: list[str | None]) -> None:
+    """Give a fault to rows of which a list to take apart is not as long as the list of documents."""
+    wanted = np.array([len(documents) if isinstance(documents, list) else -1 for documents in found])
+    for name in spec.explode_columns:
+        if name in table.column_names:
+            column = table.column(name)
+            lengths = pc.list_value_length(column).fill_null(0).to_numpy() if is_list(column.type) else -wanted
+            for row in np.flatnonzero(lengths != wanted):
+                row_errors[row] = row_errors[row] or MISALIGNED
+
+
+def _explode(
+    table: pa.Table,
+    spec: TextSpec,
+    queries: list[Any],
+    documents: list[Any],
+    instructions: list[Any] | None,
+    row_errors: list[str | None],
+    lengths: np.ndarray,
+) -> Pairs:
+    """Return a row for each candidate; a row without candidates stays, with its reason."""
+    sizes = np.maximum(lengths, 1)
+    owners = np.repeat(np.arange(len(lengths)), sizes)
+    index = np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    has_one = np.repeat(lengths > 0, sizes)
+    exploded = table.take(pa.array(owners))
+    for name in {spec.document_column, *spec.explode_columns} & set(table.column_names):
+        column = table.column(name)
+        if is_list(column.type):
+            values = _take_elements(column, owners, index, has_one)
+            exploded = exploded.set_column(exploded.column_names.index(name), name, values)
+    exploded = exploded.append_column(INDEX_COLUMN, pa.array(index.astype(np.int32), mask=~has_one))
+    errors = [row_errors[owner] if lengths[owner] else LIST_EMPTY for owner in owners]
+    spread: list[Any] = [None] * len(owners)
+    for position, document in zip(np.flatnonzero(has_one), documents, strict=True):
+        spread[position] = document
+    return Pairs(
+        exploded,
+        [queries[owner] for owner in owners],
+        spread,
+        [instructions[owner] for owner in owners] if instructions is not None else None,
+        errors,
+        None,
+    )
+
+
+def _combine(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
+
+
+def _select_fields(column: pa.Array, names: tuple[str, ...]) -> pa.Array:
+    """Return structs, or lists of them, with some of their fields."""
+    if is_list(column.type):
+        lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+        return pa.ListArray.from_arrays(offsets, _select_fields(pc.list_flatten(column), names), mask=column.is_null())
+    kept = [name for name in names if column.type.get_field_index(name) >= 0]
+    return pa.StructArray.from_arrays([pc.struct_field(column, name) for name in kept], kept, mask=column.is_null())
+
+
+def _take_elements(column: pa.ChunkedArray, owners: np.ndarray, index: np.ndarray, has_one: np.ndarray) -> pa.Array:
+    """Return an element of a list for each exploded row, null where it has none."""
+    column = _combine(column)
+    lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+    starts = np.cumsum(lengths) - lengths  # among the elements of lists that are not null
+    places = starts[owners] + index
+    return pc.list_flatten(column).take(pa.array(places, pa.int64(), mask=~has_one))

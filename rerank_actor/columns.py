@@ -1,0 +1,205 @@
+"""Columns: Arrow types of input columns, and values on their way between Python and Arrow.
+
+JSON has no schema: `merge_types` finds a type that holds what several rows show, `to_array` puts values into it, as
+JSON text where nothing else holds them all. Extension types are taken off before values become Python's, because such
+a type may run code. Knows nothing of formats.
+"""
+
+import json
+from collections.abc import Container, Iterable
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_FAILURES = (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is one of the list types."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of an Arrow type may be texts; those of a column of nulls may."""
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_null(kind)
+    )
+
+
+def merge_types(first: pa.DataType | None, second: pa.DataType) -> pa.DataType:
+    """Return a type that holds the values of both; text, as JSON, where there is no other."""
+    if first is None or first == second or pa.types.is_null(first):
+        return second
+    if pa.types.is_null(second):
+        return first
+    if is_list(first) and is_list(second):
+        return pa.list_(merge_types(first.value_type, second.value_type))
+    if pa.types.is_struct(first) and pa.types.is_struct(second):
+        fields = {field.name: field.type for field in first}
+        for field in second:
+            fields[field.name] = merge_types(fields.get(field.name), field.type)
+        return pa.struct(list(fields.items()))
+    if pa.types.is_nested(first) or pa.types.is_nested(second):
+        return pa.string()
+    schemas = [pa.schema([("value", kind)]) for kind in (first, second)]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field("value").type
+    except pa.ArrowException:
+        return pa.string()
+
+
+def add_types(types: dict[str, pa.DataType], objects: list[dict[str, Any]]) -> None:
+    """Widen the types of JSON columns by those of some more rows."""
+    for name in dict.fromkeys(name for found in objects for name in found):
+        types[name] = merge_types(types.get(name), _infer_type([found.get(name) for found in objects]))
+
+
+def _infer_type(values: list[Any]) -> pa.DataType:
+    try:
+        kind = pa.array(values).type
+    except _FAILURES:  # Arrow takes no mixture, also deep inside
+        kind = pa.null()
+        for value in values:
+            kind = merge_types(kind, _type_of(value))
+    return pa.string() if _has_empty_struct(kind) else kind  # Parquet cannot hold one
+
+
+def _type_of(value: Any) -> pa.DataType:
+    if isinstance(value, list):
+        return pa.list_(_merge_all(_type_of(item) for item in value))
+    if isinstance(value, dict):
+        return pa.struct([(as_text(name), _type_of(item)) for name, item in value.items()])
+    try:
+        return pa.array([value]).type
+    except _FAILURES:
+        return pa.string()
+
+
+def _merge_all(kinds: Iterable[pa.DataType]) -> pa.DataType:
+    merged = pa.null()
+    for kind in kinds:
+        merged = merge_types(merged, kind)
+    return merged
+
+
+def to_array(values: list[Any], wanted: pa.DataType | None = None) -> pa.Array:
+    """Return values as an Arrow array: of the wanted type, or of what they show; as JSON text where neither goes."""
+    kind = _infer_type(values) if wanted is None else wanted
+    if not pa.types.is_string(kind):
+        try:
+            found = pa.array(values)
+            if found.type == kind:
+                return found
+        except _FAILURES:
+            pass
+        try:
+            # Arrow cuts 1.5 to a wanted int64 and drops fields that a wanted struct lacks, without a word.
+            return pa.array([_conform(value, kind) for value in values], kind)
+        except _FAILURES:
+            pass
+    return pa.array([as_text(value) for value in values], pa.string())
+
+
+def _conform(value: Any, kind: pa.DataType) -> Any:
+    """Return a JSON value as Arrow takes it for a type.
+
+    Raises:
+        TypeError: it does not go into the type whole.
+    """
+    if value is None:
+        return None
+    if pa.types.is_string(kind):
+        return as_text(value)
+    if is_list(kind) and isinstance(value, list):
+        return [_conform(item, kind.value_type) for item in value]
+    if pa.types.is_struct(kind) and isinstance(value, dict):
+        types = {field.name: field.type for field in kind}
+        return {name: _conform(item, types[name]) for name, item in value.items() if _require(name, types)}
+    if pa.types.is_floating(kind) and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if pa.types.is_integer(kind) and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if pa.types.is_boolean(kind) and isinstance(value, bool):
+        return value
+    raise TypeError(f"a {type(value).__name__} is no {kind}")
+
+
+def _require(name: str, types: dict[str, pa.DataType]) -> bool:
+    if name not in types:
+        raise TypeError("a field is not in the type")
+    return True
+
+
+def _has_empty_struct(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.num_fields == 0 or any(_has_empty_struct(field.type) for field in kind)
+    return is_list(kind) and _has_empty_struct(kind.value_type)
+
+
+def as_text(value: Any) -> str | None:
+    """Return a value as text, JSON where it is none, without the lone surrogates that no format holds."""
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def to_texts(column: pa.ChunkedArray) -> list[Any]:
+    """Return a column as Python values; bytes that are not UTF-8 become text with lone surrogates, a later fault."""
+    if _has_extension(column.type):
+        column = column.cast(_strip_extensions(column.type))
+    try:
+        return cast(list[Any], column.to_pylist())
+    except UnicodeDecodeError:
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            raw = column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary())
+            return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw.to_pylist()]
+        return [_value_or_fault(value) for value in column]
+
+
+def _value_or_fault(value: Any) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return "\udc80"
+
+
+def read_own_table(data: bytes, skip: Container[str] = ()) -> pa.Table:
+    """Read a Parquet file of the project's own, none of which has extension types, without the columns to skip.
+
+    Raises:
+        pyarrow.ArrowException: it is damaged or not the project's.
+    """
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    table = file.read([name for name in file.schema_arrow.names if name not in skip])
+    if any(_has_extension(kind) for kind in table.schema.types):
+        raise pa.ArrowTypeError("a column is of an extension type")
+    return table
+
+
+def _has_extension(kind: pa.DataType) -> bool:
+    """Whether values are of an extension type, which may run code to become Python's: Ray registers one of pickles."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return True
+    if pa.types.is_dictionary(kind):
+        return _has_extension(kind.value_type)
+    return any(_has_extension(kind.field(index).type) for index in range(kind.num_fields))
+
+
+def _strip_extensions(kind: pa.DataType) -> pa.DataType:
+    """Return what texts, or lists of them, are stored as."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _strip_extensions(kind.storage_type)
+    if is_list(kind):
+        return pa.list_(_strip_extensions(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _strip_extensions(field.type)) for field in kind])
+    if _has_extension(kind):
+        raise pa.ArrowTypeError(f"a column of texts is of type {kind}")
+    return kind

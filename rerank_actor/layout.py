@@ -1,0 +1,105 @@
+"""What a scan finds in a shard, and what reading some of its rows gives: the records that all formats share.
+
+Also the words for a row that cannot be parsed: an error that ends in its place, `reason (URI, line N)`. Knows nothing
+of any one format.
+"""
+
+import re
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from rerank_actor.errors import InputError
+
+UNIT_BYTES = 32 * 2**20  # of uncompressed input; a prepared unit stays well under what Ray's object store likes
+
+_PLACE = re.compile(r" \(.*, (?:line|row) \d+\)", re.DOTALL)
+
+
+class Block(NamedTuple):
+    """A stretch of rows that is cheap to read by itself: a Parquet row group, an Arrow batch or a run of lines.
+
+    Attributes:
+        num_rows: rows in it.
+        num_bytes: their uncompressed size, as far as it is known.
+        byte_start: where it begins: a byte of the uncompressed text or of an Arrow stream, the number of a batch in an
+            Arrow file, -1 in Parquet.
+        number: what is there: in text the number of the line, from 1; in Arrow the number of the row, from 0.
+        num_pairs: pairs in it, where documents are lists; 0 where a row is a pair.
+        is_divisible: whether a unit may begin inside.
+    """
+
+    num_rows: int
+    num_bytes: int
+    byte_start: int = -1
+    number: int = 0
+    num_pairs: int = 0
+    is_divisible: bool = True
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """What a scan finds: rows, columns and places where a unit may begin.
+
+    Attributes:
+        num_rows: rows in the shard.
+        columns: name and Arrow type of each column, in order.
+        blocks: stretches of rows, in order.
+    """
+
+    num_rows: int
+    columns: dict[str, pa.DataType]
+    blocks: list[Block]
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs in the shard, a row without a list counted as one."""
+        return sum(block.num_pairs or block.num_rows for block in self.blocks)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a shard.
+
+    Attributes:
+        table: the kept columns.
+        texts: Python values of each named text column, one a row (a list where the column holds lists).
+        faults: why a row could not be parsed, None where it could.
+        list_columns: those of the text columns that hold lists.
+    """
+
+    table: pa.Table
+    texts: dict[str, list[Any]]
+    faults: list[str | None]
+    list_columns: frozenset[str]
+
+
+def choose_columns(names: Iterable[str], keep: list[str] | None, drop: Container[str]) -> list[str]:
+    """Return the columns of a table: those to keep (None for all) that are not to be left out."""
+    return [name for name in (names if keep is None else keep) if name not in drop]
+
+
+def refuse_doubled(uri: str, names: list[str]) -> None:
+    """Refuse a shard that has two columns of one name.
+
+    Raises:
+        InputError: it has.
+    """
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise InputError(
+            f"{uri}: has more than one column `{doubled[0]}`; rename one of them", uri=uri, column=doubled[0]
+        )
+
+
+def add_place(reason: str, uri: str, line: int, row: int) -> str:
+    """Return a reason with its place; plans of earlier versions know rows alone, and then `line` is 0."""
+    return f"{reason} ({uri}, line {line})" if line else f"{reason} ({uri}, row {row})"
+
+
+def find_reason(error: str) -> str:
+    """Return a row's error without its place, so that errors can be counted by reason."""
+    found = _PLACE.search(error)
+    return error[: found.start()] if found and found.end() == len(error) else error

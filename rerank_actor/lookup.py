@@ -1,0 +1,53 @@
+"""Lookups: from ids in the rows of a unit to the texts that they stand for.
+
+Takes ids, one a pair, and a finished store of texts; gives a text for each pair, or why there is none. Memory is bounded by
+the unit: of the store only the rows that were asked for are kept. Knows nothing of where ids come from or of prompts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rerank_actor.store import Store, StoreSpec
+from rerank_actor.texts import read_id
+
+Role = Literal["query", "document"]
+
+ID_NULL = "{role} id is null"
+ID_NOT_TEXT = "{role} id is neither text nor a whole number"
+ID_MISSING = {"query": "query id is not in --queries", "document": "document id is not in --corpus"}
+ID_AMBIGUOUS = {
+    "query": "query id has more than one text in --queries",
+    "document": "document id has more than one text in --corpus",
+}
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Texts of one role, to be found by id."""
+
+    role: Role
+    store: StoreSpec
+
+    def find_texts(self, ids: Sequence[Any]) -> tuple[list[str | None], dict[int, str]]:
+        """Return the text of each id, and why there is none, by position; a null text is the encoder's to judge.
+
+        Raises:
+            ShardError, StorageError, JobError: the store cannot be read.
+        """
+        keys = [read_id(value) for value in ids]
+        found: dict[str, tuple[str | None, str | None]] = {}
+        for row in Store(self.store).find(key for key in keys if key is not None):
+            value = row["text"], f"{self.role} {row['fault']}" if row["fault"] else None
+            if found.setdefault(row["key"], value) != value:
+                found[row["key"]] = None, ID_AMBIGUOUS[self.role]
+        texts: list[str | None] = []
+        faults: dict[int, str] = {}
+        for position, (value, key) in enumerate(zip(ids, keys, strict=True)):
+            text, fault = found.get(key, (None, ID_MISSING[self.role])) if key is not None else (None, None)
+            if key is None:
+                fault = (ID_NULL if value is None else ID_NOT_TEXT).format(role=self.role)
+            texts.append(text)
+            if fault is not None:
+                faults[position] = fault
+        return texts, faults

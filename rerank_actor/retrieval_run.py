@@ -1,0 +1,239 @@
+"""Retrieval runs: files of retrieval with a line for each candidate of a query, as shards of pairs of ids.
+
+TREC runs (query, Q0, document, rank, score, tag; blanks between), Tevatron's ranklists (query, document, score; tabs) and
+qrels (BEIR's query-id, corpus-id, score with a header, or TREC's query, iteration, document, relevance). A line is a row.
+With `top_k` only the best of each query are rows, by score, then by rank and by place; the lines of a query must then stand
+together. Memory is bounded by one query. Knows nothing of texts, plans or Ray.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import pyarrow as pa
+
+from rerank_actor import storage
+from rerank_actor.errors import InputError
+from rerank_actor.layout import Block, add_place
+from rerank_actor.lines import BYTE_ORDER_MARK, decompress, skip
+
+RankingFormat = Literal["trec", "tevatron", "qrels"]
+RANKING_FORMATS: tuple[str, ...] = get_args(RankingFormat)
+HEAD_BYTES = 64 * 1024
+
+_IDS = {"query_id": pa.string(), "document_id": pa.string()}
+COLUMNS: dict[str, dict[str, pa.DataType]] = {
+    "trec": {**_IDS, "rank": pa.int64(), "retrieval_score": pa.float64(), "tag": pa.string()},
+    "tevatron": {**_IDS, "retrieval_score": pa.float64()},
+    "qrels": {**_IDS, "relevance": pa.float64()},
+}
+BROKEN = {
+    "trec": "line is not of a TREC run (query, Q0, document, rank, score, tag)",
+    "tevatron": "line is not of a Tevatron ranklist (query, document, score)",
+    "qrels": "line is not of qrels (query, document, score; or query, iteration, document, relevance)",
+}
+
+
+@dataclass(frozen=True)
+class RankingFile:
+    """A ranking as it was listed, and how it is to be read."""
+
+    uri: str
+    size: int | None
+    etag: str
+    kind: str
+    compression: str = ""
+    top_k: int | None = None
+
+
+@dataclass(frozen=True)
+class _Line:
+    start: int  # byte in the uncompressed text
+    end: int
+    number: int  # from 1, counted from where reading began
+    values: dict[str, Any] | None  # None for a line that is broken
+
+
+def parse_line(kind: str, text: str) -> dict[str, Any] | None:
+    """Return the columns of a line, None where it is none of this format."""
+    fields = text.split("\t") if kind != "trec" and "\t" in text else text.split()
+    fields = [field.strip() for field in fields]
+    try:
+        if kind == "trec":
+            query, _, document, rank, score, tag = fields
+            return {
+                "query_id": query,
+                "document_id": document,
+                "rank": int(rank),
+                "retrieval_score": float(score),
+                "tag": tag,
+            }
+        if kind == "qrels" and len(fields) == 4:
+            fields = [fields[0], *fields[2:]]
+        query, document, score = fields
+        number = float(score)
+    except ValueError:
+        return None
+    if not query or not document:
+        return None
+    return {
+        "query_id": query,
+        "document_id": document,
+        ("relevance" if kind == "qrels" else "retrieval_score"): number,
+    }
+
+
+def sniff_format(uri: str, size: int, compression: str) -> str | None:
+    """Return the format that the first lines of a text show; None where they show none."""
+    with _open(RankingFile(uri, size, "", "trec", compression), 0) as stream:
+        head = stream.read(HEAD_BYTES).removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace")
+    lines = [line for line in head.splitlines() if line.strip()][:2]
+    if not lines:
+        return None
+    fields = lines[0].split()
+    if len(fields) == 6 and parse_line("trec", lines[0]):
+        return "trec"
+    if len(fields) == 4 and fields[1] in ("0", "Q0") and parse_line("qrels", lines[0]):
+        return "qrels"
+    if _is_header(lines[0]) and len(lines) == 2 and len(lines[1].split("\t")) == 3 and parse_line("qrels", lines[1]):
+        return "qrels"
+    return "tevatron" if len(lines[0].split("\t")) == 3 and parse_line("tevatron", lines[0]) else None
+
+
+def _is_header(text: str) -> bool:
+    return [field.strip() for field in text.split("\t")] == ["query-id", "corpus-id", "score"]
+
+
+def scan_ranking(file: RankingFile, block_rows: int, break_at: int) -> list[Block]:
+    """Find the rows of a ranking and places where a unit may begin.
+
+    Args:
+        file: the ranking.
+        block_rows: rows of a block, from which on it ends at the next place where that is possible.
+        break_at: row at which a block begins whatever else.
+
+    Returns:
+        The blocks, none of which may be cut.
+
+    Raises:
+        InputError: with `top_k`, the lines of a query do not stand together, or `break_at` is inside of a query.
+        StorageError, JobError: it cannot be reached.
+    """
+    blocks: list[Block] = []
+    rows = start = line = num_rows = end = 0
+    for group in _iterate_groups(file, 0, check=True):
+        if num_rows < break_at < num_rows + len(group):
+            raise InputError(
+                f"{file.uri}: --limit ended within the candidates of a query, where --top-k cannot go on; give the larger "
+                "--limit an --output of its own",
+                uri=file.uri,
+            )
+        if group and rows and (rows >= block_rows or num_rows == break_at):
+            blocks.append(Block(rows, group[0].start - start, start, line, is_divisible=False))
+            rows = 0
+        if group and not rows:
+            start, line = group[0].start, group[0].number
+        rows += len(group)
+        num_rows += len(group)
+        end = group[-1].end if group else end
+    if rows:
+        blocks.append(Block(rows, end - start, start, line, is_divisible=False))
+    return blocks
+
+
+def read_ranking(
+    file: RankingFile, byte_start: int, num_rows: int, number: int = 0, row_start: int = 0
+) -> tuple[pa.Table, list[str | None]]:
+    """Read rows of a ranking from the first byte of a block on, of line `number` (0: not known).
+
+    Returns:
+        The rows, in order of the file, and for each why it is broken, or None.
+
+    Raises:
+        StorageError, JobError: it cannot be reached.
+    """
+    lines: list[_Line] = []
+    for group in _iterate_groups(file, byte_start, check=False):
+        lines += group
+        if len(lines) >= num_rows:
+            break
+    lines = lines[:num_rows]
+    columns = {
+        name: pa.array([None if line.values is None else line.values[name] for line in lines], kind)
+        for name, kind in COLUMNS[file.kind].items()
+    }
+    faults: list[str | None] = []
+    for row, line in enumerate(lines, row_start):
+        place = number + line.number - 1 if number else 0
+        faults.append(None if line.values is not None else add_place(BROKEN[file.kind], file.uri, place, row))
+    return pa.table(columns), faults
+
+
+def _iterate_groups(file: RankingFile, start: int, *, check: bool) -> Iterator[list[_Line]]:
+    """Yield lines that are rows: each by itself, or with `top_k` those of a query together."""
+    if file.top_k is None:
+        for line in _iterate_lines(file, start):
+            yield [line]
+        return
+    done: set[int] = set()
+    group: list[_Line] = []
+    query: str | None = None
+    for line in _iterate_lines(file, start):
+        name: str | None = line.values["query_id"] if line.values is not None else query
+        if name != query and query is not None:
+            yield _choose(group, file.top_k)
+            group = []
+            if check:
+                done.add(_hash(query))
+                if name is not None and _hash(name) in done:
+                    raise InputError(
+                        f"{file.uri}: line {line.number} is of a query whose other lines stand apart from it, so that --top-k "
+                        "cannot tell its best; sort the file by query",
+                        uri=file.uri,
+                        row=line.number,
+                    )
+        query = name
+        group.append(line)
+    if group:
+        yield _choose(group, file.top_k)
+
+
+def _hash(query: str) -> int:
+    return int.from_bytes(hashlib.blake2b(query.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def _choose(group: list[_Line], top_k: int) -> list[_Line]:
+    """Return the best lines of a query in order of the file; broken ones stay."""
+
+    def get_key(index: int) -> tuple[float, int, int]:
+        values = group[index].values or {}
+        score = values.get("retrieval_score", values.get("relevance", 0.0))
+        return -score, values.get("rank", 0), index
+
+    whole = [index for index, line in enumerate(group) if line.values is not None]
+    best = set(sorted(whole, key=get_key)[:top_k])
+    return [line for index, line in enumerate(group) if index in best or line.values is None]
+
+
+def _iterate_lines(file: RankingFile, start: int) -> Iterator[_Line]:
+    """Yield the lines from a byte on, without blank ones and the header."""
+    place = start
+    with _open(file, start) as stream:
+        for number, raw in enumerate(stream, 1):
+            end = place + len(raw)
+            text = raw.removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace").rstrip("\r\n")
+            if text.strip() and not (place == 0 and file.kind == "qrels" and _is_header(text)):
+                yield _Line(place, end, number, parse_line(file.kind, text))
+            place = end
+
+
+def _open(file: RankingFile, start: int) -> Any:
+    """Open the uncompressed text of a ranking at a byte; the caller closes it."""
+    raw = storage.open_input(file.uri, size=file.size, etag=file.etag)
+    if not file.compression:
+        raw.seek(start)
+        return raw
+    stream = decompress(raw, file.compression)
+    skip(stream, start)
+    return stream

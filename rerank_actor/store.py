@@ -1,0 +1,243 @@
+"""The store: rows found by their key, in the objects of a folder, when all of them are too many for memory.
+
+Bucket and block of a row follow from the hash of its key, so that nobody holds an index: a bucket is one object, a block a
+slice of it (an Arrow stream of some 16 KiB), and a reader takes just the blocks that its keys fall into. Behind the blocks
+stand the places where each begins, 64 bits each. A store is made by a shuffle: `spill_rows` of each piece of the source,
+then `pack_bucket`. In S3 a machine keeps copies of whole buckets where that is cheaper than asking for blocks. Knows
+nothing of what the rows mean, or of Ray.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+from rerank_actor import storage
+from rerank_actor.errors import ShardError
+from rerank_actor.shuffle import find_buckets, hash_keys, pack_slices, read_slices
+
+BLOCK_BYTES = 16 * 1024
+BUCKET_BYTES = 64 * 2**20
+MAX_BUCKETS = 4096
+READ_THREADS = 32
+PLACE_BYTES = 8
+FREE_BYTES = 2**30  # left on a machine's disk whatever its copies would like
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Into how many buckets a store is cut, and each of these into how many blocks."""
+
+    num_buckets: int
+    num_blocks: int
+
+    @classmethod
+    def for_bytes(cls, num_bytes: int) -> Self:
+        """Return the layout for about so many bytes of rows."""
+        buckets = min(MAX_BUCKETS, max(1, -(-num_bytes // BUCKET_BYTES)))
+        return cls(buckets, max(1, -(-num_bytes // (buckets * BLOCK_BYTES))))
+
+    def find_places(self, keys: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Return bucket and block of each key: int64 [num_keys] both."""
+        hashes = hash_keys(keys)
+        return find_buckets(hashes, self.num_buckets), ((hashes >> np.uint64(40)) % np.uint64(self.num_blocks)).astype(
+            np.int64
+        )
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """A finished store.
+
+    Attributes:
+        uri: its folder.
+        digest: of what it was made from; names a machine's copies.
+        layout: buckets and blocks.
+        sizes: bytes of each bucket; an empty one has no object.
+        facts: what making it found (rows, what was left out).
+        keeps_copies: whether readers copy whole buckets to their machine.
+    """
+
+    uri: str
+    digest: str
+    layout: Layout
+    sizes: tuple[int, ...]
+    facts: dict[str, Any] = field(hash=False)
+    keeps_copies: bool = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all buckets."""
+        return sum(self.sizes)
+
+    def to_bytes(self) -> bytes:
+        """Return the spec as its object, which is written last and so says that the store is whole."""
+        return json.dumps({name: value for name, value in asdict(self).items() if name != "uri"}).encode()
+
+    @classmethod
+    def load(cls, uri: str, digest: str) -> Self | None:
+        """Return the finished store of a folder, None where there is none of this digest."""
+        data = storage.read_if_present(storage.join_uri(uri, "store.json"))
+        try:
+            found = json.loads(data or b"{}")
+            if found.get("digest") != digest:
+                return None
+            return cls(uri, digest, Layout(**found["layout"]), tuple(found["sizes"]), found["facts"])
+        except (ValueError, KeyError, TypeError, AttributeError):  # damaged, so that it is made anew
+            return None
+
+
+def name_bucket(number: int) -> str:
+    """Return the name of a bucket's object."""
+    return f"bucket-{number:05d}.bin"
+
+
+def spill_rows(table: pa.Table, layout: Layout, uri: str, scratch: str | None = None) -> tuple[int, np.ndarray]:
+    """Write some rows of the source, sliced by bucket; they have a string column `key`.
+
+    Returns:
+        The object's size, and int64 [num_buckets + 1], where each bucket's slice begins.
+    """
+    bucket, _ = layout.find_places(table.column("key").combine_chunks())
+    data, places = pack_slices(table, bucket, layout.num_buckets)
+    storage.write_bytes(uri, data, scratch=scratch)
+    return len(data), np.array(places, np.int64)
+
+
+def pack_bucket(slices: list[tuple[str, int, int, int]], layout: Layout) -> bytes:
+    """Return the object of a bucket, made of its slices of all that was spilled; no bytes for no rows."""
+    table = read_slices(slices)
+    if table is None:
+        return b""
+    _, block = layout.find_places(table.column("key").combine_chunks())
+    data, places = pack_slices(table, block, layout.num_blocks)
+    return data + np.array(places, "<i8").tobytes()
+
+
+class Store:
+    """Reads a finished store.
+
+    Args:
+        spec: the store.
+    """
+
+    def __init__(self, spec: StoreSpec) -> None:
+        self.spec = spec
+        self._is_remote = storage.is_s3(spec.uri)
+
+    def find(self, keys: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """Yield the rows with one of these keys, in no order; a key may have none or several.
+
+        Raises:
+            ShardError: the store is damaged.
+            StorageError, JobError: it cannot be read.
+        """
+        wanted = set(keys)
+        if not wanted:
+            return
+        bucket, block = self.spec.layout.find_places(pa.array(wanted, pa.string()))
+        blocks: dict[int, set[int]] = {}
+        for number, place in zip(bucket.tolist(), block.tolist(), strict=True):
+            blocks.setdefault(number, set()).add(place)
+        items = [(number, sorted(places)) for number, places in sorted(blocks.items()) if self.spec.sizes[number]]
+        if not self._is_remote:
+            for number, places in items:
+                yield from self._read(number, places, wanted)
+            return
+        with storage_threads() as pool:
+            for rows in pool.map(lambda item: list(self._read(item[0], item[1], wanted)), items):
+                yield from rows
+
+    def _read(self, number: int, blocks: list[int], wanted: set[str]) -> Iterator[dict[str, Any]]:
+        uri, size = storage.join_uri(self.spec.uri, name_bucket(number)), self.spec.sizes[number]
+        if self._is_remote and self.spec.keeps_copies:
+            uri = self._copy(number, uri, size)
+        with _open(uri, size) as read:
+            start = size - PLACE_BYTES * (self.spec.layout.num_blocks + 1)
+            places = np.frombuffer(read(start, size), "<i8")
+            for first, last in _join_neighbours(blocks):
+                begin, end = int(places[first]), int(places[last + 1])
+                data = pa.py_buffer(read(begin, end))
+                for block in range(first, last + 1):
+                    slice_start, slice_end = int(places[block]) - begin, int(places[block + 1]) - begin
+                    if slice_end > slice_start:
+                        yield from _match(uri, data[slice_start:slice_end], wanted)
+
+    def _copy(self, number: int, uri: str, size: int) -> str:
+        """Return the path of this machine's copy of a bucket, or where it is in storage if there is no room for one."""
+        path = storage.find_cache("stores") / self.spec.digest / name_bucket(number)
+        try:
+            if _has_size(path, size):
+                return str(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with (path.parent / f"{path.name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # of the readers on a machine one fetches
+                if not _has_size(path, size):
+                    folder = os.statvfs(path.parent)
+                    if folder.f_bavail * folder.f_frsize < size + FREE_BYTES:
+                        return uri
+                    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+                    try:
+                        temporary.write_bytes(storage.read_bytes(uri))
+                        temporary.replace(path)
+                    finally:
+                        temporary.unlink(missing_ok=True)
+            return str(path)
+        except OSError:  # a disk that is full, or a cache that may not be written
+            return uri
+
+
+def storage_threads() -> ThreadPoolExecutor:
+    """Return threads for reads that mostly wait."""
+    return ThreadPoolExecutor(READ_THREADS)
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.exists() and path.stat().st_size == size
+
+
+@contextlib.contextmanager
+def _open(uri: str, size: int) -> Iterator[Any]:
+    """Give a function that reads bytes of an object from one place to another."""
+    if storage.is_s3(uri):
+        yield lambda start, end: storage.read_range(uri, start, end, size)
+        return
+    with storage.open_input(uri, size=size) as file:
+
+        def read(start: int, end: int) -> bytes:
+            file.seek(start)
+            return file.read(end - start)
+
+        yield read
+
+
+def _join_neighbours(blocks: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield first and last of each run of consecutive numbers."""
+    first = last = blocks[0]
+    for block in blocks[1:]:
+        if block != last + 1:
+            yield first, last
+            first = block
+        last = block
+    yield first, last
+
+
+def _match(uri: str, data: pa.Buffer, wanted: set[str]) -> Iterator[dict[str, Any]]:
+    try:
+        columns = pa.ipc.open_stream(data).read_all().to_pydict()
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise ShardError(
+            f"{uri}: is damaged ({type(error).__name__}); delete its folder, and the next run makes it anew", uri=uri
+        ) from error
+    for index, key in enumerate(columns["key"]):
+        if key in wanted:
+            yield {name: values[index] for name, values in columns.items()}
