@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from s3_server import S3Server
 from selection_inputs import (
     SCHEMA,
     add_margins,
@@ -491,3 +492,59 @@ def test_tatoeba_with_distractors_comes_back_aligned(tmp_path: Path, local_ray: 
     assert len(found & set(pairs)) / len(found) > 0.99
     assert len(found & set(pairs)) > 0.95 * len(pairs)
     assert numbers["counts"]["kept"] == len(found)
+
+
+def test_one_command_scores_and_delivers_and_again_starts_nothing(
+    tmp_path: Path, local_ray: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    texts = [(f"Das ist Satz {number}.", f"This is sentence {number}.") for number in "abcdef"]
+    candidates = tmp_path / "in/c.deu-eng.tsv"
+    candidates.parent.mkdir()
+    candidates.write_text("".join(f"{a}\t{b}\n" for a, _ in texts for _, b in texts) + "Nur hier\t\n")
+    flags = ["--input", str(candidates), "--output", str(tmp_path / "out"), "--engine", "fake", "--identifier", "none"]
+    flags += ["--deliver", str(tmp_path / "to"), "--formats", "tsv", "--threshold", "-100"]
+    assert bitext(flags) == 0
+    assert capfd.readouterr().out.rstrip().endswith(str(tmp_path / "to"))
+    table = pa.concat_tables(map(pq.read_table, sorted((tmp_path / "out/lang_pair=deu-eng").glob("part-*"))))
+    rows = [row for row in table.to_pylist() if row["error"] is None]
+    text = (tmp_path / "to/tsv/lang_pair=deu-eng/part-00000.tsv").read_text()
+    found = [line.split("\t") for line in text.splitlines()]
+    assert [(one[1], one[2]) for one in found] == [
+        (row["source"], row["target"]) for row in select_plainly(rows, "greedy")
+    ]
+    assert [float(one[0]) for one in found] == [
+        pytest.approx((row["forward_logit"] + row["backward_logit"]) / 2) for row in select_plainly(rows, "greedy")
+    ]
+    assert len(found) == len(texts)
+    assert bitext(flags) == 0
+    again = capfd.readouterr().err
+    assert "starting" not in again
+    assert "deu-eng: 6 pairs, all delivered already" in again
+    with pytest.raises(OutputConflictError, match=r"threshold: there -100\.0, now 1\.0"):
+        bitext([*flags, "--threshold", "1"])
+    job = tmp_path / "job.yaml"
+    job.write_text(f"scored: {tmp_path / 'out'}\ndeliver: {tmp_path / 'file'}\nmode: forward\nengine: fake\nmodle: x\n")
+    with pytest.raises(JobError, match="unknown key `modle`"):
+        bitext([str(job)])
+    job.write_text(job.read_text().replace("modle: x\n", ""))
+    assert bitext([str(job)]) == 0
+    assert len(read_delivered(tmp_path / "file")) == len(texts)
+
+
+def test_selection_goes_from_s3_to_s3(tmp_path: Path, local_ray: str, s3: S3Server) -> None:
+    rows = make_random(11, 12, 12, 60)
+    local = write_scored(tmp_path / "scored", rows, part_rows=20)
+    for path in local.rglob("*.parquet"):
+        s3.client.put_object(Bucket=s3.bucket, Key=f"scored/{path.relative_to(local)}", Body=path.read_bytes())
+    job = SelectJob(deliver=f"s3://{s3.bucket}/out", formats=["tsv"], bucket_rows=30, local_rows=0)
+    assert select_pairs(job, [f"s3://{s3.bucket}/scored"])["deu-eng"].status == "complete"
+    keys = [one["Key"] for one in s3.client.list_objects_v2(Bucket=s3.bucket, Prefix="out/")["Contents"]]
+    own = [f"out/_select/{name}" for name in ("report.html", "report.json")]
+    names = ("job.yaml", "result.json", "settings.json")
+    own += [f"out/_select/lang_pair=deu-eng/{name}" for name in names]
+    data = [f"out/tsv/lang_pair=deu-eng/{name}" for name in ("_SUCCESS", "part-00000.tsv")]
+    assert sorted(keys) == sorted([*own, *data])
+    text = s3.client.get_object(Bucket=s3.bucket, Key=data[1])["Body"].read().decode()
+    found = [tuple(line.split("\t")[1:]) for line in text.splitlines()]
+    expected = select_plainly(keep_best(rows), "greedy")
+    assert found == [(row["source"], row["target"]) for row in expected]
