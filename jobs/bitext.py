@@ -3,6 +3,7 @@
 Running it again resumes. With --deliver what is scored is selected and delivered; with --scored nothing is scored.
 """
 
+import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from rerank_actor.job import check_job, read_job_file
 from rerank_actor.progress import LineReporter, make_reporter
 from rerank_actor.selection.job import SHARED, SelectJob
 from rerank_actor.selection.report import CALIBRATION, OVERVIEW, list_calibration, list_overview
-from rerank_actor.selection.run import Selected, select_pairs
+from rerank_actor.selection.run import Selected, check_selection, select_pairs
 
 OWN_OF_SELECTION = frozenset(SelectJob.model_fields) - frozenset(SHARED)
 FIELDS: dict[str, Any] = dict.fromkeys({**BitextJob.model_fields, **SelectJob.model_fields}, (Any, None))
@@ -42,6 +43,9 @@ def make_parser() -> Parser:
     )
     add_job_flags(parser, BitextJob)
     add_job_flags(parser, SelectJob)
+    parser.add_argument(
+        "--select", dest="mode", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )  # what some will try
     return parser
 
 
@@ -58,7 +62,7 @@ def bitext(arguments: Sequence[str] | None = None) -> int:
     scoring = {name: value for name, value in values.items() if name not in OWN_OF_SELECTION}
     job = check_job(BitextJob, scoring, path, flags).normalized()
     if values.get("deliver"):
-        _check_selection(values, path, flags)  # before hours of scoring, not after them
+        check_selection(_check_selection(values, path, flags), [job.output])  # before hours of scoring, not after them
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints what happens to its workers
         results = score_bitext(job, make_reporter())  # type: ignore[arg-type]
     for name, result in results.items():
@@ -97,20 +101,22 @@ def _select(values: dict[str, Any], path: str | None, flags: dict[str, Any], fol
     with contextlib.redirect_stdout(sys.stderr):
         results = select_pairs(job, folders or job.scored, LineReporter())
     _print_results(results)
-    print(f"what each rule removed: {job.deliver}/_select/report.html", file=sys.stderr)
+    page = "calibration.html" if job.calibrate_only else "report.html"
+    print(f"what each rule removed, and how scores do on known pairs: {job.deliver}/_select/{page}", file=sys.stderr)
     print(job.deliver)
     return EXIT_FAILED if any(result.status == "failed" for result in results.values()) else 0
 
 
 def _print_results(results: dict[str, Selected]) -> None:
     """Print what was selected of each language pair, and how scores do on known pairs."""
-    done = [result.numbers for result in results.values() if result.status == "complete"]
+    done = [result.numbers for result in results.values() if result.status != "failed"]
+    whole = [result.numbers for result in results.values() if result.status == "complete"]
     console = Console(width=None if sys.stdout.isatty() else 140)
     for one in done:
         if one["calibration"]:
             _print_table(console, f"{one['lang_pair']}: known pairs", CALIBRATION, list_calibration(one))
-    if done:
-        _print_table(console, "selected", OVERVIEW, list_overview(done))
+    if whole:
+        _print_table(console, "selected", OVERVIEW, list_overview(whole))
     for name, result in results.items():
         if result.status == "failed":
             print(f"{name}: failed: {result.failure}", file=sys.stderr)

@@ -290,6 +290,24 @@ def test_calibration_prints_a_table_and_sets_the_threshold(
     assert numbers["estimated_recall"]["value"] == pytest.approx(sum(told) / 40)
 
 
+def test_calibrating_only_prints_the_same_table_and_delivers_nothing(
+    tmp_path: Path, local_ray: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows, right = make_candidates(number=30)
+    scored = write_scored(tmp_path / "scored", rows)
+    known = tmp_path / "gold.tsv"
+    known.write_text("".join(f"{a}\t{b}\n" for a, b in right))
+    flags = ["--scored", str(scored), "--deliver", str(tmp_path / "out"), "--calibration", str(known)]
+    assert bitext([*flags, "--calibrate-only"]) == 0
+    table = capfd.readouterr().out.rpartition("└")[0]
+    assert "│ best │" in table
+    left = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert left == ["_select/calibration.html"]
+    assert "<polyline" in (tmp_path / "out/_select/calibration.html").read_text()
+    assert bitext([*flags, "--select", "intersection"]) == 0
+    assert capfd.readouterr().out.startswith(table)
+
+
 def numbers_between(values: np.ndarray) -> np.ndarray:
     ordered = np.unique(values)[::-1]
     return np.append((ordered[:-1] + ordered[1:]) / 2, ordered[-1])

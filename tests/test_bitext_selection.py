@@ -83,15 +83,15 @@ def test_combined_log_odds_do_not_saturate_with_their_probabilities(how: Any, be
 
 
 def test_margin_by_hand_takes_the_best_other_candidates_of_both_sides() -> None:
-    # One source with targets of 5, 3, 1, -9, and the first target with another source of 2.
+    # One source with targets of 5, 3, 1, -9, and the first target with another source of 4.
     source = np.array([0, 0, 0, 0, 1], np.uint64)
     target = np.array([0, 1, 2, 3, 0], np.uint64)
-    logit = np.array([5.0, 3.0, 1.0, -9.0, 2.0])
+    logit = np.array([5.0, 3.0, 1.0, -9.0, 4.0])
     zeros = np.zeros(5, np.uint64)
     rests = [average_others(logit, sort_groups(side, zeros, -logit), 2) for side in (source, target)]
     assert rests[0].tolist() == pytest.approx([2.0, 3.0, 4.0, 4.0, np.nan], nan_ok=True)
-    assert rests[1].tolist() == pytest.approx([2.0, np.nan, np.nan, np.nan, 5.0], nan_ok=True)
-    assert compute_margin(logit, *rests).tolist() == [5 - (2 + 2) / 2, 3 - 3, 1 - 4, -9 - 4, 2 - 5]
+    assert rests[1].tolist() == pytest.approx([4.0, np.nan, np.nan, np.nan, 5.0], nan_ok=True)
+    assert compute_margin(logit, *rests).tolist() == [5 - (2 + 4) / 2, 3 - 3, 1 - 4, -9 - 4, 4 - 5]
 
 
 def test_ratio_margin_by_hand_counts_a_pair_among_its_own_neighbours() -> None:
@@ -420,6 +420,12 @@ def test_a_stopped_selection_goes_on_from_its_records(tmp_path: Path, local_ray:
     [
         (["--mode", "forward"], "--mode is a setting of the selection: give --deliver too"),
         (["--deliver", "OUT"], "--input is missing"),
+        (["--input", "IN", "--output", "OUT", "--deliver", "OUT/to"], "lies in the scored folder"),
+        (
+            ["--input", "IN", "--output", "OUT", "--deliver", "OUT-to", "--margin", "auto"],
+            "give them as --calibration FILE",
+        ),
+        (["--scored", "IN", "--deliver", "OUT", "--calibrate-only"], "give them as --calibration FILE"),
         (["--scored", "IN", "--deliver", "OUT", "--model", "m"], "--model is for scoring"),
         (["--scored", "IN", "--deliver", "OUT", "--overwrite"], "--reselect replaces what was delivered"),
         (["--scored", "IN", "--deliver", "OUT", "--threshold", "auto"], "give them as --calibration FILE"),
@@ -459,6 +465,7 @@ def test_scores_that_cannot_be_compared_or_are_no_cosines_are_refused(tmp_path: 
     margins = write_scored(tmp_path / "margins", [make_row("a", "x", 1, candidate_score=1.3)])
     with pytest.raises(InputError, match=r"reaches 1.3, so that it holds no cosines"):
         select(margins, tmp_path / "ratio", rank_by="ratio")
+    assert select(margins, tmp_path / "ratio")["deu-eng"].status == "complete"  # nothing stood there that others made
     empty = write_scored(tmp_path / "empty", [make_unscored("a", "", "target is empty")])
     with pytest.raises(InputError, match="none of 1 rows has a score"):
         select(empty, tmp_path / "none")

@@ -90,6 +90,8 @@ class SelectJob(BaseModel):
         "+",
     )
 
+    calibrate_only: bool = _flag(False, "calibration", "print how scores do on the known pairs, and deliver nothing")
+
     deliver: str = _flag("", "delivery", "folder for what is selected; local path or s3://", "URI")
     formats: list[Format] = _flag(
         ["parquet", "tsv"], "delivery", f"which of {', '.join(FORMATS)} to write", "FORMAT", "+"
@@ -159,6 +161,8 @@ class SelectJob(BaseModel):
                 raise ValueError(
                     f"--{name.replace('_', '-')} {value:g} is no probability; give 0 to 1, or --space logit for log-odds"
                 )
+        if self.calibrate_only and not self.calibration:
+            raise ValueError("--calibrate-only looks at known pairs: give them as --calibration FILE")
         for name in ("threshold", "margin"):
             if getattr(self, name) == "auto" and not self.calibration:
                 raise ValueError(f"--{name} auto takes the best of known pairs: give them as --calibration FILE")

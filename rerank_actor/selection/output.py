@@ -41,7 +41,7 @@ class SelectOutput(Output):
 
     def write_json(self, name: str, values: Any) -> None:
         """Write one of the selection's own objects."""
-        data = json.dumps(values, indent=1, ensure_ascii=False).encode()
+        data = json.dumps(values, indent=None if name.startswith("steps/") else 1, ensure_ascii=False).encode()
         storage.write_bytes(self.at(name), data, scratch=self.scratch)
 
     def read_json(self, name: str) -> dict[str, Any] | None:

@@ -69,9 +69,9 @@ def list_calibration(one: dict[str, Any]) -> list[list[Any]]:
 CALIBRATION = ("score", "threshold", "precision", "recall", "F1", "known pairs kept", "")
 
 
-def render_report(found: Sequence[dict[str, Any]], deliver: str) -> str:
+def render_report(found: Sequence[dict[str, Any]], deliver: str, title: str = "Selected translation pairs") -> str:
     """Return the page over all language pairs."""
-    page = Page("Selected translation pairs", about=f"{len(found):,} language pairs in {deliver}")
+    page = Page(title, about=f"{len(found):,} language pairs in {deliver}")
     kept = sum(one["counts"].get("kept", 0) for one in found)
     rows = sum(one["counts"].get("rows", 0) for one in found)
     figures = {"language pairs": f"{len(found):,}", "candidates": f"{rows:,}", "kept": f"{kept:,}"}

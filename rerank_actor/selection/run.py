@@ -5,6 +5,7 @@ user; what a step does is known in `steps`.
 """
 
 import contextlib
+import itertools
 import json
 import queue
 import threading
@@ -41,6 +42,7 @@ from rerank_actor.selection.tally import Tally
 POLL_SECONDS = 0.5
 STOP_SECONDS = 20.0
 OWN_STOP_SECONDS = 1.0  # on a Ray that ends with this process; a stopped job has three seconds in all
+LISTED_REASONS = 50
 DEFINITION_VERSION = 1  # to be raised when the same settings and scores give other rows
 
 Record = dict[str, Any]
@@ -78,17 +80,32 @@ def select_pairs(job: SelectJob, folders: list[str], reporter: Reporter | None =
         RunInterruptedError: a signal stopped the run; everything committed stays.
     """
     reporter = reporter or QuietReporter()
-    for uri in folders:
-        _refuse_overlap(uri, job.deliver)
-    known = load_known(job.calibration, job.source_column, job.target_column) if job.calibration else None
+    known = check_selection(job, folders)
     found = find_scored(job, folders)
     results: dict[str, Selected] = {}
     with contextlib.ExitStack() as stack:
         connect = _Connector(job, stack)
         for name, scored in found.items():
             results[name] = _select_pair(name, scored, job, known, connect, reporter)
-    write_report(job.deliver)
+    if not job.calibrate_only:
+        write_report(job.deliver)
+        return results
+    told = [result.numbers for result in results.values() if result.numbers]
+    page = render_report(told, job.deliver, title="Scores of translation pairs on known pairs")
+    storage.write_bytes(storage.join_uri(job.deliver, "_select", "calibration.html"), page.encode())
     return results
+
+
+def check_selection(job: SelectJob, folders: list[str]) -> Known | None:
+    """Check what can be checked before anything is scored, and return the known pairs.
+
+    Raises:
+        InputError: the delivery would lie among the scores, or known pairs cannot be read.
+        StorageError: storage does not answer.
+    """
+    for uri in folders:
+        _refuse_overlap(uri, job.deliver)
+    return load_known(job.calibration, job.source_column, job.target_column) if job.calibration else None
 
 
 def _refuse_overlap(uri: str, deliver: str) -> None:
@@ -126,10 +143,14 @@ def _select_pair(
         "inputs": describe_input(scored),
     }
     earlier = output.read_json("settings.json")
-    if not job.reselect:
+    if job.calibrate_only:
+        return _calibrate_pair(scored, job, known, connect, reporter)
+    if earlier != settings and not output.list_data():
+        earlier = None  # the other selection delivered nothing that could be mixed up
+    elif not job.reselect:
         if earlier is not None:
             refuse_other_selection(output, earlier, settings)
-        elif output.list_data():
+        else:
             raise OutputConflictError(
                 f"{output.uri}: holds files of {name} but not what they were selected by; choose another --deliver, or give "
                 "--reselect to replace them",
@@ -149,6 +170,22 @@ def _select_pair(
             output.clear()
         output.clear_scratch()
         return _Run(scored, job, known, output, settings, lease, connect, reporter).execute()
+    finally:
+        lease.release()
+
+
+def _calibrate_pair(
+    scored: ScoredPair, job: SelectJob, known: Known | None, connect: _Connector, reporter: Reporter
+) -> Selected:
+    """Look at the known pairs of a language pair in a folder that is deleted behind it."""
+    output = SelectOutput(storage.join_uri(job.deliver, "_select", "calibrate"), scored.pair.name)
+    lease = Lease(output, uuid.uuid4().hex)
+    lease.acquire(reporter.say)
+    try:
+        output.clear()
+        found = _Run(scored, job, known, output, {}, lease, connect, reporter).look()
+        output.clear()
+        return found
     finally:
         lease.release()
 
@@ -189,11 +226,29 @@ class _Run:
 
     def execute(self) -> Selected:
         """Take the steps that are not done, and write down what came of it."""
-        schema, columns = self._look_at_first()
-        self._check_columns(columns)
+        spec = self._make_spec()
         self.output.write_json("settings.json", self.settings)
         self.reporter.say(f"{self.name}: selecting from {self.scored.num_rows:,} scored pairs")
-        spec = Spec(
+        try:
+            objects = self._deliver(self._align(self._score(spec)))
+        except _StepError as error:
+            self.reporter.say(f"{self.name}: {error}")
+            return Selected("failed", failure=str(error))
+        return self._finish(objects)
+
+    def look(self) -> Selected:
+        """Take the steps that known pairs need, and no more."""
+        self.reporter.say(f"{self.name}: looking for known pairs among {self.scored.num_rows:,} scored ones")
+        try:
+            self._score(replace(self._make_spec(), waits=True), apply=False)
+        except _StepError as error:
+            return Selected("failed", failure=str(error))
+        return Selected("calibrated", self._tell())
+
+    def _make_spec(self) -> Spec:
+        schema, columns = self._look_at_first()
+        self._check_columns(columns)
+        return Spec(
             output=self.output,
             parts=self.scored.parts,
             columns=columns,
@@ -208,12 +263,6 @@ class _Run:
             schema=schema,
             environment=storage.capture_environment(),
         )
-        try:
-            objects = self._deliver(self._align(self._score(spec)))
-        except _StepError as error:
-            self.reporter.say(f"{self.name}: {error}")
-            return Selected("failed", failure=str(error))
-        return self._finish(objects)
 
     def _look_at_first(self) -> tuple[pa.Schema, Columns]:
         """Return the schema of delivered rows and the columns to read."""
@@ -247,8 +296,8 @@ class _Run:
                 uri=uri,
             )
 
-    def _score(self, spec: Spec) -> tuple[Spec, list[Record]]:
-        """Read, drop duplicates, compute margins, calibrate, and apply the thresholds."""
+    def _score(self, spec: Spec, *, apply: bool = True) -> tuple[Spec, list[Record]]:
+        """Read, drop duplicates, compute margins, calibrate, and apply the thresholds if that is wanted."""
         units = [Task(number, runs=unit) for number, unit in enumerate(self.scored.units)]
         read = self._step("read", units, spec)
         fingerprints = {key or None: uri for record in read for key, uri in record["fingerprints"].items()}
@@ -271,7 +320,7 @@ class _Run:
         targets = self._step("targets", self._gather(found, "pairs", spec.num_buckets), spec, found)
         if self.known is not None:
             self._calibrate([record["known"] for record in targets if "known" in record])
-        if not spec.waits:
+        if not spec.waits or not apply:
             return spec, targets
         spec = replace(spec, rules=self.rules, waits=False)
         return spec, self._step("filter", self._gather(targets, "pairs", spec.num_buckets), spec, targets)
@@ -294,7 +343,7 @@ class _Run:
             f"{self.name}: {right:,} known right and {wrong:,} known wrong pairs are among its candidates"
         )
         for flag, kind in (("threshold", "combined"), ("margin", "margin")):
-            if getattr(self.job, flag) != "auto":
+            if getattr(self.job, flag) != "auto" or self.job.calibrate_only:
                 continue
             if kind not in self.curves:
                 raise _StepError(
@@ -358,7 +407,7 @@ class _Run:
         for record in records:
             if name in record["outputs"]:
                 one = record["outputs"][name]
-                for bucket, (start, end) in enumerate(zip(one["places"][:-1], one["places"][1:], strict=True)):
+                for bucket, (start, end) in enumerate(itertools.pairwise(one["places"].tolist())):
                     if end > start:
                         slices[bucket].append((one["uri"], one["size"], start, end))
         return [Task(bucket, own) for bucket, own in enumerate(slices)]
@@ -367,7 +416,7 @@ class _Run:
         """Do the tasks of a step that are not done, add up what all of them came to, and delete what they have used."""
         from rerank_actor.selection.pipeline import run_step
 
-        records = self.output.read_steps(step)
+        records = {number: _shrink(record) for number, record in self.output.read_steps(step).items()}
         left = [task for task in tasks if task.number not in records]
         failures: list[Record] = []
         if left:
@@ -378,7 +427,7 @@ class _Run:
                 if "failure" in record:
                     failures.append(record)
                 else:
-                    records[number] = record
+                    records[number] = _shrink(record)
 
             self._follow(run_step(step, left, spec), take)
         if failures:
@@ -440,12 +489,8 @@ class _Run:
         self.lease.check(fresh=True)
         seconds = time.time() - self.started
         numbers = {
-            "lang_pair": self.name,
+            **self._tell(),
             "fingerprint": hash_fingerprint(self.settings),
-            **summarize(self.tally, self.rules),
-            "unscored_reasons": self.reasons,
-            "calibration": {name: curve.summarize() for name, curve in self.curves.items()},
-            "rules": self.rules.define(),
             "settings": {name: value for name, value in self.settings.items() if name != "inputs"},
             "versions": find_versions(),
             "run": {
@@ -465,6 +510,23 @@ class _Run:
         self.output.clear_scratch()
         return Selected("complete", numbers)
 
+    def _tell(self) -> dict[str, Any]:
+        """Return what is known of the pairs by now, as JSON values."""
+        return {
+            "lang_pair": self.name,
+            **summarize(self.tally, self.rules),
+            "unscored_reasons": self.reasons,
+            "calibration": {name: curve.summarize() for name, curve in self.curves.items()},
+            "rules": self.rules.define(),
+        }
+
+
+def _shrink(record: Record) -> Record:
+    """Return a record that holds its many places as an array."""
+    for one in record["outputs"].values():
+        one["places"] = np.array(one["places"], np.int64)
+    return record
+
 
 def _count_rows(records: list[Record], name: str) -> int:
     return sum(record["outputs"][name]["rows"] for record in records if name in record["outputs"])
@@ -475,7 +537,7 @@ def _add_up(counts: Iterator[dict[str, int]]) -> dict[str, int]:
     for one in counts:
         for name, number in one.items():
             found[name] = found.get(name, 0) + number
-    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0]))[:LISTED_REASONS])
 
 
 def summarize(tally: Tally, rules: Rules) -> dict[str, Any]:
