@@ -21,8 +21,9 @@ from rerank_actor.errors import JobError
 from rerank_actor.job import check_job, read_job_file
 from rerank_actor.progress import LineReporter, make_reporter
 from rerank_actor.selection.job import SHARED, SelectJob
+from rerank_actor.selection.partition import Selected
 from rerank_actor.selection.report import CALIBRATION, OVERVIEW, list_calibration, list_overview
-from rerank_actor.selection.run import Selected, check_selection, select_pairs
+from rerank_actor.selection.run import check_selection, select_pairs
 
 OWN_OF_SELECTION = frozenset(SelectJob.model_fields) - frozenset(SHARED)
 FIELDS: dict[str, Any] = dict.fromkeys({**BitextJob.model_fields, **SelectJob.model_fields}, (Any, None))

@@ -27,7 +27,7 @@ from rerank_actor.selection.report import render_report
 
 LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 TRAPS = [
-    ("Zwei\tTabs\nund Zeilen", "Two\ttabs\r\nand lines"),
+    ("Zwei\tTabs\r\nund Zeilen", "Two\ttabs\r\nand lines"),
     ("كان سامي يريد المال\u200f.", "Sami \u202bjust\u202c wanted money."),
     ("これはペンです。", "นี่คือปากกา"),
     ("cafe\u0301 ne\u0308e", "नमस्ते दुनिया"),

@@ -29,7 +29,8 @@ from selection_inputs import (
 from jobs.bitext import bitext
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.selection.job import SelectJob
-from rerank_actor.selection.run import Selected, select_pairs
+from rerank_actor.selection.partition import Selected
+from rerank_actor.selection.run import select_pairs
 from rerank_actor.selection.steps import find_parts
 from rerank_actor.selection.texts import normalize_texts
 from rerank_actor.selection.values import (
