@@ -4,8 +4,9 @@ import sys
 from collections.abc import Sequence
 
 from jobs.command_line import EXIT_FAILED, Parser, run_command
+from rerank_actor.output import Output, list_outputs
 from rerank_actor.storage import normalize_uri
-from rerank_actor.verify import verify_output
+from rerank_actor.verify import Verification, verify_output
 
 
 def verify(arguments: Sequence[str] | None = None) -> int:
@@ -21,11 +22,23 @@ def verify(arguments: Sequence[str] | None = None) -> int:
         help="delete damaged parts, so that the next run of the job scores them again; refused while a run is writing",
     )
     found = parser.parse(arguments)
-    result = verify_output(
-        normalize_uri(found.output),
-        delete_damaged=found.delete_damaged,
-        tell=lambda message: print(message, file=sys.stderr),
-    )
+    uri = normalize_uri(found.output)
+    problems = 0
+    for output in list_outputs(uri):
+        if output != uri:
+            print(f"{output}:")
+            if Output(output).load_plan() is None:
+                print("not begun")
+                continue
+        result = verify_output(
+            output, delete_damaged=found.delete_damaged, tell=lambda message: print(message, file=sys.stderr)
+        )
+        _print_result(result)
+        problems += len(result.problems)
+    return EXIT_FAILED if problems else 0
+
+
+def _print_result(result: Verification) -> None:
     for problem in result.problems:
         print(problem)
     verdict = "not right" if result.problems else "right"
@@ -34,7 +47,6 @@ def verify(arguments: Sequence[str] | None = None) -> int:
         f"{verdict}: {result.rows:,} rows in {result.units:,} units, {result.scored:,} scores, {result.errors:,} errors, "
         f"{len(result.problems):,} problems{deleted}"
     )
-    return EXIT_FAILED if result.problems else 0
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ class Crew:
         except RunInterruptedError:
             ledger.stop.remote()
             self._drain(ledger)
-            for output in self._open:  # first, because stopping may take longer than we are given
+            for output in self._list_begun():  # first, because stopping may take longer than we are given
                 output.write_farewell()
             raise
         finally:
@@ -285,9 +285,13 @@ class Crew:
                 self._meter.count_errors(report.get("errors") or {})
         self._count_time(news["actors"], tokens)
         self._tell()
-        for output in self._open:
+        for output in self._list_begun():
             output.keep_books()
         self._give_back()
+
+    def _list_begun(self) -> list[OutputRun]:
+        """Return the outputs at work; those of which no unit has come back have nothing to write down yet."""
+        return [output for output in self._open if output.count_settled() or not self.facts.is_shared]
 
     def _give_back(self) -> None:
         """Hand over the outputs that have become settled."""

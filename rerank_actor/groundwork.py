@@ -70,8 +70,13 @@ def refuse_dead_storage() -> Iterator[None]:
 
 
 @refuse_dead_storage()
-def prepare_job(job: ScoreJob, reporter: Reporter | None = None) -> Groundwork:
+def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: RerankerModel | None = None) -> Groundwork:
     """Check a job against its model, its input and its output; nothing is written and nothing started.
+
+    Args:
+        job: to check.
+        reporter: is told what a user should know.
+        model: the job's, where it was looked at already; that reads all of the weights where they lie in a folder.
 
     Raises:
         JobError: something about the job, the model or the input is wrong.
@@ -79,10 +84,10 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None) -> Groundwork:
     """
     reporter = reporter or QuietReporter()
     output = Output(job.output)
-    if job.trust_remote_code:
+    if job.trust_remote_code and model is None:
         reporter.say(f"--trust-remote-code: {job.model_name} may run Python code of its own, here and on workers")
     find_price(job.gpu_type, job.gpu_price)
-    model = load_reranker_model(job.model_name, job.revision, trust_remote_code=job.trust_remote_code)
+    model = model or load_reranker_model(job.model_name, job.revision, trust_remote_code=job.trust_remote_code)
     job = _fit_max_length(job, model, reporter)
     sources = find_sources(job)
     job = _find_format(job, reporter)

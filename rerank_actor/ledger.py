@@ -21,6 +21,9 @@ ENDS_ALLOWED, ENDS_ALLOWED_PER_ACTOR = 30, 10
 QUIET_SECONDS = 10.0  # without a piece in hand, a start or a report: nothing goes on any more
 HAND_SECONDS = 60.0  # for an actor to say how long a piece may take, and for a watchdog to end one that takes longer
 PRESENCE_SECONDS = 60.0  # since an actor's last sign of life, after which it counts as gone
+# The same for one whose engine starts, and whose libraries may hold the interpreter's lock for long. Ray may have put another
+# process in its place that never comes to our first line.
+START_SILENCE_SECONDS = 300.0
 START_ATTEMPTS = 3  # of an actor in a row; then it starts its engine no more
 ACTOR_DIED = "the actor died while scoring"
 START_DIED = (
@@ -39,10 +42,16 @@ class _Start:
     state: Literal["starting", "ready", "ended"] = "ended"
     failures: int = 0
     since: float = field(default_factory=time.monotonic)
+    seen: float = field(default_factory=time.monotonic)
 
     def is_under_way(self) -> bool:
-        """Whether an engine is starting; one whose process stands still is ended by its watchdog before this says no."""
-        return self.state == "starting" and time.monotonic() < self.since + START_SECONDS + HAND_SECONDS
+        """Whether an engine is starting, in a process that shows signs of life.
+
+        One whose start takes too long is ended by its watchdog before this says no.
+        """
+        now = time.monotonic()
+        in_time = now < self.since + START_SECONDS + HAND_SECONDS
+        return self.state == "starting" and in_time and now < self.seen + START_SILENCE_SECONDS
 
 
 @dataclass
@@ -150,6 +159,8 @@ class Ledger:
     def note_presence(self, actor: str) -> None:
         """Take down a sign of life of an actor, which holds its resources whether it has work or not."""
         self._seen[actor] = time.monotonic()
+        if actor in self._starts:
+            self._starts[actor].seen = self._seen[actor]
 
     def agree_dtype(self, dtype: str) -> str:
         """Return the dtype of the run: the first that an engine came to, or that of the output's earlier runs."""
@@ -182,7 +193,7 @@ class Ledger:
             if start.failures == START_ATTEMPTS:
                 self.note_engine_failure(actor, START_DIED)
         start.state = "starting" if start.failures < START_ATTEMPTS else "ended"
-        start.since = time.monotonic()
+        start.since = start.seen = time.monotonic()
         return start.failures
 
     def note_engine(self, actor: str, facts: dict[str, Any]) -> None:

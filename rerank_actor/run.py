@@ -18,6 +18,7 @@ from rerank_actor.errors import RerankError, RunInterruptedError
 from rerank_actor.groundwork import Groundwork, prepare_job, refuse_dead_storage
 from rerank_actor.job import ScoreJob
 from rerank_actor.joins import index_scores, make_known, make_lookups
+from rerank_actor.model import RerankerModel
 from rerank_actor.notice import Notifier
 from rerank_actor.output import Lease
 from rerank_actor.output_run import OutputRun, RunResult
@@ -71,9 +72,9 @@ def run_jobs(
         RunInterruptedError: a signal stopped the run; everything committed stays.
     """
     reporter = reporter or QuietReporter()
-    for job in jobs[OPEN_AT_ONCE:]:
-        prepare_job(job, reporter)  # what is refused is refused before anything starts
     run = _Run(owner or jobs[0], reporter)
+    if len(jobs) > OPEN_AT_ONCE:
+        run.prepare(jobs)  # what is refused is refused before anything starts
     try:
         for at in range(0, len(jobs), OPEN_AT_ONCE):
             run.execute(jobs[at : at + OPEN_AT_ONCE])
@@ -92,8 +93,8 @@ def run_jobs(
 
 def _map(work: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
     """Do work for each item, that of several side by side, because it mostly waits for storage."""
-    if len(items) == 1:
-        return [work(items[0])]
+    if len(items) < 2:
+        return [work(item) for item in items]
     with ThreadPoolExecutor(OPEN_THREADS) as pool:
         return list(pool.map(work, items))
 
@@ -107,6 +108,7 @@ class _Run:
         self.results: list[RunResult] = []
         self._outputs: list[OutputRun] = []  # those of earlier waves too
         self._notifier: Notifier | None = None
+        self._model: RerankerModel | None = None
         self._started = time.time()
 
     def report_end(self, status: str, message: str) -> None:
@@ -114,9 +116,16 @@ class _Run:
         if self._notifier is not None:
             self._notifier.report_end(status, message, self._tell_figures())
 
+    def prepare(self, jobs: Sequence[ScoreJob]) -> list[Groundwork]:
+        """Check jobs, looking at their model once."""
+        first = prepare_job(jobs[0], self.reporter, self._model)
+        self._model = first.model
+        # What holds for all of them is told once, by the first.
+        return [first, *_map(lambda job: prepare_job(job, model=first.model), jobs[1:])]
+
     def execute(self, jobs: Sequence[ScoreJob]) -> None:
         """Take the leases, prepare the outputs, score what is pending, write down how it ended."""
-        grounds = _map(lambda job: prepare_job(job, self.reporter), jobs)
+        grounds = self.prepare(jobs)
         leases = [Lease(ground.output, self.run_id) for ground in grounds]
         held: list[Lease] = []
 
@@ -129,14 +138,12 @@ class _Run:
             _map(acquire, leases)
             self._score(grounds, leases)
         finally:
-            for lease in held:
-                lease.release()
+            _map(Lease.release, held)
 
     def _score(self, grounds: list[Groundwork], leases: list[Lease]) -> None:
         """Score what is pending of some outputs and finish each."""
         if self._notifier is None:
-            owner = self.owner if len(grounds) > 1 else grounds[0].job
-            self._notifier = Notifier(owner, self.run_id, self.reporter.say)
+            self._notifier = Notifier(self.owner, self.run_id, self.reporter.say)
         outputs = [
             OutputRun(ground, self.run_id, lease, self.reporter, self._warn)
             for ground, lease in zip(grounds, leases, strict=True)
@@ -209,7 +216,9 @@ class _Run:
         for place, pairs in shared.items():
             outer = crew.outputs[place]
             job = make_shared_job(outer.ground.job, pairs, outer.output.at("dedupe", "scores"))
-            inner[place] = OutputRun(prepare_job(job), self.run_id, outer.lease, self.reporter, self._warn)
+            inner[place] = OutputRun(
+                prepare_job(job, model=self._model), self.run_id, outer.lease, self.reporter, self._warn
+            )
         pending = {place: output.prepare() for place, output in inner.items()}
         busy = [place for place, units in pending.items() if units]
         if busy:

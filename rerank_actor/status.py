@@ -6,6 +6,7 @@ it, and from any machine that can read the folder.
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -192,3 +193,26 @@ def print_status(status: JobStatus, *, as_json: bool = False) -> None:
         )
     if len(status.failed) > SHOWN_FAILURES:
         console.print(f"and {len(status.failed) - SHOWN_FAILURES:,} more in {status.output}/_job/failed/")
+
+
+def print_statuses(statuses: Sequence[JobStatus], *, as_json: bool = False) -> None:
+    """Print how several outputs stand, a line each and one for all, or as a list in JSON."""
+    if as_json:
+        print(json.dumps([asdict(status) for status in statuses], indent=2))
+        return
+    table = Table("output", "state", "rows", "of", "failed units", "rows/s", "ETA")
+    for status in statuses:
+        rate, eta = status.rows_per_second, status.eta_seconds
+        table.add_row(
+            status.output.rpartition("/")[2],
+            status.state,
+            f"{status.committed_rows:,}",
+            f"{status.rows:,}",
+            f"{len(status.failed):,}",
+            "" if rate is None else f"{rate:,.1f}",
+            "" if eta is None else format_seconds(eta),
+        )
+    done, rows = (sum(getattr(status, name) for status in statuses) for name in ("committed_rows", "rows"))
+    failed = sum(len(status.failed) for status in statuses)
+    table.add_row(f"{len(statuses):,} in all", "", f"{done:,}", f"{rows:,}", f"{failed:,}", "", "", style="bold")
+    Console(highlight=False).print(table)

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from conftest import read_output
 
 from jobs.bitext import bitext
 from rerank_actor import Reranker
-from rerank_actor.bitext.candidates import ReadSpec, read_candidates
+from rerank_actor.bitext.candidates import ReadSpec, name_record, read_candidates
+from rerank_actor.bitext.characters import CharacterCounter
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.languages import parse_pair
 from rerank_actor.bitext.overlap import find_shared
@@ -201,7 +203,7 @@ def test_one_direction_is_scored_alone(tmp_path: Path, local_ray: str) -> None:
 
 def test_pairs_of_two_partitions_are_found_with_file_and_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rerank_actor.bitext.candidates.SHARD_ROWS", 64)
-    monkeypatch.setattr("rerank_actor.bitext.candidates.ROWS_AT_ONCE", 16)
+    monkeypatch.setattr("rerank_actor.bitext.formats.ROWS_AT_ONCE", 16)
     monkeypatch.setattr("rerank_actor.bitext.overlap.HASHES_AT_ONCE", 50)
     lines = {name: [f"{name} {i}\tsentence {i}" for i in range(300)] for name in ("deu", "fra", "spa")}
     lines["fra"][200] = lines["deu"][17]
@@ -221,3 +223,63 @@ def test_pairs_of_two_partitions_are_found_with_file_and_line(tmp_path: Path, mo
     assert (line, other_line) in [(18, 201), (21, 202), (22, 203), (23, 204)]
     assert found[1].places == ((deu, 101), (spa, 6))
     assert find_shared(str(folder)) == found, "what is written down is what was found"
+
+
+def test_characters_are_counted_as_a_match_counts_them() -> None:
+    texts = [
+        "",
+        "Ünï 12, x\u0301!",
+        "これはペン",
+        "",
+        "नमस्ते\u200d",
+        "a\tb\u2028c\x85",
+        "👨\u200d👩",
+        "\U00020000\u0645\u0640",
+        "",
+    ]
+    column = pa.array(["outside", *texts, "outside too"]).slice(1, len(texts))
+    classes = (r"[\p{L}\p{M}]", r"[^\s\p{Z}]", r"[\p{Han}\p{Hiragana}]|\p{Inherited}", r"[^\s\p{Z}\p{C}]")
+    counter = CharacterCounter(*classes)
+    for _ in range(2):  # what is new, and what was looked up before
+        for pattern, found in zip(classes, counter.count(column), strict=True):
+            assert found.tolist() == pc.count_substring_regex(column, pattern).to_pylist()
+    assert [found.tolist() for found in counter.count(pa.array([], pa.string()))] == [[]] * 4
+
+
+@pytest.mark.parametrize("flags", [{}, {"source_id_column": "number"}])
+def test_ids_are_kept_as_text_under_their_own_names(tmp_path: Path, flags: dict[str, str]) -> None:
+    name = flags.get("source_id_column", "source_id")
+    path = tmp_path / "in/deu-eng.parquet"
+    path.parent.mkdir()
+    pq.write_table(pa.table({"source": ["Guten Tag"], "target": ["Good day"], name: [7], "target_id": ["t"]}), path)
+    [row] = read_all(make_job(tmp_path, path, identifier="none", **flags), tmp_path / "read")
+    assert (row["source_id"], row["target_id"]) == ("7", "t")
+    assert "number" not in row
+
+
+def test_file_with_rows_of_many_languages_is_read_in_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rerank_actor.bitext.formats.ROWS_AT_ONCE", 8)
+    monkeypatch.setattr("rerank_actor.bitext.candidates.SHARD_ROWS", 1000)
+    monkeypatch.setattr("rerank_actor.bitext.candidates.HELD_ROWS", 40)
+    codes = ["deu", "fra", "spa", "ita"]
+    rows = [f"{codes[i * i % 4]}\teng\tsource {i}\ttarget {i}\n" for i in range(300)]
+    path = write(tmp_path / "in/c.tsv", "source_language\ttarget_language\tsource\ttarget\n" + "".join(rows))
+    found = read_all(make_job(tmp_path, path, identifier="none"), tmp_path / "read")
+    assert sorted(row["input_line"] for row in found) == list(range(2, 302))
+    assert all(row["source"] == f"source {row['input_line'] - 2}" for row in found)
+    shards = [pq.read_metadata(shard).num_rows for shard in (tmp_path / "read").glob("lang_pair=*/*.parquet")]
+    assert max(shards) <= 40
+    assert len(shards) >= 300 // 40
+
+
+def test_shards_of_a_file_that_was_read_half_are_not_scored(tmp_path: Path, local_ray: str) -> None:
+    path = write(tmp_path / "in/a.deu-eng.tsv", "Guten Morgen\tGood morning\n")
+    output = tmp_path / "out"
+    [source] = find_sources(make_job(tmp_path, path))
+    stale = output / f"_candidates/lang_pair=deu-eng/{name_record(source)}-00001.parquet"
+    write(stale, "what a killed run left of a longer file")
+    assert bitext(["--input", str(path), "--output", str(output), "--engine", "fake", "--identifier", "none"]) == 0
+    assert not stale.exists()
+    assert read_output(output / "lang_pair=deu-eng").num_rows == 1

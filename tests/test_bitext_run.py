@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from s3_server import S3Server
 
 from jobs.bitext import bitext
 from jobs.command_line import call_command
+from jobs.status import status
+from jobs.verify import verify
 from rerank_actor.errors import InputError, JobError
 from rerank_actor.verify import verify_output
 
@@ -51,12 +54,17 @@ def wait_until(condition: Callable[[], Any], seconds: float = 120) -> bool:
     return False
 
 
-def test_partitions_share_engines_and_are_planned_and_finished_each_on_its_own(tmp_path: Path, local_ray: str) -> None:
+def test_partitions_share_engines_and_are_planned_and_finished_each_on_its_own(
+    tmp_path: Path, local_ray: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "out"
     for language in LANGUAGES:
         write_pairs(tmp_path / "in", language, 0, 30)
     flags = ["--input", str(tmp_path / "in"), "--output", str(output), "--unit-rows", "10", *COMMON]
-    assert bitext([*flags, "--partitions", "ara-eng:deu-eng"]) == 0
+    notices = tmp_path / "notices"
+    notice = ["--on-finish", f'echo "$RERANK_STATUS $RERANK_OUTPUT $RERANK_MESSAGE" >> {notices}']
+    assert bitext([*flags, "--partitions", "ara-eng:deu-eng", *notice]) == 0
+    assert notices.read_text() == f"complete {output} complete, 60 rows, 0 units failed\n", "one for the whole run"
     engines = [read_manifest(output, language)["engines"] for language in ("ara", "deu")]
     assert engines[0] == engines[1]
     assert len(engines[0]) == 1, "one engine for both partitions"
@@ -81,6 +89,17 @@ def test_partitions_share_engines_and_are_planned_and_finished_each_on_its_own(t
     for language in LANGUAGES:
         found = verify_output(str(output / f"lang_pair={language}-eng"))
         assert (found.problems, found.rows, found.scored) == ([], 30, 60)
+
+    assert verify([str(output)]) == 0
+    capsys.readouterr()
+    assert status([str(output), "--json"]) == 0
+    assert [(one["state"], one["committed_rows"]) for one in json.loads(capsys.readouterr().out)] == [
+        ("complete", 30)
+    ] * 3
+    lost.unlink()
+    assert verify([str(output)]) == 1
+    assert status([str(output)]) == 0
+    assert re.search(r"lang_pair=deu-eng \W+ stopped +\W+ 20 +\W+ 30", capsys.readouterr().out)
 
     # What one crew costs is shared out among the partitions that had it.
     seconds = [manifests[language]["runs"][-1]["actor_seconds"] for language in LANGUAGES]
@@ -172,6 +191,12 @@ def test_candidates_in_s3_are_scored_into_s3(s3: S3Server, local_ray: str, capsy
         assert (found.problems, found.rows, found.scored) == ([], num_rows, 2 * num_rows)
     assert bitext([*flags, "--ray-address", "127.0.0.1:1"]) == 0, "nothing is left to do"
     assert {name: data for name, data in s3.read_all("out/").items() if "/part-" in name} == parts
+
+    s3.put("in/c.spa-eng.spa", b"una\ndos\n")
+    s3.put("in/c.spa-eng.eng", b"one\n")
+    s3.put("in/d.ita-eng.tsv", b"uno\tone\n")
+    with pytest.raises(InputError, match=r"c\.spa-eng\.spa, line 2: has no partner"):
+        bitext(flags)
 
 
 TRAPS = (

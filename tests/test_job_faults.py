@@ -21,6 +21,7 @@ from jobs.status import status
 from rerank_actor import Reranker
 from rerank_actor.errors import EngineStartError
 from rerank_actor.job import ScoreJob
+from rerank_actor.ledger import START_SILENCE_SECONDS, Ledger
 from rerank_actor.pipeline import restart_stuck_actors
 from rerank_actor.run import run_job
 from rerank_actor.verify import verify_output
@@ -156,31 +157,45 @@ def test_actor_that_ray_cannot_create_is_replaced(tmp_path: Path, local_ray: str
     ray.kill(actor)
 
 
-STOP_FIRST_ACTOR = """
+SPOIL_STARTS = """
 import importlib.util, os, pathlib, signal, sys
 
-MARK = pathlib.Path({mark!r})
+FATES, FOLDER = {fates!r}, pathlib.Path({folder!r})
+
+def spoil(module):
+    if module.__name__ == "rerank_actor.ledger":
+        module.START_SILENCE_SECONDS = 5.0
+        return
+    begin = module.RerankActor.__init__
+
+    def begin_spoilt(self, spec, ledger, *arguments):
+        for number, fate in enumerate(FATES):
+            mark = FOLDER / f"mark-{{number}}"
+            if not mark.exists():
+                mark.touch()
+                if fate == "stop":
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                else:
+                    module.ray.get(ledger.begin_start.remote(module.ray.get_runtime_context().get_actor_id()))
+                    os._exit(1)
+        begin(self, spec, ledger, *arguments)
+
+    module.RerankActor.__init__ = begin_spoilt
 
 class Finder:
-    @staticmethod
-    def find_spec(name, path, target=None):
-        if name != "rerank_actor.actor":
+    names = ["rerank_actor.actor", "rerank_actor.ledger"]
+
+    @classmethod
+    def find_spec(cls, name, path, target=None):
+        if name not in cls.names:
             return None
-        sys.meta_path.remove(Finder)
+        cls.names.remove(name)
         spec = importlib.util.find_spec(name)
         load = spec.loader.exec_module
 
         def exec_module(module):
             load(module)
-            begin = module.RerankActor.__init__
-
-            def stop_first(self, *arguments, **options):
-                if not MARK.exists():
-                    MARK.touch()
-                    os.kill(os.getpid(), signal.SIGSTOP)
-                begin(self, *arguments, **options)
-
-            module.RerankActor.__init__ = stop_first
+            spoil(module)
 
         spec.loader.exec_module = exec_module
         return spec
@@ -189,11 +204,16 @@ sys.meta_path.insert(0, Finder)
 """
 
 
-def test_run_whose_very_first_actor_stands_still_goes_on(shard: Path, calm: np.ndarray, tmp_path: Path) -> None:
-    """Nothing has told the run of any engine yet; that it waits for one has to show from the clock alone."""
-    mark, output = tmp_path / "mark", tmp_path / "output"
-    (tmp_path / "sitecustomize.py").write_text(STOP_FIRST_ACTOR.format(mark=str(mark)))
-    script = "import rerank_actor.run as run; run.FIRST_STANDSTILL_SECONDS = 5; from jobs.score import score; score()"
+@pytest.mark.parametrize("fates", [["stop"], ["die", "stop"]], ids=["at once", "after one that died"])
+def test_run_whose_first_actor_stands_still_before_its_first_line_goes_on(
+    shard: Path, calm: np.ndarray, tmp_path: Path, fates: list[str]
+) -> None:
+    """Nothing tells the run of such a process; where another began to start in its place, even less."""
+    output = tmp_path / "output"
+    (tmp_path / "sitecustomize.py").write_text(SPOIL_STARTS.format(fates=fates, folder=str(tmp_path)))
+    script = (
+        "import rerank_actor.crew as crew; crew.FIRST_STANDSTILL_SECONDS = 5; from jobs.score import score; score()"
+    )
     flags = ["--input", shard, "--output", output, "--engine", "fake", "--unit-rows", UNIT_ROWS]
     found = subprocess.run(
         [sys.executable, "-c", script, *map(str, flags)],
@@ -203,10 +223,26 @@ def test_run_whose_very_first_actor_stands_still_goes_on(shard: Path, calm: np.n
         cwd=ROOT,
         env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"PYTHONPATH": str(tmp_path)},
     )
-    assert mark.exists()
+    assert len(list(tmp_path.glob("mark-*"))) == len(fates)
     assert found.returncode == 0, found.stderr
     check_rows(output, calm)
     assert read_manifest(output)["faults"]["actor_stuck"] >= 1
+
+
+def test_engine_start_counts_as_work_while_its_process_shows_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    ledger = Ledger(None, 3)
+    ledger.begin_start("actor")
+    for _ in range(4):
+        now += 200
+        assert ledger.drain()["idle_seconds"] == 0
+        ledger.note_presence("actor")
+    now += START_SILENCE_SECONDS
+    silent_for = ledger.drain()["idle_seconds"]
+    assert silent_for == START_SILENCE_SECONDS
+    ledger.begin_start("actor")
+    assert ledger.drain()["idle_seconds"] == 0
 
 
 def test_engines_that_start_at_a_later_try_score_everything(

@@ -1,5 +1,6 @@
 """The README: its commands do what it says, and what it names exists."""
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 import reference
 from conftest import ROOT, read_output, run_command
 from datasets import Dataset, DatasetDict, load_dataset
+from hub_server import HubServer
 from test_demo_model import LEAST_NDCG, measure_ndcg
 
 from jobs.demo import demo
@@ -190,18 +192,40 @@ def round_figures(value: Any) -> Any:
     return round(value, 2) if isinstance(value, float) else value
 
 
+def to_hub_files(splits: DatasetDict) -> dict[str, bytes]:
+    """Return the files that the datasets library would push to the hub."""
+    files = {}
+    for split, dataset in splits.items():
+        sink = io.BytesIO()
+        dataset.to_parquet(sink)
+        files[f"data/{split}-00000-of-00001.parquet"] = sink.getvalue()
+    return files
+
+
 @pytest.mark.parametrize("layout", list_layouts(), ids=lambda layout: layout[0])
 def test_readme_layout_gives_the_output_that_it_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: str, layout: Any
 ) -> None:
     _, files, flags, expected = layout
     monkeypatch.chdir(tmp_path)
+    known = {"Dataset": Dataset, "DatasetDict": DatasetDict}
+    hub = HubServer()
     for name, text in files.items():
         if ".save_to_disk(" in text:
-            eval(text, {"Dataset": Dataset, "DatasetDict": DatasetDict})
+            eval(text, known)
+        elif ".push_to_hub(" in text:
+            made, _, repository = text.strip().rstrip(")").partition(".push_to_hub(")
+            hub.commit(json.loads(repository), to_hub_files(eval(made, known)))
         else:
             Path(name).write_text(text)
-    score([*flags, "--output", "scores", "--engine", "fake", "--ray-address", local_ray])
+    flags = [*flags, "--output", str(tmp_path / "scores"), "--engine", "fake", "--ray-address", local_ray]
+    if hub.repositories:  # the datasets library looks for its hub when it is imported
+        assert (
+            run_command("score", *flags, HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path), HF_TOKEN="").returncode == 0
+        )
+    else:
+        score(flags)
+    hub.close()
     rows = read_output(tmp_path / "scores").to_pylist()
     assert len(rows) == len(expected)
     for row, shown in zip(rows, expected, strict=True):

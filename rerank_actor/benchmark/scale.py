@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rerank_actor.benchmark.bitext import measure_bitext
 from rerank_actor.benchmark.fake_run import run_fake_job
 from rerank_actor.benchmark.layouts import measure_dedupe, measure_join
 from rerank_actor.benchmark.many_units import measure_resume, measure_schedule
@@ -42,6 +43,7 @@ FULL = {
     "ray_checkpoint": [{"rows": 1_000_000}, {"rows": 4_000_000}],
     "join": [{"documents": 200_000}, {"documents": 2_000_000}],
     "dedupe": [{"rows": 100_000}, {"rows": 1_000_000}],
+    "bitext": [{"rows": 1_000_000}, {"rows": 10_000_000}],
 }
 
 
@@ -201,6 +203,7 @@ MEASUREMENTS: dict[str, Callable[..., dict[str, Any]]] = {
     "ray_checkpoint": measure_ray_checkpoint,
     "join": measure_join,
     "dedupe": measure_dedupe,
+    "bitext": measure_bitext,
 }
 
 

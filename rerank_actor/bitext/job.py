@@ -89,8 +89,12 @@ class BitextJob(ScoreJob):
     )
     source_column: str = _flag("source", "input", "column with the source text", "NAME")
     target_column: str = _flag("target", "input", "column with the target text", "NAME")
-    source_id_column: str | None = _flag(None, "input", "column with the source's id, kept as source_id", "NAME")
-    target_id_column: str | None = _flag(None, "input", "column with the target's id, kept as target_id", "NAME")
+    source_id_column: str | None = _flag(
+        None, "input", "column with the source's id, kept as source_id (default: source_id where there is one)", "NAME"
+    )
+    target_id_column: str | None = _flag(
+        None, "input", "column with the target's id, kept as target_id (default: target_id where there is one)", "NAME"
+    )
     source_language_column: str | None = _flag(
         None, "input", "column with the source's language code (default: source_language where there is one)", "NAME"
     )

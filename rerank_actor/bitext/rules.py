@@ -1,7 +1,7 @@
 """Rules that need no score: why a candidate is not worth an engine's time, from its two texts alone.
 
-Takes columns of texts and a language pair, gives a reason for each row, null where it passes. All are counts of characters
-by Arrow's compiled functions, so that a core looks at some hundred thousand pairs a second; only the language identifier,
+Takes columns of texts and a language pair, gives a reason for each row, null where it passes. All are counts of characters,
+so that a core looks at some hundred thousand pairs a second; only the language identifier,
 where one is installed, reads text by text. Letters are those of any script, with their combining marks. A side is of the
 wrong language only where it is identified as the other side's, as in LASER's filter. Knows nothing of files or scores.
 """
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pycountry
 
+from rerank_actor.bitext.characters import make_counter
 from rerank_actor.bitext.languages import SCRIPTS, Language, LanguagePair
 from rerank_actor.errors import JobError
 
@@ -85,9 +86,10 @@ def find_reasons(source: pa.Array, target: pa.Array, pair: LanguagePair, rules: 
         rules: in force.
     """
     source, target = pc.fill_null(source, ""), pc.fill_null(target, "")
+    counts = [_count(*side) for side in ((source, pair.source), (target, pair.target))]
     found: dict[str, np.ndarray] = {
-        EMPTY_SOURCE: _is_blank(source),
-        EMPTY_TARGET: _is_blank(target),
+        EMPTY_SOURCE: counts[0].shown == 0,
+        EMPTY_TARGET: counts[1].shown == 0,
     }
     if rules.drop_identical:
         trimmed = (pc.utf8_trim_whitespace(source), pc.utf8_trim_whitespace(target))
@@ -95,19 +97,10 @@ def find_reasons(source: pa.Array, target: pa.Array, pair: LanguagePair, rules: 
     if rules.max_length_ratio:
         lengths = [_to_numpy(pc.binary_length(side)).astype(np.float64) for side in (source, target)]
         found[LENGTH_RATIO] = np.maximum(*lengths) > rules.max_length_ratio * np.minimum(*lengths)
-    letters = [_count(side, r"[\p{L}\p{M}]") for side in (source, target)]
     if rules.min_letters:
-        filled = [_count(side, r"[^\s\p{Z}]") for side in (source, target)]
-        few = [letter < rules.min_letters * all_of for letter, all_of in zip(letters, filled, strict=True)]
-        found[FEW_LETTERS] = few[0] | few[1]
+        found[FEW_LETTERS] = np.any([side.letters < rules.min_letters * side.filled for side in counts], axis=0)
     if rules.min_script:
-        wrong = [
-            _count_scripts(text, language) < rules.min_script * number
-            for text, language, number in ((source, pair.source, letters[0]), (target, pair.target, letters[1]))
-            if language.scripts
-        ]
-        if wrong:
-            found[WRONG_SCRIPT] = np.any(wrong, axis=0)
+        found[WRONG_SCRIPT] = np.any([side.of_script < rules.min_script * side.letters for side in counts], axis=0)
     reasons = np.full(len(source), None, object)
     for reason, holds in reversed(found.items()):
         reasons[holds] = reason
@@ -117,22 +110,29 @@ def find_reasons(source: pa.Array, target: pa.Array, pair: LanguagePair, rules: 
     return pa.array(reasons, pa.string())
 
 
-def _is_blank(texts: pa.Array) -> np.ndarray:
-    return _to_numpy(pc.equal(pc.binary_length(pc.replace_substring_regex(texts, r"[\s\p{Z}\p{C}]+", "")), 0))
+@dataclass(frozen=True)
+class _Counts:
+    """Characters of each text of a side: int64 [num_pairs] each.
+
+    Attributes:
+        shown: that can be seen.
+        filled: that are no space.
+        letters: of any script, with their combining marks.
+        of_script: letters that are of the language's scripts, or of none, as combining marks are.
+    """
+
+    shown: np.ndarray
+    filled: np.ndarray
+    letters: np.ndarray
+    of_script: np.ndarray
 
 
-def _count(texts: pa.Array, pattern: str) -> np.ndarray:
-    return _to_numpy(pc.count_substring_regex(texts, pattern)).astype(np.int64)
-
-
-def _count_scripts(texts: pa.Array, language: Language) -> np.ndarray:
-    """Return the letters that are of the language's scripts, or of none, as combining marks are."""
+def _count(texts: pa.Array, language: Language) -> _Counts:
     scripts = "".join(SCRIPTS[script] for script in language.scripts)
-    own = _count(texts, f"[{scripts}]")
-    marks = _count(texts, r"\p{Inherited}")
     # Digits and signs of a script are not letters, but then the letters are of it too.
-    found: np.ndarray = own + marks
-    return found
+    own = rf"[{scripts}]|\p{{Inherited}}" if scripts else r"[\p{L}\p{M}]"
+    counter = make_counter(r"[^\s\p{Z}\p{C}]", r"[^\s\p{Z}]", r"[\p{L}\p{M}]", own)
+    return _Counts(*counter.count(texts))
 
 
 def _to_numpy(values: pa.Array) -> np.ndarray:

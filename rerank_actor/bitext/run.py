@@ -4,8 +4,10 @@
 job, whose engines are started once for them. A file that is read and a unit that is scored are not read or scored again.
 """
 
+import functools
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rerank_actor import storage
@@ -14,11 +16,16 @@ from rerank_actor.bitext.job import BitextJob, DirectedJob
 from rerank_actor.bitext.languages import LanguagePair, parse_pair
 from rerank_actor.bitext.overlap import find_shared
 from rerank_actor.bitext.sources import Source, choose_partitions, find_sources
-from rerank_actor.errors import InputError, OutputConflictError
+from rerank_actor.builder import run_all
+from rerank_actor.connection import connect_ray, watch_signals
+from rerank_actor.errors import InputError, OutputConflictError, StorageError
 from rerank_actor.job import hash_fingerprint
 from rerank_actor.output import Output
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.run import RunResult, run_jobs
+
+LOAD_THREADS = 16
+READ_ON_RAY_BYTES = 64 * 2**20
 
 
 def score_bitext(job: BitextJob, reporter: Reporter | None = None) -> dict[str, RunResult]:
@@ -41,9 +48,8 @@ def score_bitext(job: BitextJob, reporter: Reporter | None = None) -> dict[str, 
         chosen = choose_partitions(job.partitions, [source.pair.name for source in sources if source.pair is not None])
         sources = [source for source in sources if source.pair is not None and source.pair.name in chosen]
     rows: Counter[str] = Counter()
-    for source in sources:
-        for name, own in _read_once(source, job, folder, reporter).items():
-            rows[name] += own["rows"]
+    for record in _read_sources(sources, job, folder, reporter):
+        rows.update({name: own["rows"] for name, own in record["partitions"].items()})
     if not rows:
         raise InputError(f"{', '.join(job.input)}: {len(sources)} files without a single row; nothing to score")
     _tell_shared(job, folder, sorted(rows), reporter)
@@ -82,29 +88,60 @@ def _make_scoring(job: BitextJob, pair: LanguagePair, folder: str, num_rows: int
     return job.to_scoring(pair, storage.join_uri(folder, pair.folder), storage.join_uri(job.output, pair.folder), reuse)
 
 
-def _read_once(source: Source, job: BitextJob, folder: str, reporter: Reporter) -> dict[str, Any]:
-    """Return the partitions of a file, reading it if that was not done yet."""
+def _read_sources(sources: list[Source], job: BitextJob, folder: str, reporter: Reporter) -> list[dict[str, Any]]:
+    """Return the record of each file; those that were not read yet are read, on Ray where that is worth its start."""
+    with ThreadPoolExecutor(LOAD_THREADS) as pool:
+        records = dict(enumerate(pool.map(lambda source: _load_record(source, job, folder), sources)))
+    from rerank_actor.tasks import run_tasks
+
+    left = [place for place, record in records.items() if record is None]
+    if left:
+        _delete_half_read(folder, {name_record(sources[place]) for place in left})
+    work = functools.partial(read_candidates, spec=ReadSpec(job, folder, None))
+    sizes = [sources[place].num_bytes for place in left]
+    if len(left) > 1 and sum(sizes) >= READ_ON_RAY_BYTES:
+        reporter.say(f"reading {len(left):,} files of {sum(sizes):,} bytes")
+        with watch_signals() as watch, connect_ray(job, watch):
+            environment, items = storage.capture_environment(), [sources[place] for place in left]
+            found = run_all(work, items, environment, run_tasks, watch.check, StorageError)
+            records.update({place: found[number] for number, place in enumerate(left)})
+    else:
+        records.update({place: work(sources[place]) for place in left})
+    for place in left:
+        _tell_reasons(sources[place].file.uri, records[place] or {}, reporter)
+    return [record for record in records.values() if record is not None]
+
+
+def _delete_half_read(folder: str, names: set[str]) -> None:
+    """Delete the shards of files whose reading was ended; the files may be others by now."""
+    found = [item.uri for item in storage.list_objects(folder)]
+    storage.delete_objects([uri for uri in found if uri.rpartition("/")[2].partition("-")[0] in names])
+
+
+def _load_record(source: Source, job: BitextJob, folder: str) -> dict[str, Any] | None:
+    """Return the record of a file, None where it was not read yet."""
     uri = source.file.uri
     data = storage.read_if_present(storage.join_uri(folder, "files", f"{name_record(source)}.json"))
-    if data is not None:
-        record = json.loads(data)
-        files = [[one.uri, one.size, one.etag] for one in (source.file, source.twin) if one is not None]
-        if record["files"] != files:
-            raise OutputConflictError(
-                f"{uri}: changed since its candidates were read; restore it, give it another name, or --overwrite to start "
-                "afresh",
-                uri=uri,
-            )
-        if record["settings"] != hash_fingerprint(job.candidate_settings()):
-            raise OutputConflictError(
-                f"{job.output}: its candidates were read with other columns or rules; choose another --output, or "
-                "--overwrite to start afresh",
-                uri=job.output,
-            )
-        return dict(record["partitions"])
-    record = read_candidates(source, ReadSpec(job, folder, None))
+    if data is None:
+        return None
+    record: dict[str, Any] = json.loads(data)
+    files = [[one.uri, one.size, one.etag] for one in (source.file, source.twin) if one is not None]
+    if record["files"] != files:
+        raise OutputConflictError(
+            f"{uri}: changed since its candidates were read; restore it, give it another name, or --overwrite to start afresh",
+            uri=uri,
+        )
+    if record["settings"] != hash_fingerprint(job.candidate_settings()):
+        raise OutputConflictError(
+            f"{job.output}: its candidates were read with other columns or rules; choose another --output, or --overwrite to "
+            "start afresh",
+            uri=job.output,
+        )
+    return record
+
+
+def _tell_reasons(uri: str, record: dict[str, Any], reporter: Reporter) -> None:
     for reason, (count, line) in record["reasons"].items():
         if reason in TOLD:
             more = f", as in {count - 1:,} more of its lines" if count > 1 else ""
             reporter.say(f"{uri}, line {line:,}: {reason}{more}; such a row is kept without a score")
-    return dict(record["partitions"])

@@ -42,6 +42,11 @@ class Source:
     pair: LanguagePair | None
     twin: storage.StoredObject | None = None
 
+    @property
+    def num_bytes(self) -> int:
+        """Stored size."""
+        return self.file.size + (self.twin.size if self.twin is not None else 0)
+
 
 def find_sources(job: BitextJob) -> list[Source]:
     """Return the job's files, each once, those of left-out partitions not among them.
