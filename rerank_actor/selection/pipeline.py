@@ -6,7 +6,7 @@ Rows go from storage to storage within a task and never through Ray; what comes 
 import functools
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from rerank_actor.connection import Connection, SignalWatch
@@ -22,7 +22,7 @@ OWN_STOP_SECONDS = 1.0  # on a Ray that ends with this process; a stopped job ha
 Done = tuple[int, dict[str, Any]]
 
 
-def run_step(step: str, tasks: Sequence[Task], spec: Spec) -> Iterator[Done]:
+def run_step(step: str, tasks: Sequence[Task], spec: Spec) -> Generator[Done]:
     """Do the tasks of a step; yields the number of each with its record, or with its failure, in no order."""
     work = functools.partial(do_task, step=step, spec=spec)
     for place, record in run_tasks(work, tasks, spec.environment):
@@ -30,7 +30,7 @@ def run_step(step: str, tasks: Sequence[Task], spec: Spec) -> Iterator[Done]:
 
 
 def follow(
-    source: Iterator[Done], take: Callable[[Done], None], watch: SignalWatch, connection: Connection, lease: Lease
+    source: Generator[Done], take: Callable[[Done], None], watch: SignalWatch, connection: Connection, lease: Lease
 ) -> None:
     """Take what a step yields, from a thread of its own, while signals and the lease are watched.
 
@@ -51,6 +51,8 @@ def follow(
             found.put(("end", None))
         except BaseException as error:
             found.put(("error", error))
+        finally:
+            source.close()  # while Ray is there; a pipeline that ends after it looks for another one
 
     thread = threading.Thread(target=pump, name="pipeline", daemon=True)
     thread.start()
