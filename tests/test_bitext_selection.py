@@ -468,8 +468,17 @@ def test_scores_that_cannot_be_compared_or_are_no_cosines_are_refused(tmp_path: 
         select(margins, tmp_path / "ratio", rank_by="ratio")
     assert select(margins, tmp_path / "ratio")["deu-eng"].status == "complete"  # nothing stood there that others made
     empty = write_scored(tmp_path / "empty", [make_unscored("a", "", "target is empty")])
-    with pytest.raises(InputError, match="none of 1 rows has a score"):
-        select(empty, tmp_path / "none")
+    write_scored(empty, [make_row("a", "x", 1, candidate_score=1.3)], pair="fra-eng")
+    write_scored(empty, [make_row("a", "x", 1, candidate_score=0.3)], pair="nld-eng")
+    found = select(empty, tmp_path / "some", rank_by="ratio")  # one language pair does not stop another
+    assert {name: one.status for name, one in found.items()} == {
+        "deu-eng": "complete",
+        "fra-eng": "failed",
+        "nld-eng": "complete",
+    }
+    assert "holds no cosines" in found["fra-eng"].failure
+    assert found["deu-eng"].numbers["unscored_reasons"] == {"target is empty": 1}
+    assert [len(read_delivered(tmp_path / "some", pair)) for pair in found] == [0, 0, 1]
 
 
 @pytest.mark.parametrize("space", ["logit", "probability"])

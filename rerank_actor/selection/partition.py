@@ -169,10 +169,9 @@ class PairRun:
             ) from None
         self.reasons = _add_up(record["reasons"] for record in read)
         if self.tally.counts["rows"] == self.tally.removed["unscored"]:
-            self.output.clear()
-            raise InputError(
-                f"{self.name}: none of {self.tally.counts['rows']:,} rows has a score (column `error` says why); nothing "
-                "can be selected"
+            self.reporter.say(
+                f"{self.name}: none of {self.tally.counts['rows']:,} rows has a score (column `error` says why), so that "
+                "nothing can be selected"
             )
         found = self._step("duplicates", self._gather(read, "pairs", spec.num_buckets), spec, read)
         found = self._step("sources", self._gather(found, "pairs", spec.num_buckets), spec, found)

@@ -5,9 +5,11 @@ does is known in `steps`.
 """
 
 import contextlib
+import functools
 import json
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from rerank_actor import storage
@@ -37,7 +39,7 @@ def select_pairs(job: SelectJob, folders: list[str], reporter: Reporter | None =
         How it ended for each language pair, in order of names.
 
     Raises:
-        JobError: the job or its input is wrong; nothing was written of the language pair at fault.
+        JobError: the job is wrong, or the input of every language pair; one alone is told of as failed.
         OutputConflictError: the folder holds something else, or another run is writing to it.
         RunInterruptedError: a signal stopped the run; everything committed stays.
     """
@@ -45,10 +47,20 @@ def select_pairs(job: SelectJob, folders: list[str], reporter: Reporter | None =
     known = check_selection(job, folders)
     found = find_scored(job, folders)
     results: dict[str, Selected] = {}
+    errors: list[InputError] = []
+    settings = {name: _collect_settings(scored, job, known) for name, scored in found.items()}
+    earlier = {name: _find_earlier(SelectOutput(job.deliver, name), own, job) for name, own in settings.items()}
     with contextlib.ExitStack() as stack:
         connect = _Connector(job, stack)
         for name, scored in found.items():
-            results[name] = _select_pair(name, scored, job, known, connect, reporter)
+            try:
+                run = functools.partial(PairRun, scored, job, known, connect=connect, reporter=reporter)
+                results[name] = _select_pair(run, SelectOutput(job.deliver, name), settings[name], earlier[name], job)
+            except InputError as error:  # other language pairs need not wait for this one
+                errors.append(error)
+                results[name] = Selected("failed", failure=str(error))
+    if len(errors) == len(found):
+        raise errors[0]
     if not job.calibrate_only:
         write_report(job.deliver)
         return results
@@ -94,58 +106,60 @@ class _Connector:
         return self._found
 
 
-def _select_pair(
-    name: str, scored: ScoredPair, job: SelectJob, known: Known | None, connect: _Connector, reporter: Reporter
-) -> Selected:
-    output = SelectOutput(job.deliver, name)
-    settings = {
+def _collect_settings(scored: ScoredPair, job: SelectJob, known: Known | None) -> dict[str, Any]:
+    """Return all that can change a delivered row of a language pair."""
+    return {
         **job.settings(),
         "calibration": known.digest if known is not None else None,
         "definition_version": DEFINITION_VERSION,
         "inputs": describe_input(scored),
     }
+
+
+def _find_earlier(output: SelectOutput, settings: dict[str, Any], job: SelectJob) -> dict[str, Any] | None:
+    """Return the settings of an earlier selection that can be gone on with, None where there is none or it is replaced.
+
+    Raises:
+        OutputConflictError: files lie there that were selected in another way.
+    """
     earlier = output.read_json("settings.json")
+    if earlier == settings:
+        return earlier
+    if job.calibrate_only or job.reselect or not output.list_data():
+        return None  # what delivered nothing cannot be mixed up with anything
+    if earlier is not None:
+        refuse_other_selection(output, earlier, settings)
+    raise OutputConflictError(
+        f"{output.uri}: holds files of {output.pair} but not what they were selected by; choose another --deliver, or give "
+        "--reselect to replace them",
+        uri=output.uri,
+    )
+
+
+def _select_pair(
+    run: Callable[..., PairRun],
+    output: SelectOutput,
+    settings: dict[str, Any],
+    earlier: dict[str, Any] | None,
+    job: SelectJob,
+) -> Selected:
+    """Select from a language pair, unless that is done; known pairs alone are looked at in a folder that is deleted."""
     if job.calibrate_only:
-        return _calibrate_pair(scored, job, known, connect, reporter)
-    if earlier != settings and not output.list_data():
-        earlier = None  # the other selection delivered nothing that could be mixed up
-    elif not job.reselect:
-        if earlier is not None:
-            refuse_other_selection(output, earlier, settings)
-        else:
-            raise OutputConflictError(
-                f"{output.uri}: holds files of {name} but not what they were selected by; choose another --deliver, or give "
-                "--reselect to replace them",
-                uri=output.uri,
-            )
-    elif earlier != settings:
-        earlier = None
-    done = output.read_json("result.json") if earlier is not None else None
+        output = SelectOutput(storage.join_uri(job.deliver, "_select", "calibrate"), output.pair)
+    lease = Lease(output, f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}")
+    pair_run = run(output=output, settings=settings, lease=lease)
+    done = output.read_json("result.json") if earlier is not None and not job.calibrate_only else None
     if done is not None and _is_whole(output, done):
-        reporter.say(f"{name}: {done['counts'].get('kept', 0):,} pairs, all delivered already")
+        pair_run.reporter.say(f"{output.pair}: {done['counts'].get('kept', 0):,} pairs, all delivered already")
         return Selected("complete", done)
-    run_id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
-    lease = Lease(output, run_id)
-    lease.acquire(reporter.say)
+    lease.acquire(pair_run.reporter.say)
     try:
-        if earlier is None or done is not None:
+        if earlier is None or done is not None or job.calibrate_only:
             output.clear()
         output.clear_scratch()
-        return PairRun(scored, job, known, output, settings, lease, connect, reporter).execute()
-    finally:
-        lease.release()
-
-
-def _calibrate_pair(
-    scored: ScoredPair, job: SelectJob, known: Known | None, connect: _Connector, reporter: Reporter
-) -> Selected:
-    """Look at the known pairs of a language pair in a folder that is deleted behind it."""
-    output = SelectOutput(storage.join_uri(job.deliver, "_select", "calibrate"), scored.pair.name)
-    lease = Lease(output, uuid.uuid4().hex)
-    lease.acquire(reporter.say)
-    try:
-        output.clear()
-        found = PairRun(scored, job, known, output, {}, lease, connect, reporter).look()
+        if not job.calibrate_only:
+            return pair_run.execute()
+        found = pair_run.look()
         output.clear()
         return found
     finally:
