@@ -187,6 +187,7 @@ class Crew:
                 self._end_standstill()
         except RunInterruptedError:
             ledger.stop.remote()
+            self._settle = None  # to finish an output takes longer than there is
             self._drain(ledger)
             for output in self._list_begun():  # first, because stopping may take longer than we are given
                 output.write_farewell()
