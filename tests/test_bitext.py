@@ -257,6 +257,15 @@ def test_ids_are_kept_as_text_under_their_own_names(tmp_path: Path, flags: dict[
     assert "number" not in row
 
 
+def test_rows_that_rules_drop_are_no_errors_that_stop_a_run(tmp_path: Path) -> None:
+    job = make_job(tmp_path, tmp_path / "in").to_scoring(parse_pair("deu-eng", {}, "here"), "in", "out")
+    assert job.directions().count_errors({"sides are identical": 7, "wrong script": 2}) == 0
+    assert (
+        job.directions().count_errors({"not valid Unicode": 3, "forward: query does not fit": 2, "wrong script": 2})
+        == 5
+    )
+
+
 def test_file_with_rows_of_many_languages_is_read_in_bounded_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
