@@ -187,6 +187,7 @@ class Crew:
                 self._end_standstill()
         except RunInterruptedError:
             ledger.stop.remote()
+            self._settle = None  # to finish an output takes longer than there is
             self._drain(ledger)
             for output in self._list_begun():  # first, because stopping may take longer than we are given
                 output.write_farewell()
@@ -209,8 +210,7 @@ class Crew:
         if job.max_failed_units and sum(len(output.failed) for output in self.outputs) > job.max_failed_units:
             self.warn(f"more than {job.max_failed_units:,} units failed; stopping (--max-failed-units)")
             return True
-        failed_pairs = sum(output.scored_now.failed_pairs for output in self.outputs)
-        if job.max_error_rows and failed_pairs > job.max_error_rows:
+        if job.max_error_rows and sum(output.count_errors() for output in self.outputs) > job.max_error_rows:
             self.warn(f"more than {job.max_error_rows:,} rows have an error; stopping (--max-error-rows)")
             return True
         if self._hopeless is not None:

@@ -5,6 +5,7 @@ them. The pairs of a unit stand direction by direction, so that those of one dir
 languages, prompts or parts.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 FORWARD, BACKWARD = "forward", "backward"
@@ -18,10 +19,16 @@ class Directions:
     Attributes:
         instructions: of each direction, by name; one or two of them. In the backward one the document column is the query.
         reason_column: column that says why a row is not to be scored, null where it is; None where all are.
+        rules: of these reasons, those of rows that were left out on purpose.
     """
 
     instructions: dict[str, str]
     reason_column: str | None = None
+    rules: frozenset[str] = frozenset()
+
+    def count_errors(self, errors: Mapping[str, int]) -> int:
+        """Return how many rows have an error that nobody asked for."""
+        return sum(count for reason, count in errors.items() if reason not in self.rules)
 
 
 def name_column(direction: str, value: str) -> str:

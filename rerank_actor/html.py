@@ -39,6 +39,7 @@ svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft);
 .axis { stroke: var(--line); } .series { fill-opacity: .3; stroke-width: 1.5; }
 .s0 { fill: var(--one); stroke: var(--one); } .s1 { fill: var(--two); stroke: var(--two); }
 .s2 { fill: var(--three); stroke: var(--three); }
+.curve { fill: none; stroke-width: 2; }
 .key { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin: 0 .35rem 0 .9rem; }
 .k0 { background: var(--one); } .k1 { background: var(--two); } .k2 { background: var(--three); }
 .good { color: var(--three); } .bad { color: var(--two); }
@@ -192,6 +193,42 @@ def _draw_series(place: int, shares: Sequence[float], most: float) -> str:
         top = floor - share / most * (floor - 8)
         path += f"V{top:.1f}H{LEFT + (number + 1) * width:.1f}"
     return f'<path class="series s{place}" d="{path}V{floor}Z"/>'
+
+
+def make_curves(places: Sequence[float], series: Mapping[str, Sequence[float]], mark: float | None = None) -> str:
+    """Return up to three curves of shares over one axis, from 0 at the bottom to 1 at the top.
+
+    Args:
+        places: of the points, rising or falling.
+        series: by name, a share in [0, 1] at each place.
+        mark: a place to show by an upright line.
+    """
+    if not places:
+        return make_text("no values")
+    first, last = min(places), max(places)
+    span, floor = (last - first) or 1.0, HEIGHT - BOTTOM
+
+    def find_x(value: float) -> float:
+        return LEFT + (value - first) / span * (WIDTH - 2 * LEFT)
+
+    shapes = ""
+    for number, shares in enumerate(series.values()):
+        points = " ".join(f"{find_x(x):.1f},{floor - y * (floor - 8):.1f}" for x, y in zip(places, shares, strict=True))
+        shapes += f'<polyline class="curve s{number}" points="{points}"/>'
+    if mark is not None:
+        shapes += f'<line class="axis" x1="{find_x(mark):.1f}" x2="{find_x(mark):.1f}" y1="8" y2="{floor}"/>'
+    ticks = ""
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        anchor = "start" if share == 0 else "end" if share == 1 else "middle"
+        place = LEFT + share * (WIDTH - 2 * LEFT)
+        value = format_number(first + share * span)
+        ticks += f'<text x="{place:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{value}</text>'
+    label = html.escape(", ".join(series), quote=True)
+    keys = "".join(f'<span class="key k{number}"></span>{html.escape(name)}' for number, name in enumerate(series))
+    return (
+        f'<p class="soft">{keys}</p><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{shapes}'
+        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - LEFT}" y1="{floor}" y2="{floor}"/>{ticks}</svg>'
+    )
 
 
 def format_tick(value: float) -> str:

@@ -160,6 +160,12 @@ class OutputRun:
         """Return how many units this run committed or saw failing."""
         return self.scored_now.units + len(self.failed)
 
+    def count_errors(self) -> int:
+        """Return how many rows or pairs of this run have an error, those aside that were left out on purpose."""
+        directions = self.ground.job.directions()
+        errors = self.scored_now.errors
+        return directions.count_errors(errors) if directions is not None else sum(errors.values())
+
     def take_report(self, report: dict[str, Any]) -> bool:
         """Take down what a worker says of a unit; return whether that was a unit committed."""
         name = report.pop("unit")

@@ -120,10 +120,8 @@ class _Run:
         """Check jobs, looking at their model once."""
         first = prepare_job(jobs[0], self.reporter, self._model)
         self._model = first.model
-        return [
-            first,
-            *_map(lambda job: prepare_job(job, model=first.model), jobs[1:]),
-        ]  # what holds for all is told once
+        # What holds for all of them is told once, by the first.
+        return [first, *_map(lambda job: prepare_job(job, model=first.model), jobs[1:])]
 
     def execute(self, jobs: Sequence[ScoreJob]) -> None:
         """Take the leases, prepare the outputs, score what is pending, write down how it ended."""

@@ -203,7 +203,7 @@ def test_one_direction_is_scored_alone(tmp_path: Path, local_ray: str) -> None:
 
 def test_pairs_of_two_partitions_are_found_with_file_and_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rerank_actor.bitext.candidates.SHARD_ROWS", 64)
-    monkeypatch.setattr("rerank_actor.bitext.candidates.ROWS_AT_ONCE", 16)
+    monkeypatch.setattr("rerank_actor.bitext.formats.ROWS_AT_ONCE", 16)
     monkeypatch.setattr("rerank_actor.bitext.overlap.HASHES_AT_ONCE", 50)
     lines = {name: [f"{name} {i}\tsentence {i}" for i in range(300)] for name in ("deu", "fra", "spa")}
     lines["fra"][200] = lines["deu"][17]
@@ -246,10 +246,30 @@ def test_characters_are_counted_as_a_match_counts_them() -> None:
     assert [found.tolist() for found in counter.count(pa.array([], pa.string()))] == [[]] * 4
 
 
+@pytest.mark.parametrize("flags", [{}, {"source_id_column": "number"}])
+def test_ids_are_kept_as_text_under_their_own_names(tmp_path: Path, flags: dict[str, str]) -> None:
+    name = flags.get("source_id_column", "source_id")
+    path = tmp_path / "in/deu-eng.parquet"
+    path.parent.mkdir()
+    pq.write_table(pa.table({"source": ["Guten Tag"], "target": ["Good day"], name: [7], "target_id": ["t"]}), path)
+    [row] = read_all(make_job(tmp_path, path, identifier="none", **flags), tmp_path / "read")
+    assert (row["source_id"], row["target_id"]) == ("7", "t")
+    assert "number" not in row
+
+
+def test_rows_that_rules_drop_are_no_errors_that_stop_a_run(tmp_path: Path) -> None:
+    job = make_job(tmp_path, tmp_path / "in").to_scoring(parse_pair("deu-eng", {}, "here"), "in", "out")
+    assert job.directions().count_errors({"sides are identical": 7, "wrong script": 2}) == 0
+    assert (
+        job.directions().count_errors({"not valid Unicode": 3, "forward: query does not fit": 2, "wrong script": 2})
+        == 5
+    )
+
+
 def test_file_with_rows_of_many_languages_is_read_in_bounded_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rerank_actor.bitext.candidates.ROWS_AT_ONCE", 8)
+    monkeypatch.setattr("rerank_actor.bitext.formats.ROWS_AT_ONCE", 8)
     monkeypatch.setattr("rerank_actor.bitext.candidates.SHARD_ROWS", 1000)
     monkeypatch.setattr("rerank_actor.bitext.candidates.HELD_ROWS", 40)
     codes = ["deu", "fra", "spa", "ita"]

@@ -118,8 +118,9 @@ def test_partition_of_another_job_is_refused_before_any_is_scored(tmp_path: Path
 
 def test_kill_leaves_finished_partitions_and_the_rest_goes_on_where_it_was(tmp_path: Path, local_ray: str) -> None:
     output = tmp_path / "out"
-    for language in ("ara", "deu"):
-        write_pairs(tmp_path / "in", language, 0, 40)
+    rows = {"ara": 20, "deu": 160}  # the second takes longer than finishing the first does on a busy machine
+    for language, count in rows.items():
+        write_pairs(tmp_path / "in", language, 0, count)
     flags = ["--input", str(tmp_path / "in"), "--output", str(output), "--unit-rows", "4", *COMMON, "--engine-args"]
     command = [sys.executable, "-m", "jobs.bitext", *flags, '{"seconds_per_prompt": 0.05}', "--ray-address", local_ray]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -133,16 +134,16 @@ def test_kill_leaves_finished_partitions_and_the_rest_goes_on_where_it_was(tmp_p
     before = list_marks(output)
     assert success.exists()
     assert not (second / "_SUCCESS").exists()
-    assert 10 < len(before) < 20
+    assert 5 < len(before) < 45
     candidates = {path: path.stat().st_mtime_ns for path in (output / "_candidates").rglob("*") if path.is_file()}
     assert bitext([*flags, "{}"]) == 0
     assert {path: path.stat().st_mtime_ns for path in candidates} == candidates, "files are read once"
     after = list_marks(output)
-    assert len(after) == 20
+    assert len(after) == 45
     assert {path: after[path] for path in before} == before
-    for language in ("ara", "deu"):
+    for language, count in rows.items():
         found = verify_output(str(output / f"lang_pair={language}-eng"))
-        assert (found.problems, found.scored) == ([], 80)
+        assert (found.problems, found.scored) == ([], 2 * count)
 
 
 def test_scores_are_reused_and_pairs_of_several_units_are_scored_once(tmp_path: Path, local_ray: str) -> None:

@@ -1,9 +1,22 @@
 """Reports in HTML: what is shown, and that texts cannot become markup."""
 
 import re
+import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
-from rerank_actor.html import Page, format_number, make_bars, make_figures, make_histogram, make_table
+from rerank_actor.html import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    WIDTH,
+    Page,
+    format_number,
+    make_bars,
+    make_curves,
+    make_figures,
+    make_histogram,
+    make_table,
+)
 
 UNSAFE = "<b onload=x>\"&'"
 
@@ -80,3 +93,16 @@ def test_numbers_are_as_people_read_them() -> None:
         "-3.142",
         "54,322",
     ]
+
+
+def test_curves_stay_in_their_picture_and_escape_their_names() -> None:
+    picture = make_curves([3.0, 1.0, -1.0], {"<b>": [0.0, 0.5, 1.0], "other": [1.0, 1.0, 0.25]}, mark=1.0)
+    root = ET.fromstring(f"<div>{picture}</div>")
+    lines = [one.get("points") or "" for one in root.iter("polyline")]
+    points = [tuple(map(float, point.split(","))) for line in lines for point in line.split()]
+    assert len(points) == 6
+    assert all(LEFT <= x <= WIDTH - LEFT and 8 <= y <= HEIGHT - BOTTOM for x, y in points)
+    assert points[0] == (WIDTH - LEFT, HEIGHT - BOTTOM)
+    assert points[2] == (LEFT, 8)
+    assert "<b>" not in picture
+    assert "no values" in make_curves([], {})

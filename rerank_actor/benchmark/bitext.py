@@ -62,10 +62,12 @@ def measure_bitext(place: Path, model: Path, rows: int) -> dict[str, Any]:
     first = int(np.searchsorted(np.cumsum(pairs), STEADY_FROM * pairs.sum()))
     candidates = sorted((place / "output/_candidates/files").glob("*.json"))
     read_at = max(path.stat().st_mtime for path in candidates)
+    compared_at = (place / "output/_candidates/shared.json").stat().st_mtime
     return {
         **peaks,
         "input_mib": sum(path.stat().st_size for path in (place / "input").iterdir()) >> 20,
         "reading_seconds": round(read_at - started, 1),
+        "comparing_seconds": round(compared_at - read_at, 1),
         "pairs_per_second": round(
             float(pairs[first + 1 :].sum()) / max(1e-3, float(finished[-1] - finished[first])), 1
         ),

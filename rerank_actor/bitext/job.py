@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from rerank_actor.bitext.languages import LanguagePair
-from rerank_actor.bitext.rules import Rules
+from rerank_actor.bitext.rules import REASONS, Rules
 from rerank_actor.directions import BACKWARD, FORWARD, Directions
 from rerank_actor.job import ScoreJob, check_job
 
@@ -56,7 +56,7 @@ class DirectedJob(ScoreJob):
         instructions = {FORWARD: self.instruction, BACKWARD: self.backward_instruction}
         if self.direction != "both":
             instructions = {self.direction: instructions[self.direction]}
-        return Directions(instructions, REASON_COLUMN)
+        return Directions(instructions, REASON_COLUMN, frozenset(REASONS))
 
     def scoring_settings(self) -> dict[str, Any]:
         """Return the settings that can change a score or a column: the job's share of the fingerprint."""
@@ -89,8 +89,12 @@ class BitextJob(ScoreJob):
     )
     source_column: str = _flag("source", "input", "column with the source text", "NAME")
     target_column: str = _flag("target", "input", "column with the target text", "NAME")
-    source_id_column: str | None = _flag(None, "input", "column with the source's id, kept as source_id", "NAME")
-    target_id_column: str | None = _flag(None, "input", "column with the target's id, kept as target_id", "NAME")
+    source_id_column: str | None = _flag(
+        None, "input", "column with the source's id, kept as source_id (default: source_id where there is one)", "NAME"
+    )
+    target_id_column: str | None = _flag(
+        None, "input", "column with the target's id, kept as target_id (default: target_id where there is one)", "NAME"
+    )
     source_language_column: str | None = _flag(
         None, "input", "column with the source's language code (default: source_language where there is one)", "NAME"
     )

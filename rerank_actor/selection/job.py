@@ -1,0 +1,194 @@
+"""The selection job: what a user asks for, as one frozen record whose fields are flags and keys of the job file.
+
+Flags that scoring and selection share (direction, partitions, language names, columns) have no flag of their own here.
+Gives the rules, and the settings of the fingerprint: everything that can change a delivered row. Knows nothing of what
+the scored output holds.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from rerank_actor import storage
+from rerank_actor.job import refuse_credentials
+from rerank_actor.selection.rules import Combine, Deduplicate, Mode, RankBy, Rules, Space
+
+Format = Literal["parquet", "tsv", "moses", "tmx"]
+FORMATS: tuple[Format, ...] = ("parquet", "tsv", "moses", "tmx")
+SHARED = (
+    "partitions", "lang_pair", "languages", "direction", "source_column", "target_column", "ray_address",
+)  # fmt: skip
+LASER_NAMES = {"max": "greedy", "intersect": "intersection", "fwd": "forward", "bwd": "backward"}
+
+Threshold = float | Literal["auto"] | None
+
+
+def _flag(default: Any, group: str, description: str, metavar: str | None = None, nargs: str | None = None) -> Any:
+    extra: dict[str, Any] = {"group": group, "metavar": metavar, "nargs": nargs}
+    return Field(default=default, description=description, json_schema_extra=extra)
+
+
+def _hidden(default: Any) -> Any:
+    return Field(default=default, json_schema_extra={"group": None})
+
+
+class SelectJob(BaseModel):
+    """One selection job. Each field is a flag (`_` written `-`) and a key of the job file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scored: list[str] = _flag(
+        [],
+        "selection",
+        "select from these outputs of an earlier run, or Parquet files with their columns, and score nothing (in place of "
+        "--input)",
+        "URI",
+        "+",
+    )
+    combine: Combine = _flag("mean", "selection", "how the two directions become one score")
+    space: Space = _flag(
+        "logit", "selection", "what scores and their thresholds are: log-odds, or probabilities in [0, 1]"
+    )
+    threshold: Threshold = _flag(
+        None, "selection", "drop pairs with a lower score; auto takes --calibration's", "X|auto"
+    )
+    forward_threshold: float | None = _flag(None, "selection", "drop pairs with a lower score source to target", "X")
+    backward_threshold: float | None = _flag(None, "selection", "drop pairs with a lower score target to source", "X")
+    margin: Threshold = _flag(
+        None,
+        "selection",
+        "drop pairs whose log-odds are not this far above the mean of both sides' other candidates; auto takes "
+        "--calibration's",
+        "X|auto",
+    )
+    ratio_margin: float | None = _flag(
+        None,
+        "selection",
+        "drop pairs with a lower ratio margin (Artetxe and Schwenk) of candidate_score, a cosine",
+        "X",
+    )
+    neighbors: Annotated[int, Field(ge=0)] = _flag(
+        4, "selection", "other candidates of each side that a margin looks at, the best; 0 for all", "K"
+    )
+    rank_by: RankBy = _flag("score", "selection", "what --mode compares and the output is ordered by")
+    mode: Mode = _flag(
+        "greedy",
+        "selection",
+        "best target of each source, best source of each target, both, one to one by falling value (LASER's max), or all",
+    )
+    deduplicate: Deduplicate = _flag(
+        "normalized", "selection", "which pairs are one pair, of which the best-scored stays"
+    )
+    allow_incomplete: bool = _flag(False, "selection", "select from an output that is not yet scored to the end")
+
+    calibration: list[str] = _flag(
+        [],
+        "calibration",
+        "known pairs: TSV, CSV, JSON lines or Parquet with source, target and label (1 right, 0 wrong); without labels all "
+        "are right and other candidates of their sides are wrong",
+        "FILE",
+        "+",
+    )
+
+    calibrate_only: bool = _flag(False, "calibration", "print how scores do on the known pairs, and deliver nothing")
+
+    deliver: str = _flag("", "delivery", "folder for what is selected; local path or s3://", "URI")
+    formats: list[Format] = _flag(
+        ["parquet", "tsv"], "delivery", f"which of {', '.join(FORMATS)} to write", "FORMAT", "+"
+    )
+    part_rows: Annotated[int, Field(ge=1)] = _flag(200_000, "delivery", "rows of a delivered file at most", "N")
+    reselect: bool = _flag(
+        False, "delivery", "replace what was delivered of a language pair by other rules or from other scores"
+    )
+
+    unit_mb: Annotated[float, Field(gt=0)] = _hidden(64.0)
+    bucket_rows: Annotated[int, Field(ge=1)] = _hidden(400_000)
+    local_rows: Annotated[int, Field(ge=0)] = _hidden(400_000)
+
+    partitions: list[str] = _hidden([])
+    lang_pair: str | None = _hidden(None)
+    languages: dict[str, str] = _hidden({})
+    direction: Literal["both", "forward", "backward"] = _hidden("both")
+    source_column: str = _hidden("source")
+    target_column: str = _hidden("target")
+    ray_address: str | None = _hidden(None)
+
+    @field_validator("scored", "calibration", "partitions", mode="before")
+    @classmethod
+    def _accept_one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("formats", mode="before")
+    @classmethod
+    def _split_formats(cls, value: Any) -> Any:
+        items = [value] if isinstance(value, str) else value
+        return list(dict.fromkeys(name for item in items for name in str(item).replace(",", " ").split()))
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _accept_laser(cls, value: Any) -> Any:
+        return LASER_NAMES.get(value, value)
+
+    @field_validator("scored", "deliver", "calibration")
+    @classmethod
+    def _refuse_credentials(cls, value: Any) -> Any:
+        return refuse_credentials(value)
+
+    @field_validator("threshold", "margin", mode="before")
+    @classmethod
+    def _check_threshold(cls, value: Any) -> Any:
+        if value is None or value == "auto":
+            return value
+        try:
+            found = float(value)
+        except (TypeError, ValueError):
+            raise ValueError("expected a number or auto") from None
+        if found != found:
+            raise ValueError("expected a number or auto")
+        return found
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "SelectJob":
+        if not self.deliver:
+            raise ValueError(
+                "--deliver is missing: give the folder for what is selected, or `deliver:` in the job file"
+            )
+        if not self.formats:
+            raise ValueError(f"--formats is empty: give some of {', '.join(FORMATS)}")
+        for name in ("threshold", "forward_threshold", "backward_threshold"):
+            value = getattr(self, name)
+            if self.space == "probability" and isinstance(value, float) and not 0 <= value <= 1:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {value:g} is no probability; give 0 to 1, or --space logit for log-odds"
+                )
+        if self.calibrate_only and not self.calibration:
+            raise ValueError("--calibrate-only looks at known pairs: give them as --calibration FILE")
+        for name in ("threshold", "margin"):
+            if getattr(self, name) == "auto" and not self.calibration:
+                raise ValueError(f"--{name} auto takes the best of known pairs: give them as --calibration FILE")
+        return self
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a threshold waits for the calibration."""
+        return "auto" in (self.threshold, self.margin)
+
+    def normalized(self) -> "SelectJob":
+        """Return the job with every location in its one spelling."""
+        changes: dict[str, Any] = {
+            "scored": [storage.normalize_uri(uri) for uri in self.scored],
+            "calibration": [storage.normalize_uri(uri) for uri in self.calibration],
+            "deliver": storage.normalize_uri(self.deliver),
+        }
+        return self.model_copy(update=changes)
+
+    def rules(self) -> Rules:
+        """Return the rules; a threshold that waits for the calibration is not among them yet."""
+        given: dict[str, Any] = {name: getattr(self, name) for name in Rules.__dataclass_fields__}
+        values: dict[str, Any] = {name: None if value == "auto" else value for name, value in given.items()}
+        return Rules(**values)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that can change a delivered row: the job's share of the fingerprint."""
+        given = {name: getattr(self, name) for name in Rules.__dataclass_fields__}
+        return {**given, "formats": sorted(self.formats), "part_rows": self.part_rows}

@@ -1,0 +1,100 @@
+"""The output of selection: a folder for each format and language pair, and in `_select/` what it is and how it went.
+
+    DELIVER/<format>/lang_pair=deu-eng/part-00000.<suffix>   and _SUCCESS, written last
+    DELIVER/_select/lang_pair=deu-eng/                       settings.json, steps/ while at work, result.json
+    DELIVER/_select/report.html, report.json                 over all language pairs
+
+A step's objects are written first and its record last, so that a record says what is done. Knows nothing of Ray.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from rerank_actor import storage
+from rerank_actor.errors import OutputConflictError
+from rerank_actor.output import Output
+from rerank_actor.selection.job import FORMATS
+
+READ_THREADS = 16
+
+
+@dataclass(frozen=True)
+class SelectOutput(Output):
+    """Names and contents of what belongs to one language pair, in the folder of all.
+
+    Attributes:
+        uri: the folder of all.
+        pair: name of the language pair.
+    """
+
+    pair: str = ""
+
+    def at(self, *names: str) -> str:
+        """Return the URI of something that the selection of this pair keeps for itself."""
+        return storage.join_uri(self.uri, "_select", f"lang_pair={self.pair}", *names)
+
+    def data_folder(self, kind: str) -> str:
+        """Return the folder of a format."""
+        return storage.join_uri(self.uri, kind, f"lang_pair={self.pair}")
+
+    def write_json(self, name: str, values: Any) -> None:
+        """Write one of the selection's own objects."""
+        data = json.dumps(values, indent=None if name.startswith("steps/") else 1, ensure_ascii=False).encode()
+        storage.write_bytes(self.at(name), data, scratch=self.scratch)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Return one of them, None where there is none or it is damaged."""
+        return _parse(storage.read_if_present(self.at(name)))
+
+    def read_steps(self, step: str) -> dict[int, dict[str, Any]]:
+        """Return the records of a step's tasks that are done, by number."""
+        listed = [item.uri for item in storage.list_objects(self.at("steps", step)) if item.uri.endswith(".json")]
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            found = [record for record in map(_parse, pool.map(storage.read_if_present, listed)) if record is not None]
+        return {record["number"]: record for record in found}
+
+    def list_data(self) -> dict[str, storage.StoredObject]:
+        """Return the delivered objects of all formats, by URI."""
+        return {item.uri: item for kind in FORMATS for item in storage.list_objects(self.data_folder(kind))}
+
+    def clear(self) -> None:
+        """Delete what an earlier selection of this pair left, but the lease."""
+        for kind in FORMATS:
+            storage.delete_folder(self.data_folder(kind))
+        for folder in ("steps", "tmp"):
+            storage.delete_folder(self.at(folder))
+        storage.delete_objects([self.at(name) for name in ("result.json", "settings.json")])
+
+
+def _parse(data: bytes | None) -> dict[str, Any] | None:
+    try:
+        found = json.loads(data) if data else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def refuse_other_selection(output: SelectOutput, earlier: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Refuse to go on in a folder that holds a language pair selected by other rules or from other scores.
+
+    Raises:
+        OutputConflictError: saying what differs.
+    """
+    differing = sorted(name for name in {*earlier, *settings} if earlier.get(name) != settings.get(name))
+    if differing:
+        shown = "; ".join(_tell_difference(name, earlier.get(name), settings.get(name)) for name in differing)
+        raise OutputConflictError(
+            f"{output.uri}: holds {output.pair} selected by other rules or from other scores ({shown}); choose another "
+            "--deliver, or give --reselect to replace it",
+            uri=output.uri,
+            differing=differing,
+        )
+
+
+def _tell_difference(name: str, there: Any, now: Any) -> str:
+    if name == "inputs":
+        before, after = {tuple(item) for item in there or []}, {tuple(item) for item in now or []}
+        return f"scored files: {len(before - after):,} there that are gone or changed, {len(after - before):,} new or changed"
+    return f"{name.replace('_', '-')}: there {there!r}, now {now!r}"

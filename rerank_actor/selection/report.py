@@ -1,0 +1,110 @@
+"""The report: what was selected of each language pair, as one page for people and as tables for a terminal.
+
+Takes the numbers of `result.json` files. The page needs no network and no script; of each pair it shows what every rule
+removed, how scores are distributed before and after, and how each kind of score does on known pairs. Knows nothing of
+files.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rerank_actor.html import (
+    Page,
+    format_number,
+    make_bars,
+    make_curves,
+    make_figures,
+    make_histogram,
+    make_table,
+    make_text,
+)
+from rerank_actor.selection.tally import BIN_WIDTHS
+
+OVERVIEW = ("lang pair", "candidates", "scored", "kept", "share", "mean score", "space", "estimated precision")
+CURVE_NAMES = ("precision", "recall", "f1")
+SHOWN_PAIRS = 200
+
+
+def list_overview(found: Sequence[dict[str, Any]]) -> list[list[Any]]:
+    """Return a row for each language pair."""
+    rows = []
+    for one in found:
+        counts = one["counts"]
+        total, kept = counts.get("rows", 0), counts.get("kept", 0)
+        unscored = sum(step["removed"] for step in one["funnel"] if step["step"] == "without a score")
+        mean = one["mean_score"]["kept"]
+        rows.append(
+            [
+                one["lang_pair"],
+                total,
+                total - unscored,
+                kept,
+                f"{kept / total:.1%}" if total else "-",
+                "-" if mean is None else f"{mean:.4g}",
+                one["space"],
+                tell_share(one["estimated_precision"]),
+            ]
+        )
+    return rows
+
+
+def tell_share(share: dict[str, Any] | None) -> str:
+    """Return an estimated share in words."""
+    if share is None:
+        return "-"
+    return f"{share['value']:.1%} ({share['low']:.1%} to {share['high']:.1%}, {share['known']:,} known pairs)"
+
+
+def list_calibration(one: dict[str, Any]) -> list[list[Any]]:
+    """Return a row for each kind of score and threshold; the best of a kind is marked."""
+    rows = []
+    for kind, curve in one["calibration"].items():
+        for point in curve["table"]:
+            best = "best" if point["threshold"] == curve["best"]["threshold"] else ""
+            measures = [f"{point[name]:.4f}" for name in CURVE_NAMES]
+            rows.append([kind, f"{point['threshold']:.6g}", *measures, point["kept"], best])
+    return rows
+
+
+CALIBRATION = ("score", "threshold", "precision", "recall", "F1", "known pairs kept", "")
+
+
+def render_report(found: Sequence[dict[str, Any]], deliver: str, title: str = "Selected translation pairs") -> str:
+    """Return the page over all language pairs."""
+    page = Page(title, about=f"{len(found):,} language pairs in {deliver}")
+    kept = sum(one["counts"].get("kept", 0) for one in found)
+    rows = sum(one["counts"].get("rows", 0) for one in found)
+    figures = {"language pairs": f"{len(found):,}", "candidates": f"{rows:,}", "kept": f"{kept:,}"}
+    page.add("In short", make_figures(figures), make_table(OVERVIEW, list_overview(found)))
+    for one in found[:SHOWN_PAIRS]:
+        _add_pair(page, one)
+    if len(found) > SHOWN_PAIRS:
+        page.add("More", make_text(f"{len(found) - SHOWN_PAIRS:,} more language pairs stand in report.json."))
+    return page.render()
+
+
+def _add_pair(page: Page, one: dict[str, Any]) -> None:
+    bars = {"candidates": one["counts"].get("rows", 0)}
+    bars |= {step["step"]: step["removed"] for step in one["funnel"]}
+    bars["kept"] = one["counts"].get("kept", 0)
+    width = BIN_WIDTHS[one["space"]]
+    bins = {name: {int(number): count for number, count in own.items()} for name, own in one["bins"].items()}
+    blocks = [make_text("What each rule removed, in order, and what is kept."), make_bars(bars)]
+    if one["unscored_reasons"]:
+        blocks.append(make_table(["why without a score", "candidates"], list(one["unscored_reasons"].items())))
+    blocks += [make_text(f"Combined scores ({one['space']})."), make_histogram(bins, width)]
+    for kind, curve in one["calibration"].items():
+        best = curve["best"]
+        words = (
+            f"{kind}: best F1 {best['f1']:.4f} at {format_number(best['threshold'])} (precision {best['precision']:.4f}, "
+            f"recall {best['recall']:.4f})"
+        )
+        thresholds = [point["threshold"] for point in curve["curve"]]
+        series = {name: [point[name] for point in curve["curve"]] for name in CURVE_NAMES}
+        blocks += [make_text(words), make_curves(thresholds, series, mark=best["threshold"])]
+    if one["calibration"]:
+        blocks.append(make_table(CALIBRATION, list_calibration(one)))
+        blocks.append(make_text(f"Estimated precision of what is kept: {tell_share(one['estimated_precision'])}."))
+        blocks.append(make_text(f"Known right pairs that are kept: {tell_share(one['estimated_recall'])}."))
+    blocks.append(make_table(["rule", "definition"], list(one["rules"].items())))
+    page.add(one["lang_pair"], *blocks)

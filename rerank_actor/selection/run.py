@@ -1,0 +1,182 @@
+"""Selection: from a `SelectJob` to delivered files, one language pair after the other, and on again after whatever ended it.
+
+`select_pairs` is the order of language pairs; `PairRun.execute` in `partition` is that of the steps of one, and what a step
+does is known in `steps`.
+"""
+
+import contextlib
+import functools
+import json
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from rerank_actor import storage
+from rerank_actor.connection import Connection, SignalWatch, connect_ray, watch_signals
+from rerank_actor.errors import InputError, OutputConflictError
+from rerank_actor.output import Lease
+from rerank_actor.progress import QuietReporter, Reporter
+from rerank_actor.selection.job import SelectJob
+from rerank_actor.selection.known import Known, load_known
+from rerank_actor.selection.output import SelectOutput, refuse_other_selection
+from rerank_actor.selection.partition import PairRun, Selected
+from rerank_actor.selection.report import render_report
+from rerank_actor.selection.scored import ScoredPair, describe_input, find_scored
+
+DEFINITION_VERSION = 1  # to be raised when the same settings and scores give other rows
+
+
+def select_pairs(job: SelectJob, folders: list[str], reporter: Reporter | None = None) -> dict[str, Selected]:
+    """Select from everything that is scored and not yet delivered, and write the report over all language pairs.
+
+    Args:
+        job: what to select and where to.
+        folders: of scored pairs.
+        reporter: where to tell how it goes.
+
+    Returns:
+        How it ended for each language pair, in order of names.
+
+    Raises:
+        JobError: the job is wrong, or the input of every language pair; one alone is told of as failed.
+        OutputConflictError: the folder holds something else, or another run is writing to it.
+        RunInterruptedError: a signal stopped the run; everything committed stays.
+    """
+    reporter = reporter or QuietReporter()
+    known = check_selection(job, folders)
+    found = find_scored(job, folders)
+    results: dict[str, Selected] = {}
+    errors: list[InputError] = []
+    settings = {name: _collect_settings(scored, job, known) for name, scored in found.items()}
+    earlier = {name: _find_earlier(SelectOutput(job.deliver, name), own, job) for name, own in settings.items()}
+    with contextlib.ExitStack() as stack:
+        connect = _Connector(job, stack)
+        for name, scored in found.items():
+            try:
+                run = functools.partial(PairRun, scored, job, known, connect=connect, reporter=reporter)
+                results[name] = _select_pair(run, SelectOutput(job.deliver, name), settings[name], earlier[name], job)
+            except InputError as error:  # other language pairs need not wait for this one
+                errors.append(error)
+                results[name] = Selected("failed", failure=str(error))
+    if len(errors) == len(found):
+        raise errors[0]
+    if not job.calibrate_only:
+        write_report(job.deliver)
+        return results
+    told = [result.numbers for result in results.values() if result.numbers]
+    page = render_report(told, job.deliver, title="Scores of translation pairs on known pairs")
+    storage.write_bytes(storage.join_uri(job.deliver, "_select", "calibration.html"), page.encode())
+    return results
+
+
+def check_selection(job: SelectJob, folders: list[str]) -> Known | None:
+    """Check what can be checked before anything is scored, and return the known pairs.
+
+    Raises:
+        InputError: the delivery would lie among the scores, or known pairs cannot be read.
+        StorageError: storage does not answer.
+    """
+    for uri in folders:
+        _refuse_overlap(uri, job.deliver)
+    return load_known(job.calibration, job.source_column, job.target_column) if job.calibration else None
+
+
+def _refuse_overlap(uri: str, deliver: str) -> None:
+    for inner, outer in ((uri, deliver), (deliver, uri)):
+        if f"{inner}/".startswith(f"{outer}/"):
+            raise InputError(
+                f"--deliver {deliver}: lies in the scored folder {uri} or around it, so that what is written would be read "
+                "again; choose a folder beside it",
+                uri=deliver,
+            )
+
+
+class _Connector:
+    """Connects to Ray when the first task needs it, and stays connected for the rest."""
+
+    def __init__(self, job: SelectJob, stack: contextlib.ExitStack) -> None:
+        self._job, self._stack = job, stack
+        self._found: tuple[SignalWatch, Connection] | None = None
+
+    def __call__(self) -> tuple[SignalWatch, Connection]:
+        if self._found is None:
+            watch = self._stack.enter_context(watch_signals())
+            self._found = watch, self._stack.enter_context(connect_ray(self._job, watch))
+        return self._found
+
+
+def _collect_settings(scored: ScoredPair, job: SelectJob, known: Known | None) -> dict[str, Any]:
+    """Return all that can change a delivered row of a language pair."""
+    return {
+        **job.settings(),
+        "calibration": known.digest if known is not None else None,
+        "definition_version": DEFINITION_VERSION,
+        "inputs": describe_input(scored),
+    }
+
+
+def _find_earlier(output: SelectOutput, settings: dict[str, Any], job: SelectJob) -> dict[str, Any] | None:
+    """Return the settings of an earlier selection that can be gone on with, None where there is none or it is replaced.
+
+    Raises:
+        OutputConflictError: files lie there that were selected in another way.
+    """
+    earlier = output.read_json("settings.json")
+    if earlier == settings:
+        return earlier
+    if job.calibrate_only or job.reselect or not output.list_data():
+        return None  # what delivered nothing cannot be mixed up with anything
+    if earlier is not None:
+        refuse_other_selection(output, earlier, settings)
+    raise OutputConflictError(
+        f"{output.uri}: holds files of {output.pair} but not what they were selected by; choose another --deliver, or give "
+        "--reselect to replace them",
+        uri=output.uri,
+    )
+
+
+def _select_pair(
+    run: Callable[..., PairRun],
+    output: SelectOutput,
+    settings: dict[str, Any],
+    earlier: dict[str, Any] | None,
+    job: SelectJob,
+) -> Selected:
+    """Select from a language pair, unless that is done; known pairs alone are looked at in a folder that is deleted."""
+    if job.calibrate_only:
+        output = SelectOutput(storage.join_uri(job.deliver, "_select", "calibrate"), output.pair)
+    lease = Lease(output, f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}")
+    pair_run = run(output=output, settings=settings, lease=lease)
+    done = output.read_json("result.json") if earlier is not None and not job.calibrate_only else None
+    if done is not None and _is_whole(output, done):
+        pair_run.reporter.say(f"{output.pair}: {done['counts'].get('kept', 0):,} pairs, all delivered already")
+        return Selected("complete", done)
+    lease.acquire(pair_run.reporter.say)
+    try:
+        if earlier is None or done is not None or job.calibrate_only:
+            output.clear()
+        output.clear_scratch()
+        if not job.calibrate_only:
+            return pair_run.execute()
+        found = pair_run.look()
+        output.clear()
+        return found
+    finally:
+        lease.release()
+
+
+def _is_whole(output: SelectOutput, done: dict[str, Any]) -> bool:
+    present = output.list_data()
+    return all(uri in present and present[uri].size == size for uri, size in done["objects"].items())
+
+
+def write_report(deliver: str) -> None:
+    """Write the report over all language pairs that were ever delivered to a folder."""
+    root = storage.join_uri(deliver, "_select")
+    listed = [item.uri for item in storage.list_objects(root) if item.uri.endswith("/result.json")]
+    found = [json.loads(data) for data in map(storage.read_if_present, sorted(listed)) if data]
+    told = [{name: value for name, value in one.items() if name != "objects"} for one in found]
+    data = json.dumps({"lang_pairs": told}, indent=1, ensure_ascii=False).encode()
+    storage.write_bytes(storage.join_uri(root, "report.json"), data)
+    storage.write_bytes(storage.join_uri(root, "report.html"), render_report(found, deliver).encode())
