@@ -5,7 +5,7 @@ texts go from storage to storage within a task and never through Ray.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ Slices = list[tuple[str, int, int, int]]
 
 def survey_parts(
     parts: Sequence[storage.StoredObject], columns: Columns, qrels: pa.Table | None, environment: dict[str, str]
-) -> Iterator[list[Survey] | str]:
+) -> Generator[list[Survey] | str]:
     """Survey files; yields the surveys of some of them, in no order, or why one could not be read."""
     work = functools.partial(_survey_some, columns=columns, qrels=qrels)
     for _, report in run_tasks(work, _bundle(parts), environment):
@@ -73,14 +73,14 @@ def _survey_some(
     }
 
 
-def mine_units(units: Sequence[Unit], spec: Spec) -> Iterator[tuple[Unit, dict[str, Any]]]:
+def mine_units(units: Sequence[Unit], spec: Spec) -> Generator[tuple[Unit, dict[str, Any]]]:
     """Mine units of row groups; yields each with its record or its failure, in no order."""
     work = functools.partial(mine_unit, spec=spec)
     for number, report in run_tasks(work, units, spec.environment):
         yield units[number], report
 
 
-def mine_buckets(buckets: Sequence[tuple[Unit, Slices]], spec: Spec) -> Iterator[tuple[Unit, dict[str, Any]]]:
+def mine_buckets(buckets: Sequence[tuple[Unit, Slices]], spec: Spec) -> Generator[tuple[Unit, dict[str, Any]]]:
     """Mine buckets of the shuffle; yields each with its record or its failure, in no order."""
     work = functools.partial(_mine_bucket, spec=spec)
     for number, report in run_tasks(work, buckets, spec.environment):
@@ -92,7 +92,7 @@ def _mine_bucket(bucket: tuple[Unit, Slices], spec: Spec) -> dict[str, Any]:
     return mine_bucket(unit, spec, slices)
 
 
-def count_positives(buckets: Sequence[Slices], spec: Spec) -> Iterator[int | str]:
+def count_positives(buckets: Sequence[Slices], spec: Spec) -> Generator[int | str]:
     """Yield the most positives that a query of each bucket has, or why a bucket could not be read."""
     work = functools.partial(_count_bucket, columns=spec.columns, qrels=spec.qrels)
     for _, report in run_tasks(work, buckets, spec.environment):

@@ -5,11 +5,9 @@ for the user; how each step works is known elsewhere.
 """
 
 import contextlib
-import queue
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -17,7 +15,8 @@ import yaml
 
 from rerank_actor import storage
 from rerank_actor.connection import Connection, SignalWatch, connect_ray, watch_signals
-from rerank_actor.errors import InputError, RerankError, describe_cause
+from rerank_actor.errors import InputError, RerankError
+from rerank_actor.follow import follow
 from rerank_actor.manifest import find_versions
 from rerank_actor.mining.chosen import Teacher
 from rerank_actor.mining.formats import CORPUS, describe_corpus, describe_dataset
@@ -32,10 +31,7 @@ from rerank_actor.mining.unit import Spec
 from rerank_actor.output import Lease
 from rerank_actor.progress import QuietReporter, Reporter
 
-POLL_SECONDS = 0.5
 LINE_SECONDS = 10.0
-STOP_SECONDS = 20.0
-OWN_STOP_SECONDS = 1.0  # on a Ray that ends with this process; a stopped job has three seconds in all
 LISTED_FAILURES = 20
 MB = 2**20
 
@@ -251,55 +247,23 @@ class _Run:
 
     def _follow(
         self,
-        source: Iterator[Item],
+        source: Generator[Item],
         take: Callable[[Item], None],
         connection: Connection,
         watch: SignalWatch,
         total: int = 0,
     ) -> None:
-        """Take what a pipeline yields, from a thread of its own, while signals and the lease are watched."""
-        found: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        stop = threading.Event()
-
-        def pump() -> None:
-            try:
-                for item in source:
-                    found.put(("item", item))
-                    if stop.is_set():
-                        break
-                found.put(("end", None))
-            except BaseException as error:
-                found.put(("error", error))
-
-        thread = threading.Thread(target=pump, name="pipeline", daemon=True)
-        thread.start()
+        """Take what a pipeline yields, and say now and then how far it is."""
         told = time.monotonic()
-        try:
-            while True:
-                watch.check()
-                self.lease.check()
-                try:
-                    kind, item = found.get(timeout=POLL_SECONDS)
-                except queue.Empty:
-                    continue
-                if kind == "end":
-                    return
-                if kind == "error":
-                    raise self._explain(item)
-                take(item)
-                if total and time.monotonic() - told >= LINE_SECONDS:
-                    told = time.monotonic()
-                    self.reporter.say(f"{len(self.records):,} of {total:,} units")
-        finally:
-            stop.set()
-            thread.join(OWN_STOP_SECONDS if connection.is_ours else STOP_SECONDS)
-            connection.is_busy = thread.is_alive()
 
-    def _explain(self, error: BaseException) -> BaseException:
-        if isinstance(error, RerankError):
-            return error
-        inner = getattr(error, "cause", None) or error
-        return RerankError(f"Ray ended the pipeline early ({describe_cause(inner)}); run the same command again")
+        def take_and_tell(item: Item) -> None:
+            nonlocal told
+            take(item)
+            if total and time.monotonic() - told >= LINE_SECONDS:
+                told = time.monotonic()
+                self.reporter.say(f"{len(self.records):,} of {total:,} units")
+
+        follow(source, take_and_tell, watch, connection, self.lease)
 
     def _time(self, pairs: int) -> dict[str, Any]:
         seconds = time.time() - self.started

@@ -17,6 +17,7 @@ import yaml
 from rerank_actor import storage
 from rerank_actor.connection import Connection, SignalWatch
 from rerank_actor.errors import InputError, RerankError
+from rerank_actor.follow import follow
 from rerank_actor.job import hash_fingerprint
 from rerank_actor.manifest import find_versions
 from rerank_actor.mining.pairs import open_parquet
@@ -272,7 +273,7 @@ class PairRun:
 
     def _step(self, step: str, tasks: list[Task], spec: Spec, used: list[Record] | None = None) -> list[Record]:
         """Do the tasks of a step that are not done, add up what all of them came to, and delete what they have used."""
-        from rerank_actor.selection.pipeline import follow, run_step
+        from rerank_actor.selection.pipeline import run_step
 
         records = {number: _shrink(record) for number, record in self.output.read_steps(step).items()}
         left = [task for task in tasks if task.number not in records]
