@@ -139,8 +139,9 @@ class Crew:
             )
         try:
             while left:
-                settled, self._engines_before = self._count_settled(), len(self.facts.engines)
                 ledger.begin_round.remote()
+                self._drain(ledger)  # what engines of the round before have still told
+                settled, self._engines_before = self._count_settled(), len(self.facts.engines)
 
                 def work(units: list[tuple[int, Unit]] = left[:ROUND_UNITS]) -> None:
                     score_units(units, scored, tokenizer_json, engine, pool, ledger, job.stall_seconds, labels)

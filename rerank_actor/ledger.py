@@ -100,6 +100,7 @@ class Ledger:
         self._stages.clear()
         self._starts.clear()
         self._queued.clear()
+        self._seen.clear()
         self._stopped = False
 
     def stop(self) -> None:

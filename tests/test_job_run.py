@@ -360,13 +360,17 @@ def test_scores_are_the_same_in_other_units_actors_rounds_and_order(
     scored: Scored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = [Path(uri) for uri in reversed(scored.shards)]
-    job = make_job(tmp_path / "output", *inputs, unit_rows=7, actors="2")
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    engine_args = {"meet": [str(meeting), 2]}  # no unit is scored before two engines have started
+    job = make_job(tmp_path / "output", *inputs, unit_rows=7, actors="2", engine_args=engine_args)
     units = sum(1 for _ in prepare_job(job).plan.units())
     monkeypatch.setattr("rerank_actor.crew.ROUND_UNITS", units // 2 + 1)
     result = run_job(job)
     assert result.status == "complete"
-    assert (result.run["units"], result.run["actors"], result.run["faults"]) == (units, 2, {})
-    assert len(read_manifest(tmp_path / "output")["engines"]) == 4, "two rounds of two engines"
+    assert (result.run["units"], result.run["faults"]) == (units, {})
+    # Of an actor that starts slowly on a busy machine the second round may know nothing.
+    assert len(list(meeting.iterdir())) >= 3, "two rounds, the first with two engines"
     expected, found = read_by_shard(scored.output), read_by_shard(tmp_path / "output")
     assert set(found) == set(expected)
     for uri, table in expected.items():
