@@ -110,9 +110,23 @@ SAFE_COMPILATION_KEYS = frozenset(
 )
 
 
-def _flag(default: Any, group: str, description: str, metavar: str | None = None, *, nargs: bool = False) -> Any:
+def make_flag(default: Any, group: str, description: str, metavar: str | None = None, nargs: str | None = None) -> Any:
+    """Return a field of a job that is a flag too.
+
+    Args:
+        default: value where it is not given.
+        group: of the help in which it stands.
+        description: what it does.
+        metavar: what stands for its value in the help.
+        nargs: `+` for a flag that takes several values.
+    """
     extra: Any = {"group": group, "metavar": metavar, "nargs": nargs}
     return Field(default=default, description=description, json_schema_extra=extra)
+
+
+def make_hidden(default: Any) -> Any:
+    """Return a field of a job that is no flag."""
+    return Field(default=default, json_schema_extra={"group": None})
 
 
 class ScoreJob(BaseModel):
@@ -120,185 +134,189 @@ class ScoreJob(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    input: list[str] = _flag([], "input", "files, folders or globs to score, local or s3://; hf:// datasets", "URI")
-    format: Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv", "trec", "tevatron", "qrels"] = _flag(
+    input: list[str] = make_flag([], "input", "files, folders or globs to score, local or s3://; hf:// datasets", "URI")
+    format: Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv", "trec", "tevatron", "qrels"] = make_flag(
         "auto",
         "input",
         "format of the shards; auto goes by the name (.gz and .zst understood), with --queries or --corpus also by the "
         "first lines",
     )
-    top_k: Annotated[int, Field(ge=1)] | None = _flag(
+    top_k: Annotated[int, Field(ge=1)] | None = make_flag(
         None, "input", "candidates of each query at most, the best of the ranking (trec, tevatron, qrels)", "K"
     )
-    columns: list[str] = _flag(
+    columns: list[str] = make_flag(
         [], "input", "names of the columns of CSV and TSV files without a header, comma-separated", "NAMES"
     )
-    config: str | None = _flag(None, "input", "configuration of an hf:// dataset that has several", "NAME")
-    split: str | None = _flag(
+    config: str | None = make_flag(None, "input", "configuration of an hf:// dataset that has several", "NAME")
+    split: str | None = make_flag(
         None, "input", "splits of an hf:// dataset or a save_to_disk folder that has several: NAME,... or all", "NAMES"
     )
-    query_column: str = _flag("query", "input", "column with the query", "NAME")
-    document_column: str = _flag(
+    query_column: str = make_flag("query", "input", "column with the query", "NAME")
+    document_column: str = make_flag(
         "document",
         "input",
         "column with the document or a list of documents: texts, or structs with text, title and id",
         "NAME",
     )
-    queries: list[str] = _flag(
-        [], "input", "texts of queries by id, as BEIR's queries.jsonl; rows then hold ids of queries", "URI", nargs=True
+    queries: list[str] = make_flag(
+        [], "input", "texts of queries by id, as BEIR's queries.jsonl; rows then hold ids of queries", "URI", nargs="+"
     )
-    corpus: list[str] = _flag(
+    corpus: list[str] = make_flag(
         [],
         "input",
         "texts of documents by id, as BEIR's corpus.jsonl; rows then hold ids of documents",
         "URI",
-        nargs=True,
+        nargs="+",
     )
-    query_id_column: str = _flag("query_id", "input", "column with the query's id, with --queries", "NAME")
-    document_id_column: str = _flag(
+    query_id_column: str = make_flag("query_id", "input", "column with the query's id, with --queries", "NAME")
+    document_id_column: str = make_flag(
         "document_id", "input", "column with the document's id, or with a list of ids, with --corpus", "NAME"
     )
-    query_template: str | None = _flag(
+    query_template: str | None = make_flag(
         None, "input", "how the query is written from columns, as in '{question} {context}'", "TEXT"
     )
-    document_template: str | None = _flag(
+    document_template: str | None = make_flag(
         None,
         "input",
         r"how a document is written from columns, or from the fields of a candidate, as in '{title}\n{text}'",
         "TEXT",
     )
-    instruction: str = _flag(DEFAULT_INSTRUCTION, "input", "the task, in one sentence", "TEXT")
-    instruction_column: str | None = _flag(
+    instruction: str = make_flag(DEFAULT_INSTRUCTION, "input", "the task, in one sentence", "TEXT")
+    instruction_column: str | None = make_flag(
         None, "input", "column with an instruction for each row; a null takes --instruction", "NAME"
     )
-    instruction_map: str | dict[str, str] | None = _flag(
+    instruction_map: str | dict[str, str] | None = make_flag(
         None, "input", "YAML or JSON file with an instruction for each dataset, `*` for all others", "FILE"
     )
-    dataset_column: str = _flag("dataset", "input", "column with the name to look up in --instruction-map", "NAME")
-    task: str | None = _flag(
+    dataset_column: str = make_flag("dataset", "input", "column with the name to look up in --instruction-map", "NAME")
+    task: str | None = make_flag(
         None, "input", "instruction of a well-known task; `python -m jobs.tasks` lists them", "NAME"
     )
-    limit: Annotated[int, Field(ge=1)] | None = _flag(None, "input", "score the first N rows only", "N")
+    limit: Annotated[int, Field(ge=1)] | None = make_flag(None, "input", "score the first N rows only", "N")
 
-    output: str = _flag("", "output", "folder for the scored parts; local path or s3://", "URI")
-    keep_columns: str | list[str] = _flag(
+    output: str = make_flag("", "output", "folder for the scored parts; local path or s3://", "URI")
+    keep_columns: str | list[str] = make_flag(
         "all", "output", "input columns to keep: all, or a comma-separated list", "NAMES"
     )
-    drop_columns: list[str] = _flag([], "output", "input columns to leave out, comma-separated", "NAMES")
-    rename_columns: dict[str, str] = _flag(
+    drop_columns: list[str] = make_flag([], "output", "input columns to leave out, comma-separated", "NAMES")
+    rename_columns: dict[str, str] = make_flag(
         {}, "output", "other names for input columns in the output: OLD=NEW, comma-separated", "NAMES"
     )
-    keep_fields: list[str] = _flag(
+    keep_fields: list[str] = make_flag(
         [], "output", "of candidates that are structs, fields to keep, comma-separated, as in id (default all)", "NAMES"
     )
-    explode: bool = _flag(False, "output", "write a row for each document of a list instead of lists of scores")
-    explode_columns: list[str] = _flag(
+    explode: bool = make_flag(False, "output", "write a row for each document of a list instead of lists of scores")
+    explode_columns: list[str] = make_flag(
         [], "output", "with --explode: further lists to take apart along with the documents, comma-separated", "NAMES"
     )
-    with_pair_key: bool = _flag(
+    with_pair_key: bool = make_flag(
         False,
         "output",
         "add a column pair_key, which tells a pair by its texts, so that a later job can --reuse its score",
     )
-    reuse: str | None = _flag(
+    reuse: str | None = make_flag(
         None,
         "output",
         "earlier output with the same fingerprint and pair keys: pairs that it has are not scored again (turns "
         "--with-pair-key on)",
         "URI",
     )
-    overwrite: bool = _flag(False, "output", "delete what the output folder holds of an earlier job and start afresh")
-    rescore_changed: bool = _flag(False, "output", "score shards again that changed since they were scored")
+    overwrite: bool = make_flag(
+        False, "output", "delete what the output folder holds of an earlier job and start afresh"
+    )
+    rescore_changed: bool = make_flag(False, "output", "score shards again that changed since they were scored")
 
-    model: str | None = _flag(
+    model: str | None = make_flag(
         None,
         "model",
         f"name on the Hugging Face hub, local folder or s3:// folder (default {DEFAULT_MODEL})",
         "MODEL",
     )
-    revision: str | None = _flag(None, "model", "branch, tag or commit of a hub model", "REV")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _flag(
+    revision: str | None = make_flag(None, "model", "branch, tag or commit of a hub model", "REV")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = make_flag(
         "auto", "model", "auto takes float16, and bfloat16 where float16 is not finite"
     )
-    max_length: Annotated[int, Field(ge=1)] = _flag(
+    max_length: Annotated[int, Field(ge=1)] = make_flag(
         8192, "model", "tokens of a prompt at most, prefix and suffix included; documents are cut to fit", "N"
     )
-    parse_special_tokens: bool = _flag(
+    parse_special_tokens: bool = make_flag(
         False, "model", "let special tokens written in the texts act as such, as the publisher's example does"
     )
-    trust_remote_code: bool = _flag(
+    trust_remote_code: bool = make_flag(
         False, "model", "run the Python code that the model brings along, on the driver and on workers"
     )
-    check_scores: bool = _flag(
+    check_scores: bool = make_flag(
         False, "model", "compare the engine with Transformers in float32 on the built-in pairs before scoring"
     )
 
-    engine: Literal["vllm", "transformers", "fake"] = _flag(
+    engine: Literal["vllm", "transformers", "fake"] = make_flag(
         "vllm", "engine", "vllm; transformers (the reference, slow); fake (no model, for rehearsals)"
     )
-    gpus_per_actor: Annotated[float, Field(ge=0)] | None = _flag(
+    gpus_per_actor: Annotated[float, Field(ge=0)] | None = make_flag(
         None, "engine", "GPUs for each actor (default 1 where the cluster has GPUs, else 0)", "F"
     )
-    tensor_parallel_size: Annotated[int, Field(ge=1)] = _flag(1, "engine", "GPUs that one model is spread over", "N")
-    engine_args: dict[str, Any] = _flag({}, "engine", "further arguments for vLLM, as a JSON object", "JSON")
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = make_flag(
+        1, "engine", "GPUs that one model is spread over", "N"
+    )
+    engine_args: dict[str, Any] = make_flag({}, "engine", "further arguments for vLLM, as a JSON object", "JSON")
 
-    actors: str | int | None = _flag(
+    actors: str | int | None = make_flag(
         None, "run", "engines to run: N, or MIN:MAX (default one for each GPU, one on a CPU)", "N|MIN:MAX"
     )
-    unit_rows: Annotated[int, Field(ge=1)] | None = _flag(
+    unit_rows: Annotated[int, Field(ge=1)] | None = make_flag(
         None, "run", "rows of a unit at most (default by the size of the input, 512 to 16384)", "N"
     )
-    dedupe: Literal["none", "unit", "global"] = _flag(
+    dedupe: Literal["none", "unit", "global"] = make_flag(
         "unit",
         "run",
         "score pairs that are the same once: within a unit, across the whole input (global), or not at all",
     )
-    max_attempts: Annotated[int, Field(ge=1)] = _flag(3, "run", "tries for a unit before it counts as failed", "N")
-    stall_seconds: Annotated[float, Field(gt=0)] = _flag(
+    max_attempts: Annotated[int, Field(ge=1)] = make_flag(3, "run", "tries for a unit before it counts as failed", "N")
+    stall_seconds: Annotated[float, Field(gt=0)] = make_flag(
         120.0,
         "run",
         "seconds that an engine may be silent beyond ten times what such work took before; then it is taken for hung",
         "S",
     )
-    retry_failed: bool = _flag(False, "run", "score only the units that failed in an earlier run")
-    max_failed_units: Annotated[int, Field(ge=0)] = _flag(
+    retry_failed: bool = make_flag(False, "run", "score only the units that failed in an earlier run")
+    max_failed_units: Annotated[int, Field(ge=0)] = make_flag(
         0, "run", "stop the run once more units than this have failed; 0 never stops it", "N"
     )
-    max_error_rows: Annotated[int, Field(ge=0)] = _flag(
+    max_error_rows: Annotated[int, Field(ge=0)] = make_flag(
         0, "run", "stop the run once more rows than this have an error; 0 never stops it", "N"
     )
-    dry_run: bool = _flag(False, "run", "print the plan and an estimate; start nothing")
-    pairs_per_second: Annotated[float, Field(gt=0)] | None = _flag(
+    dry_run: bool = make_flag(False, "run", "print the plan and an estimate; start nothing")
+    pairs_per_second: Annotated[float, Field(gt=0)] | None = make_flag(
         None,
         "run",
         "speed of one actor, for the estimate of --dry-run (default: measured by an earlier run)",
         "F",
     )
-    on_finish: str | None = _flag(
+    on_finish: str | None = make_flag(
         None, "notice", "shell command for when the run has ended, however; it gets JSON on standard input", "COMMAND"
     )
-    on_trouble: str | None = _flag(
+    on_trouble: str | None = make_flag(
         None,
         "notice",
         "shell command for when units fail or the run stands still; at most every ten minutes",
         "COMMAND",
     )
-    webhook: str | None = _flag(
+    webhook: str | None = make_flag(
         None, "notice", "address that gets both as a JSON post, for chat and pagers (its `text` is one line)", "URL"
     )
-    tokens_per_second: Annotated[float, Field(gt=0)] | None = _flag(
+    tokens_per_second: Annotated[float, Field(gt=0)] | None = make_flag(
         None,
         "money",
         "prompt tokens a second of one actor, for jobs.plan (default: measured before, else assumed)",
         "F",
     )
-    gpu_type: str | None = _flag(
+    gpu_type: str | None = make_flag(
         None, "money", "GPU that the actors run on, for its price; jobs.plan --list-gpus shows the table", "NAME"
     )
-    gpu_price: Annotated[float, Field(ge=0)] | None = _flag(
+    gpu_price: Annotated[float, Field(ge=0)] | None = make_flag(
         None, "money", "dollars an hour for one GPU; overrides the table's", "F"
     )
-    ray_address: str | None = _flag(
+    ray_address: str | None = make_flag(
         None, "run", "Ray cluster to use (default: RAY_ADDRESS, or a Ray started on this machine)", "ADDRESS"
     )
 

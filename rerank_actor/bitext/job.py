@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from rerank_actor.bitext.languages import LanguagePair
 from rerank_actor.bitext.rules import REASONS, Rules
 from rerank_actor.directions import BACKWARD, FORWARD, Directions
-from rerank_actor.job import ScoreJob, check_job
+from rerank_actor.job import ScoreJob, check_job, make_flag, make_hidden
 
 PRESETS = {
     "retrieve": "Given a sentence in {source}, retrieve its translation in {target}",
@@ -29,20 +29,11 @@ SHARED = (
 REASON_COLUMN = "dropped"
 
 
-def _flag(default: Any, group: str, description: str, metavar: str | None = None, nargs: str | None = None) -> Any:
-    extra: dict[str, Any] = {"group": group, "metavar": metavar, "nargs": nargs}
-    return Field(default=default, description=description, json_schema_extra=extra)
-
-
-def _hidden(default: Any) -> Any:
-    return Field(default=default, json_schema_extra={"group": None})
-
-
 class DirectedJob(ScoreJob):
     """The scoring job of one language pair: source and target as query and document, and the other way round."""
 
-    backward_instruction: str = _hidden("")
-    direction: Literal["both", "forward", "backward"] = _hidden("both")
+    backward_instruction: str = make_hidden("")
+    direction: Literal["both", "forward", "backward"] = make_hidden("both")
     _candidates: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     def with_candidates(self, settings: dict[str, Any]) -> "DirectedJob":
@@ -68,88 +59,88 @@ class DirectedJob(ScoreJob):
 class BitextJob(ScoreJob):
     """One bitext job. Each field is a flag (`_` written `-`) and a key of the job file."""
 
-    format: Literal["auto", "parquet", "jsonl", "csv", "tsv", "laser", "pairs", "moses"] = _flag(  # type: ignore[assignment]
+    format: Literal["auto", "parquet", "jsonl", "csv", "tsv", "laser", "pairs", "moses"] = make_flag(  # type: ignore[assignment]
         "auto",
         "input",
         "tsv and csv have a header; laser is score, source, target and pairs is source, target, both without; moses is two "
         "files line by line. auto goes by names and first lines (.gz and .zst understood)",
     )
-    lang_pair: str | None = _flag(
+    lang_pair: str | None = make_flag(
         None,
         "input",
         "language pair of all input, as in deu-eng (default: of a folder lang_pair=deu-eng, of the file's name, or of the "
         "language columns)",
         "SRC-TGT",
     )
-    partitions: list[str] = _flag(
+    partitions: list[str] = make_flag(
         [], "input", "language pairs to work on: names, globs, or ranges FIRST:LAST (default all)", "PAIR", "+"
     )
-    languages: dict[str, str] = _flag(
+    languages: dict[str, str] = make_flag(
         {}, "input", "English names of language codes, CODE=NAME, for codes that ISO 639 lacks", "CODE=NAME", "+"
     )
-    source_column: str = _flag("source", "input", "column with the source text", "NAME")
-    target_column: str = _flag("target", "input", "column with the target text", "NAME")
-    source_id_column: str | None = _flag(
+    source_column: str = make_flag("source", "input", "column with the source text", "NAME")
+    target_column: str = make_flag("target", "input", "column with the target text", "NAME")
+    source_id_column: str | None = make_flag(
         None, "input", "column with the source's id, kept as source_id (default: source_id where there is one)", "NAME"
     )
-    target_id_column: str | None = _flag(
+    target_id_column: str | None = make_flag(
         None, "input", "column with the target's id, kept as target_id (default: target_id where there is one)", "NAME"
     )
-    source_language_column: str | None = _flag(
+    source_language_column: str | None = make_flag(
         None, "input", "column with the source's language code (default: source_language where there is one)", "NAME"
     )
-    target_language_column: str | None = _flag(
+    target_language_column: str | None = make_flag(
         None, "input", "column with the target's language code (default: target_language where there is one)", "NAME"
     )
-    score_column: str | None = _flag(
+    score_column: str | None = make_flag(
         None,
         "input",
         "column with the candidate generator's own score, kept as candidate_score (default: candidate_score or score)",
         "NAME",
     )
 
-    preset: Literal["retrieve", "parallel", "faithful"] = _flag(
+    preset: Literal["retrieve", "parallel", "faithful"] = make_flag(
         "retrieve", "directions", "instruction to score with: " + "; ".join(f"{n}: {t!r}" for n, t in PRESETS.items())
     )
-    instruction: str = _flag(
+    instruction: str = make_flag(
         "",
         "directions",
         "the task in a sentence of your own; {source} and {target} become the languages' names",
         "TEXT",
     )
-    backward_instruction: str | None = _flag(
+    backward_instruction: str | None = make_flag(
         None, "directions", "the same for target to source (default: the same with the names exchanged)", "TEXT"
     )
-    direction: Literal["both", "forward", "backward"] = _flag(
+    direction: Literal["both", "forward", "backward"] = make_flag(
         "both", "directions", "score both directions, or one; forward has the source as query"
     )
 
-    max_length_ratio: Annotated[float, Field(ge=0)] = _flag(
+    max_length_ratio: Annotated[float, Field(ge=0)] = make_flag(
         9.0,
         "rules before scoring",
         "drop pairs whose UTF-8 lengths differ by more than this factor; 0 for no such rule",
         "X",
     )
-    min_letters: Annotated[float, Field(ge=0, le=1)] = _flag(
+    min_letters: Annotated[float, Field(ge=0, le=1)] = make_flag(
         0.5,
         "rules before scoring",
         "drop pairs of which a side has a smaller share of letters (else digits, signs)",
         "X",
     )
-    min_script: Annotated[float, Field(ge=0, le=1)] = _flag(
+    min_script: Annotated[float, Field(ge=0, le=1)] = make_flag(
         0.5,
         "rules before scoring",
         "drop pairs of which a side has a smaller share of letters of its language's scripts",
         "X",
     )
-    drop_identical: bool = _flag(True, "rules before scoring", "drop pairs whose sides are the same text")
-    identifier: Literal["auto", "none", "py3langid", "lingua"] = _flag(
+    drop_identical: bool = make_flag(True, "rules before scoring", "drop pairs whose sides are the same text")
+    identifier: Literal["auto", "none", "py3langid", "lingua"] = make_flag(
         "auto",
         "rules before scoring",
         "language identifier to use where it is installed; drops pairs of which a side is in the other side's language",
     )
 
-    reuse: str | None = _flag(
+    reuse: str | None = make_flag(
         None,
         "output",
         "earlier output of jobs.bitext with pair keys: pairs that it has are not scored again (turns --with-pair-key on)",
@@ -157,30 +148,30 @@ class BitextJob(ScoreJob):
     )
 
     # What only concerns queries and documents, or an input that is scored as it lies.
-    top_k: Annotated[int, Field(ge=1)] | None = _hidden(None)
-    columns: list[str] = _hidden([])
-    config: str | None = _hidden(None)
-    split: str | None = _hidden(None)
-    query_column: str = _hidden("source")
-    document_column: str = _hidden("target")
-    queries: list[str] = _hidden([])
-    corpus: list[str] = _hidden([])
-    query_id_column: str = _hidden("query_id")
-    document_id_column: str = _hidden("document_id")
-    query_template: str | None = _hidden(None)
-    document_template: str | None = _hidden(None)
-    instruction_column: str | None = _hidden(None)
-    instruction_map: str | dict[str, str] | None = _hidden(None)
-    dataset_column: str = _hidden("dataset")
-    task: str | None = _hidden(None)
-    limit: Annotated[int, Field(ge=1)] | None = _hidden(None)
-    keep_fields: list[str] = _hidden([])
-    explode: bool = _hidden(False)
-    explode_columns: list[str] = _hidden([])
-    rescore_changed: bool = _hidden(False)
-    dry_run: bool = _hidden(False)
-    pairs_per_second: Annotated[float, Field(gt=0)] | None = _hidden(None)
-    tokens_per_second: Annotated[float, Field(gt=0)] | None = _hidden(None)
+    top_k: Annotated[int, Field(ge=1)] | None = make_hidden(None)
+    columns: list[str] = make_hidden([])
+    config: str | None = make_hidden(None)
+    split: str | None = make_hidden(None)
+    query_column: str = make_hidden("source")
+    document_column: str = make_hidden("target")
+    queries: list[str] = make_hidden([])
+    corpus: list[str] = make_hidden([])
+    query_id_column: str = make_hidden("query_id")
+    document_id_column: str = make_hidden("document_id")
+    query_template: str | None = make_hidden(None)
+    document_template: str | None = make_hidden(None)
+    instruction_column: str | None = make_hidden(None)
+    instruction_map: str | dict[str, str] | None = make_hidden(None)
+    dataset_column: str = make_hidden("dataset")
+    task: str | None = make_hidden(None)
+    limit: Annotated[int, Field(ge=1)] | None = make_hidden(None)
+    keep_fields: list[str] = make_hidden([])
+    explode: bool = make_hidden(False)
+    explode_columns: list[str] = make_hidden([])
+    rescore_changed: bool = make_hidden(False)
+    dry_run: bool = make_hidden(False)
+    pairs_per_second: Annotated[float, Field(gt=0)] | None = make_hidden(None)
+    tokens_per_second: Annotated[float, Field(gt=0)] | None = make_hidden(None)
 
     @field_validator("partitions", mode="before")
     @classmethod

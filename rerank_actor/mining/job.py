@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from rerank_actor import storage
 from rerank_actor.errors import JobError
-from rerank_actor.job import check_job, refuse_credentials, suggest
+from rerank_actor.job import check_job, make_flag, refuse_credentials, suggest
 from rerank_actor.mining.rules import Rules, Threshold
 
 Format = Literal[
@@ -23,109 +23,114 @@ RULES = tuple(name for name in Rules.__dataclass_fields__ if name != "labelled")
 Number = Annotated[Threshold, BeforeValidator(Threshold.parse), PlainSerializer(str)]
 
 
-def _flag(default: Any, group: str, description: str, metavar: str | None = None, nargs: str | None = None) -> Any:
-    extra: dict[str, Any] = {"group": group, "metavar": metavar, "nargs": nargs}
-    return Field(default=default, description=description, json_schema_extra=extra)
-
-
 class MineJob(BaseModel):
     """One mining job. Each field is a flag (`_` written `-`) and a key of the job file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
-    scored: list[str] = _flag(
+    scored: list[str] = make_flag(
         [], "input", "outputs of jobs.score, or Parquet files with their columns; local paths or s3://", "URI", "+"
     )
-    query_column: str | None = _flag(None, "input", "column with the query (default: as the scores were made)", "NAME")
-    document_column: str | None = _flag(
+    query_column: str | None = make_flag(
+        None, "input", "column with the query (default: as the scores were made)", "NAME"
+    )
+    document_column: str | None = make_flag(
         None, "input", "column with the document, or with a list of them (default: as the scores were made)", "NAME"
     )
-    query_id_column: str | None = _flag(
+    query_id_column: str | None = make_flag(
         None,
         "input",
         "column with the query's id; rows with one id are one query (default: one text is one query)",
         "NAME",
     )
-    document_id_column: str | None = _flag(
+    document_id_column: str | None = make_flag(
         None, "input", "column with the document's id (default: made from the text where a format wants one)", "NAME"
     )
-    title_column: str | None = _flag(None, "input", "column with the document's title, for Tevatron", "NAME")
-    allow_incomplete: bool = _flag(False, "input", "mine an output of jobs.score that is not yet complete")
-    allow_mixed_scores: bool = _flag(False, "input", "mine scores of different fingerprints as if they were comparable")
+    title_column: str | None = make_flag(None, "input", "column with the document's title, for Tevatron", "NAME")
+    allow_incomplete: bool = make_flag(False, "input", "mine an output of jobs.score that is not yet complete")
+    allow_mixed_scores: bool = make_flag(
+        False, "input", "mine scores of different fingerprints as if they were comparable"
+    )
 
-    label_column: str | None = _flag(
+    label_column: str | None = make_flag(
         None,
         "positives",
         "column that says which documents are positive: a number for each; where documents are lists also the place of the "
         "positive one, from 0",
         "NAME",
     )
-    qrels: str | None = _flag(
+    qrels: str | None = make_flag(
         None, "positives", "file of judgements (TREC, or BEIR's TSV); needs the two id columns", "URI"
     )
-    min_relevance: float = _flag(1.0, "positives", "label or judgement from which a document is positive", "N")
-    min_positive_score: Number | None = _flag(
+    min_relevance: float = make_flag(1.0, "positives", "label or judgement from which a document is positive", "N")
+    min_positive_score: Number | None = make_flag(
         None,
         "positives",
         "without labels: the best-scored document of a query is its positive if its score is at least this. With labels: "
         "positives below are weak",
         "X",
     )
-    weak_positives: Literal["report", "drop"] = _flag("report", "positives", "what becomes of weak positives")
-    false_negatives: Literal["drop", "promote", "report"] = _flag(
+    weak_positives: Literal["report", "drop"] = make_flag("report", "positives", "what becomes of weak positives")
+    false_negatives: Literal["drop", "promote", "report"] = make_flag(
         "drop", "positives", "what becomes of candidates scored above their query's positive"
     )
 
-    space: Literal["score", "logit"] = _flag(
+    space: Literal["score", "logit"] = make_flag(
         "score", "rules", "what thresholds are in; X@score or X@logit overrides it for one"
     )
-    skip_top: Annotated[int, Field(ge=0)] = _flag(0, "rules", "leave out the N best of what the other rules leave", "N")
-    depth: int | Literal["auto", "all"] = _flag(
+    skip_top: Annotated[int, Field(ge=0)] = make_flag(
+        0, "rules", "leave out the N best of what the other rules leave", "N"
+    )
+    depth: int | Literal["auto", "all"] = make_flag(
         "auto", "rules", "how far down a query's ranking negatives are taken from: N, all, or auto", "N"
     )
-    max_score: Number | None = _flag(None, "rules", "drop candidates above", "X")
-    min_score: Number | None = _flag(None, "rules", "drop candidates below", "X")
-    absolute_margin: Number | None = _flag(None, "rules", "drop candidates less than this below the positive", "X")
-    relative_margin: Number | None = _flag(
+    max_score: Number | None = make_flag(None, "rules", "drop candidates above", "X")
+    min_score: Number | None = make_flag(None, "rules", "drop candidates below", "X")
+    absolute_margin: Number | None = make_flag(None, "rules", "drop candidates less than this below the positive", "X")
+    relative_margin: Number | None = make_flag(
         None, "rules", "the same, as a share of the positive's magnitude; right for negative values too", "X"
     )
-    margin_pos: Number | None = _flag(None, "rules", "NV-Retriever's TopK-MarginPos, keep s < p - X (0.05)", "X")
-    perc_pos: Number | None = _flag(None, "rules", "NV-Retriever's TopK-PercPos, keep s < X of p (0.95)", "X")
-    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = _flag(
+    margin_pos: Number | None = make_flag(None, "rules", "NV-Retriever's TopK-MarginPos, keep s < p - X (0.05)", "X")
+    perc_pos: Number | None = make_flag(None, "rules", "NV-Retriever's TopK-PercPos, keep s < X of p (0.95)", "X")
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = make_flag(
         None, "rules", "drop candidates whose text is this like a positive's, 0 to 1 (0.9)", "X"
     )
-    num_negatives: Annotated[int, Field(ge=1)] = _flag(3, "rules", "negatives for each query at most", "N")
-    sampling: Literal["top", "random"] = _flag("top", "rules", "which of the candidates that are left")
-    seed: Annotated[int, Field(ge=0)] = _flag(0, "rules", "for --sampling random", "N")
-    min_negatives: Annotated[int, Field(ge=0)] | None = _flag(
+    num_negatives: Annotated[int, Field(ge=1)] = make_flag(3, "rules", "negatives for each query at most", "N")
+    sampling: Literal["top", "random"] = make_flag("top", "rules", "which of the candidates that are left")
+    seed: Annotated[int, Field(ge=0)] = make_flag(0, "rules", "for --sampling random", "N")
+    min_negatives: Annotated[int, Field(ge=0)] | None = make_flag(
         None, "rules", "drop queries with fewer (default 1; all for n-tuple; 0 for labeled-pair)", "N"
     )
-    what_if: list[str | dict[str, Any]] = _flag(
+    what_if: list[str | dict[str, Any]] = make_flag(
         [], "rules", "compare rule sets and mine nothing; each like 'perc-pos=0.95 depth=all'", "RULES", "+"
     )
 
-    teacher: Literal["none", "score", "logit"] = _flag("none", "distillation", "value to write beside every passage")
-    normalize: Literal["none", "min-max", "softmax"] = _flag("none", "distillation", "normalize these for each query")
-    temperature: Annotated[float, Field(gt=0)] | None = _flag(
+    teacher: Literal["none", "score", "logit"] = make_flag(
+        "none", "distillation", "value to write beside every passage"
+    )
+    normalize: Literal["none", "min-max", "softmax"] = make_flag(
+        "none", "distillation", "normalize these for each query"
+    )
+    temperature: Annotated[float, Field(gt=0)] | None = make_flag(
         None, "distillation", "divide the logit by T first; a score is then the sigmoid of that", "T"
     )
 
-    output: str = _flag("", "output", "folder for the training data; local path or s3://", "URI")
-    format: Format = _flag("triplet", "output", "the first four are those of sentence-transformers")
-    prompt: str | None = _flag(
+    output: str = make_flag("", "output", "folder for the training data; local path or s3://", "URI")
+    format: Format = make_flag("triplet", "output", "the first four are those of sentence-transformers")
+    prompt: str | None = make_flag(
         None,
         "output",
         "instruction to write beside a query, for flagembedding (default: the one it was scored with)",
         "TEXT",
     )
-    examples: Annotated[int, Field(ge=0)] = _flag(20, "output", "examples with their texts in the report", "N")
-    overwrite: bool = _flag(
+    examples: Annotated[int, Field(ge=0)] = make_flag(20, "output", "examples with their texts in the report", "N")
+    overwrite: bool = make_flag(
         False, "output", "delete what the output folder holds of an earlier mining and start afresh"
     )
 
-    unit_mb: Annotated[float, Field(gt=0)] = _flag(64, "run", "MB of scored rows that one task holds at once", "N")
-    json_table: bool = _flag(False, "run", "print the table of --what-if as JSON")
-    ray_address: str | None = _flag(
+    unit_mb: Annotated[float, Field(gt=0)] = make_flag(64, "run", "MB of scored rows that one task holds at once", "N")
+    json_table: bool = make_flag(False, "run", "print the table of --what-if as JSON")
+    ray_address: str | None = make_flag(
         None, "run", "Ray cluster to use (default: RAY_ADDRESS, or a Ray started on this machine)", "ADDRESS"
     )
 

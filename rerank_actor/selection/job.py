@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rerank_actor import storage
-from rerank_actor.job import refuse_credentials
+from rerank_actor.job import make_flag, make_hidden, refuse_credentials
 from rerank_actor.selection.rules import Combine, Deduplicate, Mode, RankBy, Rules, Space
 
 Format = Literal["parquet", "tsv", "moses", "tmx"]
@@ -23,21 +23,12 @@ LASER_NAMES = {"max": "greedy", "intersect": "intersection", "fwd": "forward", "
 Threshold = float | Literal["auto"] | None
 
 
-def _flag(default: Any, group: str, description: str, metavar: str | None = None, nargs: str | None = None) -> Any:
-    extra: dict[str, Any] = {"group": group, "metavar": metavar, "nargs": nargs}
-    return Field(default=default, description=description, json_schema_extra=extra)
-
-
-def _hidden(default: Any) -> Any:
-    return Field(default=default, json_schema_extra={"group": None})
-
-
 class SelectJob(BaseModel):
     """One selection job. Each field is a flag (`_` written `-`) and a key of the job file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    scored: list[str] = _flag(
+    scored: list[str] = make_flag(
         [],
         "selection",
         "select from these outputs of an earlier run, or Parquet files with their columns, and score nothing (in place of "
@@ -45,43 +36,47 @@ class SelectJob(BaseModel):
         "URI",
         "+",
     )
-    combine: Combine = _flag("mean", "selection", "how the two directions become one score")
-    space: Space = _flag(
+    combine: Combine = make_flag("mean", "selection", "how the two directions become one score")
+    space: Space = make_flag(
         "logit", "selection", "what scores and their thresholds are: log-odds, or probabilities in [0, 1]"
     )
-    threshold: Threshold = _flag(
+    threshold: Threshold = make_flag(
         None, "selection", "drop pairs with a lower score; auto takes --calibration's", "X|auto"
     )
-    forward_threshold: float | None = _flag(None, "selection", "drop pairs with a lower score source to target", "X")
-    backward_threshold: float | None = _flag(None, "selection", "drop pairs with a lower score target to source", "X")
-    margin: Threshold = _flag(
+    forward_threshold: float | None = make_flag(
+        None, "selection", "drop pairs with a lower score source to target", "X"
+    )
+    backward_threshold: float | None = make_flag(
+        None, "selection", "drop pairs with a lower score target to source", "X"
+    )
+    margin: Threshold = make_flag(
         None,
         "selection",
         "drop pairs whose log-odds are not this far above the mean of both sides' other candidates; auto takes "
         "--calibration's",
         "X|auto",
     )
-    ratio_margin: float | None = _flag(
+    ratio_margin: float | None = make_flag(
         None,
         "selection",
         "drop pairs with a lower ratio margin (Artetxe and Schwenk) of candidate_score, a cosine",
         "X",
     )
-    neighbors: Annotated[int, Field(ge=0)] = _flag(
+    neighbors: Annotated[int, Field(ge=0)] = make_flag(
         4, "selection", "other candidates of each side that a margin looks at, the best; 0 for all", "K"
     )
-    rank_by: RankBy = _flag("score", "selection", "what --mode compares and the output is ordered by")
-    mode: Mode = _flag(
+    rank_by: RankBy = make_flag("score", "selection", "what --mode compares and the output is ordered by")
+    mode: Mode = make_flag(
         "greedy",
         "selection",
         "best target of each source, best source of each target, both, one to one by falling value (LASER's max), or all",
     )
-    deduplicate: Deduplicate = _flag(
+    deduplicate: Deduplicate = make_flag(
         "normalized", "selection", "which pairs are one pair, of which the best-scored stays"
     )
-    allow_incomplete: bool = _flag(False, "selection", "select from an output that is not yet scored to the end")
+    allow_incomplete: bool = make_flag(False, "selection", "select from an output that is not yet scored to the end")
 
-    calibration: list[str] = _flag(
+    calibration: list[str] = make_flag(
         [],
         "calibration",
         "known pairs: TSV, CSV, JSON lines or Parquet with source, target and label (1 right, 0 wrong); without labels all "
@@ -90,28 +85,30 @@ class SelectJob(BaseModel):
         "+",
     )
 
-    calibrate_only: bool = _flag(False, "calibration", "print how scores do on the known pairs, and deliver nothing")
+    calibrate_only: bool = make_flag(
+        False, "calibration", "print how scores do on the known pairs, and deliver nothing"
+    )
 
-    deliver: str = _flag("", "delivery", "folder for what is selected; local path or s3://", "URI")
-    formats: list[Format] = _flag(
+    deliver: str = make_flag("", "delivery", "folder for what is selected; local path or s3://", "URI")
+    formats: list[Format] = make_flag(
         ["parquet", "tsv"], "delivery", f"which of {', '.join(FORMATS)} to write", "FORMAT", "+"
     )
-    part_rows: Annotated[int, Field(ge=1)] = _flag(200_000, "delivery", "rows of a delivered file at most", "N")
-    reselect: bool = _flag(
+    part_rows: Annotated[int, Field(ge=1)] = make_flag(200_000, "delivery", "rows of a delivered file at most", "N")
+    reselect: bool = make_flag(
         False, "delivery", "replace what was delivered of a language pair by other rules or from other scores"
     )
 
-    unit_mb: Annotated[float, Field(gt=0)] = _hidden(64.0)
-    bucket_rows: Annotated[int, Field(ge=1)] = _hidden(400_000)
-    local_rows: Annotated[int, Field(ge=0)] = _hidden(400_000)
+    unit_mb: Annotated[float, Field(gt=0)] = make_hidden(64.0)
+    bucket_rows: Annotated[int, Field(ge=1)] = make_hidden(400_000)
+    local_rows: Annotated[int, Field(ge=0)] = make_hidden(400_000)
 
-    partitions: list[str] = _hidden([])
-    lang_pair: str | None = _hidden(None)
-    languages: dict[str, str] = _hidden({})
-    direction: Literal["both", "forward", "backward"] = _hidden("both")
-    source_column: str = _hidden("source")
-    target_column: str = _hidden("target")
-    ray_address: str | None = _hidden(None)
+    partitions: list[str] = make_hidden([])
+    lang_pair: str | None = make_hidden(None)
+    languages: dict[str, str] = make_hidden({})
+    direction: Literal["both", "forward", "backward"] = make_hidden("both")
+    source_column: str = make_hidden("source")
+    target_column: str = make_hidden("target")
+    ray_address: str | None = make_hidden(None)
 
     @field_validator("scored", "calibration", "partitions", mode="before")
     @classmethod
