@@ -26,6 +26,7 @@ from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.prompts import PairEncoder
 from rerank_actor.retrieval_run import RANKING_FORMATS, sniff_format
 from rerank_actor.reuse import ScoreSource, find_reused
+from rerank_actor.settings import find_differing
 from rerank_actor.template import TEMPLATES
 from rerank_actor.texts import TextSource, find_sources
 from rerank_actor.units import PrepareSpec
@@ -159,7 +160,7 @@ def _fit_max_length(job: ScoreJob, model: RerankerModel, reporter: Reporter) -> 
 
 
 def _refuse_other_job(output: Output, stored: dict[str, Any], settings: dict[str, Any]) -> None:
-    differing = sorted(name for name in {*stored, *settings} if stored.get(name) != settings.get(name))
+    differing = find_differing(stored, settings)
     shown = "; ".join(
         f"{name}: there {_shorten(stored.get(name))}, now {_shorten(settings.get(name))}" for name in differing
     )

@@ -240,8 +240,8 @@ def _refuse_overlap(uri: str, output: str) -> None:
     if any(character in uri for character in "*?["):
         inside = re.fullmatch(storage.glob_to_pattern(uri), storage.join_uri(output, "part-0-0.parquet")) is not None
     else:
-        inside = (output + "/").startswith(uri.rstrip("/") + "/")
-    around = (uri + "/").startswith(output.rstrip("/") + "/")
+        inside = storage.is_within(output, uri)
+    around = storage.is_within(uri, output)
     if inside or around:
         place = "inside the input" if inside else "around the input"
         raise InputError(

@@ -23,6 +23,7 @@ from rerank_actor.job import hash_fingerprint
 from rerank_actor.output import Output
 from rerank_actor.pair_key import PAIR_KEY
 from rerank_actor.part import read_part_metadata
+from rerank_actor.settings import find_differing
 
 SCHEMA = pa.schema({"key": pa.string(), "logit": pa.float32()})
 PIECE_BYTES = 64 * 2**20
@@ -143,11 +144,7 @@ def find_reused(uri: str, settings: dict[str, Any]) -> ScoreSource:
     """
     output = Output(uri)
     _, stored = output.require_plan()
-    differing = sorted(
-        name
-        for name in {*stored, *settings} - FREE_SETTINGS - {"with_pair_key"}
-        if stored.get(name) != settings.get(name)
-    )
+    differing = [name for name in find_differing(stored, settings) if name not in FREE_SETTINGS | {"with_pair_key"}]
     if differing:
         shown = "; ".join(f"{name}: there {stored.get(name)!r}, now {settings.get(name)!r}" for name in differing)
         raise OutputConflictError(

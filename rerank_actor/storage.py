@@ -100,6 +100,11 @@ def join_uri(base: str, *names: str) -> str:
     return "/".join([base.rstrip("/"), *names])
 
 
+def is_within(inner: str, outer: str) -> bool:
+    """Whether a URI is another one or lies below it."""
+    return f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
+
+
 def find_cache(kind: str) -> Path:
     """Return this machine's folder for copies of one kind, below `RERANK_ACTOR_CACHE` or the user's cache."""
     base = os.environ.get("RERANK_ACTOR_CACHE") or os.path.join(

@@ -58,7 +58,7 @@ def find_sources(job: BitextJob) -> list[Source]:
     given = parse_pair(job.lang_pair, job.languages, "--lang-pair") if job.lang_pair else None
     files: dict[str, storage.StoredObject] = {}
     for uri in job.input:
-        if (uri.rstrip("/") + "/").startswith(job.output + "/") or (job.output + "/").startswith(uri.rstrip("/") + "/"):
+        if storage.is_within(uri, job.output) or storage.is_within(job.output, uri):
             raise InputError(
                 f"--output {job.output} and --input {uri} lie in one another; choose another folder", uri=uri
             )

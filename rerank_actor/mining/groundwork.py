@@ -13,11 +13,12 @@ import pyarrow as pa
 from rerank_actor.errors import OutputConflictError
 from rerank_actor.job import hash_fingerprint
 from rerank_actor.mining.job import MineJob
-from rerank_actor.mining.output import MineOutput, refuse_other_job
+from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.qrels import load_qrels
 from rerank_actor.mining.rules import Rules
 from rerank_actor.mining.scored import Scored, find_scored
 from rerank_actor.output import Output
+from rerank_actor.settings import refuse_other_rules
 
 DEFINITION_VERSION = 1  # to be raised when the same settings and scores give other rows
 
@@ -94,7 +95,8 @@ def _find_earlier(output: MineOutput, settings: dict[str, Any]) -> tuple[dict[st
     if stored["settings"] == settings:
         return stored, False
     if has_data:
-        refuse_other_job(output, stored, settings)
+        cure = "choose another --output, or --overwrite to start afresh"
+        refuse_other_rules(output.uri, "data mined with", cure, stored["settings"], settings)
     return None, True  # the other job mined no row, so that nothing can be mixed up
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from rerank_actor import storage
-from rerank_actor.errors import OutputConflictError
 from rerank_actor.mining.survey import Layout, Run, Unit
 from rerank_actor.output import Output
 
@@ -84,31 +83,6 @@ class MineOutput(Output):
         for folder in OWN_FOLDERS:
             storage.delete_folder(self.at(folder))
         storage.delete_objects([self.at(name) for name in OWN_OBJECTS])
-
-
-def refuse_other_job(output: MineOutput, stored: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Refuse to go on in a folder whose data were mined with other rules or from other scores.
-
-    Raises:
-        OutputConflictError: saying what differs.
-    """
-    earlier = stored["settings"]
-    differing = sorted(name for name in {*earlier, *settings} if earlier.get(name) != settings.get(name))
-    if differing:
-        shown = "; ".join(_tell_difference(name, earlier.get(name), settings.get(name)) for name in differing)
-        raise OutputConflictError(
-            f"{output.uri}: holds data mined with other rules or from other scores ({shown}); choose another --output, or "
-            "--overwrite to start afresh",
-            uri=output.uri,
-            differing=differing,
-        )
-
-
-def _tell_difference(name: str, there: Any, now: Any) -> str:
-    if name == "inputs":
-        before, after = {tuple(item) for item in there or []}, {tuple(item) for item in now or []}
-        return f"scored files: {len(before - after):,} there that are gone or changed, {len(after - before):,} new or changed"
-    return f"{name.replace('_', '-')}: there {there!r}, now {now!r}"
 
 
 def store_layout(output: MineOutput, settings: dict[str, Any], layout: Layout) -> None:

@@ -17,6 +17,7 @@ from rerank_actor.mining.pairs import Columns, open_parquet
 from rerank_actor.mining.rules import SPACES
 from rerank_actor.output import Output
 from rerank_actor.part import read_part_metadata
+from rerank_actor.settings import find_differing
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 
@@ -71,13 +72,12 @@ def find_scored(job: MineJob) -> Scored:
 
 
 def _refuse_overlap(uri: str, output: str) -> None:
-    for inner, outer in ((uri, output), (output, uri)):
-        if f"{inner}/".startswith(f"{outer}/"):
-            raise InputError(
-                f"--output {output}: lies in --scored {uri} or around it, so that what is written would be read again; "
-                "choose a folder beside it",
-                uri=output,
-            )
+    if storage.is_within(uri, output) or storage.is_within(output, uri):
+        raise InputError(
+            f"--output {output}: lies in --scored {uri} or around it, so that what is written would be read again; choose a "
+            "folder beside it",
+            uri=output,
+        )
 
 
 def _list_files(uri: str) -> list[storage.StoredObject]:
@@ -115,7 +115,7 @@ def _agree(told: dict[str, dict[str, Any]], job: MineJob) -> dict[str, Any] | No
     (first, settings), *others = told.items()
     for uri, other in others:
         if hash_fingerprint(other) != hash_fingerprint(settings) and not job.allow_mixed_scores:
-            differing = sorted(name for name in {*settings, *other} if settings.get(name) != other.get(name))
+            differing = find_differing(settings, other)
             shown = "; ".join(f"{name}: {settings.get(name)!r} and {other.get(name)!r}" for name in differing)
             raise InputError(
                 f"--scored {first} and {uri} have different fingerprints, so that their scores may not be comparable "

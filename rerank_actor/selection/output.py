@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rerank_actor import storage
-from rerank_actor.errors import OutputConflictError
 from rerank_actor.output import Output
 from rerank_actor.selection.job import FORMATS
 
@@ -74,27 +73,3 @@ def _parse(data: bytes | None) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
-
-
-def refuse_other_selection(output: SelectOutput, earlier: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Refuse to go on in a folder that holds a language pair selected by other rules or from other scores.
-
-    Raises:
-        OutputConflictError: saying what differs.
-    """
-    differing = sorted(name for name in {*earlier, *settings} if earlier.get(name) != settings.get(name))
-    if differing:
-        shown = "; ".join(_tell_difference(name, earlier.get(name), settings.get(name)) for name in differing)
-        raise OutputConflictError(
-            f"{output.uri}: holds {output.pair} selected by other rules or from other scores ({shown}); choose another "
-            "--deliver, or give --reselect to replace it",
-            uri=output.uri,
-            differing=differing,
-        )
-
-
-def _tell_difference(name: str, there: Any, now: Any) -> str:
-    if name == "inputs":
-        before, after = {tuple(item) for item in there or []}, {tuple(item) for item in now or []}
-        return f"scored files: {len(before - after):,} there that are gone or changed, {len(after - before):,} new or changed"
-    return f"{name.replace('_', '-')}: there {there!r}, now {now!r}"

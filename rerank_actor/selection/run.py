@@ -19,10 +19,11 @@ from rerank_actor.output import Lease
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.selection.job import SelectJob
 from rerank_actor.selection.known import Known, load_known
-from rerank_actor.selection.output import SelectOutput, refuse_other_selection
+from rerank_actor.selection.output import SelectOutput
 from rerank_actor.selection.partition import PairRun, Selected
 from rerank_actor.selection.report import render_report
 from rerank_actor.selection.scored import ScoredPair, describe_input, find_scored
+from rerank_actor.settings import refuse_other_rules
 
 DEFINITION_VERSION = 1  # to be raised when the same settings and scores give other rows
 
@@ -78,18 +79,13 @@ def check_selection(job: SelectJob, folders: list[str]) -> Known | None:
         StorageError: storage does not answer.
     """
     for uri in folders:
-        _refuse_overlap(uri, job.deliver)
-    return load_known(job.calibration, job.source_column, job.target_column) if job.calibration else None
-
-
-def _refuse_overlap(uri: str, deliver: str) -> None:
-    for inner, outer in ((uri, deliver), (deliver, uri)):
-        if f"{inner}/".startswith(f"{outer}/"):
+        if storage.is_within(uri, job.deliver) or storage.is_within(job.deliver, uri):
             raise InputError(
-                f"--deliver {deliver}: lies in the scored folder {uri} or around it, so that what is written would be read "
-                "again; choose a folder beside it",
-                uri=deliver,
+                f"--deliver {job.deliver}: lies in the scored folder {uri} or around it, so that what is written would be "
+                "read again; choose a folder beside it",
+                uri=job.deliver,
             )
+    return load_known(job.calibration, job.source_column, job.target_column) if job.calibration else None
 
 
 class _Connector:
@@ -128,7 +124,8 @@ def _find_earlier(output: SelectOutput, settings: dict[str, Any], job: SelectJob
     if job.calibrate_only or job.reselect or not output.list_data():
         return None  # what delivered nothing cannot be mixed up with anything
     if earlier is not None:
-        refuse_other_selection(output, earlier, settings)
+        cure = "choose another --deliver, or give --reselect to replace it"
+        refuse_other_rules(output.uri, f"{output.pair} selected by", cure, earlier, settings)
     raise OutputConflictError(
         f"{output.uri}: holds files of {output.pair} but not what they were selected by; choose another --deliver, or give "
         "--reselect to replace them",
