@@ -7,7 +7,7 @@ dark setting, wide tables scroll in themselves, and a phone shows one column. Kn
 import html
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeGuard
 
@@ -139,18 +139,7 @@ def make_histogram(
     bars = {name: _gather(bins, first, step, number_of_bars) for name, bins in series.items()}
     most = max(max(shares) for shares in bars.values()) or 1.0
     shapes = "".join(_draw_series(place, shares, most) for place, shares in enumerate(bars.values()))
-    ticks = ""
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        place = LEFT + share * (WIDTH - 2 * LEFT)
-        anchor = "start" if share == 0 else "end" if share == 1 else "middle"
-        value = format_tick(find_edge(first + share * number_of_bars * step))
-        ticks += f'<text x="{place:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{value}</text>'
-    label = html.escape(", ".join(series), quote=True)
-    keys = "".join(f'<span class="key k{place}"></span>{html.escape(name)}' for place, name in enumerate(series))
-    return (
-        f'<p class="soft">{keys}</p><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{shapes}'
-        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - LEFT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>{ticks}</svg>'
-    )
+    return _frame(series, shapes, lambda share: format_tick(find_edge(first + share * number_of_bars * step)))
 
 
 def make_timeline(values: Sequence[float], ticks: Sequence[str], name: str) -> str:
@@ -217,14 +206,19 @@ def make_curves(places: Sequence[float], series: Mapping[str, Sequence[float]], 
         shapes += f'<polyline class="curve s{number}" points="{points}"/>'
     if mark is not None:
         shapes += f'<line class="axis" x1="{find_x(mark):.1f}" x2="{find_x(mark):.1f}" y1="8" y2="{floor}"/>'
+    return _frame(series, shapes, lambda share: format_number(first + share * span))
+
+
+def _frame(series: Iterable[str], shapes: str, write_tick: Callable[[float], str]) -> str:
+    """Return shapes over an axis, below the names of their series; a tick is written for each quarter of the axis."""
     ticks = ""
     for share in (0, 0.25, 0.5, 0.75, 1):
         anchor = "start" if share == 0 else "end" if share == 1 else "middle"
         place = LEFT + share * (WIDTH - 2 * LEFT)
-        value = format_number(first + share * span)
-        ticks += f'<text x="{place:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{value}</text>'
+        ticks += f'<text x="{place:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{write_tick(share)}</text>'
     label = html.escape(", ".join(series), quote=True)
     keys = "".join(f'<span class="key k{number}"></span>{html.escape(name)}' for number, name in enumerate(series))
+    floor = HEIGHT - BOTTOM
     return (
         f'<p class="soft">{keys}</p><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{shapes}'
         f'<line class="axis" x1="{LEFT}" x2="{WIDTH - LEFT}" y1="{floor}" y2="{floor}"/>{ticks}</svg>'
