@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_inputs import make_row, read_delivered, write_scored
@@ -237,6 +239,20 @@ def test_known_pairs_that_say_nothing_are_refused_with_their_line(tmp_path: Path
     path = tmp_path / "known.tsv"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
+        load_known([str(path)])
+
+
+@pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("zst", zstandard.compress)])
+def test_known_pairs_that_are_packed_are_read_to_their_end_or_refused(
+    tmp_path: Path, ending: str, compress: Callable[[bytes], bytes]
+) -> None:
+    lines = [f"source {i}\ttarget {i * 7919}\t{i % 2}\n".encode() for i in range(5000)]
+    halves = [compress(b"".join(part)) for part in (lines[:2500], lines[2500:])]
+    path = tmp_path / f"known.tsv.{ending}"
+    path.write_bytes(b"".join(halves))
+    assert len(load_known([str(path)]).pairs) == 5000
+    path.write_bytes(halves[0][: len(halves[0]) // 2])
+    with pytest.raises(InputError, match="cannot be read"):
         load_known([str(path)])
 
 

@@ -6,24 +6,21 @@ a name does not tell the format. Knows nothing of what becomes of the rows.
 """
 
 import fnmatch
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, cast, get_args
-
-import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.languages import LanguagePair, find_pair_in_name, parse_pair
 from rerank_actor.errors import InputError, JobError
 from rerank_actor.job import suggest
+from rerank_actor.lines import BYTE_ORDER_MARK, decompress
 from rerank_actor.shards import SUFFIXES
 
 Kind = Literal["parquet", "jsonl", "csv", "tsv", "laser", "pairs", "moses"]
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ def _find_pair(uri: str, job: BitextJob) -> LanguagePair | None:
 
 
 def split_name(uri: str) -> tuple[str, str, str]:
-    """Return a URI without its suffix, the suffix with its dot, and the compression (gzip, zstd or none)."""
+    """Return a URI without its suffix, the suffix with its dot, and the compression (gz, zst or none)."""
     compression = ""
     for ending, codec in COMPRESSIONS.items():
         if uri.lower().endswith(ending):
@@ -179,10 +176,7 @@ def open_text(file: storage.StoredObject) -> BinaryIO:
         StorageError, JobError: it cannot be reached, or is no longer the file that was listed.
     """
     raw = storage.open_input(file.uri, size=file.size, etag=file.etag)
-    compression = split_name(file.uri)[2]
-    if not compression:
-        return raw
-    return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression), 2**20))
+    return cast(BinaryIO, decompress(raw, split_name(file.uri)[2]))
 
 
 def read_lines(file: storage.StoredObject) -> Iterator[bytes]:

@@ -8,7 +8,6 @@ sides is wrong, as in a gold standard. Knows nothing of scores.
 import csv
 import io
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
 from rerank_actor import storage
+from rerank_actor.bitext.sources import split_name
 from rerank_actor.errors import InputError
+from rerank_actor.lines import decompress
 from rerank_actor.selection.texts import hash_texts, mix_hashes, normalize_texts
 
 TRUE, FALSE = ("1", "1.0", "true", "yes", "right"), ("0", "0.0", "false", "no", "wrong")
@@ -117,10 +117,8 @@ def _read_rows(uri: str, names: tuple[str, str, str]) -> Iterator[Row]:
         raise InputError(f"--calibration {uri}: no such file", uri=uri)
     name = uri.lower()
     try:
-        if name.endswith(".gz"):
-            data, name = zlib.decompress(data, zlib.MAX_WBITS | 16), name[:-3]
-        elif name.endswith(".zst"):
-            data, name = zstandard.ZstdDecompressor().decompressobj().decompress(data), name[:-4]
+        stem, suffix, compression = split_name(name)
+        data, name = decompress(io.BytesIO(data), compression).read(), stem + suffix
         if name.endswith((".parquet", ".pq")):
             records = _name_rows(enumerate(pq.read_table(io.BytesIO(data)).to_pylist(), 1), uri, names)
         elif name.endswith((".jsonl", ".ndjson")):
@@ -137,7 +135,7 @@ def _read_rows(uri: str, names: tuple[str, str, str]) -> Iterator[Row]:
                     f"{uri}, line {line:,}: a side is empty or no text; a known pair has two", uri=uri, line=line
                 )
             yield line, source, target, _parse_label(label, uri, line)
-    except (ValueError, pa.ArrowException, zlib.error, zstandard.ZstdError, csv.Error) as error:
+    except (ValueError, EOFError, OSError, pa.ArrowException, csv.Error) as error:
         raise InputError(f"--calibration {uri}: cannot be read ({type(error).__name__})", uri=uri) from error
 
 

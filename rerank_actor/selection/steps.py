@@ -310,7 +310,6 @@ def match_sources(task: Task, spec: Spec) -> Found:
     found.tally.removed["mode"] = int((~left & ~taken).sum())
     edges["mark"] = np.where(taken, TAKEN, 0).astype(np.int8)
     rows = own.take(edges, left | taken)
-    found.told["alive"] = int(left.sum())
     found.send("alive", rows, find_buckets(rows["t0"], spec.num_buckets), spec.num_buckets)
     return found
 
@@ -329,7 +328,6 @@ def match_targets(task: Task, spec: Spec) -> Found:
     edges = own.take(edges, ~matched[number])
     best = find_best(edges["t0"], edges["t1"], edges["rank"], find_ties(edges), edges["position"])
     edges["mark"] = np.where(best, TARGET_BEST, 0).astype(np.int8)
-    found.told["alive"] = own.count(edges)
     found.send("alive", edges, find_buckets(edges["s0"], spec.num_buckets), spec.num_buckets)
     return found
 
