@@ -44,9 +44,23 @@ def write(path: Path, text: str) -> Path:
 
 def read_all(job: BitextJob, folder: Path) -> list[dict[str, Any]]:
     for source in find_sources(job):
-        read_candidates(source, ReadSpec(job, str(folder), None))
+        read_candidates(source, ReadSpec.of_job(job, str(folder)))
     tables = [pq.ParquetFile(path).read().to_pylist() for path in sorted(folder.glob("lang_pair=*/*.parquet"))]
     return [row for table in tables for row in table]
+
+
+def test_worker_with_a_language_identifier_goes_by_the_rules_of_the_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(tmp_path, write(tmp_path / "c.deu-eng.tsv", "Guten Tag, Welt\tGood day, world\n"), format="pairs")
+    monkeypatch.setattr("rerank_actor.bitext.rules.IDENTIFIERS", {})
+    spec = ReadSpec.of_job(job, str(tmp_path / "read"))
+    monkeypatch.setattr("rerank_actor.bitext.rules.IDENTIFIERS", {"json": "numpy"})  # stands for one that is installed
+    monkeypatch.setattr("rerank_actor.bitext.rules._load_identifier", lambda *names: lambda text: "en")
+    assert job.rules().identifier == "json"
+    [source] = find_sources(job)
+    record = read_candidates(source, spec)
+    assert (record["reasons"], record["settings"]) == ({}, spec.settings)
 
 
 def write_format(kind: str, folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,7 +25,7 @@ from rerank_actor.bitext.formats import BROKEN_JSON, BROKEN_LINE, ROWS_AT_ONCE, 
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.languages import LanguagePair, make_pair
 from rerank_actor.bitext.overlap import name_shard, write_hashes
-from rerank_actor.bitext.rules import EMPTY_SOURCE, EMPTY_TARGET, find_reasons
+from rerank_actor.bitext.rules import EMPTY_SOURCE, EMPTY_TARGET, Rules, find_reasons
 from rerank_actor.bitext.sources import Source
 from rerank_actor.errors import InputError, describe_cause
 from rerank_actor.job import hash_fingerprint
@@ -37,11 +37,24 @@ TOLD = (BROKEN_LINE, BROKEN_JSON, NOT_UNICODE, NOT_A_NUMBER, EMPTY_SOURCE, EMPTY
 
 @dataclass(frozen=True)
 class ReadSpec:
-    """What reading needs besides the file: the job, the folder for the shards, and one for what is half written."""
+    """What reading needs besides the file.
+
+    Attributes:
+        job: names columns and languages.
+        folder: for the shards.
+        rules: in force, as the driver resolved them; a worker may have another language identifier installed, or none.
+        settings: hash of all that can change a candidate.
+    """
 
     job: BitextJob
     folder: str
-    scratch: str | None
+    rules: Rules
+    settings: str
+
+    @classmethod
+    def of_job(cls, job: BitextJob, folder: str) -> Self:
+        """Return what all files of a job have in common."""
+        return cls(job, folder, job.rules(), hash_fingerprint(job.candidate_settings()))
 
 
 def name_record(source: Source) -> str:
@@ -57,11 +70,11 @@ def read_candidates(source: Source, spec: ReadSpec) -> dict[str, Any]:
         StorageError: it cannot be read or the shards cannot be written.
     """
     uri = source.file.uri
-    writer = _ShardWriter(name_record(source), spec)
+    writer = _ShardWriter(name_record(source), spec.folder)
     try:
         for batch in read_batches(source, spec.job):
             if batch.table.num_rows:
-                _add_batch(batch, source, spec.job, writer)
+                _add_batch(batch, source, spec, writer)
     except (pa.ArrowException, EOFError, OSError, csv.Error) as error:
         raise InputError(
             f"{uri}: cannot be read as {source.kind} ({describe_cause(error)}); it may be broken, cut short or of another "
@@ -74,18 +87,18 @@ def read_candidates(source: Source, spec: ReadSpec) -> dict[str, Any]:
         "kind": source.kind,
         "partitions": writer.partitions,
         "reasons": {reason: [count, writer.first_lines[reason]] for reason, count in writer.reasons.items()},
-        "settings": hash_fingerprint(spec.job.candidate_settings()),
+        "settings": spec.settings,
     }
     name = storage.join_uri(spec.folder, "files", f"{name_record(source)}.json")
-    storage.write_bytes(name, json.dumps(record, ensure_ascii=False).encode(), scratch=spec.scratch)
+    storage.write_bytes(name, json.dumps(record, ensure_ascii=False).encode())
     return record
 
 
 class _ShardWriter:
     """Gathers rows by language pair and writes a shard whenever there are enough."""
 
-    def __init__(self, name: str, spec: ReadSpec) -> None:
-        self._name, self._spec = name, spec
+    def __init__(self, name: str, folder: str) -> None:
+        self._name, self._folder = name, folder
         self._tables: dict[str, list[pa.Table]] = {}
         self._held: Counter[str] = Counter()  # rows
         self.partitions: dict[str, dict[str, int]] = {}
@@ -116,9 +129,9 @@ class _ShardWriter:
         table = pa.concat_tables(self._tables[partition], promote_options="permissive")
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_AT_ONCE)
-        uri, hashes = name_shard(self._spec.folder, partition, self._name, own["shards"])
-        storage.write_bytes(uri, sink.getvalue(), scratch=self._spec.scratch)
-        write_hashes(table, REASON_COLUMN, hashes, self._spec.scratch)
+        uri, hashes = name_shard(self._folder, partition, self._name, own["shards"])
+        storage.write_bytes(uri, sink.getvalue())
+        write_hashes(table, REASON_COLUMN, hashes)
         own["shards"] += 1
         self._tables[partition] = []
         self._held[partition] = 0
@@ -129,18 +142,18 @@ def _list_reasons(table: pa.Table) -> tuple[list[int], list[str]]:
     return found["input_line"].to_pylist(), found[REASON_COLUMN].to_pylist()
 
 
-def _add_batch(batch: Batch, source: Source, job: BitextJob, writer: _ShardWriter) -> None:
+def _add_batch(batch: Batch, source: Source, spec: ReadSpec, writer: _ShardWriter) -> None:
     table, lines = batch.table, pa.array(batch.lines, pa.int64())
     columns = {"input_file": pa.array([source.file.uri] * table.num_rows, TEXT), "input_line": lines}
     faults = pa.array([batch.faults.get(row) for row in range(table.num_rows)], TEXT)
     for name, values in columns.items():
         table = table.append_column(name, values)
-    for pair, rows in _split_pairs(table, source, job):
+    for pair, rows in _split_pairs(table, source, spec.job):
         own = table if rows is None else table.take(rows)
         own_faults = faults if rows is None else faults.take(rows)
         names = [name for name in own.column_names if name not in ("source_language", "target_language")]
         texts = [own[name].combine_chunks() for name in ("source", "target")]
-        reasons = pc.coalesce(own_faults, find_reasons(texts[0], texts[1], pair, job.rules()))
+        reasons = pc.coalesce(own_faults, find_reasons(texts[0], texts[1], pair, spec.rules))
         writer.add(pair, own.select(names).append_column(REASON_COLUMN, reasons))
 
 

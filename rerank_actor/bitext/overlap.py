@@ -51,7 +51,7 @@ class _Shard:
     size: int  # of the object of hashes
 
 
-def write_hashes(table: pa.Table, reason_column: str, uri: str, scratch: str | None) -> None:
+def write_hashes(table: pa.Table, reason_column: str, uri: str) -> None:
     """Write the hashes of a shard's pairs, without those that are not scored."""
     rows = np.flatnonzero(table[reason_column].is_null().to_numpy()).astype(np.int32)
     sides = [table[name].take(pa.array(rows)).to_pylist() for name in ("source", "target")]
@@ -60,7 +60,7 @@ def write_hashes(table: pa.Table, reason_column: str, uri: str, scratch: str | N
     order = np.argsort(hashes, kind="stable")
     places = np.searchsorted(hashes[order] >> np.uint64(56), np.arange(RANGES + 1, dtype=np.uint64))
     data = [places.astype("<i8"), hashes[order], rows[order].astype("<i4")]
-    storage.write_bytes(uri, b"".join(array.tobytes() for array in data), scratch=scratch)
+    storage.write_bytes(uri, b"".join(array.tobytes() for array in data))
 
 
 def _hash_pair(source: bytes, target: bytes) -> bytes:

@@ -19,7 +19,6 @@ from rerank_actor.bitext.sources import Source, choose_partitions, find_sources
 from rerank_actor.builder import run_all
 from rerank_actor.connection import connect_ray, watch_signals
 from rerank_actor.errors import InputError, OutputConflictError, StorageError
-from rerank_actor.job import hash_fingerprint
 from rerank_actor.output import Output
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.run import RunResult, run_jobs
@@ -90,14 +89,15 @@ def _make_scoring(job: BitextJob, pair: LanguagePair, folder: str, num_rows: int
 
 def _read_sources(sources: list[Source], job: BitextJob, folder: str, reporter: Reporter) -> list[dict[str, Any]]:
     """Return the record of each file; those that were not read yet are read, on Ray where that is worth its start."""
+    spec = ReadSpec.of_job(job, folder)
     with ThreadPoolExecutor(LOAD_THREADS) as pool:
-        records = dict(enumerate(pool.map(lambda source: _load_record(source, job, folder), sources)))
+        records = dict(enumerate(pool.map(lambda source: _load_record(source, spec), sources)))
     from rerank_actor.tasks import run_tasks
 
     left = [place for place, record in records.items() if record is None]
     if left:
         _delete_half_read(folder, {name_record(sources[place]) for place in left})
-    work = functools.partial(read_candidates, spec=ReadSpec(job, folder, None))
+    work = functools.partial(read_candidates, spec=spec)
     sizes = [sources[place].num_bytes for place in left]
     if len(left) > 1 and sum(sizes) >= READ_ON_RAY_BYTES:
         reporter.say(f"reading {len(left):,} files of {sum(sizes):,} bytes")
@@ -118,10 +118,10 @@ def _delete_half_read(folder: str, names: set[str]) -> None:
     storage.delete_objects([uri for uri in found if uri.rpartition("/")[2].partition("-")[0] in names])
 
 
-def _load_record(source: Source, job: BitextJob, folder: str) -> dict[str, Any] | None:
+def _load_record(source: Source, spec: ReadSpec) -> dict[str, Any] | None:
     """Return the record of a file, None where it was not read yet."""
     uri = source.file.uri
-    data = storage.read_if_present(storage.join_uri(folder, "files", f"{name_record(source)}.json"))
+    data = storage.read_if_present(storage.join_uri(spec.folder, "files", f"{name_record(source)}.json"))
     if data is None:
         return None
     record: dict[str, Any] = json.loads(data)
@@ -131,11 +131,11 @@ def _load_record(source: Source, job: BitextJob, folder: str) -> dict[str, Any] 
             f"{uri}: changed since its candidates were read; restore it, give it another name, or --overwrite to start afresh",
             uri=uri,
         )
-    if record["settings"] != hash_fingerprint(job.candidate_settings()):
+    if record["settings"] != spec.settings:
         raise OutputConflictError(
-            f"{job.output}: its candidates were read with other columns or rules; choose another --output, or --overwrite to "
-            "start afresh",
-            uri=job.output,
+            f"{spec.job.output}: its candidates were read with other columns or rules; choose another --output, or "
+            "--overwrite to start afresh",
+            uri=spec.job.output,
         )
     return record
 
