@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -296,6 +297,7 @@ def _max_positions(config: dict[str, Any]) -> int:
     return positions
 
 
+@lru_cache(maxsize=1)
 def load_tokenizer_json(model: RerankerModel) -> str:
     """Return the model's tokenizer as `tokenizer.json` text, as Transformers builds it from the model folder.
 
