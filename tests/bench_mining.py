@@ -8,19 +8,15 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from watched import ROOT, run_watched
 
-ROOT = Path(__file__).parent.parent
 PER_QUERY = 100
 NUM_DOCUMENTS = 20_000
 PART_ROWS = 16_384
@@ -86,31 +82,6 @@ def write_parts(folder: Path, num_pairs: int, *, scattered: bool) -> None:
         )
         path = folder / f"part-0123456789ab-{number:05d}.parquet"
         pq.write_table(table.replace_schema_metadata(metadata), path, compression="zstd", write_page_checksum=True)
-
-
-def run_watched(command: list[str], log: Path) -> dict[str, Any]:
-    """Run a command and return its seconds and the peak memory of it and all that it started, in MiB."""
-    started, peak = time.time(), 0
-    with log.open("w") as file:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
-        done = threading.Event()
-
-        def watch() -> None:
-            nonlocal peak
-            while not done.wait(0.5):
-                total = 0
-                for one in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
-                    try:
-                        total += one.memory_full_info().pss
-                    except psutil.Error:
-                        continue
-                peak = max(peak, total)
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        code = process.wait()
-        done.set()
-    return {"code": code, "seconds": round(time.time() - started, 1), "peak_mib": peak // 2**20}
 
 
 def mine_with_sentence_transformers(num_pairs: int) -> int:

@@ -9,19 +9,14 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from watched import ROOT, run_watched
 
-ROOT = Path(__file__).parent.parent
 PER_SOURCE = 10
 PART_ROWS = 16_384
 
@@ -60,35 +55,6 @@ def write_parts(folder: Path, num_pairs: int) -> None:
         ).replace_schema_metadata({"rerank_actor.fingerprint": "bench"})
         path = folder / f"part-0123456789ab-{number:05d}.parquet"
         pq.write_table(table, path, compression="zstd", write_page_checksum=True)
-
-
-def run_watched(command: list[str], log: Path) -> dict[str, Any]:
-    """Run a command and return its seconds and peaks of memory in MiB."""
-    started, peaks = time.time(), {"driver": 0, "largest_worker": 0, "all": 0}
-    with log.open("w") as file:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
-        done = threading.Event()
-
-        def watch() -> None:
-            while not done.wait(1.0):
-                total = 0
-                for one in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
-                    try:
-                        used, name = one.memory_full_info().pss, " ".join(one.cmdline()[:1])
-                    except psutil.Error:
-                        continue
-                    total += used
-                    if one.pid == process.pid:
-                        peaks["driver"] = max(peaks["driver"], used)
-                    elif name.startswith("ray::"):
-                        peaks["largest_worker"] = max(peaks["largest_worker"], used)
-                peaks["all"] = max(peaks["all"], total)
-
-        threading.Thread(target=watch, daemon=True).start()
-        code = process.wait()
-        done.set()
-    seconds = round(time.time() - started, 1)
-    return {"code": code, "seconds": seconds, **{f"{name}_mib": peak // 2**20 for name, peak in peaks.items()}}
 
 
 def main() -> None:

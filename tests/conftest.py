@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,16 @@ def run_command(
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}
     )
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 300) -> bool:
+    """Wait until something holds; return whether it came to that."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def read_output(folder: Path) -> pa.Table:

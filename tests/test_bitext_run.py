@@ -8,15 +8,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, read_output
+from conftest import ROOT, read_output, wait_until
 from s3_server import S3Server
 
 from jobs.bitext import bitext
@@ -43,15 +41,6 @@ def read_manifest(output: Path, language: str) -> dict[str, Any]:
 
 def list_marks(output: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in output.glob("lang_pair=*/part-*.parquet")}
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 120) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_partitions_share_engines_and_are_planned_and_finished_each_on_its_own(
@@ -127,7 +116,7 @@ def test_kill_leaves_finished_partitions_and_the_rest_goes_on_where_it_was(tmp_p
     success = output / "lang_pair=ara-eng/_SUCCESS"
     second = output / "lang_pair=deu-eng"
     try:
-        assert wait_until(lambda: (success.exists() and list(second.glob("part-*"))) or process.poll() is not None)
+        assert wait_until(lambda: (success.exists() and list(second.glob("part-*"))) or process.poll() is not None, 120)
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()

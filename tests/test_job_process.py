@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, read_output, run_command
+from conftest import ROOT, read_output, run_command, wait_until
 
 from rerank_actor import Reranker
 from rerank_actor.job import ScoreJob
@@ -54,16 +54,6 @@ def list_parts(output: Path) -> dict[str, bytes]:
 def read_manifest(output: Path) -> dict[str, Any]:
     """Return the manifest."""
     return json.loads((output / "_job/manifest.json").read_text())
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 300) -> bool:
-    """Wait until something holds; return whether it came to that."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @dataclass(frozen=True)
