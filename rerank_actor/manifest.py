@@ -8,7 +8,6 @@ nothing of Ray.
 import io
 import json
 import platform
-import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError
-from rerank_actor.output import Output
+from rerank_actor.output import Output, make_run_id
 from rerank_actor.part import PartCheck, check_part
 from rerank_actor.plan import Unit
 from rerank_actor.sketch import NAMES
@@ -208,7 +207,7 @@ def check_committed(
         del doubtful[name]
     if doubtful and tell is not None:
         tell(f"reading {len(doubtful):,} parts that no record of an earlier run vouches for")
-    records = UnitRecords(output, f"checked-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}")
+    records = UnitRecords(output, f"checked-{make_run_id()}")
 
     def check(unit: Unit) -> PartCheck:
         try:

@@ -97,7 +97,7 @@ def _fetch_from_s3(uri: str, *, weights: bool, code: bool) -> Path:
         raise ModelError(f"--model {error}", model=uri) from error
     if not found:
         raise ModelError(f"{uri}: no such model folder; check --model", model=uri)
-    listing = json.dumps([[item.uri, item.size, item.etag] for item in found] + [weights, *["code"] * code])
+    listing = json.dumps([item.identity for item in found] + [weights, *["code"] * code])
     target = storage.find_cache("models") / hashlib.sha256(listing.encode()).hexdigest()[:24]
     if not target.is_dir():
         temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")

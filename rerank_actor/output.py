@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -31,6 +32,11 @@ STALE_SECONDS = 45.0
 RECORD_THREADS = 16
 OWN_FILES = ("plan.parquet", "job.yaml", "manifest.json", "report.html", "estimate.json")
 SKETCH_COLUMNS = frozenset(f"{name}_bins" for name in NAMES)
+
+
+def make_run_id() -> str:
+    """Return a name for a run: the time, so that names sort as runs began, and what tells those of one second apart."""
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 
 
 @dataclass(frozen=True)

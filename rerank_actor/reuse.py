@@ -64,7 +64,7 @@ class ScoreSource:
     @property
     def digest(self) -> str:
         """Twenty-four hex digits that follow from the parts."""
-        listing = [[part.uri, part.size, part.etag] for part in self.parts]
+        listing = [part.identity for part in self.parts]
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:24]
 
     def cut(self) -> list[tuple[storage.StoredObject, ...]]:

@@ -6,7 +6,6 @@ for the user; how each step works is known elsewhere.
 """
 
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,7 +19,7 @@ from rerank_actor.job import ScoreJob
 from rerank_actor.joins import index_scores, make_known, make_lookups
 from rerank_actor.model import RerankerModel
 from rerank_actor.notice import Notifier
-from rerank_actor.output import Lease
+from rerank_actor.output import Lease, make_run_id
 from rerank_actor.output_run import OutputRun, RunResult
 from rerank_actor.plan import Unit
 from rerank_actor.progress import QuietReporter, Reporter
@@ -104,7 +103,7 @@ class _Run:
 
     def __init__(self, owner: ScoreJob, reporter: Reporter) -> None:
         self.owner, self.reporter = owner, reporter
-        self.run_id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
+        self.run_id = make_run_id()
         self.results: list[RunResult] = []
         self._outputs: list[OutputRun] = []  # those of earlier waves too
         self._notifier: Notifier | None = None

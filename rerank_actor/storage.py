@@ -74,6 +74,11 @@ class StoredObject:
     etag: str
     modified_seconds: float = 0.0
 
+    @property
+    def identity(self) -> list[Any]:
+        """What tells the object from others, and from itself once it has changed: JSON values for a fingerprint."""
+        return [self.uri, self.size, self.etag]
+
 
 def is_s3(uri: str) -> bool:
     """Whether the URI names an object or prefix in S3."""

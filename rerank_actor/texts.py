@@ -78,7 +78,7 @@ class TextSource:
     @property
     def digest(self) -> str:
         """Twenty-four hex digits that follow from the objects and from how they are read."""
-        listing = [[item.uri, item.size, item.etag] for item in self.objects]
+        listing = [item.identity for item in self.objects]
         facts = [VERSION, self.role, self.id_names, self.text_names, listing]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 

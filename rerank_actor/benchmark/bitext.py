@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from rerank_actor.benchmark.fake_run import STEADY_FROM
+from rerank_actor.benchmark.fake_run import find_steady
 from rerank_actor.benchmark.meter import find_peaks
 
 PARTITIONS = ("deu-eng", "fra-eng")
@@ -55,11 +53,7 @@ def measure_bitext(place: Path, model: Path, rows: int) -> dict[str, Any]:
     seconds = time.time() - started
     if any(result.status != "complete" for result in results.values()):
         raise RuntimeError("the job is not complete")
-    records = sorted((place / "output").glob("lang_pair=*/_job/runs/*.parquet"))
-    table = pa.concat_tables([pq.read_table(path, columns=["pairs", "finished_at"]) for path in records])
-    order = np.argsort(table["finished_at"].to_numpy())
-    pairs, finished = (table[name].to_numpy()[order] for name in ("pairs", "finished_at"))
-    first = int(np.searchsorted(np.cumsum(pairs), STEADY_FROM * pairs.sum()))
+    steady = find_steady((place / "output").glob("lang_pair=*/_job/runs/*.parquet"))
     candidates = sorted((place / "output/_candidates/files").glob("*.json"))
     read_at = max(path.stat().st_mtime for path in candidates)
     compared_at = (place / "output/_candidates/shared.json").stat().st_mtime
@@ -68,9 +62,7 @@ def measure_bitext(place: Path, model: Path, rows: int) -> dict[str, Any]:
         "input_mib": sum(path.stat().st_size for path in (place / "input").iterdir()) >> 20,
         "reading_seconds": round(read_at - started, 1),
         "comparing_seconds": round(compared_at - read_at, 1),
-        "pairs_per_second": round(
-            float(pairs[first + 1 :].sum()) / max(1e-3, float(finished[-1] - finished[first])), 1
-        ),
+        **({"pairs_per_second": round(steady.pairs / steady.seconds, 1)} if steady is not None else {}),
         "seconds": round(seconds, 1),
     }
 

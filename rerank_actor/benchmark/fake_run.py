@@ -3,10 +3,13 @@
 Takes a folder with an input, gives figures of the steady part. Knows nothing of what is measured around it.
 """
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 STEADY_FROM = 0.25
@@ -39,14 +42,29 @@ def run_fake_job(place: Path, model: Path, engine_args: dict[str, Any], **settin
     result = run_job(job)
     if result.status != "complete":
         raise RuntimeError(f"the job is {result.status}")
-    table = pq.read_table(sorted((place / "output/_job/runs").glob("*.parquet"))).sort_by("finished_at")
-    pairs, finished, seconds = (table[name].to_numpy() for name in ("pairs", "finished_at", "seconds"))
+    steady = find_steady((place / "output/_job/runs").glob("*.parquet"))
+    if steady is None:
+        return {}
+    busy = steady.engine_seconds / steady.seconds / max(1, result.run["actors"])
+    return {"pairs_per_second": round(steady.pairs / steady.seconds, 1), "busy_share": round(busy, 4)}
+
+
+@dataclass(frozen=True)
+class Steady:
+    """What was done in the steady part of a run."""
+
+    pairs: int
+    engine_seconds: float
+    seconds: float
+
+
+def find_steady(records: Iterable[Path]) -> Steady | None:
+    """Return what units came to after the first quarter of the pairs, by their records; None for a run too short."""
+    columns = ["pairs", "finished_at", "seconds"]
+    table = pa.concat_tables([pq.read_table(path, columns=columns) for path in records]).sort_by("finished_at")
+    pairs, finished, seconds = (table[name].to_numpy() for name in columns)
     first = int(np.searchsorted(np.cumsum(pairs), STEADY_FROM * pairs.sum()))
     if first + 1 >= len(pairs):
-        return {}
-    steady = float(finished[-1] - finished[first])
-    actors = max(1, result.run["actors"])
-    return {
-        "pairs_per_second": round(float(pairs[first + 1 :].sum()) / steady, 1),
-        "busy_share": round(float(seconds[first + 1 :].sum()) / steady / actors, 4),
-    }
+        return None
+    later = slice(first + 1, None)
+    return Steady(int(pairs[later].sum()), float(seconds[later].sum()), float(finished[-1] - finished[first]))

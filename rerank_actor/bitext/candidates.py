@@ -83,7 +83,7 @@ def read_candidates(source: Source, spec: ReadSpec) -> dict[str, Any]:
         ) from error
     writer.finish()
     record = {
-        "files": [[one.uri, one.size, one.etag] for one in (source.file, source.twin) if one is not None],
+        "files": source.identity,
         "kind": source.kind,
         "partitions": writer.partitions,
         "reasons": {reason: [count, writer.first_lines[reason]] for reason, count in writer.reasons.items()},

@@ -125,8 +125,7 @@ def _load_record(source: Source, spec: ReadSpec) -> dict[str, Any] | None:
     if data is None:
         return None
     record: dict[str, Any] = json.loads(data)
-    files = [[one.uri, one.size, one.etag] for one in (source.file, source.twin) if one is not None]
-    if record["files"] != files:
+    if record["files"] != source.identity:
         raise OutputConflictError(
             f"{uri}: changed since its candidates were read; restore it, give it another name, or --overwrite to start afresh",
             uri=uri,

@@ -9,7 +9,7 @@ import fnmatch
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Literal, cast, get_args
+from typing import Any, BinaryIO, Literal, cast, get_args
 
 from rerank_actor import storage
 from rerank_actor.bitext.job import BitextJob
@@ -43,6 +43,11 @@ class Source:
     def num_bytes(self) -> int:
         """Stored size."""
         return self.file.size + (self.twin.size if self.twin is not None else 0)
+
+    @property
+    def identity(self) -> list[list[Any]]:
+        """What tells its files from others, and from themselves once they have changed, as JSON values."""
+        return [one.identity for one in (self.file, self.twin) if one is not None]
 
 
 def find_sources(job: BitextJob) -> list[Source]:

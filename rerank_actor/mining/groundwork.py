@@ -108,7 +108,7 @@ def _collect_settings(job: MineJob, scored: Scored, qrels: pa.Table | None) -> d
         **columns,
         "prompt": prompt if job.format == "flagembedding" else None,
         "definition_version": DEFINITION_VERSION,
-        "inputs": [[part.uri, part.size, part.etag] for part in scored.parts],
+        "inputs": [part.identity for part in scored.parts],
     }
     if qrels is not None:
         ordered = qrels.sort_by([("query_id", "ascending"), ("document_id", "ascending")])

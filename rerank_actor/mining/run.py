@@ -6,7 +6,6 @@ for the user; how each step works is known elsewhere.
 
 import contextlib
 import time
-import uuid
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -28,7 +27,7 @@ from rerank_actor.mining.scored import compare_fingerprints
 from rerank_actor.mining.survey import Layout, Survey, Unit, lay_out, require_pairs
 from rerank_actor.mining.tally import Tally
 from rerank_actor.mining.unit import Spec
-from rerank_actor.output import Lease
+from rerank_actor.output import Lease, make_run_id
 from rerank_actor.progress import QuietReporter, Reporter
 
 LINE_SECONDS = 10.0
@@ -70,7 +69,7 @@ def mine_scores(job: MineJob, reporter: Reporter | None = None) -> MineResult:
     """
     reporter = reporter or QuietReporter()
     ground = prepare_mining(job)
-    run_id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
+    run_id = make_run_id()
     lease = Lease(ground.output, run_id)
     lease.acquire(reporter.say)
     try:

@@ -7,22 +7,20 @@ does is known in `steps`.
 import contextlib
 import functools
 import json
-import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
 from rerank_actor import storage
 from rerank_actor.connection import Connection, SignalWatch, connect_ray, watch_signals
 from rerank_actor.errors import InputError, OutputConflictError
-from rerank_actor.output import Lease
+from rerank_actor.output import Lease, make_run_id
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.selection.job import SelectJob
 from rerank_actor.selection.known import Known, load_known
 from rerank_actor.selection.output import SelectOutput
 from rerank_actor.selection.partition import PairRun, Selected
 from rerank_actor.selection.report import render_report
-from rerank_actor.selection.scored import ScoredPair, describe_input, find_scored
+from rerank_actor.selection.scored import ScoredPair, find_scored
 from rerank_actor.settings import refuse_other_rules
 
 DEFINITION_VERSION = 1  # to be raised when the same settings and scores give other rows
@@ -108,7 +106,7 @@ def _collect_settings(scored: ScoredPair, job: SelectJob, known: Known | None) -
         **job.settings(),
         "calibration": known.digest if known is not None else None,
         "definition_version": DEFINITION_VERSION,
-        "inputs": describe_input(scored),
+        "inputs": [part.identity for part in scored.parts],
     }
 
 
@@ -143,7 +141,7 @@ def _select_pair(
     """Select from a language pair, unless that is done; known pairs alone are looked at in a folder that is deleted."""
     if job.calibrate_only:
         output = SelectOutput(storage.join_uri(job.deliver, "_select", "calibrate"), output.pair)
-    lease = Lease(output, f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}")
+    lease = Lease(output, make_run_id())
     pair_run = run(output=output, settings=settings, lease=lease)
     done = output.read_json("result.json") if earlier is not None and not job.calibrate_only else None
     if done is not None and _is_whole(output, done):

@@ -6,7 +6,6 @@ plans are read, no rows. Knows nothing of rules or of Ray.
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
@@ -204,8 +203,3 @@ def _cut(
                 units[-1].append(run)
             size += num_bytes
     return tuple(tuple(unit) for unit in units), total
-
-
-def describe_input(scored: ScoredPair) -> list[list[Any]]:
-    """Return the files as JSON values for the fingerprint."""
-    return [[part.uri, part.size, part.etag] for part in scored.parts]
