@@ -64,8 +64,13 @@ def bitext(arguments: Sequence[str] | None = None) -> int:
     job = check_job(BitextJob, scoring, path, flags).normalized()
     if values.get("deliver"):
         check_selection(_check_selection(values, path, flags), [job.output])  # before hours of scoring, not after them
+    if job.dry_run:
+        from rerank_actor.bitext.estimate import estimate_bitext, print_bitext_estimate
+
+        print_bitext_estimate(estimate_bitext(job, make_reporter()))
+        return 0
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints what happens to its workers
-        results = score_bitext(job, make_reporter())  # type: ignore[arg-type]
+        results = score_bitext(job, make_reporter())
     for name, result in results.items():
         totals = result.totals
         reasons = "; ".join(f"{count:,} x {reason}" for reason, count in sorted(totals.errors.items()))

@@ -116,13 +116,35 @@ def make_budget(job: ScoreJob, reporter: Reporter) -> tuple[Groundwork, Budget, 
     ground = prepare_job(job, reporter)
     estimate = estimate_ground(ground, reporter)
     mean = float(estimate.num_tokens.mean()) * estimate.scored_share if len(estimate.num_tokens) else 0.0
-    manifest, size = ground.output.load_manifest(), read_model_size(ground.model)
+    size = read_model_size(ground.model)
+    tokens = [round(rows * estimate.pairs_per_row * mean) for rows in (estimate.rows, estimate.pending_rows)]
+    return ground, count_budget(job, estimate, ground.output.load_manifest(), size, tokens[0], tokens[1]), size
+
+
+def count_budget(
+    job: ScoreJob,
+    estimate: Estimate,
+    manifest: dict[str, Any],
+    size: ModelSize | None,
+    tokens: int,
+    pending_tokens: int,
+) -> Budget:
+    """Return what a job may cost whose prompts hold so many tokens.
+
+    Args:
+        job: names GPUs, actors and speeds.
+        estimate: the sample.
+        manifest: of an earlier run, whose measured speed counts; empty where there was none.
+        size: of the model, None where it is not known.
+        tokens: of all prompts.
+        pending_tokens: of prompts not scored yet.
+    """
     gpus = join_gpus(float(job.gpus_per_actor if job.gpus_per_actor is not None else 1), job.group_size)
     starts = [float(one["start_seconds"]) for one in manifest.get("engines", []) if one.get("start_seconds")]
-    budget = Budget(
+    return Budget(
         estimate=estimate,
-        tokens=round(estimate.rows * estimate.pairs_per_row * mean),
-        pending_tokens=round(estimate.pending_rows * estimate.pairs_per_row * mean),
+        tokens=tokens,
+        pending_tokens=pending_tokens,
         cached_share=estimate.cached_share,
         speed=_find_speed(job, manifest, size, estimate, gpus),
         gpus_per_actor=gpus,
@@ -130,7 +152,6 @@ def make_budget(job: ScoreJob, reporter: Reporter) -> tuple[Groundwork, Budget, 
         start_seconds=float(np.median(starts)) if starts else START_SECONDS,
         actors=job.actor_range[1] if job.actor_range else 1,
     )
-    return ground, budget, size
 
 
 def _find_speed(

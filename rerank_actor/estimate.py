@@ -40,6 +40,7 @@ class Estimate:
         pairs_per_row: 1, or the mean length of the document lists.
         actors: number the estimate is for.
         pairs_per_second: of one actor, with where it comes from; None when nobody knows.
+        is_counted: whether rows are counted; else they follow from sizes.
     """
 
     shards: int
@@ -58,6 +59,7 @@ class Estimate:
     rate_source: str
     output: str
     cached_share: float = 0.0
+    is_counted: bool = True
 
     @property
     def scored_share(self) -> float:
@@ -103,12 +105,12 @@ def estimate_ground(ground: Groundwork, reporter: Reporter | None = None) -> Est
                 continue
             scorable = work.prompts.scorable
             num_tokens.append(work.prompts.num_tokens[scorable])
-            cached_tokens += _count_shared(work.prompts.ids_at(scorable), work.prompts.head_tokens[scorable])
+            cached_tokens += count_shared(work.prompts.ids_at(scorable), work.prompts.head_tokens[scorable])
             truncated += int((work.prompts.truncated_tokens[scorable] > 0).sum())
             errors += len(work.prompts) - len(scorable)
             sampled_pairs += len(work.prompts)
             sampled_rows += work.unit.num_rows
-    rate, source = _find_rate(job, ground.output.load_manifest())
+    rate, source = find_rate(job, ground.output.load_manifest())
     actors = job.actor_range[1] if job.actor_range else 1
     return Estimate(
         shards=len(ground.plan.shards),
@@ -130,7 +132,7 @@ def estimate_ground(ground: Groundwork, reporter: Reporter | None = None) -> Est
     )
 
 
-def _count_shared(prompts: list[np.ndarray], head_tokens: np.ndarray) -> int:
+def count_shared(prompts: list[np.ndarray], head_tokens: np.ndarray) -> int:
     """Return how many tokens at the heads of a unit's prompts a prefix cache can have, from the prompts before."""
     seen: set[bytes] = set()
     shared = 0
@@ -147,7 +149,8 @@ def _head_of(unit: Unit) -> Unit:
     return replace(unit, num_rows=min(unit.num_rows, SAMPLED_ROWS))
 
 
-def _find_rate(job: ScoreJob, manifest: dict[str, object]) -> tuple[float | None, str]:
+def find_rate(job: ScoreJob, manifest: dict[str, object]) -> tuple[float | None, str]:
+    """Return pairs a second of one actor, and where the figure comes from; None where nobody knows."""
     if job.pairs_per_second is not None:
         return job.pairs_per_second, "given"
     runs = manifest.get("runs")
@@ -169,7 +172,7 @@ def print_estimate(estimate: Estimate) -> None:
             f"{estimate.shards:,}" + (f" ({len(estimate.unreadable)} cannot be read)" if estimate.unreadable else ""),
         ),
         ("units", f"{estimate.units:,} ({estimate.pending_units:,} to score)"),
-        ("rows", f"{estimate.rows:,} ({estimate.pending_rows:,} to score)"),
+        ("rows", f"{'' if estimate.is_counted else 'about '}{estimate.rows:,} ({estimate.pending_rows:,} to score)"),
         ("bytes", f"{estimate.num_bytes:,}"),
     ]
     if sampled:

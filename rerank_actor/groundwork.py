@@ -7,7 +7,7 @@ actors need follow from it.
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -32,6 +32,8 @@ from rerank_actor.texts import TextSource, find_sources
 from rerank_actor.units import PrepareSpec
 
 SHOWN_CHARACTERS = 300  # of a setting that differs
+
+Job = TypeVar("Job", bound=ScoreJob)
 
 # Names that tell the format of their object whatever is in it, packed or not.
 TOLD_SUFFIXES = tuple(
@@ -89,7 +91,7 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
         reporter.say(f"--trust-remote-code: {job.model_name} may run Python code of its own, here and on workers")
     find_price(job.gpu_type, job.gpu_price)
     model = model or load_reranker_model(job.model_name, job.revision, trust_remote_code=job.trust_remote_code)
-    job = _fit_max_length(job, model, reporter)
+    job = fit_max_length(job, model, reporter)
     sources = find_sources(job)
     job = _find_format(job, reporter)
     settings = {
@@ -148,7 +150,12 @@ def _find_format(job: ScoreJob, reporter: Reporter) -> ScoreJob:
     return job
 
 
-def _fit_max_length(job: ScoreJob, model: RerankerModel, reporter: Reporter) -> ScoreJob:
+def fit_max_length(job: Job, model: RerankerModel, reporter: Reporter) -> Job:
+    """Return the job with prompts as long as the model takes.
+
+    Raises:
+        ModelError: longer ones were asked for.
+    """
     if job.max_length <= model.max_positions:
         return job
     if "max_length" in job.model_fields_set:

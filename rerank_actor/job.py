@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -307,7 +307,7 @@ class ScoreJob(BaseModel):
     tokens_per_second: Annotated[float, Field(gt=0)] | None = make_flag(
         None,
         "money",
-        "prompt tokens a second of one actor, for jobs.plan (default: measured before, else assumed)",
+        "prompt tokens a second of one actor, for what it may cost (default: measured before, else assumed)",
         "F",
     )
     gpu_type: str | None = make_flag(
@@ -487,7 +487,7 @@ class ScoreJob(BaseModel):
             return self.document_id_column, "--document-id-column"
         return self.document_column, "--document-column"
 
-    def normalized(self) -> "ScoreJob":
+    def normalized(self) -> Self:
         """Return the job with every location in its one spelling, so that relative paths survive a change of folder.
 
         A task becomes its instruction, and the name of an instruction map what it holds.

@@ -369,12 +369,13 @@ def _scan(job: ScoreJob, uri: str, size: int, etag: str, break_at: int = -1) -> 
 def _choose_unit_size(job: ScoreJob, layouts: Iterable[ShardLayout]) -> UnitSize:
     """Return the most of a unit: of a small input less, so that several actors have work."""
     layouts = list(layouts)
+    rows = job.unit_rows or share_out(sum(layout.num_rows for layout in layouts))
+    return UnitSize(rows, share_out(sum(layout.num_pairs for layout in layouts)))
 
-    def share(total: int) -> int:
-        return min(MAX_UNIT_ROWS, max(MIN_UNIT_ROWS, total // UNITS_WANTED))
 
-    rows = job.unit_rows or share(sum(layout.num_rows for layout in layouts))
-    return UnitSize(rows, share(sum(layout.num_pairs for layout in layouts)))
+def share_out(total: int) -> int:
+    """Return how many of so many rows, or pairs, make a unit where nobody says."""
+    return min(MAX_UNIT_ROWS, max(MIN_UNIT_ROWS, total // UNITS_WANTED))
 
 
 def _json_types(

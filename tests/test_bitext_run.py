@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, read_output, wait_until
@@ -21,11 +22,14 @@ from jobs.bitext import bitext
 from jobs.command_line import call_command
 from jobs.status import status
 from jobs.verify import verify
+from rerank_actor.bitext.estimate import estimate_bitext
+from rerank_actor.bitext.job import BitextJob
 from rerank_actor.errors import InputError, JobError
 from rerank_actor.verify import verify_output
 
 LANGUAGES = ("ara", "deu", "fra")
 COMMON = ("--engine", "fake", "--identifier", "none", "--min-script", "0", "--min-letters", "0")
+COMMON_FIELDS: dict[str, Any] = {"engine": "fake", "identifier": "none", "min_script": 0, "min_letters": 0}
 
 
 def write_pairs(folder: Path, language: str, start: int, end: int) -> Path:
@@ -270,3 +274,62 @@ def test_columns_are_renamed_and_dropped(tmp_path: Path, local_ray: str) -> None
     [row] = read_output(tmp_path / "out/lang_pair=deu-eng").to_pylist()
     assert (row["note"], row["x"], row["error"]) == ("e", 1, None)
     assert "url" not in row
+
+
+def test_dry_run_counts_candidates_and_tokens_of_what_is_left_and_starts_nothing(
+    tmp_path: Path, local_ray: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    for language in LANGUAGES:
+        write_pairs(tmp_path / "in", language, 0, 30)
+    with (tmp_path / "in/ara-eng.0.tsv").open("a") as file:
+        file.write("\tempty\n" * 10)
+    slow = ["--engine-args", '{"seconds_per_prompt": 0.002}']
+    flags = ["--input", str(tmp_path / "in"), "--output", str(output), *slow, *COMMON]
+    assert bitext([*flags, "--dry-run", "--tokens-per-second", "1000", "--deliver", str(tmp_path / "kept")]) == 0
+    assert not output.exists()
+    printed = capsys.readouterr().out
+    assert re.search(r"ara-eng\W+1\W+40\W+40\W+25\.0 %", printed)
+    assert "1,000 tokens/s of an actor (given)" in printed
+
+    job = BitextJob(input=[str(tmp_path / "in")], output=str(output), **COMMON_FIELDS).normalized()
+    before = estimate_bitext(job).budget
+    assert (before.estimate.rows, before.estimate.pending_rows, before.estimate.is_counted) == (100, 100, True)
+    assert before.pending_tokens == before.tokens
+
+    assert bitext([*flags, "--partitions", "deu-eng"]) == 0
+    left = estimate_bitext(job).budget
+    assert (left.tokens, left.estimate.rows, left.estimate.pending_rows) == (before.tokens, 100, 70)
+    assert bitext(flags) == 0
+    tables = [read_output(output / f"lang_pair={language}-eng") for language in LANGUAGES]
+    tokens = [sum(pc.sum(table[f"{one}_num_tokens"]).as_py() for one in ("forward", "backward")) for table in tables]
+    assert before.tokens == sum(tokens), "all of them were sampled"
+    assert left.pending_tokens == sum(tokens) - tokens[LANGUAGES.index("deu")]
+    done = estimate_bitext(job).budget
+    assert (done.pending_tokens, done.count_hours(1)) == (0, 0.0)
+    runs = [read_manifest(output, language)["runs"][-1] for language in ("ara", "fra")]
+    assert done.speed is not None
+    assert done.speed.tokens_per_second == pytest.approx(
+        sum(run["tokens"] for run in runs) / sum(run["engine_seconds"] for run in runs)
+    )
+
+
+def test_dry_run_reckons_large_files_from_their_beginnings(tmp_path: Path) -> None:
+    lines = [f"Satz Nummer {i} mit Wort {i * 7919 % 10007}\tsentence {i}\n" for i in range(250_000)]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.deu-eng.tsv").write_text("".join(lines))
+    (folder / "b.fra-eng.tsv.gz").write_bytes(gzip.compress("".join(lines).encode()))
+    rows = [
+        {"source": "Satz", "target": "x", "source_language": code, "target_language": "eng"}
+        for code in ["de", "fr", "ru"]
+    ]
+    pq.write_table(pa.Table.from_pylist(rows * 20_000), folder / "c.parquet")
+    job = BitextJob(input=[str(folder)], output=str(tmp_path / "out"), **COMMON_FIELDS).normalized()
+    found = {one.name: one for one in estimate_bitext(job).partitions}
+    assert sorted(found) == ["de-eng", "deu-eng", "fr-eng", "fra-eng", "ru-eng"]
+    assert not any(one.is_counted for one in found.values())
+    assert [found[name].rows for name in ("deu-eng", "fra-eng")] == pytest.approx([250_000] * 2, rel=0.1)
+    assert [found[name].rows for name in ("de-eng", "fr-eng", "ru-eng")] == pytest.approx([20_000] * 3, abs=10)
+    chosen = estimate_bitext(job.model_copy(update={"partitions": ["f*"]}))
+    assert [one.name for one in chosen.partitions] == ["fr-eng", "fra-eng"]

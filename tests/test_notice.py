@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.bitext import bitext
 from rerank_actor.errors import JobError
 from rerank_actor.job import ScoreJob, load_job
 from rerank_actor.notice import Notifier
@@ -101,6 +102,38 @@ def test_run_with_a_failed_unit_tells_of_trouble_and_of_its_end(tmp_path: Path, 
         assert secret not in kept
     assert TEXT not in json.dumps(hook.taken)
     assert not [line for line in words.said if SECRET in line]
+
+
+def test_run_over_language_pairs_tells_once_of_trouble_in_one_and_of_the_end_of_all(
+    tmp_path: Path, local_ray: str, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rerank_actor.run.OPEN_AT_ONCE", 2)  # so that the third goes in a wave of its own
+    output = tmp_path / "out"
+    (tmp_path / "in").mkdir()
+    for language in ("ara", "deu", "fra"):
+        (tmp_path / f"in/a.{language}-eng.tsv").write_text("".join(f"Satz {i}\tphrase {i}\n" for i in range(20)))
+    (tmp_path / "in/b.deu-eng.tsv").write_text("noch ein Satz\tanother phrase\n")
+    flags = ["--input", str(tmp_path / "in"), "--output", str(output), "--engine", "fake", "--min-script", "0"]
+    assert bitext([*flags, "--partitions", "deu-eng"]) == 0
+    for part in (output / "lang_pair=deu-eng").glob("part-*.parquet"):
+        part.unlink()
+    shards = (output / "_candidates/lang_pair=deu-eng").glob("*.parquet")
+    shard = next(path for path in shards if pq.read_metadata(path).num_rows == 20)
+    shard.write_bytes(b"PAR1 this is none PAR1")
+    command = f"cat > {tmp_path}/$RERANK_EVENT-$RERANK_STATUS.json"
+    notices = ["--webhook", hook.url, "--on-finish", command, "--on-trouble", command]
+    assert bitext([*flags, *notices]) == 1
+    trouble, end = hook.taken
+    assert (trouble["event"], end["event"], end["status"]) == ("trouble", "finished", "failed")
+    assert shard.name in trouble["text"]
+    assert trouble["output"] == end["output"] == str(output), "the folder of all language pairs"
+    assert (end["rows"], end["failed_units"]) == (41, 1)
+    assert json.loads((tmp_path / "trouble-running.json").read_text()) == trouble
+    assert json.loads((tmp_path / "finished-failed.json").read_text()) == end
+    manifests = [json.loads((output / f"lang_pair={one}-eng/_job/manifest.json").read_text()) for one in ("ara", "fra")]
+    assert [found["runs"][-1]["status"] for found in manifests] == ["complete", "complete"]
+    assert manifests[0]["engines"] != manifests[1]["engines"], "engines start once for each wave"
+    assert not (output / "lang_pair=deu-eng/_SUCCESS").exists()
 
 
 def test_webhook_that_stumbles_is_asked_again(tmp_path: Path, hook: Hook) -> None:

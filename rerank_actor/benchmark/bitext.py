@@ -49,7 +49,7 @@ def measure_bitext(place: Path, model: Path, rows: int) -> dict[str, Any]:
         },
     ).normalized()
     started = time.time()
-    peaks, results = find_peaks(lambda: score_bitext(job))  # type: ignore[arg-type]
+    peaks, results = find_peaks(lambda: score_bitext(job))
     seconds = time.time() - started
     if any(result.status != "complete" for result in results.values()):
         raise RuntimeError("the job is not complete")

@@ -6,6 +6,7 @@ with its reason. The record of a file is written last and says that it is read. 
 nothing of Ray, prompts or scores.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -69,18 +70,12 @@ def read_candidates(source: Source, spec: ReadSpec) -> dict[str, Any]:
         InputError: the file is broken or cannot be what it is taken for; says the file and, where there is one, the line.
         StorageError: it cannot be read or the shards cannot be written.
     """
-    uri = source.file.uri
     writer = _ShardWriter(name_record(source), spec.folder)
-    try:
+    with refuse_broken(source):
         for batch in read_batches(source, spec.job):
             if batch.table.num_rows:
-                _add_batch(batch, source, spec, writer)
-    except (pa.ArrowException, EOFError, OSError, csv.Error) as error:
-        raise InputError(
-            f"{uri}: cannot be read as {source.kind} ({describe_cause(error)}); it may be broken, cut short or of another "
-            "format (--format)",
-            uri=uri,
-        ) from error
+                for pair, table in split_batch(batch, source, spec.job, spec.rules):
+                    writer.add(pair, table)
     writer.finish()
     record = {
         "files": source.identity,
@@ -92,6 +87,20 @@ def read_candidates(source: Source, spec: ReadSpec) -> dict[str, Any]:
     name = storage.join_uri(spec.folder, "files", f"{name_record(source)}.json")
     storage.write_bytes(name, json.dumps(record, ensure_ascii=False).encode())
     return record
+
+
+@contextlib.contextmanager
+def refuse_broken(source: Source) -> Iterator[None]:
+    """Turn what a reader stumbles over into an `InputError` that names the file."""
+    try:
+        yield
+    except (pa.ArrowException, EOFError, OSError, csv.Error) as error:
+        uri = source.file.uri
+        raise InputError(
+            f"{uri}: cannot be read as {source.kind} ({describe_cause(error)}); it may be broken, cut short or of another "
+            "format (--format)",
+            uri=uri,
+        ) from error
 
 
 class _ShardWriter:
@@ -142,19 +151,24 @@ def _list_reasons(table: pa.Table) -> tuple[list[int], list[str]]:
     return found["input_line"].to_pylist(), found[REASON_COLUMN].to_pylist()
 
 
-def _add_batch(batch: Batch, source: Source, spec: ReadSpec, writer: _ShardWriter) -> None:
+def split_batch(batch: Batch, source: Source, job: BitextJob, rules: Rules) -> Iterator[tuple[LanguagePair, pa.Table]]:
+    """Yield the rows of each language pair in the form of candidates, with the reason of those not to be scored.
+
+    Raises:
+        InputError: a language pair cannot be told, or a code is unknown; says the file and the line.
+    """
     table, lines = batch.table, pa.array(batch.lines, pa.int64())
     columns = {"input_file": pa.array([source.file.uri] * table.num_rows, TEXT), "input_line": lines}
     faults = pa.array([batch.faults.get(row) for row in range(table.num_rows)], TEXT)
     for name, values in columns.items():
         table = table.append_column(name, values)
-    for pair, rows in _split_pairs(table, source, spec.job):
+    for pair, rows in _split_pairs(table, source, job):
         own = table if rows is None else table.take(rows)
         own_faults = faults if rows is None else faults.take(rows)
         names = [name for name in own.column_names if name not in ("source_language", "target_language")]
         texts = [own[name].combine_chunks() for name in ("source", "target")]
-        reasons = pc.coalesce(own_faults, find_reasons(texts[0], texts[1], pair, spec.rules))
-        writer.add(pair, own.select(names).append_column(REASON_COLUMN, reasons))
+        reasons = pc.coalesce(own_faults, find_reasons(texts[0], texts[1], pair, rules))
+        yield pair, own.select(names).append_column(REASON_COLUMN, reasons)
 
 
 def _split_pairs(table: pa.Table, source: Source, job: BitextJob) -> Iterator[tuple[LanguagePair, pa.Array | None]]:

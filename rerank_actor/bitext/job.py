@@ -169,9 +169,6 @@ class BitextJob(ScoreJob):
     explode: bool = make_hidden(False)
     explode_columns: list[str] = make_hidden([])
     rescore_changed: bool = make_hidden(False)
-    dry_run: bool = make_hidden(False)
-    pairs_per_second: Annotated[float, Field(gt=0)] | None = make_hidden(None)
-    tokens_per_second: Annotated[float, Field(gt=0)] | None = make_hidden(None)
 
     @field_validator("partitions", mode="before")
     @classmethod

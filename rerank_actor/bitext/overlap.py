@@ -177,8 +177,11 @@ def _find_couples(
 def _look_up(
     shards: list[_Shard], one: tuple[int, int], other: tuple[int, int]
 ) -> tuple[tuple[str, int], tuple[str, int]] | None:
-    """Return file and line of two rows, None where they are not the same pair."""
-    rows = [_read_row(shards[owner].candidates, row) for owner, row in (one, other)]
+    """Return file and line of two rows, None where they are not the same pair, or a shard cannot be read."""
+    try:
+        rows = [_read_row(shards[owner].candidates, row) for owner, row in (one, other)]
+    except pa.ArrowException:  # its units fail, by name, and others go on
+        return None
     if {rows[0]["source"], rows[0]["target"]} != {rows[1]["source"], rows[1]["target"]}:
         return None
     first, second = ((str(row["input_file"]), int(row["input_line"])) for row in rows)

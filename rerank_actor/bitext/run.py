@@ -15,7 +15,7 @@ from rerank_actor.bitext.candidates import TOLD, ReadSpec, name_record, read_can
 from rerank_actor.bitext.job import BitextJob, DirectedJob
 from rerank_actor.bitext.languages import LanguagePair, parse_pair
 from rerank_actor.bitext.overlap import find_shared
-from rerank_actor.bitext.sources import Source, choose_partitions, find_sources
+from rerank_actor.bitext.sources import Source, choose_partitions, choose_sources, find_sources
 from rerank_actor.builder import run_all
 from rerank_actor.connection import connect_ray, watch_signals
 from rerank_actor.errors import InputError, OutputConflictError, StorageError
@@ -42,10 +42,7 @@ def score_bitext(job: BitextJob, reporter: Reporter | None = None) -> dict[str, 
     folder = storage.join_uri(job.output, "_candidates")
     if job.overwrite:
         storage.delete_folder(folder)
-    sources = find_sources(job)
-    if job.partitions and all(source.pair is not None for source in sources):
-        chosen = choose_partitions(job.partitions, [source.pair.name for source in sources if source.pair is not None])
-        sources = [source for source in sources if source.pair is not None and source.pair.name in chosen]
+    sources = choose_sources(find_sources(job), job.partitions)
     rows: Counter[str] = Counter()
     for record in _read_sources(sources, job, folder, reporter):
         rows.update({name: own["rows"] for name, own in record["partitions"].items()})

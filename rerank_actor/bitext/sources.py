@@ -193,6 +193,15 @@ def read_lines(file: storage.StoredObject) -> Iterator[bytes]:
             yield line.removeprefix(BYTE_ORDER_MARK) if number == 0 else line
 
 
+def choose_sources(sources: list[Source], partitions: list[str]) -> list[Source]:
+    """Return the files that can hold some partitions; all where only their rows tell the language pair."""
+    pairs = [source.pair.name for source in sources if source.pair is not None]
+    if not partitions or len(pairs) < len(sources):
+        return sources
+    chosen = choose_partitions(partitions, pairs)
+    return [source for source in sources if source.pair is not None and source.pair.name in chosen]
+
+
 def choose_partitions(wanted: list[str], present: list[str]) -> list[str]:
     """Return the partitions that names, globs and ranges choose, in order of names; all where nothing is wanted.
 
