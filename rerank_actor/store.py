@@ -12,6 +12,8 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -31,6 +33,9 @@ MAX_BUCKETS = 4096
 READ_THREADS = 32
 PLACE_BYTES = 8
 FREE_BYTES = 2**30  # left on a machine's disk whatever its copies would like
+KEPT_SECONDS = (
+    86_400.0  # for which a machine keeps copies of a store that nobody reads; a reader marks them at each use
+)
 
 
 @dataclass(frozen=True)
@@ -176,9 +181,11 @@ class Store:
         """Return the path of this machine's copy of a bucket, or where it is in storage if there is no room for one."""
         path = storage.find_cache("stores") / self.spec.digest / name_bucket(number)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.utime(path.parent)
             if _has_size(path, size):
                 return str(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _delete_unused(path.parent.parent)
             with (path.parent / f"{path.name}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # of the readers on a machine one fetches
                 if not _has_size(path, size):
@@ -194,6 +201,14 @@ class Store:
             return str(path)
         except OSError:  # a disk that is full, or a cache that may not be written
             return uri
+
+
+def _delete_unused(folder: Path) -> None:
+    """Delete a machine's copies of stores that nobody has read for long; their jobs have ended."""
+    for own in folder.iterdir():
+        with contextlib.suppress(OSError):  # another process deletes it
+            if time.time() - own.stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(own)
 
 
 def storage_threads() -> ThreadPoolExecutor:

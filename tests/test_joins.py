@@ -3,6 +3,8 @@
 import dataclasses
 import gzip
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from rerank_actor.job import ScoreJob
 from rerank_actor.lookup import Lookup
 from rerank_actor.progress import QuietReporter
 from rerank_actor.run import run_job
-from rerank_actor.store import Layout, Store, name_bucket
+from rerank_actor.store import KEPT_SECONDS, Layout, Store, name_bucket
 from rerank_actor.texts import Piece, TextSource, find_sources
 from rerank_actor.verify import verify_output
 
@@ -265,10 +267,16 @@ def test_a_store_in_s3_is_read_by_block_or_from_copies(
     assert lookup.find_texts(wanted) == (expected, {2: "document id is not in --corpus"})
     assert not (tmp_path / "cache/stores").exists()
 
+    for name, age in (("of-a-job-long-ended", 3 * KEPT_SECONDS), ("of-another-job", 60.0)):
+        folder = tmp_path / "cache/stores" / name
+        folder.mkdir(parents=True)
+        os.utime(folder, (time.time() - age,) * 2)
     copying = Lookup("document", dataclasses.replace(store.spec, keeps_copies=True))
     assert copying.find_texts(wanted)[0] == expected
     copies = {path.name for path in (tmp_path / "cache/stores").rglob("bucket-*.bin")}
     assert copies
+    kept = {path.name for path in (tmp_path / "cache/stores").iterdir()}
+    assert kept == {store.spec.digest, "of-another-job"}, "copies that nobody reads any more do not fill the disk"
     storage.delete_objects([storage.join_uri(store.spec.uri, name) for name in copies])
     assert copying.find_texts(wanted)[0] == expected  # from the copies alone
     assert build_store(store.spec.uri, source.digest, Layout(1, 1), [], source.read, run_here).layout == Layout(4, 8)
