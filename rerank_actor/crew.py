@@ -68,7 +68,6 @@ class Crew:
         self._first_starts = 0
         self._hopeless: str | None = None
         self._idle_seconds, self._standstills = 0.0, 0
-        self._engines_before = 0  # engines of earlier rounds
         self._meter: Any = None
         price = find_price(self._job.gpu_type, self._job.gpu_price)
         self._price = price.dollars if price is not None else None
@@ -141,7 +140,7 @@ class Crew:
             while left:
                 ledger.begin_round.remote()
                 self._drain(ledger)  # what engines of the round before have still told
-                settled, self._engines_before = self._count_settled(), len(self.facts.engines)
+                settled = self._count_settled()
 
                 def work(units: list[tuple[int, Unit]] = left[:ROUND_UNITS]) -> None:
                     score_units(units, scored, tokenizer_json, engine, pool, ledger, job.stall_seconds, labels)
@@ -262,7 +261,6 @@ class Crew:
             return
         facts = self.facts
         facts.engines += news["engines"]
-        facts.actors = max(facts.actors, len(facts.engines) - self._engines_before)
         if facts.engines and facts.ready_at is None:
             facts.ready_at = min(engine["ready_at"] for engine in facts.engines)
         self._first_starts, self._hopeless = news["first_starts"], news["hopeless"]
@@ -307,7 +305,7 @@ class Crew:
         now = time.monotonic()
         seconds, self._drained_at = actors * (now - self._drained_at), now
         self.facts.actor_seconds += seconds
-        self.facts.actors_most = max(self.facts.actors_most, actors)
+        self.facts.actors = max(self.facts.actors, actors)
         if len(self.outputs) == 1:
             self.outputs[0].actor_seconds += seconds
         else:

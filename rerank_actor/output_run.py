@@ -53,8 +53,7 @@ class CrewFacts:
     faults: Counter[str] = field(default_factory=Counter)
     least_batch_tokens: int | None = None
     ready_at: float | None = None
-    actors: int = 0  # most engines of a round
-    actors_most: int = 0
+    actors: int = 0  # the most at a time
     actor_seconds: float = 0.0
     gpus_per_actor: float = 0.0
     is_shared: bool = False  # by several outputs
@@ -353,7 +352,6 @@ class OutputRun:
             "engine_seconds": round(done.engine_seconds, 3),
             "pairs_per_second": round(done.pairs / scoring, 3) if scoring > 0 else None,
             "actors": crew.actors,
-            "actors_most": crew.actors_most,
             "actor_seconds": round(self.actor_seconds, 3),
             "gpu_seconds": round(self.actor_seconds * crew.gpus_per_actor, 3),
             "failed_units": len(self.failed),

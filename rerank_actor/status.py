@@ -66,7 +66,7 @@ def sum_gpu_hours(manifest: dict[str, Any]) -> float | None:
 
 def count_actors(run: dict[str, Any]) -> int:
     """Return the most actors that a run of a manifest had at a time; 0 where it had none or did not tell."""
-    return int(run.get("actors_most") or run.get("actors") or 0)
+    return int(run.get("actors") or 0)
 
 
 def read_status(uri: str) -> JobStatus:
