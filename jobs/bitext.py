@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydantic import create_model
-from rich.console import Console
-from rich.table import Table
 
 from jobs.command_line import EXIT_FAILED, Parser, add_job_flags, run_command
 from rerank_actor import storage
@@ -22,7 +20,7 @@ from rerank_actor.job import check_job, read_job_file
 from rerank_actor.progress import LineReporter, make_reporter
 from rerank_actor.selection.job import SHARED, SelectJob
 from rerank_actor.selection.partition import Selected
-from rerank_actor.selection.report import CALIBRATION, OVERVIEW, list_calibration, list_overview
+from rerank_actor.selection.report import CALIBRATION, OVERVIEW, list_calibration, list_overview, print_table
 from rerank_actor.selection.run import check_selection, select_pairs
 
 OWN_OF_SELECTION = frozenset(SelectJob.model_fields) - frozenset(SHARED)
@@ -117,24 +115,14 @@ def _print_results(results: dict[str, Selected]) -> None:
     """Print what was selected of each language pair, and how scores do on known pairs."""
     done = [result.numbers for result in results.values() if result.status != "failed"]
     whole = [result.numbers for result in results.values() if result.status == "complete"]
-    console = Console(width=None if sys.stdout.isatty() else 140)
     for one in done:
         if one["calibration"]:
-            _print_table(console, f"{one['lang_pair']}: known pairs", CALIBRATION, list_calibration(one))
+            print_table(f"{one['lang_pair']}: known pairs", CALIBRATION, list_calibration(one))
     if whole:
-        _print_table(console, "selected", OVERVIEW, list_overview(whole))
+        print_table("selected", OVERVIEW, list_overview(whole))
     for name, result in results.items():
         if result.status == "failed":
             print(f"{name}: failed: {result.failure}", file=sys.stderr)
-
-
-def _print_table(console: Console, title: str, header: Sequence[str], rows: list[list[Any]]) -> None:
-    table = Table(title=title, title_justify="left")
-    for place, name in enumerate(header):
-        table.add_column(name, justify="left" if place == 0 else "right")
-    for row in rows:
-        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row))
-    console.print(table)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """Say how far a job is: `python -m jobs.status OUTPUT`. Reads the output alone; works while a run is at work."""
 
+import json
 from collections.abc import Sequence
 
 from jobs.command_line import Parser, run_command
 from rerank_actor.output import Output, list_outputs
+from rerank_actor.selection.delivered import Delivered, find_delivered
+from rerank_actor.selection.report import OVERVIEW, list_overview, print_table
 from rerank_actor.status import print_status, print_statuses, read_status
 from rerank_actor.storage import normalize_uri
 
@@ -11,17 +14,33 @@ from rerank_actor.storage import normalize_uri
 def status(arguments: Sequence[str] | None = None) -> int:
     """Print the status of an output folder and return 0."""
     parser = Parser(prog="python -m jobs.status", description="Say how far a job is, how fast, and which units failed.")
-    parser.add_argument("output", metavar="OUTPUT", help="the job's --output, local or s3://")
+    parser.add_argument("output", metavar="OUTPUT", help="the job's --output, or --deliver, local or s3://")
     parser.add_argument("--json", action="store_true", help="print JSON")
     found = parser.parse(arguments)
     uri = normalize_uri(found.output)
     outputs = list_outputs(uri)
-    if outputs == [uri]:
+    if outputs == [uri] and (delivered := find_delivered(uri)):
+        _print_delivered(uri, delivered, as_json=found.json)
+    elif outputs == [uri]:
         print_status(read_status(uri), as_json=found.json)
     else:  # of translation pairs: those that are begun
         begun = [output for output in outputs if Output(output).load_plan() is not None]
         print_statuses([read_status(output) for output in begun], as_json=found.json)
     return 0
+
+
+def _print_delivered(uri: str, delivered: list[Delivered], *, as_json: bool) -> None:
+    """Print what was selected into a folder, and what has not come to its end."""
+    states = [{"lang_pair": one.name, "state": "complete" if one.numbers else "not complete"} for one in delivered]
+    if as_json:
+        whole = [{**state, **(one.numbers or {})} for state, one in zip(states, delivered, strict=True)]
+        print(json.dumps(whole, indent=2, ensure_ascii=False))
+        return
+    if numbers := [one.numbers for one in delivered if one.numbers]:
+        print_table(f"selected into {uri}", OVERVIEW, list_overview(numbers))
+    for state in states:
+        if state["state"] != "complete":
+            print(f"{state['lang_pair']}: not complete; the same command goes on with it")
 
 
 if __name__ == "__main__":

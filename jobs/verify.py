@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from jobs.command_line import EXIT_FAILED, Parser, run_command
 from rerank_actor.output import Output, list_outputs
+from rerank_actor.selection.delivered import Delivered, check_delivered, find_delivered
 from rerank_actor.storage import normalize_uri
 from rerank_actor.verify import Verification, verify_output
 
@@ -15,7 +16,7 @@ def verify(arguments: Sequence[str] | None = None) -> int:
         prog="python -m jobs.verify",
         description="Check that every planned row is present exactly once, that parts are readable and of one fingerprint.",
     )
-    parser.add_argument("output", metavar="OUTPUT", help="the job's --output, local or s3://")
+    parser.add_argument("output", metavar="OUTPUT", help="the job's --output, or --deliver, local or s3://")
     parser.add_argument(
         "--delete-damaged",
         action="store_true",
@@ -24,7 +25,10 @@ def verify(arguments: Sequence[str] | None = None) -> int:
     found = parser.parse(arguments)
     uri = normalize_uri(found.output)
     problems = 0
-    for output in list_outputs(uri):
+    outputs = list_outputs(uri)
+    if outputs == [uri] and (delivered := find_delivered(uri)):
+        return _verify_delivered(uri, delivered)
+    for output in outputs:
         if output != uri:
             print(f"{output}:")
             if Output(output).load_plan() is None:
@@ -36,6 +40,14 @@ def verify(arguments: Sequence[str] | None = None) -> int:
         _print_result(result)
         problems += len(result.problems)
     return EXIT_FAILED if problems else 0
+
+
+def _verify_delivered(uri: str, delivered: list[Delivered]) -> int:
+    """Check the files that were selected into a folder, print what is wrong, and return 0 or 1."""
+    found = {one.name: check_delivered(uri, one) for one in delivered}
+    for name, problems in found.items():
+        print("\n".join(problems) if problems else f"{name}: right, its files are those that were written")
+    return EXIT_FAILED if any(found.values()) else 0
 
 
 def _print_result(result: Verification) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from selection_inputs import (
 )
 
 from jobs.bitext import bitext
+from jobs.status import status
+from jobs.verify import verify
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.selection.job import SelectJob
 from rerank_actor.selection.partition import Selected
@@ -539,6 +542,21 @@ def test_one_command_scores_and_delivers_and_again_starts_nothing(
     assert "deu-eng: 6 pairs, all delivered already" in again
     with pytest.raises(OutputConflictError, match=r"threshold: there -100\.0, now 1\.0"):
         bitext([*flags, "--threshold", "1"])
+    capfd.readouterr()
+    assert status([str(tmp_path / "to")]) == 0
+    assert re.search(r"deu-eng\W+37\W+36\W+6\W", capfd.readouterr().out)
+    assert verify([str(tmp_path / "to")]) == 0
+    part = tmp_path / "to/tsv/lang_pair=deu-eng/part-00000.tsv"
+    part.write_text(part.read_text() + "1.0\tby\thand\n")
+    (part.parent / "_SUCCESS").unlink()
+    assert verify([str(tmp_path / "to")]) == 1
+    problems = capfd.readouterr().out
+    assert f"{part}: holds" in problems
+    assert f"{part.parent / '_SUCCESS'}: is missing" in problems
+    (tmp_path / "to/_select/lang_pair=deu-eng/result.json").unlink()
+    assert status([str(tmp_path / "to")]) == 0
+    assert "deu-eng: not complete" in capfd.readouterr().out
+    assert verify([str(tmp_path / "to")]) == 1
     job = tmp_path / "job.yaml"
     job.write_text(f"scored: {tmp_path / 'out'}\ndeliver: {tmp_path / 'file'}\nmode: forward\nengine: fake\nmodle: x\n")
     with pytest.raises(JobError, match="unknown key `modle`"):

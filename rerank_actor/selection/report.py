@@ -5,8 +5,12 @@ removed, how scores are distributed before and after, and how each kind of score
 files.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 from rerank_actor.html import (
     Page,
@@ -67,6 +71,16 @@ def list_calibration(one: dict[str, Any]) -> list[list[Any]]:
 
 
 CALIBRATION = ("score", "threshold", "precision", "recall", "F1", "known pairs kept", "")
+
+
+def print_table(title: str, header: Sequence[str], rows: list[list[Any]]) -> None:
+    """Print a table for a person."""
+    table = Table(title=title, title_justify="left")
+    for place, name in enumerate(header):
+        table.add_column(name, justify="left" if place == 0 else "right")
+    for row in rows:
+        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def render_report(found: Sequence[dict[str, Any]], deliver: str, title: str = "Selected translation pairs") -> str:
