@@ -1,9 +1,10 @@
-"""Measure the job beside what users would run instead: `python -m jobs.benchmark [--suite cpu|gpu|scale]`."""
+"""Measure the job beside what users would run instead: `python -m jobs.benchmark [--suite NAME]`."""
 
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jobs.command_line import Parser, run_command
 from rerank_actor.benchmark.contenders import CONTENDERS
@@ -24,20 +25,23 @@ def benchmark(arguments: Sequence[str] | None = None) -> int:
     def say(words: str) -> None:
         print(words, file=sys.stderr, flush=True)
 
+    def keep(result: dict[str, Any]) -> None:
+        (folder / "result.json").write_text(json.dumps(result, indent=1))
+
     if found.suite == "scale":
         wanted = {name: FULL[name] for name in found.measurements or FULL}
         result = {"scale": measure_scale(folder, say, wanted)}
         print(make_scale_tables(result["scale"]))
     else:
-        if found.suite == "gpu":
-            _require_gpu()
+        if SUITES[found.suite].on_gpu:
+            _require_gpu(found.suite)
         shapes = tuple(found.shapes) if found.shapes else None
         suite = choose_suite(
             found.suite, workloads=found.workloads, contenders=found.contenders, shapes=shapes, rounds=found.rounds
         )
-        result = run_suite(suite, folder, say, engine_args=found.engine_args)
+        result = run_suite(suite, folder, say, engine_args=found.engine_args, keep=keep)
         print(make_tables(result))
-    (folder / "result.json").write_text(json.dumps(result, indent=1))
+    keep(result)
     say(f"all figures: {folder / 'result.json'}")
     _compare(extract_ratios(result), found.compare, found.store)
     return 0
@@ -47,7 +51,8 @@ def _make_parser() -> Parser:
     parser = Parser(
         prog="python -m jobs.benchmark",
         description="Score the same pairs with the job, with its engine alone and with other tools, in turn, and compare; "
-        "or, with --suite scale, measure how memory, speed and resuming grow.",
+        "or, with --suite scale, measure how memory, speed and resuming grow; cpu-knobs and gpu-knobs turn the engine's "
+        "settings, one at a time.",
     )
     parser.add_argument(
         "--suite", choices=[*sorted(SUITES), "scale"], default="cpu", help="what to measure (default cpu)"
@@ -78,11 +83,13 @@ def _compare(ratios: dict[str, float], compare: str | None, store: str | None) -
         path.write_text(json.dumps(dict(sorted((before | ratios).items())), indent=1) + "\n")
 
 
-def _require_gpu() -> None:
+def _require_gpu(suite: str) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise JobError("--suite gpu needs a GPU that torch can use, and there is none; take --suite cpu")
+        raise JobError(
+            f"--suite {suite} needs a GPU that torch can use, and there is none; take --suite {suite.replace('gpu', 'cpu')}"
+        )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from s3_server import S3Server
 
 from jobs.benchmark import benchmark
 from rerank_actor.benchmark import rounds
-from rerank_actor.benchmark.contenders import STEADY_FROM, Setting, WholeJob
+from rerank_actor.benchmark.contenders import STEADY_FROM, Setting, WholeJob, make_encoder
 from rerank_actor.benchmark.many_units import measure_resume, measure_schedule
 from rerank_actor.benchmark.meter import Meter, read_usage
 from rerank_actor.benchmark.ratios import compare_ratios, extract_ratios
@@ -108,6 +108,61 @@ def test_rounds_go_around_all_contenders_and_leave_out_those_that_cannot(
     assert rounds.find_ratios(found, "fast", "pairs_per_second") == {"slow": pytest.approx(100 / 30)}
     order = [words.split(", ")[1].split(":")[0] for words in said if words.startswith("round")]
     assert order == ["slow", "fast", "slow", "fast", "slow", "fast", "slow"]
+
+
+STUB = (
+    "import json, sys\n"
+    "setting = json.loads(sys.argv[2])\n"
+    "say = lambda found: print(json.dumps(found), flush=True)\n"
+    "say({'warms_up': False})\n"
+    "rate = 100.0 * setting['engine_args'].get('max_num_seqs', 1) + setting['engine_args'].get('block_size', 0)\n"
+    "for _ in sys.stdin:\n"
+    "    say({'pairs_per_second': rate, 'tokens_per_second': rate, 'cpu_seconds_per_pair': 1 / rate, 'peak_bytes': 1,\n"
+    "         'cached_share': 0.25 if setting['on_gpu'] else None, 'busy_share': setting['gpus_per_actor']})\n"
+)
+
+
+def test_knobs_are_turned_one_at_a_time_beside_the_engine_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stub.py").write_text(STUB)
+    monkeypatch.setattr(rounds, "MODULE", "stub")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    knobs: dict[str, Any] = {
+        "two prompts": ("engine", {"engine_args": {"max_num_seqs": 2}}),
+        "half a GPU": ("engine", {"gpus_per_actor": 0.5}),
+    }
+    suite = Suite(("tiny",), ("short",), {"engine": 64}, 1, "float32", on_gpu=False, knobs=knobs)
+    [entry] = run_suite(suite, tmp_path, print, engine_args={"block_size": 32})["measured"]
+    rates = {name: found["pairs_per_second"] for name, found in entry["medians"].items()}
+    assert rates == {"engine": 132, "two prompts": 232, "half a GPU": 132}
+    assert entry["medians"]["half a GPU"]["busy_share"] == 0.5
+    assert entry["engine_by_others"]["pairs_per_second"]["two prompts"] == pytest.approx(132 / 232)
+    assert "| engine is | its CPU is |" in make_tables({"machine": {}, "measured": [entry]})
+    assert not extract_ratios({"measured": [entry]}), "nothing of it is compared later"
+
+
+def test_suite_of_a_gpu_tells_the_share_of_its_best_that_forward_passes_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stub.py").write_text(STUB)
+    monkeypatch.setattr(rounds, "MODULE", "stub")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr("rerank_actor.benchmark.suite._measure_peak", lambda dtype: 1e9)
+    monkeypatch.setattr("rerank_actor.benchmark.suite._name_gpu", lambda: "a GPU")
+    suite = Suite(("tiny",), ("short",), {"job": 64, "engine": 64}, 1, "float32", on_gpu=True)
+    result = run_suite(suite, tmp_path, print)
+    assert result["machine"]["gpu"] == "a GPU"
+    [entry] = result["measured"]
+    workload = make_workload("short", 64, make_tokenizer())
+    setting = Setting(str(tmp_path / "model-tiny"), "", "", "float32", 4096, 64, 64)
+    operations = 0.0
+    for length in make_encoder(setting).encode(workload.queries, workload.documents).num_tokens.astype(float):
+        # A quarter is cached: attention of the rest sees it, but its own is not computed again.
+        weights = 64 * 32 * (2 * 2 + 2 * 1) + 3 * 64 * 192
+        operations += 2 * weights * 0.75 * length + 4 * 2 * 32 * (1 - 0.25**2) * length**2 / 2
+    assert entry["medians"]["job"]["utilization"] == pytest.approx(operations / 64 * 100 / 1e9)
+    assert f"{operations / 64 * 100 / 1e9:.1%}" in make_tables(result)
 
 
 def test_contender_that_dies_is_named_with_its_log(tmp_path: Path) -> None:
@@ -199,7 +254,7 @@ def test_schedule_is_measured_of_a_run_that_is_stopped(tmp_path: Path, local_ray
 def test_busy_share_is_of_the_steady_part(tmp_path: Path, local_ray: str) -> None:
     model = write_weights(tmp_path / "model", SHAPES["tiny"], dtype="float32")
     (tmp_path / "busy").mkdir()
-    found = measure_busy(tmp_path / "busy", model, unit_rows=200)
+    found = measure_busy(tmp_path / "busy", model, unit_rows=200, rows=2400)
     assert 0 < found["busy_share"] <= 1.2  # commits, by which it is counted, lag behind a little
 
 

@@ -43,6 +43,7 @@ class Setting:
         unit_rows: rows of the job's units.
         engine_args: further arguments of the job's engine.
         on_gpu: whether there is one.
+        gpus_per_actor: of the job; below one, as many actors as one GPU holds then. None for its own default.
     """
 
     model: str
@@ -54,6 +55,7 @@ class Setting:
     unit_rows: int
     engine_args: dict[str, Any] = field(default_factory=dict)
     on_gpu: bool = False
+    gpus_per_actor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ class WholeJob:
             unit_rows=setting.unit_rows,
             engine=JOB_ENGINE,
             engine_args=setting.engine_args,
+            gpus_per_actor=setting.gpus_per_actor,
         ).normalized()
         with Meter() as meter:
             result = run_job(job)
@@ -165,7 +168,7 @@ class WholeJob:
             cpu_seconds=meter.count_cpu_seconds(float(finished[first]), float(finished[-1])),
             peak_bytes=meter.peak_bytes,
             cached_share=int(table["cached_tokens"].to_numpy()[counted].sum()) / tokens,
-            busy_share=float(table["seconds"].to_numpy()[counted].sum()) / seconds,
+            busy_share=float(table["seconds"].to_numpy()[counted].sum()) / seconds / max(1, result.run["actors"]),
         )
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
@@ -30,10 +30,24 @@ class WorkerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Entry:
-    """A contender in a suite: how many of the pairs it scores in a round, fewer where it is slow."""
+    """A contender in a suite.
+
+    Attributes:
+        name: key of `CONTENDERS`.
+        num_pairs: of the pairs, those that it scores in a round, fewer where it is slow.
+        changes: of the setting, for one that is set otherwise than the others.
+        label: what it goes by in figures, where its name is not enough.
+    """
 
     name: str
     num_pairs: int
+    changes: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+
+    @property
+    def title(self) -> str:
+        """What it goes by."""
+        return self.label or self.name
 
 
 class Worker:
@@ -45,9 +59,9 @@ class Worker:
     """
 
     def __init__(self, entry: Entry, setting: Setting, log: Path) -> None:
-        self.name = entry.name
+        self.name = entry.title
         self._log = log
-        setting = replace(setting, num_pairs=entry.num_pairs)
+        setting = replace(setting, num_pairs=entry.num_pairs, **entry.changes)
         self._process = subprocess.Popen(
             [sys.executable, "-m", MODULE, entry.name, json.dumps(asdict(setting))],
             stdin=subprocess.PIPE,
@@ -112,12 +126,12 @@ def run_rounds(
         workers: list[Worker] = []
         try:
             for entry in group:
-                say(f"starting {entry.name}")
-                worker = Worker(entry, setting, Path(setting.folder) / f"{entry.name}.log")
+                say(f"starting {entry.title}")
+                worker = Worker(entry, setting, Path(setting.folder) / f"{entry.title.replace(' ', '-')}.log")
                 workers.append(worker)
                 if worker.left_out is not None:
-                    left_out[entry.name] = worker.left_out
-                    say(f"{entry.name} is left out: {worker.left_out}")
+                    left_out[entry.title] = worker.left_out
+                    say(f"{entry.title} is left out: {worker.left_out}")
             for number in range(num_rounds + 1):
                 for worker in workers:
                     if worker.name in left_out or not (number or worker.warms_up):

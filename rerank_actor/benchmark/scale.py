@@ -28,6 +28,7 @@ from rerank_actor.benchmark.workload import make_workload
 
 HOST = "127.0.0.2"  # Ray 2.60 puts the machine's outer address in the place of 127.0.0.1
 LATENCY_SECONDS, LATENCY_PROMPTS = 0.05, 256  # of an engine on a fast GPU
+BUSY_ROWS = 196_608  # some forty seconds, next to which it does not matter when the first and the last part are there
 SCALED_SECONDS_PER_PROMPT = 0.002  # slow enough for eight actors beside two cores
 FULL = {
     "memory": [{"rows": 10_000}, {"rows": 100_000}, {"rows": 1_000_000}],
@@ -99,9 +100,9 @@ def measure_actors(place: Path, model: Path, actors: int) -> dict[str, Any]:
         return run_fake_job(place, model, arguments, unit_rows=500, ray_address=address)
 
 
-def measure_busy(place: Path, model: Path, unit_rows: int) -> dict[str, Any]:
+def measure_busy(place: Path, model: Path, unit_rows: int, rows: int = BUSY_ROWS) -> dict[str, Any]:
     """Run a job whose engine takes as long as one on a fast GPU, and return the share of time it is at work."""
-    _write_rows(place, 12 * unit_rows)
+    _write_rows(place, rows)
     arguments = {"seconds_per_prompt": LATENCY_SECONDS / LATENCY_PROMPTS}
     return run_fake_job(place, model, arguments, unit_rows=unit_rows)
 

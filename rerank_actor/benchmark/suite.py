@@ -6,7 +6,7 @@ Python decides, as it does on a fast GPU; one for a GPU takes the family's shape
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from rerank_actor.benchmark.workload import find_possible_share, make_workload, 
 
 MAX_LENGTH = 4096
 NUM_UNITS = 16  # of the job; each must last some seconds, as in a job of many millions of pairs
+COLUMNS = ("contender", "pairs/s", "tokens/s", "CPU \u00b5s/pair", "cached", "engine busy", "memory", "MFU")
+RATIOS = ("pairs_per_second", "cpu_seconds_per_pair")
 LONG_WORKLOADS = {"long": 8, "mix": 4}  # that many times fewer pairs
 
 
@@ -33,6 +35,7 @@ class Suite:
         rounds: that count.
         dtype: for all.
         on_gpu: whether it is for a GPU.
+        knobs: more contenders, set otherwise: by what they go by, a key of `pairs` and the changes of its setting.
     """
 
     shapes: tuple[str, ...]
@@ -41,6 +44,12 @@ class Suite:
     rounds: int
     dtype: str
     on_gpu: bool
+    knobs: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+
+
+def _turn(**engine_args: Any) -> tuple[str, dict[str, Any]]:
+    """Return a knob of the engine alone."""
+    return "engine", {"engine_args": engine_args}
 
 
 SUITES = {
@@ -73,11 +82,46 @@ SUITES = {
         dtype="float16",
         on_gpu=True,
     ),
+    "cpu-knobs": Suite(
+        shapes=("tiny",),
+        workloads=("grouped",),
+        pairs={"engine": 16_384},
+        rounds=5,
+        dtype="float32",
+        on_gpu=False,
+        knobs={
+            "4,096 tokens a step": _turn(max_num_batched_tokens=4096),
+            "32,768 tokens and 1,024 prompts": _turn(max_num_batched_tokens=32_768, max_num_seqs=1024),
+            "64 prompts a step": _turn(max_num_seqs=64),
+            "blocks of 32": _turn(block_size=32),
+            "statistics on": _turn(disable_log_stats=False),
+        },
+    ),
+    "gpu-knobs": Suite(
+        shapes=("0.6B",),
+        workloads=("short", "grouped"),
+        pairs={"engine": 32_768, "job": 131_072},
+        rounds=2,
+        dtype="float16",
+        on_gpu=True,
+        knobs={
+            "scheduling ahead": _turn(async_scheduling=True),
+            "32,768 tokens a step": _turn(max_num_batched_tokens=32_768),
+            "blocks of 16": _turn(block_size=16),
+            "not compiled": _turn(enforce_eager=True),
+            "job, two engines a GPU": ("job", {"gpus_per_actor": 0.5}),
+        },
+    ),
 }
 
 
 def run_suite(
-    suite: Suite, folder: Path, say: Callable[[str], None], *, engine_args: dict[str, Any] | None = None
+    suite: Suite,
+    folder: Path,
+    say: Callable[[str], None],
+    *,
+    engine_args: dict[str, Any] | None = None,
+    keep: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
     """Measure a suite.
 
@@ -86,6 +130,7 @@ def run_suite(
         folder: for models, pairs, outputs and logs.
         say: is told what happens.
         engine_args: further arguments of the job's engine.
+        keep: is given the result as far as it is, after each workload, so that a measurement that is ended is not lost.
 
     Returns:
         The machine, and for each shape and workload the rounds, medians and ratios.
@@ -118,8 +163,16 @@ def run_suite(
             )
             encoder = make_encoder(setting)
             prompts = encoder.encode(workload.queries[:2000], workload.documents[:2000])
+            entries = [Entry(contender, count) for contender, count in pairs.items()]
+            for label, (contender, changes) in suite.knobs.items():
+                own = (
+                    {"engine_args": {**(engine_args or {}), **changes["engine_args"]}}
+                    if "engine_args" in changes
+                    else {}
+                )
+                entries.append(Entry(contender, pairs[contender], {**changes, **own}, label))
             found = run_rounds(
-                [Entry(contender, count) for contender, count in pairs.items()],
+                entries,
                 setting,
                 suite.rounds,
                 say,
@@ -135,12 +188,12 @@ def run_suite(
             }
             if suite.on_gpu:
                 _add_utilization(entry, SHAPES[shape], prompts.num_tokens, peak)
-            if "job" in found["rounds"]:
-                entry["job_by_others"] = {
-                    figure: find_ratios(found, "job", figure) for figure in ("pairs_per_second", "cpu_seconds_per_pair")
-                }
+            base = "engine" if suite.knobs else "job"
+            if base in found["rounds"]:
+                entry[f"{base}_by_others"] = {figure: find_ratios(found, base, figure) for figure in RATIOS}
             result["measured"].append(entry)
-    result["seconds"] = round(time.monotonic() - started, 1)
+            result["seconds"] = round(time.monotonic() - started, 1)
+            keep(result)
     return result
 
 
@@ -181,8 +234,9 @@ def choose_suite(name: str, *, workloads: Sequence[str] = (), contenders: Sequen
     """Return a suite with some of its workloads and contenders, or with other values of its fields."""
     suite = SUITES[name]
     pairs = {key: count for key, count in suite.pairs.items() if not contenders or key in contenders}
+    knobs = {label: knob for label, knob in suite.knobs.items() if knob[0] in pairs}
     kept = {key: value for key, value in changes.items() if value is not None}
-    return replace(suite, workloads=tuple(workloads) or suite.workloads, pairs=pairs, **kept)
+    return replace(suite, workloads=tuple(workloads) or suite.workloads, pairs=pairs, knobs=knobs, **kept)
 
 
 def make_tables(result: dict[str, Any]) -> str:
@@ -190,14 +244,15 @@ def make_tables(result: dict[str, Any]) -> str:
     machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
     lines = [f"Measured: {machine}.", ""]
     for entry in result["measured"]:
+        base = "engine" if "engine_by_others" in entry else "job"
+        ratios = entry.get(f"{base}_by_others", {})
         lines += [
             f"### {entry['shape']}, {entry['workload']}: {entry['tokens_per_pair']:.0f} tokens a pair, {entry['dtype']}, "
             f"a cache could have {entry['possible_cached_share']:.1%}",
             "",
-            "| contender | pairs/s | tokens/s | CPU \u00b5s/pair | cached | engine busy | memory | MFU | job is | its CPU is |",
-            "|" + "---|" * 10,
+            _join([*COLUMNS, f"{base} is", "its CPU is"]),
+            "|" + "---|" * (len(COLUMNS) + 2),
         ]
-        ratios = entry.get("job_by_others", {})
         for name, medians in entry["medians"].items():
             faster = ratios.get("pairs_per_second", {}).get(name)
             cheaper = ratios.get("cpu_seconds_per_pair", {}).get(name)
