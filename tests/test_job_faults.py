@@ -98,9 +98,8 @@ def test_guilty_rows_alone_lose_their_scores(
     manifest = read_manifest(tmp_path)
     assert manifest["faults"][counted] >= 1
     assert manifest["faults"]["pair_given_up"] == len(GUILTY_ROWS)
-    assert manifest["runs"][-1]["actors"] == 1 < len(manifest["engines"]), (
-        "one at a time, however often it was replaced"
-    )
+    assert manifest["runs"][-1]["actors"] == 1, "at a time, however often it was replaced"
+    assert (len(manifest["engines"]) > 1) == (kind != "nan")
     attempts = Counter({int(count): units for count, units in manifest["totals"]["units_by_attempts"].items()})
     assert attempts[1] >= NUM_ROWS // UNIT_ROWS - 1  # all units but the guilty row's
 
