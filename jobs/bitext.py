@@ -19,6 +19,7 @@ from rerank_actor.errors import JobError
 from rerank_actor.job import check_job, read_job_file
 from rerank_actor.progress import LineReporter, make_reporter
 from rerank_actor.selection.job import SHARED, SelectJob
+from rerank_actor.selection.known import list_known
 from rerank_actor.selection.partition import Selected
 from rerank_actor.selection.report import CALIBRATION, OVERVIEW, list_calibration, list_overview, print_table
 from rerank_actor.selection.run import check_selection, select_pairs
@@ -60,15 +61,19 @@ def bitext(arguments: Sequence[str] | None = None) -> int:
         return _select(values, path, flags)
     scoring = {name: value for name, value in values.items() if name not in OWN_OF_SELECTION}
     job = check_job(BitextJob, scoring, path, flags).normalized()
+    known = None
     if values.get("deliver"):
-        check_selection(_check_selection(values, path, flags), [job.output])  # before hours of scoring, not after them
+        selection = _check_selection(values, path, flags)
+        check_selection(selection, [job.output])  # before hours of scoring, not after them
+        columns = selection.source_column, selection.target_column
+        known = list_known(selection.calibration, *columns, selection.lang_pair, selection.languages)
     if job.dry_run:
         from rerank_actor.bitext.estimate import estimate_bitext, print_bitext_estimate
 
         print_bitext_estimate(estimate_bitext(job, make_reporter()))
         return 0
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints what happens to its workers
-        results = score_bitext(job, make_reporter())
+        results = score_bitext(job, make_reporter(), known)
     for name, result in results.items():
         totals = result.totals
         reasons = "; ".join(f"{count:,} x {reason}" for reason, count in sorted(totals.errors.items()))

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -25,6 +26,7 @@ from jobs.verify import verify
 from rerank_actor.bitext.estimate import estimate_bitext
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.errors import InputError, JobError
+from rerank_actor.selection.calibration import trace_curve
 from rerank_actor.verify import verify_output
 
 LANGUAGES = ("ara", "deu", "fra")
@@ -333,3 +335,71 @@ def test_dry_run_reckons_large_files_from_their_beginnings(tmp_path: Path) -> No
     assert [found[name].rows for name in ("de-eng", "fr-eng", "ru-eng")] == pytest.approx([20_000] * 3, abs=10)
     chosen = estimate_bitext(job.model_copy(update={"partitions": ["f*"]}))
     assert [one.name for one in chosen.partitions] == ["fr-eng", "fra-eng"]
+
+
+def test_known_pairs_that_are_no_candidates_are_scored_beside_them_and_calibrate(
+    tmp_path: Path, local_ray: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for language in ("deu", "fra"):
+        write_pairs(tmp_path / "in", language, 0, 30)
+    rows = [(f"Beispiel {i // 4}", f"example {i // 4 + i % 4}", int(i % 4 == 0)) for i in range(80)]
+    known = tmp_path / "held-out.deu-eng.tsv"
+    known.write_text("".join(f"{source}\t{target}\t{label}\n" for source, target, label in rows))
+    output, kept = tmp_path / "out", tmp_path / "kept"
+    flags = ["--input", str(tmp_path / "in"), "--output", str(output), *COMMON]
+    select = [
+        "--deliver",
+        str(kept),
+        "--calibration",
+        str(known),
+        "--threshold",
+        "auto",
+        "--mode",
+        "all",
+        "--formats",
+        "tsv",
+    ]
+    assert bitext([*flags, *select]) == 1, "nothing is known of the other language pair"
+    told = capfd.readouterr().err
+    assert "deu-eng: 80 known pairs are scored beside its candidates" in told
+    assert "deu-eng: 20 known right and 60 known wrong pairs were scored beside them" in told
+    assert "also to the command that scores (--input)" in told
+    assert read_output(output / "lang_pair=deu-eng").num_rows == 30, "they are not among the candidates"
+    assert not (output / "_known/lang_pair=fra-eng").exists()
+    assert (
+        read_manifest(output, "deu")["engines"]
+        == json.loads((output / "_known/lang_pair=deu-eng/_job/manifest.json").read_text())["engines"]
+    ), "one engine for both"
+
+    beside = read_output(output / "_known/lang_pair=deu-eng")
+    values = (beside["forward_logit"].to_numpy().astype(float) + beside["backward_logit"].to_numpy()) / 2
+    labels = np.array([label for *_, label in rows])
+    curve = trace_curve(values, labels)
+    assert curve is not None
+    threshold = float(curve.thresholds[curve.best])
+    numbers = json.loads((kept / "_select/lang_pair=deu-eng/result.json").read_text())
+    assert numbers["calibration"]["combined"]["best"]["threshold"] == pytest.approx(threshold)
+    passes = values >= threshold
+    assert numbers["estimated_precision"]["value"] == pytest.approx(labels[passes].mean())
+    assert numbers["estimated_recall"]["value"] == pytest.approx(labels[passes].sum() / 20)
+    candidates = read_output(output / "lang_pair=deu-eng")
+    expected = {
+        row["source"]
+        for row in candidates.to_pylist()
+        if (row["forward_logit"] + row["backward_logit"]) / 2 >= threshold
+    }
+    lines = (kept / "tsv/lang_pair=deu-eng/part-00000.tsv").read_text().splitlines()
+    assert {line.split("\t")[1] for line in lines} == expected
+
+    # Again, and by itself, it starts nothing; other known pairs are scored, and alone count from then on.
+    assert bitext([*flags, *select]) == 1
+    assert "starting" not in capfd.readouterr().err
+    again = ["--deliver", str(tmp_path / "again"), *select[2:], "--partitions", "deu-eng"]
+    assert bitext(["--scored", str(output), *again]) == 0
+    found = json.loads((tmp_path / "again/_select/lang_pair=deu-eng/result.json").read_text())
+    assert found["calibration"] == numbers["calibration"]
+    known.write_text("".join(f"{source}!\t{target}\t{label}\n" for source, target, label in rows[:40]))
+    assert bitext([*flags, *select, "--partitions", "deu-eng", "--reselect"]) == 0
+    assert "10 known right and 30 known wrong pairs were scored beside them" in capfd.readouterr().err
+    assert [path.name for path in (output / "lang_pair=deu-eng").glob("part-*")], "the candidates' parts stay"
+    assert verify([str(output)]) == 0

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from rerank_actor import storage
 from rerank_actor.bitext.languages import LanguagePair
 from rerank_actor.bitext.rules import REASONS, Rules
 from rerank_actor.directions import BACKWARD, FORWARD, Directions
@@ -242,6 +243,11 @@ class BitextJob(ScoreJob):
         more = ("source_language_column", "target_language_column", "lang_pair", "keep_columns")
         later = {name: getattr(self, name) for name in ("drop_columns", "rename_columns") if getattr(self, name)}
         return {**{name: getattr(self, name) for name in (*names, *more)}, **later, "rules": self.rules().define()}
+
+
+def name_known(folder: str, *names: str) -> str:
+    """Return the URI of something of the known pairs that are scored beside the candidates of an output's folder."""
+    return storage.join_uri(folder, "_known", *names)
 
 
 def _name(text: str, source: str, target: str) -> str:

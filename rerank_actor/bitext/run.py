@@ -5,14 +5,20 @@ job, whose engines are started once for them. A file that is read and a unit tha
 """
 
 import functools
+import hashlib
+import io
 import json
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from rerank_actor import storage
 from rerank_actor.bitext.candidates import TOLD, ReadSpec, name_record, read_candidates
-from rerank_actor.bitext.job import BitextJob, DirectedJob
+from rerank_actor.bitext.job import REASON_COLUMN, BitextJob, DirectedJob, name_known
 from rerank_actor.bitext.languages import LanguagePair, parse_pair
 from rerank_actor.bitext.overlap import find_shared
 from rerank_actor.bitext.sources import Source, choose_partitions, choose_sources, find_sources
@@ -27,8 +33,16 @@ LOAD_THREADS = 16
 READ_ON_RAY_BYTES = 64 * 2**20
 
 
-def score_bitext(job: BitextJob, reporter: Reporter | None = None) -> dict[str, RunResult]:
+def score_bitext(
+    job: BitextJob, reporter: Reporter | None = None, known: Mapping[str | None, pa.Table] | None = None
+) -> dict[str, RunResult]:
     """Score everything that the job names and that is not yet committed.
+
+    Args:
+        job: what to score.
+        reporter: is told what happens.
+        known: known pairs by language pair, None for those of which nothing tells it; string columns `source`, `target`,
+            `input_file` and int64 `input_line`. They are scored beside the candidates, not among them.
 
     Returns:
         How the run of each language pair ended, in order of names.
@@ -55,7 +69,29 @@ def score_bitext(job: BitextJob, reporter: Reporter | None = None) -> dict[str, 
         raise InputError(
             f"--reuse {job.reuse}: has no scores of any language pair of this job; leave it out", uri=job.reuse
         )
-    return dict(zip(names, run_jobs(jobs, reporter, job), strict=True))
+    beside = [scoring for name in names if (scoring := _make_known(job, name, len(names), known or {}, reporter))]
+    return dict(zip(names, run_jobs([*jobs, *beside], reporter, job), strict=False))
+
+
+def _make_known(
+    job: BitextJob, name: str, num_partitions: int, known: Mapping[str | None, pa.Table], reporter: Reporter
+) -> DirectedJob | None:
+    """Return the scoring job of a language pair's known pairs, None where there are none; they are one shard."""
+    table = known.get(name, known.get(None) if num_partitions == 1 else None)
+    if table is None:
+        return None
+    pair = parse_pair(name, job.languages, name)
+    folder = name_known(job.output, "_candidates", pair.folder)
+    rows = json.dumps([table[column].to_pylist() for column in ("source", "target")]).encode()
+    uri = storage.join_uri(folder, f"{hashlib.sha256(rows).hexdigest()[:16]}.parquet")
+    present = [] if job.overwrite else [item.uri for item in storage.list_objects(folder)]
+    if present != [uri]:
+        storage.delete_folder(folder)
+        sink = io.BytesIO()
+        pq.write_table(table.append_column(REASON_COLUMN, pa.nulls(table.num_rows, pa.string())), sink)
+        storage.write_bytes(uri, sink.getvalue())
+    reporter.say(f"{name}: {table.num_rows:,} known pairs are scored beside its candidates")
+    return job.to_scoring(pair, folder, name_known(job.output, pair.folder))
 
 
 def _tell_shared(job: BitextJob, folder: str, names: list[str], reporter: Reporter) -> None:

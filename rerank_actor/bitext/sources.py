@@ -7,7 +7,7 @@ a name does not tell the format. Knows nothing of what becomes of the rows.
 
 import fnmatch
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, cast, get_args
 
@@ -68,7 +68,7 @@ def find_sources(job: BitextJob) -> list[Source]:
         if not found:
             raise InputError(f"{uri}: nothing there; --input takes files, folders and globs, local or s3://", uri=uri)
         files.update((item.uri, item) for item in found)
-    pairs = {uri: given or _find_pair(uri, job) for uri in files}
+    pairs = {uri: given or find_pair(uri, job.languages) for uri in files}
     sources, left = _join_moses(job, files, pairs)
     for file in left:
         kind = _find_kind(file, job)
@@ -85,11 +85,16 @@ def find_sources(job: BitextJob) -> list[Source]:
     return sources
 
 
-def _find_pair(uri: str, job: BitextJob) -> LanguagePair | None:
+def find_pair(uri: str, languages: Mapping[str, str]) -> LanguagePair | None:
+    """Return the language pair that a file's folder or name tells, None where they tell none.
+
+    Raises:
+        InputError: the folder names no language pair.
+    """
     folder = re.search(r"(?:^|/)lang_pair=([^/]+)/", uri)
     if folder is not None:
-        return parse_pair(folder[1], job.languages, uri)
-    return find_pair_in_name(uri.rpartition("/")[2], job.languages)
+        return parse_pair(folder[1], languages, uri)
+    return find_pair_in_name(uri.rpartition("/")[2], languages)
 
 
 def split_name(uri: str) -> tuple[str, str, str]:

@@ -8,7 +8,7 @@ sides is wrong, as in a gold standard. Knows nothing of scores.
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.bitext.sources import split_name
+from rerank_actor.bitext.languages import parse_pair
+from rerank_actor.bitext.sources import find_pair, split_name
 from rerank_actor.errors import InputError
 from rerank_actor.lines import decompress
 from rerank_actor.selection.texts import hash_texts, mix_hashes, normalize_texts
@@ -93,6 +94,39 @@ def load_known(uris: list[str], source_column: str = "source", target_column: st
     ends = [np.unique(np.concatenate(one)) for one in (sources, targets)] if closed else [None, None]
     digest = hash_texts(pa.array([pairs.tobytes() + labels.tobytes() + bytes([closed])], pa.binary()))
     return Known(pairs, labels, ends[0], ends[1], digest.tobytes().hex())
+
+
+def list_known(
+    uris: list[str], source_column: str, target_column: str, lang_pair: str | None, languages: Mapping[str, str]
+) -> dict[str | None, pa.Table]:
+    """Return known pairs with labels of both kinds, to be scored by themselves.
+
+    Without labels the wrong ones are candidates, so that there is nothing to score.
+
+    Returns:
+        By the name of the language pair, None where nothing tells it, a table of string columns `source`, `target` and
+        `input_file`, and int64 `input_line`.
+
+    Raises:
+        InputError, StorageError: as `load_known`; or the language pair is none.
+    """
+    found: dict[str | None, list[tuple[Row, str]]] = {}
+    for uri in uris:
+        pair = parse_pair(lang_pair, languages, "--lang-pair") if lang_pair else find_pair(uri, languages)
+        rows = ((row, uri) for row in _read_rows(uri, (source_column, target_column, "label")))
+        found.setdefault(pair.name if pair is not None else None, []).extend(rows)
+    return {
+        name: pa.table(
+            {
+                "source": pa.array([row[1] for row, _ in own], pa.string()),
+                "target": pa.array([row[2] for row, _ in own], pa.string()),
+                "input_file": pa.array([uri for _, uri in own], pa.string()),
+                "input_line": pa.array([row[0] for row, _ in own], pa.int64()),
+            }
+        )
+        for name, own in found.items()
+        if {row[3] for row, _ in own} == {0, 1}
+    }
 
 
 def _tell(label: int | None) -> str:

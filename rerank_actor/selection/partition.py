@@ -23,7 +23,7 @@ from rerank_actor.manifest import find_versions
 from rerank_actor.mining.pairs import open_parquet
 from rerank_actor.mining.scored import compare_fingerprints
 from rerank_actor.output import Lease
-from rerank_actor.progress import Reporter
+from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.selection.calibration import Curve, calibrate, estimate_share
 from rerank_actor.selection.delivery import ADDED, rename_taken
 from rerank_actor.selection.job import SelectJob
@@ -35,6 +35,13 @@ from rerank_actor.selection.steps import SAMPLES_PER_PART, Slices, Spec, Task
 from rerank_actor.selection.tally import Tally
 
 LISTED_REASONS = 50
+PASSED = {
+    "threshold": "combined",
+    "forward_threshold": "forward",
+    "backward_threshold": "backward",
+    "margin": "margin",
+    "ratio_margin": "ratio margin",
+}  # which values of known pairs a threshold looks at
 
 Record = dict[str, Any]
 Connect = Callable[[], tuple[SignalWatch, Connection]]
@@ -80,6 +87,7 @@ class PairRun:
         self.tally = Tally()
         self.rules = job.rules()
         self.curves: dict[str, Curve] = {}
+        self.beside: dict[str, np.ndarray] | None = None  # scores and labels of known pairs that are no candidates
         self.kept: list[Record] = []
         self.samples: list[list[list[float]]] = []
         self.computed = 0  # tasks of this run
@@ -87,6 +95,7 @@ class PairRun:
     def execute(self) -> Selected:
         """Take the steps that are not done, and write down what came of it."""
         spec = self._make_spec()
+        self._check_columns(spec.columns)
         self.output.write_json("settings.json", self.settings)
         self.reporter.say(f"{self.name}: selecting from {self.scored.num_rows:,} scored pairs")
         try:
@@ -99,15 +108,16 @@ class PairRun:
     def look(self) -> Selected:
         """Take the steps that known pairs need, and no more."""
         self.reporter.say(f"{self.name}: looking for known pairs among {self.scored.num_rows:,} scored ones")
+        spec = replace(self._make_spec(), waits=True)
+        self._check_columns(spec.columns)
         try:
-            self._score(replace(self._make_spec(), waits=True), apply=False)
+            self._score(spec, apply=False)
         except StepError as error:
             return Selected("failed", failure=str(error))
         return Selected("calibrated", self._tell())
 
     def _make_spec(self) -> Spec:
         schema, columns = self._look_at_first()
-        self._check_columns(columns)
         return Spec(
             output=self.output,
             parts=self.scored.parts,
@@ -158,6 +168,16 @@ class PairRun:
 
     def _score(self, spec: Spec, *, apply: bool = True) -> tuple[Spec, list[Record]]:
         """Read, drop duplicates, compute margins, calibrate, and apply the thresholds if that is wanted."""
+        targets = self._look_at_sides(spec)
+        if self.known is not None:
+            self._calibrate(_gather_known(targets))
+        if not spec.waits or not apply:
+            return spec, targets
+        spec = replace(spec, rules=self.rules, waits=False)
+        return spec, self._step("filter", self._gather(targets, "pairs", spec.num_buckets), spec, targets)
+
+    def _look_at_sides(self, spec: Spec) -> list[Record]:
+        """Read, drop duplicates and compute margins."""
         units = [Task(number, runs=unit) for number, unit in enumerate(self.scored.units)]
         read = self._step("read", units, spec)
         fingerprints = {key or None: uri for record in read for key, uri in record["fingerprints"].items()}
@@ -168,6 +188,7 @@ class PairRun:
                 f"{self.name}: its parts were scored in different ways (fingerprints {', '.join(map(str, fingerprints))}), so "
                 "that their scores may not be comparable; select from each by itself"
             ) from None
+        self.fingerprints = set(fingerprints)
         self.reasons = _add_up(record["reasons"] for record in read)
         if self.tally.counts["rows"] == self.tally.removed["unscored"]:
             self.reporter.say(
@@ -176,44 +197,72 @@ class PairRun:
             )
         found = self._step("duplicates", self._gather(read, "pairs", spec.num_buckets), spec, read)
         found = self._step("sources", self._gather(found, "pairs", spec.num_buckets), spec, found)
-        targets = self._step("targets", self._gather(found, "pairs", spec.num_buckets), spec, found)
-        if self.known is not None:
-            self._calibrate([record["known"] for record in targets if "known" in record])
-        if not spec.waits or not apply:
-            return spec, targets
-        spec = replace(spec, rules=self.rules, waits=False)
-        return spec, self._step("filter", self._gather(targets, "pairs", spec.num_buckets), spec, targets)
+        return self._step("targets", self._gather(found, "pairs", spec.num_buckets), spec, found)
 
-    def _calibrate(self, told: list[dict[str, list[float]]]) -> None:
+    def _calibrate(self, values: dict[str, np.ndarray]) -> None:
         """Trace the curves of known pairs, and take thresholds from them where they are asked for."""
-        values = (
-            {name: np.array([value for one in told for value in one[name]], float) for name in told[0]} if told else {}
-        )
         labels = values.pop("labels", np.zeros(0))
-        values = {
-            name: np.where(np.isnan(own), np.inf if name == "margin" else -np.inf, own)
-            for name, own in values.items()
-            if name == "margin" or not np.isnan(own).all()
-        }
-        self.curves = calibrate(values, labels)
         right, wrong = int((labels == 1).sum()), int((labels == 0).sum())
-        self.tally.counts.update({"known_right": right, "known_wrong": wrong})
         self.reporter.say(
             f"{self.name}: {right:,} known right and {wrong:,} known wrong pairs are among its candidates"
         )
+        if not (right and wrong) and self.scored.beside is not None:
+            values = self._look_beside(self.scored.beside)
+            labels = values.pop("labels", np.zeros(0))
+            right, wrong = int((labels == 1).sum()), int((labels == 0).sum())
+            self.reporter.say(
+                f"{self.name}: {right:,} known right and {wrong:,} known wrong pairs were scored beside them"
+            )
+            self.beside = {**values, "labels": labels}
+        self.tally.counts.update({"known_right": right, "known_wrong": wrong})
+        self.curves = calibrate(values, labels)
         for flag, kind in (("threshold", "combined"), ("margin", "margin")):
             if getattr(self.job, flag) != "auto" or self.job.calibrate_only:
                 continue
             if kind not in self.curves:
                 raise StepError(
                     f"--{flag} auto: {right:,} known right and {wrong:,} known wrong pairs are among the scored ones, and both "
-                    "are needed; give more known pairs of this language pair, or a number"
+                    "are needed; give more known pairs of this language pair with their labels, also to the command that "
+                    "scores (--input), which scores those that are no candidates; or give a number"
                 )
             best = float(self.curves[kind].thresholds[self.curves[kind].best])
             self.rules = (
                 replace(self.rules, threshold=best) if flag == "threshold" else replace(self.rules, margin=best)
             )
             self.reporter.say(f"{self.name}: --{flag} {best:.6g} has the best F1 on known pairs")
+
+    def _look_beside(self, scored: ScoredPair) -> dict[str, np.ndarray]:
+        """Return the scores of known pairs that are no candidates; their rivals are the known pairs of the same sides."""
+        output = SelectOutput(storage.join_uri(self.output.uri, "_select", "known"), self.output.pair)
+        run = PairRun(scored, self.job, self.known, output, {}, self.lease, self.connect, QuietReporter())
+        output.clear()
+        try:
+            values = _gather_known(run._look_at_sides(replace(run._make_spec(), waits=True)))
+        finally:
+            output.clear()
+        if run.fingerprints != self.fingerprints:
+            raise InputError(
+                f"{self.name}: its known pairs were scored in another way than its candidates (fingerprints "
+                f"{', '.join(map(str, run.fingerprints | self.fingerprints))}); score both with one command",
+                uri=scored.parts[0].uri,
+            )
+        return values
+
+    def _tell_beside(self) -> dict[str, Any]:
+        """Return what the thresholds make of known pairs that are no candidates, in place of those that are."""
+        if self.beside is None:
+            return {}
+        right = self.beside["labels"] == 1
+        passes = np.ones(len(right), bool)
+        for name, kind in PASSED.items():
+            least = getattr(self.rules, name)
+            if least is not None and kind in self.beside:
+                passes &= self.beside[kind] >= least
+        kept = int((passes & right).sum())
+        return {
+            "estimated_precision": estimate_share(kept, int(passes.sum())),
+            "estimated_recall": estimate_share(kept, int(right.sum())),
+        }
 
     def _align(self, found: tuple[Spec, list[Record]]) -> Spec:
         """Take the steps of the mode; `kept` is then known."""
@@ -332,10 +381,26 @@ class PairRun:
         return {
             "lang_pair": self.name,
             **summarize(self.tally, self.rules),
+            **self._tell_beside(),
             "unscored_reasons": self.reasons,
             "calibration": {name: curve.summarize() for name, curve in self.curves.items()},
             "rules": self.rules.define(),
         }
+
+
+def _gather_known(records: list[Record]) -> dict[str, np.ndarray]:
+    """Return the scores of known pairs by kind, and their `labels`; a margin without rivals is above every threshold."""
+    told = [record["known"] for record in records if "known" in record]
+    values = {name: np.array([value for one in told for value in one[name]], float) for name in told[0]} if told else {}
+    labels = values.pop("labels", np.zeros(0))
+    return {
+        "labels": labels,
+        **{
+            name: np.where(np.isnan(own), np.inf if name == "margin" else -np.inf, own)
+            for name, own in values.items()
+            if name == "margin" or not np.isnan(own).all()
+        },
+    }
 
 
 def _shrink(record: Record) -> Record:

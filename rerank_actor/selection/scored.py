@@ -5,11 +5,12 @@ plans are read, no rows. Knows nothing of rules or of Ray.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from rerank_actor import storage
+from rerank_actor.bitext.job import name_known
 from rerank_actor.bitext.languages import LanguagePair, find_pair_in_name, parse_pair
 from rerank_actor.bitext.sources import choose_partitions
 from rerank_actor.errors import InputError
@@ -40,12 +41,14 @@ class ScoredPair:
         parts: the files, in order of inputs and names.
         num_rows: of all of them.
         units: of runs, each bounded in memory.
+        beside: known pairs that were scored beside the candidates; None where there are none.
     """
 
     pair: LanguagePair
     parts: tuple[storage.StoredObject, ...]
     num_rows: int
     units: tuple[tuple[Run, ...], ...]
+    beside: "ScoredPair | None" = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,18 @@ def find_scored(job: SelectJob, folders: list[str]) -> dict[str, ScoredPair]:
             own.setdefault(root, None)
             objects[item.uri] = item
     chosen = choose_partitions(job.partitions, list(found))
-    return {name: _make_scored(name, list(found[name]), objects, job) for name in chosen}
+    scored = {name: _make_scored(name, list(found[name]), objects, job) for name in chosen}
+    if not job.calibration:
+        return scored
+    return {name: replace(one, beside=_find_beside(name, list(found[name]), job)) for name, one in scored.items()}
+
+
+def _find_beside(name: str, roots: list[str], job: SelectJob) -> ScoredPair | None:
+    """Return the known pairs of a language pair that were scored beside its candidates."""
+    beside = [name_known(root.rpartition("/")[0], f"lang_pair={name}") for root in roots]
+    objects = {item.uri: item for root in beside for item in storage.list_objects(root)}
+    own = [root for root in beside if any(storage.is_within(uri, root) for uri in objects)]
+    return _make_scored(name, own, objects, job) if own else None
 
 
 def _find_root(uri: str, job: SelectJob) -> tuple[str, str]:
