@@ -423,7 +423,11 @@ class CardTransformers:
 
 
 class SentenceTransformers:
-    """The CrossEncoder of sentence-transformers, where it is installed and loads a yes/no reranker."""
+    """The CrossEncoder of sentence-transformers, where it is installed and takes the prompts of a yes/no reranker.
+
+    It joins the two texts of a pair, or puts them into the chat template that a model brings; a folder without one needs the
+    template written into the texts.
+    """
 
     warms_up = True
 
@@ -433,27 +437,31 @@ class SentenceTransformers:
         import torch
         from sentence_transformers import CrossEncoder
 
-        self._queries, self._documents = read_pairs(setting)
+        queries, documents = read_pairs(setting)
+        heads = [QWEN3_RERANKER.prefix + QWEN3_RERANKER.format_head(DEFAULT_INSTRUCTION, query) for query in queries]
+        self._pairs = [
+            (head, f" {document}{QWEN3_RERANKER.suffix}") for head, document in zip(heads, documents, strict=True)
+        ]
         self._model: Any = CrossEncoder(
             setting.model,
             max_length=setting.max_length,
             device="cuda" if setting.on_gpu else "cpu",
             model_kwargs={"dtype": getattr(torch, setting.dtype)},
         )
-        if getattr(self._model, "num_labels", 1) not in (None, 1):
-            raise NotImplementedError("its CrossEncoder makes a classifier of random labels of a yes/no reranker")
-        encoder = make_encoder(setting)
-        self._tokens = int(encoder.encode(self._queries, self._documents).num_tokens.sum())
+        prompts = make_encoder(setting).encode(queries, documents)
+        expected = prompts.ids_at(np.arange(1))[0].tolist()
+        if self._model.preprocess(self._pairs[:1])["input_ids"][0].tolist() != expected:
+            raise NotImplementedError("its CrossEncoder makes other prompts of the pairs")
+        self._tokens = int(prompts.num_tokens.sum())
 
     def run_round(self) -> Round:
         """Score the pairs in one call."""
-        pairs = list(zip(self._queries, self._documents, strict=True))
         with Meter() as meter:
             started = time.time()
-            self._model.predict(pairs, batch_size=32, show_progress_bar=False)
+            self._model.predict(self._pairs, batch_size=32, show_progress_bar=False)
             ended = time.time()
         cpu_seconds = meter.count_cpu_seconds(started, ended)
-        return Round(len(pairs), self._tokens, ended - started, cpu_seconds, meter.peak_bytes, 0.0)
+        return Round(len(self._pairs), self._tokens, ended - started, cpu_seconds, meter.peak_bytes, 0.0)
 
 
 def _calls(num_pairs: int) -> Iterator[tuple[int, int]]:

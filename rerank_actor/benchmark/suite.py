@@ -62,7 +62,7 @@ SUITES = {
             "ray-data-llm": 8_192,
             "card-vllm": 2_048,
             "card-transformers": 256,
-            "sentence-transformers": 256,
+            "sentence-transformers": 2_048,
         },
         rounds=5,
         dtype="float32",
