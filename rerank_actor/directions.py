@@ -7,6 +7,7 @@ languages, prompts or parts.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 FORWARD, BACKWARD = "forward", "backward"
 DIRECTED_VALUES = ("score", "logit", "num_tokens", "truncated_tokens")
@@ -25,6 +26,18 @@ class Directions:
     instructions: dict[str, str]
     reason_column: str | None = None
     rules: frozenset[str] = frozenset()
+
+    def turn(self, first: list[Any], second: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+        """Return queries, documents and instructions of rows as pairs in each direction, direction by direction."""
+        queries: list[Any] = []
+        documents: list[Any] = []
+        instructions: list[Any] = []
+        for direction, instruction in self.instructions.items():
+            query, document = (second, first) if direction == BACKWARD else (first, second)
+            queries += query
+            documents += document
+            instructions += [instruction] * len(query)
+        return queries, documents, instructions
 
     def count_errors(self, errors: Mapping[str, int]) -> int:
         """Return how many rows have an error that nobody asked for."""

@@ -184,13 +184,13 @@ def _shorten(value: Any) -> str:
     return shown if len(shown) <= SHOWN_CHARACTERS else f"{shown[:SHOWN_CHARACTERS]}..."
 
 
-def make_encoder_settings(ground: Groundwork) -> dict[str, Any]:
-    """Return the keyword arguments of the job's `PairEncoder`."""
+def make_encoder_settings(job: ScoreJob, model: RerankerModel) -> dict[str, Any]:
+    """Return the keyword arguments of a job's `PairEncoder`."""
     return {
-        "template_name": ground.model.template_name,
-        "instruction": ground.job.instruction,
-        "max_length": ground.job.max_length,
-        "parse_special_tokens": ground.job.parse_special_tokens,
+        "template_name": model.template_name,
+        "instruction": job.instruction,
+        "max_length": job.max_length,
+        "parse_special_tokens": job.parse_special_tokens,
     }
 
 
@@ -199,7 +199,7 @@ def make_prepare_spec(ground: Groundwork, environment: dict[str, str]) -> Prepar
     job = ground.job
     return PrepareSpec(
         # In directions each pair has an instruction of its own; then the encoder is one for all language pairs.
-        encoder=make_encoder_settings(ground) | ({"instruction": ""} if job.directions() else {}),
+        encoder=make_encoder_settings(job, ground.model) | ({"instruction": ""} if job.directions() else {}),
         format=job.format,
         texts=make_text_spec(job),
         keep=None if job.keep_columns == "all" else list(job.keep_columns),
@@ -225,7 +225,7 @@ def _find_gpu_share(job: ScoreJob) -> float:
 def make_specs(ground: Groundwork, tokenizer_json: str, environment: dict[str, str]) -> tuple[PrepareSpec, EngineSpec]:
     """Return what read tasks and what actors need."""
     job = ground.job
-    encoder = PairEncoder(tokenizer_json, **make_encoder_settings(ground))
+    encoder = PairEncoder(tokenizer_json, **make_encoder_settings(job, ground.model))
     engine = EngineSpec(
         kind=job.engine,
         model=ground.model,

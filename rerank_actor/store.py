@@ -33,9 +33,7 @@ MAX_BUCKETS = 4096
 READ_THREADS = 32
 PLACE_BYTES = 8
 FREE_BYTES = 2**30  # left on a machine's disk whatever its copies would like
-KEPT_SECONDS = (
-    86_400.0  # for which a machine keeps copies of a store that nobody reads; a reader marks them at each use
-)
+KEPT_SECONDS = 86_400.0  # of a machine's copies of a store since they were last read
 
 
 @dataclass(frozen=True)

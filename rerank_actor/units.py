@@ -23,7 +23,7 @@ from tenacity import (
 
 from rerank_actor import shards, storage
 from rerank_actor.candidates import Pairs, TextSpec, make_pairs
-from rerank_actor.directions import BACKWARD, Directions
+from rerank_actor.directions import Directions
 from rerank_actor.duplicates import find_originals
 from rerank_actor.errors import RerankError, ShardChangedError, ShardError
 from rerank_actor.known_scores import KnownScores
@@ -302,14 +302,7 @@ def _turn_pairs(pairs: Pairs, rows: Rows, directions: Directions) -> Pairs:
         [None if error is not None else text for text, error in zip(texts, row_errors, strict=True)]
         for texts in (pairs.queries, pairs.documents)
     ]
-    queries: list[Any] = []
-    documents: list[Any] = []
-    instructions: list[Any] = []
-    for direction, instruction in directions.instructions.items():
-        query, document = reversed(sides) if direction == BACKWARD else sides
-        queries += query
-        documents += document
-        instructions += [instruction] * len(query)
+    queries, documents, instructions = directions.turn(*sides)
     return Pairs(pairs.table, queries, documents, instructions, row_errors, None)
 
 

@@ -84,7 +84,7 @@ def test_meter_counts_processes_that_have_ended_too() -> None:
 def test_rounds_go_around_all_contenders_and_leave_out_those_that_cannot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "stub.py").write_text(
+    stub = (
         "import json, sys\n"
         "name = sys.argv[1]\n"
         "say = lambda found: print(json.dumps(found), flush=True)\n"
@@ -95,8 +95,7 @@ def test_rounds_go_around_all_contenders_and_leave_out_those_that_cannot(
         "    say({'pairs_per_second': rate, 'tokens_per_second': rate, 'cpu_seconds_per_pair': 1 / rate, 'peak_bytes': 1,\n"
         "         'cached_share': None, 'busy_share': 0.5})\n"
     )
-    monkeypatch.setattr(rounds, "MODULE", "stub")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    put_in_place(stub, tmp_path, monkeypatch)
     setting = Setting("m", "s", str(tmp_path), "float32", 10, 5, 5)
     said: list[str] = []
     entries = [rounds.Entry("fast", 5), rounds.Entry("slow", 2), rounds.Entry("absent", 1)]
@@ -108,6 +107,13 @@ def test_rounds_go_around_all_contenders_and_leave_out_those_that_cannot(
     assert rounds.find_ratios(found, "fast", "pairs_per_second") == {"slow": pytest.approx(100 / 30)}
     order = [words.split(", ")[1].split(":")[0] for words in said if words.startswith("round")]
     assert order == ["slow", "fast", "slow", "fast", "slow", "fast", "slow"]
+
+
+def put_in_place(stub: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a stub stand for the contenders."""
+    (folder / "stub.py").write_text(stub)
+    monkeypatch.setattr(rounds, "MODULE", "stub")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
 STUB = (
@@ -125,9 +131,7 @@ STUB = (
 def test_knobs_are_turned_one_at_a_time_beside_the_engine_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "stub.py").write_text(STUB)
-    monkeypatch.setattr(rounds, "MODULE", "stub")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    put_in_place(STUB, tmp_path, monkeypatch)
     knobs: dict[str, Any] = {
         "two prompts": ("engine", {"engine_args": {"max_num_seqs": 2}}),
         "half a GPU": ("engine", {"gpus_per_actor": 0.5}),
@@ -145,9 +149,7 @@ def test_knobs_are_turned_one_at_a_time_beside_the_engine_as_it_is(
 def test_suite_of_a_gpu_tells_the_share_of_its_best_that_forward_passes_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "stub.py").write_text(STUB)
-    monkeypatch.setattr(rounds, "MODULE", "stub")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    put_in_place(STUB, tmp_path, monkeypatch)
     monkeypatch.setattr("rerank_actor.benchmark.suite._measure_peak", lambda dtype: 1e9)
     monkeypatch.setattr("rerank_actor.benchmark.suite._name_gpu", lambda: "a GPU")
     suite = Suite(("tiny",), ("short",), {"job": 64, "engine": 64}, 1, "float32", on_gpu=True)

@@ -165,12 +165,8 @@ def run_suite(
             prompts = encoder.encode(workload.queries[:2000], workload.documents[:2000])
             entries = [Entry(contender, count) for contender, count in pairs.items()]
             for label, (contender, changes) in suite.knobs.items():
-                own = (
-                    {"engine_args": {**(engine_args or {}), **changes["engine_args"]}}
-                    if "engine_args" in changes
-                    else {}
-                )
-                entries.append(Entry(contender, pairs[contender], {**changes, **own}, label))
+                merged = {**(engine_args or {}), **changes.get("engine_args", {})}
+                entries.append(Entry(contender, pairs[contender], {**changes, "engine_args": merged}, label))
             found = run_rounds(
                 entries,
                 setting,

@@ -25,10 +25,10 @@ from rerank_actor.bitext.languages import LanguagePair
 from rerank_actor.bitext.rules import Rules
 from rerank_actor.bitext.sources import Source, choose_partitions, choose_sources, find_sources, split_name
 from rerank_actor.budget import Budget, count_budget, print_budget
-from rerank_actor.directions import BACKWARD, FORWARD
+from rerank_actor.directions import Directions
 from rerank_actor.errors import InputError
 from rerank_actor.estimate import Estimate, count_shared, find_rate, print_estimate
-from rerank_actor.groundwork import fit_max_length, refuse_dead_storage
+from rerank_actor.groundwork import fit_max_length, make_encoder_settings, refuse_dead_storage
 from rerank_actor.lines import decompress
 from rerank_actor.model import RerankerModel, load_reranker_model, load_tokenizer_json
 from rerank_actor.output import Output, find_pending
@@ -122,13 +122,8 @@ def estimate_bitext(job: BitextJob, reporter: Reporter | None = None) -> BitextE
     groups: dict[str | None, list[Source]] = defaultdict(list)
     for source in choose_sources(find_sources(job), job.partitions):
         groups[source.pair.name if source.pair is not None else None].append(source)
-    encoder = PairEncoder(
-        load_tokenizer_json(model),
-        template_name=model.template_name,
-        instruction="",
-        max_length=job.max_length,
-        parse_special_tokens=job.parse_special_tokens,
-    )
+    settings = make_encoder_settings(job, model) | {"instruction": ""}  # each direction has its own
+    encoder = PairEncoder(load_tokenizer_json(model), **settings)
     rules = job.rules()
     with ThreadPoolExecutor(THREADS) as pool:
         found = list(chain.from_iterable(pool.map(lambda own: _look_at(own, job, rules), groups.values())))
@@ -196,17 +191,12 @@ def _count_rows(source: Source) -> tuple[int, bool]:
 def _estimate_partition(samples: list[_Sample], job: BitextJob, encoder: PairEncoder) -> PartitionEstimate:
     pair = samples[0].pair
     texts = [couple for sample in samples for couple in sample.texts]
-    sides = [[couple[side] for couple in texts] for side in (0, 1)]
-    instructions = dict(zip((FORWARD, BACKWARD), job.write_instructions(pair), strict=True))
-    tokens, truncated, shared = [np.zeros(0, np.int32)], 0, 0
-    for direction in instructions if job.direction == "both" else (job.direction,):
-        query, document = reversed(sides) if direction == BACKWARD else sides
-        prompts = encoder.encode(query, document, [instructions[direction]] * len(texts))
-        scorable = prompts.scorable
-        tokens.append(prompts.num_tokens[scorable])
-        truncated += int((prompts.truncated_tokens[scorable] > 0).sum())
-        shared += count_shared(prompts.ids_at(scorable), prompts.head_tokens[scorable])
-    num_tokens = np.concatenate(tokens)
+    prompts = encoder.encode(
+        *_find_directions(job, pair).turn(*([couple[side] for couple in texts] for side in (0, 1)))
+    )
+    scorable = prompts.scorable
+    num_tokens = prompts.num_tokens[scorable]
+    shared = count_shared(prompts.ids_at(scorable), prompts.head_tokens[scorable])
     rows = sum(sample.rows for sample in samples)
     return PartitionEstimate(
         name=pair.name,
@@ -217,9 +207,14 @@ def _estimate_partition(samples: list[_Sample], job: BitextJob, encoder: PairEnc
         is_counted=all(sample.is_counted for sample in samples),
         dropped_share=sum(sample.dropped for sample in samples) / sum(sample.looked_at for sample in samples),
         num_tokens=num_tokens,
-        truncated=truncated,
+        truncated=int((prompts.truncated_tokens[scorable] > 0).sum()),
         cached_share=shared / max(1, int(num_tokens.sum())),
     )
+
+
+def _find_directions(job: BitextJob, pair: LanguagePair) -> Directions:
+    """Return the directions in which a language pair will be scored."""
+    return job.to_scoring(pair, job.input[0], storage.join_uri(job.output, pair.folder)).directions()
 
 
 def _count_committed(job: BitextJob, pair: LanguagePair) -> int:
@@ -247,17 +242,16 @@ def _count_all(
     num_tokens = np.concatenate([one.num_tokens for one in partitions])
     rows = sum(one.rows for one in partitions)
     dropped = sum(one.dropped_share * one.rows for one in partitions) / max(1, rows)
-    units = [
-        math.ceil(getattr(one, which) / (job.unit_rows or share_out(one.rows)))
-        for which in ("rows", "pending_rows")
-        for one in partitions
-    ]
+
+    def count_units(rows: str) -> int:
+        return sum(math.ceil(getattr(one, rows) / (job.unit_rows or share_out(one.rows))) for one in partitions)
+
     estimate = Estimate(
         shards=sum(one.files for one in partitions),
-        units=sum(units[: len(partitions)]),
+        units=count_units("rows"),
         rows=rows,
         num_bytes=sum(one.num_bytes for one in partitions),
-        pending_units=sum(units[len(partitions) :]),
+        pending_units=count_units("pending_rows"),
         pending_rows=sum(one.pending_rows for one in partitions),
         unreadable=[],
         num_tokens=num_tokens,

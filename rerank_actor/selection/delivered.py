@@ -8,7 +8,7 @@ from typing import Any
 
 from rerank_actor import storage
 from rerank_actor.selection.job import FORMATS
-from rerank_actor.selection.output import SelectOutput
+from rerank_actor.selection.output import SelectOutput, find_lost
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,7 @@ def check_delivered(uri: str, found: Delivered) -> list[str]:
     if found.numbers is None:
         return [f"{found.name}: its selection has not come to its end; run the same command again"]
     present, expected = output.list_data(), dict(found.numbers["objects"])
-    problems = [f"{name}: is missing" for name in expected if name not in present]
-    problems += [
-        f"{name}: holds {present[name].size:,} bytes where {size:,} were written"
-        for name, size in expected.items()
-        if name in present and present[name].size != size
-    ]
+    problems = find_lost(present, expected)
     problems += [f"{name}: was not written by this selection" for name in sorted(present) if name not in expected]
     for kind in FORMATS:
         mark = storage.join_uri(output.data_folder(kind), "_SUCCESS")

@@ -8,6 +8,7 @@ A step's objects are written first and its record last, so that a record says wh
 """
 
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,16 @@ class SelectOutput(Output):
         for folder in ("steps", "tmp"):
             storage.delete_folder(self.at(folder))
         storage.delete_objects([self.at(name) for name in ("result.json", "settings.json")])
+
+
+def find_lost(present: Mapping[str, storage.StoredObject], written: Mapping[str, int]) -> list[str]:
+    """Return in sentences which of the objects that were written, with their sizes, are missing or of another size."""
+    lost = [f"{uri}: is missing" for uri in written if uri not in present]
+    return lost + [
+        f"{uri}: holds {present[uri].size:,} bytes where {size:,} were written"
+        for uri, size in written.items()
+        if uri in present and present[uri].size != size
+    ]
 
 
 def _parse(data: bytes | None) -> dict[str, Any] | None:

@@ -15,9 +15,10 @@ from rerank_actor.connection import Connection, SignalWatch, connect_ray, watch_
 from rerank_actor.errors import InputError, OutputConflictError
 from rerank_actor.output import Lease, make_run_id
 from rerank_actor.progress import QuietReporter, Reporter
+from rerank_actor.selection.delivered import find_delivered
 from rerank_actor.selection.job import SelectJob
 from rerank_actor.selection.known import Known, load_known
-from rerank_actor.selection.output import SelectOutput
+from rerank_actor.selection.output import SelectOutput, find_lost
 from rerank_actor.selection.partition import PairRun, Selected
 from rerank_actor.selection.report import render_report
 from rerank_actor.selection.scored import ScoredPair, find_scored
@@ -145,7 +146,7 @@ def _select_pair(
     lease = Lease(output, make_run_id())
     pair_run = run(output=output, settings=settings, lease=lease)
     done = output.read_json("result.json") if earlier is not None and not job.calibrate_only else None
-    if done is not None and _is_whole(output, done):
+    if done is not None and not find_lost(output.list_data(), done["objects"]):
         pair_run.reporter.say(f"{output.pair}: {done['counts'].get('kept', 0):,} pairs, all delivered already")
         return Selected("complete", done)
     lease.acquire(pair_run.reporter.say)
@@ -162,16 +163,10 @@ def _select_pair(
         lease.release()
 
 
-def _is_whole(output: SelectOutput, done: dict[str, Any]) -> bool:
-    present = output.list_data()
-    return all(uri in present and present[uri].size == size for uri, size in done["objects"].items())
-
-
 def write_report(deliver: str) -> None:
     """Write the report over all language pairs that were ever delivered to a folder."""
     root = storage.join_uri(deliver, "_select")
-    listed = [item.uri for item in storage.list_objects(root) if item.uri.endswith("/result.json")]
-    found = [json.loads(data) for data in map(storage.read_if_present, sorted(listed)) if data]
+    found = [one.numbers for one in find_delivered(deliver) if one.numbers is not None]
     told = [{name: value for name, value in one.items() if name != "objects"} for one in found]
     data = json.dumps({"lang_pairs": told}, indent=1, ensure_ascii=False).encode()
     storage.write_bytes(storage.join_uri(root, "report.json"), data)
