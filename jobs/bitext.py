@@ -16,7 +16,7 @@ from rerank_actor import storage
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.run import score_bitext
 from rerank_actor.errors import JobError
-from rerank_actor.job import check_job, read_job_file
+from rerank_actor.job_file import check_job, read_job_file
 from rerank_actor.progress import LineReporter, make_reporter
 from rerank_actor.selection.job import SHARED, SelectJob
 from rerank_actor.selection.known import list_known

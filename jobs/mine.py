@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.command_line import EXIT_FAILED, Parser, add_job_flags, run_command
-from rerank_actor.job import check_job, read_job_file
+from rerank_actor.job_file import check_job, read_job_file
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.run import MineResult, mine_scores
 from rerank_actor.progress import LineReporter

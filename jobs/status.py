@@ -8,7 +8,7 @@ from rerank_actor.output import Output, list_outputs
 from rerank_actor.selection.delivered import Delivered, find_delivered
 from rerank_actor.selection.report import OVERVIEW, list_overview, print_table
 from rerank_actor.status import print_status, print_statuses, read_status
-from rerank_actor.storage import normalize_uri
+from rerank_actor.storage.uri import normalize_uri
 
 
 def status(arguments: Sequence[str] | None = None) -> int:

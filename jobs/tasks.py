@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from jobs.command_line import Parser, run_command
-from rerank_actor.presets import load_presets
+from rerank_actor.engines.instructions import load_presets
 
 
 def tasks(arguments: Sequence[str] | None = None) -> int:

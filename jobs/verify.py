@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from jobs.command_line import EXIT_FAILED, Parser, run_command
 from rerank_actor.output import Output, list_outputs
 from rerank_actor.selection.delivered import Delivered, check_delivered, find_delivered
-from rerank_actor.storage import normalize_uri
+from rerank_actor.storage.uri import normalize_uri
 from rerank_actor.verify import Verification, verify_output
 
 

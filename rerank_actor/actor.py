@@ -18,8 +18,8 @@ import pyarrow as pa
 import ray
 
 from rerank_actor import storage
-from rerank_actor.engine import Engine, EngineSpec, compute_within_memory
-from rerank_actor.engine_check import EngineCheck, scores_as_before, start_engine
+from rerank_actor.engines.base import Engine, EngineSpec, compute_within_memory
+from rerank_actor.engines.start import EngineCheck, scores_as_before, start_engine
 from rerank_actor.errors import EngineError, EngineStartError, RerankError
 from rerank_actor.ledger import START_ATTEMPTS
 from rerank_actor.metrics import ActorMeter

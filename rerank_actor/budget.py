@@ -19,7 +19,6 @@ from rerank_actor.errors import OutputConflictError
 from rerank_actor.estimate import Estimate, estimate_ground
 from rerank_actor.groundwork import Groundwork, prepare_job
 from rerank_actor.job import ScoreJob
-from rerank_actor.output import Lease
 from rerank_actor.pool import join_gpus
 from rerank_actor.price import (
     GpuType,
@@ -33,6 +32,7 @@ from rerank_actor.price import (
 from rerank_actor.progress import Reporter, format_seconds
 from rerank_actor.speed import ASSUMED_SHARE, ModelSize, assume_speed, read_model_size
 from rerank_actor.status import count_actors
+from rerank_actor.storage.lease import Lease
 
 START_SECONDS = 120.0  # of an engine on a GPU, where none has been started yet
 SHOWN_ACTORS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -190,7 +190,7 @@ def store_budget(ground: Groundwork, budget: Budget, reporter: Reporter) -> bool
     Raises:
         JobError, StorageError: the output cannot be written to.
     """
-    lease = Lease(ground.output, f"plan-{secrets.token_hex(3)}")
+    lease = Lease(ground.output.lease_uri, ground.output.uri, f"plan-{secrets.token_hex(3)}")
     try:
         lease.acquire(reporter.say)
     except OutputConflictError as error:

@@ -13,7 +13,7 @@ import numpy as np
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, StorageError
-from rerank_actor.store import Layout, StoreSpec, name_bucket, pack_bucket, spill_rows
+from rerank_actor.storage.keyed_store import Layout, StoreSpec, name_bucket, pack_bucket, spill_rows
 
 ROUNDS = 3
 SPILL_BYTES = 64 * 2**20

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from rerank_actor.errors import JobError
-from rerank_actor.job import ScoreJob, check_job, parse_job_file
+from rerank_actor.job import ScoreJob
+from rerank_actor.job_file import check_job, parse_job_file
 from rerank_actor.kuberay import NodeGroup, check_kuberay
 from rerank_actor.pool import Node, join_gpus
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from rerank_actor import storage
 from rerank_actor.connection import Connection, SignalWatch
-from rerank_actor.engine import EngineSpec
+from rerank_actor.engines.base import EngineSpec
+from rerank_actor.engines.model import load_tokenizer_json
 from rerank_actor.errors import EngineStartError, JobError, RunInterruptedError, describe_cause
 from rerank_actor.groundwork import make_prepare_spec, make_specs
-from rerank_actor.model import load_tokenizer_json
 from rerank_actor.output_run import CrewFacts, OutputRun
 from rerank_actor.plan import Unit
 from rerank_actor.price import find_price

@@ -11,7 +11,7 @@ from typing import Any
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, describe_cause
-from rerank_actor.hub import pin_revision, split_hub_uri
+from rerank_actor.storage.hub import pin_revision, split_hub_uri
 
 STATE, INFO, DICT = "state.json", "dataset_info.json", "dataset_dict.json"
 ALL_SPLITS = "all"

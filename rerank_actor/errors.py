@@ -5,6 +5,8 @@ form a program can read. All of them survive pickling, because they cross proces
 says whether trying the same thing again can help; nothing in the project decides that by looking at a message.
 """
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -93,3 +95,9 @@ class EngineMemoryError(EngineError):
 
 class RunInterruptedError(RerankError):
     """The run was stopped by a signal; `signum` is its number."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean X?)` for the nearest known name, or nothing."""
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {nearest[0]}?)" if nearest else ""

@@ -23,10 +23,9 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.columns import is_list
-from rerank_actor.errors import InputError, ShardError, describe_cause
-from rerank_actor.job import suggest
+from rerank_actor.errors import InputError, ShardError, describe_cause, suggest
 from rerank_actor.output import Output
-from rerank_actor.shuffle import find_buckets, hash_keys, pack_slices, read_slices
+from rerank_actor.storage.shuffle import find_buckets, hash_keys, pack_slices, read_slices
 
 FORMATS = ("trec", "tevatron", "mteb-predictions")
 PAIRS_AT_ONCE = 2_000_000

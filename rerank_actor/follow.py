@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from rerank_actor.connection import Connection, SignalWatch
 from rerank_actor.errors import RerankError, describe_cause
-from rerank_actor.output import Lease
+from rerank_actor.storage.lease import Lease
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 20.0

@@ -12,22 +12,22 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from rerank_actor import shards, storage
-from rerank_actor.engine import EngineSpec
-from rerank_actor.engine_check import encode_check_pairs
+from rerank_actor.engines.base import EngineSpec
+from rerank_actor.engines.model import RerankerModel, load_reranker_model
+from rerank_actor.engines.prompts import PairEncoder
+from rerank_actor.engines.start import encode_check_pairs
+from rerank_actor.engines.template import TEMPLATES
 from rerank_actor.errors import JobError, ModelError, OutputConflictError, StorageError
-from rerank_actor.hub import is_hub
+from rerank_actor.fingerprint import find_differing, hash_fingerprint
 from rerank_actor.input_columns import make_text_spec
-from rerank_actor.job import ScoreJob, hash_fingerprint
-from rerank_actor.model import RerankerModel, load_reranker_model
+from rerank_actor.job import ScoreJob
 from rerank_actor.output import Output
 from rerank_actor.plan import Plan, PlanChange, list_input, make_plan
 from rerank_actor.price import find_price
 from rerank_actor.progress import QuietReporter, Reporter
-from rerank_actor.prompts import PairEncoder
 from rerank_actor.retrieval_run import RANKING_FORMATS, sniff_format
 from rerank_actor.reuse import ScoreSource, find_reused
-from rerank_actor.settings import find_differing
-from rerank_actor.template import TEMPLATES
+from rerank_actor.storage.hub import is_hub
 from rerank_actor.texts import TextSource, find_sources
 from rerank_actor.units import PrepareSpec
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from rerank_actor.candidates import INDEX_COLUMN, TextSpec, list_fields
-from rerank_actor.errors import InputError
-from rerank_actor.job import ScoreJob, suggest
+from rerank_actor.errors import InputError, suggest
+from rerank_actor.job import ScoreJob
 from rerank_actor.layout import ShardLayout
 from rerank_actor.pair_key import PAIR_KEY
 from rerank_actor.shards import RESERVED_COLUMNS, detect_format

@@ -4,129 +4,29 @@ Takes values from a YAML file and a command line, gives a checked `ScoreJob`. Sa
 fingerprint. Knows nothing of argparse, models or storage contents.
 """
 
-import difflib
-import hashlib
 import json
 import re
-from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from rerank_actor import hub, storage
+from rerank_actor import storage
 from rerank_actor.directions import Directions
-from rerank_actor.errors import JobError
+from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION, load_presets
+from rerank_actor.engines.options import BUILT_IN_TOKENIZER, DEFAULT_MODEL, HARMLESS_ENGINE_ARGS, check_engine_args
+from rerank_actor.errors import JobError, suggest
 from rerank_actor.field_template import parse_template
-from rerank_actor.presets import load_presets
-from rerank_actor.template import DEFAULT_INSTRUCTION
-
-DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
-JobKind = TypeVar("JobKind", bound=BaseModel)
-SECRET_FIELDS = ("on_finish", "on_trouble", "webhook")
-BUILT_IN_TOKENIZER = "bytes"  # the model name that stands for the fake engine's own byte tokenizer
-
-# Settings of vLLM (and three of the fake engine) that change speed or memory but no score beyond the noise of the dtype.
-HARMLESS_ENGINE_ARGS = frozenset(
-    {
-        "async_scheduling",
-        "block_size",
-        "cached_share",
-        "compilation_config",
-        "cpu_offload_gb",
-        "disable_log_stats",
-        "distributed_executor_backend",
-        "download_dir",
-        "enable_prefix_caching",
-        "enforce_eager",
-        "faults",
-        "gpu_memory_utilization",
-        "kv_cache_memory_bytes",
-        "load_format",
-        "max_num_batched_tokens",
-        "max_num_seqs",
-        "pipeline_parallel_size",
-        "seconds_per_prompt",
-        "seed",
-        "swap_space",
-        "tensor_parallel_size",
-    }
+from rerank_actor.job_file import (
+    SECRET_FIELDS,
+    check_job,
+    make_flag,
+    read_instruction_map,
+    read_job_file,
+    refuse_credentials,
 )
-
-# What else is passed on to vLLM; these may change a score, so they are in the fingerprint. The other hundred and more of
-# its arguments are refused: they name code to import (worker_cls, scheduler_cls, logits_processors, log_config_file),
-# other models or files, hosts to talk to, credentials, or how a logit is pooled. Those of vLLM 0.32.
-SCORING_ENGINE_ARGS = frozenset(
-    {
-        "attention_backend",
-        "attention_config",
-        "cudagraph_capture_sizes",
-        "disable_cascade_attn",
-        "disable_custom_all_reduce",
-        "disable_hybrid_kv_cache_manager",
-        "kernel_config",
-        "kv_cache_dtype",
-        "linear_backend",
-        "max_cudagraph_capture_size",
-        "max_parallel_loading_workers",
-        "num_gpu_blocks_override",
-        "numa_bind",
-        "offload_group_size",
-        "offload_num_in_group",
-        "offload_prefetch_step",
-        "optimization_level",
-        "performance_mode",
-        "quantization",
-        "safetensors_load_strategy",
-        "use_tqdm_on_load",
-    }
-)
-ENGINE_ARGS_WITH_FLAGS = {
-    "dtype": "--dtype",
-    "max_model_len": "--max-length",
-    "model": "--model",
-    "revision": "--revision",
-    "tensor_parallel_size": "--tensor-parallel-size",
-    "trust_remote_code": "--trust-remote-code",
-}
-# Values of arguments that would otherwise name a class to import or a format that unpickles.
-SAFE_ENGINE_VALUES = {
-    "load_format": ("auto", "safetensors", "fastsafetensors", "runai_streamer"),
-    "distributed_executor_backend": ("mp", "uni"),  # with ray, vLLM would reserve GPUs beside those of its actor
-}
-# Keys of vLLM's compilation_config without those that name code (backend, inductor_passes) or a folder of it (cache_dir).
-SAFE_COMPILATION_KEYS = frozenset(
-    {
-        "mode",
-        "compile_sizes",
-        "cudagraph_capture_sizes",
-        "cudagraph_mode",
-        "cudagraph_num_of_warmups",
-        "custom_ops",
-        "max_cudagraph_capture_size",
-        "use_inductor_graph_partition",
-    }
-)
-
-
-def make_flag(default: Any, group: str, description: str, metavar: str | None = None, nargs: str | None = None) -> Any:
-    """Return a field of a job that is a flag too.
-
-    Args:
-        default: value where it is not given.
-        group: of the help in which it stands.
-        description: what it does.
-        metavar: what stands for its value in the help.
-        nargs: `+` for a flag that takes several values.
-    """
-    extra: Any = {"group": group, "metavar": metavar, "nargs": nargs}
-    return Field(default=default, description=description, json_schema_extra=extra)
-
-
-def make_hidden(default: Any) -> Any:
-    """Return a field of a job that is no flag."""
-    return Field(default=default, json_schema_extra={"group": None})
+from rerank_actor.storage import hub
 
 
 class ScoreJob(BaseModel):
@@ -507,7 +407,7 @@ class ScoreJob(BaseModel):
         if self.task is not None:
             changes["instruction"] = load_presets()[self.task].instruction
         if isinstance(self.instruction_map, str):
-            changes["instruction_map"] = _read_instruction_map(self.instruction_map)
+            changes["instruction_map"] = read_instruction_map(self.instruction_map)
         return self.model_copy(update=changes)
 
     def to_record(self) -> dict[str, Any]:
@@ -570,64 +470,6 @@ def _normalize_input(uri: str) -> str:
         raise JobError(f"--input: {error}", uri=uri) from None
 
 
-def refuse_credentials(value: Any) -> Any:
-    """Return a location or a list of them as they are.
-
-    Raises:
-        ValueError: one holds what looks like a credential.
-    """
-    for uri in value if isinstance(value, list) else [value or ""]:
-        scheme, separator, rest = uri.partition("://")
-        is_signed = not storage.is_s3(uri) and "?" in rest  # in s3:// it is a wildcard
-        if separator and ("@" in rest.partition("/")[0] or is_signed):
-            raise ValueError(
-                f"a {scheme}:// address with a user, a key or a query is not taken, because it would be written down; "
-                "give s3://bucket/key, and credentials in the AWS variables or a profile"
-            )
-    return value
-
-
-def check_engine_args(engine_args: Mapping[str, Any]) -> None:
-    """Refuse arguments for vLLM that could run code, read pickles or change what is scored; values are never repeated.
-
-    Raises:
-        ValueError: an argument is none of those that are passed on.
-    """
-    known = (HARMLESS_ENGINE_ARGS | SCORING_ENGINE_ARGS) - {
-        *ENGINE_ARGS_WITH_FLAGS,
-        "cached_share",
-        "faults",
-        "seconds_per_prompt",
-    }
-    for name, value in engine_args.items():
-        if name in ENGINE_ARGS_WITH_FLAGS:
-            raise ValueError(f"--engine-args: `{name}` has a flag of its own, {ENGINE_ARGS_WITH_FLAGS[name]}")
-        if name not in known:
-            raise ValueError(
-                f"--engine-args: `{name}` is not passed on to vLLM{suggest(name, known)}; what is: {', '.join(sorted(known))}"
-            )
-        if name in SAFE_ENGINE_VALUES and value not in SAFE_ENGINE_VALUES[name]:
-            raise ValueError(f"--engine-args: `{name}` takes {', '.join(SAFE_ENGINE_VALUES[name])}, nothing else")
-        if name == "compilation_config" and isinstance(value, dict):
-            refused = sorted(str(key) for key in value.keys() - SAFE_COMPILATION_KEYS)
-            if refused:
-                raise ValueError(
-                    f"--engine-args: `{refused[0]}` of `compilation_config` is not passed on to vLLM; what is: "
-                    f"{', '.join(sorted(SAFE_COMPILATION_KEYS))}"
-                )
-
-
-def hash_fingerprint(settings: dict[str, Any]) -> str:
-    """Return the fingerprint of everything that can change a score: 32 hex digits."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:32]
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean X?)` for the nearest known name, or nothing."""
-    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {nearest[0]}?)" if nearest else ""
-
-
 def load_job(path: str | None, flags: dict[str, Any]) -> ScoreJob:
     """Return the scoring job of a YAML file (local or s3://, may be None) with flags on top.
 
@@ -635,91 +477,3 @@ def load_job(path: str | None, flags: dict[str, Any]) -> ScoreJob:
         JobError: the file is missing or no YAML mapping, a key is unknown, or a value does not fit.
     """
     return check_job(ScoreJob, {**read_job_file(path, ScoreJob), **flags}, path, flags).normalized()
-
-
-def read_job_file(path: str | None, kind: type[BaseModel]) -> dict[str, Any]:
-    """Return the keys and values of a job file, none for no file.
-
-    Raises:
-        JobError: the file is missing or no YAML mapping, or a key is not a field of this kind of job.
-    """
-    if path is None:
-        return {}
-    return parse_job_file(_read_file(path, "job file"), path, kind)
-
-
-def parse_job_file(data: bytes | str, path: str, kind: type[BaseModel]) -> dict[str, Any]:
-    """Return the keys and values of a job file's text; `path` is for messages.
-
-    Raises:
-        JobError: it is no YAML mapping, or a key is not a field of this kind of job.
-    """
-    values = _parse_yaml(data, path)
-    for key in values:
-        if key not in kind.model_fields:
-            raise JobError(f"{path}: unknown key `{key}`{suggest(str(key), kind.model_fields)}", key=key)
-    return values
-
-
-def check_job(
-    kind: type[JobKind], values: dict[str, Any], path: str | None = None, flags: Container[str] = ()
-) -> JobKind:
-    """Return a job with these values; `path` and `flags` say where each came from.
-
-    Raises:
-        JobError: a value does not fit.
-    """
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        raise JobError("; ".join(_describe(problem, path, flags) for problem in error.errors())) from None
-
-
-class _JobFileLoader(yaml.SafeLoader):
-    """YAML without whole numbers in base 60, where `actors: 1:4` would be 64."""
-
-
-_JobFileLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_JobFileLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789")
-)
-
-
-def _read_file(path: str, what: str) -> bytes:
-    uri = storage.normalize_uri(path)
-    data = storage.read_if_present(uri)
-    if data is None:
-        raise JobError(f"{path}: no such {what}", uri=uri)
-    return data
-
-
-def _parse_yaml(
-    data: bytes | str, path: str, expected: str = "`key: value` lines, one for each flag"
-) -> dict[str, Any]:
-    try:
-        values = yaml.load(data, _JobFileLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise JobError(f"{path}: not a YAML file ({str(error).splitlines()[0]})", file=path) from None
-    if not isinstance(values, dict):
-        raise JobError(f"{path}: expected {expected}", file=path)
-    return values
-
-
-def _read_instruction_map(path: str) -> dict[str, str]:
-    values = _parse_yaml(_read_file(path, "instruction map"), path, "`dataset: instruction` lines")
-    for name, value in values.items():
-        if not isinstance(value, str) or not value.strip():
-            raise JobError(f"{path}: the instruction of `{name}` is not text; write `dataset: instruction` lines")
-    return {str(name): value for name, value in values.items()}
-
-
-def _describe(problem: Any, path: str | None, flags: Container[str]) -> str:
-    message = problem["msg"].removeprefix("Value error, ")
-    if not problem["loc"]:
-        return str(message)
-    key = str(problem["loc"][0])
-    where = f"{path}: key `{key}`" if path is not None and key not in flags else f"--{key.replace('_', '-')}"
-    return f"{where}: {message[0].lower()}{message[1:]}"

@@ -15,7 +15,7 @@ from rerank_actor.groundwork import Groundwork
 from rerank_actor.known_scores import KnownScores
 from rerank_actor.lookup import Lookup
 from rerank_actor.reuse import ScoreSource
-from rerank_actor.store import BLOCK_BYTES, Layout
+from rerank_actor.storage.keyed_store import BLOCK_BYTES, Layout
 from rerank_actor.texts import TextSource
 
 SAMPLED_BYTES = 256 * 2**20  # of sources, that a dry run reads

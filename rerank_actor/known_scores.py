@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from rerank_actor.store import Store, StoreSpec
+from rerank_actor.storage.keyed_store import Store, StoreSpec
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from rerank_actor.errors import JobError
-from rerank_actor.job import suggest
+from rerank_actor.errors import JobError, suggest
 
 API_VERSION = "ray.io/v1"
 GPU = "nvidia.com/gpu"

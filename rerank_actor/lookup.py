@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rerank_actor.store import Store, StoreSpec
+from rerank_actor.storage.keyed_store import Store, StoreSpec
 from rerank_actor.texts import read_id
 
 Role = Literal["query", "document"]

@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError
-from rerank_actor.output import Output, make_run_id
+from rerank_actor.output import Output
 from rerank_actor.part import PartCheck, check_part
 from rerank_actor.plan import Unit
 from rerank_actor.sketch import NAMES
+from rerank_actor.storage.lease import make_run_id
 
 RECORDS_PER_FILE = 5000
 RECORD_SECONDS = 60.0  # that a record waits to be written at most

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from rerank_actor.prompts import is_unicode
+from rerank_actor.storage.utf8 import is_unicode
 
 PAIR_KEY = "pair_key"
 

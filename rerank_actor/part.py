@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from rerank_actor import storage
 from rerank_actor.candidates import INDEX_COLUMN
 from rerank_actor.directions import DIRECTED_VALUES, find_directions, name_column
+from rerank_actor.engines.base import compute_score
 from rerank_actor.layout import find_reason
 from rerank_actor.pair_key import PAIR_KEY
 from rerank_actor.plan import Unit
@@ -33,13 +34,6 @@ ADDED_TYPES = dict(
 )
 NOT_FINITE = "engine returned a logit that is not finite"
 METADATA_PREFIX = "rerank_actor."
-
-
-def compute_score(logits: np.ndarray) -> np.ndarray:
-    """Return the score of each logit, its sigmoid: float32 [num_pairs] in [0, 1], computed in float64."""
-    wide = logits.astype(np.float64)
-    with np.errstate(over="ignore"):
-        return (1.0 / (1.0 + np.exp(-wide))).astype(np.float32)
 
 
 def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:

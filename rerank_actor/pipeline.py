@@ -20,7 +20,7 @@ from ray.data.datasource import Datasink, Datasource, ReadTask
 
 from rerank_actor import storage
 from rerank_actor.actor import RerankActor
-from rerank_actor.engine import EngineSpec
+from rerank_actor.engines.base import EngineSpec
 from rerank_actor.errors import EngineError, RerankError
 from rerank_actor.pace import START_SECONDS
 from rerank_actor.part import write_part

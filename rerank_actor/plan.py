@@ -20,10 +20,10 @@ from rerank_actor import shards, storage
 from rerank_actor.columns import merge_types, read_own_table
 from rerank_actor.dataset_files import list_repository, pick_saved
 from rerank_actor.errors import InputError, JobError, OutputConflictError, RerankError
-from rerank_actor.hub import is_hub
 from rerank_actor.input_columns import check_columns, is_kept
 from rerank_actor.job import ScoreJob
 from rerank_actor.layout import UNIT_BYTES, ShardLayout
+from rerank_actor.storage.hub import is_hub
 
 MIN_UNIT_ROWS = 512
 MAX_UNIT_ROWS = 16_384  # or pairs, where documents are lists and no single row has more

@@ -12,8 +12,7 @@ from typing import Any
 
 import yaml
 
-from rerank_actor.errors import JobError
-from rerank_actor.job import suggest
+from rerank_actor.errors import JobError, suggest
 
 
 @dataclass(frozen=True)

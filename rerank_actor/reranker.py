@@ -6,14 +6,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from rerank_actor.engine import EngineKind, EngineSpec, compute_within_memory, let_threads_sleep
-from rerank_actor.engine_check import EngineCheck, encode_check_pairs, start_engine
+from rerank_actor.engines.base import EngineKind, EngineSpec, compute_score, compute_within_memory, let_threads_sleep
+from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
+from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
+from rerank_actor.engines.options import BUILT_IN_TOKENIZER, DEFAULT_MODEL
+from rerank_actor.engines.prompts import PairEncoder
+from rerank_actor.engines.start import EngineCheck, encode_check_pairs, start_engine
 from rerank_actor.errors import EngineError, InputError, ModelError
-from rerank_actor.job import BUILT_IN_TOKENIZER, DEFAULT_MODEL
-from rerank_actor.model import load_reranker_model, load_tokenizer_json
-from rerank_actor.part import compute_score
-from rerank_actor.prompts import PairEncoder
-from rerank_actor.template import DEFAULT_INSTRUCTION
 
 
 class Reranker:

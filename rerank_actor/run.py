@@ -13,18 +13,18 @@ from typing import Any, TypeVar
 
 from rerank_actor.connection import Connection, SignalWatch, connect_ray, watch_signals
 from rerank_actor.crew import Crew
+from rerank_actor.engines.model import RerankerModel
 from rerank_actor.errors import RerankError, RunInterruptedError
 from rerank_actor.groundwork import Groundwork, prepare_job, refuse_dead_storage
 from rerank_actor.job import ScoreJob
 from rerank_actor.joins import index_scores, make_known, make_lookups
-from rerank_actor.model import RerankerModel
 from rerank_actor.notice import Notifier
-from rerank_actor.output import Lease, make_run_id
 from rerank_actor.output_run import OutputRun, RunResult
 from rerank_actor.plan import Unit
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.reuse import ScoreSource, find_reused
 from rerank_actor.shared_pairs import SharedPairs, find_shared, make_shared_job
+from rerank_actor.storage.lease import Lease, make_run_id
 from rerank_actor.units import PrepareSpec
 
 __all__ = ["RunResult", "run_job", "run_jobs"]
@@ -125,7 +125,7 @@ class _Run:
     def execute(self, jobs: Sequence[ScoreJob]) -> None:
         """Take the leases, prepare the outputs, score what is pending, write down how it ended."""
         grounds = self.prepare(jobs)
-        leases = [Lease(ground.output, self.run_id) for ground in grounds]
+        leases = [Lease(ground.output.lease_uri, ground.output.uri, self.run_id) for ground in grounds]
         held: list[Lease] = []
 
         def acquire(lease: Lease) -> None:

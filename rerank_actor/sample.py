@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rerank_actor.engines.tokenization import QWEN_PATTERN
 from rerank_actor.ranking import load_ranking_queries
-from rerank_actor.text_encoder import QWEN_PATTERN
 
 DEMO_MODEL = Path(__file__).parent / "data" / "demo_model"
 PAIRS_SCHEMA = pa.schema(

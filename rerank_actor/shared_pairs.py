@@ -24,8 +24,8 @@ from rerank_actor.errors import RerankError, StorageError
 from rerank_actor.job import ScoreJob
 from rerank_actor.output import Output
 from rerank_actor.plan import Unit
-from rerank_actor.shuffle import read_slices
-from rerank_actor.store import Layout, spill_rows
+from rerank_actor.storage.keyed_store import Layout, spill_rows
+from rerank_actor.storage.shuffle import read_slices
 from rerank_actor.units import PrepareSpec, read_new_pairs
 
 UNPACKED = 4  # bytes of rows for a stored one

@@ -12,8 +12,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from rerank_actor.job import BUILT_IN_TOKENIZER
-from rerank_actor.model import RerankerModel
+from rerank_actor.engines.model import RerankerModel
+from rerank_actor.engines.options import BUILT_IN_TOKENIZER
 from rerank_actor.price import GpuType
 
 ASSUMED_SHARE = 0.4  # of the GPU's float16 operations; small models reach less, large ones more

@@ -13,11 +13,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rerank_actor.output import Output, is_running
+from rerank_actor.output import Output
 from rerank_actor.plan import Plan
 from rerank_actor.price import find_stored_price, format_dollars
 from rerank_actor.progress import format_seconds
-from rerank_actor.storage import StoredObject
+from rerank_actor.storage.lease import is_running
+from rerank_actor.storage.uri import StoredObject
 
 RATE_WINDOW_SECONDS = 900.0
 SHOWN_FAILURES = 20
@@ -104,7 +105,7 @@ def judge_status(
         if unit.part_name in parts:
             done.append((parts[unit.part_name].modified_seconds, unit.num_rows))
             rows += unit.num_rows
-    running = is_running(output) if running is None else running
+    running = is_running(output.lease_uri) if running is None else running
     if len(done) == units:
         state = "complete" if not running else "running"
     else:

@@ -22,7 +22,7 @@ from rerank_actor.columns import to_texts
 from rerank_actor.errors import InputError, RerankError, describe_cause
 from rerank_actor.job import ScoreJob
 from rerank_actor.lines import TextFormat, iterate_records, parse_object
-from rerank_actor.prompts import is_unicode
+from rerank_actor.storage.utf8 import is_unicode
 
 ID_NAMES = ("_id", "id", "docid", "doc_id", "pid", "qid", "document_id", "query_id")
 TEXT_NAMES = ("text", "contents", "passage", "body", "document", "query", "question")

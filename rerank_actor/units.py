@@ -25,13 +25,13 @@ from rerank_actor import shards, storage
 from rerank_actor.candidates import Pairs, TextSpec, make_pairs
 from rerank_actor.directions import Directions
 from rerank_actor.duplicates import find_originals
+from rerank_actor.engines.prompts import PairEncoder, Prompts
 from rerank_actor.errors import RerankError, ShardChangedError, ShardError
 from rerank_actor.known_scores import KnownScores
 from rerank_actor.layout import Rows
 from rerank_actor.lookup import Lookup
 from rerank_actor.pair_key import make_pair_keys
 from rerank_actor.plan import Unit
-from rerank_actor.prompts import PairEncoder, Prompts
 
 
 @dataclass(frozen=True)

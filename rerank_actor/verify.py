@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 from rerank_actor import storage
 from rerank_actor.errors import RerankError
-from rerank_actor.job import hash_fingerprint
-from rerank_actor.output import Lease, Output
+from rerank_actor.fingerprint import hash_fingerprint
+from rerank_actor.output import Output
 from rerank_actor.part import PartCheck, check_part
 from rerank_actor.plan import Plan, Unit
+from rerank_actor.storage.lease import Lease
 
 THREADS = 8
 
@@ -68,7 +69,7 @@ def verify_output(
 
 @contextlib.contextmanager
 def _hold(output: Output, tell: Callable[[str], None]) -> Iterator[Lease]:
-    lease = Lease(output, f"verify-{secrets.token_hex(6)}")
+    lease = Lease(output.lease_uri, output.uri, f"verify-{secrets.token_hex(6)}")
     lease.acquire(tell)
     try:
         yield lease

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rerank_actor.part import compute_score
+from rerank_actor.engines.base import compute_score
 
 FINGERPRINT = {"rerank_actor.fingerprint": "f" * 32, "rerank_actor.instruction": "Find the answer"}
 

@@ -15,7 +15,7 @@ from jobs.plan import plan
 from rerank_actor.budget import Budget, make_budget
 from rerank_actor.errors import JobError
 from rerank_actor.job import ScoreJob
-from rerank_actor.output import Lease, Output
+from rerank_actor.output import Output
 from rerank_actor.price import find_price, load_gpu_types
 from rerank_actor.progress import QuietReporter
 from rerank_actor.report.build import build_report
@@ -23,6 +23,7 @@ from rerank_actor.run import run_job
 from rerank_actor.sample import write_sample_model
 from rerank_actor.speed import ASSUMED_SHARE, ModelSize, assume_speed
 from rerank_actor.status import print_status, read_status
+from rerank_actor.storage.lease import Lease
 
 QWEN_06B = {
     "num_hidden_layers": 28,
@@ -155,7 +156,7 @@ def test_price_table_says_where_each_price_is_from() -> None:
 
 def test_plan_beside_a_run_at_work_is_told_but_not_stored(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = make_job(source)
-    lease = Lease(Output(job.output), "other")
+    lease = Lease(Output(job.output).lease_uri, job.output, "other")
     lease.acquire(print)
     try:
         found = run_command("plan", "--input", *job.input, "--output", job.output, "--engine", "fake")

@@ -13,10 +13,11 @@ from conftest import read_output, run_command
 from datasets import Dataset, DatasetDict
 from hub_server import HubServer
 
-from rerank_actor import arrow_file, hub, shards, storage
+from rerank_actor import arrow_file, shards, storage
 from rerank_actor.errors import AccessDeniedError, InputError, JobError, ObjectChangedError, RerankError
 from rerank_actor.job import load_job
 from rerank_actor.plan import Plan, make_plan
+from rerank_actor.storage import hub
 
 CARD = b"""---
 configs:

@@ -10,7 +10,7 @@ import reference
 from conftest import ROOT, read_output, run_command
 from demo_model.evaluation import load_held_out, measure
 
-from rerank_actor.model import load_reranker_model
+from rerank_actor.engines.model import load_reranker_model
 from rerank_actor.ranking import compute_ndcg, compute_random_ndcg, load_ranking_queries
 from rerank_actor.sample import DEMO_MODEL, load_sample_rows, write_ranking_shard
 

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import read_output
 
+from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
+from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.errors import EngineStartError
 from rerank_actor.job import ScoreJob
-from rerank_actor.model import load_reranker_model, load_tokenizer_json
-from rerank_actor.prompts import PairEncoder
 from rerank_actor.run import run_job
 from rerank_actor.units import _encode
 from rerank_actor.verify import verify_output

@@ -12,8 +12,9 @@ from conftest import run_command
 from jobs import command_line
 from jobs.score import make_parser, score
 from rerank_actor.errors import JobError
+from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.groundwork import prepare_job
-from rerank_actor.job import hash_fingerprint, load_job
+from rerank_actor.job import load_job
 from rerank_actor.sample import write_sample_model
 
 CONTRACT_FLAGS = (

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from jobs.tasks import tasks
+from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION, load_presets
 from rerank_actor.errors import InputError, JobError
-from rerank_actor.job import hash_fingerprint, load_job
+from rerank_actor.fingerprint import hash_fingerprint
+from rerank_actor.job import load_job
 from rerank_actor.plan import Plan, make_plan
-from rerank_actor.presets import load_presets
-from rerank_actor.template import DEFAULT_INSTRUCTION
 
 LAYOUT = {"input": "/in", "output": "/out", "engine": "fake"}
 

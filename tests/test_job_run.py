@@ -25,11 +25,12 @@ from conftest import read_output, run_command
 from jobs.score import score
 from jobs.status import status
 from rerank_actor import Reranker
+from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
+from rerank_actor.engines.template import QWEN3_RERANKER
 from rerank_actor.errors import OutputConflictError
 from rerank_actor.groundwork import prepare_job
 from rerank_actor.job import ScoreJob, load_job
 from rerank_actor.run import RunResult, run_job
-from rerank_actor.template import DEFAULT_INSTRUCTION, QWEN3_RERANKER
 from rerank_actor.verify import verify_output
 
 ADDED = ["score", "logit", "num_tokens", "truncated_tokens", "error"]

@@ -25,7 +25,7 @@ from rerank_actor.job import ScoreJob
 from rerank_actor.lookup import Lookup
 from rerank_actor.progress import QuietReporter
 from rerank_actor.run import run_job
-from rerank_actor.store import KEPT_SECONDS, Layout, Store, name_bucket
+from rerank_actor.storage.keyed_store import KEPT_SECONDS, Layout, Store, name_bucket
 from rerank_actor.texts import Piece, TextSource, find_sources
 from rerank_actor.verify import verify_output
 

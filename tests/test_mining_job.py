@@ -19,7 +19,7 @@ from s3_server import S3Server
 from jobs.mine import mine
 from jobs.score import score
 from rerank_actor.errors import InputError, JobError, OutputConflictError
-from rerank_actor.job import check_job
+from rerank_actor.job_file import check_job
 from rerank_actor.mining.chosen import Teacher
 from rerank_actor.mining.groundwork import prepare_mining
 from rerank_actor.mining.job import MineJob
@@ -28,7 +28,7 @@ from rerank_actor.mining.run import mine_scores
 from rerank_actor.mining.survey import lay_out, survey_part
 from rerank_actor.mining.tally import Tally
 from rerank_actor.mining.unit import Spec, count_bucket, mine_bucket, mine_unit
-from rerank_actor.output import Lease
+from rerank_actor.storage.lease import Lease
 
 RULES = {"label_column": "label", "absolute_margin": 0.05, "num_negatives": 4, "teacher": "logit"}
 
@@ -526,7 +526,7 @@ def test_output_that_holds_something_else_is_refused(scored: Path, tmp_path: Pat
 
 def test_two_runs_on_one_output_are_kept_apart(tmp_path: Path) -> None:
     folder = write_scored(tmp_path / "scored", make_pairs(4, 5))
-    lease = Lease(MineOutput(str(tmp_path / "mined")), "other")
+    lease = Lease(MineOutput(str(tmp_path / "mined")).lease_uri, str(tmp_path / "mined"), "other")
     lease.acquire(lambda message: None)
     try:
         with pytest.raises(OutputConflictError) as error:

@@ -13,14 +13,14 @@ import torch
 from datasets import Dataset
 from sentence_transformers.util import mine_hard_negatives
 
-from rerank_actor.job import check_job
+from rerank_actor.engines.base import compute_score
+from rerank_actor.job_file import check_job
 from rerank_actor.mining.chosen import Teacher
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.pairs import Columns
 from rerank_actor.mining.tally import Tally
 from rerank_actor.mining.unit import Spec, mine_table
-from rerank_actor.part import compute_score
 
 
 @dataclass

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rerank_actor.engines.base import compute_score
 from rerank_actor.errors import JobError
-from rerank_actor.job import check_job
+from rerank_actor.job_file import check_job
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.near_duplicates import find_near_duplicates
 from rerank_actor.mining.rules import Rules, Threshold
 from rerank_actor.mining.select import Candidates, Selection, select
-from rerank_actor.part import compute_score
 
 EVERY = Rules(depth="all", false_negatives="report", num_negatives=100)
 

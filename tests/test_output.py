@@ -23,15 +23,16 @@ from conftest import ROOT, read_output, run_command
 from s3_server import S3Server
 
 from rerank_actor import storage
-from rerank_actor.engine_fake import FakeEngine
+from rerank_actor.engines.fake import FakeEngine
+from rerank_actor.engines.model import load_tokenizer_json
 from rerank_actor.errors import OutputConflictError, StorageError
 from rerank_actor.groundwork import make_specs, prepare_job
 from rerank_actor.job import ScoreJob
 from rerank_actor.manifest import RECORD_SCHEMA, Totals, UnitRecords, check_committed
-from rerank_actor.model import load_tokenizer_json
-from rerank_actor.output import Lease, Output, find_pending
+from rerank_actor.output import Output, find_pending
 from rerank_actor.part import check_part, write_part
 from rerank_actor.run import run_job
+from rerank_actor.storage.lease import Lease
 from rerank_actor.units import prepare_unit
 from rerank_actor.verify import verify_output
 
@@ -350,7 +351,7 @@ def test_delete_damaged_while_a_run_is_at_work_is_refused(job: ScoreJob, place: 
     score_here(job)
     name = sorted(place.parts())[0]
     place.write(name, b"garbage")
-    lease = Lease(Output(job.output), "a run")
+    lease = Lease(Output(job.output).lease_uri, job.output, "a run")
     lease.acquire(print)
     with pytest.raises(OutputConflictError, match="another run is writing"):
         verify_output(job.output, delete_damaged=True)
@@ -449,7 +450,7 @@ from rerank_actor.errors import OutputConflictError
 from rerank_actor.output import Lease, Output
 
 uri, name, heartbeat = sys.argv[1], sys.argv[2], float(sys.argv[3])
-lease = Lease(Output(uri), name, heartbeat_seconds=heartbeat, stale_seconds=2.0, host=name)
+lease = Lease(Output(uri).lease_uri, uri, name, heartbeat_seconds=heartbeat, stale_seconds=2.0, host=name)
 try:
     print("waiting", flush=True)
     lease.acquire(lambda message: None)
@@ -580,7 +581,7 @@ def race(place: Place, number: int, **settings: Any) -> list[Lease]:
     barrier, won, refused = threading.Barrier(number), [], []
 
     def take(index: int) -> None:
-        lease = Lease(Output(place.uri), f"run-{index}", **settings)
+        lease = Lease(Output(place.uri).lease_uri, place.uri, f"run-{index}", **settings)
         barrier.wait()
         try:
             lease.acquire(lambda message: None)
@@ -618,7 +619,7 @@ def test_of_many_that_find_no_lease_one_wins(place: Place) -> None:
 @pytest.mark.parametrize("maker", ["ended", "silent"])
 def test_claim_whose_maker_is_gone_goes_stale_too(place: Place, maker: str) -> None:
     stale = put_lease(place)
-    lease = Lease(Output(place.uri), "new", stale_seconds=1.0)
+    lease = Lease(Output(place.uri).lease_uri, place.uri, "new", stale_seconds=1.0)
     made_by = find_ended_process() if maker == "ended" else {"host": "gone", "pid": 1}
     name = lease._claim_uri(stale, 0).rpartition("/")[2]
     Output(place.uri).write_own(name, json.dumps({"run": "dead taker", **made_by}).encode())
@@ -632,14 +633,14 @@ def test_process_number_of_another_container_is_no_sign_of_a_dead_run(place: Pla
     """Containers may share host name and boot, and still each count their processes by themselves."""
     put_lease(place, **{**find_ended_process(), "namespace": "pid:[1]"})
     told: list[str] = []
-    lease = Lease(Output(place.uri), "new", stale_seconds=0.5)
+    lease = Lease(Output(place.uri).lease_uri, place.uri, "new", stale_seconds=0.5)
     lease.acquire(told.append)
     lease.release()
     assert len(told) == 1
 
 
 def test_lease_deleted_by_hand_is_made_again(place: Place) -> None:
-    lease = Lease(Output(place.uri), "run", heartbeat_seconds=0.1)
+    lease = Lease(Output(place.uri).lease_uri, place.uri, "run", heartbeat_seconds=0.1)
     lease.acquire(print)
     storage.delete_objects([Output(place.uri).at("lease.json")])
     lease.check(fresh=True)

@@ -25,10 +25,11 @@ from s3_server import S3Server
 from jobs import command_line
 from jobs.score import score
 from rerank_actor.candidates import TextSpec
+from rerank_actor.engines.model import fetch_weights, load_reranker_model, load_tokenizer_json
+from rerank_actor.engines.options import HARMLESS_ENGINE_ARGS, SCORING_ENGINE_ARGS
 from rerank_actor.errors import JobError, ModelError
-from rerank_actor.job import HARMLESS_ENGINE_ARGS, SCORING_ENGINE_ARGS, load_job
+from rerank_actor.job import load_job
 from rerank_actor.manifest import RECORD_SCHEMA
-from rerank_actor.model import fetch_weights, load_reranker_model, load_tokenizer_json
 from rerank_actor.output import Output
 from rerank_actor.part import check_part, write_part
 from rerank_actor.plan import Plan, Unit

@@ -25,10 +25,12 @@ from test_storage_s3 import put_table
 
 from rerank_actor import shards, storage
 from rerank_actor.candidates import TextSpec
+from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.errors import AccessDeniedError, ObjectChangedError, ShardChangedError, StorageError, StorageFullError
-from rerank_actor.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.output import Output
 from rerank_actor.plan import Shard, Unit
+from rerank_actor.storage.limits import current_limits, override_limits
+from rerank_actor.storage.s3_client import connect_s3
 from rerank_actor.units import PrepareSpec, prepare_unit
 from rerank_actor.verify import verify_output
 
@@ -39,24 +41,39 @@ BLOCK_BYTES = 64 * 1024
 
 
 @pytest.fixture
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_waits() -> Iterator[None]:
     """Waits between tries of fractions of seconds."""
-    monkeypatch.setattr(storage, "LONGEST_WAIT_SECONDS", 0.2)
+    with override_limits(longest_wait_seconds=0.2):
+        yield
+
+
+@pytest.fixture
+def small_reads() -> Iterator[None]:
+    """Reads of a small block at a time."""
+    with override_limits(read_ahead_bytes=BLOCK_BYTES):
+        yield
+
+
+@pytest.fixture
+def short_patience() -> Iterator[None]:
+    """A run that waits for storage for a second."""
+    with override_limits(patient_seconds=1):
+        yield
 
 
 @pytest.fixture
 def fresh_client() -> Iterator[None]:
     """An S3 client of the test's own settings."""
-    storage._s3.cache_clear()
+    connect_s3.cache_clear()
     yield
-    storage._s3.cache_clear()
+    connect_s3.cache_clear()
 
 
 @pytest.fixture
-def short_limits(short_waits: None, fresh_client: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def short_limits(short_waits: None, fresh_client: None) -> Iterator[None]:
     """Limits of a request of a second where they are half minutes."""
-    for name in ("CONNECT_TIMEOUT_SECONDS", "READ_TIMEOUT_SECONDS", "REQUEST_SECONDS"):
-        monkeypatch.setattr(storage, name, 1)
+    with override_limits(connect_timeout_seconds=1, read_timeout_seconds=1, request_seconds=1):
+        yield
 
 
 def read_stream(s3: S3Server) -> bytes:
@@ -122,7 +139,7 @@ def test_fault_that_passes_is_absorbed(s3: S3Server, short_limits: None, operati
 def test_fault_that_lasts_ends_in_a_storage_error(
     s3: S3Server, short_limits: None, monkeypatch: pytest.MonkeyPatch, operation: str, fault: str
 ) -> None:
-    tries = storage.BRIEF_ATTEMPTS
+    tries = current_limits().brief_attempts
     if fault in ("stall", "slow"):  # which take long
         tries = 2
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", str(tries))
@@ -145,10 +162,7 @@ def test_lost_answer_to_a_create_that_another_won_is_no_success(s3: S3Server, sh
     assert storage.create_bytes(s3.uri("in/b"), b"mine") is False
 
 
-def test_long_read_and_listing_go_on_where_they_failed(
-    s3: S3Server, short_waits: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(storage, "READ_AHEAD_BYTES", BLOCK_BYTES)
+def test_long_read_and_listing_go_on_where_they_failed(s3: S3Server, short_waits: None, small_reads: None) -> None:
     data = random.Random(1).randbytes(6 * BLOCK_BYTES - 7)
     s3.put("in/a", data)
     for i in range(17):
@@ -166,9 +180,8 @@ def test_long_read_and_listing_go_on_where_they_failed(
 
 
 def test_download_goes_on_through_faults_and_is_whole(
-    s3: S3Server, short_waits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, short_waits: None, small_reads: None, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(storage, "READ_AHEAD_BYTES", BLOCK_BYTES)
     data = random.Random(1).randbytes(10 * BLOCK_BYTES - 7)
     s3.put("model/weights", data)
     s3.put("model/empty", b"")
@@ -245,10 +258,9 @@ def test_denied_access_is_final_at_once_but_waited_for_in_the_middle_of_a_run(
 
 
 def test_access_that_stays_denied_is_not_waited_for_for_ever(
-    s3: S3Server, short_waits: None, monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, short_waits: None, short_patience: None
 ) -> None:
     s3.fault = lambda method, path: 403
-    monkeypatch.setattr(storage, "PATIENT_SECONDS", 1)
     before = storage.retries_made()
     with storage.patient(), pytest.raises(AccessDeniedError):
         storage.list_objects(s3.uri("in"))
@@ -361,9 +373,8 @@ def test_shard_overwritten_before_it_is_read_is_refused_by_name(place: Place, su
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("known", [True, False])
 def test_shard_in_s3_overwritten_in_mid_read_is_refused(
-    s3: S3Server, monkeypatch: pytest.MonkeyPatch, suffix: str, known: bool
+    s3: S3Server, small_reads: None, suffix: str, known: bool
 ) -> None:
-    monkeypatch.setattr(storage, "READ_AHEAD_BYTES", BLOCK_BYTES)
     planned = Place(s3, Path()).put(f"a.{suffix}", make_shard(suffix, "a"))
     reads = []
 

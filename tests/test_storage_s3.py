@@ -21,11 +21,11 @@ from s3_server import SECRET, S3Server
 
 from jobs.status import status
 from rerank_actor import Reranker, storage
-from rerank_actor.engine import EngineSpec
-from rerank_actor.engine_check import start_engine
+from rerank_actor.engines.base import EngineSpec
+from rerank_actor.engines.model import load_reranker_model
+from rerank_actor.engines.start import start_engine
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.job import ScoreJob, load_job
-from rerank_actor.model import load_reranker_model
 from rerank_actor.progress import LineReporter
 from rerank_actor.run import RunResult, run_job
 from rerank_actor.verify import verify_output

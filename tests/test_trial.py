@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from rerank_actor import Reranker, pace, watchdog
+from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
+from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.errors import EngineError, EngineMemoryError
-from rerank_actor.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.pace import Pace
-from rerank_actor.prompts import PairEncoder
 from rerank_actor.trial import ENDS_ALLOWED, NOT_FINITE, Piece, Trial, Verdict
 
 

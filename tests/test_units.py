@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from rerank_actor.candidates import TextSpec
+from rerank_actor.engines.base import compute_score
+from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.job import load_job
-from rerank_actor.model import load_reranker_model, load_tokenizer_json
-from rerank_actor.part import build_part, check_part, compute_score, read_part_metadata, write_part
+from rerank_actor.part import build_part, check_part, read_part_metadata, write_part
 from rerank_actor.plan import Plan, Unit, make_plan
 from rerank_actor.shards import scan_shard
 from rerank_actor.units import PrepareSpec, UnitWork, prepare_unit

@@ -16,7 +16,7 @@ import reference
 from conftest import ROOT
 
 from rerank_actor import Reranker
-from rerank_actor.engine_vllm import BLOCK_SIZE
+from rerank_actor.engines.vllm import BLOCK_SIZE
 from rerank_actor.errors import EngineError
 from rerank_actor.sample import load_sample_rows, write_sample_model
 

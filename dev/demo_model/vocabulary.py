@@ -13,8 +13,9 @@ from typing import Any
 
 from demo_model.tasks import make_task
 from demo_model.words import load_concepts
+from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
+from rerank_actor.engines.template import QWEN3_RERANKER, Template
 from rerank_actor.sample import CONTROL_TOKENS, THINK_TOKENS, train_sample_tokenizer
-from rerank_actor.template import DEFAULT_INSTRUCTION, QWEN3_RERANKER, Template
 
 FORM_REPEATS = 25
 INSTRUCTIONS = [

@@ -24,7 +24,7 @@ def measure_bitext(place: Path, model: Path, rows: int) -> dict[str, Any]:
     """Score so many candidates in both directions; return peaks, the seconds until scoring begins, and rates."""
     from rerank_actor.bitext.job import BitextJob
     from rerank_actor.bitext.run import score_bitext
-    from rerank_actor.job import check_job
+    from rerank_actor.job_file import check_job
 
     draw = np.random.default_rng(0)
     words = np.array(

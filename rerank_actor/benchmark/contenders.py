@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_actor.benchmark.meter import Meter
-from rerank_actor.engine import EngineKind
-from rerank_actor.template import DEFAULT_INSTRUCTION, QWEN3_RERANKER
+from rerank_actor.engines.base import EngineKind
+from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
+from rerank_actor.engines.template import QWEN3_RERANKER
 
 STEADY_FROM = 0.25  # share of a job's pairs that pass before it is measured: engines start, queues fill
 RAY_LLM_BATCH = 256
@@ -110,8 +111,8 @@ def read_pairs(setting: Setting) -> tuple[list[str], list[str]]:
 
 def make_encoder(setting: Setting) -> Any:
     """Return the encoder of the job's prompts."""
-    from rerank_actor.model import load_reranker_model, load_tokenizer_json
-    from rerank_actor.prompts import PairEncoder
+    from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
+    from rerank_actor.engines.prompts import PairEncoder
 
     model = load_reranker_model(setting.model)
     return PairEncoder(
@@ -178,9 +179,9 @@ class EngineAlone:
     warms_up = True
 
     def __init__(self, setting: Setting) -> None:
-        from rerank_actor.engine import EngineSpec, let_threads_sleep
-        from rerank_actor.engine_check import encode_check_pairs, start_engine
-        from rerank_actor.model import load_reranker_model
+        from rerank_actor.engines.base import EngineSpec, let_threads_sleep
+        from rerank_actor.engines.model import load_reranker_model
+        from rerank_actor.engines.start import encode_check_pairs, start_engine
 
         let_threads_sleep()  # as in an actor, where nothing imports torch before the engine
         if not setting.on_gpu:

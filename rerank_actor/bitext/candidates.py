@@ -29,7 +29,7 @@ from rerank_actor.bitext.overlap import name_shard, write_hashes
 from rerank_actor.bitext.rules import EMPTY_SOURCE, EMPTY_TARGET, Rules, find_reasons
 from rerank_actor.bitext.sources import Source
 from rerank_actor.errors import InputError, describe_cause
-from rerank_actor.job import hash_fingerprint
+from rerank_actor.fingerprint import hash_fingerprint
 
 SHARD_ROWS = 131_072
 HELD_ROWS = 4 * SHARD_ROWS  # of a file whose rows are of many language pairs

@@ -14,10 +14,10 @@ from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.sources import Source
 from rerank_actor.columns import is_list
 from rerank_actor.directions import BACKWARD, DIRECTED_VALUES, FORWARD, name_column
-from rerank_actor.errors import InputError
-from rerank_actor.job import suggest
+from rerank_actor.errors import InputError, suggest
 from rerank_actor.pair_key import PAIR_KEY
 from rerank_actor.shards import RESERVED_COLUMNS
+from rerank_actor.storage.utf8 import is_utf8
 
 TEXT, NUMBER = pa.string(), pa.float64()
 OWN_COLUMNS = ("source", "target", "source_id", "target_id", "candidate_score", "input_file", "input_line")
@@ -110,17 +110,8 @@ def _to_text(column: pa.Array, uri: str, name: str) -> tuple[pa.Array, set[int]]
         return found, set()
     except pa.ArrowInvalid:
         raw = column.cast(pa.binary()).to_pylist()
-        bad = {row for row, value in enumerate(raw) if value is not None and not is_unicode(value)}
+        bad = {row for row, value in enumerate(raw) if value is not None and not is_utf8(value)}
         return pa.array([None if value is None else value.decode("utf-8", "replace") for value in raw], TEXT), bad
-
-
-def is_unicode(value: bytes) -> bool:
-    """Whether bytes are UTF-8."""
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def to_number(column: pa.Array) -> tuple[pa.Array, set[int]]:

@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.bitext.columns import NOT_A_NUMBER, NOT_UNICODE, TEXT, Batch, is_unicode, name_columns, to_number
+from rerank_actor.bitext.columns import NOT_A_NUMBER, NOT_UNICODE, TEXT, Batch, name_columns, to_number
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.sources import Source, open_text, read_lines
 from rerank_actor.errors import InputError
+from rerank_actor.storage.utf8 import is_utf8
 
 ROWS_AT_ONCE = 16_384
 BROKEN_LINE = "line has another number of fields"
@@ -154,7 +155,7 @@ def _decode(lines: list[bytes]) -> tuple[list[str], set[int]]:
         return b"\n".join(lines).decode().split("\n") if lines else [], set()
     except UnicodeDecodeError:
         return [line.decode("utf-8", "replace") for line in lines], {
-            row for row, line in enumerate(lines) if not is_unicode(line)
+            row for row, line in enumerate(lines) if not is_utf8(line)
         }
 
 

@@ -14,7 +14,8 @@ from rerank_actor import storage
 from rerank_actor.bitext.languages import LanguagePair
 from rerank_actor.bitext.rules import REASONS, Rules
 from rerank_actor.directions import BACKWARD, FORWARD, Directions
-from rerank_actor.job import ScoreJob, check_job, make_flag, make_hidden
+from rerank_actor.job import ScoreJob
+from rerank_actor.job_file import check_job, make_flag, make_hidden
 
 PRESETS = {
     "retrieve": "Given a sentence in {source}, retrieve its translation in {target}",

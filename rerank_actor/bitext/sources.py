@@ -14,8 +14,7 @@ from typing import Any, BinaryIO, Literal, cast, get_args
 from rerank_actor import storage
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.languages import LanguagePair, find_pair_in_name, parse_pair
-from rerank_actor.errors import InputError, JobError
-from rerank_actor.job import suggest
+from rerank_actor.errors import InputError, JobError, suggest
 from rerank_actor.lines import BYTE_ORDER_MARK, decompress
 from rerank_actor.shards import SUFFIXES
 

@@ -11,14 +11,13 @@ from typing import Any
 import pyarrow as pa
 
 from rerank_actor.errors import OutputConflictError
-from rerank_actor.job import hash_fingerprint
+from rerank_actor.fingerprint import hash_fingerprint, refuse_other_rules
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.qrels import load_qrels
 from rerank_actor.mining.rules import Rules
 from rerank_actor.mining.scored import Scored, find_scored
 from rerank_actor.output import Output
-from rerank_actor.settings import refuse_other_rules
 
 DEFINITION_VERSION = 1  # to be raised when the same settings and scores give other rows
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
 
 from rerank_actor import storage
-from rerank_actor.errors import JobError
-from rerank_actor.job import check_job, make_flag, refuse_credentials, suggest
+from rerank_actor.errors import JobError, suggest
+from rerank_actor.job_file import check_job, make_flag, refuse_credentials
 from rerank_actor.mining.rules import Rules, Threshold
 
 Format = Literal[

@@ -27,8 +27,8 @@ from rerank_actor.mining.scored import compare_fingerprints
 from rerank_actor.mining.survey import Layout, Survey, Unit, lay_out, require_pairs
 from rerank_actor.mining.tally import Tally
 from rerank_actor.mining.unit import Spec
-from rerank_actor.output import Lease, make_run_id
 from rerank_actor.progress import QuietReporter, Reporter
+from rerank_actor.storage.lease import Lease, make_run_id
 
 LINE_SECONDS = 10.0
 LISTED_FAILURES = 20
@@ -70,7 +70,7 @@ def mine_scores(job: MineJob, reporter: Reporter | None = None) -> MineResult:
     reporter = reporter or QuietReporter()
     ground = prepare_mining(job)
     run_id = make_run_id()
-    lease = Lease(ground.output, run_id)
+    lease = Lease(ground.output.lease_uri, ground.output.uri, run_id)
     lease.acquire(reporter.say)
     try:
         run = _Run(ground, lease, reporter)

@@ -11,13 +11,12 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError
-from rerank_actor.job import hash_fingerprint
+from rerank_actor.fingerprint import find_differing, hash_fingerprint
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.pairs import Columns, open_parquet
 from rerank_actor.mining.rules import SPACES
 from rerank_actor.output import Output
 from rerank_actor.part import read_part_metadata
-from rerank_actor.settings import find_differing
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 

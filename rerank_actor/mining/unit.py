@@ -28,7 +28,7 @@ from rerank_actor.mining.rules import Rules
 from rerank_actor.mining.select import Candidates, select
 from rerank_actor.mining.survey import Unit, is_split
 from rerank_actor.mining.tally import Tally
-from rerank_actor.shuffle import find_buckets, hash_keys, pack_slices, read_slices
+from rerank_actor.storage.shuffle import find_buckets, hash_keys, pack_slices, read_slices
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rerank_actor import storage
-from rerank_actor.job import make_flag, make_hidden, refuse_credentials
+from rerank_actor.job_file import make_flag, make_hidden, refuse_credentials
 from rerank_actor.selection.rules import Combine, Deduplicate, Mode, RankBy, Rules, Space
 
 Format = Literal["parquet", "tsv", "moses", "tmx"]

@@ -17,12 +17,11 @@ import yaml
 from rerank_actor import storage
 from rerank_actor.connection import Connection, SignalWatch
 from rerank_actor.errors import InputError, RerankError
+from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.follow import follow
-from rerank_actor.job import hash_fingerprint
 from rerank_actor.manifest import find_versions
 from rerank_actor.mining.pairs import open_parquet
 from rerank_actor.mining.scored import compare_fingerprints
-from rerank_actor.output import Lease
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.selection.calibration import Curve, calibrate, estimate_share
 from rerank_actor.selection.delivery import ADDED, rename_taken
@@ -33,6 +32,7 @@ from rerank_actor.selection.rules import STEPS, Rules
 from rerank_actor.selection.scored import Columns, ScoredPair, name_columns
 from rerank_actor.selection.steps import SAMPLES_PER_PART, Slices, Spec, Task
 from rerank_actor.selection.tally import Tally
+from rerank_actor.storage.lease import Lease
 
 LISTED_REASONS = 50
 PASSED = {

@@ -13,7 +13,7 @@ from typing import Any
 from rerank_actor import storage
 from rerank_actor.connection import Connection, SignalWatch, connect_ray, watch_signals
 from rerank_actor.errors import InputError, OutputConflictError
-from rerank_actor.output import Lease, make_run_id
+from rerank_actor.fingerprint import refuse_other_rules
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.selection.delivered import find_delivered
 from rerank_actor.selection.job import SelectJob
@@ -22,7 +22,7 @@ from rerank_actor.selection.output import SelectOutput, find_lost
 from rerank_actor.selection.partition import PairRun, Selected
 from rerank_actor.selection.report import render_report
 from rerank_actor.selection.scored import ScoredPair, find_scored
-from rerank_actor.settings import refuse_other_rules
+from rerank_actor.storage.lease import Lease, make_run_id
 
 DEFINITION_VERSION = 1  # to be raised when the same settings and scores give other rows
 
@@ -143,7 +143,7 @@ def _select_pair(
     """Select from a language pair, unless that is done; known pairs alone are looked at in a folder that is deleted."""
     if job.calibrate_only:
         output = SelectOutput(storage.join_uri(job.deliver, "_select", "calibrate"), output.pair)
-    lease = Lease(output, make_run_id())
+    lease = Lease(output.lease_uri, output.uri, make_run_id())
     pair_run = run(output=output, settings=settings, lease=lease)
     done = output.read_json("result.json") if earlier is not None and not job.calibrate_only else None
     if done is not None and not find_lost(output.list_data(), done["objects"]):

@@ -13,8 +13,7 @@ from rerank_actor import storage
 from rerank_actor.bitext.job import name_known
 from rerank_actor.bitext.languages import LanguagePair, find_pair_in_name, parse_pair
 from rerank_actor.bitext.sources import choose_partitions
-from rerank_actor.errors import InputError
-from rerank_actor.job import suggest
+from rerank_actor.errors import InputError, suggest
 from rerank_actor.mining.pairs import open_parquet
 from rerank_actor.output import Output
 from rerank_actor.selection.job import SelectJob

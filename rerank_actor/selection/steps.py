@@ -35,7 +35,7 @@ from rerank_actor.selection.values import (
     sort_groups,
     to_space,
 )
-from rerank_actor.shuffle import find_buckets, pack_slices, read_slices
+from rerank_actor.storage.shuffle import find_buckets, pack_slices, read_slices
 
 SAMPLES_PER_PART = 4096
 ROW_MASK = 2**own.ROW_BITS - 1

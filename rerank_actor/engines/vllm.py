@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from rerank_actor.engine import EngineSpec, allow_noise, let_threads_sleep
+from rerank_actor.engines.base import EngineSpec, allow_noise, let_threads_sleep
+from rerank_actor.engines.model import fetch_weights
 from rerank_actor.errors import EngineError, EngineMemoryError, EngineStartError, describe_cause
-from rerank_actor.model import fetch_weights
 
 BATCH_TOKENS = 16_384
 LEAST_BATCH_TOKENS = 64
@@ -32,6 +32,7 @@ BLOCK_SIZE = (
 
 
 logger = logging.getLogger(__name__)
+
 
 _Compute = Callable[[Sequence[np.ndarray], Sequence[int]], np.ndarray]
 
@@ -129,7 +130,7 @@ class VllmEngine:
             expected = self._classify(prompts, [])
             if not np.isfinite(expected).all():
                 return  # the engine's check says more about it
-            from rerank_actor.engine_vllm_core import CoreFeed
+            from rerank_actor.engines.vllm_core import CoreFeed
 
             feed = CoreFeed(self._llm, max_num_seqs)
             found, _ = feed.compute(prompts, [len(prompt) for prompt in prompts])

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.errors import ShardError
-from rerank_actor.shuffle import find_buckets, hash_keys, pack_slices, read_slices
+from rerank_actor.storage.shuffle import find_buckets, hash_keys, pack_slices, read_slices
 
 BLOCK_BYTES = 16 * 1024
 BUCKET_BYTES = 64 * 2**20

@@ -15,15 +15,16 @@ from typing import Any, Literal
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from rerank_actor import storage
+from rerank_actor.engines.options import BUILT_IN_TOKENIZER
+from rerank_actor.engines.template import CROSS_ENCODER, QWEN3_RERANKER, Template
 from rerank_actor.errors import ModelError, RerankError, describe_cause
-from rerank_actor.job import BUILT_IN_TOKENIZER
-from rerank_actor.template import CROSS_ENCODER, QWEN3_RERANKER, Template
 
 # Formats of weights that are pickles or that no engine here loads: never fetched, never opened.
 REFUSED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".onnx", ".h5", ".msgpack")
 HUB_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")
 CODE_SUFFIX = ".py"
 UNLIMITED_POSITIONS = 10**9
+
 
 # 256 windows of 64 KiB spread over each weight file: any retraining or merge touches them, and 16 GB cost 16 MB.
 _DIGEST_WINDOWS = 256

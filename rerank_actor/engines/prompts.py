@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from rerank_actor.template import TEMPLATES
-from rerank_actor.text_encoder import TextEncoder
+from rerank_actor.engines.template import TEMPLATES
+from rerank_actor.engines.tokenization import TextEncoder
+from rerank_actor.storage.utf8 import is_unicode
 
 QUERY_NULL = "query is null"
 QUERY_NOT_TEXT = "query is not text"
@@ -31,6 +32,7 @@ DOCUMENT_NOT_TEXT = "document is not text"
 DOCUMENT_BAD_UNICODE = "document is not valid Unicode"
 INSTRUCTION_NOT_TEXT = "instruction is not text"
 INSTRUCTION_BAD_UNICODE = "instruction is not valid Unicode"
+
 
 # Texts that tell whether a tokenizer may be fed in parts: spaces, newlines, marks and digits on both sides of a cut.
 _PROBES = (
@@ -359,17 +361,6 @@ def _find_document_fault(document: Any) -> str | None:
     if not isinstance(document, str):
         return DOCUMENT_NOT_TEXT
     return None if is_unicode(document) else DOCUMENT_BAD_UNICODE
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text has no lone surrogates, which no tokenizer and no file format can hold."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _without_added_tokens(full: Tokenizer) -> Tokenizer:

@@ -27,3 +27,6 @@ def load_presets() -> dict[str, Preset]:
     return {
         name: Preset(task["instruction"], sources[task["source"]], task["for"]) for name, task in found["tasks"].items()
     }
+
+
+DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rerank_actor.engine import Engine, EngineSpec, allow_noise, compute_within_memory
+from rerank_actor.engines.base import Engine, EngineSpec, allow_noise, compute_within_memory
+from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.errors import EngineStartError, RerankError, describe_cause
-from rerank_actor.prompts import PairEncoder
 
 CHECK_PAIRS = (
     ("what is the capital of China?", "The capital of China is Beijing."),
@@ -125,14 +125,14 @@ def _check(engine: Engine, spec: EngineSpec, logits: np.ndarray, seconds: float)
 def _load(spec: EngineSpec) -> Engine:
     try:
         if spec.kind == "vllm":
-            from rerank_actor.engine_vllm import VllmEngine
+            from rerank_actor.engines.vllm import VllmEngine
 
             return VllmEngine(spec)
         if spec.kind == "transformers":
-            from rerank_actor.engine_transformers import TransformersEngine
+            from rerank_actor.engines.transformers import TransformersEngine
 
             return TransformersEngine(spec)
-        from rerank_actor.engine_fake import FakeEngine
+        from rerank_actor.engines.fake import FakeEngine
 
         return FakeEngine(spec)
     except ImportError as error:

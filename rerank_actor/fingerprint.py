@@ -3,10 +3,17 @@
 Takes settings as JSON values, as an output keeps them. Knows nothing of what they mean, but that `inputs` lists files.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from rerank_actor.errors import OutputConflictError
+
+
+def hash_fingerprint(settings: dict[str, Any]) -> str:
+    """Return the fingerprint of everything that can change a score: 32 hex digits."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:32]
 
 
 def find_differing(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 import transformers
 
-from rerank_actor.engine import EngineSpec
+from rerank_actor.engines.base import EngineSpec
+from rerank_actor.engines.model import fetch_weights
 from rerank_actor.errors import EngineError, EngineMemoryError, describe_cause
-from rerank_actor.model import fetch_weights
 
 BATCH_TOKENS = 8192
 BATCH_PROMPTS = 64

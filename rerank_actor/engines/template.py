@@ -9,8 +9,6 @@ the fields, give other scores.
 import hashlib
 from dataclasses import dataclass
 
-DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
-
 
 @dataclass(frozen=True)
 class Template:
@@ -50,7 +48,9 @@ QWEN3_RERANKER = Template(
     suffix="<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
 )
 
+
 # A classic cross-encoder has no template text: its tokenizer joins the two texts with its own control tokens.
 CROSS_ENCODER = Template(name="cross-encoder", prefix="", head="{query}", suffix="", document_separator="")
+
 
 TEMPLATES = {template.name: template for template in (QWEN3_RERANKER, CROSS_ENCODER)}

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from rerank_actor.engine import EngineSpec
+from rerank_actor.engines.base import EngineSpec
 from rerank_actor.errors import EngineError, EngineMemoryError, ModelError
 
 SPREAD = 8.0  # logits are uniform in [-SPREAD, SPREAD)

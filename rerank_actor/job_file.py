@@ -1,0 +1,147 @@
+"""Job files and flags: fields of a settings record that are flags, and records made from YAML and a command line.
+
+Takes a kind of record (pydantic) and values, gives a checked record or a refusal that names the nearest right key. Knows
+nothing of argparse, nor of what the settings mean.
+"""
+
+import re
+from collections.abc import Container
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from rerank_actor import storage
+from rerank_actor.errors import JobError, suggest
+
+JobKind = TypeVar("JobKind", bound=BaseModel)
+SECRET_FIELDS = ("on_finish", "on_trouble", "webhook")
+
+
+def make_flag(default: Any, group: str, description: str, metavar: str | None = None, nargs: str | None = None) -> Any:
+    """Return a field of a job that is a flag too.
+
+    Args:
+        default: value where it is not given.
+        group: of the help in which it stands.
+        description: what it does.
+        metavar: what stands for its value in the help.
+        nargs: `+` for a flag that takes several values.
+    """
+    extra: Any = {"group": group, "metavar": metavar, "nargs": nargs}
+    return Field(default=default, description=description, json_schema_extra=extra)
+
+
+def make_hidden(default: Any) -> Any:
+    """Return a field of a job that is no flag."""
+    return Field(default=default, json_schema_extra={"group": None})
+
+
+def refuse_credentials(value: Any) -> Any:
+    """Return a location or a list of them as they are.
+
+    Raises:
+        ValueError: one holds what looks like a credential.
+    """
+    for uri in value if isinstance(value, list) else [value or ""]:
+        scheme, separator, rest = uri.partition("://")
+        is_signed = not storage.is_s3(uri) and "?" in rest  # in s3:// it is a wildcard
+        if separator and ("@" in rest.partition("/")[0] or is_signed):
+            raise ValueError(
+                f"a {scheme}:// address with a user, a key or a query is not taken, because it would be written down; "
+                "give s3://bucket/key, and credentials in the AWS variables or a profile"
+            )
+    return value
+
+
+def read_job_file(path: str | None, kind: type[BaseModel]) -> dict[str, Any]:
+    """Return the keys and values of a job file, none for no file.
+
+    Raises:
+        JobError: the file is missing or no YAML mapping, or a key is not a field of this kind of job.
+    """
+    if path is None:
+        return {}
+    return parse_job_file(_read_file(path, "job file"), path, kind)
+
+
+def parse_job_file(data: bytes | str, path: str, kind: type[BaseModel]) -> dict[str, Any]:
+    """Return the keys and values of a job file's text; `path` is for messages.
+
+    Raises:
+        JobError: it is no YAML mapping, or a key is not a field of this kind of job.
+    """
+    values = _parse_yaml(data, path)
+    for key in values:
+        if key not in kind.model_fields:
+            raise JobError(f"{path}: unknown key `{key}`{suggest(str(key), kind.model_fields)}", key=key)
+    return values
+
+
+def check_job(
+    kind: type[JobKind], values: dict[str, Any], path: str | None = None, flags: Container[str] = ()
+) -> JobKind:
+    """Return a job with these values; `path` and `flags` say where each came from.
+
+    Raises:
+        JobError: a value does not fit.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise JobError("; ".join(_describe(problem, path, flags) for problem in error.errors())) from None
+
+
+class _JobFileLoader(yaml.SafeLoader):
+    """YAML without whole numbers in base 60, where `actors: 1:4` would be 64."""
+
+
+_JobFileLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_JobFileLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789")
+)
+
+
+def _read_file(path: str, what: str) -> bytes:
+    uri = storage.normalize_uri(path)
+    data = storage.read_if_present(uri)
+    if data is None:
+        raise JobError(f"{path}: no such {what}", uri=uri)
+    return data
+
+
+def _parse_yaml(
+    data: bytes | str, path: str, expected: str = "`key: value` lines, one for each flag"
+) -> dict[str, Any]:
+    try:
+        values = yaml.load(data, _JobFileLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise JobError(f"{path}: not a YAML file ({str(error).splitlines()[0]})", file=path) from None
+    if not isinstance(values, dict):
+        raise JobError(f"{path}: expected {expected}", file=path)
+    return values
+
+
+def read_instruction_map(path: str) -> dict[str, str]:
+    """Return the instruction of each dataset that a YAML or JSON file names.
+
+    Raises:
+        JobError: the file is missing, or does not give a text for each dataset.
+    """
+    values = _parse_yaml(_read_file(path, "instruction map"), path, "`dataset: instruction` lines")
+    for name, value in values.items():
+        if not isinstance(value, str) or not value.strip():
+            raise JobError(f"{path}: the instruction of `{name}` is not text; write `dataset: instruction` lines")
+    return {str(name): value for name, value in values.items()}
+
+
+def _describe(problem: Any, path: str | None, flags: Container[str]) -> str:
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return str(message)
+    key = str(problem["loc"][0])
+    where = f"{path}: key `{key}`" if path is not None and key not in flags else f"--{key.replace('_', '-')}"
+    return f"{where}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,51 @@
+"""The one door to storage: local folders, S3 and, for reading, the Hugging Face hub, under functions that take URIs.
+
+A URI is `s3://bucket/key`, an absolute local path or, for reading alone, `hf://datasets/owner/name/path`. What enters are
+URIs and bytes; what leaves are objects read or written whole, listings, leases, and rows that are shuffled or found by key
+through objects. Listing is one paginated listing, writing is whole or not at all, and what storage answers is turned into
+the project's own errors. Knows nothing of Ray, nor of what the rows mean.
+"""
+
+from rerank_actor.storage.objects import (
+    create_bytes,
+    delete_folder,
+    delete_objects,
+    download_folder,
+    find_cache,
+    list_objects,
+    open_input,
+    read_bytes,
+    read_if_present,
+    read_range,
+    refuse_changed,
+    write_bytes,
+)
+from rerank_actor.storage.retry import patient, retries_made, retrying
+from rerank_actor.storage.s3_client import adopt_environment, capture_environment
+from rerank_actor.storage.uri import StoredObject, glob_to_pattern, is_s3, is_within, join_uri, normalize_uri
+
+__all__ = [
+    "StoredObject",
+    "adopt_environment",
+    "capture_environment",
+    "create_bytes",
+    "delete_folder",
+    "delete_objects",
+    "download_folder",
+    "find_cache",
+    "glob_to_pattern",
+    "is_s3",
+    "is_within",
+    "join_uri",
+    "list_objects",
+    "normalize_uri",
+    "open_input",
+    "patient",
+    "read_bytes",
+    "read_if_present",
+    "read_range",
+    "refuse_changed",
+    "retries_made",
+    "retrying",
+    "write_bytes",
+]

@@ -1,0 +1,263 @@
+"""Objects by URI, wherever they lie: listed, read, written, created, deleted, downloaded.
+
+Takes URIs and bytes and chooses between local folders, S3 and the hub. An object is written whole or not at all.
+"""
+
+import contextlib
+import io
+import os
+import secrets
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+from rerank_actor.errors import InputError
+from rerank_actor.storage import hub
+from rerank_actor.storage.limits import current_limits
+from rerank_actor.storage.local import compare_status, delete_local, delete_tree, list_local, open_local, sync_folder
+from rerank_actor.storage.remote import (
+    DELETED_AT_ONCE,
+    RemoteFile,
+    delete_remote,
+    get_range,
+    list_below,
+    list_hub,
+    list_s3,
+    look_at,
+    look_at_hub,
+)
+from rerank_actor.storage.retry import _patience, retrying, translate_errors
+from rerank_actor.storage.s3_client import get_error_code, get_s3, put_s3
+from rerank_actor.storage.uri import StoredObject, is_s3
+
+DOWNLOAD_THREADS = 8
+
+
+def find_cache(kind: str) -> Path:
+    """Return this machine's folder for copies of one kind, below `RERANK_ACTOR_CACHE` or the user's cache."""
+    base = os.environ.get("RERANK_ACTOR_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rerank-actor"
+    )
+    return Path(base) / kind
+
+
+def list_objects(uri: str) -> list[StoredObject]:
+    """List the objects of a file, a folder (at any depth) or a glob, sorted by URI; one paginated listing.
+
+    Names that begin with `_` or `.` below the folder are skipped, as Spark, Ray and pyarrow do. Nothing there is an
+    empty list.
+
+    Raises:
+        InputError: the bucket does not exist.
+        JobError: no permission or no credentials.
+        StorageError: storage kept failing.
+    """
+    if hub.is_hub(uri):
+        return retrying()(list_hub, uri)
+    return list_s3(uri) if is_s3(uri) else retrying()(list_local, uri)
+
+
+def open_input(uri: str, *, size: int | None = None, etag: str = "") -> BinaryIO:
+    """Open an object for reading; the caller closes it. Reads raise the same errors.
+
+    Args:
+        uri: the object.
+        size: what a listing said of it, which in S3 saves a request; None when not known.
+        etag: likewise; "" when not known.
+
+    Raises:
+        ObjectChangedError: it is not, or in mid-read no longer, the object with this size and etag. Locally a change
+            in mid-read is for `refuse_changed` to find.
+        InputError, JobError, StorageError: as `list_objects`.
+    """
+    if not is_s3(uri) and not hub.is_hub(uri):
+        return retrying()(open_local, uri, size, etag)
+    if size is None and hub.is_hub(uri):
+        size, etag = retrying()(look_at_hub, uri)
+    if size is None:
+        found = retrying()(look_at, uri)
+        if not found:
+            raise InputError(f"{uri}: not found while opening; check the bucket and the path", uri=uri)
+        size, etag = found[0].size, found[0].etag
+    return io.BufferedReader(RemoteFile(uri, size, etag), buffer_size=2**20)
+
+
+def refuse_changed(uri: str, size: int | None, etag: str) -> None:
+    """Refuse a local file that is no longer the one with this size and etag; to be called after reading it.
+
+    In S3 and on the hub every answer was compared already.
+
+    Raises:
+        ObjectChangedError: it changed.
+        InputError: it is gone.
+    """
+    if size is not None and not is_s3(uri) and not hub.is_hub(uri):
+        with translate_errors(uri, "reading"):
+            compare_status(uri, os.stat(uri), size, etag)
+
+
+def read_bytes(uri: str, *, tail_bytes: int | None = None, size: int | None = None) -> bytes:
+    """Return an object's bytes, or its last `tail_bytes` when its `size` is known; in S3 one request.
+
+    Raises:
+        InputError: it is not there.
+        ObjectChangedError: it has not this size.
+        JobError, StorageError: as `list_objects`.
+    """
+    return retrying()(_read_once, uri, tail_bytes, size)
+
+
+def _read_once(uri: str, tail_bytes: int | None, size: int | None) -> bytes:
+    start = max(0, size - tail_bytes) if tail_bytes is not None and size is not None else None
+    if hub.is_hub(uri):
+        size = look_at_hub(uri)[0] if size is None else size
+        return get_range(uri, start or 0, size, size, "")[0]
+    if is_s3(uri) and start is not None and size is not None:
+        return get_range(uri, start, size, size, "")[0]
+    with translate_errors(uri, "reading"):
+        if is_s3(uri):
+            return get_s3(uri)[0]
+        with open(uri, "rb") as file:
+            file.seek(start or 0)
+            return file.read()
+
+
+def read_range(uri: str, start: int, end: int, size: int) -> bytes:
+    """Return some bytes of an object of this size; in S3 one request.
+
+    Raises:
+        InputError: it is not there.
+        ObjectChangedError: it has not this size.
+        JobError, StorageError: as `list_objects`.
+    """
+    if is_s3(uri):
+        return retrying()(get_range, uri, start, end, size, "")[0]
+    with open_input(uri, size=size) as file:
+        file.seek(start)
+        return file.read(end - start)
+
+
+def read_if_present(uri: str) -> bytes | None:
+    """Return an object's bytes, or None where there is none."""
+    try:
+        return read_bytes(uri)
+    except InputError:
+        return None
+
+
+def write_bytes(uri: str, data: bytes, *, scratch: str | None = None) -> None:
+    """Write an object whole or not at all, replacing what is there.
+
+    Locally the bytes go to a temporary file (in `scratch`, which must be on the same file system, or beside the
+    target), are flushed to disk and renamed. In S3 an object shows up only when complete.
+
+    Raises:
+        JobError: no permission, no such bucket.
+        StorageError: storage kept failing.
+    """
+    retrying()(_write_once, uri, data, scratch)
+
+
+def _write_once(uri: str, data: bytes, scratch: str | None) -> None:
+    with translate_errors(uri, "writing"):
+        if is_s3(uri):
+            put_s3(uri, data, "overwrite")
+            return
+        target = Path(uri)
+        folder = Path(scratch) if scratch else target.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{target.name}.{secrets.token_hex(6)}"
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+            sync_folder(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Write an object only where there is none; return whether this call made it, so that `data` must be its own.
+
+    In S3 this is a put with `If-None-Match: *`; locally a hard link, which fails where the name is taken. Of a put whose
+    answer was lost another try finds its own bytes there, also at the first, for aiohttp 3.14 sends a put again by
+    itself.
+    """
+    return retrying()(_create_once, uri, data) or (is_s3(uri) and read_if_present(uri) == data)
+
+
+def _create_once(uri: str, data: bytes) -> bool:
+    with translate_errors(uri, "creating"):
+        try:
+            if is_s3(uri):
+                put_s3(uri, data, "create")
+                return True
+            target = Path(uri)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.parent / f".{target.name}.{secrets.token_hex(6)}"
+            try:
+                temporary.write_bytes(data)
+                os.link(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)
+            return True
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if get_error_code(error) == "PreconditionFailed":  # some servers do not say which, and this is the only one
+                return False
+            raise
+
+
+def delete_objects(uris: list[str]) -> None:
+    """Delete objects; one that is gone already is no error."""
+    remote = [uri for uri in uris if is_s3(uri)]
+    for start in range(0, len(remote), DELETED_AT_ONCE):
+        retrying()(delete_remote, remote[start : start + DELETED_AT_ONCE])
+    for uri in uris:
+        if not is_s3(uri):
+            retrying()(delete_local, uri)
+
+
+def delete_folder(uri: str) -> None:
+    """Delete everything below a folder."""
+    if is_s3(uri):
+        with contextlib.suppress(InputError):
+            delete_objects([found.uri for found in list_below(uri.rstrip("/"))])
+    else:
+        retrying()(delete_tree, uri)
+
+
+def download_folder(uri: str, target: Path, *, skip: tuple[str, ...] = ()) -> None:
+    """Copy the objects directly below a folder to a local one, leaving out names that end in one of `skip`."""
+    for found in list_objects(uri):
+        name = found.uri[len(uri) :].lstrip("/")
+        if not name.endswith(skip) and "/" not in name:
+            _download(found, target / name)
+
+
+def _download(found: StoredObject, target: Path) -> None:
+    """Copy an object to a file, several blocks at a time."""
+    if not is_s3(found.uri):
+        with translate_errors(found.uri, "downloading"):
+            shutil.copyfile(found.uri, target)
+        return
+    policy_is_patient, block = _patience.get(), current_limits().read_ahead_bytes
+    with target.open("wb") as file, ThreadPoolExecutor(DOWNLOAD_THREADS) as pool:
+
+        def copy(start: int) -> None:
+            end = min(found.size, start + block)
+            data, _ = retrying(policy_is_patient)(get_range, found.uri, start, end, found.size, found.etag)
+            os.pwrite(file.fileno(), data, start)
+
+        copies = [pool.submit(copy, start) for start in range(0, found.size, block)]
+        try:
+            for done in copies:
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

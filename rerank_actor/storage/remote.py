@@ -1,0 +1,175 @@
+"""Objects in S3 and files on the hub: listed by page, read by range, deleted by the thousand.
+
+Every answer of a read must be of the same object, by size and etag. Knows nothing of local folders.
+"""
+
+import contextlib
+import io
+import os
+import re
+from typing import Any
+
+from rerank_actor.errors import InputError, ObjectChangedError, StorageError
+from rerank_actor.storage import hub
+from rerank_actor.storage.limits import current_limits
+from rerank_actor.storage.retry import _patience, retrying, translate_errors
+from rerank_actor.storage.s3_client import call_s3, get_error_code, get_etag, get_s3
+from rerank_actor.storage.uri import GLOB_CHARACTERS, StoredObject, glob_to_pattern, is_hidden, split_uri
+
+DELETED_AT_ONCE = 1000  # the most that S3 takes
+
+
+def list_hub(uri: str) -> list[StoredObject]:
+    """List all files of the repository, whatever path follows its name."""
+    with translate_errors(uri, "listing"):
+        return [StoredObject(*found) for found in hub.list_files(uri)]
+
+
+def list_s3(uri: str) -> list[StoredObject]:
+    """List an object, the objects below a prefix at any depth, or those that a glob matches."""
+    (bucket, key), pattern = split_uri(uri.rstrip("/")), None
+    if any(character in key for character in GLOB_CHARACTERS):
+        pattern = re.compile(glob_to_pattern(key))
+        key = key[: min(key.find(c) for c in GLOB_CHARACTERS if c in key)].rpartition("/")[0]
+    root = f"s3://{bucket}/{key}".rstrip("/")
+    found = list_below(root)
+    if not found and key:
+        found = retrying()(look_at, root)
+    start = len(f"s3://{bucket}/")
+    return sorted(
+        (
+            item
+            for item in found
+            if not item.uri.endswith("/")
+            and not is_hidden(item.uri, root)
+            and (pattern is None or pattern.fullmatch(item.uri[start:]))
+        ),
+        key=lambda item: item.uri,
+    )
+
+
+def list_below(root: str) -> list[StoredObject]:
+    """List all objects of an S3 folder, each page a request that is tried again by itself."""
+    bucket, key = split_uri(root)
+    found: list[StoredObject] = []
+    place: dict[str, str] = {}
+    while True:
+        page = retrying()(_list_page, root, {"Prefix": f"{key}/" if key else "", **place})
+        found += [_to_object(f"s3://{bucket}/{entry['Key']}", entry, entry["Size"]) for entry in page["Contents"]]
+        if not page.get("IsTruncated"):
+            return found
+        place = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def _list_page(root: str, place: dict[str, str]) -> dict[str, Any]:
+    with translate_errors(root, "listing"):
+        return {"Contents": [], **call_s3("list_objects_v2", root, **place)}
+
+
+def look_at(uri: str) -> list[StoredObject]:
+    """Return one S3 object in a list, which is empty where there is none."""
+    with contextlib.suppress(InputError), translate_errors(uri, "listing"):
+        found = call_s3("head_object", uri, Key=split_uri(uri)[1])
+        return [_to_object(uri, found, found["ContentLength"])]
+    return []
+
+
+def _to_object(uri: str, entry: dict[str, Any], size: int) -> StoredObject:
+    modified = entry.get("LastModified")
+    return StoredObject(uri, size, get_etag(entry), modified.timestamp() if modified is not None else 0.0)
+
+
+class RemoteFile(io.RawIOBase):
+    """An S3 object open for reading, in blocks that are requests tried again by themselves.
+
+    Every answer must be of the same object: the one with this size and etag or, where they are not known, the first.
+    """
+
+    def __init__(self, uri: str, size: int, etag: str) -> None:
+        super().__init__()
+        self._uri, self._size, self._etag = uri, size, etag
+        self._is_patient = _patience.get()
+        self._position = self._start = 0
+        self._block = b""
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what is left of the current block, fetching the next one where nothing is."""
+        offset = self._position - self._start
+        if not 0 <= offset < len(self._block):
+            end = min(self._size, self._position + current_limits().read_ahead_bytes)
+            policy = retrying(self._is_patient)
+            self._block, self._etag = policy(get_range, self._uri, self._position, end, self._size, self._etag)
+            self._start, offset = self._position, 0
+        data = self._block[offset : offset + len(buffer)]
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to an offset, which may lie behind the end."""
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def tell(self) -> int:
+        """Return the offset of the next byte."""
+        return self._position
+
+
+def get_range(uri: str, start: int, end: int, size: int, etag: str) -> tuple[bytes, str]:
+    """Return some bytes of an S3 object of this size and etag ("" for any), and its etag."""
+    if start >= end:
+        return b"", etag
+    if hub.is_hub(uri):
+        return _get_hub_range(uri, start, end, size, etag)
+    with translate_errors(uri, "reading"):
+        try:
+            data, answer = get_s3(uri, Range=f"bytes={start}-{end - 1}")
+        except OSError as error:
+            if get_error_code(error) == "InvalidRange":
+                raise ObjectChangedError(f"{uri}: is shorter than it was ({size} bytes)", uri=uri) from error
+            raise
+    found = get_etag(answer)
+    if etag and found and found != etag:
+        raise ObjectChangedError(f"{uri}: is another object than it was (etag {found}, not {etag})", uri=uri)
+    total = answer.get("ContentRange", "").rpartition("/")[2]
+    if total.isdecimal() and int(total) != size:
+        raise ObjectChangedError(f"{uri}: has another size than it had ({total} bytes, not {size})", uri=uri)
+    if len(data) != end - start:
+        raise StorageError(f"{uri}: storage gave {len(data)} bytes where {end - start} were asked for", uri=uri)
+    return data, found
+
+
+def _get_hub_range(uri: str, start: int, end: int, size: int, etag: str) -> tuple[bytes, str]:
+    with translate_errors(uri, "reading"):
+        found_size, found = hub.look_at(uri)
+        if found_size != size or (etag and found != etag):
+            raise ObjectChangedError(f"{uri}: is another file than it was ({found_size} bytes, hash {found})", uri=uri)
+        data = hub.read_range(uri, start, end)
+    if len(data) != end - start:
+        raise StorageError(f"{uri}: the hub gave {len(data)} bytes where {end - start} were asked for", uri=uri)
+    return data, found
+
+
+def look_at_hub(uri: str) -> tuple[int, str]:
+    """Return size and hash of a file on the hub."""
+    with translate_errors(uri, "opening"):
+        return hub.look_at(uri)
+
+
+def delete_remote(uris: list[str]) -> None:
+    """Delete S3 objects of one bucket."""
+    objects = [{"Key": split_uri(uri)[1]} for uri in uris]
+    with contextlib.suppress(InputError), translate_errors(uris[0], "deleting"):
+        answer = call_s3("delete_objects", uris[0], Delete={"Objects": objects, "Quiet": True})
+        if failed := answer.get("Errors"):
+            code = failed[0].get("Code", "no code")
+            raise StorageError(f"{uris[0]}: {len(failed)} of {len(uris)} objects could not be deleted ({code})")
