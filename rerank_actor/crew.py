@@ -17,8 +17,8 @@ from rerank_actor.engines.base import EngineSpec
 from rerank_actor.engines.model import load_tokenizer_json
 from rerank_actor.errors import EngineStartError, JobError, RunInterruptedError, describe_cause
 from rerank_actor.groundwork import make_prepare_spec, make_specs
+from rerank_actor.inputs.unit import Unit
 from rerank_actor.output_run import CrewFacts, OutputRun
-from rerank_actor.plan import Unit
 from rerank_actor.price import find_price
 from rerank_actor.progress import Reporter, Standing
 from rerank_actor.units import PrepareSpec

@@ -12,10 +12,10 @@ from rich.table import Table
 from rerank_actor import storage
 from rerank_actor.engines.model import load_tokenizer_json
 from rerank_actor.groundwork import Groundwork, make_prepare_spec, prepare_job
+from rerank_actor.inputs.unit import Unit
 from rerank_actor.job import ScoreJob
 from rerank_actor.joins import sample_lookups
 from rerank_actor.output import find_pending
-from rerank_actor.plan import Unit
 from rerank_actor.progress import Reporter, format_seconds
 from rerank_actor.units import prepare_unit
 

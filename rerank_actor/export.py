@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.columns import is_list
 from rerank_actor.errors import InputError, ShardError, describe_cause, suggest
+from rerank_actor.inputs.columns import is_list
 from rerank_actor.output import Output
 from rerank_actor.storage.shuffle import find_buckets, hash_keys, pack_slices, read_slices
 

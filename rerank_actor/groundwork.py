@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from rerank_actor import shards, storage
+from rerank_actor import storage
 from rerank_actor.engines.base import EngineSpec
 from rerank_actor.engines.model import RerankerModel, load_reranker_model
 from rerank_actor.engines.prompts import PairEncoder
@@ -19,16 +19,17 @@ from rerank_actor.engines.start import encode_check_pairs
 from rerank_actor.engines.template import TEMPLATES
 from rerank_actor.errors import JobError, ModelError, OutputConflictError, StorageError
 from rerank_actor.fingerprint import find_differing, hash_fingerprint
-from rerank_actor.input_columns import make_text_spec
+from rerank_actor.inputs import shards
+from rerank_actor.inputs.listing import list_input
+from rerank_actor.inputs.plan import Plan, PlanChange, make_plan
+from rerank_actor.inputs.rankings import RANKING_FORMATS, sniff_format
+from rerank_actor.inputs.text_sources import TextSource, find_sources
 from rerank_actor.job import ScoreJob
 from rerank_actor.output import Output
-from rerank_actor.plan import Plan, PlanChange, list_input, make_plan
 from rerank_actor.price import find_price
 from rerank_actor.progress import QuietReporter, Reporter
-from rerank_actor.retrieval_run import RANKING_FORMATS, sniff_format
 from rerank_actor.reuse import ScoreSource, find_reused
 from rerank_actor.storage.hub import is_hub
-from rerank_actor.texts import TextSource, find_sources
 from rerank_actor.units import PrepareSpec
 
 SHOWN_CHARACTERS = 300  # of a setting that differs
@@ -92,7 +93,7 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
     find_price(job.gpu_type, job.gpu_price)
     model = model or load_reranker_model(job.model_name, job.revision, trust_remote_code=job.trust_remote_code)
     job = fit_max_length(job, model, reporter)
-    sources = find_sources(job)
+    sources = find_sources(job.source_specs())
     job = _find_format(job, reporter)
     settings = {
         **job.scoring_settings(),
@@ -123,7 +124,7 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
         if total >= 1000 and done % 1000 == 0:
             reporter.say(f"planning: {done:,} of {total:,} shards")
 
-    plan, change = make_plan(job, earlier, parts, tell)
+    plan, change = make_plan(job.input_spec(), earlier, parts, tell)
     return Groundwork(job, output, model, settings, earlier, plan, change, sources, reused)
 
 
@@ -142,7 +143,7 @@ def _find_format(job: ScoreJob, reporter: Reporter) -> ScoreJob:
                 reporter.say(f"{first.uri}: looks like --format {found}")
                 job = job.model_copy(update={"format": found})
     if job.top_k is not None and any(
-        shards.detect_format(item.uri, job.format)[0] not in RANKING_FORMATS for item in list_input(job)
+        shards.detect_format(item.uri, job.format)[0] not in RANKING_FORMATS for item in list_input(job.input_spec())
     ):
         raise JobError(
             f"--top-k goes with --format {', '.join(RANKING_FORMATS)}, whose lines are candidates of queries"
@@ -200,19 +201,12 @@ def make_prepare_spec(ground: Groundwork, environment: dict[str, str]) -> Prepar
     return PrepareSpec(
         # In directions each pair has an instruction of its own; then the encoder is one for all language pairs.
         encoder=make_encoder_settings(job, ground.model) | ({"instruction": ""} if job.directions() else {}),
-        format=job.format,
-        texts=make_text_spec(job),
-        keep=None if job.keep_columns == "all" else list(job.keep_columns),
+        input=job.input_spec(),
         json_types=ground.plan.json_types,
         max_attempts=job.max_attempts,
         environment=environment,
-        drop=frozenset(job.drop_columns),
-        rename=job.rename_columns,
-        header=tuple(job.columns),
         dedupes=job.dedupe != "none",
-        top_k=job.top_k,
         adds_pair_key=job.adds_pair_key,
-        directions=job.directions(),
     )
 
 

@@ -13,11 +13,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rerank_actor import storage
-from rerank_actor.directions import Directions
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION, load_presets
 from rerank_actor.engines.options import BUILT_IN_TOKENIZER, DEFAULT_MODEL, HARMLESS_ENGINE_ARGS, check_engine_args
 from rerank_actor.errors import JobError, suggest
-from rerank_actor.field_template import parse_template
+from rerank_actor.inputs.columns import RESERVED_COLUMNS
+from rerank_actor.inputs.directions import Directions
+from rerank_actor.inputs.field_template import parse_template
+from rerank_actor.inputs.pair_key import PAIR_KEY
+from rerank_actor.inputs.pairs import INDEX_COLUMN, TextSpec
+from rerank_actor.inputs.spec import InputSpec, SourceSpec
 from rerank_actor.job_file import (
     SECRET_FIELDS,
     check_job,
@@ -421,6 +425,52 @@ class ScoreJob(BaseModel):
     def directions(self) -> Directions | None:
         """Return in which directions each row is scored; None where the query is a query and the document a document."""
         return None
+
+    def text_spec(self) -> TextSpec:
+        """Return where the job says that texts are."""
+        return TextSpec(
+            query_column=self.query_source[0],
+            document_column=self.document_source[0],
+            query_is_id=bool(self.queries),
+            document_is_id=bool(self.corpus),
+            query_template=self.query_template,
+            document_template=self.document_template,
+            instruction_column=self.instruction_column,
+            dataset_column=self.dataset_column,
+            instruction_map=self.instructions,
+            explode=self.explode,
+            explode_columns=tuple(self.explode_columns),
+            keep_fields=tuple(self.keep_fields) if self.keep_fields else None,
+        )
+
+    def source_specs(self) -> tuple[SourceSpec, ...]:
+        """Return where the texts are that rows name by id."""
+        queries = SourceSpec("query", tuple(self.queries), self.query_id_column, self.query_column)
+        corpus = SourceSpec("document", tuple(self.corpus), self.document_id_column, self.document_column)
+        return tuple(spec for spec in (queries, corpus) if spec.uris)
+
+    def input_spec(self) -> InputSpec:
+        """Return what the job says of its input."""
+        added = {*([INDEX_COLUMN] if self.explode else []), *([PAIR_KEY] if self.adds_pair_key else [])}
+        return InputSpec(
+            uris=tuple(self.input),
+            output=self.output,
+            format=self.format,
+            header=tuple(self.columns),
+            config=self.config,
+            split=self.split,
+            limit=self.limit,
+            unit_rows=self.unit_rows,
+            top_k=self.top_k,
+            rescore_changed=self.rescore_changed,
+            keep=None if self.keep_columns == "all" else tuple(self.keep_columns),
+            drop=tuple(self.drop_columns),
+            rename=self.rename_columns,
+            reserved=frozenset(RESERVED_COLUMNS) | added,
+            texts=self.text_spec(),
+            sources=self.source_specs(),
+            directions=self.directions(),
+        )
 
     def scoring_settings(self) -> dict[str, Any]:
         """Return the settings that can change a score or a column: the job's share of the fingerprint."""

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from rerank_actor import shards, storage
+from rerank_actor import storage
 from rerank_actor.builder import RunTasks, build_store, choose_copies, run_here
 from rerank_actor.groundwork import Groundwork
-from rerank_actor.known_scores import KnownScores
-from rerank_actor.lookup import Lookup
+from rerank_actor.inputs import shards
+from rerank_actor.inputs.lookups import KnownScores, Lookup
+from rerank_actor.inputs.text_sources import TextSource
 from rerank_actor.reuse import ScoreSource
 from rerank_actor.storage.keyed_store import BLOCK_BYTES, Layout
-from rerank_actor.texts import TextSource
 
 SAMPLED_BYTES = 256 * 2**20  # of sources, that a dry run reads
 UNPACKED = 4  # bytes of text for a stored one, where it is compressed

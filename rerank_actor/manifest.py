@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError
+from rerank_actor.inputs.unit import Unit
 from rerank_actor.output import Output
 from rerank_actor.part import PartCheck, check_part
-from rerank_actor.plan import Unit
 from rerank_actor.sketch import NAMES
 from rerank_actor.storage.lease import make_run_id
 

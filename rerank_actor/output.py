@@ -14,9 +14,10 @@ from typing import Any
 import pyarrow as pa
 
 from rerank_actor import storage
-from rerank_actor.columns import read_own_table
 from rerank_actor.errors import InputError
-from rerank_actor.plan import Plan, Unit
+from rerank_actor.inputs.columns import read_own_table
+from rerank_actor.inputs.plan import Plan
+from rerank_actor.inputs.unit import Unit
 from rerank_actor.sketch import NAMES
 
 RECORD_THREADS = 16

@@ -16,9 +16,9 @@ from typing import Any
 from rerank_actor import storage
 from rerank_actor.errors import RerankError, describe_cause
 from rerank_actor.groundwork import Groundwork
+from rerank_actor.inputs.unit import Unit
 from rerank_actor.manifest import Totals, UnitRecords, check_committed, find_versions, limit_failures
 from rerank_actor.output import find_pending
-from rerank_actor.plan import Unit
 from rerank_actor.progress import Reporter
 from rerank_actor.report.build import write_report
 from rerank_actor.storage.lease import Lease

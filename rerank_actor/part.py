@@ -19,13 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.candidates import INDEX_COLUMN
-from rerank_actor.directions import DIRECTED_VALUES, find_directions, name_column
 from rerank_actor.engines.base import compute_score
-from rerank_actor.layout import find_reason
-from rerank_actor.pair_key import PAIR_KEY
-from rerank_actor.plan import Unit
-from rerank_actor.shards import RESERVED_COLUMNS
+from rerank_actor.inputs.columns import RESERVED_COLUMNS
+from rerank_actor.inputs.directions import DIRECTED_VALUES, find_directions, name_column
+from rerank_actor.inputs.pair_key import PAIR_KEY
+from rerank_actor.inputs.pairs import INDEX_COLUMN
+from rerank_actor.inputs.rows import find_reason
+from rerank_actor.inputs.unit import Unit
 from rerank_actor.sketch import Sketch
 from rerank_actor.units import UnitWork
 

@@ -22,9 +22,9 @@ from rerank_actor import storage
 from rerank_actor.actor import RerankActor
 from rerank_actor.engines.base import EngineSpec
 from rerank_actor.errors import EngineError, RerankError
+from rerank_actor.inputs.unit import Unit
 from rerank_actor.pace import START_SECONDS
 from rerank_actor.part import write_part
-from rerank_actor.plan import Unit
 from rerank_actor.pool import ActorPool
 from rerank_actor.units import PrepareSpec, UnitWork, prepare_unit
 from rerank_actor.watchdog import Watchdog

@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.columns import is_list
-from rerank_actor.directions import find_directions, name_column
 from rerank_actor.errors import InputError, OutputConflictError, describe_cause
 from rerank_actor.fingerprint import find_differing, hash_fingerprint
+from rerank_actor.inputs.columns import is_list
+from rerank_actor.inputs.directions import find_directions, name_column
+from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.output import Output
-from rerank_actor.pair_key import PAIR_KEY
 from rerank_actor.part import read_part_metadata
 
 SCHEMA = pa.schema({"key": pa.string(), "logit": pa.float32()})

@@ -16,11 +16,11 @@ from rerank_actor.crew import Crew
 from rerank_actor.engines.model import RerankerModel
 from rerank_actor.errors import RerankError, RunInterruptedError
 from rerank_actor.groundwork import Groundwork, prepare_job, refuse_dead_storage
+from rerank_actor.inputs.unit import Unit
 from rerank_actor.job import ScoreJob
 from rerank_actor.joins import index_scores, make_known, make_lookups
 from rerank_actor.notice import Notifier
 from rerank_actor.output_run import OutputRun, RunResult
-from rerank_actor.plan import Unit
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.reuse import ScoreSource, find_reused
 from rerank_actor.shared_pairs import SharedPairs, find_shared, make_shared_job

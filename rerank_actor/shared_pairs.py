@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 from rerank_actor import storage
 from rerank_actor.builder import RunTasks, run_all
 from rerank_actor.errors import RerankError, StorageError
+from rerank_actor.inputs.unit import Unit
 from rerank_actor.job import ScoreJob
 from rerank_actor.output import Output
-from rerank_actor.plan import Unit
 from rerank_actor.storage.keyed_store import Layout, spill_rows
 from rerank_actor.storage.shuffle import read_slices
 from rerank_actor.units import PrepareSpec, read_new_pairs

@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rerank_actor.inputs.plan import Plan
 from rerank_actor.output import Output
-from rerank_actor.plan import Plan
 from rerank_actor.price import find_stored_price, format_dollars
 from rerank_actor.progress import format_seconds
 from rerank_actor.storage.lease import is_running

@@ -21,17 +21,17 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from rerank_actor import shards, storage
-from rerank_actor.candidates import Pairs, TextSpec, make_pairs
-from rerank_actor.directions import Directions
-from rerank_actor.duplicates import find_originals
+from rerank_actor import storage
 from rerank_actor.engines.prompts import PairEncoder, Prompts
 from rerank_actor.errors import RerankError, ShardChangedError, ShardError
-from rerank_actor.known_scores import KnownScores
-from rerank_actor.layout import Rows
-from rerank_actor.lookup import Lookup
-from rerank_actor.pair_key import make_pair_keys
-from rerank_actor.plan import Unit
+from rerank_actor.inputs import shards
+from rerank_actor.inputs.directions import Directions
+from rerank_actor.inputs.lookups import KnownScores, Lookup
+from rerank_actor.inputs.pair_key import find_originals, make_pair_keys
+from rerank_actor.inputs.pairs import Pairs, make_pairs
+from rerank_actor.inputs.rows import Rows
+from rerank_actor.inputs.spec import InputSpec
+from rerank_actor.inputs.unit import Unit
 
 
 @dataclass(frozen=True)
@@ -40,36 +40,23 @@ class PrepareSpec:
 
     Attributes:
         encoder: keyword arguments of `PairEncoder` besides the tokenizer.
-        texts: where the texts of a row are.
-        keep: columns to keep, None for all.
-        drop: of these, columns to leave out.
-        header: names of the columns of CSV and TSV whose first line does not have them.
-        rename: names in the part, of columns that have another there.
+        input: how rows are read, and where their texts are.
         environment: AWS variables of the driver.
         lookups: where the texts are of columns that hold ids.
         dedupes: whether pairs that are the same are scored once.
-        top_k: candidates of each query at most, of rankings.
         adds_pair_key: whether the part has pair keys.
         known: scores of earlier, in the order in which they are looked at.
-        directions: where each row is scored as a pair in one or two directions.
     """
 
     encoder: dict[str, Any]
-    format: str
-    texts: TextSpec
-    keep: list[str] | None
+    input: InputSpec
     json_types: dict[str, pa.DataType]
     max_attempts: int
     environment: dict[str, str] = field(repr=False)
-    drop: frozenset[str] = frozenset()
-    rename: dict[str, str] = field(default_factory=dict)
-    header: tuple[str, ...] = ()
     lookups: tuple[Lookup, ...] = ()
     dedupes: bool = False
-    top_k: int | None = None
     adds_pair_key: bool = False
     known: tuple[KnownScores, ...] = ()
-    directions: Directions | None = None
 
 
 @dataclass(frozen=True)
@@ -253,41 +240,20 @@ def _make_policy(spec: PrepareSpec) -> Retrying:
 def _read_rows(unit: Unit, spec: PrepareSpec, policy: Retrying) -> Rows:
     storage.adopt_environment(spec.environment)
     with storage.patient():
-        return policy(
-            shards.read_rows,
-            unit.uri,
-            spec.format,
-            row_start=unit.row_start,
-            num_rows=unit.num_rows,
-            byte_start=unit.byte_start,
-            number=unit.number,
-            header=spec.header,
-            keep=spec.keep,
-            drop=spec.drop,
-            text_columns=_list_text_columns(spec),
-            types=spec.json_types,
-            size=unit.size,
-            etag=unit.etag,
-            top_k=spec.top_k,
-        )
-
-
-def _list_text_columns(spec: PrepareSpec) -> list[str]:
-    reason = spec.directions.reason_column if spec.directions is not None else None
-    return [*spec.texts.text_columns, *([reason] if reason is not None else [])]
+        return policy(shards.read_rows, unit, spec.input, spec.json_types)
 
 
 def _find_pairs(rows: Rows, spec: PrepareSpec) -> tuple[Pairs, dict[int, str]]:
     """Return the pairs of some rows, ids as their texts, and why an id has none, by position of the pair."""
-    pairs = make_pairs(rows, spec.texts)
+    pairs = make_pairs(rows, spec.input.texts)
     missing: dict[int, str] = {}
     for lookup in spec.lookups:
         is_query = lookup.role == "query"
         texts, faults = lookup.find_texts(pairs.queries if is_query else pairs.documents)
         pairs = replace(pairs, queries=texts) if is_query else replace(pairs, documents=texts)
         missing = {**faults, **missing}
-    if spec.directions is not None:
-        pairs = _turn_pairs(pairs, rows, spec.directions)
+    if spec.input.directions is not None:
+        pairs = _turn_pairs(pairs, rows, spec.input.directions)
     return pairs, missing
 
 
@@ -321,7 +287,7 @@ def prepare_rows(unit: Unit, rows: Rows, spec: PrepareSpec, encoder: PairEncoder
         keys = make_pair_keys(pairs.queries, pairs.documents, pairs.instructions, encoder.instruction)
         prompts, facts = _fill_in_known(prompts, keys, spec.known)
     sink = pa.BufferOutputStream()
-    table = pairs.table.rename_columns([spec.rename.get(name, name) for name in pairs.table.column_names])
+    table = pairs.table.rename_columns([spec.input.rename.get(name, name) for name in pairs.table.column_names])
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
     return UnitWork(
@@ -332,7 +298,7 @@ def prepare_rows(unit: Unit, rows: Rows, spec: PrepareSpec, encoder: PairEncoder
         list_lengths=pairs.list_lengths,
         facts=facts,
         pair_keys=pa.array(keys, pa.string()) if keys is not None and spec.adds_pair_key else None,
-        directions=tuple(spec.directions.instructions) if spec.directions is not None else (),
+        directions=tuple(spec.input.directions.instructions) if spec.input.directions is not None else (),
     )
 
 

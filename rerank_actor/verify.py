@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from rerank_actor import storage
 from rerank_actor.errors import RerankError
 from rerank_actor.fingerprint import hash_fingerprint
+from rerank_actor.inputs.plan import Plan
+from rerank_actor.inputs.unit import Unit
 from rerank_actor.output import Output
 from rerank_actor.part import PartCheck, check_part
-from rerank_actor.plan import Plan, Unit
 from rerank_actor.storage.lease import Lease
 
 THREADS = 8

@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rerank_actor.candidates import TextSpec, join_title, make_pairs
-from rerank_actor.columns import is_list, merge_types, to_array, to_texts
-from rerank_actor.field_template import parse_template
-from rerank_actor.layout import Rows, add_place, find_reason
+from rerank_actor.inputs.columns import is_list, merge_types, to_array, to_texts
+from rerank_actor.inputs.field_template import parse_template
+from rerank_actor.inputs.pairs import TextSpec, join_title, make_pairs
+from rerank_actor.inputs.rows import Rows, add_place, find_reason
 
 
 def make_rows(columns: dict[str, list[object]]) -> Rows:

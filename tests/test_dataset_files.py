@@ -13,10 +13,12 @@ from conftest import read_output, run_command
 from datasets import Dataset, DatasetDict
 from hub_server import HubServer
 
-from rerank_actor import arrow_file, shards, storage
+from rerank_actor import storage
 from rerank_actor.errors import AccessDeniedError, InputError, JobError, ObjectChangedError, RerankError
+from rerank_actor.inputs import arrow, shards
+from rerank_actor.inputs.plan import Plan, make_plan
+from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.job import load_job
-from rerank_actor.plan import Plan, make_plan
 from rerank_actor.storage import hub
 
 CARD = b"""---
@@ -56,24 +58,13 @@ def make_repository(change: bytes | None = None) -> dict[str, bytes]:
 
 def plan(folder: Path, **flags: Any) -> Plan:
     job = load_job(None, {"output": str(folder / "out"), "engine": "fake", **flags})
-    return make_plan(job, Plan())[0]
+    return make_plan(job.input_spec(), Plan())[0]
 
 
 def read_all(found: Plan) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for unit in found.units():
-        part = shards.read_rows(
-            unit.uri,
-            "auto",
-            row_start=unit.row_start,
-            num_rows=unit.num_rows,
-            byte_start=unit.byte_start,
-            number=unit.number,
-            keep=None,
-            text_columns=["query"],
-            size=unit.size,
-            etag=unit.etag,
-        )
+        part = shards.read_rows(unit, InputSpec())
         rows += part.table.to_pylist()
         assert part.texts["query"] == part.table.column("query").to_pylist()
     return rows
@@ -122,7 +113,7 @@ def test_arrow_file_that_is_cut_short_or_something_else_says_so(tmp_path: Path) 
         path = tmp_path / f"{name}.arrow"
         path.write_bytes(data)
         with pytest.raises(RerankError, match=f"{path}: cannot be read as arrow"):
-            shards.scan_shard(str(path), len(data), "auto")
+            shards.scan_shard(storage.StoredObject(str(path), len(data), ""), InputSpec())
 
 
 def test_arrow_file_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
@@ -131,12 +122,12 @@ def test_arrow_file_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> N
     with pa.ipc.new_file(str(path), table.schema) as writer:
         writer.write_table(table)
     with pytest.raises(InputError, match="more than one column `document`"):
-        shards.scan_shard(str(path), path.stat().st_size, "auto")
+        shards.scan_shard(storage.StoredObject(str(path), path.stat().st_size, ""), InputSpec())
 
 
 def test_arrow_file_is_scanned_by_its_narrowest_column() -> None:
     schema = pa.schema({"text": pa.string(), "number": pa.int64(), "flag": pa.bool_()})
-    assert arrow_file._find_narrowest(schema) == 2
+    assert arrow._find_narrowest(schema) == 2
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])

@@ -10,8 +10,8 @@ from jobs.tasks import tasks
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION, load_presets
 from rerank_actor.errors import InputError, JobError
 from rerank_actor.fingerprint import hash_fingerprint
+from rerank_actor.inputs.plan import Plan, make_plan
 from rerank_actor.job import load_job
-from rerank_actor.plan import Plan, make_plan
 
 LAYOUT = {"input": "/in", "output": "/out", "engine": "fake"}
 
@@ -133,11 +133,11 @@ def test_column_that_does_not_suit_its_flag_is_refused_by_name(
     row = {"query": "q", "document": "d", "title": "t", "parts": [{"id": "1", "body": "b"}]}
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(InputError, match=words):
-        make_plan(load_job(None, {**LAYOUT, "input": str(path), **flags}), Plan())
+        make_plan(load_job(None, {**LAYOUT, "input": str(path), **flags}).input_spec(), Plan())
 
 
 def test_reserved_name_is_scored_once_it_is_renamed_or_dropped(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"query": "q", "document": "d", "score": 1}\n')
     for flags in ({"rename_columns": "score=bm25"}, {"drop_columns": "score"}, {"keep_columns": "query"}):
-        assert make_plan(load_job(None, {**LAYOUT, "input": str(path), **flags}), Plan())[0].num_rows == 1
+        assert make_plan(load_job(None, {**LAYOUT, "input": str(path), **flags}).input_spec(), Plan())[0].num_rows == 1

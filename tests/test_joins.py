@@ -21,12 +21,12 @@ from rerank_actor.builder import build_store, run_here
 from rerank_actor.errors import InputError, OutputConflictError, ShardError
 from rerank_actor.estimate import estimate_job
 from rerank_actor.groundwork import prepare_job
+from rerank_actor.inputs.lookups import Lookup
+from rerank_actor.inputs.text_sources import Piece, TextSource, find_sources
 from rerank_actor.job import ScoreJob
-from rerank_actor.lookup import Lookup
 from rerank_actor.progress import QuietReporter
 from rerank_actor.run import run_job
 from rerank_actor.storage.keyed_store import KEPT_SECONDS, Layout, Store, name_bucket
-from rerank_actor.texts import Piece, TextSource, find_sources
 from rerank_actor.verify import verify_output
 
 QUERIES = [{"_id": "q1", "text": "what is rain"}, {"_id": "q2", "text": "who wrote it"}, {"_id": "7", "text": "seven"}]
@@ -66,7 +66,7 @@ def score_texts(pairs: list[tuple[str, str]]) -> list[float]:
 
 def make_source(*paths: Path, role: Any = "document") -> TextSource:
     job = ScoreJob(input=["x"], output="y", corpus=[str(path) for path in paths])
-    return dataclasses.replace(find_sources(job)[0], role=role)
+    return dataclasses.replace(find_sources(job.source_specs())[0], role=role)
 
 
 def make_store(tmp_path: Path, source: TextSource, layout: Layout, uri: str = "") -> Store:

@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 
-from rerank_actor import line_scan, lines, shards
+from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError, ShardError
+from rerank_actor.inputs import shards, text_scan
+from rerank_actor.inputs import text as text_module
+from rerank_actor.inputs.plan import MAX_UNIT_ROWS, Plan, make_plan
+from rerank_actor.inputs.rows import ShardLayout
+from rerank_actor.inputs.spec import InputSpec
+from rerank_actor.inputs.unit import Unit
 from rerank_actor.job import load_job
-from rerank_actor.layout import ShardLayout
-from rerank_actor.plan import MAX_UNIT_ROWS, Plan, make_plan
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -22,7 +26,8 @@ def write(path: Path, data: bytes) -> Path:
 
 
 def scan(path: Path, block_rows: int = 7, break_at: int = -1, **options: Any) -> ShardLayout:
-    return shards.scan_shard(str(path), path.stat().st_size, "auto", block_rows, break_at, **options)
+    item = storage.StoredObject(str(path), path.stat().st_size, "")
+    return shards.scan_shard(item, InputSpec(unit_rows=block_rows, **options), break_at)
 
 
 def read(path: Path, layout: ShardLayout, **options: Any) -> list[shards.Rows]:
@@ -31,16 +36,9 @@ def read(path: Path, layout: ShardLayout, **options: Any) -> list[shards.Rows]:
     for block in layout.blocks:
         found.append(
             shards.read_rows(
-                str(path),
-                "auto",
-                row_start=row,
-                num_rows=block.num_rows,
-                byte_start=block.byte_start,
-                number=block.number,
-                keep=None,
-                text_columns=["query"],
-                types=layout.columns,
-                **options,
+                Unit("", str(path), path.stat().st_size, "", row, block.num_rows, block.byte_start, block.number),
+                InputSpec(**options),
+                layout.columns,
             )
         )
         row += block.num_rows
@@ -68,7 +66,7 @@ def test_ranges_of_any_size_find_the_rows_that_lines_hold(
     made = make_lines(range_bytes)
     data = ("\n".join(made) + end).encode()
     path = write(tmp_path / f"rows.jsonl{packing}", gzip.compress(data) if packing else data)
-    monkeypatch.setattr(line_scan, "RANGE_BYTES", range_bytes)
+    monkeypatch.setattr(text_scan, "RANGE_BYTES", range_bytes)
     layout = scan(path)
     expected = [(number, line) for number, line in enumerate(made, start=1) if line.strip()]
     found = read(path, layout)
@@ -114,8 +112,8 @@ def test_text_without_a_header_has_the_columns_that_are_named(tmp_path: Path, ki
     ]
     job = {"input": str(path), "output": str(tmp_path / "out")}
     with pytest.raises(InputError, match="--columns where the first line is no header"):
-        make_plan(load_job(None, job), Plan())
-    assert make_plan(load_job(None, {**job, "columns": "query,document"}), Plan())[0].num_rows == 3
+        make_plan(load_job(None, job).input_spec(), Plan())
+    assert make_plan(load_job(None, {**job, "columns": "query,document"}).input_spec(), Plan())[0].num_rows == 3
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.tsv", "rows.jsonl.gz"])
@@ -142,8 +140,8 @@ def test_json_array_is_refused_with_the_cure(tmp_path: Path) -> None:
 
 
 def test_line_without_end_is_refused_and_never_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line_scan, "RANGE_BYTES", 100)
-    monkeypatch.setattr(lines, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(text_scan, "RANGE_BYTES", 100)
+    monkeypatch.setattr(text_module, "LONGEST_LINE", 1000)
     path = write(tmp_path / "rows.jsonl", b'{"query": "' + b"x" * 5000 + b'"}')
     with pytest.raises(RerankError, match=f"{path}: a line of more than"):
         scan(path)
@@ -152,12 +150,12 @@ def test_line_without_end_is_refused_and_never_held(tmp_path: Path, monkeypatch:
 def test_lines_parsed_by_arrow_have_the_types_that_python_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(line_scan, "RANGE_BYTES", 200)
+    monkeypatch.setattr(text_scan, "RANGE_BYTES", 200)
     objects = [{"query": "q", "n": 1, "when": "2026-01-01", "deep": {"a": [1.5]}} for _ in range(30)]
     path = write(tmp_path / "rows.jsonl", "".join(json.dumps(found) + "\n" for found in objects).encode())
     types = scan(path).columns
     assert str(types["when"]) == "string"
-    parsed = line_scan._parse_with_arrow(path.read_bytes(), types)
+    parsed = text_scan._parse_with_arrow(path.read_bytes(), types)
     assert parsed is not None and parsed.num_rows == 30
     objects[20]["n"] = "text"
     path.write_text("".join(json.dumps(found) + "\n" for found in objects))
@@ -180,7 +178,7 @@ def test_units_hold_as_many_rows_as_their_candidates_allow(tmp_path: Path, name:
         pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=100)
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    plan, _ = make_plan(load_job(None, {"input": str(path), "output": str(tmp_path / "out")}), Plan())
+    plan, _ = make_plan(load_job(None, {"input": str(path), "output": str(tmp_path / "out")}).input_spec(), Plan())
     units = list(plan.units())
     pairs = [sum(sizes[unit.row_start : unit.row_start + unit.num_rows]) for unit in units]
     assert sum(unit.num_rows for unit in units) == len(sizes)

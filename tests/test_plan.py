@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerank_actor.errors import InputError, JobError, OutputConflictError, RerankError
+from rerank_actor.inputs.listing import list_input
+from rerank_actor.inputs.plan import Plan, PlanChange, make_plan
+from rerank_actor.inputs.unit import Unit
 from rerank_actor.job import ScoreJob, load_job
-from rerank_actor.plan import Plan, PlanChange, Unit, list_input, make_plan
 
 Write = Callable[..., Path]
 
@@ -26,7 +28,7 @@ def make_job(folder: Path, **flags: Any) -> ScoreJob:
 
 def change_plan(folder: Path, earlier: Plan, **flags: Any) -> tuple[Plan, PlanChange]:
     """Plan on top of an earlier plan whose every unit is committed."""
-    return make_plan(make_job(folder, **flags), earlier, {unit.part_name for unit in earlier.units()})
+    return make_plan(make_job(folder, **flags).input_spec(), earlier, {unit.part_name for unit in earlier.units()})
 
 
 def plan_job(folder: Path, earlier: Plan | None = None, **flags: Any) -> Plan:
@@ -180,7 +182,7 @@ def test_shard_without_a_committed_part_may_change_or_go(tmp_path: Path) -> None
     earlier = plan_job(tmp_path)
     write_groups(tmp_path / "input" / "b.parquet", [6])
     (tmp_path / "input" / "c.parquet").unlink()
-    plan, change = make_plan(make_job(tmp_path), earlier, {next(earlier.units()).part_name})
+    plan, change = make_plan(make_job(tmp_path).input_spec(), earlier, {next(earlier.units()).part_name})
     assert change.stale_parts == ()
     assert sorted(plan.units(), key=str) == sorted(plan_job(tmp_path).units(), key=str)
 
@@ -191,8 +193,8 @@ def test_input_named_twice_is_listed_once(tmp_path: Path) -> None:
     inputs = ["input/sub/b.parquet", "input", "input/*.parquet", "input/../input/a.parquet"]
     job = make_job(tmp_path, input=[str(tmp_path / name) for name in inputs])
     expected = [str(tmp_path / "input" / name) for name in ("sub/b.parquet", "a.parquet")]
-    assert [found.uri for found in list_input(job)] == expected
-    assert [shard.uri for shard in make_plan(job, Plan())[0].shards] == expected
+    assert [found.uri for found in list_input(job.input_spec())] == expected
+    assert [shard.uri for shard in make_plan(job.input_spec(), Plan())[0].shards] == expected
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from rerank_actor import Reranker
 from rerank_actor.errors import InputError, JobError
 from rerank_actor.export import ExportSpec, export_scores
 from rerank_actor.groundwork import prepare_job
+from rerank_actor.inputs.rankings import RankingFile, parse_line, read_ranking, scan_ranking, sniff_format
 from rerank_actor.job import ScoreJob
 from rerank_actor.job_file import check_job
 from rerank_actor.mining.qrels import load_qrels
-from rerank_actor.retrieval_run import RankingFile, parse_line, read_ranking, scan_ranking, sniff_format
 from rerank_actor.run import run_job
 
 QUERIES = {f"q{number}": f"query {number}" for number in range(1, 4)}

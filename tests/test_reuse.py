@@ -12,8 +12,8 @@ from conftest import read_output, run_command
 
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.groundwork import prepare_job
+from rerank_actor.inputs.pair_key import make_pair_keys
 from rerank_actor.job import ScoreJob
-from rerank_actor.pair_key import make_pair_keys
 from rerank_actor.run import run_job
 from rerank_actor.verify import verify_output
 

@@ -24,16 +24,17 @@ from s3_server import S3Server
 
 from jobs import command_line
 from jobs.score import score
-from rerank_actor.candidates import TextSpec
 from rerank_actor.engines.model import fetch_weights, load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.options import HARMLESS_ENGINE_ARGS, SCORING_ENGINE_ARGS
 from rerank_actor.errors import JobError, ModelError
+from rerank_actor.inputs.columns import RESERVED_COLUMNS
+from rerank_actor.inputs.plan import Plan
+from rerank_actor.inputs.spec import InputSpec
+from rerank_actor.inputs.unit import Unit
 from rerank_actor.job import load_job
 from rerank_actor.manifest import RECORD_SCHEMA
 from rerank_actor.output import Output
 from rerank_actor.part import check_part, write_part
-from rerank_actor.plan import Plan, Unit
-from rerank_actor.shards import RESERVED_COLUMNS
 from rerank_actor.units import PrepareSpec, prepare_unit
 
 NO_RAY = "127.0.0.1:1"
@@ -400,7 +401,7 @@ def test_pickled_objects_in_a_shard_are_not_unpickled(tmp_path: Path, trace: Pat
     pq.write_table(pa.table({**columns, column: NESTINGS[nesting](make_pickles(trace))}), shard)
     unit = Unit("0-0", str(shard), shard.stat().st_size, "", 0, 2, -1)
     encoder = {"template_name": "qwen3-reranker", "instruction": "i", "max_length": 512}
-    spec = PrepareSpec(encoder, "auto", TextSpec(), None, {}, 1, {})
+    spec = PrepareSpec(encoder, InputSpec(), {}, 1, {})
     work = prepare_unit(unit, spec, load_tokenizer_json(load_reranker_model("bytes")))
     if column == "kept":
         assert len(work.prompts.scorable) == 2

@@ -14,10 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from rerank_actor import shards
+from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError, ShardError
+from rerank_actor.inputs import parquet, shards
+from rerank_actor.inputs.plan import Plan, make_plan
+from rerank_actor.inputs.spec import InputSpec
+from rerank_actor.inputs.unit import Unit
 from rerank_actor.job import load_job
-from rerank_actor.plan import Plan, make_plan
 
 Write = Callable[..., Path]
 PACK: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
@@ -55,19 +58,12 @@ def store(path: Path, data: bytes) -> Path:
 def read_back(path: Path, unit_rows: int, wanted: str = "auto", keep: list[str] | None = None) -> list[shards.Rows]:
     """Plan one shard and read all of its units."""
     flags = {"input": str(path), "output": str(path.parent.parent / "out"), "format": wanted, "unit_rows": unit_rows}
-    plan, _ = make_plan(load_job(None, flags), Plan())
+    plan, _ = make_plan(load_job(None, flags).input_spec(), Plan())
     units = list(plan.units())
     assert max(unit.num_rows for unit in units) <= unit_rows
     return [
         shards.read_rows(
-            unit.uri,
-            wanted,
-            row_start=unit.row_start,
-            num_rows=unit.num_rows,
-            byte_start=unit.byte_start,
-            keep=keep,
-            text_columns=["query", "document"],
-            types=plan.json_types,
+            unit, InputSpec(format=wanted, keep=tuple(keep) if keep is not None else None), plan.json_types
         )
         for unit in units
     ]
@@ -81,7 +77,8 @@ def join(found: list[shards.Rows]) -> list[dict[str, Any]]:
 
 
 def scan(path: Path, wanted: str = "auto") -> shards.ShardLayout:
-    return shards.scan_shard(str(path), path.stat().st_size, wanted, 100)
+    item = storage.StoredObject(str(path), path.stat().st_size, "")
+    return shards.scan_shard(item, InputSpec(format=wanted, unit_rows=100))
 
 
 @pytest.mark.parametrize("unit_rows", [1, 4, 100])
@@ -170,7 +167,9 @@ def test_jsonl_key_that_is_not_unicode_fails_no_other_row(tmp_path: Path) -> Non
     lines = b'{"query": "q", "document": "d"}\n{"query": "q", "document": "e", "\\ud800": 1}\n'
     path = store(tmp_path / "in" / "rows.jsonl", lines)
     assert join(read_back(path, 10))[0]["document"] == "d"
-    assert Plan.from_bytes(make_plan(load_job(None, {"input": str(path), "output": "/out"}), Plan())[0].to_bytes({}))
+    assert Plan.from_bytes(
+        make_plan(load_job(None, {"input": str(path), "output": "/out"}).input_spec(), Plan())[0].to_bytes({})
+    )
 
 
 @pytest.mark.parametrize(("kind", "mark"), [("csv", ","), ("tsv", "\t")])
@@ -227,7 +226,7 @@ def test_parquet_large_row_groups_read_piecewise_are_the_same(
     rows = [{"id": i, "query": f"q{i}", "document": f"d{i}", "lists": [str(i)]} for i in range(3000)]
     path = write_shard(pa.Table.from_pylist(rows), row_group_size=2500)
     whole = read_back(path, 700, keep=keep)
-    monkeypatch.setattr(shards, "STREAMED_GROUP_BYTES", 1)
+    monkeypatch.setattr(parquet, "STREAMED_GROUP_BYTES", 1)
     pieces = read_back(path, 700, keep=keep)
     assert [part.texts for part in pieces] == [part.texts for part in whole]
     assert all(a.table.equals(b.table) and a.faults == b.faults for a, b in zip(pieces, whole, strict=True))
@@ -276,9 +275,7 @@ def test_shard_that_shrank_since_planned_is_an_error_that_names_it(tmp_path: Pat
     start = max(0, scan(write(ROWS)).blocks[0][2])
     path = write(ROWS[:5])
     with pytest.raises(ShardError, match=str(path)):
-        shards.read_rows(
-            str(path), "auto", row_start=0, num_rows=len(ROWS), byte_start=start, keep=None, text_columns=["query"]
-        )
+        shards.read_rows(Unit("", str(path), path.stat().st_size, "", 0, len(ROWS), start), InputSpec())
 
 
 def test_parquet_columns_of_one_name_are_refused_by_name(write_shard: Write) -> None:

@@ -23,12 +23,14 @@ from conftest import ROOT, run_command
 from s3_server import Fault, S3Server
 from test_storage_s3 import put_table
 
-from rerank_actor import shards, storage
-from rerank_actor.candidates import TextSpec
+from rerank_actor import storage
 from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.errors import AccessDeniedError, ObjectChangedError, ShardChangedError, StorageError, StorageFullError
+from rerank_actor.inputs import shards
+from rerank_actor.inputs.plan import Shard
+from rerank_actor.inputs.spec import InputSpec
+from rerank_actor.inputs.unit import Unit
 from rerank_actor.output import Output
-from rerank_actor.plan import Shard, Unit
 from rerank_actor.storage.limits import current_limits, override_limits
 from rerank_actor.storage.s3_client import connect_s3
 from rerank_actor.units import PrepareSpec, prepare_unit
@@ -338,17 +340,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 
 
 def read_planned(planned: storage.StoredObject, etag: str | None = None) -> shards.Rows:
-    return shards.read_rows(
-        planned.uri,
-        "auto",
-        row_start=0,
-        num_rows=4000,
-        byte_start=0,
-        keep=None,
-        text_columns=["query", "document"],
-        size=planned.size,
-        etag=planned.etag if etag is None else etag,
-    )
+    etag = planned.etag if etag is None else etag
+    return shards.read_rows(Unit("", planned.uri, planned.size, etag, 0, 4000, 0), InputSpec())
 
 
 SUFFIXES = ["parquet", "jsonl", "jsonl.gz"]
@@ -406,7 +399,7 @@ def prepare(planned: storage.StoredObject, **unit: Any) -> Any:
     tokenizer_json = load_tokenizer_json(load_reranker_model("bytes"))
     encoder = {"template_name": "qwen3-reranker", "instruction": "i", "max_length": 512}
     values = {"size": planned.size, "etag": planned.etag, "row_start": 0, "num_rows": 4000, "byte_start": 0, **unit}
-    spec = PrepareSpec(encoder, "auto", TextSpec(), None, {}, 3, {})
+    spec = PrepareSpec(encoder, InputSpec(), {}, 3, {})
     return prepare_unit(Unit("0-0", planned.uri, **values), spec, tokenizer_json)
 
 

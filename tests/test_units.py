@@ -1,5 +1,6 @@
 """Units: from a shard's rows to a part, every row in its place with a score or a reason."""
 
+import dataclasses
 import datetime
 import decimal
 import json
@@ -13,13 +14,16 @@ import pyarrow.dataset as dataset
 import pyarrow.parquet as pq
 import pytest
 
-from rerank_actor.candidates import TextSpec
 from rerank_actor.engines.base import compute_score
 from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
+from rerank_actor.inputs.pairs import TextSpec
+from rerank_actor.inputs.plan import Plan, make_plan
+from rerank_actor.inputs.shards import scan_shard
+from rerank_actor.inputs.spec import InputSpec
+from rerank_actor.inputs.unit import Unit
 from rerank_actor.job import load_job
 from rerank_actor.part import build_part, check_part, read_part_metadata, write_part
-from rerank_actor.plan import Plan, Unit, make_plan
-from rerank_actor.shards import scan_shard
+from rerank_actor.storage import StoredObject
 from rerank_actor.units import PrepareSpec, UnitWork, prepare_unit
 
 Write = Callable[..., Path]
@@ -37,19 +41,18 @@ def prepare(tokenizer_json: str) -> Prepare:
     """Return a function that prepares all rows of a shard as one unit, sent once between processes."""
 
     def prepare_all(path: Path, max_length: int = 8192, unit: Unit | None = None, **options: Any) -> UnitWork:
-        layout = scan_shard(str(path), path.stat().st_size, "auto", 10**6)
+        layout = scan_shard(StoredObject(str(path), path.stat().st_size, ""), InputSpec(unit_rows=10**6))
         unit = unit or Unit(
             "0123456789ab-00000", str(path), path.stat().st_size, "", 0, layout.num_rows, layout.blocks[0][2]
         )
-        spec = {
+        spec: dict[str, Any] = {
             "encoder": {"template_name": "qwen3-reranker", "instruction": "i", "max_length": max_length},
-            "format": "auto",
-            "texts": TextSpec(),
-            "keep": None,
             "json_types": {} if path.suffix == ".parquet" else layout.columns,
             "max_attempts": 1,
             "environment": {},
         }
+        names = {field.name for field in dataclasses.fields(InputSpec)} & options.keys()
+        spec["input"] = InputSpec(**{name: options.pop(name) for name in names})
         return send(prepare_unit(unit, PrepareSpec(**{**spec, **options}), tokenizer_json))
 
     return prepare_all
@@ -242,7 +245,7 @@ def test_json_values_of_another_type_later_give_parts_of_one_schema(
     lines = [json.dumps({"query": "q", "document": "d", "value": value}) for value in [first] * 1000 + [later] * 9]
     path.write_text("\n".join(lines))
     job = load_job(None, {"input": str(path), "output": str(tmp_path / "out"), "unit_rows": 1000})
-    plan, _ = make_plan(job, Plan())
+    plan, _ = make_plan(job.input_spec(), Plan())
     for unit in plan.units():
         finish(prepare(path, unit=unit, json_types=plan.json_types), tmp_path / "out")
     found = dataset.dataset(tmp_path / "out", format="parquet").to_table().to_pylist()
@@ -297,7 +300,7 @@ def test_unit_of_an_unreadable_shard_is_failed_and_survives_the_way(write_shard:
     path = write_shard([{"query": "q", "document": "d"}] * 9)
     whole = prepare(path)
     path.write_bytes(path.read_bytes()[:-9] + bytes(9))
-    spec = PrepareSpec({}, "auto", TextSpec(), None, {}, 2, {})
+    spec = PrepareSpec({}, InputSpec(), {}, 2, {})
     failed = send(prepare_unit(whole.unit, spec, ""))
     assert str(path) in str(failed.failure)
     assert failed.facts["attempts"] == 2

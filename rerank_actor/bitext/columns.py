@@ -12,11 +12,10 @@ import pyarrow.compute as pc
 
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.sources import Source
-from rerank_actor.columns import is_list
-from rerank_actor.directions import BACKWARD, DIRECTED_VALUES, FORWARD, name_column
 from rerank_actor.errors import InputError, suggest
-from rerank_actor.pair_key import PAIR_KEY
-from rerank_actor.shards import RESERVED_COLUMNS
+from rerank_actor.inputs.columns import RESERVED_COLUMNS, is_list
+from rerank_actor.inputs.directions import BACKWARD, DIRECTED_VALUES, FORWARD, name_column
+from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.storage.utf8 import is_utf8
 
 TEXT, NUMBER = pa.string(), pa.float64()

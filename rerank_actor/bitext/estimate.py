@@ -25,15 +25,15 @@ from rerank_actor.bitext.languages import LanguagePair
 from rerank_actor.bitext.rules import Rules
 from rerank_actor.bitext.sources import Source, choose_partitions, choose_sources, find_sources, split_name
 from rerank_actor.budget import Budget, count_budget, print_budget
-from rerank_actor.directions import Directions
 from rerank_actor.engines.model import RerankerModel, load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.errors import InputError
 from rerank_actor.estimate import Estimate, count_shared, find_rate, print_estimate
 from rerank_actor.groundwork import fit_max_length, make_encoder_settings, refuse_dead_storage
-from rerank_actor.lines import decompress
+from rerank_actor.inputs.directions import Directions
+from rerank_actor.inputs.plan import share_out
+from rerank_actor.inputs.text import decompress
 from rerank_actor.output import Output, find_pending
-from rerank_actor.plan import share_out
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.speed import ModelSize, read_model_size
 

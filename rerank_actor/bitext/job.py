@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from rerank_actor import storage
 from rerank_actor.bitext.languages import LanguagePair
 from rerank_actor.bitext.rules import REASONS, Rules
-from rerank_actor.directions import BACKWARD, FORWARD, Directions
+from rerank_actor.inputs.directions import BACKWARD, FORWARD, Directions
 from rerank_actor.job import ScoreJob
 from rerank_actor.job_file import check_job, make_flag, make_hidden
 

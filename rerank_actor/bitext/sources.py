@@ -15,8 +15,8 @@ from rerank_actor import storage
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.languages import LanguagePair, find_pair_in_name, parse_pair
 from rerank_actor.errors import InputError, JobError, suggest
-from rerank_actor.lines import BYTE_ORDER_MARK, decompress
-from rerank_actor.shards import SUFFIXES
+from rerank_actor.inputs.shards import SUFFIXES
+from rerank_actor.inputs.text import BYTE_ORDER_MARK, decompress
 
 Kind = Literal["parquet", "jsonl", "csv", "tsv", "laser", "pairs", "moses"]
 COMPRESSIONS = {".gz": "gz", ".zst": "zst"}

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.columns import is_list
 from rerank_actor.errors import InputError, ShardError, describe_cause, suggest
+from rerank_actor.inputs.columns import is_list
 from rerank_actor.mining.rules import SPACES
 
 TEXT_ROLES = ("query", "document", "query_id", "document_id", "title", "instruction")

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rerank_actor import storage
+from rerank_actor.inputs.plan import Plan
+from rerank_actor.inputs.unit import Unit
 from rerank_actor.manifest import RECORD_SCHEMA, Totals
 from rerank_actor.output import Output
-from rerank_actor.plan import Plan, Unit
 from rerank_actor.price import Price, find_stored_price
 from rerank_actor.sketch import NAMES, Sketch
 from rerank_actor.status import JobStatus, judge_status

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.errors import RerankError
-from rerank_actor.layout import find_reason
+from rerank_actor.inputs.columns import RESERVED_COLUMNS
+from rerank_actor.inputs.rows import find_reason
+from rerank_actor.inputs.unit import Unit
 from rerank_actor.part import flatten_columns
-from rerank_actor.plan import Unit
 from rerank_actor.report.facts import EXAMPLES, Facts
-from rerank_actor.shards import RESERVED_COLUMNS
 from rerank_actor.sketch import Sketch
 
 SAMPLED_PARTS = 4

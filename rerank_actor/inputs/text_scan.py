@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
-from rerank_actor import lines, storage
-from rerank_actor.columns import add_types, is_list, merge_types
+from rerank_actor import storage
 from rerank_actor.errors import ShardError
-from rerank_actor.layout import UNIT_BYTES, Block, ShardLayout, refuse_doubled
-from rerank_actor.lines import BYTE_ORDER_MARK, TextFormat, decompress, iterate_records, parse_object, skip
+from rerank_actor.inputs import text
+from rerank_actor.inputs.columns import add_types, is_list, merge_types
+from rerank_actor.inputs.rows import UNIT_BYTES, Block, ShardLayout, refuse_doubled
+from rerank_actor.inputs.text import BYTE_ORDER_MARK, TextFormat, decompress, iterate_records, parse_object, skip
 
 RANGE_BYTES = 8 * 2**20
 RANGES_AT_ONCE = 8  # in this process, whatever the number of shards; each takes some five times its size
@@ -155,10 +156,10 @@ def _read_whole_lines(stream: Any, uri: str, position: int, num_bytes: int) -> b
     data: bytes = stream.read(num_bytes)
     if not data or data.endswith(b"\n"):
         return data
-    rest: bytes = stream.readline(lines.LONGEST_LINE)
-    if len(rest) >= lines.LONGEST_LINE:
+    rest: bytes = stream.readline(text.LONGEST_LINE)
+    if len(rest) >= text.LONGEST_LINE:
         raise ShardError(
-            f"{uri}: a line of more than {lines.LONGEST_LINE >> 20} MiB after byte {position + len(data)}; is it of "
+            f"{uri}: a line of more than {text.LONGEST_LINE >> 20} MiB after byte {position + len(data)}; is it of "
             "another format (--format)?",
             uri=uri,
         )

@@ -7,7 +7,6 @@ further state: the same plan names the same parts on every machine. Knows nothin
 import hashlib
 import io
 import json
-import re
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -16,46 +15,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rerank_actor import shards, storage
-from rerank_actor.columns import merge_types, read_own_table
-from rerank_actor.dataset_files import list_repository, pick_saved
+from rerank_actor import storage
 from rerank_actor.errors import InputError, JobError, OutputConflictError, RerankError
-from rerank_actor.input_columns import check_columns, is_kept
-from rerank_actor.job import ScoreJob
-from rerank_actor.layout import UNIT_BYTES, ShardLayout
-from rerank_actor.storage.hub import is_hub
+from rerank_actor.inputs import shards
+from rerank_actor.inputs.check_columns import check_columns
+from rerank_actor.inputs.columns import merge_types, read_own_table
+from rerank_actor.inputs.listing import list_input
+from rerank_actor.inputs.rows import UNIT_BYTES, ShardLayout
+from rerank_actor.inputs.spec import InputSpec
+from rerank_actor.inputs.unit import Unit
 
 MIN_UNIT_ROWS = 512
 MAX_UNIT_ROWS = 16_384  # or pairs, where documents are lists and no single row has more
 UNITS_WANTED = 64  # of a small input, so that several actors have work
 SCAN_THREADS = 16
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A row range of one shard: planned, scored, committed and retried whole.
-
-    Attributes:
-        name: names the part, `<shard>-<number>`.
-        uri, size, etag: the shard as it was planned.
-        row_start, num_rows: the rows, counted in the shard. A shard that could not be read has one unit of 0 rows.
-        byte_start: where the rows begin, as `layout.Block` has it; -1 for Parquet.
-        number: of the line or row that is there.
-    """
-
-    name: str
-    uri: str
-    size: int
-    etag: str
-    row_start: int
-    num_rows: int
-    byte_start: int
-    number: int = 0
-
-    @property
-    def part_name(self) -> str:
-        """File name of the unit's part in the output."""
-        return f"part-{self.name}.parquet"
 
 
 @dataclass(frozen=True)
@@ -189,76 +162,16 @@ class PlanChange:
     stale_parts: tuple[str, ...] = ()
 
 
-def list_input(job: ScoreJob) -> list[storage.StoredObject]:
-    """List the job's shards, each once, in order of the inputs and then of names.
-
-    Raises:
-        InputError: an input matches nothing, or lies in the output or around it.
-    """
-    found: dict[str, storage.StoredObject] = {}
-    has_splits = False
-    for uri in job.input:
-        _refuse_overlap(uri, job.output)
-        if is_hub(uri):
-            objects, has_splits = list_repository(uri, job.config, job.split), True
-        else:
-            objects = storage.list_objects(uri)
-            saved = pick_saved(uri, objects, job.split)
-            objects, has_splits = saved or objects, has_splits or saved is not None
-        if not objects:
-            raise InputError(
-                f"{uri}: nothing there; --input takes files, folders and globs, local or s3://, and hf:// datasets",
-                uri=uri,
-            )
-        kept = [item for item in objects if len(objects) == 1 or _has_format(item.uri, job.format)]
-        if not kept:
-            raise InputError(
-                f"{uri}: {len(objects)} objects, none named like a shard ({', '.join(sorted(shards.SUFFIXES))}, "
-                "also .gz and .zst); name the format with --format",
-                uri=uri,
-            )
-        for item in kept:
-            found.setdefault(item.uri, item)
-    if (job.split or job.config) and not has_splits:
-        raise InputError(
-            "--split and --config choose from hf:// datasets and save_to_disk folders, and no input is one"
-        )
-    for item in found.values():
-        shards.detect_format(item.uri, job.format)
-    return list(found.values())
-
-
-def _has_format(uri: str, wanted: str) -> bool:
-    try:
-        shards.detect_format(uri, wanted)
-    except InputError:
-        return False
-    return True
-
-
-def _refuse_overlap(uri: str, output: str) -> None:
-    if any(character in uri for character in "*?["):
-        inside = re.fullmatch(storage.glob_to_pattern(uri), storage.join_uri(output, "part-0-0.parquet")) is not None
-    else:
-        inside = storage.is_within(output, uri)
-    around = storage.is_within(uri, output)
-    if inside or around:
-        place = "inside the input" if inside else "around the input"
-        raise InputError(
-            f"--output {output} lies {place} {uri}, so parts would be taken for shards; choose another folder", uri=uri
-        )
-
-
 def make_plan(
-    job: ScoreJob,
+    spec: InputSpec,
     earlier: Plan,
     committed: Container[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Plan, PlanChange]:
-    """Plan the job's shards on top of an earlier plan: known shards stay as they are, new ones are cut and appended.
+    """Plan the shards on top of an earlier plan: known shards stay as they are, new ones are cut and appended.
 
     Args:
-        job: names input, columns and unit size.
+        spec: names input, columns and unit size.
         earlier: the output's stored plan, empty for a new output.
         committed: names of the parts in the output. A known shard that has none may change or go without a word.
         progress: called with shards scanned and shards to scan.
@@ -267,7 +180,7 @@ def make_plan(
         InputError: the input is missing or empty, or lacks a column.
         OutputConflictError: a shard changed since it was scored.
     """
-    objects = list_input(job)
+    objects = list_input(spec)
     present = {item.uri: item for item in objects}
     known = {
         shard.uri: shard
@@ -275,17 +188,17 @@ def make_plan(
         if (shard.uri in present and not _differs(present[shard.uri], shard))
         or any(unit.part_name in committed for unit in shard.units())
     }
-    changed = _find_changed(job, objects, known)
+    changed = _find_changed(spec, objects, known)
     to_scan = [
         item for item in objects if item.uri not in known or item.uri in changed or known[item.uri].error is not None
     ]
-    scanned = dict(zip([item.uri for item in to_scan], _scan_all(job, to_scan, progress), strict=True))
+    scanned = dict(zip([item.uri for item in to_scan], _scan_all(spec, to_scan, progress), strict=True))
     readable = {uri: layout for uri, layout in scanned.items() if isinstance(layout, ShardLayout)}
-    check_columns(job, readable, bool(earlier.shards))
+    check_columns(spec, readable, bool(earlier.shards))
 
-    unit_size = _choose_unit_size(job, readable.values())
+    unit_size = _choose_unit_size(spec, readable.values())
     planned = {uri: shard for uri, shard in known.items() if uri not in scanned}
-    left = job.limit - sum(shard.planned_rows for shard in planned.values()) if job.limit is not None else None
+    left = spec.limit - sum(shard.planned_rows for shard in planned.values()) if spec.limit is not None else None
     for item in objects:
         found = scanned.get(item.uri)
         if isinstance(found, RerankError):
@@ -295,7 +208,7 @@ def make_plan(
             if left is not None and shard.planned_rows == 0 and item.uri not in known:
                 continue
         else:
-            shard = _extend(known[item.uri], job, unit_size, left)
+            shard = _extend(known[item.uri], spec, unit_size, left)
         if left is not None:
             before = planned[item.uri].planned_rows if item.uri in planned else 0
             left -= shard.planned_rows - before
@@ -304,25 +217,25 @@ def make_plan(
     ordered = [
         planned[uri] for uri in [*known, *(item.uri for item in objects if item.uri not in known)] if uri in planned
     ]
-    plan = Plan(tuple(ordered), _json_types(job, readable, earlier.json_types))
+    plan = Plan(tuple(ordered), _json_types(spec, readable, earlier.json_types))
     if plan.num_rows == 0:
         broken = [shard.error for shard in plan.shards if shard.error]
         if broken:
             raise InputError(f"no shard can be read; the first of {len(broken)}: {broken[0]}")
-        raise InputError(f"{', '.join(job.input)}: {len(objects)} shards without a single row; nothing to score")
+        raise InputError(f"{', '.join(spec.uris)}: {len(objects)} shards without a single row; nothing to score")
     stale = tuple(unit.part_name for uri in changed for unit in known[uri].units())
     vanished = tuple(shard.uri for shard in earlier.shards if shard.uri not in present)
     return plan, PlanChange(vanished, stale)
 
 
-def _find_changed(job: ScoreJob, objects: list[storage.StoredObject], known: dict[str, Shard]) -> list[str]:
+def _find_changed(spec: InputSpec, objects: list[storage.StoredObject], known: dict[str, Shard]) -> list[str]:
     """Return known shards that are not what they were when planned, where the job allows that."""
     changed = [
         item.uri
         for item in objects
         if item.uri in known and not known[item.uri].error and _differs(item, known[item.uri])
     ]
-    if changed and not job.rescore_changed:
+    if changed and not spec.rescore_changed:
         names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
         raise OutputConflictError(
             f"{names}: changed since scored; --rescore-changed scores them again, or restore them",
@@ -336,11 +249,11 @@ def _differs(item: storage.StoredObject, shard: Shard) -> bool:
 
 
 def _scan_all(
-    job: ScoreJob, objects: list[storage.StoredObject], progress: Callable[[int, int], None] | None
+    spec: InputSpec, objects: list[storage.StoredObject], progress: Callable[[int, int], None] | None
 ) -> Iterable[ShardLayout | RerankError]:
     def scan(item: storage.StoredObject) -> ShardLayout | RerankError:
         try:
-            return _scan(job, item.uri, item.size, item.etag)
+            return shards.scan_shard(item, spec)
         except RerankError as error:
             return error
 
@@ -351,25 +264,10 @@ def _scan_all(
             yield layout
 
 
-def _scan(job: ScoreJob, uri: str, size: int, etag: str, break_at: int = -1) -> ShardLayout:
-    block_rows = min(job.unit_rows or shards.BLOCK_ROWS, MAX_UNIT_ROWS)
-    return shards.scan_shard(
-        uri,
-        size,
-        job.format,
-        block_rows,
-        break_at,
-        etag=etag,
-        list_column=job.document_source[0],
-        header=tuple(job.columns),
-        top_k=job.top_k,
-    )
-
-
-def _choose_unit_size(job: ScoreJob, layouts: Iterable[ShardLayout]) -> UnitSize:
+def _choose_unit_size(spec: InputSpec, layouts: Iterable[ShardLayout]) -> UnitSize:
     """Return the most of a unit: of a small input less, so that several actors have work."""
     layouts = list(layouts)
-    rows = job.unit_rows or share_out(sum(layout.num_rows for layout in layouts))
+    rows = spec.unit_rows or share_out(sum(layout.num_rows for layout in layouts))
     return UnitSize(rows, share_out(sum(layout.num_pairs for layout in layouts)))
 
 
@@ -379,7 +277,7 @@ def share_out(total: int) -> int:
 
 
 def _json_types(
-    job: ScoreJob, layouts: dict[str, ShardLayout], earlier: dict[str, pa.DataType]
+    spec: InputSpec, layouts: dict[str, ShardLayout], earlier: dict[str, pa.DataType]
 ) -> dict[str, pa.DataType]:
     """Return the types of JSON columns that hold for all shards; those of an earlier plan stay.
 
@@ -388,11 +286,11 @@ def _json_types(
     """
     types = dict(earlier)
     for uri, layout in layouts.items():
-        if shards.detect_format(uri, job.format)[0] != "jsonl":
+        if shards.detect_format(uri, spec.format)[0] != "jsonl":
             continue
         for name, kind in layout.columns.items():
             merged = merge_types(types.get(name), kind)
-            if merged != earlier.get(name, merged) and is_kept(job, name):
+            if merged != earlier.get(name, merged) and spec.keeps(name):
                 raise InputError(
                     f"{uri}: column `{name}` holds {kind}, in the parts already written it is {earlier[name]}; give this "
                     "shard an --output of its own",
@@ -409,11 +307,13 @@ def _cut(item: storage.StoredObject, layout: ShardLayout, unit_size: UnitSize, l
     return Shard(item.uri, item.size, item.etag, layout.num_rows, tuple(starts), byte_starts, numbers=numbers)
 
 
-def _extend(shard: Shard, job: ScoreJob, unit_size: UnitSize, limit: int | None) -> Shard:
+def _extend(shard: Shard, spec: InputSpec, unit_size: UnitSize, limit: int | None) -> Shard:
     """Plan the rows of a known shard that a limit had left out; its first units stay as they are."""
     if shard.planned_rows == shard.num_rows or (limit is not None and limit <= 0):
         return shard
-    layout = _scan(job, shard.uri, shard.size, shard.etag, break_at=shard.planned_rows)
+    layout = shards.scan_shard(
+        storage.StoredObject(shard.uri, shard.size, shard.etag), spec, break_at=shard.planned_rows
+    )
     starts, places = _cut_blocks(layout, unit_size, shard.planned_rows, limit)
     byte_starts, numbers = ([place[at] for place in places] for at in (0, 1))
     return replace(

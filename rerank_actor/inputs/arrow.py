@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from rerank_actor import storage
-from rerank_actor.layout import Block, ShardLayout, refuse_doubled
+from rerank_actor.inputs.rows import Block, ShardLayout, refuse_doubled
 
 FILE_MAGIC = b"ARROW1"
 

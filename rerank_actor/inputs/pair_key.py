@@ -9,6 +9,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from rerank_actor.storage.utf8 import is_unicode
 
 PAIR_KEY = "pair_key"
@@ -48,3 +50,17 @@ def _update(digest: Any, text: str) -> None:
     data = text.encode()
     digest.update(len(data).to_bytes(8, "little"))
     digest.update(data)
+
+
+def find_originals(queries: Sequence[Any], documents: Sequence[Any], instructions: Sequence[Any] | None) -> np.ndarray:
+    """Return for each pair the position of the first that is the same: int32 [num_pairs].
+
+    A pair with anything but text is the same as no other.
+    """
+    first: dict[tuple[Any, str, str], int] = {}
+    found = np.arange(len(queries), dtype=np.int32)
+    given = instructions if instructions is not None else [None] * len(queries)
+    for position, (query, document, instruction) in enumerate(zip(queries, documents, given, strict=True)):
+        if type(query) is str and type(document) is str and (instruction is None or type(instruction) is str):
+            found[position] = first.setdefault((instruction, query, document), position)
+    return found

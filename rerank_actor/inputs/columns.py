@@ -12,6 +12,8 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+RESERVED_COLUMNS = ("score", "logit", "num_tokens", "truncated_tokens", "error")
+
 _FAILURES = (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError)
 
 

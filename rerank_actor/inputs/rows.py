@@ -5,13 +5,14 @@ of any one format.
 """
 
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from rerank_actor.errors import InputError
+from rerank_actor.inputs.columns import is_list, to_texts
 
 UNIT_BYTES = 32 * 2**20  # of uncompressed input; a prepared unit stays well under what Ray's object store likes
 
@@ -76,7 +77,20 @@ class Rows:
     list_columns: frozenset[str]
 
 
-def choose_columns(names: Iterable[str], keep: list[str] | None, drop: Container[str]) -> list[str]:
+def make_rows(table: pa.Table, kept: list[str], text_columns: list[str]) -> Rows:
+    """Return rows that could all be parsed.
+
+    Args:
+        table: all columns that were read.
+        kept: of these, the ones to keep.
+        text_columns: of these, the ones whose values are wanted as Python texts.
+    """
+    texts = {name: to_texts(table.column(name)) for name in text_columns if name in table.column_names}
+    lists = frozenset(name for name in texts if is_list(table.schema.field(name).type))
+    return Rows(table.select(kept), texts, [None] * table.num_rows, lists)
+
+
+def choose_columns(names: Iterable[str], keep: Sequence[str] | None, drop: Container[str]) -> list[str]:
     """Return the columns of a table: those to keep (None for all) that are not to be left out."""
     return [name for name in (names if keep is None else keep) if name not in drop]
 

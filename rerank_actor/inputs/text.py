@@ -7,15 +7,15 @@ and its fault says why, with file and line. Memory is bounded by a unit. Where u
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, cast
 
 import pyarrow as pa
 
 from rerank_actor import storage
-from rerank_actor.columns import as_text, is_list, to_array
-from rerank_actor.layout import Rows, add_place, choose_columns
+from rerank_actor.inputs.columns import as_text, is_list, to_array
+from rerank_actor.inputs.rows import Rows, add_place, choose_columns
 
 TextFormat = Literal["jsonl", "csv", "tsv"]
 
@@ -137,10 +137,10 @@ class LineRange:
 
 def read_lines(
     wanted: LineRange,
-    keep: list[str] | None,
-    drop: frozenset[str],
+    keep: Sequence[str] | None,
+    drop: Container[str],
     text_columns: list[str],
-    types: dict[str, pa.DataType],
+    types: Mapping[str, pa.DataType],
 ) -> Rows:
     """Read some rows; columns as `shards.read_rows` says."""
     header = list(wanted.header)

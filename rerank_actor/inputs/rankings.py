@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError
-from rerank_actor.layout import Block, add_place
-from rerank_actor.lines import BYTE_ORDER_MARK, decompress, skip
+from rerank_actor.inputs.rows import Block, add_place
+from rerank_actor.inputs.text import BYTE_ORDER_MARK, decompress, skip
 
 RankingFormat = Literal["trec", "tevatron", "qrels"]
 RANKING_FORMATS: tuple[str, ...] = get_args(RankingFormat)

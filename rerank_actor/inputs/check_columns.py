@@ -1,4 +1,4 @@
-"""The input's columns, checked against the job before anything starts.
+"""The input's columns, checked against what the flags say of them before anything starts.
 
 Takes what scans found; refuses columns that are missing, of no use for their flag, or named like what scoring adds, and
 names the flag that mends it. Knows nothing of units or of what rows hold.
@@ -8,44 +8,20 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from rerank_actor.candidates import INDEX_COLUMN, TextSpec, list_fields
 from rerank_actor.errors import InputError, suggest
-from rerank_actor.job import ScoreJob
-from rerank_actor.layout import ShardLayout
-from rerank_actor.pair_key import PAIR_KEY
-from rerank_actor.shards import RESERVED_COLUMNS, detect_format
+from rerank_actor.inputs.pairs import list_fields
+from rerank_actor.inputs.rows import ShardLayout
+from rerank_actor.inputs.shards import detect_format
+from rerank_actor.inputs.spec import InputSpec
 
 SHOWN_CHARACTERS = 40  # of a column's name, which may be a text where a file has no header
 
 
-def make_text_spec(job: ScoreJob) -> TextSpec:
-    """Return where the job says that texts are."""
-    return TextSpec(
-        query_column=job.query_source[0],
-        document_column=job.document_source[0],
-        query_is_id=bool(job.queries),
-        document_is_id=bool(job.corpus),
-        query_template=job.query_template,
-        document_template=job.document_template,
-        instruction_column=job.instruction_column,
-        dataset_column=job.dataset_column,
-        instruction_map=job.instructions,
-        explode=job.explode,
-        explode_columns=tuple(job.explode_columns),
-        keep_fields=tuple(job.keep_fields) if job.keep_fields else None,
-    )
-
-
-def is_kept(job: ScoreJob, name: str) -> bool:
-    """Whether the output has this input column."""
-    return (job.keep_columns == "all" or name in job.keep_columns) and name not in job.drop_columns
-
-
-def check_columns(job: ScoreJob, layouts: Mapping[str, ShardLayout], is_backfill: bool) -> None:
-    """Refuse columns that do not suit the job.
+def check_columns(spec: InputSpec, layouts: Mapping[str, ShardLayout], is_backfill: bool) -> None:
+    """Refuse columns that do not suit their flags.
 
     Args:
-        job: names them.
+        spec: names them.
         layouts: what was found in each shard.
         is_backfill: whether other shards were scored before, so that one without text in it is no reason to stop.
 
@@ -53,28 +29,28 @@ def check_columns(job: ScoreJob, layouts: Mapping[str, ShardLayout], is_backfill
         InputError: a column is missing, taken, or nowhere of the type that its flag asks for.
     """
     layouts = {uri: layout for uri, layout in layouts.items() if layout.num_rows}
-    spec = make_text_spec(job)
-    kept = [] if job.keep_columns == "all" else list(job.keep_columns)
+    texts = spec.texts
+    kept = list(spec.keep or ())
     kinds: dict[tuple[str, str], list[pa.DataType]] = {}
     for uri, layout in layouts.items():
-        for flag, names in {**spec.list_required(layout.columns), "--keep-columns": kept}.items():
+        for flag, names in {**texts.list_required(layout.columns), "--keep-columns": kept}.items():
             for name in names:
-                _require(job, uri, layout, flag, name)
+                _require(spec, uri, layout, flag, name)
                 kinds.setdefault((flag, name), []).append(layout.columns[name])
-        _refuse_taken(job, uri, layout)
-        fields = list_fields(layout.columns.get(spec.document_column))
-        for name in job.keep_fields if fields else []:
+        _refuse_taken(spec, uri, layout)
+        fields = list_fields(layout.columns.get(texts.document_column))
+        for name in (texts.keep_fields or ()) if fields else []:
             if name not in fields:
                 raise InputError(
                     f"{uri}: candidates have no field `{name}`, which --keep-fields names; they have "
                     f"{', '.join(f'`{field}`' for field in fields)}{suggest(name, fields)}",
                     uri=uri,
-                    column=spec.document_column,
+                    column=texts.document_column,
                 )
     if layouts and not is_backfill:
-        _refuse_unknown(job, layouts)
+        _refuse_unknown(spec, layouts)
         for (flag, name), found in kinds.items():
-            expected = [spec.find_wrong_type(flag, kind) for kind in found] if flag != "--keep-columns" else [None]
+            expected = [texts.find_wrong_type(flag, kind) for kind in found] if flag != "--keep-columns" else [None]
             if all(expected):
                 raise InputError(
                     f"column `{name}` is {found[0]} in every shard, expected {expected[0]}; choose with {flag}",
@@ -82,10 +58,10 @@ def check_columns(job: ScoreJob, layouts: Mapping[str, ShardLayout], is_backfill
                 )
 
 
-def _require(job: ScoreJob, uri: str, layout: ShardLayout, flag: str, name: str) -> None:
+def _require(spec: InputSpec, uri: str, layout: ShardLayout, flag: str, name: str) -> None:
     if name not in layout.columns:
         known = ", ".join(f"`{column[:SHOWN_CHARACTERS]}`" for column in layout.columns) or "none"
-        is_headed = detect_format(uri, job.format)[0] in ("csv", "tsv") and not job.columns
+        is_headed = detect_format(uri, spec.format)[0] in ("csv", "tsv") and not spec.header
         raise InputError(
             f"{uri}: no column `{name}`; it has {known}; choose with {flag}{suggest(name, layout.columns)}"
             + (", or name the columns with --columns where the first line is no header" if is_headed else ""),
@@ -94,15 +70,14 @@ def _require(job: ScoreJob, uri: str, layout: ShardLayout, flag: str, name: str)
         )
 
 
-def _refuse_taken(job: ScoreJob, uri: str, layout: ShardLayout) -> None:
+def _refuse_taken(spec: InputSpec, uri: str, layout: ShardLayout) -> None:
     """Refuse output columns of one name, or of the name of a column that scoring adds."""
-    reserved = {*RESERVED_COLUMNS, *([INDEX_COLUMN] if job.explode else []), *([PAIR_KEY] if job.adds_pair_key else [])}
     given: dict[str, str] = {}
     for name in layout.columns:
-        if not is_kept(job, name):
+        if not spec.keeps(name):
             continue
-        target = job.rename_columns.get(name, name)
-        if target in reserved:
+        target = spec.rename.get(name, name)
+        if target in spec.reserved:
             raise InputError(
                 f"{uri}: column `{target}` has the name of a column that scoring adds; rename it with --rename-columns "
                 f"{name}=NEW, or leave it out with --drop-columns or --keep-columns",
@@ -118,10 +93,10 @@ def _refuse_taken(job: ScoreJob, uri: str, layout: ShardLayout) -> None:
         given[target] = name
 
 
-def _refuse_unknown(job: ScoreJob, layouts: Mapping[str, ShardLayout]) -> None:
+def _refuse_unknown(spec: InputSpec, layouts: Mapping[str, ShardLayout]) -> None:
     """Refuse to drop or rename what no shard has, which is a misspelt name."""
     known = list(dict.fromkeys(name for layout in layouts.values() for name in layout.columns))
-    for flag, names in (("--drop-columns", job.drop_columns), ("--rename-columns", job.rename_columns)):
+    for flag, names in (("--drop-columns", spec.drop), ("--rename-columns", spec.rename)):
         for name in names:
             if name not in known:
                 raise InputError(

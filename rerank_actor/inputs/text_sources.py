@@ -10,18 +10,19 @@ import csv
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rerank_actor import shards, storage
-from rerank_actor.columns import to_texts
+from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError, describe_cause
-from rerank_actor.job import ScoreJob
-from rerank_actor.lines import TextFormat, iterate_records, parse_object
+from rerank_actor.inputs import shards
+from rerank_actor.inputs.columns import to_texts
+from rerank_actor.inputs.spec import SourceSpec
+from rerank_actor.inputs.text import TextFormat, iterate_records, parse_object
 from rerank_actor.storage.utf8 import is_unicode
 
 ID_NAMES = ("_id", "id", "docid", "doc_id", "pid", "qid", "document_id", "query_id")
@@ -150,36 +151,29 @@ class _Counts:
         return dict(vars(self))
 
 
-def find_sources(job: ScoreJob) -> list[TextSource]:
-    """List the job's queries and corpus, those that it names, and look at the columns of the first object of each.
+def find_sources(specs: Iterable[SourceSpec]) -> list[TextSource]:
+    """List queries and corpus, those that are named, and look at the columns of the first object of each.
 
     Raises:
         InputError: nothing is there, or there is no column of ids or of texts.
         StorageError, JobError: it cannot be reached.
     """
-    sources = []
-    if job.queries:
-        names = (job.query_id_column, *ID_NAMES), (job.query_column, *TEXT_NAMES)
-        sources.append(_find_source("query", job.queries, *names))
-    if job.corpus:
-        names = (job.document_id_column, *ID_NAMES), (job.document_column, *TEXT_NAMES)
-        sources.append(_find_source("document", job.corpus, *names))
-    return sources
+    return [_find_source(spec) for spec in specs]
 
 
-def _find_source(
-    role: Literal["query", "document"], uris: list[str], id_names: tuple[str, ...], text_names: tuple[str, ...]
-) -> TextSource:
-    flag = "--queries" if role == "query" else "--corpus"
+def _find_source(spec: SourceSpec) -> TextSource:
+    flag = "--queries" if spec.role == "query" else "--corpus"
     found: dict[str, storage.StoredObject] = {}
-    for uri in uris:
+    for uri in spec.uris:
         objects = storage.list_objects(uri)
         if not objects:
             raise InputError(f"{flag} {uri}: nothing there; it takes files, folders and globs, local or s3://", uri=uri)
         for item in objects:
             _detect(item.uri, flag)
             found.setdefault(item.uri, item)
-    source = TextSource(role, tuple(found.values()), tuple(dict.fromkeys(id_names)), tuple(dict.fromkeys(text_names)))
+    id_names = tuple(dict.fromkeys((spec.id_column, *ID_NAMES)))
+    text_names = tuple(dict.fromkeys((spec.text_column, *TEXT_NAMES)))
+    source = TextSource(spec.role, tuple(found.values()), id_names, text_names)
     item = source.objects[0]
     try:
         next(_iterate(Piece(item.uri, item.size, item.etag), source), None)

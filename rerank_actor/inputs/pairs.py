@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rerank_actor.columns import is_list, is_text
-from rerank_actor.field_template import FieldTemplate, parse_template
-from rerank_actor.layout import Rows
+from rerank_actor.inputs.columns import is_list, is_text
+from rerank_actor.inputs.field_template import FieldTemplate, parse_template
+from rerank_actor.inputs.rows import Rows
 
 INDEX_COLUMN = "candidate_index"  # of an exploded row: the place of its document in the list, from 0
 ANY_DATASET = "*"  # in an instruction map: every dataset that is not named

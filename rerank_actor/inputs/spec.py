@@ -1,0 +1,81 @@
+"""What a job says of its input: which objects, how they are read, where texts are, and which columns are kept.
+
+One frozen record that planning and reading share, so that a worker reads a shard as it was scanned. Knows nothing of
+models, engines or of who made it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rerank_actor.inputs.columns import RESERVED_COLUMNS
+from rerank_actor.inputs.directions import Directions
+from rerank_actor.inputs.pairs import TextSpec
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """Texts that rows name by id: queries or a corpus.
+
+    Attributes:
+        role: what the texts are.
+        uris: files, folders and globs.
+        id_column, text_column: columns that are looked for first, before the usual names.
+    """
+
+    role: Literal["query", "document"]
+    uris: tuple[str, ...]
+    id_column: str
+    text_column: str
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """An input and how it is read.
+
+    Attributes:
+        uris: files, folders, globs and hf:// datasets.
+        output: the folder that no input may lie in or around.
+        format: `auto`, which goes by names, or the format of all shards.
+        header: names of the columns of CSV and TSV whose first line does not have them.
+        config, split: of hf:// datasets and save_to_disk folders.
+        limit: rows to plan, None for all.
+        unit_rows: rows of a unit at most, None to choose by the size of the input.
+        top_k: candidates of each query at most, of rankings.
+        rescore_changed: whether a shard may have changed since it was planned.
+        keep: columns to keep, None for all.
+        drop: of these, columns to leave out.
+        rename: names in the output, of columns that have another there.
+        reserved: names of columns that scoring adds.
+        texts: where the texts of a row are.
+        sources: where the texts are that rows name by id.
+        directions: where each row is a pair in one or two directions.
+    """
+
+    uris: tuple[str, ...] = ()
+    output: str = ""
+    format: str = "auto"
+    header: tuple[str, ...] = ()
+    config: str | None = None
+    split: str | None = None
+    limit: int | None = None
+    unit_rows: int | None = None
+    top_k: int | None = None
+    rescore_changed: bool = False
+    keep: tuple[str, ...] | None = None
+    drop: tuple[str, ...] = ()
+    rename: Mapping[str, str] = field(default_factory=dict)
+    reserved: frozenset[str] = frozenset(RESERVED_COLUMNS)
+    texts: TextSpec = field(default_factory=TextSpec)
+    sources: tuple[SourceSpec, ...] = ()
+    directions: Directions | None = None
+
+    def keeps(self, name: str) -> bool:
+        """Whether the output has this input column."""
+        return (self.keep is None or name in self.keep) and name not in self.drop
+
+    @property
+    def text_columns(self) -> list[str]:
+        """Columns whose values are wanted as Python texts, where a shard has them."""
+        reason = self.directions.reason_column if self.directions is not None else None
+        return [*self.texts.text_columns, *([reason] if reason is not None else [])]
