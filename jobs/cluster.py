@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.command_line import Parser, run_command
-from rerank_actor.cluster_file import check_cluster_file
+from rerank_actor.runtime.cluster_file import check_cluster_file
 
 
 def cluster(arguments: Sequence[str] | None = None) -> int:

@@ -13,9 +13,9 @@ from typing import Any, NoReturn, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from rerank_actor.connection import is_abandoned
 from rerank_actor.errors import JobError, OutputConflictError, RerankError, RunInterruptedError, suggest
 from rerank_actor.job import ScoreJob
+from rerank_actor.runtime.connection import is_abandoned
 
 EXIT_FAILED, EXIT_BAD_JOB, EXIT_REFUSED = 1, 2, 3
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jobs.command_line import Parser, run_command
 from rerank_actor.errors import JobError
-from rerank_actor.export import FORMATS, SPACES, ExportSpec, export_scores
+from rerank_actor.outputs.export import FORMATS, SPACES, ExportSpec, export_scores
 from rerank_actor.storage.uri import normalize_uri
 
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from jobs.command_line import Parser, add_job_flags, run_command
-from rerank_actor.budget import make_budget, print_budget, print_gpu_types, store_budget
-from rerank_actor.estimate import print_estimate
 from rerank_actor.job import load_job
 from rerank_actor.progress import make_reporter
+from rerank_actor.scoring.budget import make_budget, print_budget, print_gpu_types, store_budget
+from rerank_actor.scoring.estimate import print_estimate
 
 
 def plan(arguments: Sequence[str] | None = None) -> int:

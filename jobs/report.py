@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from jobs.command_line import Parser, run_command
 from rerank_actor import storage
-from rerank_actor.output import Output
-from rerank_actor.price import find_price
-from rerank_actor.report.build import build_report
+from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.price import find_price
+from rerank_actor.outputs.report.build import build_report
 
 
 def report(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from jobs.command_line import EXIT_FAILED, Parser, add_job_flags, run_command
 from rerank_actor.job import load_job
 from rerank_actor.progress import make_reporter
-from rerank_actor.run import RunResult, run_job
+from rerank_actor.scoring.run import RunResult, run_job
 
 
 def make_parser() -> Parser:
@@ -33,7 +33,7 @@ def score(arguments: Sequence[str] | None = None) -> int:
     job = load_job(job_file, flags)
     reporter = make_reporter()
     if job.dry_run:
-        from rerank_actor.estimate import estimate_job, print_estimate
+        from rerank_actor.scoring.estimate import estimate_job, print_estimate
 
         print_estimate(estimate_job(job, reporter))
         return 0

@@ -4,10 +4,10 @@ import json
 from collections.abc import Sequence
 
 from jobs.command_line import Parser, run_command
-from rerank_actor.output import Output, list_outputs
+from rerank_actor.outputs.folder import Output, list_outputs
+from rerank_actor.outputs.status import print_status, print_statuses, read_status
 from rerank_actor.selection.delivered import Delivered, find_delivered
 from rerank_actor.selection.report import OVERVIEW, list_overview, print_table
-from rerank_actor.status import print_status, print_statuses, read_status
 from rerank_actor.storage.uri import normalize_uri
 
 

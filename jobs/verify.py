@@ -4,10 +4,10 @@ import sys
 from collections.abc import Sequence
 
 from jobs.command_line import EXIT_FAILED, Parser, run_command
-from rerank_actor.output import Output, list_outputs
+from rerank_actor.outputs.folder import Output, list_outputs
+from rerank_actor.outputs.verify import Verification, verify_output
 from rerank_actor.selection.delivered import Delivered, check_delivered, find_delivered
 from rerank_actor.storage.uri import normalize_uri
-from rerank_actor.verify import Verification, verify_output
 
 
 def verify(arguments: Sequence[str] | None = None) -> int:

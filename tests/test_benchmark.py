@@ -33,8 +33,8 @@ from rerank_actor.benchmark.workload import KINDS, find_possible_share, make_wor
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.inputs.unit import Unit
 from rerank_actor.job import ScoreJob
-from rerank_actor.run import run_job
-from rerank_actor.units import UnitWork
+from rerank_actor.scoring.run import run_job
+from rerank_actor.scoring.unit import UnitWork
 
 
 @pytest.fixture(scope="module")

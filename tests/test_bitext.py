@@ -23,9 +23,9 @@ from rerank_actor.bitext.overlap import find_shared
 from rerank_actor.bitext.rules import Rules, find_reasons
 from rerank_actor.bitext.sources import choose_partitions, find_sources
 from rerank_actor.errors import InputError, JobError, OutputConflictError
-from rerank_actor.output import Output
-from rerank_actor.part import check_part
-from rerank_actor.verify import verify_output
+from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.part import check_part
+from rerank_actor.outputs.verify import verify_output
 
 PAIRS = [("Guten Morgen allerseits.", "Good morning everyone."), ("Das ist ein Haus.", "This is a house.")]
 

@@ -12,8 +12,8 @@ import yaml
 from conftest import ROOT, run_command
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from rerank_actor.cluster_file import PLACEHOLDER, ClusterFile, check_cluster_file
 from rerank_actor.errors import JobError
+from rerank_actor.runtime.cluster_file import PLACEHOLDER, ClusterFile, check_cluster_file
 
 FOLDER = ROOT / "cluster"
 KUBERAY, LAUNCHER = ("rayjob", "raycluster"), ("aws", "gcp")

@@ -13,9 +13,9 @@ from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.errors import EngineStartError
 from rerank_actor.job import ScoreJob
-from rerank_actor.run import run_job
-from rerank_actor.units import _encode
-from rerank_actor.verify import verify_output
+from rerank_actor.outputs.verify import verify_output
+from rerank_actor.scoring.prepare import _encode
+from rerank_actor.scoring.run import run_job
 
 TASK_SCHEMA = pa.schema({"query": pa.string(), "document_id": pa.string(), "task": pa.string()})
 GUILTY, GUILTY_TOKEN = "\x07", 197  # in the byte tokenizer

@@ -4,7 +4,7 @@ import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
-from rerank_actor.html import (
+from rerank_actor.outputs.html import (
     BOTTOM,
     HEIGHT,
     LEFT,

@@ -13,9 +13,9 @@ from jobs import command_line
 from jobs.score import make_parser, score
 from rerank_actor.errors import JobError
 from rerank_actor.fingerprint import hash_fingerprint
-from rerank_actor.groundwork import prepare_job
 from rerank_actor.job import load_job
 from rerank_actor.sample import write_sample_model
+from rerank_actor.scoring.preflight import prepare_job
 
 CONTRACT_FLAGS = (
     "--input --format --query-column --document-column --instruction --instruction-column --limit --output "

@@ -22,10 +22,10 @@ from jobs.status import status
 from rerank_actor import Reranker
 from rerank_actor.errors import EngineStartError
 from rerank_actor.job import ScoreJob
-from rerank_actor.ledger import START_SILENCE_SECONDS, Ledger
-from rerank_actor.pipeline import restart_stuck_actors
-from rerank_actor.run import run_job
-from rerank_actor.verify import verify_output
+from rerank_actor.outputs.verify import verify_output
+from rerank_actor.scoring.coordinator import START_SILENCE_SECONDS, Ledger
+from rerank_actor.scoring.pipeline import restart_stuck_actors
+from rerank_actor.scoring.run import run_job
 
 GUILTY = "\x07"
 GUILTY_TOKEN = 197  # of the byte tokenizer
@@ -166,7 +166,7 @@ import importlib.util, os, pathlib, signal, sys
 FATES, FOLDER = {fates!r}, pathlib.Path({folder!r})
 
 def spoil(module):
-    if module.__name__ == "rerank_actor.ledger":
+    if module.__name__ == "rerank_actor.scoring.coordinator":
         module.START_SILENCE_SECONDS = 5.0
         return
     begin = module.RerankActor.__init__
@@ -186,7 +186,7 @@ def spoil(module):
     module.RerankActor.__init__ = begin_spoilt
 
 class Finder:
-    names = ["rerank_actor.actor", "rerank_actor.ledger"]
+    names = ["rerank_actor.scoring.actor", "rerank_actor.scoring.coordinator"]
 
     @classmethod
     def find_spec(cls, name, path, target=None):
@@ -235,7 +235,7 @@ def test_run_whose_first_actor_stands_still_before_its_first_line_goes_on(
 def test_engine_start_counts_as_work_while_its_process_shows_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     # The ledger's clock alone: threads of Ray in this process wait by the real one.
-    monkeypatch.setattr("rerank_actor.ledger.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("rerank_actor.scoring.coordinator.time", SimpleNamespace(monotonic=lambda: now))
     ledger = Ledger(None, 3)
     ledger.begin_start("actor")
     for _ in range(4):

@@ -21,8 +21,8 @@ from conftest import ROOT, read_output, run_command, wait_until
 
 from rerank_actor import Reranker
 from rerank_actor.job import ScoreJob
-from rerank_actor.run import run_job
-from rerank_actor.verify import verify_output
+from rerank_actor.outputs.verify import verify_output
+from rerank_actor.scoring.run import run_job
 
 NO_RAY = "127.0.0.1:1"  # a command that wanted a Ray would not find one there
 SECRET = "planted-secret-0123456789"

@@ -28,10 +28,10 @@ from rerank_actor import Reranker
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 from rerank_actor.engines.template import QWEN3_RERANKER
 from rerank_actor.errors import OutputConflictError
-from rerank_actor.groundwork import prepare_job
 from rerank_actor.job import ScoreJob, load_job
-from rerank_actor.run import RunResult, run_job
-from rerank_actor.verify import verify_output
+from rerank_actor.outputs.verify import verify_output
+from rerank_actor.scoring.preflight import prepare_job
+from rerank_actor.scoring.run import RunResult, run_job
 
 ADDED = ["score", "logit", "num_tokens", "truncated_tokens", "error"]
 MAX_LENGTH = 8192
@@ -366,7 +366,7 @@ def test_scores_are_the_same_in_other_units_actors_rounds_and_order(
     engine_args = {"meet": [str(meeting), 2]}  # no unit is scored before two engines have started
     job = make_job(tmp_path / "output", *inputs, unit_rows=7, actors="2", engine_args=engine_args)
     units = sum(1 for _ in prepare_job(job).plan.units())
-    monkeypatch.setattr("rerank_actor.crew.ROUND_UNITS", units // 2 + 1)
+    monkeypatch.setattr("rerank_actor.scoring.driver.ROUND_UNITS", units // 2 + 1)
     result = run_job(job)
     assert result.status == "complete"
     assert (result.run["units"], result.run["faults"]) == (units, {})

@@ -17,17 +17,17 @@ from s3_server import S3Server
 
 from jobs.score import score
 from rerank_actor import Reranker, storage
-from rerank_actor.builder import build_store, run_here
 from rerank_actor.errors import InputError, OutputConflictError, ShardError
-from rerank_actor.estimate import estimate_job
-from rerank_actor.groundwork import prepare_job
 from rerank_actor.inputs.lookups import Lookup
 from rerank_actor.inputs.text_sources import Piece, TextSource, find_sources
 from rerank_actor.job import ScoreJob
+from rerank_actor.outputs.verify import verify_output
 from rerank_actor.progress import QuietReporter
-from rerank_actor.run import run_job
+from rerank_actor.runtime.store_builder import build_store, run_here
+from rerank_actor.scoring.estimate import estimate_job
+from rerank_actor.scoring.preflight import prepare_job
+from rerank_actor.scoring.run import run_job
 from rerank_actor.storage.keyed_store import KEPT_SECONDS, Layout, Store, name_bucket
-from rerank_actor.verify import verify_output
 
 QUERIES = [{"_id": "q1", "text": "what is rain"}, {"_id": "q2", "text": "who wrote it"}, {"_id": "7", "text": "seven"}]
 CORPUS = [

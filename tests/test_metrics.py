@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT, run_command
 from ray_nodes import HOST
 
-from rerank_actor.metrics import ACTOR_COUNTERS, RUN_COUNTERS, RUN_GAUGES, RunMeter
+from rerank_actor.scoring.metrics import ACTOR_COUNTERS, RUN_COUNTERS, RUN_GAUGES, RunMeter
 
 DASHBOARD = json.loads((ROOT / "cluster/grafana/dashboard.json").read_text())
 GUILTY, GUILTY_TOKEN = "\x07", 197  # of the byte tokenizer

@@ -14,9 +14,9 @@ import pytest
 from jobs.bitext import bitext
 from rerank_actor.errors import JobError
 from rerank_actor.job import ScoreJob, load_job
-from rerank_actor.notice import Notifier
 from rerank_actor.progress import QuietReporter
-from rerank_actor.run import run_job
+from rerank_actor.runtime.notifications import Notifier
+from rerank_actor.scoring.run import run_job
 
 SECRET = "T00/B00/xoxb-hook-secret"
 TEXT = "words of a pair"
@@ -107,7 +107,7 @@ def test_run_with_a_failed_unit_tells_of_trouble_and_of_its_end(tmp_path: Path, 
 def test_run_over_language_pairs_tells_once_of_trouble_in_one_and_of_the_end_of_all(
     tmp_path: Path, local_ray: str, hook: Hook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rerank_actor.run.OPEN_AT_ONCE", 2)  # so that the third goes in a wave of its own
+    monkeypatch.setattr("rerank_actor.scoring.run.OPEN_AT_ONCE", 2)  # so that the third goes in a wave of its own
     output = tmp_path / "out"
     (tmp_path / "in").mkdir()
     for language in ("ara", "deu", "fra"):

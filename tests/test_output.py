@@ -26,15 +26,16 @@ from rerank_actor import storage
 from rerank_actor.engines.fake import FakeEngine
 from rerank_actor.engines.model import load_tokenizer_json
 from rerank_actor.errors import OutputConflictError, StorageError
-from rerank_actor.groundwork import make_specs, prepare_job
 from rerank_actor.job import ScoreJob
-from rerank_actor.manifest import RECORD_SCHEMA, Totals, UnitRecords, check_committed
-from rerank_actor.output import Output, find_pending
-from rerank_actor.part import check_part, write_part
-from rerank_actor.run import run_job
+from rerank_actor.outputs.folder import Output, find_pending
+from rerank_actor.outputs.manifest import RECORD_SCHEMA, Totals, UnitRecords, check_committed
+from rerank_actor.outputs.part import check_part
+from rerank_actor.outputs.verify import verify_output
+from rerank_actor.scoring.preflight import make_specs, prepare_job
+from rerank_actor.scoring.prepare import prepare_unit
+from rerank_actor.scoring.run import run_job
+from rerank_actor.scoring.write import write_part
 from rerank_actor.storage.lease import Lease
-from rerank_actor.units import prepare_unit
-from rerank_actor.verify import verify_output
 
 UNITS = 4
 ROWS = 6  # of a unit

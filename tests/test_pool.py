@@ -18,7 +18,7 @@ from ray_nodes import HOST, RayNodes, find_port, ray_nodes, ray_starts
 
 from rerank_actor import Reranker
 from rerank_actor.errors import JobError
-from rerank_actor.pool import ActorPool, Node, plan_pool
+from rerank_actor.runtime.pool import ActorPool, Node, plan_pool
 
 WAIT_SECONDS = 300
 HEAD, BIG = Node(4, 0), Node(32, 8)

@@ -16,14 +16,14 @@ from conftest import read_output, run_command
 from jobs.report import report
 from rerank_actor import storage
 from rerank_actor.job import ScoreJob
-from rerank_actor.output import Output
-from rerank_actor.part import flatten_columns
+from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.histograms import Sketch, find_edge
+from rerank_actor.outputs.part import flatten_columns
+from rerank_actor.outputs.report.build import build_report
+from rerank_actor.outputs.report.facts import Facts, gather_facts
+from rerank_actor.outputs.report.rows import sample_rows
 from rerank_actor.progress import QuietReporter, Standing
-from rerank_actor.report.build import build_report
-from rerank_actor.report.facts import Facts, gather_facts
-from rerank_actor.report.rows import sample_rows
-from rerank_actor.run import run_job
-from rerank_actor.sketch import Sketch, find_edge
+from rerank_actor.scoring.run import run_job
 
 NUM_ROWS, UNIT_ROWS = 300, 40
 QUERY, DOCUMENT = "secret query", "secret document"
@@ -275,7 +275,7 @@ def test_sketch_of_extremes_loses_no_value() -> None:
 def test_run_at_work_leaves_figures_and_counts_once(
     tmp_path: Path, local_ray: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rerank_actor.output_run.MANIFEST_SECONDS", 0.0)
+    monkeypatch.setattr("rerank_actor.scoring.committer.MANIFEST_SECONDS", 0.0)
     target = tmp_path / "out"
     seen: list[tuple[str, int, str]] = []
 

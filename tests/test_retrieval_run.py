@@ -14,13 +14,13 @@ from conftest import read_output, run_command
 from jobs.export import export
 from rerank_actor import Reranker
 from rerank_actor.errors import InputError, JobError
-from rerank_actor.export import ExportSpec, export_scores
-from rerank_actor.groundwork import prepare_job
 from rerank_actor.inputs.rankings import RankingFile, parse_line, read_ranking, scan_ranking, sniff_format
 from rerank_actor.job import ScoreJob
 from rerank_actor.job_file import check_job
 from rerank_actor.mining.qrels import load_qrels
-from rerank_actor.run import run_job
+from rerank_actor.outputs.export import ExportSpec, export_scores
+from rerank_actor.scoring.preflight import prepare_job
+from rerank_actor.scoring.run import run_job
 
 QUERIES = {f"q{number}": f"query {number}" for number in range(1, 4)}
 DOCUMENTS = {f"d{number}": f"document {number}" for number in range(9)}

@@ -11,11 +11,11 @@ import pytest
 from conftest import read_output, run_command
 
 from rerank_actor.errors import InputError, JobError, OutputConflictError
-from rerank_actor.groundwork import prepare_job
 from rerank_actor.inputs.pair_key import make_pair_keys
 from rerank_actor.job import ScoreJob
-from rerank_actor.run import run_job
-from rerank_actor.verify import verify_output
+from rerank_actor.outputs.verify import verify_output
+from rerank_actor.scoring.preflight import prepare_job
+from rerank_actor.scoring.run import run_job
 
 
 def make_job(tmp_path: Path, name: str, rows: list[dict[str, Any]], **settings: Any) -> ScoreJob:

@@ -32,10 +32,11 @@ from rerank_actor.inputs.plan import Plan
 from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.inputs.unit import Unit
 from rerank_actor.job import load_job
-from rerank_actor.manifest import RECORD_SCHEMA
-from rerank_actor.output import Output
-from rerank_actor.part import check_part, write_part
-from rerank_actor.units import PrepareSpec, prepare_unit
+from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.manifest import RECORD_SCHEMA
+from rerank_actor.outputs.part import check_part
+from rerank_actor.scoring.prepare import PrepareSpec, prepare_unit
+from rerank_actor.scoring.write import write_part
 
 NO_RAY = "127.0.0.1:1"
 NEEDED = {"input": "/in", "output": "/out"}

@@ -30,11 +30,11 @@ from rerank_actor.inputs import shards
 from rerank_actor.inputs.plan import Shard
 from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.inputs.unit import Unit
-from rerank_actor.output import Output
+from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.verify import verify_output
+from rerank_actor.scoring.prepare import PrepareSpec, prepare_unit
 from rerank_actor.storage.limits import current_limits, override_limits
 from rerank_actor.storage.s3_client import connect_s3
-from rerank_actor.units import PrepareSpec, prepare_unit
-from rerank_actor.verify import verify_output
 
 Operation = Callable[[S3Server], object]
 

@@ -26,9 +26,9 @@ from rerank_actor.engines.model import load_reranker_model
 from rerank_actor.engines.start import start_engine
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.job import ScoreJob, load_job
+from rerank_actor.outputs.verify import verify_output
 from rerank_actor.progress import LineReporter
-from rerank_actor.run import RunResult, run_job
-from rerank_actor.verify import verify_output
+from rerank_actor.scoring.run import RunResult, run_job
 
 
 def make_pairs(count: int, mark: str = "d") -> pa.Table:

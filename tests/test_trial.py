@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rerank_actor import Reranker, pace, watchdog
+from rerank_actor import Reranker
 from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.errors import EngineError, EngineMemoryError
-from rerank_actor.pace import Pace
-from rerank_actor.trial import ENDS_ALLOWED, NOT_FINITE, Piece, Trial, Verdict
+from rerank_actor.runtime import watchdog
+from rerank_actor.runtime import watchdog as pace
+from rerank_actor.runtime.watchdog import Pace
+from rerank_actor.scoring.bisection import ENDS_ALLOWED, NOT_FINITE, Piece, Trial, Verdict
 
 
 def run(trial: Trial, guilty: set[int], how: str) -> tuple[Verdict, list[int]]:

@@ -22,9 +22,11 @@ from rerank_actor.inputs.shards import scan_shard
 from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.inputs.unit import Unit
 from rerank_actor.job import load_job
-from rerank_actor.part import build_part, check_part, read_part_metadata, write_part
+from rerank_actor.outputs.part import check_part, read_part_metadata
+from rerank_actor.scoring.prepare import PrepareSpec, prepare_unit
+from rerank_actor.scoring.unit import UnitWork
+from rerank_actor.scoring.write import build_part, write_part
 from rerank_actor.storage import StoredObject
-from rerank_actor.units import PrepareSpec, UnitWork, prepare_unit
 
 Write = Callable[..., Path]
 Prepare = Callable[..., UnitWork]

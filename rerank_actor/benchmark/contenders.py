@@ -135,7 +135,7 @@ class WholeJob:
     def run_round(self) -> Round:
         """Run the job into a new output."""
         from rerank_actor.job import ScoreJob
-        from rerank_actor.run import run_job
+        from rerank_actor.scoring.run import run_job
 
         setting = self._setting
         output = Path(setting.folder) / f"output-{next(self._numbers)}"

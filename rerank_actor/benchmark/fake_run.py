@@ -28,7 +28,7 @@ def run_fake_job(place: Path, model: Path, engine_args: dict[str, Any], **settin
         `pairs_per_second` and `busy_share` after the first quarter; nothing for a run too short to have them.
     """
     from rerank_actor.job import ScoreJob
-    from rerank_actor.run import run_job
+    from rerank_actor.scoring.run import run_job
 
     job = ScoreJob(
         input=[str(place / "input")],

@@ -26,9 +26,9 @@ LOOK_SECONDS = 0.5
 
 def measure_resume(place: Path, model: Path, units: int) -> dict[str, Any]:
     """Plan a job of so many units, and run it when they are all committed; return what planning and finding out take."""
-    from rerank_actor.groundwork import prepare_job
-    from rerank_actor.manifest import UnitRecords
-    from rerank_actor.run import run_job
+    from rerank_actor.outputs.manifest import UnitRecords
+    from rerank_actor.scoring.preflight import prepare_job
+    from rerank_actor.scoring.run import run_job
 
     job = _make_job(place, units)
     process = psutil.Process()
@@ -63,7 +63,7 @@ def measure_schedule(place: Path, model: Path, units: int, stop_after: int) -> d
     The first quarter of what is run does not count.
     """
     from rerank_actor.errors import RunInterruptedError
-    from rerank_actor.run import run_job
+    from rerank_actor.scoring.run import run_job
 
     job = _make_job(place, units)
     driver = psutil.Process()

@@ -111,9 +111,9 @@ def measure_guard(place: Path, model: Path, units: int) -> dict[str, Any]:
     """Return what trials, watchdog and ledger add to a unit that nothing befalls, and its share of one of 16,384 pairs."""
     import ray
 
-    from rerank_actor.ledger import start_ledger
-    from rerank_actor.trial import Piece
-    from rerank_actor.watchdog import Watchdog
+    from rerank_actor.runtime.watchdog import Watchdog
+    from rerank_actor.scoring.bisection import Piece
+    from rerank_actor.scoring.coordinator import start_ledger
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     ledger, watchdog = start_ledger(None, 3), Watchdog()

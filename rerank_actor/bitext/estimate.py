@@ -24,18 +24,18 @@ from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.languages import LanguagePair
 from rerank_actor.bitext.rules import Rules
 from rerank_actor.bitext.sources import Source, choose_partitions, choose_sources, find_sources, split_name
-from rerank_actor.budget import Budget, count_budget, print_budget
 from rerank_actor.engines.model import RerankerModel, load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.errors import InputError
-from rerank_actor.estimate import Estimate, count_shared, find_rate, print_estimate
-from rerank_actor.groundwork import fit_max_length, make_encoder_settings, refuse_dead_storage
 from rerank_actor.inputs.directions import Directions
 from rerank_actor.inputs.plan import share_out
 from rerank_actor.inputs.text import decompress
-from rerank_actor.output import Output, find_pending
+from rerank_actor.outputs.folder import Output, find_pending
 from rerank_actor.progress import QuietReporter, Reporter
-from rerank_actor.speed import ModelSize, read_model_size
+from rerank_actor.scoring.budget import Budget, count_budget, print_budget
+from rerank_actor.scoring.estimate import Estimate, count_shared, find_rate, print_estimate
+from rerank_actor.scoring.preflight import fit_max_length, make_encoder_settings, refuse_dead_storage
+from rerank_actor.scoring.speed import ModelSize, read_model_size
 
 SAMPLED_FILES = 4  # of a language pair
 SAMPLED_ROWS = 250  # of each of them

@@ -22,12 +22,12 @@ from rerank_actor.bitext.job import REASON_COLUMN, BitextJob, DirectedJob, name_
 from rerank_actor.bitext.languages import LanguagePair, parse_pair
 from rerank_actor.bitext.overlap import find_shared
 from rerank_actor.bitext.sources import Source, choose_partitions, choose_sources, find_sources
-from rerank_actor.builder import run_all
-from rerank_actor.connection import connect_ray, watch_signals
 from rerank_actor.errors import InputError, OutputConflictError, StorageError
-from rerank_actor.output import Output
+from rerank_actor.outputs.folder import Output
 from rerank_actor.progress import QuietReporter, Reporter
-from rerank_actor.run import RunResult, run_jobs
+from rerank_actor.runtime.connection import connect_ray, watch_signals
+from rerank_actor.runtime.store_builder import run_all
+from rerank_actor.scoring.run import RunResult, run_jobs
 
 LOAD_THREADS = 16
 READ_ON_RAY_BYTES = 64 * 2**20
@@ -125,7 +125,7 @@ def _read_sources(sources: list[Source], job: BitextJob, folder: str, reporter: 
     spec = ReadSpec.of_job(job, folder)
     with ThreadPoolExecutor(LOAD_THREADS) as pool:
         records = dict(enumerate(pool.map(lambda source: _load_record(source, spec), sources)))
-    from rerank_actor.tasks import run_tasks
+    from rerank_actor.runtime.tasks import run_tasks
 
     left = [place for place, record in records.items() if record is None]
     if left:

@@ -17,7 +17,7 @@ from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.qrels import load_qrels
 from rerank_actor.mining.rules import Rules
 from rerank_actor.mining.scored import Scored, find_scored
-from rerank_actor.output import Output
+from rerank_actor.outputs.folder import Output
 
 DEFINITION_VERSION = 1  # to be raised when the same settings and scores give other rows
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from rerank_actor import storage
 from rerank_actor.mining.survey import Layout, Run, Unit
-from rerank_actor.output import Output
+from rerank_actor.outputs.folder import Output
 
 OWN_FOLDERS = ("units", "shuffle", "what-if", "tmp")
 OWN_OBJECTS = ("plan.json", "split.bin", "job.yaml", "definition.json", "report.html", "report.json", "what-if.json")

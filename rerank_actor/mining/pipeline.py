@@ -15,7 +15,7 @@ from rerank_actor import storage
 from rerank_actor.mining.pairs import Columns
 from rerank_actor.mining.survey import Survey, Unit, survey_part
 from rerank_actor.mining.unit import Spec, count_bucket, mine_bucket, mine_unit
-from rerank_actor.tasks import run_tasks
+from rerank_actor.runtime.tasks import run_tasks
 
 PARTS_PER_TASK = 32
 TASK_BYTES = 256 * 2**20  # stored, that one task surveys at most

@@ -6,9 +6,17 @@ storage.
 
 from typing import Any
 
-from rerank_actor.html import Page, format_number, make_bars, make_figures, make_histogram, make_table, make_text
 from rerank_actor.mining.rules import Rules
 from rerank_actor.mining.tally import BIN_WIDTHS, Tally
+from rerank_actor.outputs.html import (
+    Page,
+    format_number,
+    make_bars,
+    make_figures,
+    make_histogram,
+    make_table,
+    make_text,
+)
 
 STEPS = {
     "unscored": "no score",

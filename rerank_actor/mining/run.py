@@ -13,10 +13,7 @@ from typing import Any, TypeVar
 import yaml
 
 from rerank_actor import storage
-from rerank_actor.connection import Connection, SignalWatch, connect_ray, watch_signals
 from rerank_actor.errors import InputError, RerankError
-from rerank_actor.follow import follow
-from rerank_actor.manifest import find_versions
 from rerank_actor.mining.chosen import Teacher
 from rerank_actor.mining.formats import CORPUS, describe_corpus, describe_dataset
 from rerank_actor.mining.groundwork import MineGround, prepare_mining
@@ -27,7 +24,10 @@ from rerank_actor.mining.scored import compare_fingerprints
 from rerank_actor.mining.survey import Layout, Survey, Unit, lay_out, require_pairs
 from rerank_actor.mining.tally import Tally
 from rerank_actor.mining.unit import Spec
+from rerank_actor.outputs.manifest import find_versions
 from rerank_actor.progress import QuietReporter, Reporter
+from rerank_actor.runtime.background import follow
+from rerank_actor.runtime.connection import Connection, SignalWatch, connect_ray, watch_signals
 from rerank_actor.storage.lease import Lease, make_run_id
 
 LINE_SECONDS = 10.0

@@ -15,8 +15,8 @@ from rerank_actor.fingerprint import find_differing, hash_fingerprint
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.pairs import Columns, open_parquet
 from rerank_actor.mining.rules import SPACES
-from rerank_actor.output import Output
-from rerank_actor.part import read_part_metadata
+from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.part import read_part_metadata
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 

@@ -15,7 +15,7 @@ from rerank_actor import storage
 from rerank_actor.errors import InputError
 from rerank_actor.mining.pairs import Columns, encode_keys, open_parquet, read_pairs
 from rerank_actor.mining.qrels import mark_judged
-from rerank_actor.part import read_part_metadata
+from rerank_actor.outputs.part import read_part_metadata
 from rerank_actor.storage.shuffle import hash_keys
 
 PAIR_BYTES = 96  # of numbers and copies, beside the texts

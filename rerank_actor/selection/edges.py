@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from rerank_actor import storage
 from rerank_actor.errors import InputError, ShardError, describe_cause
 from rerank_actor.mining.pairs import open_parquet
-from rerank_actor.part import read_part_metadata
+from rerank_actor.outputs.part import read_part_metadata
 from rerank_actor.selection.known import Known
 from rerank_actor.selection.rules import Rules
 from rerank_actor.selection.scored import Columns, Run

@@ -15,14 +15,14 @@ import pyarrow as pa
 import yaml
 
 from rerank_actor import storage
-from rerank_actor.connection import Connection, SignalWatch
 from rerank_actor.errors import InputError, RerankError
 from rerank_actor.fingerprint import hash_fingerprint
-from rerank_actor.follow import follow
-from rerank_actor.manifest import find_versions
 from rerank_actor.mining.pairs import open_parquet
 from rerank_actor.mining.scored import compare_fingerprints
+from rerank_actor.outputs.manifest import find_versions
 from rerank_actor.progress import QuietReporter, Reporter
+from rerank_actor.runtime.background import follow
+from rerank_actor.runtime.connection import Connection, SignalWatch
 from rerank_actor.selection.calibration import Curve, calibrate, estimate_share
 from rerank_actor.selection.delivery import ADDED, rename_taken
 from rerank_actor.selection.job import SelectJob

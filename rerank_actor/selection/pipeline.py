@@ -7,8 +7,8 @@ import functools
 from collections.abc import Generator, Sequence
 from typing import Any
 
+from rerank_actor.runtime.tasks import run_tasks
 from rerank_actor.selection.steps import Spec, Task, do_task
-from rerank_actor.tasks import run_tasks
 
 Done = tuple[int, dict[str, Any]]
 

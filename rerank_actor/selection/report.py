@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rerank_actor.html import (
+from rerank_actor.outputs.html import (
     Page,
     format_number,
     make_bars,

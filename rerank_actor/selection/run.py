@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from rerank_actor import storage
-from rerank_actor.connection import Connection, SignalWatch, connect_ray, watch_signals
 from rerank_actor.errors import InputError, OutputConflictError
 from rerank_actor.fingerprint import refuse_other_rules
 from rerank_actor.progress import QuietReporter, Reporter
+from rerank_actor.runtime.connection import Connection, SignalWatch, connect_ray, watch_signals
 from rerank_actor.selection.delivered import find_delivered
 from rerank_actor.selection.job import SelectJob
 from rerank_actor.selection.known import Known, load_known

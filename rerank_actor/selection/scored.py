@@ -15,7 +15,7 @@ from rerank_actor.bitext.languages import LanguagePair, find_pair_in_name, parse
 from rerank_actor.bitext.sources import choose_partitions
 from rerank_actor.errors import InputError, suggest
 from rerank_actor.mining.pairs import open_parquet
-from rerank_actor.output import Output
+from rerank_actor.outputs.folder import Output
 from rerank_actor.selection.job import SelectJob
 
 PARQUET_SUFFIXES = (".parquet", ".pq")

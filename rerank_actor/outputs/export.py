@@ -1,0 +1,279 @@
+"""The export: a scored output as a ranking that evaluation reads, best candidate first.
+
+TREC runs (`query Q0 document rank score tag`), Tevatron's ranklists (`query <tab> document <tab> score`) and the predictions
+file of MTEB 2 (`{"mteb_model_meta": ..., subset: {split: {query: {document: score}}}}`, which `convert_to_reranking` and its
+evaluators read). Candidates are ordered by logit, which does not saturate, then by id. The pairs of a query may lie in any
+parts: what does not fit in memory goes through buckets of queries on disk. Needs no model and no Ray.
+"""
+
+import gzip
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rerank_actor import storage
+from rerank_actor.errors import InputError, ShardError, describe_cause, suggest
+from rerank_actor.inputs.columns import is_list
+from rerank_actor.outputs.folder import Output
+from rerank_actor.storage.shuffle import find_buckets, hash_keys, pack_slices, read_slices
+
+FORMATS = ("trec", "tevatron", "mteb-predictions")
+PAIRS_AT_ONCE = 2_000_000
+SPACES = ("score", "logit")
+
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """What to export, and how.
+
+    Attributes:
+        scored: the scored output.
+        format: one of `FORMATS`.
+        target: file or s3:// object to write, packed where its name ends in .gz; None for standard output.
+        query_id_column, document_id_column: columns with ids; None for those of the job.
+        space: `score` or `logit`, the number that is written.
+        top_k: candidates of each query at most.
+        tag: last field of a TREC run.
+        subset, split: of MTEB's predictions.
+        partial: export an output that is not complete.
+        pairs_at_once: pairs in memory.
+    """
+
+    scored: str
+    format: str
+    target: str | None = None
+    query_id_column: str | None = None
+    document_id_column: str | None = None
+    space: str = "score"
+    top_k: int | None = None
+    tag: str = "rerank-actor"
+    subset: str = "default"
+    split: str = "test"
+    partial: bool = False
+    pairs_at_once: int = PAIRS_AT_ONCE
+
+
+@dataclass
+class Exported:
+    """What was exported: queries, candidates written, and pairs left out for want of a score or for being there twice."""
+
+    queries: int = 0
+    candidates: int = 0
+    unscored: int = 0
+    doubled: int = 0
+
+
+def export_scores(spec: ExportSpec) -> Exported:
+    """Write a scored output as a ranking.
+
+    Raises:
+        InputError: there is no scored output, it is not complete, or it has no ids.
+        ShardError: a part is damaged.
+        StorageError, JobError: storage failed.
+    """
+    output = Output(spec.scored)
+    parts = [part for _, part in sorted(output.list_parts().items())]
+    if not parts:
+        raise InputError(f"{spec.scored}: holds no scored parts; name the --output of jobs.score", uri=spec.scored)
+    if not spec.partial and storage.read_if_present(output.success_uri) is None:
+        raise InputError(
+            f"{spec.scored}: is not complete (no _SUCCESS), so that queries may lack candidates; run the job again, or export "
+            "what is there with --partial",
+            uri=spec.scored,
+        )
+    manifest = output.load_manifest()
+    job = manifest.get("job", {})
+    names = []
+    for role, given in (("query", spec.query_id_column), ("document", spec.document_id_column)):
+        name = job.get(f"{role}_id_column") or f"{role}_id"
+        names.append(given or (job.get("rename_columns") or {}).get(name, name))
+    result = Exported()
+    with tempfile.TemporaryDirectory() as folder, _open_target(spec.target) as file:
+        writer = _Writer(file, spec, manifest.get("model", {}))
+        for table in _bring_together(parts, names, spec, result, Path(folder)):
+            _write_queries(table, spec, writer, result)
+        writer.finish()
+    return result
+
+
+def _bring_together(
+    parts: list[storage.StoredObject], names: list[str], spec: ExportSpec, result: Exported, folder: Path
+) -> Iterator[pa.Table]:
+    """Yield all scored pairs as tables that hold a query whole."""
+    held: list[pa.Table] = []
+    num_held = 0
+    spilled: list[tuple[str, int, list[int]]] = []
+    num_buckets = 0
+    for part in parts:
+        table = _read_part(part, names, result)
+        held.append(table)
+        num_held += table.num_rows
+        if num_held > spec.pairs_at_once:
+            num_buckets = num_buckets or max(2, 2 * len(parts) * table.num_rows // spec.pairs_at_once)
+            spilled.append(_spill(held, num_buckets, folder / f"{len(spilled):06d}.bin"))
+            held, num_held = [], 0
+    if not spilled:
+        yield pa.concat_tables(held)
+        return
+    if held:
+        spilled.append(_spill(held, num_buckets, folder / f"{len(spilled):06d}.bin"))
+    for bucket in range(num_buckets):
+        found = read_slices([(uri, size, places[bucket], places[bucket + 1]) for uri, size, places in spilled])
+        if found is not None:
+            yield found
+
+
+def _spill(tables: list[pa.Table], num_buckets: int, path: Path) -> tuple[str, int, list[int]]:
+    table = pa.concat_tables(tables).combine_chunks()
+    buckets = find_buckets(hash_keys(table.column("query").combine_chunks()), num_buckets)
+    data, places = pack_slices(table, buckets, num_buckets)
+    path.write_bytes(data)
+    return str(path), len(data), places
+
+
+def _read_part(part: storage.StoredObject, names: list[str], result: Exported) -> pa.Table:
+    """Return the scored pairs of a part: columns query, document, score and logit."""
+    try:
+        with storage.open_input(part.uri, size=part.size, etag=part.etag) as file:
+            parquet = pq.ParquetFile(file)
+            _check_columns(part.uri, parquet.schema_arrow, names)
+            table = parquet.read(columns=[*names, *SPACES])
+    except (pa.ArrowException, OSError) as error:
+        raise ShardError(
+            f"{part.uri}: cannot be read ({describe_cause(error)}); jobs.verify says what mends it", uri=part.uri
+        ) from error
+    columns = {"query": table.column(names[0]), "document": table.column(names[1])}
+    columns |= {space: table.column(space) for space in SPACES}
+    if is_list(columns["score"].type):
+        has_list = pc.is_valid(columns["score"])
+        result.unscored += table.num_rows - int(pc.sum(has_list).as_py() or 0)
+        columns = {name: column.filter(has_list) for name, column in columns.items()}
+        owners = pc.list_parent_indices(columns["score"])
+        columns["query"] = columns["query"].take(owners)
+        if is_list(columns["document"].type):
+            columns["document"] = pc.list_flatten(columns["document"])
+        else:
+            columns["document"] = columns["document"].take(owners)
+        columns |= {space: pc.list_flatten(columns[space]) for space in SPACES}
+    columns |= {role: _as_ids(columns[role]) for role in ("query", "document")}
+    found = pa.table(columns)
+    scored = found.filter(pc.is_valid(found["score"]))
+    result.unscored += found.num_rows - scored.num_rows
+    for role, name in zip(("query", "document"), names, strict=True):
+        if scored[role].null_count:
+            raise InputError(
+                f"{part.uri}: a scored pair has no id in column `{name}`; name another column", uri=part.uri
+            )
+    return scored
+
+
+def _check_columns(uri: str, schema: pa.Schema, names: list[str]) -> None:
+    for flag, name in zip(("--query-id-column", "--document-id-column"), names, strict=True):
+        if name not in schema.names:
+            raise InputError(
+                f"{uri}: no column `{name}`; it has {', '.join(f'`{found}`' for found in schema.names)}; choose with "
+                f"{flag}{suggest(name, schema.names)}",
+                uri=uri,
+                column=name,
+            )
+    lacking = [space for space in SPACES if space not in schema.names]
+    if lacking:
+        raise InputError(f"{uri}: no column `{lacking[0]}`, so that it is no scored output", uri=uri)
+
+
+def _as_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type):
+        column = column.cast(pa.int64())
+    return column.cast(pa.string())
+
+
+def _write_queries(table: pa.Table, spec: ExportSpec, writer: "_Writer", result: Exported) -> None:
+    """Order the candidates of some queries and write them."""
+    table = table.combine_chunks()
+    encoded = table["query"].combine_chunks().dictionary_encode()
+    order = pc.sort_indices(
+        pa.table({"query": encoded.indices, "logit": table["logit"], "document": table["document"]}),
+        sort_keys=[("query", "ascending"), ("logit", "descending"), ("document", "ascending")],
+    )
+    query = encoded.indices.to_numpy()[order.to_numpy()]
+    table = table.take(order)
+    ends = np.flatnonzero(np.diff(query, append=-1)) + 1
+    start = 0
+    for end in ends.tolist():
+        rows = table.slice(start, end - start)
+        best: dict[str, float] = {}
+        for document, score in zip(rows["document"].to_pylist(), rows[spec.space].to_pylist(), strict=True):
+            if document in best:
+                result.doubled += 1
+            elif spec.top_k is None or len(best) < spec.top_k:
+                best[document] = score
+        writer.write(rows["query"][0].as_py(), best)
+        result.queries += 1
+        result.candidates += len(best)
+        start = end
+
+
+class _Writer:
+    """Writes queries in one of the formats."""
+
+    def __init__(self, file: IO[str], spec: ExportSpec, model: dict[str, Any]) -> None:
+        self._file, self._spec = file, spec
+        self._mark = "\n"
+        if spec.format == "mteb-predictions":
+            meta = {"model_name": model.get("name"), "revision": model.get("revision")}
+            head = f'"mteb_model_meta": {json.dumps(meta)}, {json.dumps(spec.subset)}: {{{json.dumps(spec.split)}: {{'
+            file.write("{" + head)
+
+    def write(self, query: str, candidates: dict[str, float]) -> None:
+        """Write a query's candidates, best first."""
+        if self._spec.format == "mteb-predictions":
+            shown = {document: float(f"{score:.9g}") for document, score in candidates.items()}
+            self._file.write(f"{self._mark}{json.dumps(query)}: {json.dumps(shown)}")
+            self._mark = ",\n"
+            return
+        for rank, (document, score) in enumerate(candidates.items(), 1):
+            self._refuse_blanks(query, document)
+            if self._spec.format == "trec":
+                self._file.write(f"{query} Q0 {document} {rank} {score:.9g} {self._spec.tag}\n")
+            else:
+                self._file.write(f"{query}\t{document}\t{score:.9g}\n")
+
+    def _refuse_blanks(self, query: str, document: str) -> None:
+        for role, name in (("query", query), ("document", document)):
+            is_bad = not name or (name.split() != [name] if self._spec.format == "trec" else set(name) & set("\t\r\n"))
+            if is_bad:
+                raise InputError(
+                    f"{self._spec.scored}: the {role} id {name!r} is empty or has blanks, which {self._spec.format} cannot "
+                    "hold; export with --format mteb-predictions, or give ids without blanks"
+                )
+
+    def finish(self) -> None:
+        """Write what comes behind the last query."""
+        if self._spec.format == "mteb-predictions":
+            self._file.write("\n}}}\n")
+
+
+@contextmanager
+def _open_target(target: str | None) -> Iterator[IO[str]]:
+    """Give a text file that is put in its place when everything is written."""
+    if target is None:
+        with nullcontext(sys.stdout) as file:
+            yield file
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ranking"
+        with gzip.open(path, "wt", encoding="utf-8") if target.endswith(".gz") else path.open("w") as file:
+            yield file
+        storage.write_bytes(target, path.read_bytes())

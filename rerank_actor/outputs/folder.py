@@ -1,0 +1,188 @@
+"""The output folder: which object is where, which units are committed, and who may write to it.
+
+Parts lie in the folder itself; all that is the job's own lies in `_job/`, which readers of the parts skip. The listing
+of the parts says what is committed, and the unit records whether a part is still as it was written. Knows nothing of
+Ray or of what is in a part.
+"""
+
+import json
+from collections.abc import Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from rerank_actor import storage
+from rerank_actor.errors import InputError
+from rerank_actor.inputs.columns import read_own_table
+from rerank_actor.inputs.plan import Plan
+from rerank_actor.inputs.unit import Unit
+from rerank_actor.outputs.histograms import NAMES
+
+RECORD_THREADS = 16
+OWN_FILES = ("plan.parquet", "job.yaml", "manifest.json", "report.html", "estimate.json")
+SKETCH_COLUMNS = frozenset(f"{name}_bins" for name in NAMES)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Names and contents of an output folder."""
+
+    uri: str
+
+    def at(self, *names: str) -> str:
+        """Return the URI of something in the job's own folder."""
+        return storage.join_uri(self.uri, "_job", *names)
+
+    @property
+    def success_uri(self) -> str:
+        """The mark that every unit is committed."""
+        return storage.join_uri(self.uri, "_SUCCESS")
+
+    @property
+    def lease_uri(self) -> str:
+        """The object that says which run may write."""
+        return self.at("lease.json")
+
+    @property
+    def scratch(self) -> str | None:
+        """Folder for temporary files on the same file system; S3 needs none."""
+        return None if storage.is_s3(self.uri) else self.at("tmp")
+
+    def list_parts(self) -> dict[str, storage.StoredObject]:
+        """Return the committed parts by file name; an empty object is none."""
+        found = storage.list_objects(self.uri)
+        parts = {item.uri.rpartition("/")[2]: item for item in found if item.size > 0}
+        return {name: item for name, item in parts.items() if name.startswith("part-") and name.endswith(".parquet")}
+
+    def load_plan(self) -> tuple[Plan, dict[str, Any]] | None:
+        """Return the stored plan and the settings of its fingerprint, None for a new output."""
+        data = storage.read_if_present(self.at("plan.parquet"))
+        return Plan.from_bytes(data) if data is not None else None
+
+    def require_plan(self) -> tuple[Plan, dict[str, Any]]:
+        """Return the stored plan and the settings of its fingerprint.
+
+        Raises:
+            InputError: no job has written here.
+        """
+        stored = self.load_plan()
+        if stored is None:
+            raise InputError(
+                f"{self.uri}: no job has written here (no _job/plan.parquet); check the folder", uri=self.uri
+            )
+        return stored
+
+    def load_manifest(self) -> dict[str, Any]:
+        """Return the manifest, empty where there is none or it is damaged."""
+        return self._load_object("manifest.json")
+
+    def load_estimate(self) -> dict[str, Any]:
+        """Return what `jobs.plan` foresaw, empty where it was not asked."""
+        return self._load_object("estimate.json")
+
+    def _load_object(self, name: str) -> dict[str, Any]:
+        data = storage.read_if_present(self.at(name))
+        try:
+            found = json.loads(data) if data else {}
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def write_own(self, name: str, data: bytes) -> None:
+        """Write one of the job's own objects."""
+        storage.write_bytes(self.at(name), data)
+
+    def list_failed(self) -> list[dict[str, Any]]:
+        """Return the records of failed units."""
+        found = [storage.read_if_present(item.uri) for item in self._own_objects("failed")]
+        return [json.loads(data) for data in found if data]
+
+    def replace_failed(self, failed: dict[str, dict[str, Any]]) -> None:
+        """Make the folder of failed units hold exactly these."""
+        for item in self._own_objects("failed"):
+            if item.uri.rpartition("/")[2].removesuffix(".json") not in failed:
+                storage.delete_objects([item.uri])
+        for name, record in failed.items():
+            self.write_own(f"failed/{name}.json", json.dumps(record, indent=2).encode())
+
+    def read_records(self) -> Iterator[dict[str, Any]]:
+        """Yield the unit records of earlier runs without their sketches."""
+        for table in self.read_record_tables(skip=SKETCH_COLUMNS):
+            yield from table.to_pylist()
+
+    def read_record_tables(self, skip: Container[str] = ()) -> Iterator[pa.Table]:
+        """Yield the files of unit records; one that cannot be read is passed over."""
+        with ThreadPoolExecutor(RECORD_THREADS) as pool:
+            yield from pool.map(lambda item: _read_table(item.uri, skip), self._own_objects("runs"))
+
+    def match_records(self, parts: dict[str, storage.StoredObject]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield name and record of each part that a record vouches for: its size and version mark are those written.
+
+        Records of before there were marks vouch by the size alone, where no record with a mark says otherwise.
+        """
+        marked: set[str] = set()
+        matched: set[str] = set()
+        unmarked: dict[str, dict[str, Any]] = {}
+        for record in self.read_records():
+            name = f"part-{record.get('unit')}.parquet"
+            if name not in parts or name in matched:
+                continue
+            same_size = record.get("part_bytes") == parts[name].size
+            if not record.get("part_etag"):
+                unmarked |= {name: record} if same_size else {}
+                continue
+            marked.add(name)
+            if same_size and parts[name].etag in ("", record["part_etag"]):
+                matched.add(name)
+                yield name, record
+        for name, record in unmarked.items():
+            if name not in marked:
+                yield name, record
+
+    def _own_objects(self, folder: str) -> list[storage.StoredObject]:
+        return storage.list_objects(self.at(folder))
+
+    def clear(self) -> None:
+        """Delete everything that an earlier job left, but the lease."""
+        storage.delete_objects([self.success_uri])
+        storage.delete_objects([item.uri for item in self.list_parts().values()])
+        for folder in ("failed", "runs", "tmp", "stores", "dedupe"):
+            storage.delete_folder(self.at(folder))
+        storage.delete_objects([self.at(name) for name in OWN_FILES])
+
+    def clear_scratch(self) -> None:
+        """Delete what a killed run left half written."""
+        if self.scratch is not None:
+            storage.delete_folder(self.scratch)
+
+    def delete_parts(self, names: list[str]) -> None:
+        """Delete parts that are no longer valid."""
+        storage.delete_objects([storage.join_uri(self.uri, name) for name in names])
+
+
+def list_outputs(uri: str) -> list[str]:
+    """Return the output folders at a place: itself, or those of the language pairs that `jobs.bitext` scored below it.
+
+    Raises:
+        JobError, StorageError: as `storage.list_objects`.
+    """
+    if storage.read_if_present(Output(uri).at("plan.parquet")) is not None:
+        return [uri]
+    candidates = storage.join_uri(uri, "_candidates") + "/"
+    found = {item.uri.removeprefix(candidates).partition("/")[0] for item in storage.list_objects(candidates[:-1])}
+    return [storage.join_uri(uri, name) for name in sorted(found) if name.startswith("lang_pair=")] or [uri]
+
+
+def _read_table(uri: str, skip: Container[str]) -> pa.Table:
+    """Return a file of unit records, empty where it is damaged or gone."""
+    try:
+        return read_own_table(storage.read_bytes(uri), skip)
+    except (pa.ArrowException, OSError, InputError):
+        return pa.table({})
+
+
+def find_pending(plan: Plan, parts: dict[str, storage.StoredObject]) -> list[Unit]:
+    """Return the units that are not committed, in the plan's order."""
+    return [unit for unit in plan.units() if unit.part_name not in parts]

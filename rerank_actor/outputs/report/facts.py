@@ -1,0 +1,187 @@
+"""The facts of a report: numbers of a job, from its plan, its manifest and its unit records.
+
+Takes an output folder, gives a `Facts`; the records of units that are no longer in the output do not count. Reads no
+part, so that its cost follows the number of units. Knows nothing of HTML.
+"""
+
+import heapq
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rerank_actor import storage
+from rerank_actor.inputs.plan import Plan
+from rerank_actor.inputs.unit import Unit
+from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.histograms import NAMES, Sketch
+from rerank_actor.outputs.manifest import RECORD_SCHEMA, Totals
+from rerank_actor.outputs.price import Price, find_stored_price
+from rerank_actor.outputs.status import JobStatus, judge_status
+
+SLOWEST_UNITS = 10
+EXAMPLES = 3  # units named for each reason of an error
+STEPS = 96  # of the timeline
+
+
+@dataclass
+class Facts:
+    """What is known of a job.
+
+    Attributes:
+        status: how it stands.
+        manifest: as stored, empty where no run has ended yet.
+        totals: of all units that a record vouches for.
+        sketch: of the pairs of `sketched` of these units.
+        unrecorded: committed units without a record, of a run that was killed or is at work.
+        slowest: records of the units that their engine took longest for.
+        error_units: for each reason, the names of a few units that have it.
+        timeline: pairs a second in steps of `step_seconds` from `first_at` on.
+        price: of a GPU hour, None where nobody told it.
+    """
+
+    output: Output
+    plan: Plan
+    parts: dict[str, storage.StoredObject]
+    status: JobStatus
+    manifest: dict[str, Any]
+    totals: Totals = field(default_factory=Totals)
+    sketch: Sketch = field(default_factory=Sketch)
+    sketched: int = 0
+    unrecorded: int = 0
+    slowest: list[dict[str, Any]] = field(default_factory=list)
+    error_units: dict[str, list[str]] = field(default_factory=dict)
+    timeline: list[float] = field(default_factory=list)
+    first_at: float = 0.0
+    step_seconds: float = 0.0
+    price: Price | None = None
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """Figures of each run, from the first to the last."""
+        return list(self.manifest.get("runs", []))
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """GPU hours of all runs; None where no run counted them or there was no GPU."""
+        return self.status.gpu_hours
+
+    @property
+    def cost(self) -> float | None:
+        """Dollars of all runs."""
+        return self.gpu_hours * self.price.dollars if self.gpu_hours is not None and self.price is not None else None
+
+    def find_units(self, names: set[str]) -> dict[str, Unit]:
+        """Return units of the plan by name."""
+        return {unit.name: unit for unit in self.plan.units() if unit.name in names}
+
+
+def gather_facts(uri: str, price: Price | None = None, *, running: bool | None = None) -> Facts:
+    """Return what is known of the job of an output folder.
+
+    Args:
+        uri: the folder.
+        price: of a GPU hour; None takes the job's own.
+        running: whether a run is at work; None looks at its lease.
+
+    Raises:
+        InputError: there is no job.
+        JobError, StorageError: the folder cannot be read.
+    """
+    output = Output(uri)
+    plan, _ = output.require_plan()
+    parts, manifest = output.list_parts(), output.load_manifest()
+    facts = Facts(
+        output=output,
+        plan=plan,
+        parts=parts,
+        status=judge_status(output, plan, parts, manifest, running),
+        manifest=manifest,
+        price=price or find_stored_price(manifest),
+    )
+    _add_records(facts)
+    return facts
+
+
+def _add_records(facts: Facts) -> None:
+    finished: list[np.ndarray] = []
+    pairs: list[np.ndarray] = []
+    slowest: list[tuple[float, str, dict[str, Any]]] = []
+    seen: set[str] = set()
+    for table in _match_tables(facts, seen):
+        plain = table.drop_columns([f"{name}_bins" for name in NAMES])
+        for record in plain.to_pylist():
+            facts.totals.add(record)
+            slowest.append((float(record["seconds"] or 0), record["unit"], record))
+            for reason in _read_errors(record):
+                examples = facts.error_units.setdefault(reason, [])
+                if len(examples) < EXAMPLES:
+                    examples.append(record["unit"])
+        slowest = heapq.nlargest(SLOWEST_UNITS, slowest, key=lambda one: one[0])
+        finished.append(plain["finished_at"].fill_null(0.0).to_numpy())
+        pairs.append(plain["pairs"].fill_null(0).to_numpy())
+        for name in NAMES:
+            facts.sketch.add_lists(name, table[f"{name}_bins"].combine_chunks())
+        facts.sketched += table.num_rows - table["score_bins"].null_count
+    facts.slowest = [record for _, _, record in slowest]
+    facts.unrecorded = facts.status.committed_units - len(seen)
+    if finished:
+        _draw_timeline(facts, np.concatenate(finished), np.concatenate(pairs))
+
+
+def _match_tables(facts: Facts, seen: set[str]) -> Iterator[pa.Table]:
+    """Yield the records that vouch for a part, one for each, in the columns of today."""
+    names = {unit.part_name for unit in facts.plan.units()}
+    for found in facts.output.read_record_tables():
+        table = _conform(found)
+        if table is None:
+            continue
+        keep = []
+        for number, (unit, size, etag) in enumerate(
+            zip(*(table[name].to_pylist() for name in ("unit", "part_bytes", "part_etag")), strict=True)
+        ):
+            name = f"part-{unit}.parquet"
+            part = facts.parts.get(name) if name in names and name not in seen else None
+            if part is not None and part.size == size and (not etag or part.etag in ("", etag)):
+                seen.add(name)
+                keep.append(number)
+        yield table.take(pa.array(keep, pa.int64()))
+
+
+def _conform(table: pa.Table) -> pa.Table | None:
+    """Return a file of records in the columns of today, nulls where it has none; None for one that is no such file."""
+    try:
+        columns = [
+            pc.cast(table[field.name], field.type)
+            if field.name in table.column_names
+            else pa.chunked_array([pa.nulls(table.num_rows, field.type)])
+            for field in RECORD_SCHEMA
+        ]
+    except pa.ArrowException:
+        return None
+    return pa.table(columns, schema=RECORD_SCHEMA) if table.num_columns else None
+
+
+def _read_errors(record: dict[str, Any]) -> dict[str, int]:
+    errors = json.loads(record["errors"] or "{}")
+    return errors if isinstance(errors, dict) else {}
+
+
+def _draw_timeline(facts: Facts, finished: np.ndarray, pairs: np.ndarray) -> None:
+    """Count the pairs of each unit where it ended; a unit is minutes of work at most."""
+    known = finished > 0
+    if known.sum() < 2:
+        return
+    order = np.argsort(finished[known])
+    ends, done = finished[known][order], pairs[known][order]
+    starts = [float(run["started"]) for run in facts.runs if run.get("started")]
+    first = max((start for start in starts if start <= ends[0]), default=float(ends[0]))
+    if ends[-1] <= first:
+        return
+    facts.first_at, facts.step_seconds = first, float(ends[-1] - first) / STEPS
+    steps = np.minimum(((ends - first) / facts.step_seconds).astype(np.int64), STEPS - 1)
+    facts.timeline = (np.bincount(steps, weights=done, minlength=STEPS) / facts.step_seconds).tolist()

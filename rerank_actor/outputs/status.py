@@ -1,0 +1,219 @@
+"""Status: how far a job is, how fast and until when, from its output folder alone.
+
+The listing of the parts says what is committed and when; the plan says of how much. Works while a run is at work, after
+it, and from any machine that can read the folder.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rerank_actor.inputs.plan import Plan
+from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.price import find_stored_price, format_dollars
+from rerank_actor.progress import format_seconds
+from rerank_actor.storage.lease import is_running
+from rerank_actor.storage.uri import StoredObject
+
+RATE_WINDOW_SECONDS = 900.0
+SHOWN_FAILURES = 20
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """How a job stands.
+
+    Attributes:
+        state: `complete`, `running`, `failed` (ended with failed units) or `stopped`.
+        units, rows, shards: planned.
+        committed_units, committed_rows: in the output.
+        rows_per_second: over the last quarter of an hour of commits, None when too few.
+        eta_seconds: for what is left at that rate, while running.
+        failed: records of failed units.
+        totals: of the manifest, as of the last run's end.
+        faults: survived by all runs, by kind, as of then.
+        gpu_hours: of all runs, None where there was no GPU or no run has told it.
+        cost: dollars that these came to at the job's own price, None where it told none.
+        planned: what `jobs.plan` foresaw, empty where it was not asked.
+    """
+
+    output: str
+    state: str
+    shards: int
+    units: int
+    rows: int
+    committed_units: int
+    committed_rows: int
+    rows_per_second: float | None
+    eta_seconds: float | None
+    failed: list[dict[str, Any]]
+    totals: dict[str, Any]
+    faults: dict[str, int]
+    gpu_hours: float | None = None
+    cost: float | None = None
+    planned: dict[str, Any] = field(default_factory=dict)
+
+
+def sum_gpu_hours(manifest: dict[str, Any]) -> float | None:
+    """Return the GPU hours of all runs; None where no run held a GPU or counted it."""
+    counted = [float(run["gpu_seconds"]) for run in manifest.get("runs", []) if run.get("gpu_seconds")]
+    return sum(counted) / 3600 if counted else None
+
+
+def count_actors(run: dict[str, Any]) -> int:
+    """Return the most actors that a run of a manifest had at a time; 0 where it had none or did not tell."""
+    return int(run.get("actors") or 0)
+
+
+def read_status(uri: str) -> JobStatus:
+    """Return how the job of an output folder stands.
+
+    Raises:
+        InputError: there is no job.
+        JobError, StorageError: the folder cannot be read.
+    """
+    output = Output(uri)
+    plan, _ = output.require_plan()
+    return judge_status(output, plan, output.list_parts(), output.load_manifest())
+
+
+def judge_status(
+    output: Output,
+    plan: Plan,
+    parts: dict[str, StoredObject],
+    manifest: dict[str, Any],
+    running: bool | None = None,
+) -> JobStatus:
+    """Return how a job stands whose plan, parts and manifest are at hand.
+
+    Args:
+        output: the folder.
+        plan: its plan.
+        parts: by file name.
+        manifest: empty where there is none.
+        running: whether a run is at work; None looks at the lease.
+    """
+    done: list[tuple[float, int]] = []
+    units = rows = 0
+    for unit in plan.units():
+        units += 1
+        if unit.part_name in parts:
+            done.append((parts[unit.part_name].modified_seconds, unit.num_rows))
+            rows += unit.num_rows
+    running = is_running(output.lease_uri) if running is None else running
+    if len(done) == units:
+        state = "complete" if not running else "running"
+    else:
+        state = "running" if running else ("failed" if manifest.get("status") == "failed" else "stopped")
+    rate = _measure_rate(done, time.time() if running else None)
+    left = plan.num_rows - rows
+    gpu_hours = sum_gpu_hours(manifest)
+    price = find_stored_price(manifest)
+    return JobStatus(
+        output=output.uri,
+        state=state,
+        shards=len(plan.shards),
+        units=units,
+        rows=plan.num_rows,
+        committed_units=len(done),
+        committed_rows=rows,
+        rows_per_second=rate,
+        eta_seconds=left / rate if running and rate else None,
+        failed=output.list_failed() if not running else [],
+        totals=manifest.get("totals", {}),
+        faults=manifest.get("faults", {}),
+        gpu_hours=gpu_hours,
+        cost=gpu_hours * price.dollars if gpu_hours is not None and price is not None else None,
+        planned=output.load_estimate(),
+    )
+
+
+def _measure_rate(done: list[tuple[float, int]], now: float | None) -> float | None:
+    if len(done) < 2:
+        return None
+    done = sorted(done)
+    end = now or done[-1][0]
+    window = [item for item in done if item[0] >= end - RATE_WINDOW_SECONDS]
+    if len(window) < 2:
+        return None
+    seconds = end - window[0][0]
+    # The first commit of the window opens it; its rows were scored before.
+    return sum(rows for _, rows in window[1:]) / seconds if seconds > 0 else None
+
+
+def _describe_plan(planned: dict[str, Any]) -> str:
+    words = [f"{format_seconds(3600 * float(planned['wall_hours']))} on {planned.get('actors')} actor(s)"]
+    if planned.get("gpu_hours"):
+        words.append(f"{float(planned['gpu_hours']):,.2f} GPU hours")
+    if planned.get("cost"):
+        words.append(format_dollars(float(planned["cost"])))
+    return f"{', '.join(words)} ({planned.get('speed_origin')})"
+
+
+def print_status(status: JobStatus, *, as_json: bool = False) -> None:
+    """Print a status for a person, or as JSON for a program."""
+    if as_json:
+        print(json.dumps(asdict(status), indent=2))
+        return
+    console = Console(highlight=False)
+    share = 100 * status.committed_rows / status.rows if status.rows else 100.0
+    table = Table(show_header=False)
+    table.add_row("output", status.output)
+    table.add_row("state", status.state)
+    table.add_row("rows", f"{status.committed_rows:,} of {status.rows:,} ({share:.1f} %)")
+    table.add_row("units", f"{status.committed_units:,} of {status.units:,}, from {status.shards:,} shards")
+    if status.rows_per_second is not None:
+        table.add_row("speed", f"{status.rows_per_second:,.1f} rows/s")
+    if status.eta_seconds is not None:
+        table.add_row("ETA", format_seconds(status.eta_seconds))
+    if status.totals:
+        errors = ", ".join(f"{count:,} x {reason}" for reason, count in status.totals["errors_by_reason"].items())
+        table.add_row("scored", f"{status.totals['scored']:,} pairs, {status.totals['truncated']:,} truncated")
+        table.add_row("errors", errors or "none")
+    if status.faults:
+        survived = ", ".join(f"{count:,} x {kind.replace('_', ' ')}" for kind, count in status.faults.items())
+        table.add_row("faults survived", survived)
+    if status.gpu_hours is not None:
+        spent = f", {format_dollars(status.cost)}" if status.cost is not None else ""
+        table.add_row("GPU hours", f"{status.gpu_hours:,.2f}{spent}")
+    if status.planned.get("wall_hours") is not None:
+        table.add_row("planned", _describe_plan(status.planned))
+    table.add_row("failed units", f"{len(status.failed):,}")
+    console.print(table)
+    for record in status.failed[:SHOWN_FAILURES]:
+        console.print(
+            f"unit {record['unit']} (rows {record['row_start']} to {record['row_start'] + record['num_rows']} of "
+            f"{record['shard']}), {record['attempts']} attempts: {record['error']}",
+            markup=False,
+            soft_wrap=True,
+        )
+    if len(status.failed) > SHOWN_FAILURES:
+        console.print(f"and {len(status.failed) - SHOWN_FAILURES:,} more in {status.output}/_job/failed/")
+
+
+def print_statuses(statuses: Sequence[JobStatus], *, as_json: bool = False) -> None:
+    """Print how several outputs stand, a line each and one for all, or as a list in JSON."""
+    if as_json:
+        print(json.dumps([asdict(status) for status in statuses], indent=2))
+        return
+    table = Table("output", "state", "rows", "of", "failed units", "rows/s", "ETA")
+    for status in statuses:
+        rate, eta = status.rows_per_second, status.eta_seconds
+        table.add_row(
+            status.output.rpartition("/")[2],
+            status.state,
+            f"{status.committed_rows:,}",
+            f"{status.rows:,}",
+            f"{len(status.failed):,}",
+            "" if rate is None else f"{rate:,.1f}",
+            "" if eta is None else format_seconds(eta),
+        )
+    done, rows = (sum(getattr(status, name) for status in statuses) for name in ("committed_rows", "rows"))
+    failed = sum(len(status.failed) for status in statuses)
+    table.add_row(f"{len(statuses):,} in all", "", f"{done:,}", f"{rows:,}", f"{failed:,}", "", "", style="bold")
+    Console(highlight=False).print(table)

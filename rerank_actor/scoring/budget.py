@@ -1,0 +1,284 @@
+"""The budget: GPU hours, wall time and dollars of a job before it runs, from a sample of its prompts and a speed.
+
+Takes an estimate and a price, gives a `Budget` that prints and is stored beside the plan, so that status and report can
+compare. The speed is the one given, one that an earlier run measured, or one assumed from the GPU's figures, and says
+which.
+"""
+
+import json
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from rerank_actor.errors import OutputConflictError
+from rerank_actor.job import ScoreJob
+from rerank_actor.outputs.price import (
+    GpuType,
+    Price,
+    find_gpu_type,
+    find_price,
+    format_dollars,
+    load_gpu_types,
+    look_up_gpu_type,
+)
+from rerank_actor.outputs.status import count_actors
+from rerank_actor.progress import Reporter, format_seconds
+from rerank_actor.runtime.pool import join_gpus
+from rerank_actor.scoring.estimate import Estimate, estimate_ground
+from rerank_actor.scoring.preflight import Groundwork, prepare_job
+from rerank_actor.scoring.speed import ASSUMED_SHARE, ModelSize, assume_speed, read_model_size
+from rerank_actor.storage.lease import Lease
+
+START_SECONDS = 120.0  # of an engine on a GPU, where none has been started yet
+SHOWN_ACTORS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+SHORTEST_SECONDS = 600.0  # more actors than this takes are not shown
+BYTES_PER_WEIGHT = 2
+MEMORY_SHARE = 0.8  # of a GPU's memory that weights may fill at most; the rest is for activations and the cache
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Prompt tokens a second of one actor, and where the figure comes from."""
+
+    tokens_per_second: float
+    origin: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a job may cost.
+
+    Attributes:
+        estimate: the sample and what is planned.
+        tokens, pending_tokens: prompt tokens of all planned rows, and of those not committed yet.
+        cached_share: of the tokens of the sample, what the prefix cache can have.
+        speed: of one actor; None where nobody knows.
+        gpus_per_actor: GPUs that an actor takes; 0 on CPUs.
+        price: of a GPU hour; None where nobody told it.
+        start_seconds: of an engine.
+        actors: how many are asked for.
+        made: when, in seconds since 1970.
+    """
+
+    estimate: Estimate
+    tokens: int
+    pending_tokens: int
+    cached_share: float
+    speed: Speed | None
+    gpus_per_actor: float
+    price: Price | None
+    start_seconds: float
+    actors: int
+    made: float = field(default_factory=time.time)
+
+    def count_hours(self, actors: int, tokens: int | None = None, speed: float | None = None) -> float | None:
+        """Return the wall hours of some actors, the start of their engines included."""
+        tokens = self.pending_tokens if tokens is None else tokens
+        if speed is None:
+            if self.speed is None:
+                return None
+            speed = self.speed.tokens_per_second
+        return (self.start_seconds + tokens / (speed * actors)) / 3600 if tokens else 0.0
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what is stored: the figures for all planned rows, whatever is committed already."""
+        hours = self.count_hours(self.actors, self.tokens)
+        gpu_hours = hours * self.actors * self.gpus_per_actor if hours is not None else None
+        return {
+            "made": self.made,
+            "rows": self.estimate.rows,
+            "sampled_pairs": len(self.estimate.num_tokens),
+            "tokens": self.tokens,
+            "cached_share": round(self.cached_share, 4),
+            "tokens_per_second": self.speed.tokens_per_second if self.speed else None,
+            "speed_origin": self.speed.origin if self.speed else None,
+            "actors": self.actors,
+            "gpus_per_actor": self.gpus_per_actor,
+            "wall_hours": hours,
+            "gpu_hours": gpu_hours,
+            "price": self.price.dollars if self.price else None,
+            "price_origin": self.price.origin if self.price else None,
+            "cost": gpu_hours * self.price.dollars if gpu_hours is not None and self.price else None,
+        }
+
+
+def make_budget(job: ScoreJob, reporter: Reporter) -> tuple[Groundwork, Budget, ModelSize | None]:
+    """Plan a job, sample it and count what it may cost; nothing is written.
+
+    Raises:
+        JobError, OutputConflictError: as a real run would.
+    """
+    ground = prepare_job(job, reporter)
+    estimate = estimate_ground(ground, reporter)
+    mean = float(estimate.num_tokens.mean()) * estimate.scored_share if len(estimate.num_tokens) else 0.0
+    size = read_model_size(ground.model)
+    tokens = [round(rows * estimate.pairs_per_row * mean) for rows in (estimate.rows, estimate.pending_rows)]
+    return ground, count_budget(job, estimate, ground.output.load_manifest(), size, tokens[0], tokens[1]), size
+
+
+def count_budget(
+    job: ScoreJob,
+    estimate: Estimate,
+    manifest: dict[str, Any],
+    size: ModelSize | None,
+    tokens: int,
+    pending_tokens: int,
+) -> Budget:
+    """Return what a job may cost whose prompts hold so many tokens.
+
+    Args:
+        job: names GPUs, actors and speeds.
+        estimate: the sample.
+        manifest: of an earlier run, whose measured speed counts; empty where there was none.
+        size: of the model, None where it is not known.
+        tokens: of all prompts.
+        pending_tokens: of prompts not scored yet.
+    """
+    gpus = join_gpus(float(job.gpus_per_actor if job.gpus_per_actor is not None else 1), job.group_size)
+    starts = [float(one["start_seconds"]) for one in manifest.get("engines", []) if one.get("start_seconds")]
+    return Budget(
+        estimate=estimate,
+        tokens=tokens,
+        pending_tokens=pending_tokens,
+        cached_share=estimate.cached_share,
+        speed=_find_speed(job, manifest, size, estimate, gpus),
+        gpus_per_actor=gpus,
+        price=find_price(job.gpu_type, job.gpu_price),
+        start_seconds=float(np.median(starts)) if starts else START_SECONDS,
+        actors=job.actor_range[1] if job.actor_range else 1,
+    )
+
+
+def _find_speed(
+    job: ScoreJob, manifest: dict[str, Any], size: ModelSize | None, estimate: Estimate, gpus: float
+) -> Speed | None:
+    if job.tokens_per_second is not None:
+        return Speed(job.tokens_per_second, "given")
+    lengths = estimate.num_tokens
+    if job.pairs_per_second is not None and len(lengths):
+        return Speed(job.pairs_per_second * float(lengths.mean()), "given in pairs a second")
+    gpu = find_gpu_type(job.gpu_type) if job.gpu_type else None
+    for run in reversed(manifest.get("runs", [])):
+        actors = count_actors(run)
+        if run.get("tokens") and run.get("scoring_seconds") and actors:
+            speed = float(run["tokens"]) / float(run["scoring_seconds"]) / actors
+            return _convert(Speed(speed, f"measured in run {run['run']}"), manifest.get("job") or {}, gpu)
+    if gpu is None or size is None or not len(lengths):
+        return None
+    speed = assume_speed(size, gpu, lengths, estimate.cached_share) * (gpus or 1)
+    return Speed(speed, f"assumed: {100 * ASSUMED_SHARE:.0f} % of the {gpu.tflops:,.0f} TFLOPS of {gpu.name}")
+
+
+def _convert(speed: Speed, measured_in: dict[str, Any], gpu: GpuType | None) -> Speed:
+    """Return a measured speed as it may be on another GPU, by the two GPUs' figures."""
+    before = look_up_gpu_type(str(measured_in.get("gpu_type") or ""))
+    if gpu is None or before is None or before == gpu:
+        return speed
+    ratio = gpu.tflops / before.tflops
+    origin = f"{speed.origin} on {before.name}, times {ratio:.2f} for {gpu.name}"
+    return Speed(speed.tokens_per_second * ratio, origin)
+
+
+def store_budget(ground: Groundwork, budget: Budget, reporter: Reporter) -> bool:
+    """Write plan and budget into the output, unless a run is at work there; return whether they were written.
+
+    Raises:
+        JobError, StorageError: the output cannot be written to.
+    """
+    lease = Lease(ground.output.lease_uri, ground.output.uri, f"plan-{secrets.token_hex(3)}")
+    try:
+        lease.acquire(reporter.say)
+    except OutputConflictError as error:
+        reporter.say(f"the plan was not stored: {error}")
+        return False
+    try:
+        if ground.plan != ground.earlier:
+            ground.output.write_own("plan.parquet", ground.plan.to_bytes(ground.settings))
+        ground.output.write_own("estimate.json", json.dumps(budget.to_record(), indent=2).encode())
+    finally:
+        lease.release()
+    return True
+
+
+def print_budget(budget: Budget, size: ModelSize | None) -> None:
+    """Print a budget for a person: by number of actors, and by GPU."""
+    console = Console(highlight=False)
+    table = Table(title="Budget", show_header=False, title_justify="left")
+    table.add_row("prompt tokens", f"{budget.pending_tokens:,} to score, {budget.tokens:,} in all")
+    table.add_row("prefix cache", f"can have {100 * budget.cached_share:.1f} % of them, by the sample")
+    if budget.speed is None:
+        table.add_row("speed", "unknown: give --gpu-type, or --tokens-per-second of one actor")
+    else:
+        speed = budget.speed
+        table.add_row("speed", f"{speed.tokens_per_second:,.0f} tokens/s of an actor ({speed.origin})")
+    told = f"{format_dollars(budget.price.dollars)} ({budget.price.origin})" if budget.price else None
+    table.add_row("GPU hour", told or "price unknown: give --gpu-type or --gpu-price")
+    table.add_row("engine start", format_seconds(budget.start_seconds))
+    console.print(table)
+    if budget.speed is not None:
+        console.print(_tabulate_actors(budget))
+        _print_gpus(console, budget, size)
+
+
+def _tabulate_actors(budget: Budget) -> Table:
+    table = Table(title="By number of actors", title_justify="left")
+    for name in ("actors", "wall time", "GPU hours", "cost"):
+        table.add_column(name, justify="right")
+    wanted = sorted({*SHOWN_ACTORS, budget.actors})
+    for actors in wanted:
+        hours = budget.count_hours(actors) or 0.0
+        if actors > budget.actors and hours * 3600 < SHORTEST_SECONDS:
+            break
+        if actors > max(budget.actors, budget.estimate.pending_units):
+            break  # a unit is scored by one actor
+        gpu_hours = hours * actors * budget.gpus_per_actor
+        cost = format_dollars(gpu_hours * budget.price.dollars) if budget.price else "-"
+        mark = " *" if actors == budget.actors else ""
+        table.add_row(f"{actors:,}{mark}", format_seconds(hours * 3600), f"{gpu_hours:,.2f}", cost)
+    return table
+
+
+def _print_gpus(console: Console, budget: Budget, size: ModelSize | None) -> None:
+    """Print what other GPUs would cost, by the table's figures, where the model's size is known."""
+    lengths = budget.estimate.num_tokens
+    if size is None or not len(lengths):
+        return
+    table = Table(
+        title=f"By GPU, at {100 * ASSUMED_SHARE:.0f} % of its TFLOPS (assumed) and {budget.actors:,} actor(s)",
+        title_justify="left",
+    )
+    for name in ("GPU", "tokens/s", "wall time", "GPU hours", "$/h", "cost"):
+        table.add_column(name, justify="left" if name == "GPU" else "right")
+    gpus = budget.gpus_per_actor or 1
+    for kind in load_gpu_types().values():
+        if size.weights * BYTES_PER_WEIGHT > kind.memory_gib * 2**30 * MEMORY_SHARE * max(1.0, gpus):
+            table.add_row(kind.name, "weights do not fit", "", "", f"{kind.price:.2f}", "")
+            continue
+        speed = assume_speed(size, kind, lengths, budget.cached_share) * gpus
+        hours = budget.count_hours(budget.actors, speed=speed) or 0.0
+        gpu_hours = hours * budget.actors * gpus
+        table.add_row(
+            kind.name,
+            f"{speed:,.0f}",
+            format_seconds(hours * 3600),
+            f"{gpu_hours:,.2f}",
+            f"{kind.price:.2f}",
+            format_dollars(gpu_hours * kind.price),
+        )
+    console.print(table)
+
+
+def print_gpu_types() -> None:
+    """Print the table of GPU types."""
+    table = Table(title="GPU types", title_justify="left", box=None, pad_edge=False)
+    for name in ("GPU", "GiB", "TFLOPS", "$/h", "instance", "source of the price"):
+        table.add_column(name, no_wrap=True)
+    for kind in load_gpu_types().values():
+        numbers = f"{kind.memory_gib:g}", f"{kind.tflops:g}", f"{kind.price:.4g}"
+        table.add_row(kind.name, *numbers, kind.instance, f"{kind.source}, {kind.date:%Y-%m-%d}")
+    Console(highlight=False).print(table)

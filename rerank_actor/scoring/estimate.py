@@ -1,0 +1,222 @@
+"""The dry run: what a job would do and how long it might take, from the plan and a sample of its rows.
+
+Reads a few units, tokenizes some of their pairs, counts. Starts neither Ray nor an engine and writes nothing.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from rerank_actor import storage
+from rerank_actor.engines.model import load_tokenizer_json
+from rerank_actor.inputs.unit import Unit
+from rerank_actor.job import ScoreJob
+from rerank_actor.outputs.folder import find_pending
+from rerank_actor.progress import Reporter, format_seconds
+from rerank_actor.scoring.lookups import sample_lookups
+from rerank_actor.scoring.preflight import Groundwork, make_prepare_spec, prepare_job
+from rerank_actor.scoring.prepare import prepare_unit
+
+SAMPLED_UNITS = 8
+SAMPLED_ROWS = 250  # of each sampled unit
+CACHE_BLOCK = 64  # tokens that the prefix cache keeps or drops together
+BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a dry run found.
+
+    Attributes:
+        shards, units, rows, num_bytes: of the plan.
+        pending_units, pending_rows: those not committed yet.
+        unreadable: shards that cannot be read.
+        num_tokens: int32 [num_sampled], prompt tokens of the sampled pairs that can be scored.
+        truncated: of the sampled pairs, how many would lose tokens of the document.
+        errors: sampled pairs that would get an error.
+        cached_share: of the sampled tokens, those that pairs before them in their unit have in common with them.
+        pairs_per_row: 1, or the mean length of the document lists.
+        actors: number the estimate is for.
+        pairs_per_second: of one actor, with where it comes from; None when nobody knows.
+        is_counted: whether rows are counted; else they follow from sizes.
+    """
+
+    shards: int
+    units: int
+    rows: int
+    num_bytes: int
+    pending_units: int
+    pending_rows: int
+    unreadable: list[str]
+    num_tokens: np.ndarray
+    truncated: int
+    errors: int
+    pairs_per_row: float
+    actors: int
+    pairs_per_second: float | None
+    rate_source: str
+    output: str
+    cached_share: float = 0.0
+    is_counted: bool = True
+
+    @property
+    def scored_share(self) -> float:
+        """Share of the sampled pairs that can be scored."""
+        sampled = len(self.num_tokens) + self.errors
+        return len(self.num_tokens) / sampled if sampled else 1.0
+
+    @property
+    def hours(self) -> float | None:
+        """Expected hours for what is pending."""
+        if self.pairs_per_second is None:
+            return None
+        return self.pending_rows * self.pairs_per_row / (self.pairs_per_second * self.actors) / 3600
+
+
+def estimate_job(job: ScoreJob, reporter: Reporter) -> Estimate:
+    """Plan a job and sample it.
+
+    Raises:
+        JobError, OutputConflictError: as a real run would.
+    """
+    return estimate_ground(prepare_job(job, reporter), reporter)
+
+
+def estimate_ground(ground: Groundwork, reporter: Reporter | None = None) -> Estimate:
+    """Sample a job whose groundwork is done."""
+    job = ground.job
+    units = list(ground.plan.units())
+    pending = find_pending(ground.plan, {} if job.overwrite else ground.output.list_parts())
+    readable = [unit for unit in units if unit.num_rows]
+    spec = make_prepare_spec(ground, storage.capture_environment())
+    tokenizer_json = load_tokenizer_json(ground.model)
+    num_tokens: list[np.ndarray] = []
+    truncated = errors = sampled_rows = sampled_pairs = cached_tokens = 0
+    with sample_lookups(ground) as lookups:
+        if lookups is None and reporter is not None:
+            reporter.say("queries and corpus are too large for a dry run to read; tokens of prompts are not known")
+        readable = readable if lookups is not None else []
+        spec = replace(spec, lookups=lookups or (), dedupes=False)
+        for index in np.unique(np.linspace(0, len(readable) - 1, min(SAMPLED_UNITS, len(readable))).astype(int)):
+            work = prepare_unit(_head_of(readable[index]), spec, tokenizer_json)
+            if work.failure is not None:
+                continue
+            scorable = work.prompts.scorable
+            num_tokens.append(work.prompts.num_tokens[scorable])
+            cached_tokens += count_shared(work.prompts.ids_at(scorable), work.prompts.head_tokens[scorable])
+            truncated += int((work.prompts.truncated_tokens[scorable] > 0).sum())
+            errors += len(work.prompts) - len(scorable)
+            sampled_pairs += len(work.prompts)
+            sampled_rows += work.unit.num_rows
+    rate, source = find_rate(job, ground.output.load_manifest())
+    actors = job.actor_range[1] if job.actor_range else 1
+    return Estimate(
+        shards=len(ground.plan.shards),
+        units=len(units),
+        rows=ground.plan.num_rows,
+        num_bytes=ground.plan.num_bytes,
+        pending_units=len(pending),
+        pending_rows=sum(unit.num_rows for unit in pending),
+        unreadable=[shard.error for shard in ground.plan.shards if shard.error],
+        num_tokens=np.concatenate(num_tokens) if num_tokens else np.zeros(0, np.int32),
+        truncated=truncated,
+        errors=errors,
+        pairs_per_row=sampled_pairs / sampled_rows if sampled_rows else 1.0,
+        actors=actors,
+        pairs_per_second=rate,
+        rate_source=source,
+        output=ground.output.uri,
+        cached_share=cached_tokens / max(1, sum(int(found.sum()) for found in num_tokens)),
+    )
+
+
+def count_shared(prompts: list[np.ndarray], head_tokens: np.ndarray) -> int:
+    """Return how many tokens at the heads of a unit's prompts a prefix cache can have, from the prompts before."""
+    seen: set[bytes] = set()
+    shared = 0
+    for ids, head in zip(prompts, head_tokens.tolist(), strict=True):
+        for end in range(CACHE_BLOCK, head + 1, CACHE_BLOCK):
+            block = ids[:end].tobytes()
+            shared += CACHE_BLOCK if block in seen else 0
+            seen.add(block)
+    return shared
+
+
+def _head_of(unit: Unit) -> Unit:
+    """Return a unit's first rows, as a unit."""
+    return replace(unit, num_rows=min(unit.num_rows, SAMPLED_ROWS))
+
+
+def find_rate(job: ScoreJob, manifest: dict[str, object]) -> tuple[float | None, str]:
+    """Return pairs a second of one actor, and where the figure comes from; None where nobody knows."""
+    if job.pairs_per_second is not None:
+        return job.pairs_per_second, "given"
+    runs = manifest.get("runs")
+    for run in reversed(runs if isinstance(runs, list) else []):
+        if run.get("pairs_per_second") and run.get("actors"):
+            return float(run["pairs_per_second"]) / int(run["actors"]), f"measured in run {run['run']}"
+    return None, "unknown"
+
+
+def print_estimate(estimate: Estimate) -> None:
+    """Print a dry run's findings for a person."""
+    console = Console(highlight=False)
+    table = Table(title="Plan", show_header=False, title_justify="left")
+    sampled = len(estimate.num_tokens)
+    rows = [
+        ("output", estimate.output),
+        (
+            "shards",
+            f"{estimate.shards:,}" + (f" ({len(estimate.unreadable)} cannot be read)" if estimate.unreadable else ""),
+        ),
+        ("units", f"{estimate.units:,} ({estimate.pending_units:,} to score)"),
+        ("rows", f"{'' if estimate.is_counted else 'about '}{estimate.rows:,} ({estimate.pending_rows:,} to score)"),
+        ("bytes", f"{estimate.num_bytes:,}"),
+    ]
+    if sampled:
+        mean, high = estimate.num_tokens.mean(), np.percentile(estimate.num_tokens, 99)
+        rows.append(
+            (
+                "prompt tokens",
+                f"mean {mean:,.0f}, 99 % up to {high:,.0f}, most {estimate.num_tokens.max():,} (sample of {sampled:,} pairs)",
+            )
+        )
+        rows.append(("truncated", f"{100 * estimate.truncated / sampled:.1f} % of the sampled pairs"))
+        rows.append(("errors", f"{100 * estimate.errors / (sampled + estimate.errors):.1f} % of the sampled pairs"))
+        if estimate.pairs_per_row != 1:
+            rows.append(("pairs", f"{estimate.pairs_per_row:.1f} a row"))
+    if estimate.hours is None:
+        rows.append(("expected time", "unknown: give --pairs-per-second, the speed of one actor"))
+    else:
+        seconds = estimate.hours * 3600
+        rows.append(
+            (
+                "expected time",
+                f"{estimate.hours:,.2f} h ({format_seconds(seconds)}) on {estimate.actors} actor(s) at "
+                f"{estimate.pairs_per_second:,.1f} pairs/s each ({estimate.rate_source})",
+            )
+        )
+    for name, value in rows:
+        table.add_row(name, value)
+    console.print(table)
+    for problem in estimate.unreadable:
+        console.print(f"unreadable: {problem}", markup=False)
+    if sampled:
+        console.print(_make_histogram(estimate.num_tokens))
+
+
+def _make_histogram(num_tokens: np.ndarray) -> Table:
+    table = Table(title="Prompt tokens, sampled pairs", title_justify="left")
+    table.add_column("up to", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("")
+    edges = [0, *BUCKETS, 10**9]
+    counts, _ = np.histogram(num_tokens, bins=np.array(edges) + 0.5)
+    filled = np.flatnonzero(counts)
+    for index in range(filled[0], filled[-1] + 1):
+        share = counts[index] / len(num_tokens)
+        label = f"{edges[index + 1]:,}" if index + 1 < len(edges) - 1 else "more"
+        table.add_row(label, f"{100 * share:.1f} %", "#" * round(40 * share))
+    return table

@@ -1,0 +1,234 @@
+"""The groundwork of a run: a job checked against its model, its input and its output, before anything is started.
+
+Takes a `ScoreJob`, gives a `Groundwork` with the plan, or refuses. Nothing is written. The specs that read tasks and
+actors need follow from it.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from rerank_actor import storage
+from rerank_actor.engines.base import EngineSpec
+from rerank_actor.engines.model import RerankerModel, load_reranker_model
+from rerank_actor.engines.prompts import PairEncoder
+from rerank_actor.engines.start import encode_check_pairs
+from rerank_actor.engines.template import TEMPLATES
+from rerank_actor.errors import JobError, ModelError, OutputConflictError, StorageError
+from rerank_actor.fingerprint import find_differing, hash_fingerprint
+from rerank_actor.inputs import shards
+from rerank_actor.inputs.listing import list_input
+from rerank_actor.inputs.plan import Plan, PlanChange, make_plan
+from rerank_actor.inputs.rankings import RANKING_FORMATS, sniff_format
+from rerank_actor.inputs.text_sources import TextSource, find_sources
+from rerank_actor.job import ScoreJob
+from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.price import find_price
+from rerank_actor.progress import QuietReporter, Reporter
+from rerank_actor.scoring.prepare import PrepareSpec
+from rerank_actor.scoring.reuse import ScoreSource, find_reused
+from rerank_actor.storage.hub import is_hub
+
+SHOWN_CHARACTERS = 300  # of a setting that differs
+
+Job = TypeVar("Job", bound=ScoreJob)
+
+# Names that tell the format of their object whatever is in it, packed or not.
+TOLD_SUFFIXES = tuple(
+    f".{name}{packed}"
+    for name in ("parquet", "pq", "arrow", "feather", "ipc", "jsonl", "ndjson", "json", "csv", "trec", "run")
+    for packed in ("", ".gz", ".zst")
+)
+
+
+@dataclass(frozen=True)
+class Groundwork:
+    """What is known of a job before anything is written or started."""
+
+    job: ScoreJob
+    output: Output
+    model: RerankerModel
+    settings: dict[str, Any]
+    earlier: Plan
+    plan: Plan
+    change: PlanChange
+    sources: list[TextSource] = field(default_factory=list)
+    reused: ScoreSource | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that can change a score."""
+        return hash_fingerprint(self.settings)
+
+
+@contextlib.contextmanager
+def refuse_dead_storage() -> Iterator[None]:
+    """Turn storage that does not answer before anything was started into a job that cannot start."""
+    try:
+        yield
+    except StorageError as error:
+        raise JobError(f"{error}; nothing was started", **error.where) from error
+
+
+@refuse_dead_storage()
+def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: RerankerModel | None = None) -> Groundwork:
+    """Check a job against its model, its input and its output; nothing is written and nothing started.
+
+    Args:
+        job: to check.
+        reporter: is told what a user should know.
+        model: the job's, where it was looked at already; that reads all of the weights where they lie in a folder.
+
+    Raises:
+        JobError: something about the job, the model or the input is wrong.
+        OutputConflictError: the output belongs to another job, or a shard changed since it was scored.
+    """
+    reporter = reporter or QuietReporter()
+    output = Output(job.output)
+    if job.trust_remote_code and model is None:
+        reporter.say(f"--trust-remote-code: {job.model_name} may run Python code of its own, here and on workers")
+    find_price(job.gpu_type, job.gpu_price)
+    model = model or load_reranker_model(job.model_name, job.revision, trust_remote_code=job.trust_remote_code)
+    job = fit_max_length(job, model, reporter)
+    sources = find_sources(job.source_specs())
+    job = _find_format(job, reporter)
+    settings = {
+        **job.scoring_settings(),
+        **{source.flag.removeprefix("--"): source.describe() for source in sources},
+        **model.fingerprint_settings(),
+        "template_digest": TEMPLATES[model.template_name].digest,
+    }
+    if job.reuse is not None and job.reuse.rstrip("/") == job.output.rstrip("/"):
+        raise JobError(
+            f"--reuse {job.reuse}: is the --output itself, which a resume goes on with anyway; leave out --reuse"
+        )
+    reused = find_reused(job.reuse, settings) if job.reuse is not None else None
+    stored = None if job.overwrite else output.load_plan()
+    parts = {} if job.overwrite else output.list_parts()
+    if stored is not None and stored[1] != settings:
+        if parts:
+            _refuse_other_job(output, stored[1], settings)
+        stored = None  # the other job left no score, so nothing can be mixed up
+    elif stored is None and parts:
+        raise OutputConflictError(
+            f"{output.uri}: holds parts but no plan, so it is not known what job they are of; choose another --output, or "
+            "--overwrite",
+            uri=output.uri,
+        )
+    earlier = stored[0] if stored is not None else Plan()
+
+    def tell(done: int, total: int) -> None:
+        if total >= 1000 and done % 1000 == 0:
+            reporter.say(f"planning: {done:,} of {total:,} shards")
+
+    plan, change = make_plan(job.input_spec(), earlier, parts, tell)
+    return Groundwork(job, output, model, settings, earlier, plan, change, sources, reused)
+
+
+def _find_format(job: ScoreJob, reporter: Reporter) -> ScoreJob:
+    """Return the job with the format of its rankings, which names like `test.tsv` or `run.txt` do not tell."""
+    if job.format == "auto" and (job.queries or job.corpus) and not job.columns and not is_hub(job.input[0]):
+        objects = storage.list_objects(job.input[0])
+        first = next((item for item in objects if not item.uri.lower().endswith(TOLD_SUFFIXES)), None)
+        if first is not None:
+            compression = next((suffix for suffix in ("gz", "zst") if first.uri.lower().endswith(f".{suffix}")), "")
+            try:
+                found = sniff_format(first.uri, first.size, compression)
+            except (pa.ArrowException, OSError, EOFError):
+                found = None  # it is told of when the input is planned
+            if found is not None:
+                reporter.say(f"{first.uri}: looks like --format {found}")
+                job = job.model_copy(update={"format": found})
+    if job.top_k is not None and any(
+        shards.detect_format(item.uri, job.format)[0] not in RANKING_FORMATS for item in list_input(job.input_spec())
+    ):
+        raise JobError(
+            f"--top-k goes with --format {', '.join(RANKING_FORMATS)}, whose lines are candidates of queries"
+        )
+    return job
+
+
+def fit_max_length(job: Job, model: RerankerModel, reporter: Reporter) -> Job:
+    """Return the job with prompts as long as the model takes.
+
+    Raises:
+        ModelError: longer ones were asked for.
+    """
+    if job.max_length <= model.max_positions:
+        return job
+    if "max_length" in job.model_fields_set:
+        raise ModelError(
+            f"--max-length {job.max_length} is more than {model.name} was built for ({model.max_positions} tokens); lower it"
+        )
+    reporter.say(f"--max-length is {model.max_positions}, the longest that {model.name} was built for")
+    return job.model_copy(update={"max_length": model.max_positions})
+
+
+def _refuse_other_job(output: Output, stored: dict[str, Any], settings: dict[str, Any]) -> None:
+    differing = find_differing(stored, settings)
+    shown = "; ".join(
+        f"{name}: there {_shorten(stored.get(name))}, now {_shorten(settings.get(name))}" for name in differing
+    )
+    raise OutputConflictError(
+        f"{output.uri}: belongs to another job, whose scores would not be comparable ({shown}); choose another --output, "
+        "or --overwrite to start afresh",
+        uri=output.uri,
+        differing=differing,
+    )
+
+
+def _shorten(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= SHOWN_CHARACTERS else f"{shown[:SHOWN_CHARACTERS]}..."
+
+
+def make_encoder_settings(job: ScoreJob, model: RerankerModel) -> dict[str, Any]:
+    """Return the keyword arguments of a job's `PairEncoder`."""
+    return {
+        "template_name": model.template_name,
+        "instruction": job.instruction,
+        "max_length": job.max_length,
+        "parse_special_tokens": job.parse_special_tokens,
+    }
+
+
+def make_prepare_spec(ground: Groundwork, environment: dict[str, str]) -> PrepareSpec:
+    """Return what read tasks need."""
+    job = ground.job
+    return PrepareSpec(
+        # In directions each pair has an instruction of its own; then the encoder is one for all language pairs.
+        encoder=make_encoder_settings(job, ground.model) | ({"instruction": ""} if job.directions() else {}),
+        input=job.input_spec(),
+        json_types=ground.plan.json_types,
+        max_attempts=job.max_attempts,
+        environment=environment,
+        dedupes=job.dedupe != "none",
+        adds_pair_key=job.adds_pair_key,
+    )
+
+
+def _find_gpu_share(job: ScoreJob) -> float:
+    """Return the part of a GPU that is one engine's; GPUs that share a model are shared with no other."""
+    wanted = job.gpus_per_actor or 1.0
+    return wanted if wanted < 1 and job.group_size == 1 else 1.0
+
+
+def make_specs(ground: Groundwork, tokenizer_json: str, environment: dict[str, str]) -> tuple[PrepareSpec, EngineSpec]:
+    """Return what read tasks and what actors need."""
+    job = ground.job
+    encoder = PairEncoder(tokenizer_json, **make_encoder_settings(job, ground.model))
+    engine = EngineSpec(
+        kind=job.engine,
+        model=ground.model,
+        dtype=job.dtype,
+        max_length=job.max_length,
+        tensor_parallel_size=job.tensor_parallel_size,
+        engine_args=job.engine_args,
+        check_prompts=encode_check_pairs(encoder),
+        gpu_share=_find_gpu_share(job),
+        check_scores=job.check_scores,
+    )
+    return make_prepare_spec(ground, environment), engine

@@ -1,0 +1,162 @@
+"""Reuse: an earlier output's scores as a source of known ones.
+
+`ScoreSource` reads logits and pair keys out of the parts of an output, for a store. Only scores of the same fingerprint may
+be mixed; what may differ is where the texts came from (`--corpus`, templates, an instruction map, ...) and how rows are laid
+out (`--explode`, ...), because the key follows from the texts themselves. Knows nothing of Ray or of engines.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rerank_actor import storage
+from rerank_actor.errors import InputError, OutputConflictError, describe_cause
+from rerank_actor.fingerprint import find_differing, hash_fingerprint
+from rerank_actor.inputs.columns import is_list
+from rerank_actor.inputs.directions import find_directions, name_column
+from rerank_actor.inputs.pair_key import PAIR_KEY
+from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.part import read_part_metadata
+
+SCHEMA = pa.schema({"key": pa.string(), "logit": pa.float32()})
+PIECE_BYTES = 64 * 2**20
+PARTS_AT_ONCE = 256
+BATCH_ROWS = 16_384
+ROWS_AT_ONCE = 1_000_000
+FREE_SETTINGS = frozenset(
+    {
+        *("queries", "corpus", "top_k", "query_id_column", "document_id_column", "columns"),
+        *("query_template", "document_template", "instruction_map", "dataset_column"),
+        *("explode", "explode_columns", "keep_fields", "drop_columns", "rename_columns"),
+        *("directions", "candidates"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class ScoreSource:
+    """Scored parts as a source of known scores.
+
+    Attributes:
+        uri: the output.
+        parts: its parts.
+        fingerprint: that of the output.
+        dtype: what its engines computed in, None where that is not known.
+    """
+
+    uri: str
+    parts: tuple[storage.StoredObject, ...]
+    fingerprint: str
+    dtype: str | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Stored size of the parts."""
+        return sum(part.size for part in self.parts)
+
+    @property
+    def digest(self) -> str:
+        """Twenty-four hex digits that follow from the parts."""
+        listing = [part.identity for part in self.parts]
+        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:24]
+
+    def cut(self) -> list[tuple[storage.StoredObject, ...]]:
+        """Return the parts in pieces of some tens of MiB."""
+        pieces: list[list[storage.StoredObject]] = []
+        size = 0
+        for part in self.parts:
+            if not pieces or size + part.size > PIECE_BYTES or len(pieces[-1]) == PARTS_AT_ONCE:
+                pieces.append([])
+                size = 0
+            pieces[-1].append(part)
+            size += part.size
+        return [tuple(piece) for piece in pieces]
+
+    def read(self, parts: tuple[storage.StoredObject, ...]) -> Iterator[Any]:
+        """Yield the known scores of some parts as tables of `SCHEMA`, and last of all how many there were.
+
+        Raises:
+            InputError: a part is damaged, or of another job.
+            StorageError, JobError: it cannot be read.
+        """
+        rows = num_held = 0
+        held: list[pa.Table] = []
+        for part in parts:
+            for table in self._read_part(part):
+                held.append(table)
+                num_held += table.num_rows
+                if num_held >= ROWS_AT_ONCE:
+                    yield pa.concat_tables(held)
+                    held, num_held = [], 0
+                rows += table.num_rows
+        if held:
+            yield pa.concat_tables(held)
+        yield {"rows": rows}
+
+    def _read_part(self, part: storage.StoredObject) -> Iterator[pa.Table]:
+        try:
+            with storage.open_input(part.uri, size=part.size, etag=part.etag) as file:
+                parquet = pq.ParquetFile(file, page_checksum_verification=True)
+                found = read_part_metadata(parquet.schema_arrow).get("fingerprint")
+                if found != self.fingerprint:
+                    raise InputError(
+                        f"{part.uri}: has the fingerprint {found}, the job of its folder {self.fingerprint}; jobs.verify "
+                        "says what mends it",
+                        uri=part.uri,
+                    )
+                for key, logit in _name_columns(parquet.schema_arrow.names):
+                    for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=[key, logit]):
+                        yield _flatten(batch.column(key), batch.column(logit))
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise InputError(
+                f"{part.uri}: its scores cannot be reused ({describe_cause(error)}); jobs.verify says what mends it",
+                uri=part.uri,
+            ) from error
+
+
+def _name_columns(names: list[str]) -> list[tuple[str, str]]:
+    """Return the columns of keys and logits of a part, of each direction where it has some."""
+    directions = find_directions(names)
+    return [(name_column(one, PAIR_KEY), name_column(one, "logit")) for one in directions] or [(PAIR_KEY, "logit")]
+
+
+def _flatten(keys: pa.Array, logits: pa.Array) -> pa.Table:
+    if is_list(logits.type):
+        keys, logits = pc.list_flatten(keys), pc.list_flatten(logits)
+    found = pa.table([keys.cast(pa.string()), logits], schema=SCHEMA)
+    return found.filter(pc.and_(pc.is_valid(found["key"]), pc.is_valid(found["logit"])))
+
+
+def find_reused(uri: str, settings: dict[str, Any]) -> ScoreSource:
+    """Return the scores of an earlier output that a job with these settings may reuse.
+
+    Raises:
+        InputError: there is no scored output, or it was scored without pair keys.
+        OutputConflictError: its fingerprint is another.
+        JobError, StorageError: it cannot be read.
+    """
+    output = Output(uri)
+    _, stored = output.require_plan()
+    differing = [name for name in find_differing(stored, settings) if name not in FREE_SETTINGS | {"with_pair_key"}]
+    if differing:
+        shown = "; ".join(f"{name}: there {stored.get(name)!r}, now {settings.get(name)!r}" for name in differing)
+        raise OutputConflictError(
+            f"--reuse {uri}: its scores are of another fingerprint and would not be comparable ({shown}); give the same "
+            "settings, or leave out --reuse",
+            uri=uri,
+            differing=differing,
+        )
+    if not stored.get("with_pair_key"):
+        raise InputError(
+            f"--reuse {uri}: was scored without --with-pair-key, so that its pairs cannot be told; leave out --reuse, and "
+            "score with --with-pair-key from now on",
+            uri=uri,
+        )
+    parts = tuple(part for _, part in sorted(output.list_parts().items()))
+    return ScoreSource(uri, parts, hash_fingerprint(stored), output.load_manifest().get("dtype"))

@@ -1,0 +1,146 @@
+"""Shared pairs: those that several units of a job have, found by a shuffle of the whole input.
+
+Each unit's different pairs are spilled by the hash of their key, with their texts; a bucket brings those of all units
+together and keeps each pair that came from more than one, as a row of a small input of its own. That is scored first, as any
+input is, and the units then find its scores by key. So a unit stays one block, and no unit waits for another. Knows nothing
+of engines.
+"""
+
+import functools
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rerank_actor import storage
+from rerank_actor.errors import RerankError, StorageError
+from rerank_actor.inputs.unit import Unit
+from rerank_actor.job import ScoreJob
+from rerank_actor.outputs.folder import Output
+from rerank_actor.runtime.store_builder import RunTasks, run_all
+from rerank_actor.scoring.prepare import PrepareSpec, read_new_pairs
+from rerank_actor.storage.keyed_store import Layout, spill_rows
+from rerank_actor.storage.shuffle import read_slices
+
+UNPACKED = 4  # bytes of rows for a stored one
+JOINED_BYTES = 2048  # of a pair whose row holds ids
+
+
+@dataclass(frozen=True)
+class SharedPairs:
+    """The input of pairs that several units have.
+
+    Attributes:
+        uri: its folder.
+        num_pairs: rows in it.
+        passes_before: forward passes that were spent on shared pairs of earlier plans.
+    """
+
+    uri: str
+    num_pairs: int
+    passes_before: int = 0
+
+
+def find_shared(
+    output: Output,
+    units: Sequence[Unit],
+    num_bytes: int,
+    spec: PrepareSpec,
+    run_tasks: RunTasks,
+    check: Callable[[], None],
+) -> SharedPairs:
+    """Find the pairs that several of these units have, or those that an earlier run found for the same units and more.
+
+    Args:
+        output: of the job.
+        units: those that are left to score.
+        num_bytes: of their shards.
+        spec: how they are read.
+        run_tasks: does work on the cluster.
+        check: called between tasks; may raise.
+
+    Raises:
+        StorageError, JobError: storage failed.
+    """
+    mark = output.at("dedupe", "pairs.json")
+    earlier = json.loads(storage.read_if_present(mark) or b"{}")
+    names = {unit.name for unit in units}
+    folder = output.at("dedupe", "pairs")
+    passes = int(output.load_manifest().get("dedupe", {}).get("forward_passes", 0))
+    if earlier and names <= set(earlier["units"]):
+        return SharedPairs(folder, earlier["num_pairs"], earlier["passes_before"])
+    storage.delete_folder(output.at("dedupe"))
+    environment = storage.capture_environment()
+    rows = sum(unit.num_rows for unit in units)
+    layout = Layout.for_bytes(max(UNPACKED * num_bytes, JOINED_BYTES * rows if spec.lookups else 0))
+    spill = functools.partial(
+        _spill_unit, spec=spec, layout=layout, folder=output.at("dedupe", "spilled"), scratch=output.scratch
+    )
+    spilled = run_all(spill, list(units), environment, run_tasks, check, StorageError)
+    buckets = []
+    for bucket in range(layout.num_buckets):
+        slices = []
+        for number in range(len(units)):
+            places = np.frombuffer(spilled[number]["places"], np.int64)
+            if len(places) and places[bucket + 1] > places[bucket]:
+                uri = _name_spill(output.at("dedupe", "spilled"), units[number])
+                slices.append((uri, spilled[number]["size"], int(places[bucket]), int(places[bucket + 1])))
+        buckets.append((bucket, slices))
+    collect = functools.partial(_collect, folder=folder, scratch=output.scratch)
+    collected = run_all(collect, buckets, environment, run_tasks, check, StorageError)
+    num_pairs = sum(report["rows"] for report in collected.values())
+    record = {"units": sorted(names), "num_pairs": num_pairs, "passes_before": passes}
+    output.write_own("dedupe/pairs.json", json.dumps(record).encode())
+    storage.delete_folder(output.at("dedupe", "spilled"))
+    return SharedPairs(folder, num_pairs, passes)
+
+
+def make_shared_job(job: ScoreJob, shared: SharedPairs, output: str) -> ScoreJob:
+    """Return the job that scores shared pairs as the job itself would, with pair keys to find them by."""
+    kept = {
+        name: getattr(job, name)
+        for name, info in ScoreJob.model_fields.items()
+        if isinstance(info.json_schema_extra, dict) and info.json_schema_extra["group"] in ("model", "engine", "run")
+    }
+    own = {"format": "parquet", "instruction_column": "instruction", "keep_columns": ["query"], "with_pair_key": True}
+    once = {"instruction": job.instruction, "dedupe": "unit", "retry_failed": False}
+    return ScoreJob(**{**kept, **own, **once, "input": [shared.uri], "output": output})
+
+
+def _name_spill(folder: str, unit: Unit) -> str:
+    return storage.join_uri(folder, f"{hashlib.sha256(unit.name.encode()).hexdigest()[:24]}.bin")
+
+
+def _spill_unit(unit: Unit, spec: PrepareSpec, layout: Layout, folder: str, scratch: str | None) -> dict[str, Any]:
+    try:
+        table = read_new_pairs(unit, spec)
+    except RerankError:  # it will fail, or not, when it is its turn to be scored
+        return {"size": 0, "places": np.zeros(0, np.int64)}
+    with storage.patient():
+        size, places = spill_rows(table, layout, _name_spill(folder, unit), scratch)
+    return {"size": size, "places": places}
+
+
+def _collect(item: tuple[int, list[tuple[str, int, int, int]]], folder: str, scratch: str | None) -> dict[str, Any]:
+    """Write the pairs of a bucket that came from more than one unit, those of one query together."""
+    bucket, slices = item
+    with storage.patient():
+        table = read_slices(slices)
+        if table is None:
+            return {"rows": 0}
+        key = table.column("key").combine_chunks().dictionary_encode().indices.to_numpy()
+        _, first, counts = np.unique(key, return_index=True, return_counts=True)
+        shared = table.take(pa.array(first[counts > 1])).select(["instruction", "query", "document"])
+        if shared.num_rows:
+            sink = io.BytesIO()
+            order = [(name, "ascending") for name in ("instruction", "query")]
+            pq.write_table(shared.sort_by(order), sink, compression="zstd", row_group_size=16_384)
+            name = storage.join_uri(folder, f"bucket-{bucket:05d}.parquet")
+            storage.write_bytes(name, sink.getvalue(), scratch=scratch)
+        return {"rows": shared.num_rows}

@@ -1,0 +1,168 @@
+"""Parts, written: a scored unit as a Parquet object with its scores, its reasons and its metadata.
+
+Takes a `UnitWork` with logits, gives a committed object and what a manifest counts of it. How a part is checked is in
+`outputs.part`. Knows nothing of engines or Ray.
+"""
+
+import hashlib
+import io
+import json
+import os
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rerank_actor import storage
+from rerank_actor.engines.base import compute_score
+from rerank_actor.inputs.directions import DIRECTED_VALUES, name_column
+from rerank_actor.inputs.pair_key import PAIR_KEY
+from rerank_actor.inputs.rows import find_reason
+from rerank_actor.outputs.histograms import Sketch
+from rerank_actor.outputs.part import METADATA_PREFIX, flatten_columns
+from rerank_actor.scoring.unit import UnitWork
+
+NOT_FINITE = "engine returned a logit that is not finite"
+
+
+def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
+    """Return a scored unit's part and its totals.
+
+    Returns:
+        The kept columns in input order with `score`, `logit`, `num_tokens`, `truncated_tokens` and `error` behind
+        them, lists of these where documents are lists; and the totals: rows, pairs, scored, truncated, tokens,
+        forward passes (scored pairs that went through the engine) and errors by reason.
+    """
+    if work.logits is None:
+        raise ValueError(f"unit {work.unit.name} has not been scored")
+    prompts = work.prompts
+    finite = np.isfinite(work.logits)
+    pair_errors = prompts.errors.to_numpy(zero_copy_only=False)
+    pair_errors = np.where((pair_errors == None) & ~finite, NOT_FINITE, pair_errors)  # noqa: E711 - elementwise
+    if work.list_lengths is None:
+        row_errors = np.tile(work.row_errors.to_numpy(zero_copy_only=False), max(1, len(work.directions)))
+        pair_errors = np.where(row_errors != None, row_errors, pair_errors)  # noqa: E711 - elementwise
+    scored = pair_errors == None  # noqa: E711 - elementwise
+    columns: dict[str, pa.Array] = {
+        "score": pa.array(compute_score(work.logits), pa.float32(), mask=~scored),
+        "logit": pa.array(work.logits, pa.float32(), mask=~scored),
+        "num_tokens": pa.array(np.where(scored, prompts.num_tokens, 0), pa.int32()),
+        "truncated_tokens": pa.array(np.where(scored, prompts.truncated_tokens, 0), pa.int32()),
+        "error": pa.array(pair_errors, pa.string()),
+    }
+    if work.pair_keys is not None:
+        columns[PAIR_KEY] = work.pair_keys
+    if work.directions:
+        columns = _join_directions(work.directions, columns, work.row_errors)
+        pair_errors = columns["error"].to_numpy(zero_copy_only=False)
+    errors = Counter(find_reason(str(reason)) for reason in pair_errors if reason is not None)
+    if work.list_lengths is not None:
+        lacking = work.list_lengths < 0
+        offsets = np.concatenate([[0], np.cumsum(np.maximum(work.list_lengths, 0))]).astype(np.int32)
+        lists = {name: _to_lists(offsets, values, lacking) for name, values in columns.items() if name != "error"}
+        columns = {**columns, **lists, "error": _list_errors(work.row_errors.to_pylist(), offsets, pair_errors)}
+        errors.update(find_reason(str(reason)) for reason in work.row_errors.to_pylist() if reason is not None)
+    table = pa.ipc.open_stream(work.rows).read_all()
+    for name, values in columns.items():
+        table = table.append_column(name, values)
+    totals = {
+        "rows": work.unit.num_rows,
+        "pairs": len(scored),
+        "scored": int(scored.sum()),
+        "truncated": int((np.where(scored, prompts.truncated_tokens, 0) > 0).sum()),
+        "tokens": int(prompts.num_tokens[scored].sum()),
+        "forward_passes": int(scored[prompts.scorable].sum()),
+        "errors": dict(sorted(errors.items())),
+    }
+    return table, totals
+
+
+def _join_directions(
+    directions: tuple[str, ...], columns: dict[str, pa.Array], row_errors: pa.StringArray
+) -> dict[str, pa.Array]:
+    """Return the columns of each direction, and those of the row: the mean of its log-odds, tokens added up."""
+    num_rows = len(columns["score"]) // len(directions)
+    own = {
+        direction: {name: values.slice(place * num_rows, num_rows) for name, values in columns.items()}
+        for place, direction in enumerate(directions)
+    }
+    logits = [one["logit"].to_numpy(zero_copy_only=False).astype(np.float64) for one in own.values()]
+    mean = np.mean(logits, axis=0).astype(np.float32)
+    errors: list[str | None] = row_errors.to_pylist()
+    for direction, one in own.items():
+        for row, error in enumerate(one["error"].to_pylist()):
+            if error is not None and errors[row] is None:
+                errors[row] = f"{direction}: {error}"
+    lacking = np.array([error is not None for error in errors], bool)
+    joined = {
+        "score": pa.array(compute_score(mean), pa.float32(), mask=lacking),
+        "logit": pa.array(mean, pa.float32(), mask=lacking),
+        **{
+            name: pa.array(np.sum([one[name].to_numpy() for one in own.values()], axis=0), pa.int32())
+            for name in ("num_tokens", "truncated_tokens")
+        },
+        "error": pa.array(errors, pa.string()),
+    }
+    names = [*DIRECTED_VALUES, *([PAIR_KEY] if PAIR_KEY in columns else [])]
+    directed = {name_column(direction, name): own[direction][name] for direction in own for name in names}
+    return {**directed, **joined}
+
+
+def _to_lists(offsets: np.ndarray, values: pa.Array, lacking: np.ndarray) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(lacking))
+
+
+def _list_errors(row_errors: list[str | None], offsets: np.ndarray, pair_errors: np.ndarray) -> pa.Array:
+    lists = [
+        [row_error] if row_error is not None else list(pair_errors[offsets[row] : offsets[row + 1]])
+        for row, row_error in enumerate(row_errors)
+    ]
+    return pa.array(lists, pa.list_(pa.string()))
+
+
+def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: str | None) -> dict[str, Any]:
+    """Write a scored unit's part, whole or not at all, and return its totals with the part's size and version mark.
+
+    Its totals and the sketch of its scores are in its metadata too, so that they outlive a run that is killed.
+
+    Doing it twice is harmless: the name follows from the unit and the content from the job.
+
+    Raises:
+        StorageError, JobError: the part could not be written.
+    """
+    table, totals = build_part(work)
+    facts = {**totals, **Sketch.of_columns(flatten_columns(table)).to_record(), **work.facts}
+    own = {
+        **metadata,
+        "unit": work.unit.name,
+        "shard": work.unit.uri,
+        "shard_etag": work.unit.etag,
+        "row_start": str(work.unit.row_start),
+        "num_rows": str(work.unit.num_rows),
+        "engine_version": str(work.facts.get("engine_version", "")),
+        "dtype": str(work.facts.get("dtype", "")),
+        "facts": json.dumps(facts),
+    }
+    sink = io.BytesIO()
+    table = table.replace_schema_metadata({METADATA_PREFIX + name: value for name, value in own.items()})
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    data = sink.getvalue()
+    uri = storage.join_uri(output, work.unit.part_name)
+    with storage.patient():
+        storage.write_bytes(uri, data, scratch=scratch)
+    written = {"part_bytes": len(data), "part_etag": _find_etag(uri, data), "finished_at": time.time()}
+    return {**facts, **written}
+
+
+def _find_etag(uri: str, data: bytes) -> str:
+    """Return the version mark that a listing will show of a part just written.
+
+    In S3 that is the MD5 of the bytes, save for uploads in pieces and buckets encrypted with keys of their own; there
+    the mark is another, and a resume reads the part once to be sure of it.
+    """
+    if storage.is_s3(uri):
+        return hashlib.md5(data, usedforsecurity=False).hexdigest()
+    return str(os.stat(uri).st_mtime_ns)
