@@ -19,7 +19,7 @@ import torch  # noqa: E402
 from demo_model.evaluation import compute_figures, compute_known_pair_figures  # noqa: E402
 from demo_model.training import Recipe, make_demo_model  # noqa: E402
 
-from rerank_actor.sample import DEMO_MODEL  # noqa: E402
+from rerank_actor.benchmark.sample import DEMO_MODEL  # noqa: E402
 
 
 def main() -> None:

@@ -15,14 +15,14 @@ from jobs.command_line import EXIT_FAILED, Parser, add_job_flags, run_command
 from rerank_actor import storage
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.run import score_bitext
+from rerank_actor.bitext.selection.job import SHARED, SelectJob
+from rerank_actor.bitext.selection.labelled_pairs import list_known
+from rerank_actor.bitext.selection.language_pair import Selected
+from rerank_actor.bitext.selection.report import CALIBRATION, OVERVIEW, list_calibration, list_overview, print_table
+from rerank_actor.bitext.selection.run import check_selection, select_pairs
 from rerank_actor.errors import JobError
 from rerank_actor.job_file import check_job, read_job_file
 from rerank_actor.progress import LineReporter, make_reporter
-from rerank_actor.selection.job import SHARED, SelectJob
-from rerank_actor.selection.known import list_known
-from rerank_actor.selection.partition import Selected
-from rerank_actor.selection.report import CALIBRATION, OVERVIEW, list_calibration, list_overview, print_table
-from rerank_actor.selection.run import check_selection, select_pairs
 
 OWN_OF_SELECTION = frozenset(SelectJob.model_fields) - frozenset(SHARED)
 FIELDS: dict[str, Any] = dict.fromkeys({**BitextJob.model_fields, **SelectJob.model_fields}, (Any, None))

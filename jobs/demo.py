@@ -12,8 +12,8 @@ from rich.table import Table
 
 from jobs.command_line import Parser, run_command
 from jobs.score import score
-from rerank_actor.ranking import compute_ndcg, compute_random_ndcg, load_ranking_queries
-from rerank_actor.sample import (
+from rerank_actor.benchmark.ndcg import compute_ndcg, compute_random_ndcg, load_ranking_queries
+from rerank_actor.benchmark.sample import (
     DEMO_MODEL,
     write_ranking_shard,
     write_sample_groups,

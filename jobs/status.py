@@ -4,10 +4,11 @@ import json
 from collections.abc import Sequence
 
 from jobs.command_line import Parser, run_command
-from rerank_actor.outputs.folder import Output, list_outputs
+from rerank_actor.bitext.job import list_outputs
+from rerank_actor.bitext.selection.report import OVERVIEW, list_overview, print_table
+from rerank_actor.bitext.selection.status import Delivered, find_delivered
+from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.status import print_status, print_statuses, read_status
-from rerank_actor.selection.delivered import Delivered, find_delivered
-from rerank_actor.selection.report import OVERVIEW, list_overview, print_table
 from rerank_actor.storage.uri import normalize_uri
 
 

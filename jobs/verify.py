@@ -4,9 +4,10 @@ import sys
 from collections.abc import Sequence
 
 from jobs.command_line import EXIT_FAILED, Parser, run_command
-from rerank_actor.outputs.folder import Output, list_outputs
+from rerank_actor.bitext.job import list_outputs
+from rerank_actor.bitext.selection.status import Delivered, check_delivered, find_delivered
+from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.verify import Verification, verify_output
-from rerank_actor.selection.delivered import Delivered, check_delivered, find_delivered
 from rerank_actor.storage.uri import normalize_uri
 
 

@@ -1,6 +1,6 @@
 """Score query-document pairs with an LLM reranker, from one call in Python to a job over billions of pairs.
 
-`Reranker` scores pairs in this process. The distributed job is `rerank_actor.run.run_job`, started by
+`Reranker` scores pairs in this process. The distributed job is `rerank_actor.scoring.run.run_job`, started by
 `python -m jobs.score`. Importing this package loads neither Ray, torch nor vLLM.
 """
 

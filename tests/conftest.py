@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from s3_server import S3Server
 
-from rerank_actor.sample import write_sample_model
+from rerank_actor.benchmark.sample import write_sample_model
 
 ROOT = Path(__file__).parent.parent
 BUCKET_NUMBERS = itertools.count()

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rerank_actor.selection.texts import hash_texts, mix_hashes
+from rerank_actor.bitext.selection.normalize import hash_texts, mix_hashes
 
 SCHEMA = pa.schema(
     {

@@ -15,12 +15,11 @@ from conftest import read_output
 
 from jobs.bitext import bitext
 from rerank_actor import Reranker
-from rerank_actor.bitext.candidates import ReadSpec, name_record, read_candidates
-from rerank_actor.bitext.characters import CharacterCounter
+from rerank_actor.bitext.filters import CharacterCounter, Rules, find_reasons
+from rerank_actor.bitext.ingest import ReadSpec, name_record, read_candidates
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.languages import parse_pair
 from rerank_actor.bitext.overlap import find_shared
-from rerank_actor.bitext.rules import Rules, find_reasons
 from rerank_actor.bitext.sources import choose_partitions, find_sources
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.outputs.folder import Output
@@ -53,10 +52,12 @@ def test_worker_with_a_language_identifier_goes_by_the_rules_of_the_driver(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(tmp_path, write(tmp_path / "c.deu-eng.tsv", "Guten Tag, Welt\tGood day, world\n"), format="pairs")
-    monkeypatch.setattr("rerank_actor.bitext.rules.IDENTIFIERS", {})
+    monkeypatch.setattr("rerank_actor.bitext.filters.IDENTIFIERS", {})
     spec = ReadSpec.of_job(job, str(tmp_path / "read"))
-    monkeypatch.setattr("rerank_actor.bitext.rules.IDENTIFIERS", {"json": "numpy"})  # stands for one that is installed
-    monkeypatch.setattr("rerank_actor.bitext.rules._load_identifier", lambda *names: lambda text: "en")
+    monkeypatch.setattr(
+        "rerank_actor.bitext.filters.IDENTIFIERS", {"json": "numpy"}
+    )  # stands for one that is installed
+    monkeypatch.setattr("rerank_actor.bitext.filters._load_identifier", lambda *names: lambda text: "en")
     assert job.rules().identifier == "json"
     [source] = find_sources(job)
     record = read_candidates(source, spec)
@@ -216,8 +217,8 @@ def test_one_direction_is_scored_alone(tmp_path: Path, local_ray: str) -> None:
 
 
 def test_pairs_of_two_partitions_are_found_with_file_and_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rerank_actor.bitext.candidates.SHARD_ROWS", 64)
-    monkeypatch.setattr("rerank_actor.bitext.formats.ROWS_AT_ONCE", 16)
+    monkeypatch.setattr("rerank_actor.bitext.ingest.SHARD_ROWS", 64)
+    monkeypatch.setattr("rerank_actor.bitext.readers.ROWS_AT_ONCE", 16)
     monkeypatch.setattr("rerank_actor.bitext.overlap.HASHES_AT_ONCE", 50)
     lines = {name: [f"{name} {i}\tsentence {i}" for i in range(300)] for name in ("deu", "fra", "spa")}
     lines["fra"][200] = lines["deu"][17]
@@ -283,9 +284,9 @@ def test_rows_that_rules_drop_are_no_errors_that_stop_a_run(tmp_path: Path) -> N
 def test_file_with_rows_of_many_languages_is_read_in_bounded_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rerank_actor.bitext.formats.ROWS_AT_ONCE", 8)
-    monkeypatch.setattr("rerank_actor.bitext.candidates.SHARD_ROWS", 1000)
-    monkeypatch.setattr("rerank_actor.bitext.candidates.HELD_ROWS", 40)
+    monkeypatch.setattr("rerank_actor.bitext.readers.ROWS_AT_ONCE", 8)
+    monkeypatch.setattr("rerank_actor.bitext.ingest.SHARD_ROWS", 1000)
+    monkeypatch.setattr("rerank_actor.bitext.ingest.HELD_ROWS", 40)
     codes = ["deu", "fra", "spa", "ita"]
     rows = [f"{codes[i * i % 4]}\teng\tsource {i}\ttarget {i}\n" for i in range(300)]
     path = write(tmp_path / "in/c.tsv", "source_language\ttarget_language\tsource\ttarget\n" + "".join(rows))

@@ -21,11 +21,11 @@ from selection_inputs import make_row, read_delivered, write_scored
 
 from jobs.bitext import bitext
 from rerank_actor.bitext.languages import parse_pair
+from rerank_actor.bitext.selection.calibration import estimate_share, trace_curve
+from rerank_actor.bitext.selection.labelled_pairs import load_known
+from rerank_actor.bitext.selection.report import render_report
+from rerank_actor.bitext.selection.writers import build_objects, find_tag
 from rerank_actor.errors import InputError
-from rerank_actor.selection.calibration import estimate_share, trace_curve
-from rerank_actor.selection.delivery import build_objects, find_tag
-from rerank_actor.selection.known import load_known
-from rerank_actor.selection.report import render_report
 
 LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 TRAPS = [

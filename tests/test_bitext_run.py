@@ -25,9 +25,9 @@ from jobs.status import status
 from jobs.verify import verify
 from rerank_actor.bitext.estimate import estimate_bitext
 from rerank_actor.bitext.job import BitextJob
+from rerank_actor.bitext.selection.calibration import trace_curve
 from rerank_actor.errors import InputError, JobError
 from rerank_actor.outputs.verify import verify_output
-from rerank_actor.selection.calibration import trace_curve
 
 LANGUAGES = ("ara", "deu", "fra")
 COMMON = ("--engine", "fake", "--identifier", "none", "--min-script", "0", "--min-letters", "0")

@@ -30,13 +30,9 @@ from selection_inputs import (
 from jobs.bitext import bitext
 from jobs.status import status
 from jobs.verify import verify
-from rerank_actor.errors import InputError, JobError, OutputConflictError
-from rerank_actor.selection.job import SelectJob
-from rerank_actor.selection.partition import Selected
-from rerank_actor.selection.run import select_pairs
-from rerank_actor.selection.steps import find_parts
-from rerank_actor.selection.texts import normalize_texts
-from rerank_actor.selection.values import (
+from rerank_actor.bitext.selection.job import SelectJob
+from rerank_actor.bitext.selection.language_pair import Selected
+from rerank_actor.bitext.selection.margins import (
     average_best,
     average_others,
     combine,
@@ -46,6 +42,10 @@ from rerank_actor.selection.values import (
     sort_groups,
     to_space,
 )
+from rerank_actor.bitext.selection.normalize import normalize_texts
+from rerank_actor.bitext.selection.run import select_pairs
+from rerank_actor.bitext.selection.steps import find_parts
+from rerank_actor.errors import InputError, JobError, OutputConflictError
 
 TATOEBA = Path("/work/shared/data/tatoeba.deu-eng.tsv")
 

@@ -12,6 +12,7 @@ import pytest
 from conftest import run_command
 
 from jobs.plan import plan
+from rerank_actor.benchmark.sample import write_sample_model
 from rerank_actor.errors import JobError
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.folder import Output
@@ -19,7 +20,6 @@ from rerank_actor.outputs.price import find_price, load_gpu_types
 from rerank_actor.outputs.report.build import build_report
 from rerank_actor.outputs.status import print_status, read_status
 from rerank_actor.progress import QuietReporter
-from rerank_actor.sample import write_sample_model
 from rerank_actor.scoring.budget import Budget, make_budget
 from rerank_actor.scoring.run import run_job
 from rerank_actor.scoring.speed import ASSUMED_SHARE, ModelSize, assume_speed

@@ -10,9 +10,9 @@ import reference
 from conftest import ROOT, read_output, run_command
 from demo_model.evaluation import load_held_out, measure
 
+from rerank_actor.benchmark.ndcg import compute_ndcg, compute_random_ndcg, load_ranking_queries
+from rerank_actor.benchmark.sample import DEMO_MODEL, load_sample_rows, write_ranking_shard
 from rerank_actor.engines.model import load_reranker_model
-from rerank_actor.ranking import compute_ndcg, compute_random_ndcg, load_ranking_queries
-from rerank_actor.sample import DEMO_MODEL, load_sample_rows, write_ranking_shard
 
 LEAST_NDCG = 0.85
 CARD = (DEMO_MODEL / "README.md").read_text()

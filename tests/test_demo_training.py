@@ -13,9 +13,9 @@ from demo_model.vocabulary import PromptMaker, train_tokenizer
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from rerank_actor.benchmark.ndcg import load_ranking_queries
+from rerank_actor.benchmark.sample import DEMO_MODEL
 from rerank_actor.engines.template import QWEN3_RERANKER
-from rerank_actor.ranking import load_ranking_queries
-from rerank_actor.sample import DEMO_MODEL
 
 SMALL = replace(
     Recipe(), vocabulary_size=1500, tokenizer_tasks=50, num_layers=3, embedding_steps=3, steps=4, num_queries=2

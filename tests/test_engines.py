@@ -19,10 +19,10 @@ from transformers import (
 )
 
 from rerank_actor import Reranker
+from rerank_actor.benchmark.sample import load_sample_rows, train_sample_tokenizer, write_sample_model
 from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.errors import EngineStartError, InputError, ModelError
-from rerank_actor.sample import load_sample_rows, train_sample_tokenizer, write_sample_model
 
 ROWS = [row for row in load_sample_rows() if isinstance(row["query"], str) and isinstance(row["document"], str)]
 PAIRS = [(row["query"], row["document"]) for row in ROWS[::7]] + [("q", ""), ("", "d"), ("7", " 7 ")]

@@ -11,10 +11,10 @@ from conftest import run_command
 
 from jobs import command_line
 from jobs.score import make_parser, score
+from rerank_actor.benchmark.sample import write_sample_model
 from rerank_actor.errors import JobError
 from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.job import load_job
-from rerank_actor.sample import write_sample_model
 from rerank_actor.scoring.preflight import prepare_job
 
 CONTRACT_FLAGS = (

@@ -215,7 +215,7 @@ def test_run_whose_first_actor_stands_still_before_its_first_line_goes_on(
     output = tmp_path / "output"
     (tmp_path / "sitecustomize.py").write_text(SPOIL_STARTS.format(fates=fates, folder=str(tmp_path)))
     script = (
-        "import rerank_actor.crew as crew; crew.FIRST_STANDSTILL_SECONDS = 5; from jobs.score import score; score()"
+        "import rerank_actor.scoring.driver as crew; crew.FIRST_STANDSTILL_SECONDS = 5; from jobs.score import score; score()"
     )
     flags = ["--input", shard, "--output", output, "--engine", "fake", "--unit-rows", UNIT_ROWS]
     found = subprocess.run(

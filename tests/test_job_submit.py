@@ -138,7 +138,7 @@ def test_upload_holds_the_code_and_the_lock_file_alone(cluster: Cluster) -> None
     sizes = {
         name: int(size) for size, name in re.findall(r" (\d+) \w+ +\d+ +[\d:]+ \./(\S+)$", done.stdout, re.MULTILINE)
     }
-    assert {"jobs/score.py", "rerank_actor/run.py", "rerank_actor/data/sample_pairs.jsonl"} <= sizes.keys()
+    assert {"jobs/score.py", "rerank_actor/scoring/run.py", "rerank_actor/data/sample_pairs.jsonl"} <= sizes.keys()
     assert {name.partition("/")[0] for name in sizes if "/" in name} == {"jobs", "requirements", "rerank_actor"}
     assert [name for name in sizes if name.startswith("requirements/")] == ["requirements/gpu.lock"]
     assert sum(sizes.values()) < LARGEST_UPLOAD_KIB * 1024

@@ -64,7 +64,7 @@ def test_flagembedding_has_parallel_lists(scored: Path, tmp_path: Path, teacher:
 
 
 def test_flagembedding_takes_the_instruction_of_the_scores_as_prompt(scored: Path, tmp_path: Path) -> None:
-    from rerank_actor.mining.groundwork import prepare_mining
+    from rerank_actor.mining.preflight import prepare_mining
 
     ground = prepare_mining(make_job(scored, tmp_path / "mined", format="flagembedding"))
     assert ground.settings["prompt"] == "Find the answer"

@@ -20,10 +20,10 @@ from jobs.mine import mine
 from jobs.score import score
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.job_file import check_job
-from rerank_actor.mining.chosen import Teacher
-from rerank_actor.mining.groundwork import prepare_mining
+from rerank_actor.mining.examples import Teacher
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.output import MineOutput
+from rerank_actor.mining.preflight import prepare_mining
 from rerank_actor.mining.run import mine_scores
 from rerank_actor.mining.survey import lay_out, survey_part
 from rerank_actor.mining.tally import Tally

@@ -15,7 +15,7 @@ from sentence_transformers.util import mine_hard_negatives
 
 from rerank_actor.engines.base import compute_score
 from rerank_actor.job_file import check_job
-from rerank_actor.mining.chosen import Teacher
+from rerank_actor.mining.examples import Teacher
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.pairs import Columns

@@ -448,7 +448,7 @@ def test_records_that_cannot_be_written_are_kept_for_later(s3: S3Server, monkeyp
 HOLDER = """
 import sys, threading, time
 from rerank_actor.errors import OutputConflictError
-from rerank_actor.output import Lease, Output
+from rerank_actor.storage.lease import Lease; from rerank_actor.outputs.folder import Output
 
 uri, name, heartbeat = sys.argv[1], sys.argv[2], float(sys.argv[3])
 lease = Lease(Output(uri).lease_uri, uri, name, heartbeat_seconds=heartbeat, stale_seconds=2.0, host=name)
@@ -572,7 +572,9 @@ def test_of_many_processes_that_wait_for_a_stale_lease_one_wins(place: Place, ho
 
 def find_ended_process() -> dict[str, Any]:
     """Return a process of this machine that has ended, as a lease describes it."""
-    code = "import json; from rerank_actor.output import _identify_process; print(json.dumps(_identify_process()))"
+    code = (
+        "import json; from rerank_actor.storage.lease import _identify_process; print(json.dumps(_identify_process()))"
+    )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return dict(json.loads(ended.stdout))
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from rerank_actor.benchmark.sample import CONTROL_TOKENS, THINK_TOKENS, load_sample_rows, train_sample_tokenizer
 from rerank_actor.engines.model import load_reranker_model
 from rerank_actor.engines.prompts import PairEncoder, Prompts
-from rerank_actor.sample import CONTROL_TOKENS, THINK_TOKENS, load_sample_rows, train_sample_tokenizer
 
 QWEN_FOLDER = Path(__file__).parent.parent.parent / "shared" / "qwen3-tokenizer"
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"

@@ -23,7 +23,7 @@ from jobs.export import export
 from jobs.mine import mine
 from jobs.score import score
 from jobs.verify import verify
-from rerank_actor.sample import DEMO_MODEL
+from rerank_actor.benchmark.sample import DEMO_MODEL
 
 README = (ROOT / "README.md").read_text()
 

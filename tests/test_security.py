@@ -346,7 +346,7 @@ def hub(model: Path) -> Iterator[Callable[[], tuple[str, list[str]]]]:
 
 def ask_hub(endpoint: str, cache: Path, code: str) -> subprocess.CompletedProcess[str]:
     """Run some lines in a process that takes models from a hub."""
-    lines = f"from rerank_actor.model import fetch_weights, load_reranker_model\n{code}"
+    lines = f"from rerank_actor.engines.model import fetch_weights, load_reranker_model\n{code}"
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
     environment.pop("HF_HUB_OFFLINE", None)
     return subprocess.run([sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True, env=environment)

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from rerank_actor.benchmark.sample import load_sample_rows, train_sample_tokenizer
 from rerank_actor.engines.prompts import _without_added_tokens
 from rerank_actor.engines.tokenization import TextEncoder
-from rerank_actor.sample import load_sample_rows, train_sample_tokenizer
 
 REAL = Path(__file__).parent.parent.parent / "shared/qwen3-tokenizer/tokenizer.json"
 CONTEXTS = ("ab{}cd", " x {} y", "a'{} b", "1{}2", "\n{}\n {}", "{0}{0}A{0}", "!{}? {}.", "{}")

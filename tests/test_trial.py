@@ -98,7 +98,7 @@ HANGS = {
 
 @pytest.mark.parametrize("name", HANGS)
 def test_watchdog_ends_a_process_that_hangs(name: str) -> None:
-    code = f"from rerank_actor.watchdog import Watchdog\nwith Watchdog().limit(1.0):\n    {HANGS[name]}"
+    code = f"from rerank_actor.runtime.watchdog import Watchdog\nwith Watchdog().limit(1.0):\n    {HANGS[name]}"
     found = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, timeout=120)
     assert found.returncode == -9
 

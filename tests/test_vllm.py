@@ -16,9 +16,9 @@ import reference
 from conftest import ROOT
 
 from rerank_actor import Reranker
+from rerank_actor.benchmark.sample import load_sample_rows, write_sample_model
 from rerank_actor.engines.vllm import BLOCK_SIZE
 from rerank_actor.errors import EngineError
-from rerank_actor.sample import load_sample_rows, write_sample_model
 
 pytestmark = pytest.mark.vllm
 

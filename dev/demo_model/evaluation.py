@@ -18,10 +18,10 @@ from demo_model.baselines import make_bm25, score_overlap
 from demo_model.network import compute_logits, pack_tree
 from demo_model.vocabulary import PromptMaker
 from rerank_actor import Reranker
+from rerank_actor.benchmark.ndcg import compute_ndcg, compute_random_ndcg, load_ranking_queries
+from rerank_actor.benchmark.sample import load_sample_rows
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 from rerank_actor.engines.template import QWEN3_RERANKER, Template
-from rerank_actor.ranking import compute_ndcg, compute_random_ndcg, load_ranking_queries
-from rerank_actor.sample import load_sample_rows
 
 NUM_CANDIDATES = 20
 WRONG_TEMPLATES = {

@@ -2,7 +2,7 @@
 
 A byte-level BPE with the pattern and the control tokens of the family, trained on texts of the same make as those that
 the model is trained on, on the word lists, and on the template, which so is a few dozen tokens long. Unlike the family's
-it folds case, because a small vocabulary has no room for a word twice. A prompt is cut where `rerank_actor.prompts`
+it folds case, because a small vocabulary has no room for a word twice. A prompt is cut where `rerank_actor.engines.prompts`
 cuts it: prefix, head with the query, document, suffix.
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 
 from demo_model.tasks import make_task
 from demo_model.words import load_concepts
+from rerank_actor.benchmark.sample import CONTROL_TOKENS, THINK_TOKENS, train_sample_tokenizer
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 from rerank_actor.engines.template import QWEN3_RERANKER, Template
-from rerank_actor.sample import CONTROL_TOKENS, THINK_TOKENS, train_sample_tokenizer
 
 FORM_REPEATS = 25
 INSTRUCTIONS = [

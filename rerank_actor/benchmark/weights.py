@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rerank_actor.benchmark.sample import load_sample_rows, train_sample_tokenizer
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 from rerank_actor.engines.template import QWEN3_RERANKER
-from rerank_actor.sample import load_sample_rows, train_sample_tokenizer
 
 FAMILY_VOCABULARY = 151_936
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
+from rerank_actor.benchmark.sample import load_sample_rows
 from rerank_actor.engines.prompts import PairEncoder
-from rerank_actor.sample import load_sample_rows
 
 QUERY_TOKENS = 12
 NUM_SHARDS = 4

@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from rerank_actor import storage
-from rerank_actor.bitext.candidates import refuse_broken, split_batch
-from rerank_actor.bitext.formats import read_batches
+from rerank_actor.bitext.filters import Rules
+from rerank_actor.bitext.ingest import refuse_broken, split_batch
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.languages import LanguagePair
-from rerank_actor.bitext.rules import Rules
+from rerank_actor.bitext.readers import read_batches
 from rerank_actor.bitext.sources import Source, choose_partitions, choose_sources, find_sources, split_name
 from rerank_actor.engines.model import RerankerModel, load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder

@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from rerank_actor import storage
+from rerank_actor.bitext.filters import REASONS, Rules
 from rerank_actor.bitext.languages import LanguagePair
-from rerank_actor.bitext.rules import REASONS, Rules
 from rerank_actor.inputs.directions import BACKWARD, FORWARD, Directions
 from rerank_actor.job import ScoreJob
 from rerank_actor.job_file import check_job, make_flag, make_hidden
+from rerank_actor.outputs.folder import Output
 
 PRESETS = {
     "retrieve": "Given a sentence in {source}, retrieve its translation in {target}",
@@ -253,3 +254,16 @@ def name_known(folder: str, *names: str) -> str:
 
 def _name(text: str, source: str, target: str) -> str:
     return text.replace("{source}", source).replace("{target}", target)
+
+
+def list_outputs(uri: str) -> list[str]:
+    """Return the output folders at a place: itself, or those of the language pairs that `jobs.bitext` scored below it.
+
+    Raises:
+        JobError, StorageError: as `storage.list_objects`.
+    """
+    if storage.read_if_present(Output(uri).at("plan.parquet")) is not None:
+        return [uri]
+    candidates = storage.join_uri(uri, "_candidates") + "/"
+    found = {item.uri.removeprefix(candidates).partition("/")[0] for item in storage.list_objects(candidates[:-1])}
+    return [storage.join_uri(uri, name) for name in sorted(found) if name.startswith("lang_pair=")] or [uri]

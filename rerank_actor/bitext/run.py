@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.bitext.candidates import TOLD, ReadSpec, name_record, read_candidates
+from rerank_actor.bitext.ingest import TOLD, ReadSpec, name_record, read_candidates
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob, DirectedJob, name_known
 from rerank_actor.bitext.languages import LanguagePair, parse_pair
 from rerank_actor.bitext.overlap import find_shared

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor.errors import InputError
-from rerank_actor.mining.chosen import Chosen
+from rerank_actor.mining.examples import Chosen
 
 SUFFIXES = {
     "triplet": "parquet",

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rerank_actor import storage
 from rerank_actor.errors import InputError, ShardError, describe_cause, suggest
 from rerank_actor.inputs.columns import is_list
 from rerank_actor.mining.rules import SPACES
@@ -110,21 +109,6 @@ class Pairs:
     table: pa.Table
     unscored: int = 0
     unscored_positives: int = 0
-
-
-def open_parquet(part: storage.StoredObject) -> pq.ParquetFile:
-    """Open a scored file; nothing but its footer is read.
-
-    Raises:
-        ShardError: it is no Parquet file.
-        StorageError, JobError: it cannot be reached, or is not the file with this size and version mark.
-    """
-    source = storage.open_input(part.uri, size=part.size, etag=part.etag)
-    try:
-        return pq.ParquetFile(source, buffer_size=2**20)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        source.close()
-        raise ShardError(f"{part.uri}: cannot be read as Parquet ({describe_cause(error)})", uri=part.uri) from error
 
 
 def read_pairs(

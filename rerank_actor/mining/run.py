@@ -5,26 +5,29 @@ for the user; how each step works is known elsewhere.
 """
 
 import contextlib
+import functools
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import yaml
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError
-from rerank_actor.mining.chosen import Teacher
+from rerank_actor.mining.examples import Teacher
 from rerank_actor.mining.formats import CORPUS, describe_corpus, describe_dataset
-from rerank_actor.mining.groundwork import MineGround, prepare_mining
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.output import CARD, restore_layout, store_layout
+from rerank_actor.mining.pairs import Columns
+from rerank_actor.mining.preflight import MineGround, prepare_mining
 from rerank_actor.mining.report import find_heaviest, render_report, summarize, tabulate_sets
-from rerank_actor.mining.scored import compare_fingerprints
-from rerank_actor.mining.survey import Layout, Survey, Unit, lay_out, require_pairs
+from rerank_actor.mining.survey import Layout, Survey, Unit, lay_out, require_pairs, survey_parts
 from rerank_actor.mining.tally import Tally
-from rerank_actor.mining.unit import Spec
+from rerank_actor.mining.unit import Spec, count_bucket, mine_bucket, mine_unit
 from rerank_actor.outputs.manifest import find_versions
+from rerank_actor.outputs.scored import compare_fingerprints
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.runtime.background import follow
 from rerank_actor.runtime.connection import Connection, SignalWatch, connect_ray, watch_signals
@@ -133,8 +136,6 @@ class _Run:
 
     def _survey(self, connection: Connection, watch: SignalWatch) -> Layout:
         """Look at all files once, and lay out units and shuffle."""
-        from rerank_actor.mining.pipeline import survey_parts
-
         scored = self.ground.scored
         self.reporter.say(f"surveying {len(scored.parts):,} scored files")
         surveys: list[Survey] = []
@@ -189,7 +190,6 @@ class _Run:
 
     def _mine(self, layout: Layout, spec: Spec, connection: Connection, watch: SignalWatch) -> None:
         """Mine the units that are left, then the buckets, whose pairs are complete only when no unit failed."""
-        from rerank_actor.mining.pipeline import count_positives, mine_buckets, mine_units
 
         def take(done: tuple[Unit, dict[str, Any]]) -> None:
             unit, report = done
@@ -343,3 +343,42 @@ class _Run:
             cause = "no query has a candidate besides its positives; score more documents for each query"
         self.output.clear()
         raise InputError(f"the rules leave no negative: {cause}")
+
+
+Slices = list[tuple[str, int, int, int]]
+
+
+def mine_units(units: Sequence[Unit], spec: Spec) -> Generator[tuple[Unit, dict[str, Any]]]:
+    """Mine units of row groups; yields each with its record or its failure, in no order."""
+    from rerank_actor.runtime.tasks import run_tasks
+
+    work = functools.partial(mine_unit, spec=spec)
+    for number, report in run_tasks(work, units, spec.environment):
+        yield units[number], report
+
+
+def mine_buckets(buckets: Sequence[tuple[Unit, Slices]], spec: Spec) -> Generator[tuple[Unit, dict[str, Any]]]:
+    """Mine buckets of the shuffle; yields each with its record or its failure, in no order."""
+    from rerank_actor.runtime.tasks import run_tasks
+
+    work = functools.partial(_mine_bucket, spec=spec)
+    for number, report in run_tasks(work, buckets, spec.environment):
+        yield buckets[number][0], report
+
+
+def _mine_bucket(bucket: tuple[Unit, Slices], spec: Spec) -> dict[str, Any]:
+    unit, slices = bucket
+    return mine_bucket(unit, spec, slices)
+
+
+def count_positives(buckets: Sequence[Slices], spec: Spec) -> Generator[int | str]:
+    """Yield the most positives that a query of each bucket has, or why a bucket could not be read."""
+    from rerank_actor.runtime.tasks import run_tasks
+
+    work = functools.partial(_count_bucket, columns=spec.columns, qrels=spec.qrels)
+    for _, report in run_tasks(work, buckets, spec.environment):
+        yield report.get("failure", report.get("most", 0))
+
+
+def _count_bucket(slices: Slices, columns: Columns, qrels: pa.Table | None) -> dict[str, Any]:
+    return {"most": count_bucket(slices, columns, qrels)}

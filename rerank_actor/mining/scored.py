@@ -13,12 +13,11 @@ from rerank_actor import storage
 from rerank_actor.errors import InputError
 from rerank_actor.fingerprint import find_differing, hash_fingerprint
 from rerank_actor.mining.job import MineJob
-from rerank_actor.mining.pairs import Columns, open_parquet
+from rerank_actor.mining.pairs import Columns
 from rerank_actor.mining.rules import SPACES
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.part import read_part_metadata
-
-PARQUET_SUFFIXES = (".parquet", ".pq")
+from rerank_actor.outputs.scored import PARQUET_SUFFIXES, list_files, list_output, open_parquet, refuse_overlap
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,12 @@ def find_scored(job: MineJob) -> Scored:
     parts: dict[str, storage.StoredObject] = {}
     told: dict[str, dict[str, Any]] = {}
     for uri in job.scored:
-        _refuse_overlap(uri, job.output)
+        refuse_overlap(uri, job.output)
         stored = None if uri.endswith(PARQUET_SUFFIXES) else Output(uri).load_plan()
         if stored is None:
-            found = _list_files(uri)
+            found = list_files(uri)
         else:
-            found, told[uri] = _list_output(uri, stored, job.allow_incomplete)
+            found, told[uri] = list_output(uri, stored, job.allow_incomplete)
         parts |= {part.uri: part for part in found}
     settings = _agree(told, job)
     first = next(iter(parts.values()))
@@ -68,43 +67,6 @@ def find_scored(job: MineJob) -> Scored:
     if columns.instruction is None:
         prompt = settings["instruction"] if settings else read_part_metadata(schema).get("instruction")
     return Scored(tuple(parts.values()), columns, settings, prompt)
-
-
-def _refuse_overlap(uri: str, output: str) -> None:
-    if storage.is_within(uri, output) or storage.is_within(output, uri):
-        raise InputError(
-            f"--output {output}: lies in --scored {uri} or around it, so that what is written would be read again; choose a "
-            "folder beside it",
-            uri=output,
-        )
-
-
-def _list_files(uri: str) -> list[storage.StoredObject]:
-    found = storage.list_objects(uri)
-    parts = [item for item in found if item.uri.endswith(PARQUET_SUFFIXES) and item.size > 0]
-    if not parts:
-        what = f"{len(found)} objects, no Parquet file among them" if found else "nothing there"
-        raise InputError(f"--scored {uri}: {what}; it takes outputs of jobs.score and Parquet files", uri=uri)
-    return parts
-
-
-def _list_output(
-    uri: str, stored: tuple[Any, dict[str, Any]], allow_incomplete: bool
-) -> tuple[list[Any], dict[str, Any]]:
-    plan, settings = stored
-    present = Output(uri).list_parts()
-    names = [unit.part_name for unit in plan.units()]
-    missing = [name for name in names if name not in present]
-    if missing and not allow_incomplete:
-        raise InputError(
-            f"--scored {uri}: {len(missing):,} of {len(names):,} parts are not scored yet; run jobs.score to the end, or "
-            "give --allow-incomplete to mine what is there",
-            uri=uri,
-        )
-    found = [present[name] for name in names if name in present]
-    if not found:
-        raise InputError(f"--scored {uri}: nothing is scored there yet; run jobs.score first", uri=uri)
-    return found, settings
 
 
 def _agree(told: dict[str, dict[str, Any]], job: MineJob) -> dict[str, Any] | None:
@@ -142,22 +104,3 @@ def _name_columns(job: MineJob, settings: dict[str, Any], schema: pa.Schema, uri
         spaces=tuple(space for space in SPACES if space in needed or space in schema.names),
         min_relevance=job.min_relevance,
     )
-
-
-def compare_fingerprints(fingerprints: dict[str | None, str], allow_mixed: bool) -> None:
-    """Refuse files that were scored differently.
-
-    Args:
-        fingerprints: the name of one file for each fingerprint that files carry; None for files that carry none.
-        allow_mixed: whether to take them all the same.
-
-    Raises:
-        InputError: there is more than one.
-    """
-    if len(fingerprints) > 1 and not allow_mixed:
-        (one, first), (two, second), *_ = sorted(fingerprints.items(), key=lambda item: str(item[0]))
-        raise InputError(
-            f"--scored: {first} has the fingerprint {one}, {second} has {two}, so that their scores may not be comparable; "
-            "mine them apart, or give --allow-mixed-scores",
-            uri=second,
-        )

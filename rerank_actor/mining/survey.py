@@ -5,6 +5,8 @@ lie in one unit is mined there, and only queries that lie in several units, or w
 by a shuffle. Every row so goes exactly one way. Knows nothing of Ray or of rules.
 """
 
+import functools
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +15,10 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError
-from rerank_actor.mining.pairs import Columns, encode_keys, open_parquet, read_pairs
+from rerank_actor.mining.pairs import Columns, encode_keys, read_pairs
 from rerank_actor.mining.qrels import mark_judged
 from rerank_actor.outputs.part import read_part_metadata
+from rerank_actor.outputs.scored import open_parquet
 from rerank_actor.storage.shuffle import hash_keys
 
 PAIR_BYTES = 96  # of numbers and copies, beside the texts
@@ -236,3 +239,59 @@ def require_pairs(layout: Layout, columns: Columns, source: str) -> None:
             f"{source}: none of {totals['pairs']:,} scored pairs is positive (at least {columns.min_relevance:g}){lost}; "
             "check the column or file, or lower --min-relevance"
         )
+
+
+PARTS_PER_TASK = 32
+TASK_BYTES = 256 * 2**20  # stored, that one task surveys at most
+
+
+def survey_parts(
+    parts: Sequence[storage.StoredObject], columns: Columns, qrels: pa.Table | None, environment: dict[str, str]
+) -> Generator[list[Survey] | str]:
+    """Survey files; yields the surveys of some of them, in no order, or why one could not be read."""
+    from rerank_actor.runtime.tasks import run_tasks
+
+    work = functools.partial(_survey_some, columns=columns, qrels=qrels)
+    for _, report in run_tasks(work, _bundle(parts), environment):
+        if "failure" in report:
+            yield report["failure"]
+            continue
+        hashes = np.frombuffer(report.pop("hashes"), np.uint64)
+        positives = np.frombuffer(report.pop("positives"), np.int64)
+        found, start = [], 0
+        for values in report["surveys"]:
+            end = start + values.pop("num_queries")
+            found.append(Survey(**values, hashes=hashes[start:end], positives=positives[start:end]))
+            start = end
+        yield found
+
+
+def _bundle(parts: Sequence[storage.StoredObject]) -> list[list[tuple[int, storage.StoredObject]]]:
+    bundles: list[list[tuple[int, storage.StoredObject]]] = []
+    size = 0
+    for number, part in enumerate(parts):
+        if not bundles or len(bundles[-1]) == PARTS_PER_TASK or size + part.size > TASK_BYTES:
+            bundles.append([])
+            size = 0
+        bundles[-1].append((number, part))
+        size += part.size
+    return bundles
+
+
+def _survey_some(
+    bundle: list[tuple[int, storage.StoredObject]], columns: Columns, qrels: pa.Table | None
+) -> dict[str, Any]:
+    surveys = [survey for number, part in bundle for survey in survey_part(number, part, columns, qrels)]
+    arrays = ("hashes", "positives")
+    told = [
+        {
+            **{name: value for name, value in vars(survey).items() if name not in arrays},
+            "num_queries": len(survey.hashes),
+        }
+        for survey in surveys
+    ]
+    return {
+        "surveys": told,
+        "hashes": np.concatenate([np.zeros(0, np.uint64), *(survey.hashes for survey in surveys)]),
+        "positives": np.concatenate([np.zeros(0, np.int64), *(survey.positives for survey in surveys)]),
+    }

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rerank_actor.mining.chosen import Chosen
+from rerank_actor.mining.examples import Chosen
 from rerank_actor.mining.rules import Space
 from rerank_actor.mining.select import Selection, mix
 

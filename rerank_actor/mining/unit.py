@@ -11,23 +11,17 @@ import numpy as np
 import pyarrow as pa
 
 from rerank_actor import storage
-from rerank_actor.mining.chosen import Teacher, choose
+from rerank_actor.mining.examples import Teacher, choose
 from rerank_actor.mining.formats import build_objects
 from rerank_actor.mining.near_duplicates import find_near_duplicates
 from rerank_actor.mining.output import MineOutput
-from rerank_actor.mining.pairs import (
-    TEXT_ROLES,
-    Columns,
-    encode_keys,
-    encode_texts,
-    open_parquet,
-    read_pairs,
-)
+from rerank_actor.mining.pairs import TEXT_ROLES, Columns, encode_keys, encode_texts, read_pairs
 from rerank_actor.mining.qrels import mark_judged
 from rerank_actor.mining.rules import Rules
 from rerank_actor.mining.select import Candidates, select
 from rerank_actor.mining.survey import Unit, is_split
 from rerank_actor.mining.tally import Tally
+from rerank_actor.outputs.scored import open_parquet
 from rerank_actor.storage.shuffle import find_buckets, hash_keys, pack_slices, read_slices
 
 

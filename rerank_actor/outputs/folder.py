@@ -162,19 +162,6 @@ class Output:
         storage.delete_objects([storage.join_uri(self.uri, name) for name in names])
 
 
-def list_outputs(uri: str) -> list[str]:
-    """Return the output folders at a place: itself, or those of the language pairs that `jobs.bitext` scored below it.
-
-    Raises:
-        JobError, StorageError: as `storage.list_objects`.
-    """
-    if storage.read_if_present(Output(uri).at("plan.parquet")) is not None:
-        return [uri]
-    candidates = storage.join_uri(uri, "_candidates") + "/"
-    found = {item.uri.removeprefix(candidates).partition("/")[0] for item in storage.list_objects(candidates[:-1])}
-    return [storage.join_uri(uri, name) for name in sorted(found) if name.startswith("lang_pair=")] or [uri]
-
-
 def _read_table(uri: str, skip: Container[str]) -> pa.Table:
     """Return a file of unit records, empty where it is damaged or gone."""
     try:

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.bitext.languages import parse_pair
+from rerank_actor.bitext.selection.normalize import hash_texts, mix_hashes, normalize_texts
 from rerank_actor.bitext.sources import find_pair, split_name
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.text import decompress
-from rerank_actor.selection.texts import hash_texts, mix_hashes, normalize_texts
 
 TRUE, FALSE = ("1", "1.0", "true", "yes", "right"), ("0", "0.0", "false", "no", "wrong")
 NAMES = ("source", "target", "label")

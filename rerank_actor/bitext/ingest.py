@@ -21,12 +21,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.bitext.columns import NOT_A_NUMBER, NOT_UNICODE, TEXT, Batch
-from rerank_actor.bitext.formats import BROKEN_JSON, BROKEN_LINE, ROWS_AT_ONCE, read_batches
+from rerank_actor.bitext.candidate_columns import NOT_A_NUMBER, NOT_UNICODE, TEXT, Batch
+from rerank_actor.bitext.filters import EMPTY_SOURCE, EMPTY_TARGET, Rules, find_reasons
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.languages import LanguagePair, make_pair
 from rerank_actor.bitext.overlap import name_shard, write_hashes
-from rerank_actor.bitext.rules import EMPTY_SOURCE, EMPTY_TARGET, Rules, find_reasons
+from rerank_actor.bitext.readers import BROKEN_JSON, BROKEN_LINE, ROWS_AT_ONCE, read_batches
 from rerank_actor.bitext.sources import Source
 from rerank_actor.errors import InputError, describe_cause
 from rerank_actor.fingerprint import hash_fingerprint

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rerank_actor import storage
+from rerank_actor.bitext.selection.rules import Combine, Deduplicate, Mode, RankBy, Rules, Space
 from rerank_actor.job_file import make_flag, make_hidden, refuse_credentials
-from rerank_actor.selection.rules import Combine, Deduplicate, Mode, RankBy, Rules, Space
 
 Format = Literal["parquet", "tsv", "moses", "tmx"]
 FORMATS: tuple[Format, ...] = ("parquet", "tsv", "moses", "tmx")

@@ -4,9 +4,10 @@ Takes what is scored of the pair and a job, gives what came of it as the numbers
 has done is not done again; what a step has used is deleted behind it. Knows nothing of other language pairs.
 """
 
+import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,23 +16,22 @@ import pyarrow as pa
 import yaml
 
 from rerank_actor import storage
+from rerank_actor.bitext.selection.calibration import Curve, calibrate, estimate_share
+from rerank_actor.bitext.selection.job import SelectJob
+from rerank_actor.bitext.selection.labelled_pairs import Known
+from rerank_actor.bitext.selection.output import SelectOutput
+from rerank_actor.bitext.selection.rules import STEPS, Rules
+from rerank_actor.bitext.selection.scored import Columns, ScoredPair, name_columns
+from rerank_actor.bitext.selection.steps import SAMPLES_PER_PART, Slices, Spec, Task, do_task
+from rerank_actor.bitext.selection.tally import Tally
+from rerank_actor.bitext.selection.writers import ADDED, rename_taken
 from rerank_actor.errors import InputError, RerankError
 from rerank_actor.fingerprint import hash_fingerprint
-from rerank_actor.mining.pairs import open_parquet
-from rerank_actor.mining.scored import compare_fingerprints
 from rerank_actor.outputs.manifest import find_versions
+from rerank_actor.outputs.scored import compare_fingerprints, open_parquet
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.runtime.background import follow
 from rerank_actor.runtime.connection import Connection, SignalWatch
-from rerank_actor.selection.calibration import Curve, calibrate, estimate_share
-from rerank_actor.selection.delivery import ADDED, rename_taken
-from rerank_actor.selection.job import SelectJob
-from rerank_actor.selection.known import Known
-from rerank_actor.selection.output import SelectOutput
-from rerank_actor.selection.rules import STEPS, Rules
-from rerank_actor.selection.scored import Columns, ScoredPair, name_columns
-from rerank_actor.selection.steps import SAMPLES_PER_PART, Slices, Spec, Task
-from rerank_actor.selection.tally import Tally
 from rerank_actor.storage.lease import Lease
 
 LISTED_REASONS = 50
@@ -322,8 +322,6 @@ class PairRun:
 
     def _step(self, step: str, tasks: list[Task], spec: Spec, used: list[Record] | None = None) -> list[Record]:
         """Do the tasks of a step that are not done, add up what all of them came to, and delete what they have used."""
-        from rerank_actor.selection.pipeline import run_step
-
         records = {number: _shrink(record) for number, record in self.output.read_steps(step).items()}
         left = [task for task in tasks if task.number not in records]
         failures: list[Record] = []
@@ -442,3 +440,15 @@ def summarize(tally: Tally, rules: Rules) -> dict[str, Any]:
         "estimated_precision": estimate_share(right, right + wrong),
         "estimated_recall": estimate_share(right, tally.counts["known_right"]),
     }
+
+
+Done = tuple[int, dict[str, Any]]
+
+
+def run_step(step: str, tasks: Sequence[Task], spec: Spec) -> Generator[Done]:
+    """Do the tasks of a step; yields the number of each with its record, or with its failure, in no order."""
+    work = functools.partial(do_task, step=step, spec=spec)
+    from rerank_actor.runtime.tasks import run_tasks
+
+    for place, record in run_tasks(work, tasks, spec.environment):
+        yield tasks[place].number, record

@@ -15,10 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rerank_actor.benchmark.ndcg import load_ranking_queries
 from rerank_actor.engines.tokenization import QWEN_PATTERN
-from rerank_actor.ranking import load_ranking_queries
 
-DEMO_MODEL = Path(__file__).parent / "data" / "demo_model"
+DEMO_MODEL = Path(__file__).parent.parent / "data" / "demo_model"
 PAIRS_SCHEMA = pa.schema(
     {
         "query_id": pa.string(),

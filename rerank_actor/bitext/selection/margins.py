@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rerank_actor.selection.rules import Combine, Space
+from rerank_actor.bitext.selection.rules import Combine, Space
 
 SEVERAL = 64  # of so many best values the sums are kept one by one; beyond, all are summed at once
 

@@ -14,14 +14,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
+from rerank_actor.bitext.selection.labelled_pairs import Known
+from rerank_actor.bitext.selection.margins import combine
+from rerank_actor.bitext.selection.normalize import hash_texts, mix_hashes, normalize_texts
+from rerank_actor.bitext.selection.rules import Rules
+from rerank_actor.bitext.selection.scored import Columns, Run
 from rerank_actor.errors import InputError, ShardError, describe_cause
-from rerank_actor.mining.pairs import open_parquet
 from rerank_actor.outputs.part import read_part_metadata
-from rerank_actor.selection.known import Known
-from rerank_actor.selection.rules import Rules
-from rerank_actor.selection.scored import Columns, Run
-from rerank_actor.selection.texts import hash_texts, mix_hashes, normalize_texts
-from rerank_actor.selection.values import combine
+from rerank_actor.outputs.scored import open_parquet
 
 Edges = dict[str, np.ndarray]
 ROW_BITS = 32  # of a position; above them stands the number of the unit

@@ -16,16 +16,11 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.bitext.languages import LanguagePair
-from rerank_actor.selection import edges as own
-from rerank_actor.selection.delivery import ADDED, build_objects, rename_taken
-from rerank_actor.selection.edges import Edges, find_ties
-from rerank_actor.selection.job import Format
-from rerank_actor.selection.known import Known
-from rerank_actor.selection.output import SelectOutput
-from rerank_actor.selection.rules import Rules
-from rerank_actor.selection.scored import Columns, Run
-from rerank_actor.selection.tally import Tally
-from rerank_actor.selection.values import (
+from rerank_actor.bitext.selection import hashed_pairs as own
+from rerank_actor.bitext.selection.hashed_pairs import Edges, find_ties
+from rerank_actor.bitext.selection.job import Format
+from rerank_actor.bitext.selection.labelled_pairs import Known
+from rerank_actor.bitext.selection.margins import (
     average_best,
     average_others,
     compute_margin,
@@ -35,6 +30,11 @@ from rerank_actor.selection.values import (
     sort_groups,
     to_space,
 )
+from rerank_actor.bitext.selection.output import SelectOutput
+from rerank_actor.bitext.selection.rules import Rules
+from rerank_actor.bitext.selection.scored import Columns, Run
+from rerank_actor.bitext.selection.tally import Tally
+from rerank_actor.bitext.selection.writers import ADDED, build_objects, rename_taken
 from rerank_actor.storage.shuffle import find_buckets, pack_slices, read_slices
 
 SAMPLES_PER_PART = 4096

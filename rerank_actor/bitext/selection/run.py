@@ -11,17 +11,17 @@ from collections.abc import Callable
 from typing import Any
 
 from rerank_actor import storage
+from rerank_actor.bitext.selection.job import SelectJob
+from rerank_actor.bitext.selection.labelled_pairs import Known, load_known
+from rerank_actor.bitext.selection.language_pair import PairRun, Selected
+from rerank_actor.bitext.selection.output import SelectOutput, find_lost
+from rerank_actor.bitext.selection.report import render_report
+from rerank_actor.bitext.selection.scored import ScoredPair, find_scored
+from rerank_actor.bitext.selection.status import find_delivered
 from rerank_actor.errors import InputError, OutputConflictError
 from rerank_actor.fingerprint import refuse_other_rules
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.runtime.connection import Connection, SignalWatch, connect_ray, watch_signals
-from rerank_actor.selection.delivered import find_delivered
-from rerank_actor.selection.job import SelectJob
-from rerank_actor.selection.known import Known, load_known
-from rerank_actor.selection.output import SelectOutput, find_lost
-from rerank_actor.selection.partition import PairRun, Selected
-from rerank_actor.selection.report import render_report
-from rerank_actor.selection.scored import ScoredPair, find_scored
 from rerank_actor.storage.lease import Lease, make_run_id
 
 DEFINITION_VERSION = 1  # to be raised when the same settings and scores give other rows

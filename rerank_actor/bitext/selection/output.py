@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rerank_actor import storage
+from rerank_actor.bitext.selection.job import FORMATS
 from rerank_actor.outputs.folder import Output
-from rerank_actor.selection.job import FORMATS
 
 READ_THREADS = 16
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rerank_actor import storage
-from rerank_actor.selection.job import FORMATS
-from rerank_actor.selection.output import SelectOutput, find_lost
+from rerank_actor.bitext.selection.job import FORMATS
+from rerank_actor.bitext.selection.output import SelectOutput, find_lost
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.bitext.columns import NOT_A_NUMBER, NOT_UNICODE, TEXT, Batch, name_columns, to_number
+from rerank_actor.bitext.candidate_columns import NOT_A_NUMBER, NOT_UNICODE, TEXT, Batch, name_columns, to_number
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.sources import Source, open_text, read_lines
 from rerank_actor.errors import InputError

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pycountry
 
-from rerank_actor.bitext.characters import make_counter
 from rerank_actor.bitext.languages import SCRIPTS, Language, LanguagePair
 from rerank_actor.errors import JobError
 
@@ -171,3 +170,55 @@ def _load_identifier(name: str, first: str, second: str) -> Callable[[str], str 
         return found.iso_code_639_1.name.lower() if found is not None else None
 
     return identify
+
+
+_CODE_POINTS = 0x110000
+_KNOWN = 7  # the bit that says that a character was looked up
+
+
+class CharacterCounter:
+    r"""Counts the characters of texts that are of some classes.
+
+    Args:
+        classes: as RE2 writes them, `[\p{L}\p{M}]`; seven at most.
+    """
+
+    def __init__(self, *classes: str) -> None:
+        self._classes = classes
+        self._flags = np.zeros(_CODE_POINTS, np.uint8)
+
+    def count(self, texts: pa.Array) -> list[np.ndarray]:
+        """Return how many characters of each text are of each class: int64 [num_texts] for each.
+
+        Args:
+            texts: string [num_texts] without nulls.
+        """
+        ends = np.cumsum(pc.utf8_length(texts).to_numpy(zero_copy_only=False).astype(np.int64))
+        starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
+        _, offsets, data = texts.buffers()
+        begin, end = np.frombuffer(offsets, np.int32)[[texts.offset, texts.offset + len(texts)]]
+        raw = data[int(begin) : int(end)].to_pybytes() if data is not None else b""
+        codes = np.frombuffer(raw.decode().encode("utf-32-le"), np.uint32)
+        flags = self._flags[codes]
+        if not (flags >> _KNOWN).all():
+            self._learn(np.unique(codes[flags >> _KNOWN == 0]))
+            flags = self._flags[codes]
+        found = []
+        for bit in range(len(self._classes)):
+            reached = np.concatenate([[0], np.cumsum(flags >> bit & 1, dtype=np.int64)])
+            found.append(reached[ends] - reached[starts])
+        return found
+
+    def _learn(self, codes: np.ndarray) -> None:
+        characters = pa.array([chr(code) for code in codes.tolist()], pa.string())
+        flags = np.full(len(codes), 1 << _KNOWN, np.uint8)
+        for bit, pattern in enumerate(self._classes):
+            matches = pc.match_substring_regex(characters, pattern).to_numpy(zero_copy_only=False)
+            flags |= (matches.astype(np.uint8) << bit).astype(np.uint8)
+        self._flags[codes] = flags
+
+
+@lru_cache(maxsize=32)
+def make_counter(*classes: str) -> CharacterCounter:
+    """Return the counter of some classes, one a process, which remembers what it has learned."""
+    return CharacterCounter(*classes)

@@ -12,11 +12,11 @@ import pyarrow as pa
 from rerank_actor import storage
 from rerank_actor.bitext.job import name_known
 from rerank_actor.bitext.languages import LanguagePair, find_pair_in_name, parse_pair
+from rerank_actor.bitext.selection.job import SelectJob
 from rerank_actor.bitext.sources import choose_partitions
 from rerank_actor.errors import InputError, suggest
-from rerank_actor.mining.pairs import open_parquet
 from rerank_actor.outputs.folder import Output
-from rerank_actor.selection.job import SelectJob
+from rerank_actor.outputs.scored import open_parquet
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 UNPACKED = 5  # bytes in memory of a stored one, at a guess

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rerank_actor.bitext.selection.tally import BIN_WIDTHS
 from rerank_actor.outputs.html import (
     Page,
     format_number,
@@ -22,7 +23,6 @@ from rerank_actor.outputs.html import (
     make_table,
     make_text,
 )
-from rerank_actor.selection.tally import BIN_WIDTHS
 
 OVERVIEW = ("lang pair", "candidates", "scored", "kept", "share", "mean score", "space", "estimated precision")
 CURVE_NAMES = ("precision", "recall", "f1")

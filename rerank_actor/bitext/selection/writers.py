@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pycountry
 
 from rerank_actor.bitext.languages import LanguagePair
-from rerank_actor.selection.job import Format
-from rerank_actor.selection.texts import clean_for_xml, flatten_texts
+from rerank_actor.bitext.selection.job import Format
+from rerank_actor.bitext.selection.normalize import clean_for_xml, flatten_texts
 
 ADDED = {"combined_score": pa.float32(), "margin": pa.float32(), "ratio_margin": pa.float32()}
 SORTING = ("_rank", "_tie", "_position")
