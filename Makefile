@@ -24,7 +24,7 @@ test: setup lint ## set up, check style, types and imports, then run the tests
 	$(BIN)/pytest
 
 chaos: setup ## put a job through twenty storms of faults (about half an hour)
-	$(BIN)/python tests/chaos.py --seeds 20
+	PYTHONPATH=tests/support $(BIN)/python dev/chaos.py --seeds 20
 
 bench: setup ## measure the job beside other tools (half an hour), and print which ratios moved
 	$(BIN)/python -m jobs.benchmark --workloads grouped shuffled --compare docs/benchmarks.json

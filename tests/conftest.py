@@ -2,9 +2,6 @@
 
 import itertools
 import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,6 @@ from s3_server import S3Server
 
 from rerank_actor.benchmark.sample import write_sample_model
 
-ROOT = Path(__file__).parent.parent
 BUCKET_NUMBERS = itertools.count()
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed|There are infinite retries remaining")
@@ -39,31 +35,6 @@ def write_shard(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
-
-
-def run_command(
-    module: str, *arguments: object, timeout: float = 500, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run an entry point as a user would and return what came of it."""
-    command = [sys.executable, "-m", f"jobs.{module}", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}
-    )
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 300) -> bool:
-    """Wait until something holds; return whether it came to that."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def read_output(folder: Path) -> pa.Table:
-    """Return the parts of an output as one table, in order of part names."""
-    return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("part-*.parquet"))])
 
 
 @pytest.fixture(scope="session", autouse=True)

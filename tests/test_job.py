@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import run_command
+from commands import run_command
 
 from jobs import command_line
 from jobs.score import make_parser, score

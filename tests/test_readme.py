@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import reference
-from conftest import ROOT, read_output, run_command
+from commands import ROOT, read_output, run_command
 from datasets import Dataset, DatasetDict, load_dataset
+from demo import LEAST_NDCG, measure_ndcg
 from hub_server import HubServer
-from test_demo_model import LEAST_NDCG, measure_ndcg
 
 from jobs.demo import demo
 from jobs.export import export

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, run_command
+from commands import ROOT, run_command
 from s3_server import S3Server
 
 from jobs import command_line

@@ -1,0 +1,261 @@
+"""Datasets of Hugging Face and Arrow files as input: which files hold the rows, and that their rows come out."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from commands import read_output, run_command
+from datasets import Dataset, DatasetDict
+from hub_server import HubServer
+
+from rerank_actor import storage
+from rerank_actor.errors import AccessDeniedError, InputError, JobError, ObjectChangedError, RerankError
+from rerank_actor.inputs import arrow, shards
+from rerank_actor.inputs.plan import Plan, make_plan
+from rerank_actor.inputs.spec import InputSpec
+from rerank_actor.job import load_job
+from rerank_actor.storage import hub
+
+CARD = b"""---
+configs:
+- config_name: plain
+  data_files:
+  - split: train
+    path: data/train-*
+  - split: test
+    path: data/test-*
+- config_name: other
+  data_files: other/*.csv
+---
+"""
+
+
+def make_table(count: int, mark: str = "d") -> pa.Table:
+    return pa.table({"query": [f"q{i // 3}" for i in range(count)], "document": [f"{mark}{i}" for i in range(count)]})
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, row_group_size=50)
+    return sink.getvalue()
+
+
+def make_repository(change: bytes | None = None) -> dict[str, bytes]:
+    return {
+        "README.md": CARD,
+        "data/train-00000-of-00002.parquet": to_parquet(make_table(120)),
+        "data/train-00001-of-00002.parquet": change or to_parquet(make_table(70, "e")),
+        "data/test-00000-of-00001.parquet": to_parquet(make_table(5)),
+        "lines/test.jsonl": b'{"query": "q", "document": "d"}\n' * 5,
+        "other/rows.csv": b"query,document\nq,d\n",
+    }
+
+
+def plan(folder: Path, **flags: Any) -> Plan:
+    job = load_job(None, {"output": str(folder / "out"), "engine": "fake", **flags})
+    return make_plan(job.input_spec(), Plan())[0]
+
+
+def read_all(found: Plan) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for unit in found.units():
+        part = shards.read_rows(unit, InputSpec())
+        rows += part.table.to_pylist()
+        assert part.texts["query"] == part.table.column("query").to_pylist()
+    return rows
+
+
+@pytest.fixture
+def hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    server = HubServer()
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    for cached in (hub.pin_revision, hub.look_at):
+        cached.cache_clear()
+    yield server
+    server.close()
+    for cached in (hub.pin_revision, hub.look_at):
+        cached.cache_clear()
+
+
+WRITERS: dict[str, Callable[[Any, pa.Schema], Any]] = {"file": pa.ipc.new_file, "stream": pa.ipc.new_stream}
+
+
+@pytest.mark.parametrize("unit_rows", [7, 45, 1000])
+@pytest.mark.parametrize("kind", ["plain", "dictionary", "empty batches"])
+@pytest.mark.parametrize("form", WRITERS)
+def test_arrow_shard_in_units_reads_back_as_written(tmp_path: Path, form: str, kind: str, unit_rows: int) -> None:
+    table = make_table(100)
+    if kind == "dictionary":
+        table = table.set_column(0, "query", table.column("query").combine_chunks().dictionary_encode())
+    path = tmp_path / "in" / "rows.arrow"
+    path.parent.mkdir()
+    with path.open("wb") as file, WRITERS[form](file, table.schema) as writer:
+        for start in range(0, 100, 30):
+            writer.write_table(table.slice(start, 30))
+            if kind == "empty batches":
+                writer.write_batch(pa.record_batch(table.slice(0, 0).to_pydict(), schema=table.schema))
+    found = plan(tmp_path, input=str(path), unit_rows=unit_rows)
+    assert read_all(found) == table.to_pylist()
+    assert max(unit.num_rows for unit in found.units()) <= unit_rows
+
+
+def test_arrow_file_that_is_cut_short_or_something_else_says_so(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    with pa.ipc.new_file(whole, make_table(9).schema) as writer:
+        writer.write_table(make_table(9))
+    for name, data in (("cut", whole.getvalue()[:-20]), ("empty", b""), ("text", b"query,document\n" * 9)):
+        path = tmp_path / f"{name}.arrow"
+        path.write_bytes(data)
+        with pytest.raises(RerankError, match=f"{path}: cannot be read as arrow"):
+            shards.scan_shard(storage.StoredObject(str(path), len(data), ""), InputSpec())
+
+
+def test_arrow_file_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrow"
+    table = pa.table([pa.array(["q"]), pa.array(["d"]), pa.array(["e"])], names=["query", "document", "document"])
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(InputError, match="more than one column `document`"):
+        shards.scan_shard(storage.StoredObject(str(path), path.stat().st_size, ""), InputSpec())
+
+
+def test_arrow_file_is_scanned_by_its_narrowest_column() -> None:
+    schema = pa.schema({"text": pa.string(), "number": pa.int64(), "flag": pa.bool_()})
+    assert arrow._find_narrowest(schema) == 2
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_saved_dataset_gives_its_rows_and_none_of_its_notes(tmp_path: Path, s3: Any, place: str) -> None:
+    rows = make_table(90).to_pylist()
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved", num_shards=2)
+    uri = str(tmp_path / "saved")
+    if place == "s3":
+        uri = s3.uri("saved")
+        for file in (tmp_path / "saved").iterdir():
+            storage.write_bytes(f"{uri}/{file.name}", file.read_bytes())
+    found = plan(tmp_path, input=uri, unit_rows=20)
+    assert [shard.uri.rpartition("/")[2] for shard in found.shards] == [
+        "data-00000-of-00002.arrow",
+        "data-00001-of-00002.arrow",
+    ]
+    assert read_all(found) == rows
+
+
+def test_saved_splits_are_chosen_by_name(tmp_path: Path) -> None:
+    splits = {
+        "train": Dataset.from_list(make_table(9).to_pylist()),
+        "test": Dataset.from_list(make_table(4).to_pylist()),
+    }
+    DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    uri = str(tmp_path / "saved")
+    assert plan(tmp_path, input=uri, split="test").num_rows == 4
+    assert (
+        plan(tmp_path, input=uri, split="train,test").num_rows == plan(tmp_path, input=uri, split="all").num_rows == 13
+    )
+    for flags, said in (({}, "several splits"), ({"split": "dev"}, "no split `dev`")):
+        with pytest.raises(InputError, match=rf"{said}.*--split"):
+            plan(tmp_path, input=uri, **flags)
+    (tmp_path / "saved/test/data-00000-of-00001.arrow").unlink()
+    with pytest.raises(InputError, match="copy the whole folder"):
+        plan(tmp_path, input=uri, split="test")
+
+
+def test_split_of_what_has_none_is_refused(tmp_path: Path, write_shard: Callable[..., Path]) -> None:
+    path = write_shard(make_table(3))
+    for flag in ("split", "config"):
+        with pytest.raises(InputError, match="--split and --config"):
+            plan(tmp_path, input=str(path), **{flag: "train"})
+
+
+def test_hub_path_and_glob_name_files_of_a_repository(tmp_path: Path, hub_server: HubServer) -> None:
+    hub_server.commit("org/pairs", make_repository())
+    for path, rows in (("data/train-*", 190), ("lines/test.jsonl", 5), ("data", 195)):
+        found = plan(tmp_path, input=f"hf://datasets/org/pairs/{path}", unit_rows=40)
+        assert len(read_all(found)) == rows
+    ranges = [wanted for _, path, wanted in hub_server.requests if path.endswith(".parquet")]
+    assert ranges and all(ranges), "a shard is read in ranges, never fetched whole"
+    with pytest.raises(InputError, match="nothing there"):
+        plan(tmp_path, input="hf://datasets/org/pairs/none*")
+
+
+def test_hub_file_is_known_by_its_hash_and_not_by_the_commit(tmp_path: Path, hub_server: HubServer) -> None:
+    first = hub_server.commit("org/pairs", make_repository())
+    uri = "hf://datasets/org/pairs/data/train-00001-of-00002.parquet"
+    before = plan(tmp_path, input=uri)
+    hub_server.commit("org/pairs", {**make_repository(), "README.md": b"other"})
+    hub.pin_revision.cache_clear()
+    hub.look_at.cache_clear()
+    assert plan(tmp_path, input=uri) == before
+    hub_server.commit("org/pairs", make_repository(to_parquet(make_table(70, "f"))))
+    hub.pin_revision.cache_clear()
+    hub.look_at.cache_clear()
+    assert plan(tmp_path, input=uri) != before
+    with pytest.raises(ObjectChangedError, match="another file"):
+        storage.open_input(uri, size=before.shards[0].size, etag=before.shards[0].etag).read(1)
+    pinned = plan(tmp_path, input=uri.replace("pairs/", f"pairs@{first}/"))
+    assert read_all(pinned)[0]["document"] == "e0"
+
+
+@pytest.mark.parametrize("revision", ["v1.0", "refs/convert/parquet", "refs%2Fconvert%2Fparquet", "~parquet"])
+def test_hub_revision_of_any_form_names_its_files(tmp_path: Path, hub_server: HubServer, revision: str) -> None:
+    first = hub_server.commit("org/pairs", make_repository())
+    hub_server.commit("org/pairs", {"README.md": b"nothing else"})
+    for name in ("v1.0", "refs/convert/parquet"):
+        hub_server.branches["org/pairs", name] = first
+    found = plan(tmp_path, input=f"hf://datasets/org/pairs@{revision}/data/train-*")
+    assert len(read_all(found)) == 190
+
+
+def test_hub_that_refuses_or_does_not_answer_says_what_to_check(
+    tmp_path: Path, hub_server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_server.commit("org/pairs", make_repository())
+    hub_server.token = "right"
+    with pytest.raises(JobError, match="HF_TOKEN"):
+        plan(tmp_path, input="hf://datasets/org/pairs/data")
+    monkeypatch.setenv("HF_TOKEN", "right")
+    hub.pin_revision.cache_clear()
+    assert plan(tmp_path, input="hf://datasets/org/pairs/data").num_rows == 195
+    assert storage.capture_environment()["HF_TOKEN"] == "right"
+    for wrong in ("hf://pairs", "hf://models/org/name", "hf://datasets/org"):
+        with pytest.raises(JobError, match="hf://OWNER/NAME"):
+            plan(tmp_path, input=wrong)
+    with pytest.raises(JobError, match="not supported"):
+        plan(tmp_path, input="hf://org/pairs", output="hf://org/scores")
+    assert issubclass(AccessDeniedError, JobError)
+
+
+def test_hub_dataset_is_scored_by_split_and_resumes(tmp_path: Path, local_ray: str, hub_server: HubServer) -> None:
+    hub_server.commit("org/pairs", make_repository())
+    environment = {"HF_ENDPOINT": hub_server.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": ""}
+
+    def run(*flags: str) -> Any:
+        given = ["--input", "hf://org/pairs", "--output", tmp_path / "out", "--engine", "fake", *flags]
+        return run_command("score", *given, "--ray-address", local_ray, **environment)
+
+    for flags, said in (
+        ((), "plain"),
+        (("--config", "plain"), "has several splits; it has train, test"),
+    ):
+        refused = run(*flags)
+        assert refused.returncode == 2 and said in refused.stderr and "Traceback" not in refused.stderr
+    done = run("--config", "plain", "--split", "train", "--unit-rows", "50")
+    assert done.returncode == 0, done.stderr
+    table = read_output(tmp_path / "out")
+    assert sorted(table.column("document").to_pylist()) == sorted(
+        [*make_table(120).column(1).to_pylist(), *make_table(70, "e").column(1).to_pylist()]
+    )
+    assert table.column("score").null_count == 0
+    hub_server.commit("org/pairs", {**make_repository(), "notes.md": b"a commit that changes no data"})
+    again = run("--config", "plain", "--split", "train", "--unit-rows", "50", "--dry-run")
+    assert "(0 to score)" in again.stdout, again.stdout + again.stderr
+    hub_server.commit("org/pairs", make_repository(to_parquet(make_table(70, "f"))))
+    changed = run("--config", "plain", "--split", "train")
+    assert changed.returncode == 3 and "train-00001-of-00002.parquet" in changed.stderr
+    assert json.loads((tmp_path / "out/_job/manifest.json").read_text())["totals"]["rows"] == 190

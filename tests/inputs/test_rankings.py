@@ -1,0 +1,259 @@
+"""Rankings in and out: TREC runs, Tevatron's ranklists, qrels, and what evaluation reads."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from commands import read_output, run_command
+
+from jobs.export import export
+from rerank_actor import Reranker
+from rerank_actor.errors import InputError, JobError
+from rerank_actor.inputs.rankings import RankingFile, parse_line, read_ranking, scan_ranking, sniff_format
+from rerank_actor.job import ScoreJob
+from rerank_actor.job_file import check_job
+from rerank_actor.mining.qrels import load_qrels
+from rerank_actor.outputs.export import ExportSpec, export_scores
+from rerank_actor.scoring.preflight import prepare_job
+from rerank_actor.scoring.run import run_job
+
+QUERIES = {f"q{number}": f"query {number}" for number in range(1, 4)}
+DOCUMENTS = {f"d{number}": f"document {number}" for number in range(9)}
+RUN = """q1 Q0 d3 1 9.5 bm25
+q1 Q0 d1 2 8.5 bm25
+q1 Q0 d0 3 7.5 bm25
+q2 Q0 d5 1 1e-3 bm25
+q2 Q0 d6
+q2 Q0 d7 2 -4 bm25
+q2 Q0 nowhere 3 -5 bm25
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def make_job(tmp_path: Path, ranking: Path, **settings: Any) -> ScoreJob:
+    """Return a job for the fake engine with a ranking as input."""
+    queries = write(
+        tmp_path / "beir/queries.jsonl", "".join(json.dumps({"_id": k, "text": v}) + "\n" for k, v in QUERIES.items())
+    )
+    corpus = write(
+        tmp_path / "beir/corpus.jsonl", "".join(json.dumps({"_id": k, "text": v}) + "\n" for k, v in DOCUMENTS.items())
+    )
+    values = {
+        "input": [str(ranking)],
+        "queries": [str(queries)],
+        "corpus": [str(corpus)],
+        "output": str(tmp_path / "out"),
+        "engine": "fake",
+    }
+    return check_job(ScoreJob, {**values, **settings}).normalized()
+
+
+def score_ids(pairs: list[tuple[str, str]]) -> list[float]:
+    with Reranker(engine="fake") as reranker:
+        return reranker.score([(QUERIES[query], DOCUMENTS[document]) for query, document in pairs]).tolist()
+
+
+def open_ranking(path: Path, kind: str, top_k: int | None = None) -> RankingFile:
+    return RankingFile(str(path), path.stat().st_size, "", kind, "gz" if path.suffix == ".gz" else "", top_k)
+
+
+def test_trec_run_is_scored_line_by_line_and_exported_best_first(tmp_path: Path, local_ray: str) -> None:
+    job = make_job(tmp_path, write(tmp_path / "bm25.run", RUN))
+    run_job(job)
+    table = read_output(tmp_path / "out")
+    assert table.column_names[:5] == ["query_id", "document_id", "rank", "retrieval_score", "tag"]
+    assert table["document_id"].to_pylist() == ["d3", "d1", "d0", "d5", None, "d7", "nowhere"]
+    good = [("q1", "d3"), ("q1", "d1"), ("q1", "d0"), ("q2", "d5"), ("q2", "d7")]
+    scores = dict(zip(good, score_ids(good), strict=True))
+    assert table["score"].to_pylist() == [*list(scores.values())[:4], None, scores["q2", "d7"], None]
+    errors = table["error"].to_pylist()
+    assert errors[4].startswith("line is not of a TREC run")
+    assert errors[4].endswith(f"({tmp_path}/bm25.run, line 5)")
+    assert errors[6] == "document id is not in --corpus"
+
+    target = tmp_path / "scored.trec"
+    assert export([str(tmp_path / "out"), "--format", "trec", "--output", str(target), "--tag", "ours"]) == 0
+    fields = [line.split() for line in target.read_text().splitlines()]
+    ranked = sorted(good, key=lambda pair: (pair[0], -scores[pair]))
+    assert [(query, document) for query, _, document, *_ in fields] == ranked
+    assert [int(rank) for _, _, _, rank, _, _ in fields] == [1, 2, 3, 1, 2]
+    assert [float(score) for *_, score, _ in fields] == pytest.approx([scores[pair] for pair in ranked], abs=1e-8)
+    assert {(constant, tag) for _, constant, *_, tag in fields} == {("Q0", "ours")}
+
+    # What was exported is a run to score again, the best of each query alone.
+    again = make_job(tmp_path, target, output=str(tmp_path / "again"), top_k=1)
+    run_job(again)
+    found = read_output(tmp_path / "again")
+    best = [next(pair for pair in ranked if pair[0] == query) for query in ("q1", "q2")]
+    assert list(zip(found["query_id"].to_pylist(), found["document_id"].to_pylist(), strict=True)) == best
+    assert found["score"].to_pylist() == [scores[pair] for pair in best]
+
+
+def test_mteb_predictions_and_tevatron_hold_the_scores_of_the_output(tmp_path: Path, local_ray: str) -> None:
+    run_job(make_job(tmp_path, write(tmp_path / "run.trec", RUN)))
+    target = tmp_path / "predictions.json"
+    assert export_scores(ExportSpec(str(tmp_path / "out"), "mteb-predictions", str(target))).candidates == 5
+    found = json.loads(target.read_text())
+    assert found["mteb_model_meta"]["model_name"] == "bytes"
+    rows = [row for row in read_output(tmp_path / "out").to_pylist() if row["error"] is None]
+    expected: dict[str, dict[str, float]] = {}
+    for row in rows:
+        expected.setdefault(row["query_id"], {})[row["document_id"]] = pytest.approx(row["score"], abs=1e-8)
+    assert found["default"]["test"] == expected
+
+    target = tmp_path / "ranklist.tsv.gz"
+    result = export_scores(ExportSpec(str(tmp_path / "out"), "tevatron", str(target), space="logit", top_k=2))
+    assert (result.queries, result.candidates, result.unscored) == (2, 4, 2)
+    lines = [line.split("\t") for line in gzip.decompress(target.read_bytes()).decode().splitlines()]
+    logits = {(row["query_id"], row["document_id"]): row["logit"] for row in rows}
+    assert [float(score) for *_, score in lines] == pytest.approx([logits[q, d] for q, d, _ in lines], abs=1e-5)
+    assert sniff_format(str(target), target.stat().st_size, "gz") == "tevatron"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kind", "column"),
+    [
+        ("test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td2\t0\n", "qrels", "relevance"),
+        ("qrels.txt", "q1 0 d1 1\nq2 0 d2 0\n", "qrels", "relevance"),
+        ("rank.txt", "q1\td1\t1\nq2\td2\t0\n", "tevatron", "retrieval_score"),
+    ],
+)
+def test_formats_are_told_by_their_first_lines(tmp_path: Path, name: str, text: str, kind: str, column: str) -> None:
+    path = write(tmp_path / name, text)
+    ground = prepare_job(make_job(tmp_path, path))
+    assert ground.job.format == kind
+    assert ground.plan.num_rows == 2
+    table, faults = read_ranking(open_ranking(path, kind), 0, 2)
+    expected = {"query_id": ["q1", "q2"], "document_id": ["d1", "d2"], column: [1.0, 0.0]}
+    assert table.to_pydict() == expected
+    assert faults == [None, None]
+    if kind == "qrels":
+        judged = load_qrels(str(path), 0.0).to_pydict()
+        assert judged == {name: expected[name] for name in ("query_id", "document_id")}
+
+
+@pytest.mark.parametrize("name", ["run.trec", "run.trec.gz"])
+@pytest.mark.parametrize("block_rows", [1, 3, 100])
+def test_blocks_of_a_ranking_give_the_best_of_each_query_once(tmp_path: Path, name: str, block_rows: int) -> None:
+    lines = [f"q{q} Q0 d{d} {d} {(d * 7) % 11}.5 t" for q in range(6) for d in range(q + 1)]
+    path = write(tmp_path / name, "\n".join(lines) + "\n")
+    for top_k in (None, 1, 3):
+        file = open_ranking(path, "trec", top_k)
+        blocks = scan_ranking(file, block_rows, -1)
+        tables = [read_ranking(file, block.byte_start, block.num_rows)[0] for block in blocks]
+        found = [(row["query_id"], row["document_id"]) for table in tables for row in table.to_pylist()]
+        expected = []
+        for q in range(6):
+            ranked = sorted(range(q + 1), key=lambda d: -((d * 7) % 11))[:top_k]
+            expected += [(f"q{q}", f"d{d}") for d in sorted(ranked)]
+        assert found == expected
+        firsts = [lines[block.number - 1].split() for block in blocks]
+        chosen = [table.to_pylist()[0] for table in tables]
+        assert [fields[0] for fields in firsts] == [row["query_id"] for row in chosen]
+        assert top_k or [fields[2] for fields in firsts] == [row["document_id"] for row in chosen]
+
+
+def test_broken_lines_are_named_by_their_place_in_whatever_unit_they_are(tmp_path: Path, local_ray: str) -> None:
+    lines = ["\n" if at == 1 else "broken\n" if at in (4, 7) else f"q1 Q0 d{at} {at} 1 t\n" for at in range(9)]
+    run_job(make_job(tmp_path, write(tmp_path / "run.trec", "".join(lines)), unit_rows=1))
+    assert len(list((tmp_path / "out").glob("part-*.parquet"))) == 8
+    errors = [error for error in read_output(tmp_path / "out")["error"].to_pylist() if error]
+    assert [error.rpartition(", ")[2] for error in errors] == ["line 5)", "line 8)"]
+
+
+def test_export_takes_ids_from_renamed_and_exploded_columns(tmp_path: Path, local_ray: str) -> None:
+    line = {"query_id": "q1", "document_id": ["d1", "d2", "nowhere"]}
+    path = write(tmp_path / "lists.jsonl", json.dumps(line) + "\n")
+    run_job(make_job(tmp_path, path, explode=True, rename_columns={"query_id": "qid", "document_id": "docid"}))
+    target = tmp_path / "scored.tsv"
+    assert export_scores(ExportSpec(str(tmp_path / "out"), "tevatron", str(target))).candidates == 2
+    found = {tuple(line.split("\t")[:2]) for line in target.read_text().splitlines()}
+    assert found == {("q1", "d1"), ("q1", "d2")}
+
+
+def test_top_k_refuses_what_it_cannot_rank(tmp_path: Path) -> None:
+    path = write(tmp_path / "mixed.trec", "q1 Q0 d1 1 3 t\nq2 Q0 d1 1 3 t\nq1 Q0 d2 2 1 t\n")
+    with pytest.raises(
+        InputError, match=r"mixed.trec: line 3 is of a query whose other lines stand apart.*sort the file"
+    ):
+        prepare_job(make_job(tmp_path, path, top_k=1))
+    assert prepare_job(make_job(tmp_path, path)).plan.num_rows == 3
+    pairs = write(tmp_path / "pairs.jsonl", '{"query_id": "q1", "document_id": "d1"}\n')
+    with pytest.raises(JobError, match="--top-k goes with --format trec"):
+        prepare_job(make_job(tmp_path, pairs, top_k=1))
+    with pytest.raises(JobError, match="--format trec holds ids alone"):
+        make_job(tmp_path, path, format="trec", corpus=[])
+
+
+@pytest.mark.parametrize("line", ["", "a b", "q Q0 d one 1 t", "q Q0 d 1 high t", "q Q0 d 1 1 t u"])
+def test_a_line_that_is_not_of_a_run_is_broken(line: str) -> None:
+    assert parse_line("trec", line) is None
+
+
+def make_scored(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write a folder that looks like a scored output of two parts."""
+    folder.mkdir()
+    schema = None
+    for number, half in enumerate((rows[: len(rows) // 2], rows[len(rows) // 2 :])):
+        table = pa.Table.from_pylist(half, schema)
+        schema = table.schema
+        pq.write_table(table, folder / f"part-0-{number}.parquet")
+    (folder / "_SUCCESS").touch()
+    return folder
+
+
+def test_export_of_lists_and_of_more_than_fits_in_memory_is_the_same(tmp_path: Path) -> None:
+    rows = [
+        {
+            "query_id": q % 5,
+            "document_id": [f"d{q}-{d}" for d in range(3)],
+            "score": [0.5, None, 0.25],
+            "logit": [q / 10, None, -q / 10],
+        }
+        for q in range(40)
+    ]
+    folder = make_scored(tmp_path / "scored", rows)
+    texts = []
+    for number, pairs_at_once in enumerate((10**6, 7)):
+        target = tmp_path / f"{number}.trec"
+        spec = ExportSpec(str(folder), "trec", str(target), pairs_at_once=pairs_at_once)
+        result = export_scores(spec)
+        assert (result.queries, result.candidates, result.unscored) == (5, 80, 40)
+        texts.append(target.read_text().splitlines())
+    assert sorted(texts[0]) == sorted(texts[1])
+    assert texts[0][0].split()[:4] == ["0", "Q0", "d35-0", "1"]
+
+
+def test_export_refuses_what_would_be_wrong(tmp_path: Path, write_shard: Callable[..., Path]) -> None:
+    good = {"query_id": "q", "document_id": "d", "score": 0.5, "logit": 0.0}
+    with pytest.raises(InputError, match="holds no scored parts"):
+        export_scores(ExportSpec(str(tmp_path / "none"), "trec"))
+    folder = make_scored(tmp_path / "blank", [{**good, "document_id": "two words"}, good])
+    with pytest.raises(InputError, match="document id 'two words' is empty or has blanks"):
+        export_scores(ExportSpec(str(folder), "trec", str(tmp_path / "x")))
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(InputError, match=r"no column `qid`.*--query-id-column"):
+        export_scores(ExportSpec(str(folder), "trec", query_id_column="qid"))
+    (folder / "_SUCCESS").unlink()
+    with pytest.raises(InputError, match="is not complete"):
+        export_scores(ExportSpec(str(folder), "tevatron", str(tmp_path / "x")))
+    assert export_scores(ExportSpec(str(folder), "tevatron", str(tmp_path / "x"), partial=True)).candidates == 2
+    twice = make_scored(tmp_path / "twice", [good, good])
+    assert export_scores(ExportSpec(str(twice), "trec", str(tmp_path / "y"))).doubled == 1
+
+
+def test_export_command_ends_with_2_and_a_sentence(tmp_path: Path) -> None:
+    found = run_command("export", tmp_path / "none", "--format", "trec")
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: ")
+    assert run_command("export", "--format", "trec").returncode == 2

@@ -1,0 +1,652 @@
+"""The output folder: damaged parts are found and scored again, sound ones are left alone, and one run alone writes."""
+
+import contextlib
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from commands import ROOT, read_output, run_command
+from s3_server import S3Server
+
+from rerank_actor import storage
+from rerank_actor.engines.fake import FakeEngine
+from rerank_actor.engines.model import load_tokenizer_json
+from rerank_actor.errors import OutputConflictError, StorageError
+from rerank_actor.job import ScoreJob
+from rerank_actor.outputs.folder import Output, find_pending
+from rerank_actor.outputs.manifest import RECORD_SCHEMA, Totals, UnitRecords, check_committed
+from rerank_actor.outputs.part import check_part
+from rerank_actor.outputs.verify import verify_output
+from rerank_actor.scoring.preflight import make_specs, prepare_job
+from rerank_actor.scoring.prepare import prepare_unit
+from rerank_actor.scoring.run import run_job
+from rerank_actor.scoring.write import write_part
+from rerank_actor.storage.lease import Lease
+
+UNITS = 4
+ROWS = 6  # of a unit
+
+
+# An output on either kind of storage, scored by the path of a unit without Ray.
+
+
+@dataclass
+class Place:
+    """Where an output lies, and how its parts are reached behind the project's back."""
+
+    uri: str
+    s3: S3Server | None = None
+
+    def read(self, name: str) -> bytes:
+        if self.s3 is None:
+            return (Path(self.uri) / name).read_bytes()
+        return self.s3.read(self._key(name))
+
+    def write(self, name: str, data: bytes) -> None:
+        if self.s3 is None:
+            (Path(self.uri) / name).write_bytes(data)
+        else:
+            self.s3.put(self._key(name), data)
+
+    def names(self, prefix: str = "") -> list[str]:
+        if self.s3 is None:
+            files = [str(path.relative_to(self.uri)) for path in Path(self.uri).rglob("*") if path.is_file()]
+        else:
+            files = [key.removeprefix("out/") for key in self.s3.read_all("out/")]
+        return sorted(file for file in files if file.startswith(prefix))
+
+    def parts(self) -> dict[str, bytes]:
+        return {name: self.read(name) for name in self.names("part-")}
+
+    @staticmethod
+    def _key(name: str) -> str:
+        return f"out/{name}"
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "local":
+        return Place(str(tmp_path / "output"))
+    s3: S3Server = request.getfixturevalue("s3")
+    return Place(s3.uri("out"), s3)
+
+
+@pytest.fixture
+def job(place: Place, tmp_path: Path) -> ScoreJob:
+    return make_job(tmp_path, place.uri)
+
+
+@pytest.fixture
+def local_job(tmp_path: Path) -> ScoreJob:
+    return make_job(tmp_path, str(tmp_path / "output"))
+
+
+def make_job(folder: Path, output: str, **settings: Any) -> ScoreJob:
+    """Return a job for the fake engine over a shard of a few units, some of whose rows are bad."""
+    count = UNITS * ROWS
+    table = pa.table(
+        {
+            "id": range(count),
+            "query": pa.array([None if i % 7 == 3 else f"query {i // 3}" for i in range(count)], pa.string()),
+            "document": [f"document {i} " * 40 for i in range(count)],
+        }
+    )
+    shard = folder / "input/a.parquet"
+    if not shard.exists():
+        shard.parent.mkdir(parents=True)
+        pq.write_table(table, shard)
+    return ScoreJob(input=[str(shard)], output=output, engine="fake", unit_rows=ROWS, **settings).normalized()
+
+
+@dataclass
+class Outcome:
+    """What a run without Ray did."""
+
+    totals: Totals
+    damaged: dict[str, str]
+    scored: list[str]
+    notes: list[str]
+
+
+def score_here(job: ScoreJob, run_id: str = "run", *, records: bool = True) -> Outcome:
+    """Score what is pending in this process, as a run does; without records it is a run that was killed."""
+    ground = prepare_job(job)
+    output, notes = ground.output, list[str]()
+    output.write_own("plan.parquet", ground.plan.to_bytes(ground.settings))
+    parts = output.list_parts()
+    totals, damaged = check_committed(output, parts, ground.plan.units(), ground.fingerprint, notes.append)
+    pending = find_pending(ground.plan, {name: part for name, part in parts.items() if name not in damaged})
+    output.delete_parts(list(damaged))
+    tokenizer_json = load_tokenizer_json(ground.model)
+    prepare, spec = make_specs(ground, tokenizer_json, {})
+    engine, unit_records = FakeEngine(spec), UnitRecords(output, run_id)
+    for unit in pending:
+        work = prepare_unit(unit, prepare, tokenizer_json)
+        logits = np.full(len(work.prompts), np.nan, np.float32)
+        logits[work.prompts.scorable] = engine.compute_logits(work.prompts.ids_at(work.prompts.scorable))
+        done = work.with_logits(logits, {"attempts": 1, "seconds": 0.0, "engine_version": "1", "dtype": "float32"})
+        metadata = {"fingerprint": ground.fingerprint, "run": run_id}
+        report = write_part(done, output.uri, metadata, output.scratch)
+        totals.add(report)
+        unit_records.add(unit.name, report)
+    if records:
+        unit_records.flush()
+        storage.write_bytes(output.success_uri, b"")
+    return Outcome(totals, damaged, [unit.name for unit in pending], notes)
+
+
+def flip(data: bytes, position: int) -> bytes:
+    """Return data with one bit changed."""
+    return data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :]
+
+
+def find_page(data: bytes, column: str = "document") -> int:
+    """Return a position among the values of a column: at the end of its page, whose header holds copies of texts."""
+    group = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0)
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    chunk = next(chunk for chunk in chunks if chunk.path_in_schema == column)
+    start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+    return int(start) + int(chunk.total_compressed_size) - 3
+
+
+DAMAGES: dict[str, Callable[[bytes, bytes], bytes]] = {
+    "cut short": lambda data, other: data[: len(data) * 2 // 3],
+    "footer cut off": lambda data, other: data[:-20],
+    "garbage": lambda data, other: random.Random(0).randbytes(len(data)),
+    "zeros": lambda data, other: bytes(len(data)),
+    "page with a flipped bit": lambda data, other: flip(data, find_page(data)),
+    "score with a flipped bit": lambda data, other: flip(data, find_page(data, "score")),
+    "another unit's part": lambda data, other: other,
+    "one byte": lambda data, other: b"P",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_part_is_named_by_the_resume_and_scored_again_alone(job: ScoreJob, place: Place, damage: str) -> None:
+    first = score_here(job)
+    before = place.parts()
+    name, other = sorted(before)[1:3]
+    place.write(name, DAMAGES[damage](before[name], before[other]))
+    if place.s3 is not None:
+        place.s3.requests.clear()
+    resumed = score_here(job, "again")
+    assert list(resumed.damaged) == [name]
+    assert resumed.scored == [name.removeprefix("part-").removesuffix(".parquet")]
+    assert resumed.totals == first.totals
+    after = place.parts()
+    assert {n: data for n, data in after.items() if n != name} == {n: d for n, d in before.items() if n != name}
+    assert read_rows(after[name]).equals(read_rows(before[name]))
+    assert verify_output(job.output).problems == []
+    assert score_here(job).scored == []
+
+
+def read_rows(data: bytes) -> pa.Table:
+    return pq.read_table(io.BytesIO(data)).replace_schema_metadata(None)
+
+
+def test_empty_part_is_pending(job: ScoreJob, place: Place) -> None:
+    score_here(job)
+    name = sorted(place.parts())[0]
+    place.write(name, b"")
+    assert any(name in problem for problem in verify_output(job.output).problems)
+    assert len(score_here(job).scored) == 1
+    assert verify_output(job.output).problems == []
+
+
+def test_resume_reads_no_part_that_its_record_vouches_for(s3: S3Server, tmp_path: Path) -> None:
+    job = make_job(tmp_path, s3.uri("out"))
+    first = score_here(job)
+    s3.requests.clear()
+    resumed = score_here(job)
+    assert resumed.totals == first.totals
+    assert resumed.totals.units == UNITS
+    assert resumed.notes == []
+    assert [path for method, path in s3.requests if "part-" in path] == []
+
+
+def test_parts_of_a_killed_run_are_read_once(job: ScoreJob, place: Place) -> None:
+    first = score_here(job, records=False)
+    assert place.names("_job/runs") == []
+    second = score_here(job)
+    assert second.totals == first.totals
+    assert (second.damaged, second.scored) == ({}, [])
+    assert [f"{UNITS} parts" in note for note in second.notes] == [True]
+    third = score_here(job)
+    assert third.notes == []
+    assert third.totals == first.totals
+
+
+def test_sound_part_that_was_copied_is_kept_and_read_once(local_job: ScoreJob) -> None:
+    first = score_here(local_job)
+    part = sorted(Path(local_job.output).glob("part-*"))[0]
+    os.utime(part, ns=(1, 1))
+    second, third = score_here(local_job), score_here(local_job)
+    assert (second.damaged, second.scored, len(second.notes), third.notes) == ({}, [], 1, [])
+    assert second.totals == third.totals == first.totals
+
+
+def strip_marks(output: str) -> None:
+    """Make the unit records of an output what they were before they kept version marks."""
+    for path in (Path(output) / "_job/runs").iterdir():
+        pq.write_table(pq.read_table(path).drop_columns(["part_etag"]), path)
+
+
+def test_records_without_marks_vouch_by_size(local_job: ScoreJob) -> None:
+    first = score_here(local_job)
+    strip_marks(local_job.output)
+    resumed = score_here(local_job)
+    assert (resumed.notes, resumed.totals) == ([], first.totals)
+    part = sorted(Path(local_job.output).glob("part-*"))[0]
+    part.write_bytes(part.read_bytes()[:-1])
+    resumed = score_here(local_job)
+    assert list(resumed.damaged) == [part.name]
+    # The new record has a mark, so that the old one, which has the same size, vouches for nothing any more.
+    times = part.stat()
+    part.write_bytes(flip(part.read_bytes(), find_page(part.read_bytes())))
+    assert part.stat().st_size == times.st_size
+    assert list(score_here(local_job).damaged) == [part.name]
+
+
+def test_damaged_record_file_costs_a_look_at_its_parts(job: ScoreJob, place: Place) -> None:
+    first = score_here(job)
+    (name,) = place.names("_job/runs/")
+    place.write(name, b"PAR1 garbage")
+    resumed = score_here(job)
+    assert (resumed.damaged, resumed.scored) == ({}, [])
+    assert resumed.totals == first.totals
+
+
+def test_unreachable_part_is_not_taken_for_a_damaged_one(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    job = make_job(tmp_path, s3.uri("out"))
+    score_here(job, records=False)
+    ground, before = prepare_job(job), s3.read_all("out/part-")
+    s3.fault = lambda method, path: 503 if method == "GET" and "/part-" in path else 0
+    with pytest.raises(StorageError):
+        check_committed(ground.output, ground.output.list_parts(), ground.plan.units(), ground.fingerprint)
+    with_delete = verify_output(job.output, delete_damaged=True)
+    assert with_delete.deleted == 0
+    assert len(with_delete.problems) >= UNITS
+    s3.fault = None
+    assert s3.read_all("out/part-") == before
+
+
+def test_flipped_bit_anywhere_is_found_or_changes_no_value(local_job: ScoreJob) -> None:
+    """Checksums cover pages, not their headers nor the footer: what goes unseen there must not reach a row."""
+    score_here(local_job)
+    ground = prepare_job(local_job)
+    unit = next(iter(ground.plan.units()))
+    data = (Path(local_job.output) / unit.part_name).read_bytes()
+    assert check_part(unit, data, ground.fingerprint).problem is None
+    table, choose = read_rows(data), random.Random(0)
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    for position in choose.sample(range(footer), min(footer, 1500)):
+        found = flip(data, position)
+        if check_part(unit, found, ground.fingerprint).problem is None:
+            assert read_rows(found).equals(table), position
+    for column in ("id", "query", "document", "score", "logit", "num_tokens", "truncated_tokens", "error"):
+        assert check_part(unit, flip(data, find_page(data, column)), ground.fingerprint).problem is not None, column
+
+
+# What verification says, and what it deletes.
+
+
+def rot(part: Path) -> None:
+    """Flip a bit in a page, as a bad disk does: size and time stay."""
+    times = part.stat()
+    part.write_bytes(flip(part.read_bytes(), find_page(part.read_bytes())))
+    os.utime(part, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_rotten_part_with_its_time_kept_is_found_by_verify_and_deleted_on_demand(local_job: ScoreJob) -> None:
+    first = score_here(local_job)
+    output = Path(local_job.output)
+    parts = sorted(output.glob("part-*"))
+    rot(parts[2])
+    assert score_here(local_job).damaged == {}, "a resume sees sizes and times"
+    problems = verify_output(local_job.output).problems
+    assert len(problems) == 1
+    assert parts[2].name in problems[0]
+    assert "--delete-damaged" in problems[0]
+    assert parts[2].exists()
+    kept = {part: part.read_bytes() for part in parts if part != parts[2]}
+    found = run_command("verify", output, "--delete-damaged")
+    assert found.returncode == 1, found.stderr
+    assert "1 damaged parts deleted" in found.stdout
+    assert not parts[2].exists()
+    assert not (output / "_SUCCESS").exists(), "who waits for it would read an output with a hole"
+    assert not (output / "_job/lease.json").exists()
+    assert {part: part.read_bytes() for part in kept} == kept
+    assert score_here(local_job).totals == first.totals
+    assert run_command("verify", output).returncode == 0
+
+
+def test_verify_says_that_the_next_run_mends_what_it_can_see(job: ScoreJob, place: Place) -> None:
+    score_here(job)
+    name = sorted(place.parts())[0]
+    place.write(name, flip(place.read(name), find_page(place.read(name))))
+    (problem,) = verify_output(job.output).problems
+    assert problem.startswith(name)
+    assert problem.endswith("; run the job again")
+    assert len(score_here(job).scored) == 1
+    assert verify_output(job.output).problems == []
+
+
+def test_delete_damaged_while_a_run_is_at_work_is_refused(job: ScoreJob, place: Place) -> None:
+    score_here(job)
+    name = sorted(place.parts())[0]
+    place.write(name, b"garbage")
+    lease = Lease(Output(job.output).lease_uri, job.output, "a run")
+    lease.acquire(print)
+    with pytest.raises(OutputConflictError, match="another run is writing"):
+        verify_output(job.output, delete_damaged=True)
+    assert place.read(name) == b"garbage"
+    assert verify_output(job.output).problems, "without deleting it may look"
+    lease.release()
+    assert verify_output(job.output, delete_damaged=True).deleted == 1
+    assert name not in place.parts()
+
+
+def test_delete_damaged_of_a_sound_output_deletes_nothing(job: ScoreJob, place: Place) -> None:
+    score_here(job)
+    before = place.names()
+    result = verify_output(job.output, delete_damaged=True)
+    assert (result.problems, result.deleted) == ([], 0)
+    assert place.names() == before
+
+
+# The whole job.
+
+
+def test_run_with_damaged_part_names_it_and_scores_it_again(local_job: ScoreJob, local_ray: str) -> None:
+    assert run_job(local_job).status == "complete"
+    output = Path(local_job.output)
+    table, totals = read_output(output), manifest_totals(output)
+    parts = sorted(output.glob("part-*"))
+    parts[1].write_bytes(DAMAGES["cut short"](parts[1].read_bytes(), b""))
+    before = {part.name: part.read_bytes() for part in parts if part != parts[1]}
+    notes = Notes()
+    result = run_job(local_job, notes)
+    assert (result.status, result.run["units"]) == ("complete", 1)
+    assert any(parts[1].name in line for line in notes.lines)
+    assert read_output(output).equals(table)
+    assert {name: (output / name).read_bytes() for name in before} == before
+    assert manifest_totals(output) == totals
+    assert verify_output(str(output)).problems == []
+
+
+class Notes:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+    def update(self, standing: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def manifest_totals(output: Path) -> dict[str, Any]:
+    totals = json.loads((output / "_job/manifest.json").read_text())["totals"]
+    return {name: value for name, value in totals.items() if name != "engine_seconds"}
+
+
+# Unit records.
+
+
+def test_records_are_written_when_the_oldest_has_waited_long_enough(tmp_path: Path) -> None:
+    output = Output(str(tmp_path))
+    records = UnitRecords(output, "run", seconds=0.3)
+    records.add("a", {"rows": 1})
+    records.add("b", {"rows": 2})
+    assert list(output.read_records()) == []
+    time.sleep(0.4)
+    records.flush_if_due()
+    assert [record["unit"] for record in output.read_records()] == ["a", "b"]
+    records.add("c", {"rows": 3})
+    time.sleep(0.4)
+    records.add("d", {"rows": 4})
+    assert [record["unit"] for record in output.read_records()] == ["a", "b", "c", "d"]
+    assert pq.read_schema(tmp_path / "_job/runs/run-00000.parquet").equals(RECORD_SCHEMA)
+
+
+def test_records_that_cannot_be_written_are_kept_for_later(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    output = Output(s3.uri("out"))
+    records = UnitRecords(output, "run", seconds=0.0)
+    s3.fault = lambda method, path: 503 if method == "PUT" and "/runs/" in path else 0
+    records.add("a", {"rows": 1})
+    assert list(output.read_records()) == []
+    s3.fault = None
+    records.add("b", {"rows": 2})
+    assert [record["unit"] for record in output.read_records()] == ["a", "b"]
+
+
+# The lease. Its holders are processes or threads of their own; `host` stands for the machine that they are on.
+
+HOLDER = """
+import sys, threading, time
+from rerank_actor.errors import OutputConflictError
+from rerank_actor.storage.lease import Lease; from rerank_actor.outputs.folder import Output
+
+uri, name, heartbeat = sys.argv[1], sys.argv[2], float(sys.argv[3])
+lease = Lease(Output(uri).lease_uri, uri, name, heartbeat_seconds=heartbeat, stale_seconds=2.0, host=name)
+try:
+    print("waiting", flush=True)
+    lease.acquire(lambda message: None)
+    print("held", flush=True)
+    done = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), done.set()), daemon=True).start()
+    while not done.wait(0.02):
+        lease.check(fresh=heartbeat > 10)
+except OutputConflictError as error:
+    print(f"refused: {error}", flush=True)
+lease.release()
+print("ended", flush=True)
+"""
+
+
+class Holder:
+    """A process that takes a lease and keeps it until it is told to end, or until it lost it."""
+
+    def __init__(self, uri: str, name: str, heartbeat: float = 0.2) -> None:
+        self.name = name
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, uri, name, str(heartbeat)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def read_line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def end(self) -> list[str]:
+        """Tell it to end, and return what it still had to say."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        return self.process.stdout.read().splitlines()
+
+
+@pytest.fixture
+def hold(place: Place) -> Iterator[Callable[..., Holder]]:
+    started: list[Holder] = []
+
+    def begin(name: str, heartbeat: float = 0.2) -> Holder:
+        started.append(Holder(place.uri, name, heartbeat))
+        assert started[-1].read_line() == "waiting"
+        return started[-1]
+
+    yield begin
+    for holder in started:
+        with contextlib.suppress(ProcessLookupError):
+            holder.process.send_signal(signal.SIGCONT)
+            holder.process.kill()
+        holder.process.wait()
+        holder.end()
+
+
+def read_lease(place: Place) -> dict[str, Any]:
+    return dict(json.loads(place.read("_job/lease.json")))
+
+
+@pytest.mark.parametrize("heartbeat", [0.2, 100.0], ids=["found by the heartbeat", "found by a fresh look"])
+def test_frozen_run_that_thaws_finds_its_lease_taken_and_leaves_it_alone(
+    place: Place, hold: Callable[..., Holder], heartbeat: float
+) -> None:
+    frozen = hold("frozen", heartbeat)
+    assert frozen.read_line() == "held"
+    frozen.process.send_signal(signal.SIGSTOP)
+    second = hold("second")
+    assert second.read_line() == "held"
+    assert read_lease(place)["run"] == "second"
+    frozen.process.send_signal(signal.SIGCONT)
+    line = frozen.read_line()
+    assert line.startswith("refused: ")
+    assert "another run took over (host second" in line
+    assert frozen.end() == ["ended"]
+    beat = read_lease(place)["heartbeat"]
+    deadline = time.monotonic() + 30
+    while read_lease(place)["heartbeat"] == beat and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert read_lease(place)["heartbeat"] > beat, "the second run's lease is still kept"
+    assert read_lease(place)["run"] == "second"
+    assert second.end() == ["ended"]
+    assert place.names("_job") == []
+
+
+@pytest.mark.parametrize("place", ["local"], indirect=True)
+def test_run_frozen_for_a_moment_keeps_its_lease(place: Place, hold: Callable[..., Holder]) -> None:
+    frozen = hold("frozen")
+    assert frozen.read_line() == "held"
+    second = hold("second")
+    frozen.process.send_signal(signal.SIGSTOP)
+    time.sleep(0.5)
+    frozen.process.send_signal(signal.SIGCONT)
+    assert second.read_line().startswith("refused: ")
+    assert read_lease(place)["run"] == "frozen"
+    assert frozen.end() == ["ended"]
+    assert place.names("_job") == []
+
+
+def put_lease(place: Place, **holder: Any) -> bytes:
+    """Leave the lease of another run behind."""
+    data = json.dumps({"run": "old", "host": "gone", "pid": 1, "heartbeat": 1.0, **holder}).encode()
+    Output(place.uri).write_own("lease.json", data)
+    return data
+
+
+def test_of_many_processes_that_wait_for_a_stale_lease_one_wins(place: Place, hold: Callable[..., Holder]) -> None:
+    put_lease(place)
+    holders = [hold(f"run-{number}") for number in range(3)]
+    said = {holder.name: holder.read_line() for holder in holders}
+    winners = [name for name, line in said.items() if line == "held"]
+    assert len(winners) == 1, said
+    assert all(line.startswith("refused: ") for name, line in said.items() if name not in winners)
+    assert read_lease(place)["run"] == winners[0]
+    assert place.names("_job") == ["_job/lease.json"]
+
+
+def find_ended_process() -> dict[str, Any]:
+    """Return a process of this machine that has ended, as a lease describes it."""
+    code = (
+        "import json; from rerank_actor.storage.lease import _identify_process; print(json.dumps(_identify_process()))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return dict(json.loads(ended.stdout))
+
+
+def race(place: Place, number: int, **settings: Any) -> list[Lease]:
+    """Let threads go for the lease at once and return those that have it."""
+    barrier, won, refused = threading.Barrier(number), [], []
+
+    def take(index: int) -> None:
+        lease = Lease(Output(place.uri).lease_uri, place.uri, f"run-{index}", **settings)
+        barrier.wait()
+        try:
+            lease.acquire(lambda message: None)
+            won.append(lease)
+        except OutputConflictError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=take, args=(index,)) for index in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) + len(refused) == number
+    return won
+
+
+def test_of_many_that_find_a_dead_runs_lease_one_wins(place: Place) -> None:
+    dead = find_ended_process()
+    for _ in range(2):
+        put_lease(place, **dead)
+        won = race(place, 8)
+        assert len(won) == 1
+        assert read_lease(place)["pid"] == os.getpid()
+        won[0].check(fresh=True)
+        won[0].release()
+        assert place.names("_job") == []
+
+
+def test_of_many_that_find_no_lease_one_wins(place: Place) -> None:
+    won = race(place, 8)
+    assert len(won) == 1
+    won[0].release()
+
+
+@pytest.mark.parametrize("maker", ["ended", "silent"])
+def test_claim_whose_maker_is_gone_goes_stale_too(place: Place, maker: str) -> None:
+    stale = put_lease(place)
+    lease = Lease(Output(place.uri).lease_uri, place.uri, "new", stale_seconds=1.0)
+    made_by = find_ended_process() if maker == "ended" else {"host": "gone", "pid": 1}
+    name = lease._claim_uri(stale, 0).rpartition("/")[2]
+    Output(place.uri).write_own(name, json.dumps({"run": "dead taker", **made_by}).encode())
+    lease.acquire(lambda message: None)
+    assert read_lease(place)["run"] == "new"
+    assert place.names("_job") == ["_job/lease.json"]
+    lease.release()
+
+
+def test_process_number_of_another_container_is_no_sign_of_a_dead_run(place: Place) -> None:
+    """Containers may share host name and boot, and still each count their processes by themselves."""
+    put_lease(place, **{**find_ended_process(), "namespace": "pid:[1]"})
+    told: list[str] = []
+    lease = Lease(Output(place.uri).lease_uri, place.uri, "new", stale_seconds=0.5)
+    lease.acquire(told.append)
+    lease.release()
+    assert len(told) == 1
+
+
+def test_lease_deleted_by_hand_is_made_again(place: Place) -> None:
+    lease = Lease(Output(place.uri).lease_uri, place.uri, "run", heartbeat_seconds=0.1)
+    lease.acquire(print)
+    storage.delete_objects([Output(place.uri).at("lease.json")])
+    lease.check(fresh=True)
+    assert read_lease(place)["run"] == "run"
+    lease.release()
+    assert place.names("_job") == []
