@@ -16,7 +16,7 @@ from rerank_actor import storage
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.run import score_bitext
 from rerank_actor.bitext.selection.job import SHARED, SelectJob
-from rerank_actor.bitext.selection.labelled_pairs import list_known
+from rerank_actor.bitext.selection.labelled_pairs import read_labelled
 from rerank_actor.bitext.selection.language_pair import Selected
 from rerank_actor.bitext.selection.report import CALIBRATION, OVERVIEW, list_calibration, list_overview, print_table
 from rerank_actor.bitext.selection.run import check_selection, select_pairs
@@ -66,7 +66,7 @@ def bitext(arguments: Sequence[str] | None = None) -> int:
         selection = _check_selection(values, path, flags)
         check_selection(selection, [job.output])  # before hours of scoring, not after them
         columns = selection.source_column, selection.target_column
-        known = list_known(selection.calibration, *columns, selection.lang_pair, selection.languages)
+        known = read_labelled(selection.calibration, *columns, selection.lang_pair, selection.languages)
     if job.dry_run:
         from rerank_actor.bitext.estimate import estimate_bitext, print_bitext_estimate
 

@@ -31,7 +31,7 @@ def plan(arguments: Sequence[str] | None = None) -> int:
         print_gpu_types()
         return 0
     job, reporter = load_job(job_file, flags), make_reporter()
-    ground, budget, size = make_budget(job, reporter)
+    prepared, budget, size = make_budget(job, reporter)
     if as_json:
         print(json.dumps(budget.to_record(), indent=2))
     else:
@@ -39,8 +39,8 @@ def plan(arguments: Sequence[str] | None = None) -> int:
         print_budget(budget, size)
     if job.overwrite:
         reporter.say("--overwrite: the plan was not stored, because what is in the output is of another job")
-    elif store_budget(ground, budget, reporter):
-        reporter.say(f"stored: {ground.output.at('estimate.json')}")
+    elif store_budget(prepared, budget, reporter):
+        reporter.say(f"stored: {prepared.output.at('estimate.json')}")
     return 0
 
 

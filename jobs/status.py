@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from jobs.command_line import Parser, run_command
 from rerank_actor.bitext.job import list_outputs
 from rerank_actor.bitext.selection.report import OVERVIEW, list_overview, print_table
-from rerank_actor.bitext.selection.status import Delivered, find_delivered
+from rerank_actor.bitext.selection.status import SelectionStatus, read_selection_status
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.status import print_status, print_statuses, read_status
 from rerank_actor.storage.uri import normalize_uri
@@ -20,7 +20,7 @@ def status(arguments: Sequence[str] | None = None) -> int:
     found = parser.parse(arguments)
     uri = normalize_uri(found.output)
     outputs = list_outputs(uri)
-    if outputs == [uri] and (delivered := find_delivered(uri)):
+    if outputs == [uri] and (delivered := read_selection_status(uri)):
         _print_delivered(uri, delivered, as_json=found.json)
     elif outputs == [uri]:
         print_status(read_status(uri), as_json=found.json)
@@ -30,7 +30,7 @@ def status(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _print_delivered(uri: str, delivered: list[Delivered], *, as_json: bool) -> None:
+def _print_delivered(uri: str, delivered: list[SelectionStatus], *, as_json: bool) -> None:
     """Print what was selected into a folder, and what has not come to its end."""
     states = [{"lang_pair": one.name, "state": "complete" if one.numbers else "not complete"} for one in delivered]
     if as_json:

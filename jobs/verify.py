@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jobs.command_line import EXIT_FAILED, Parser, run_command
 from rerank_actor.bitext.job import list_outputs
-from rerank_actor.bitext.selection.status import Delivered, check_delivered, find_delivered
+from rerank_actor.bitext.selection.status import SelectionStatus, check_delivered, read_selection_status
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.verify import Verification, verify_output
 from rerank_actor.storage.uri import normalize_uri
@@ -27,7 +27,7 @@ def verify(arguments: Sequence[str] | None = None) -> int:
     uri = normalize_uri(found.output)
     problems = 0
     outputs = list_outputs(uri)
-    if outputs == [uri] and (delivered := find_delivered(uri)):
+    if outputs == [uri] and (delivered := read_selection_status(uri)):
         return _verify_delivered(uri, delivered)
     for output in outputs:
         if output != uri:
@@ -43,7 +43,7 @@ def verify(arguments: Sequence[str] | None = None) -> int:
     return EXIT_FAILED if problems else 0
 
 
-def _verify_delivered(uri: str, delivered: list[Delivered]) -> int:
+def _verify_delivered(uri: str, delivered: list[SelectionStatus]) -> int:
     """Check the files that were selected into a folder, print what is wrong, and return 0 or 1."""
     found = {one.name: check_delivered(uri, one) for one in delivered}
     for name, problems in found.items():

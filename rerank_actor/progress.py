@@ -15,7 +15,7 @@ LINE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunProgress:
     """How far a run is. Rows count what is committed, those of earlier runs included."""
 
     rows: int
@@ -33,7 +33,7 @@ class Reporter(Protocol):
     def say(self, message: str) -> None:
         """Tell one thing that happened."""
 
-    def update(self, standing: Standing) -> None:
+    def update(self, progress: RunProgress) -> None:
         """Tell how far the run is."""
 
     def close(self) -> None:
@@ -46,7 +46,7 @@ class QuietReporter:
     def say(self, message: str) -> None:
         """Ignore it."""
 
-    def update(self, standing: Standing) -> None:
+    def update(self, progress: RunProgress) -> None:
         """Ignore it."""
 
     def close(self) -> None:
@@ -59,28 +59,28 @@ class LineReporter:
     def __init__(self, stream: TextIO | None = None, line_seconds: float = LINE_SECONDS) -> None:
         self._stream = stream or sys.stderr
         self._line_seconds = line_seconds
-        self._last: Standing | None = None
+        self._last: RunProgress | None = None
         self._printed_at = float("-inf")
-        self._printed: Standing | None = None
+        self._printed: RunProgress | None = None
 
     def say(self, message: str) -> None:
         """Print a line."""
         print(message, file=self._stream, flush=True)
 
-    def update(self, standing: Standing) -> None:
+    def update(self, progress: RunProgress) -> None:
         """Print a line when the last is old enough and something changed."""
-        self._last = standing
-        if time.monotonic() - self._printed_at >= self._line_seconds and standing != self._printed:
-            self._print(standing)
+        self._last = progress
+        if time.monotonic() - self._printed_at >= self._line_seconds and progress != self._printed:
+            self._print(progress)
 
     def close(self) -> None:
-        """Print the last standing."""
+        """Print the last progress."""
         if self._last is not None and self._last != self._printed:
             self._print(self._last)
 
-    def _print(self, standing: Standing) -> None:
-        self._printed_at, self._printed = time.monotonic(), standing
-        self.say(describe(standing))
+    def _print(self, progress: RunProgress) -> None:
+        self._printed_at, self._printed = time.monotonic(), progress
+        self.say(describe(progress))
 
 
 class BarReporter:
@@ -101,12 +101,12 @@ class BarReporter:
         """Print a line above the bar."""
         self._console.print(message, highlight=False, markup=False)
 
-    def update(self, standing: Standing) -> None:
+    def update(self, progress: RunProgress) -> None:
         """Move the bar."""
         if self._task is None:
             self._bar.start()
-            self._task = self._bar.add_task("scoring", total=standing.total_rows, note="")
-        self._bar.update(self._task, completed=standing.rows, total=standing.total_rows, note=describe(standing))
+            self._task = self._bar.add_task("scoring", total=progress.total_rows, note="")
+        self._bar.update(self._task, completed=progress.rows, total=progress.total_rows, note=describe(progress))
 
     def close(self) -> None:
         """Leave the bar where it is."""
@@ -118,18 +118,18 @@ def make_reporter() -> Reporter:
     return BarReporter() if sys.stderr.isatty() else LineReporter()
 
 
-def describe(standing: Standing) -> str:
-    """Return a standing as a line."""
-    share = 100 * standing.rows / standing.total_rows if standing.total_rows else 100.0
+def describe(progress: RunProgress) -> str:
+    """Return progress as a line."""
+    share = 100 * progress.rows / progress.total_rows if progress.total_rows else 100.0
     parts = [
-        f"{standing.rows:,} of {standing.total_rows:,} rows ({share:.1f} %)",
-        f"{standing.pairs_per_second:,.1f} pairs/s",
+        f"{progress.rows:,} of {progress.total_rows:,} rows ({share:.1f} %)",
+        f"{progress.pairs_per_second:,.1f} pairs/s",
     ]
-    if standing.eta_seconds is not None and standing.rows < standing.total_rows:
-        parts.append(f"ETA {format_seconds(standing.eta_seconds)}")
-    parts.append(f"{standing.failed_rows:,} failed rows")
-    if standing.failed_units:
-        parts.append(f"{standing.failed_units:,} failed units")
+    if progress.eta_seconds is not None and progress.rows < progress.total_rows:
+        parts.append(f"ETA {format_seconds(progress.eta_seconds)}")
+    parts.append(f"{progress.failed_rows:,} failed rows")
+    if progress.failed_units:
+        parts.append(f"{progress.failed_units:,} failed units")
     return ", ".join(parts)
 
 

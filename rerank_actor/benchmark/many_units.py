@@ -33,15 +33,15 @@ def measure_resume(place: Path, model: Path, units: int) -> dict[str, Any]:
     job = _make_job(place, units)
     process = psutil.Process()
     before, started = count_own_mib(process), time.monotonic()
-    ground = prepare_job(job)
+    prepared = prepare_job(job)
     planning = {
         "plan_seconds": round(time.monotonic() - started, 2),
         "plan_added_mib": round(count_own_mib(process) - before),
     }
-    plan = ground.plan.to_bytes(ground.settings)
-    ground.output.write_own("plan.parquet", plan)
-    records = UnitRecords(ground.output, "20260101T000000-000000")
-    for unit in ground.plan.units():
+    plan = prepared.plan.to_bytes(prepared.settings)
+    prepared.output.write_own("plan.parquet", plan)
+    records = UnitRecords(prepared.output, "20260101T000000-000000")
+    for unit in prepared.plan.units():
         path = place / "output" / unit.part_name
         path.write_bytes(b"-")
         mark = str(path.stat().st_mtime_ns)

@@ -108,27 +108,27 @@ def measure_busy(place: Path, model: Path, unit_rows: int, rows: int = BUSY_ROWS
 
 
 def measure_guard(place: Path, model: Path, units: int) -> dict[str, Any]:
-    """Return what trials, watchdog and ledger add to a unit that nothing befalls, and its share of one of 16,384 pairs."""
+    """Return what bisection, watchdog and coordinator add to a unit without faults, and its share of one of 16,384 pairs."""
     import ray
 
     from rerank_actor.runtime.watchdog import Watchdog
-    from rerank_actor.scoring.bisection import Piece
-    from rerank_actor.scoring.coordinator import start_ledger
+    from rerank_actor.scoring.bisection import Slice
+    from rerank_actor.scoring.coordinator import start_coordinator
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    ledger, watchdog = start_ledger(None, 3), Watchdog()
-    ray.get(ledger.begin_start.remote("an actor"))
+    coordinator, watchdog = start_coordinator(None, 3), Watchdog()
+    ray.get(coordinator.begin_start.remote("an actor"))
     started = time.monotonic()
     for number in range(units):
         name = f"unit-{number}"
-        piece = ray.get(ledger.begin_piece.remote("an actor", name, 16_384))
-        if not isinstance(piece, Piece):
-            raise RuntimeError("the ledger handed out nothing")
-        ledger.limit_piece.remote(name, piece.ticket, 60.0)
+        piece = ray.get(coordinator.begin_piece.remote("an actor", name, 16_384))
+        if not isinstance(piece, Slice):
+            raise RuntimeError("the coordinator handed out nothing")
+        coordinator.limit_piece.remote(name, piece.ticket, 60.0)
         with watchdog.limit(60.0):
             pass
-        ledger.end_trial.remote(name, piece.ticket)
-    ray.get(ledger.drain.remote())
+        coordinator.end_trial.remote(name, piece.ticket)
+    ray.get(coordinator.drain.remote())
     seconds = (time.monotonic() - started) / units
     watchdog.close()
     ray.shutdown()

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rerank_actor import storage
-from rerank_actor.bitext.filters import Rules
+from rerank_actor.bitext.filters import CandidateFilters
 from rerank_actor.bitext.ingest import refuse_broken, split_batch
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.languages import LanguagePair
@@ -136,7 +136,7 @@ def estimate_bitext(job: BitextJob, reporter: Reporter | None = None) -> BitextE
     return BitextEstimate(partitions, *_count_all(partitions, job, model))
 
 
-def _look_at(sources: list[Source], job: BitextJob, rules: Rules) -> list[_Sample]:
+def _look_at(sources: list[Source], job: BitextJob, rules: CandidateFilters) -> list[_Sample]:
     """Return a sample of each language pair in some files."""
     places = np.unique(np.linspace(0, len(sources) - 1, min(SAMPLED_FILES, len(sources))).astype(int))
     looks = [_look_at_file(sources[place], job, rules) for place in places]
@@ -161,7 +161,7 @@ def _look_at(sources: list[Source], job: BitextJob, rules: Rules) -> list[_Sampl
     return list(samples.values())
 
 
-def _look_at_file(source: Source, job: BitextJob, rules: Rules) -> _Look:
+def _look_at_file(source: Source, job: BitextJob, rules: CandidateFilters) -> _Look:
     with refuse_broken(source):
         rows, is_counted = _count_rows(source)
         batch = next((batch for batch in read_batches(source, job) if batch.table.num_rows), None)

@@ -32,7 +32,7 @@ IDENTIFIERS = {"py3langid": "py3langid", "lingua": "lingua-language-detector"}  
 
 
 @dataclass(frozen=True)
-class Rules:
+class CandidateFilters:
     """Which rules are in force.
 
     Attributes:
@@ -51,7 +51,7 @@ class Rules:
     identifier: str = "auto"
     identifier_version: str | None = None
 
-    def resolve(self) -> "Rules":
+    def resolve(self) -> "CandidateFilters":
         """Return the rules with the identifier that is installed here.
 
         Raises:
@@ -75,7 +75,7 @@ class Rules:
         return asdict(self)
 
 
-def find_reasons(source: pa.Array, target: pa.Array, pair: LanguagePair, rules: Rules) -> pa.Array:
+def find_reasons(source: pa.Array, target: pa.Array, pair: LanguagePair, rules: CandidateFilters) -> pa.Array:
     """Return why each pair is dropped, null where it is not: string [num_pairs], the first reason that holds.
 
     Args:

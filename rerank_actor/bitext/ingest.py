@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.bitext.candidate_columns import NOT_A_NUMBER, NOT_UNICODE, TEXT, Batch
-from rerank_actor.bitext.filters import EMPTY_SOURCE, EMPTY_TARGET, Rules, find_reasons
+from rerank_actor.bitext.filters import EMPTY_SOURCE, EMPTY_TARGET, CandidateFilters, find_reasons
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.languages import LanguagePair, make_pair
 from rerank_actor.bitext.overlap import name_shard, write_hashes
@@ -49,7 +49,7 @@ class ReadSpec:
 
     job: BitextJob
     folder: str
-    rules: Rules
+    rules: CandidateFilters
     settings: str
 
     @classmethod
@@ -151,7 +151,9 @@ def _list_reasons(table: pa.Table) -> tuple[list[int], list[str]]:
     return found["input_line"].to_pylist(), found[REASON_COLUMN].to_pylist()
 
 
-def split_batch(batch: Batch, source: Source, job: BitextJob, rules: Rules) -> Iterator[tuple[LanguagePair, pa.Table]]:
+def split_batch(
+    batch: Batch, source: Source, job: BitextJob, rules: CandidateFilters
+) -> Iterator[tuple[LanguagePair, pa.Table]]:
     """Yield the rows of each language pair in the form of candidates, with the reason of those not to be scored.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from rerank_actor import storage
-from rerank_actor.bitext.filters import REASONS, Rules
+from rerank_actor.bitext.filters import REASONS, CandidateFilters
 from rerank_actor.bitext.languages import LanguagePair
 from rerank_actor.inputs.directions import BACKWARD, FORWARD, Directions
 from rerank_actor.job import ScoreJob
@@ -234,10 +234,10 @@ class BitextJob(ScoreJob):
         )
         return job.with_candidates(self.candidate_settings())
 
-    def rules(self) -> Rules:
+    def rules(self) -> CandidateFilters:
         """Return the rules that need no score."""
         names = ("max_length_ratio", "min_letters", "min_script", "drop_identical", "identifier")
-        return Rules(**{name: getattr(self, name) for name in names}).resolve()
+        return CandidateFilters(**{name: getattr(self, name) for name in names}).resolve()
 
     def candidate_settings(self) -> dict[str, Any]:
         """Return the settings that can change a candidate as it is read: its columns, or whether it is scored at all."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rerank_actor.inputs.text_sources import read_id
-from rerank_actor.storage.keyed_store import Store, StoreSpec
+from rerank_actor.storage.keyed_store import KeyedStore, StoreSpec
 
 Role = Literal["query", "document"]
 
@@ -25,7 +25,7 @@ ID_AMBIGUOUS = {
 
 
 @dataclass(frozen=True)
-class Lookup:
+class TextLookup:
     """Texts of one role, to be found by id."""
 
     role: Role
@@ -39,7 +39,7 @@ class Lookup:
         """
         keys = [read_id(value) for value in ids]
         found: dict[str, tuple[str | None, str | None]] = {}
-        for row in Store(self.store).find(key for key in keys if key is not None):
+        for row in KeyedStore(self.store).find(key for key in keys if key is not None):
             value = row["text"], f"{self.role} {row['fault']}" if row["fault"] else None
             if found.setdefault(row["key"], value) != value:
                 found[row["key"]] = None, ID_AMBIGUOUS[self.role]
@@ -56,7 +56,7 @@ class Lookup:
 
 
 @dataclass(frozen=True)
-class KnownScores:
+class ScoreLookup:
     """Logits by pair key.
 
     Attributes:
@@ -73,5 +73,7 @@ class KnownScores:
         Raises:
             ShardError, StorageError, JobError: the store cannot be read.
         """
-        found = {row["key"]: row["logit"] for row in Store(self.store).find(key for key in keys if key is not None)}
+        found = {
+            row["key"]: row["logit"] for row in KeyedStore(self.store).find(key for key in keys if key is not None)
+        }
         return np.array([np.nan if key is None else found.get(key, np.nan) for key in keys], np.float32)

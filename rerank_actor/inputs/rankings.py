@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError
-from rerank_actor.inputs.rows import Block, add_place
+from rerank_actor.inputs.rows import Block, add_location
 from rerank_actor.inputs.text import BYTE_ORDER_MARK, decompress, skip
 
 RankingFormat = Literal["trec", "tevatron", "qrels"]
@@ -166,7 +166,7 @@ def read_ranking(
     faults: list[str | None] = []
     for row, line in enumerate(lines, row_start):
         place = number + line.number - 1 if number else 0
-        faults.append(None if line.values is not None else add_place(BROKEN[file.kind], file.uri, place, row))
+        faults.append(None if line.values is not None else add_location(BROKEN[file.kind], file.uri, place, row))
     return pa.table(columns), faults
 
 

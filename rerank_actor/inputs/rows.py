@@ -108,7 +108,7 @@ def refuse_doubled(uri: str, names: list[str]) -> None:
         )
 
 
-def add_place(reason: str, uri: str, line: int, row: int) -> str:
+def add_location(reason: str, uri: str, line: int, row: int) -> str:
     """Return a reason with its place; plans of earlier versions know rows alone, and then `line` is 0."""
     return f"{reason} ({uri}, line {line})" if line else f"{reason} ({uri}, row {row})"
 

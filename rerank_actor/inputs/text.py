@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.inputs.columns import as_text, is_list, to_array
-from rerank_actor.inputs.rows import Rows, add_place, choose_columns
+from rerank_actor.inputs.rows import Rows, add_location, choose_columns
 
 TextFormat = Literal["jsonl", "csv", "tsv"]
 
@@ -156,7 +156,7 @@ def read_lines(
         if record is None or record:
             found, fault = _parse_record(record, wanted.kind, header)
             if fault is not None:
-                fault = add_place(fault, wanted.uri, line, wanted.row_start + len(objects))
+                fault = add_location(fault, wanted.uri, line, wanted.row_start + len(objects))
             objects.append(found)
             faults.append(fault)
         line += num_lines if wanted.line else 0

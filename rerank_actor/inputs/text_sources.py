@@ -41,7 +41,7 @@ SCHEMA = pa.schema({"key": pa.string(), "text": pa.string(), "fault": pa.string(
 
 
 @dataclass(frozen=True)
-class Piece:
+class SourcePiece:
     """A part of a source that one task reads: of `parts` about equal ones of an object, number `part`."""
 
     uri: str
@@ -87,17 +87,17 @@ class TextSource:
         """Return what the fingerprint says of the source."""
         return f"{len(self.objects)} objects of {self.num_bytes} bytes, {self.digest}"
 
-    def cut(self) -> list[Piece]:
+    def cut(self) -> list[SourcePiece]:
         """Return the source's pieces. Compressed text and CSV, whose records may span lines, are read whole."""
         pieces = []
         for item in self.objects:
             kind, compression = _detect(item.uri, self.flag)
             can_cut = not compression and kind != "csv"
             parts = max(1, -(-item.size // PIECE_BYTES)) if can_cut else 1
-            pieces += [Piece(item.uri, item.size, item.etag, part, parts) for part in range(parts)]
+            pieces += [SourcePiece(item.uri, item.size, item.etag, part, parts) for part in range(parts)]
         return pieces
 
-    def read(self, piece: Piece) -> Iterator[Any]:
+    def read(self, piece: SourcePiece) -> Iterator[Any]:
         """Yield a piece's texts as tables of `SCHEMA`, and last of all the counts of what was found.
 
         Raises:
@@ -176,7 +176,7 @@ def _find_source(spec: SourceSpec) -> TextSource:
     source = TextSource(spec.role, tuple(found.values()), id_names, text_names)
     item = source.objects[0]
     try:
-        next(_iterate(Piece(item.uri, item.size, item.etag), source), None)
+        next(_iterate(SourcePiece(item.uri, item.size, item.etag), source), None)
     except RerankError:
         raise
     except (pa.ArrowException, EOFError, OSError, ValueError, csv.Error) as error:
@@ -222,7 +222,7 @@ def _join(text: Any, title: Any, has_title: bool) -> tuple[str | None, str | Non
 Record = tuple[Any, Any, Any, bool]
 
 
-def _iterate(piece: Piece, source: TextSource) -> Iterator[tuple[str, Record | None]]:
+def _iterate(piece: SourcePiece, source: TextSource) -> Iterator[tuple[str, Record | None]]:
     """Yield where a record is, in words, and the record; None where it is broken."""
     kind, compression = _detect(piece.uri, source.flag)
     if kind == "parquet":
@@ -233,7 +233,7 @@ def _iterate(piece: Piece, source: TextSource) -> Iterator[tuple[str, Record | N
         yield from _iterate_fields(piece, source, cast(TextFormat, kind), compression)
 
 
-def _iterate_parquet(piece: Piece, source: TextSource) -> Iterator[tuple[str, Record | None]]:
+def _iterate_parquet(piece: SourcePiece, source: TextSource) -> Iterator[tuple[str, Record | None]]:
     with storage.open_input(piece.uri, size=piece.size, etag=piece.etag) as file:
         parquet = pq.ParquetFile(file, buffer_size=2**20)
         names = _choose_columns(piece.uri, parquet.schema_arrow.names, source)
@@ -247,7 +247,7 @@ def _iterate_parquet(piece: Piece, source: TextSource) -> Iterator[tuple[str, Re
                 row += batch.num_rows
 
 
-def _iterate_json(piece: Piece, source: TextSource, compression: str) -> Iterator[tuple[str, Record | None]]:
+def _iterate_json(piece: SourcePiece, source: TextSource, compression: str) -> Iterator[tuple[str, Record | None]]:
     start, end = (piece.size * piece.part // piece.parts, piece.size * (piece.part + 1) // piece.parts)
     names: tuple[str, str, str | None] | None = None
     for where, line in _iterate_span(piece, "jsonl", compression, start, end):
@@ -263,7 +263,9 @@ def _iterate_json(piece: Piece, source: TextSource, compression: str) -> Iterato
         yield where, (found, text, record.get(TITLE_NAME), source.role == "document" and TITLE_NAME in record)
 
 
-def _iterate_span(piece: Piece, kind: TextFormat, compression: str, start: int, end: int) -> Iterator[tuple[str, Any]]:
+def _iterate_span(
+    piece: SourcePiece, kind: TextFormat, compression: str, start: int, end: int
+) -> Iterator[tuple[str, Any]]:
     """Yield where each record is, in words, and the record, of those that begin in a span of bytes of a text."""
     place = max(
         0, start - 1
@@ -280,7 +282,7 @@ def _iterate_span(piece: Piece, kind: TextFormat, compression: str, start: int, 
 
 
 def _iterate_fields(
-    piece: Piece, source: TextSource, kind: TextFormat, compression: str
+    piece: SourcePiece, source: TextSource, kind: TextFormat, compression: str
 ) -> Iterator[tuple[str, Record | None]]:
     records = iterate_records(piece.uri, piece.size, piece.etag, kind, compression)
     header: list[str] = next((list(found) for _, _, found in records if isinstance(found, list) and found), [])

@@ -25,7 +25,7 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class TrainingExamples:
     """Positives and negatives of the kept queries.
 
     Attributes:
@@ -56,11 +56,11 @@ class Chosen:
         rows: np.ndarray = self.positives[np.cumsum(self.num_positives) - self.num_positives]
         return rows
 
-    def split(self, num_queries: int) -> Iterator["Chosen"]:
+    def split(self, num_queries: int) -> Iterator["TrainingExamples"]:
         """Yield the queries in runs of at most so many."""
         for start in range(0, self.num_queries, num_queries):
             own = slice(start, start + num_queries)
-            yield Chosen(
+            yield TrainingExamples(
                 table=self.table,
                 positives=_cut(self.positives, self.num_positives, own),
                 negatives=_cut(self.negatives, self.num_negatives, own),
@@ -82,7 +82,7 @@ class Chosen:
         return np.repeat(self.num_negatives, self.num_positives)
 
 
-def choose(table: pa.Table, query: np.ndarray, selection: Selection, teacher: Teacher) -> Chosen:
+def group_examples(table: pa.Table, query: np.ndarray, selection: Selection, teacher: Teacher) -> TrainingExamples:
     """Return what was selected, by kept query.
 
     Args:
@@ -100,7 +100,7 @@ def choose(table: pa.Table, query: np.ndarray, selection: Selection, teacher: Te
         owner = np.concatenate([positive_query, negative_query])
         values = np.full(table.num_rows, np.nan, np.float32)
         values[rows] = compute_teacher(table, rows, owner, len(kept), teacher)
-    return Chosen(
+    return TrainingExamples(
         table=table,
         positives=selection.positives,
         negatives=selection.negatives,

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor.errors import InputError
-from rerank_actor.mining.examples import Chosen
+from rerank_actor.mining.examples import TrainingExamples
 
 SUFFIXES = {
     "triplet": "parquet",
@@ -33,7 +33,9 @@ CORPUS = "corpus"
 QUERIES_AT_ONCE = 10_000
 
 
-def build_objects(kind: str, unit: str, chosen: Chosen, *, num_negatives: int, prompt: str | None) -> dict[str, bytes]:
+def build_objects(
+    kind: str, unit: str, chosen: TrainingExamples, *, num_negatives: int, prompt: str | None
+) -> dict[str, bytes]:
     """Return the objects of a unit, by their name in the output; none for a unit of which no query is kept.
 
     Args:
@@ -78,7 +80,7 @@ def describe_corpus() -> bytes:
     return json.dumps({"corpus_id": CORPUS, "class": "TextQADataset"}).encode()
 
 
-def _take(chosen: Chosen, role: str, rows: np.ndarray) -> pa.Array:
+def _take(chosen: TrainingExamples, role: str, rows: np.ndarray) -> pa.Array:
     """Return a text column at some rows, as plain strings, which every reader of Parquet knows."""
     found = chosen.table[role].take(pa.array(rows))
     return found.combine_chunks().cast(pa.string()) if isinstance(found, pa.ChunkedArray) else found.cast(pa.string())
@@ -89,7 +91,7 @@ def _to_lists(values: pa.Array, lengths: np.ndarray) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-def _build_triplets(chosen: Chosen, num_negatives: int) -> pa.Table:
+def _build_triplets(chosen: TrainingExamples, num_negatives: int) -> pa.Table:
     positive, negative = chosen.pair_up()
     columns = {
         "anchor": _take(chosen, "query", positive),
@@ -102,7 +104,7 @@ def _build_triplets(chosen: Chosen, num_negatives: int) -> pa.Table:
     return pa.table(columns)
 
 
-def _build_tuples(chosen: Chosen, num_negatives: int) -> pa.Table:
+def _build_tuples(chosen: TrainingExamples, num_negatives: int) -> pa.Table:
     number = chosen.negatives_of_positives()
     _, negative = chosen.pair_up()
     is_whole = np.repeat(number, number) == num_negatives
@@ -116,7 +118,7 @@ def _build_tuples(chosen: Chosen, num_negatives: int) -> pa.Table:
     return pa.table(columns)
 
 
-def _build_pairs(chosen: Chosen, num_negatives: int) -> pa.Table:
+def _build_pairs(chosen: TrainingExamples, num_negatives: int) -> pa.Table:
     queries = np.arange(chosen.num_queries)
     query = np.concatenate([np.repeat(queries, chosen.num_positives), np.repeat(queries, chosen.num_negatives)])
     order = np.argsort(query, kind="stable")  # of each query the positives first
@@ -129,7 +131,7 @@ def _build_pairs(chosen: Chosen, num_negatives: int) -> pa.Table:
     return pa.table(columns)
 
 
-def _build_lists(chosen: Chosen, num_negatives: int) -> pa.Table:
+def _build_lists(chosen: TrainingExamples, num_negatives: int) -> pa.Table:
     rows, positives, lengths, is_positive = _list_rows(chosen)
     columns = {
         "anchor": _take(chosen, "query", positives),
@@ -142,7 +144,7 @@ def _build_lists(chosen: Chosen, num_negatives: int) -> pa.Table:
     return pa.table(columns)
 
 
-def _list_rows(chosen: Chosen) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _list_rows(chosen: TrainingExamples) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return, for each positive with a negative, its row and its negatives' rows, all in one run.
 
     Returns:
@@ -157,7 +159,7 @@ def _list_rows(chosen: Chosen) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
     return rows, chosen.positives[number > 0], number[number > 0] + 1, order < len(number)
 
 
-_TABLES: dict[str, Callable[[Chosen, int], pa.Table]] = {
+_TABLES: dict[str, Callable[[TrainingExamples, int], pa.Table]] = {
     "triplet": _build_triplets,
     "n-tuple": _build_tuples,
     "labeled-pair": _build_pairs,
@@ -179,7 +181,7 @@ def _to_lines(records: list[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
 
-def _list_by_query(chosen: Chosen, positives: pa.Array, negatives: pa.Array) -> tuple[list[Any], list[Any]]:
+def _list_by_query(chosen: TrainingExamples, positives: pa.Array, negatives: pa.Array) -> tuple[list[Any], list[Any]]:
     """Return the values of positives and of negatives as a list for each query."""
     return (
         _to_lists(positives, chosen.num_positives).to_pylist(),
@@ -187,7 +189,7 @@ def _list_by_query(chosen: Chosen, positives: pa.Array, negatives: pa.Array) -> 
     )
 
 
-def _list_flagembedding(chosen: Chosen, prompt: str | None) -> list[dict[str, Any]]:
+def _list_flagembedding(chosen: TrainingExamples, prompt: str | None) -> list[dict[str, Any]]:
     """The JSON of FlagEmbedding's fine-tuning (April 2026): query, pos, neg and, where wanted, their scores."""
     columns: dict[str, list[Any]] = {"query": _take(chosen, "query", chosen.first_positives).to_pylist()}
     columns["pos"], columns["neg"] = _list_by_query(
@@ -204,14 +206,14 @@ def _list_flagembedding(chosen: Chosen, prompt: str | None) -> list[dict[str, An
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _find_ids(chosen: Chosen, rows: np.ndarray) -> pa.Array:
+def _find_ids(chosen: TrainingExamples, rows: np.ndarray) -> pa.Array:
     """Return the ids of documents; where there are none, 16 hex digits that follow from the text."""
     if "document_id" in chosen.table.column_names:
         return _take(chosen, "document_id", rows)
     return _hash_texts(_take(chosen, "document", rows))
 
 
-def _find_query_ids(chosen: Chosen) -> list[str]:
+def _find_query_ids(chosen: TrainingExamples) -> list[str]:
     rows = chosen.first_positives
     if "query_id" in chosen.table.column_names:
         return list(_take(chosen, "query_id", rows).to_pylist())
@@ -224,7 +226,7 @@ def _hash_texts(texts: pa.Array) -> pa.Array:
     return pa.array(names, pa.string()).take(encoded.indices)
 
 
-def _build_passages(chosen: Chosen, rows: np.ndarray) -> pa.Array:
+def _build_passages(chosen: TrainingExamples, rows: np.ndarray) -> pa.Array:
     """Return Tevatron's passages: docid, title, text and, where wanted, score."""
     has_title = "title" in chosen.table.column_names
     columns = {
@@ -237,7 +239,7 @@ def _build_passages(chosen: Chosen, rows: np.ndarray) -> pa.Array:
     return pa.StructArray.from_arrays(list(columns.values()), list(columns))
 
 
-def _list_tevatron(chosen: Chosen) -> list[dict[str, Any]]:
+def _list_tevatron(chosen: TrainingExamples) -> list[dict[str, Any]]:
     """Tevatron's training JSON (July 2026)."""
     queries = _take(chosen, "query", chosen.first_positives).to_pylist()
     positives, negatives = _list_by_query(
@@ -251,7 +253,7 @@ def _list_tevatron(chosen: Chosen) -> list[dict[str, Any]]:
     ]
 
 
-def _list_distillation(chosen: Chosen) -> list[dict[str, Any]]:
+def _list_distillation(chosen: TrainingExamples) -> list[dict[str, Any]]:
     """Tevatron's distillation data: for each positive its passages, itself first, and the teacher's values of these."""
     rows, positives, lengths, _ = _list_rows(chosen)
     number = chosen.negatives_of_positives()
@@ -269,7 +271,7 @@ def _list_distillation(chosen: Chosen) -> list[dict[str, Any]]:
     ]
 
 
-def _rank(chosen: Chosen) -> bytes:
+def _rank(chosen: TrainingExamples) -> bytes:
     """Return the ranking of all candidates of the kept queries: query id, document id and value, separated by tabs."""
     rows = chosen.ranking
     role = "query_id" if "query_id" in chosen.table.column_names else "query"
@@ -280,7 +282,7 @@ def _rank(chosen: Chosen) -> bytes:
     return "".join(line + "\n" for line in lines.to_pylist()).encode()
 
 
-def _build_nemo(name: str, unit: str, chosen: Chosen) -> dict[str, bytes]:
+def _build_nemo(name: str, unit: str, chosen: TrainingExamples) -> dict[str, bytes]:
     """NeMo Automodel's corpus-id JSON (August 2026), and the unit's share of the corpus."""
     rows = np.concatenate([chosen.positives, chosen.negatives])
     ids = _find_ids(chosen, rows)

@@ -12,13 +12,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from rerank_actor import storage
 from rerank_actor.errors import JobError, suggest
 from rerank_actor.job_file import check_job, make_flag, refuse_credentials
-from rerank_actor.mining.rules import Rules, Threshold
+from rerank_actor.mining.rules import MiningRules, Threshold
 
 Format = Literal[
     "triplet", "n-tuple", "labeled-pair", "labeled-list", "flagembedding", "tevatron", "tevatron-distillation", "nemo"
 ]
 SETS_AT_ONCE = 20
-RULES = tuple(name for name in Rules.__dataclass_fields__ if name != "labelled")
+RULES = tuple(name for name in MiningRules.__dataclass_fields__ if name != "labelled")
 
 Number = Annotated[Threshold, BeforeValidator(Threshold.parse), PlainSerializer(str)]
 
@@ -215,16 +215,16 @@ class MineJob(BaseModel):
         }
         return self.model_copy(update=changes)
 
-    def rules(self) -> Rules:
+    def rules(self) -> MiningRules:
         """Return the rules."""
         least = {"n-tuple": self.num_negatives, "labeled-pair": 0}.get(self.format, 1)
         if self.min_negatives is not None:
             least = max(self.min_negatives, least)
         given = {name: getattr(self, name) for name in RULES if name != "min_negatives"}
         labelled = self.label_column is not None or self.qrels is not None
-        return Rules(**given, labelled=labelled, min_negatives=least)
+        return MiningRules(**given, labelled=labelled, min_negatives=least)
 
-    def rule_sets(self) -> dict[str, Rules]:
+    def rule_sets(self) -> dict[str, MiningRules]:
         """Return the rules as given and those of each set of `--what-if`, by name.
 
         Raises:

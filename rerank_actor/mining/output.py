@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rerank_actor import storage
-from rerank_actor.mining.survey import Layout, Run, Unit
+from rerank_actor.mining.survey import MiningPlan, MiningUnit, RowGroups
 from rerank_actor.outputs.folder import Output
 
 OWN_FOLDERS = ("units", "shuffle", "what-if", "tmp")
@@ -85,23 +85,23 @@ class MineOutput(Output):
         storage.delete_objects([self.at(name) for name in OWN_OBJECTS])
 
 
-def store_layout(output: MineOutput, settings: dict[str, Any], layout: Layout) -> None:
+def store_layout(output: MineOutput, settings: dict[str, Any], plan: MiningPlan) -> None:
     """Write down what a run and its resumes go by, the plan last."""
-    if layout.split is not None:
-        storage.write_bytes(output.at("split.bin"), layout.split.astype("<u8").tobytes(), scratch=output.scratch)
+    if plan.split is not None:
+        storage.write_bytes(output.at("split.bin"), plan.split.astype("<u8").tobytes(), scratch=output.scratch)
     values = {
-        "units": [asdict(unit) for unit in layout.units],
-        "all_shuffled": layout.split is None,
-        "num_buckets": layout.num_buckets,
-        "max_positives": layout.max_positives,
-        "totals": layout.totals,
+        "units": [asdict(unit) for unit in plan.units],
+        "all_shuffled": plan.split is None,
+        "num_buckets": plan.num_buckets,
+        "max_positives": plan.max_positives,
+        "totals": plan.totals,
     }
     storage.write_bytes(
         output.at("plan.json"), json.dumps({"settings": settings, "layout": values}).encode(), scratch=output.scratch
     )
 
 
-def restore_layout(output: MineOutput, stored: dict[str, Any]) -> Layout:
+def restore_layout(output: MineOutput, stored: dict[str, Any]) -> MiningPlan:
     """Return the layout that an earlier run wrote down.
 
     Raises:
@@ -110,8 +110,10 @@ def restore_layout(output: MineOutput, stored: dict[str, Any]) -> Layout:
     """
     values = stored["layout"]
     units = [
-        Unit(unit["name"], tuple(Run(run["part"], tuple(run["groups"]), run["start"]) for run in unit["runs"]))
+        MiningUnit(
+            unit["name"], tuple(RowGroups(run["part"], tuple(run["groups"]), run["start"]) for run in unit["runs"])
+        )
         for unit in values["units"]
     ]
     split = None if values["all_shuffled"] else np.frombuffer(storage.read_bytes(output.at("split.bin")), "<u8")
-    return Layout(units, split, values["num_buckets"], values["max_positives"], values["totals"])
+    return MiningPlan(units, split, values["num_buckets"], values["max_positives"], values["totals"])

@@ -1,6 +1,6 @@
-"""The groundwork of mining: a job checked against its input and its output, before anything is written or started.
+"""The preflight of mining: a job checked against its input and its output, before anything is written or started.
 
-Takes a `MineJob`, gives a `MineGround`, or refuses. The settings it collects are the fingerprint of every mined row: the
+Takes a `MineJob`, gives a `PreparedMining`, or refuses. The settings it collects are the fingerprint of every mined row: the
 rules, the columns and the scored files, each with size and version mark.
 """
 
@@ -15,7 +15,7 @@ from rerank_actor.fingerprint import hash_fingerprint, refuse_other_rules
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.qrels import load_qrels
-from rerank_actor.mining.rules import Rules
+from rerank_actor.mining.rules import MiningRules
 from rerank_actor.mining.scored import Scored, find_scored
 from rerank_actor.outputs.folder import Output
 
@@ -23,7 +23,7 @@ DEFINITION_VERSION = 1  # to be raised when the same settings and scores give ot
 
 
 @dataclass(frozen=True)
-class MineGround:
+class PreparedMining:
     """What is known of a mining job before anything is written.
 
     Attributes:
@@ -37,7 +37,7 @@ class MineGround:
     output: MineOutput
     scored: Scored
     qrels: pa.Table | None
-    rule_sets: dict[str, Rules]
+    rule_sets: dict[str, MiningRules]
     settings: dict[str, Any]
     stored: dict[str, Any] | None
     replaces: bool
@@ -55,7 +55,7 @@ class MineGround:
         return f"--label-column `{self.job.label_column}`" if self.job.label_column is not None else ""
 
 
-def prepare_mining(job: MineJob) -> MineGround:
+def prepare_mining(job: MineJob) -> PreparedMining:
     """Check a job against its input and its output; nothing is written and nothing started.
 
     Raises:
@@ -76,7 +76,7 @@ def prepare_mining(job: MineJob) -> MineGround:
     stored, replaces = None, job.overwrite
     if not job.overwrite and not job.what_if:
         stored, replaces = _find_earlier(output, settings)
-    return MineGround(job, output, scored, qrels, rule_sets, settings, stored, replaces)
+    return PreparedMining(job, output, scored, qrels, rule_sets, settings, stored, replaces)
 
 
 def _find_earlier(output: MineOutput, settings: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:

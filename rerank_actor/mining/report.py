@@ -6,8 +6,8 @@ storage.
 
 from typing import Any
 
-from rerank_actor.mining.rules import Rules
-from rerank_actor.mining.tally import BIN_WIDTHS, Tally
+from rerank_actor.mining.rules import MiningRules
+from rerank_actor.mining.tally import BIN_WIDTHS, MiningTally
 from rerank_actor.outputs.html import (
     Page,
     format_number,
@@ -42,7 +42,7 @@ STEPS = {
 RULE_STEPS = ("false_negatives", *(name for name, words in STEPS.items() if words.rpartition(" ")[2].startswith("--")))
 
 
-def list_funnel(tally: Tally) -> list[tuple[str, int, int]]:
+def list_funnel(tally: MiningTally) -> list[tuple[str, int, int]]:
     """Return each step that removed pairs, in words, how many it removed and how many were left behind it."""
     left = tally.counts["pairs"] + tally.removed["unscored"]
     funnel = []
@@ -53,7 +53,7 @@ def list_funnel(tally: Tally) -> list[tuple[str, int, int]]:
     return funnel
 
 
-def summarize(tally: Tally, rules: Rules, *, examples: int) -> dict[str, Any]:
+def summarize(tally: MiningTally, rules: MiningRules, *, examples: int) -> dict[str, Any]:
     """Return the numbers of a report, as JSON can hold them."""
     counts = dict(sorted(tally.counts.items()))
     kept = tally.counts["queries_kept"]
@@ -146,13 +146,13 @@ def _to_bins(bins: dict[str, int]) -> dict[int, int]:
     return {int(number): count for number, count in bins.items()}
 
 
-def find_heaviest(tally: Tally) -> list[tuple[str, int]]:
+def find_heaviest(tally: MiningTally) -> list[tuple[str, int]]:
     """Return the rules that removed candidates, in words, those that removed most first."""
     found = [(STEPS[name], tally.removed[name]) for name in RULE_STEPS if tally.removed[name]]
     return sorted(found, key=lambda one: -one[1])
 
 
-def tabulate_sets(tallies: dict[str, Tally]) -> list[dict[str, Any]]:
+def tabulate_sets(tallies: dict[str, MiningTally]) -> list[dict[str, Any]]:
     """Return a row for each rule set: its name, and what it would keep."""
     rows = []
     for name, tally in tallies.items():

@@ -43,7 +43,7 @@ class Threshold:
 
 
 @dataclass(frozen=True)
-class Rules:
+class MiningRules:
     """A set of rules.
 
     Attributes:

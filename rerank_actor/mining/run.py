@@ -1,6 +1,6 @@
 """Mining: from a `MineJob` to training data, and on again after whatever ended it.
 
-`mine_scores` is the order of things: groundwork, lease, survey, units, buckets, report. It knows the order and the words
+`mine_scores` is the order of things: preflight, lease, survey, units, buckets, report. It knows the order and the words
 for the user; how each step works is known elsewhere.
 """
 
@@ -21,11 +21,11 @@ from rerank_actor.mining.formats import CORPUS, describe_corpus, describe_datase
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.output import CARD, restore_layout, store_layout
 from rerank_actor.mining.pairs import Columns
-from rerank_actor.mining.preflight import MineGround, prepare_mining
+from rerank_actor.mining.preflight import PreparedMining, prepare_mining
 from rerank_actor.mining.report import find_heaviest, render_report, summarize, tabulate_sets
-from rerank_actor.mining.survey import Layout, Survey, Unit, lay_out, require_pairs, survey_parts
-from rerank_actor.mining.tally import Tally
-from rerank_actor.mining.unit import Spec, count_bucket, mine_bucket, mine_unit
+from rerank_actor.mining.survey import MiningPlan, MiningUnit, Survey, plan_units, require_pairs, survey_parts
+from rerank_actor.mining.tally import MiningTally
+from rerank_actor.mining.unit import MiningSpec, count_bucket, mine_bucket, mine_unit
 from rerank_actor.outputs.manifest import find_versions
 from rerank_actor.outputs.scored import compare_fingerprints
 from rerank_actor.progress import QuietReporter, Reporter
@@ -53,7 +53,7 @@ class MineResult:
     """
 
     status: str
-    tally: Tally
+    tally: MiningTally
     failed: dict[str, str]
     table: list[dict[str, Any]] = field(default_factory=list)
     run: dict[str, Any] = field(default_factory=dict)
@@ -71,12 +71,12 @@ def mine_scores(job: MineJob, reporter: Reporter | None = None) -> MineResult:
         RunInterruptedError: a signal stopped the run; everything committed stays.
     """
     reporter = reporter or QuietReporter()
-    ground = prepare_mining(job)
+    prepared = prepare_mining(job)
     run_id = make_run_id()
-    lease = Lease(ground.output.lease_uri, ground.output.uri, run_id)
+    lease = Lease(prepared.output.lease_uri, prepared.output.uri, run_id)
     lease.acquire(reporter.say)
     try:
-        run = _Run(ground, lease, reporter)
+        run = _Run(prepared, lease, reporter)
         return run.compare() if job.what_if else run.execute()
     finally:
         lease.release()
@@ -85,58 +85,58 @@ def mine_scores(job: MineJob, reporter: Reporter | None = None) -> MineResult:
 class _Run:
     """One run that holds the lease."""
 
-    def __init__(self, ground: MineGround, lease: Lease, reporter: Reporter) -> None:
-        self.ground, self.job, self.output = ground, ground.job, ground.output
+    def __init__(self, prepared: PreparedMining, lease: Lease, reporter: Reporter) -> None:
+        self.prepared, self.job, self.output = prepared, prepared.job, prepared.output
         self.lease, self.reporter = lease, reporter
         self.failed: dict[str, str] = {}
         self.records: dict[str, dict[str, Any]] = {}  # of committed units, without their tallies
-        self.tallies = {name: Tally(rules.space) for name, rules in ground.rule_sets.items()}
+        self.tallies = {name: MiningTally(rules.space) for name, rules in prepared.rule_sets.items()}
         self.started = time.time()
         self.environment = storage.capture_environment()
 
     def execute(self) -> MineResult:
         """Mine what is not committed, and write down how it went."""
-        if self.ground.replaces:
+        if self.prepared.replaces:
             self.output.clear()
         self.output.clear_scratch()
-        stored = self.ground.stored
-        layout = restore_layout(self.output, stored) if stored is not None else None
-        if layout is not None:
-            self._find_committed(layout)
-            left = len(layout.units) + layout.num_buckets - len(self.records)
+        stored = self.prepared.stored
+        plan = restore_layout(self.output, stored) if stored is not None else None
+        if plan is not None:
+            self._find_committed(plan)
+            left = len(plan.units) + plan.num_buckets - len(self.records)
             if not left:
                 self.reporter.say(f"{len(self.records):,} units, all committed already; output {self.output.uri}")
-                return self._finish(layout, mined_pairs=0)
+                return self._finish(plan, mined_pairs=0)
         before = self.tallies["as given"].counts["pairs"]
         storage.delete_objects([self.output.success_uri])
         with watch_signals() as watch, connect_ray(self.job, watch) as connection:
-            if layout is None:
-                layout = self._survey(connection, watch)
-                store_layout(self.output, self.ground.settings, layout)
+            if plan is None:
+                plan = self._survey(connection, watch)
+                store_layout(self.output, self.prepared.settings, plan)
             self._write_definition()
-            spec = self._make_spec(layout)
-            self._mine(layout, spec, connection, watch)
-        return self._finish(layout, mined_pairs=self.tallies["as given"].counts["pairs"] - before)
+            spec = self._make_spec(plan)
+            self._mine(plan, spec, connection, watch)
+        return self._finish(plan, mined_pairs=self.tallies["as given"].counts["pairs"] - before)
 
     def compare(self) -> MineResult:
         """Fill the table of `--what-if` from one pass over the scores; no training data are written."""
         storage.delete_folder(self.output.at("what-if"))
         try:
             with watch_signals() as watch, connect_ray(self.job, watch) as connection:
-                layout = self._survey(connection, watch)
-                spec = self._make_spec(layout)
-                self._mine(layout, spec, connection, watch)
+                plan = self._survey(connection, watch)
+                spec = self._make_spec(plan)
+                self._mine(plan, spec, connection, watch)
         finally:
             with contextlib.suppress(RerankError):
                 storage.delete_folder(self.output.at("what-if"))
         table = tabulate_sets(self.tallies)
-        self.output.write_json("what-if.json", {"sets": table, "fingerprint": self.ground.fingerprint})
+        self.output.write_json("what-if.json", {"sets": table, "fingerprint": self.prepared.fingerprint})
         status = "failed" if self.failed else "complete"
-        return MineResult(status, self.tallies["as given"], self.failed, table, self._time(layout.totals["pairs"]))
+        return MineResult(status, self.tallies["as given"], self.failed, table, self._time(plan.totals["pairs"]))
 
-    def _survey(self, connection: Connection, watch: SignalWatch) -> Layout:
+    def _survey(self, connection: Connection, watch: SignalWatch) -> MiningPlan:
         """Look at all files once, and lay out units and shuffle."""
-        scored = self.ground.scored
+        scored = self.prepared.scored
         self.reporter.say(f"surveying {len(scored.parts):,} scored files")
         surveys: list[Survey] = []
 
@@ -145,42 +145,42 @@ class _Run:
                 raise InputError(f"{found}; nothing was mined")
             surveys.extend(found)
 
-        parts = survey_parts(scored.parts, scored.columns, self.ground.qrels, self.environment)
+        parts = survey_parts(scored.parts, scored.columns, self.prepared.qrels, self.environment)
         self._follow(parts, take, connection, watch)
         surveys.sort(key=lambda survey: (survey.part, survey.group))
         fingerprints = {survey.fingerprint: scored.parts[survey.part].uri for survey in surveys}
         compare_fingerprints(fingerprints, self.job.allow_mixed_scores)
-        layout = lay_out(surveys, int(self.job.unit_mb * MB))
-        require_pairs(layout, scored.columns, self.ground.source)
-        if not self.ground.source:
-            layout.max_positives = 1
-        totals = layout.totals
+        plan = plan_units(surveys, int(self.job.unit_mb * MB))
+        require_pairs(plan, scored.columns, self.prepared.source)
+        if not self.prepared.source:
+            plan.max_positives = 1
+        totals = plan.totals
         if totals["unscored"]:
             self.reporter.say(
                 f"column `{scored.columns.spaces[0]}`: {totals['unscored']:,} rows have no score (column `error` says why), "
                 f"{totals['unscored_positives']:,} of them positive; they are left out"
             )
-        moved = f", {layout.num_buckets:,} more for queries that lie in several" if layout.num_buckets else ""
+        moved = f", {plan.num_buckets:,} more for queries that lie in several" if plan.num_buckets else ""
         self.reporter.say(
-            f"{totals['pairs']:,} scored pairs in {len(layout.units):,} units{moved}; output {self.output.uri}"
+            f"{totals['pairs']:,} scored pairs in {len(plan.units):,} units{moved}; output {self.output.uri}"
         )
-        return layout
+        return plan
 
-    def _make_spec(self, layout: Layout) -> Spec:
-        job, ground = self.job, self.ground
+    def _make_spec(self, plan: MiningPlan) -> MiningSpec:
+        job, prepared = self.job, self.prepared
         compares = bool(job.what_if)
-        return Spec(
+        return MiningSpec(
             output=self.output,
-            parts=ground.scored.parts,
-            columns=ground.scored.columns,
-            rule_sets=ground.rule_sets,
-            max_positives=layout.max_positives or 0,
-            split=layout.split,
-            num_buckets=layout.num_buckets,
-            qrels=ground.qrels,
+            parts=prepared.scored.parts,
+            columns=prepared.scored.columns,
+            rule_sets=prepared.rule_sets,
+            max_positives=plan.max_positives or 0,
+            split=plan.split,
+            num_buckets=plan.num_buckets,
+            qrels=prepared.qrels,
             teacher=Teacher(job.teacher, job.normalize, job.temperature),
             format=job.format,
-            prompt=ground.settings["prompt"],
+            prompt=prepared.settings["prompt"],
             with_examples=job.examples > 0,
             only_tally=compares,
             folder="what-if/units" if compares else "units",
@@ -188,10 +188,10 @@ class _Run:
             environment=self.environment,
         )
 
-    def _mine(self, layout: Layout, spec: Spec, connection: Connection, watch: SignalWatch) -> None:
+    def _mine(self, plan: MiningPlan, spec: MiningSpec, connection: Connection, watch: SignalWatch) -> None:
         """Mine the units that are left, then the buckets, whose pairs are complete only when no unit failed."""
 
-        def take(done: tuple[Unit, dict[str, Any]]) -> None:
+        def take(done: tuple[MiningUnit, dict[str, Any]]) -> None:
             unit, report = done
             if "failure" in report:
                 self.failed[unit.name] = report["failure"]
@@ -199,41 +199,41 @@ class _Run:
             else:
                 self._take_record(report)
 
-        units = [unit for unit in layout.units if unit.name not in self.records]
-        total = len(layout.units) + layout.num_buckets
+        units = [unit for unit in plan.units if unit.name not in self.records]
+        total = len(plan.units) + plan.num_buckets
         self._follow(mine_units(units, spec), take, connection, watch, total)
-        buckets = [bucket for bucket in layout.buckets if bucket.name not in self.records]
+        buckets = [bucket for bucket in plan.buckets if bucket.name not in self.records]
         if self.failed:
             self.failed |= {bucket.name: "waits for the units that failed" for bucket in buckets}
             return
-        slices = [self._find_slices(layout, bucket) for bucket in buckets]
-        if layout.max_positives is None and buckets:
+        slices = [self._find_slices(plan, bucket) for bucket in buckets]
+        if plan.max_positives is None and buckets:
             most: list[int | str] = []
             self._follow(count_positives(slices, spec), most.append, connection, watch)
             if problems := [found for found in most if isinstance(found, str)]:
                 self.failed |= {bucket.name: problems[0] for bucket in buckets}
                 return
-            layout.max_positives = max(found for found in most if isinstance(found, int))
-            spec = self._make_spec(layout)
+            plan.max_positives = max(found for found in most if isinstance(found, int))
+            spec = self._make_spec(plan)
         self._follow(mine_buckets(list(zip(buckets, slices, strict=True)), spec), take, connection, watch, total)
 
-    def _find_slices(self, layout: Layout, bucket: Unit) -> list[tuple[str, int, int, int]]:
+    def _find_slices(self, plan: MiningPlan, bucket: MiningUnit) -> list[tuple[str, int, int, int]]:
         number = bucket.bucket or 0
-        moved = [self.records[unit.name]["shuffled"] for unit in layout.units if "shuffled" in self.records[unit.name]]
+        moved = [self.records[unit.name]["shuffled"] for unit in plan.units if "shuffled" in self.records[unit.name]]
         return [(one["uri"], one["size"], one["places"][number], one["places"][number + 1]) for one in moved]
 
     def _take_record(self, record: dict[str, Any]) -> None:
         """Add up what a committed unit came to; of its record the rest is kept."""
         for name, tally in record.pop("tallies").items():
-            self.tallies[name].merge(Tally.from_dict(tally))
+            self.tallies[name].merge(MiningTally.from_dict(tally))
         self.records[record["unit"]] = record
 
-    def _find_committed(self, layout: Layout) -> None:
+    def _find_committed(self, plan: MiningPlan) -> None:
         """Take up the records of an earlier run whose objects are as they were written."""
         listed = [*self.output.list_data(), *storage.list_objects(self.output.at("shuffle"))]
         sizes = {item.uri: item.size for item in listed}
 
-        def take_sound(units: list[Unit], *, with_shuffle: bool) -> None:
+        def take_sound(units: list[MiningUnit], *, with_shuffle: bool) -> None:
             for record in self.output.read_unit_records({unit.name for unit in units}):
                 objects = {storage.join_uri(self.output.uri, name): size for name, size in record["objects"].items()}
                 if with_shuffle and "shuffled" in record:
@@ -241,8 +241,8 @@ class _Run:
                 if all(sizes.get(uri) == size for uri, size in objects.items()):
                     self._take_record(record)
 
-        take_sound(layout.buckets, with_shuffle=False)
-        take_sound(layout.units, with_shuffle=len(self.records) < layout.num_buckets)
+        take_sound(plan.buckets, with_shuffle=False)
+        take_sound(plan.units, with_shuffle=len(self.records) < plan.num_buckets)
 
     def _follow(
         self,
@@ -269,28 +269,33 @@ class _Run:
         return {"seconds": round(seconds, 3), "pairs": pairs, "pairs_per_second": round(pairs / seconds, 1)}
 
     def _write_definition(self) -> None:
-        rules = self.ground.rule_sets["as given"]
-        settings = {name: value for name, value in self.ground.settings.items() if name != "inputs"}
-        definition = {"fingerprint": self.ground.fingerprint, "definition": rules.define(), "settings": settings}
+        rules = self.prepared.rule_sets["as given"]
+        settings = {name: value for name, value in self.prepared.settings.items() if name != "inputs"}
+        definition = {"fingerprint": self.prepared.fingerprint, "definition": rules.define(), "settings": settings}
         self.output.write_json("definition.json", {**definition, "versions": find_versions()})
         job = self.job.model_copy(update={"overwrite": False})
         text = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         self.output.write_own("job.yaml", text.encode())
 
-    def _finish(self, layout: Layout, mined_pairs: int) -> MineResult:
+    def _finish(self, plan: MiningPlan, mined_pairs: int) -> MineResult:
         """Add up, say what is remarkable, write the report, and `_SUCCESS` last."""
         self.lease.check(fresh=True)
         tally = self.tallies["as given"]
-        tally.removed["unscored"] = layout.totals["unscored"]
-        tally.counts["unscored_positives"] = layout.totals["unscored_positives"]
+        tally.removed["unscored"] = plan.totals["unscored"]
+        tally.counts["unscored_positives"] = plan.totals["unscored_positives"]
         status = "failed" if self.failed else "complete"
         result = MineResult(status, tally, self.failed, run=self._time(mined_pairs))
         self._say_what_is_left_out(tally)
         if status == "complete" and not tally.counts["negatives"]:
             self._refuse_empty(tally)
-        numbers = summarize(tally, self.ground.rule_sets["as given"], examples=self.job.examples)
-        numbers |= {"status": status, "fingerprint": self.ground.fingerprint, "run": result.run, "failed": self.failed}
-        about = {"from": ", ".join(self.job.scored), "as": self.job.format, "fingerprint": self.ground.fingerprint}
+        numbers = summarize(tally, self.prepared.rule_sets["as given"], examples=self.job.examples)
+        numbers |= {
+            "status": status,
+            "fingerprint": self.prepared.fingerprint,
+            "run": result.run,
+            "failed": self.failed,
+        }
+        about = {"from": ", ".join(self.job.scored), "as": self.job.format, "fingerprint": self.prepared.fingerprint}
         self.output.write_json("report.json", numbers)
         self.output.write_own("report.html", render_report(numbers, about).encode())
         if status == "complete":
@@ -298,15 +303,15 @@ class _Run:
             if self.job.format == "nemo":
                 storage.write_bytes(storage.join_uri(uri, CORPUS, "merlin_metadata.json"), describe_corpus())
             if self.output.owns_card():
-                card = describe_dataset(self.job.format, self.ground.fingerprint)
+                card = describe_dataset(self.job.format, self.prepared.fingerprint)
                 storage.write_bytes(storage.join_uri(uri, CARD), card.encode())
             storage.delete_folder(self.output.at("shuffle"))
             self.output.clear_scratch()
             storage.write_bytes(self.output.success_uri, b"")
         return result
 
-    def _say_what_is_left_out(self, tally: Tally) -> None:
-        counts, source = tally.counts, self.ground.source
+    def _say_what_is_left_out(self, tally: MiningTally) -> None:
+        counts, source = tally.counts, self.prepared.source
         without = counts["queries_without_positive"]
         if without:
             why = source or f"--min-positive-score {self.job.min_positive_score}"
@@ -324,14 +329,14 @@ class _Run:
             )
 
         if counts["queries_short"]:
-            rules = self.ground.rule_sets["as given"]
+            rules = self.prepared.rule_sets["as given"]
             deeper = "; --depth all looks further down their rankings" if rules.depth != "all" else ""
             self.reporter.say(
                 f"--min-negatives {rules.min_negatives}: {counts['queries_short']:,} of {counts['queries']:,} queries have "
                 f"fewer negatives left; they are dropped{deeper}"
             )
 
-    def _refuse_empty(self, tally: Tally) -> None:
+    def _refuse_empty(self, tally: MiningTally) -> None:
         """Refuse rules that leave nothing, and leave the output free for others."""
         heaviest = ", ".join(f"{words} {number:,}" for words, number in find_heaviest(tally)[:4])
         counts = tally.counts
@@ -348,7 +353,7 @@ class _Run:
 Slices = list[tuple[str, int, int, int]]
 
 
-def mine_units(units: Sequence[Unit], spec: Spec) -> Generator[tuple[Unit, dict[str, Any]]]:
+def mine_units(units: Sequence[MiningUnit], spec: MiningSpec) -> Generator[tuple[MiningUnit, dict[str, Any]]]:
     """Mine units of row groups; yields each with its record or its failure, in no order."""
     from rerank_actor.runtime.tasks import run_tasks
 
@@ -357,7 +362,9 @@ def mine_units(units: Sequence[Unit], spec: Spec) -> Generator[tuple[Unit, dict[
         yield units[number], report
 
 
-def mine_buckets(buckets: Sequence[tuple[Unit, Slices]], spec: Spec) -> Generator[tuple[Unit, dict[str, Any]]]:
+def mine_buckets(
+    buckets: Sequence[tuple[MiningUnit, Slices]], spec: MiningSpec
+) -> Generator[tuple[MiningUnit, dict[str, Any]]]:
     """Mine buckets of the shuffle; yields each with its record or its failure, in no order."""
     from rerank_actor.runtime.tasks import run_tasks
 
@@ -366,12 +373,12 @@ def mine_buckets(buckets: Sequence[tuple[Unit, Slices]], spec: Spec) -> Generato
         yield buckets[number][0], report
 
 
-def _mine_bucket(bucket: tuple[Unit, Slices], spec: Spec) -> dict[str, Any]:
+def _mine_bucket(bucket: tuple[MiningUnit, Slices], spec: MiningSpec) -> dict[str, Any]:
     unit, slices = bucket
     return mine_bucket(unit, spec, slices)
 
 
-def count_positives(buckets: Sequence[Slices], spec: Spec) -> Generator[int | str]:
+def count_positives(buckets: Sequence[Slices], spec: MiningSpec) -> Generator[int | str]:
     """Yield the most positives that a query of each bucket has, or why a bucket could not be read."""
     from rerank_actor.runtime.tasks import run_tasks
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rerank_actor.mining.rules import Rules, Space, Threshold
+from rerank_actor.mining.rules import MiningRules, Space, Threshold
 
 NearDuplicates = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
@@ -61,7 +61,7 @@ class Selection:
 
 
 def select(
-    candidates: Candidates, rules: Rules, max_positives: int, find_near: NearDuplicates | None = None
+    candidates: Candidates, rules: MiningRules, max_positives: int, find_near: NearDuplicates | None = None
 ) -> Selection:
     """Choose positives and negatives.
 
@@ -79,7 +79,7 @@ class _Selector:
     """One selection under way. Rows are in order of query and falling value throughout; `rows` maps them back."""
 
     def __init__(
-        self, candidates: Candidates, rules: Rules, max_positives: int, find_near: NearDuplicates | None
+        self, candidates: Candidates, rules: MiningRules, max_positives: int, find_near: NearDuplicates | None
     ) -> None:
         self.rules, self.max_positives, self.find_near = rules, max_positives, find_near
         self.num_queries, self.query_hash = candidates.num_queries, candidates.query_hash

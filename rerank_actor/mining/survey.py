@@ -100,7 +100,7 @@ def _weigh(file: Any, group: int, columns: Columns) -> int:
 
 
 @dataclass(frozen=True)
-class Run:
+class RowGroups:
     """Consecutive row groups of one file, and the position of their first pair."""
 
     part: int
@@ -109,16 +109,16 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Unit:
+class MiningUnit:
     """What one task mines: runs of row groups, or, with no runs, a bucket of the shuffle."""
 
     name: str
-    runs: tuple[Run, ...] = ()
+    runs: tuple[RowGroups, ...] = ()
     bucket: int | None = None
 
 
 @dataclass
-class Layout:
+class MiningPlan:
     """Where the pairs of each query are.
 
     Attributes:
@@ -129,20 +129,20 @@ class Layout:
         totals: pairs, unscored, unscored_positives, positives.
     """
 
-    units: list[Unit] = field(default_factory=list)
+    units: list[MiningUnit] = field(default_factory=list)
     split: np.ndarray | None = None
     num_buckets: int = 0
     max_positives: int | None = 0
     totals: dict[str, int] = field(default_factory=dict)
 
     @property
-    def buckets(self) -> list[Unit]:
+    def buckets(self) -> list[MiningUnit]:
         """The buckets of the shuffle as units."""
         first = len(self.units)
-        return [Unit(f"{first + number:05d}", bucket=number) for number in range(self.num_buckets)]
+        return [MiningUnit(f"{first + number:05d}", bucket=number) for number in range(self.num_buckets)]
 
 
-def lay_out(surveys: list[Survey], unit_bytes: int, *, hashes_at_once: int = HASHES_AT_ONCE) -> Layout:
+def plan_units(surveys: list[Survey], unit_bytes: int, *, hashes_at_once: int = HASHES_AT_ONCE) -> MiningPlan:
     """Cut row groups into units and find the queries that lie in several.
 
     Args:
@@ -163,8 +163,10 @@ def lay_out(surveys: list[Survey], unit_bytes: int, *, hashes_at_once: int = HAS
         groups[-1].append(survey)
         size += survey.num_bytes
         position += survey.num_pairs + survey.unscored
-    layout = Layout([_make_unit(f"{number:05d}", *own) for number, own in enumerate(zip(groups, starts, strict=True))])
-    layout.totals = {
+    plan = MiningPlan(
+        [_make_unit(f"{number:05d}", *own) for number, own in enumerate(zip(groups, starts, strict=True))]
+    )
+    plan.totals = {
         "pairs": sum(survey.num_pairs for survey in surveys),
         "unscored": sum(survey.unscored for survey in surveys),
         "unscored_positives": sum(survey.unscored_positives for survey in surveys),
@@ -173,26 +175,26 @@ def lay_out(surveys: list[Survey], unit_bytes: int, *, hashes_at_once: int = HAS
     num_bytes = sum(survey.num_bytes for own in groups for survey in own)
     held = sum(len(survey.hashes) for own in groups for survey in own)
     if held > hashes_at_once and len(groups) > 1:
-        layout.max_positives = None
+        plan.max_positives = None
         moved, most = held, held
     else:
-        layout.split, layout.max_positives = _find_split(groups)
-        moved = sum(int(is_split(survey.hashes, layout.split).sum()) for own in groups for survey in own)
-        most = len(layout.split)
+        plan.split, plan.max_positives = _find_split(groups)
+        moved = sum(int(is_split(survey.hashes, plan.split).sum()) for own in groups for survey in own)
+        most = len(plan.split)
     if moved:
-        layout.num_buckets = max(1, min(most, round(moved / held * num_bytes / unit_bytes)))
-    return layout
+        plan.num_buckets = max(1, min(most, round(moved / held * num_bytes / unit_bytes)))
+    return plan
 
 
-def _make_unit(name: str, own: list[Survey], start: int) -> Unit:
-    runs: list[Run] = []
+def _make_unit(name: str, own: list[Survey], start: int) -> MiningUnit:
+    runs: list[RowGroups] = []
     for survey in own:
         if runs and runs[-1].part == survey.part:
-            runs[-1] = Run(survey.part, (*runs[-1].groups, survey.group), runs[-1].start)
+            runs[-1] = RowGroups(survey.part, (*runs[-1].groups, survey.group), runs[-1].start)
         else:
-            runs.append(Run(survey.part, (survey.group,), start))
+            runs.append(RowGroups(survey.part, (survey.group,), start))
         start += survey.num_pairs + survey.unscored
-    return Unit(name, tuple(runs))
+    return MiningUnit(name, tuple(runs))
 
 
 def _find_split(groups: list[list[Survey]]) -> tuple[np.ndarray, int]:
@@ -216,18 +218,18 @@ def is_split(hashes: np.ndarray, split: np.ndarray | None) -> np.ndarray:
     return found
 
 
-def require_pairs(layout: Layout, columns: Columns, source: str) -> None:
+def require_pairs(plan: MiningPlan, columns: Columns, source: str) -> None:
     """Refuse an input that cannot be mined whatever the rules.
 
     Args:
-        layout: of the input.
+        plan: of the input.
         columns: of the input.
         source: the flag that says what is positive, empty where positives are to be found by score.
 
     Raises:
         InputError: no pair has a score, or none is positive.
     """
-    totals = layout.totals
+    totals = plan.totals
     if not totals["pairs"]:
         raise InputError(
             f"column `{columns.spaces[0]}`: none of {totals['unscored']:,} rows has a score (column `error` says why); "

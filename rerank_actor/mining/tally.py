@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rerank_actor.mining.examples import Chosen
+from rerank_actor.mining.examples import TrainingExamples
 from rerank_actor.mining.rules import Space
 from rerank_actor.mining.select import Selection, mix
 
@@ -99,7 +99,7 @@ class Distribution:
 
 
 @dataclass
-class Tally:
+class MiningTally:
     """What mining did to some queries, or to all.
 
     Attributes:
@@ -123,7 +123,7 @@ class Tally:
         width = BIN_WIDTHS[self.space]
         self.positives, self.negatives, self.margins = Distribution(width), Distribution(width), Distribution(width)
 
-    def add(self, chosen: Chosen, selection: Selection, values: np.ndarray, *, with_examples: bool) -> None:
+    def add(self, chosen: TrainingExamples, selection: Selection, values: np.ndarray, *, with_examples: bool) -> None:
         """Take in what was chosen of some queries; `values` are float32 [num_pairs] in the tally's space."""
         self.counts.update(selection.counts)
         for step, number in selection.removed.items():
@@ -136,7 +136,7 @@ class Tally:
         if with_examples:
             self.examples += _draw_examples(chosen, values, positive, negative)
 
-    def merge(self, other: "Tally") -> None:
+    def merge(self, other: "MiningTally") -> None:
         """Take in what another one holds."""
         self.counts.update(other.counts)
         for step, number in other.removed.items():
@@ -163,7 +163,7 @@ class Tally:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Tally":
+    def from_dict(cls, values: dict[str, Any]) -> "MiningTally":
         """Return what `to_dict` gave."""
         found = cls(values["space"], Counter(values["counts"]), Counter(values["removed"]), values["examples"])
         for name in ("positives", "negatives", "margins"):
@@ -172,7 +172,7 @@ class Tally:
 
 
 def _draw_examples(
-    chosen: Chosen, values: np.ndarray, positive: np.ndarray, negative: np.ndarray
+    chosen: TrainingExamples, values: np.ndarray, positive: np.ndarray, negative: np.ndarray
 ) -> list[dict[str, Any]]:
     """Return a few pairs of a positive and a negative, drawn by their place in the input, so that a resume draws the same."""
     place = chosen.table["position"].to_numpy().astype(np.uint64)

@@ -1,7 +1,7 @@
 """A unit of mining: what a worker does with some row groups, or with a bucket of the shuffle.
 
 The path of a unit is read -> split off what is shuffled -> select by the rules -> write what was chosen -> write the
-record. Everything a worker needs is in `Spec`. Knows nothing of Ray.
+record. Everything a worker needs is in `MiningSpec`. Knows nothing of Ray.
 """
 
 from dataclasses import dataclass, field
@@ -11,22 +11,22 @@ import numpy as np
 import pyarrow as pa
 
 from rerank_actor import storage
-from rerank_actor.mining.examples import Teacher, choose
+from rerank_actor.mining.examples import Teacher, group_examples
 from rerank_actor.mining.formats import build_objects
 from rerank_actor.mining.near_duplicates import find_near_duplicates
 from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.pairs import TEXT_ROLES, Columns, encode_keys, encode_texts, read_pairs
 from rerank_actor.mining.qrels import mark_judged
-from rerank_actor.mining.rules import Rules
+from rerank_actor.mining.rules import MiningRules
 from rerank_actor.mining.select import Candidates, select
-from rerank_actor.mining.survey import Unit, is_split
-from rerank_actor.mining.tally import Tally
+from rerank_actor.mining.survey import MiningUnit, is_split
+from rerank_actor.mining.tally import MiningTally
 from rerank_actor.outputs.scored import open_parquet
 from rerank_actor.storage.shuffle import find_buckets, hash_keys, pack_slices, read_slices
 
 
 @dataclass(frozen=True)
-class Spec:
+class MiningSpec:
     """What is the same for all units of a run.
 
     Attributes:
@@ -45,7 +45,7 @@ class Spec:
     output: MineOutput
     parts: tuple[storage.StoredObject, ...]
     columns: Columns
-    rule_sets: dict[str, Rules]
+    rule_sets: dict[str, MiningRules]
     max_positives: int
     split: np.ndarray | None
     num_buckets: int
@@ -60,7 +60,7 @@ class Spec:
     environment: dict[str, str] = field(default_factory=dict, repr=False)
 
 
-def mine_unit(unit: Unit, spec: Spec) -> dict[str, Any]:
+def mine_unit(unit: MiningUnit, spec: MiningSpec) -> dict[str, Any]:
     """Mine the queries that lie in a unit alone, pass the others on to the shuffle, and return the unit's record.
 
     Raises:
@@ -82,7 +82,7 @@ def mine_unit(unit: Unit, spec: Spec) -> dict[str, Any]:
     return _finish(unit, table, spec, record)
 
 
-def mine_bucket(unit: Unit, spec: Spec, slices: list[tuple[str, int, int, int]]) -> dict[str, Any]:
+def mine_bucket(unit: MiningUnit, spec: MiningSpec, slices: list[tuple[str, int, int, int]]) -> dict[str, Any]:
     """Mine the queries of a bucket, and return its record.
 
     Raises:
@@ -102,7 +102,7 @@ def count_bucket(slices: list[tuple[str, int, int, int]], columns: Columns, qrel
     return int(np.bincount(query[positive], minlength=len(keys)).max(initial=0))
 
 
-def _read_unit(unit: Unit, spec: Spec) -> pa.Table:
+def _read_unit(unit: MiningUnit, spec: MiningSpec) -> pa.Table:
     tables = []
     for run in unit.runs:
         part = spec.parts[run.part]
@@ -123,7 +123,7 @@ def _find_positive(table: pa.Table, qrels: pa.Table | None) -> tuple[np.ndarray,
     return np.zeros(table.num_rows, bool), 0
 
 
-def _finish(unit: Unit, table: pa.Table | None, spec: Spec, record: dict[str, Any]) -> dict[str, Any]:
+def _finish(unit: MiningUnit, table: pa.Table | None, spec: MiningSpec, record: dict[str, Any]) -> dict[str, Any]:
     """Select, write, and write the record last."""
     objects, tallies = mine_table(unit.name, table, spec)
     record["objects"] = {name: len(data) for name, data in objects.items()}
@@ -135,7 +135,7 @@ def _finish(unit: Unit, table: pa.Table | None, spec: Spec, record: dict[str, An
     return record
 
 
-def mine_table(unit: str, table: pa.Table | None, spec: Spec) -> tuple[dict[str, bytes], dict[str, Tally]]:
+def mine_table(unit: str, table: pa.Table | None, spec: MiningSpec) -> tuple[dict[str, bytes], dict[str, MiningTally]]:
     """Return the objects to write for the pairs of some whole queries, and the tally of each rule set.
 
     Args:
@@ -147,13 +147,15 @@ def mine_table(unit: str, table: pa.Table | None, spec: Spec) -> tuple[dict[str,
         InputError: the format cannot hold them.
     """
     objects: dict[str, bytes] = {}
-    tallies = {name: Tally(rules.space) for name, rules in spec.rule_sets.items()}
+    tallies = {name: MiningTally(rules.space) for name, rules in spec.rule_sets.items()}
     if table is None or not table.num_rows:
         return objects, tallies
     queries = _Queries(table, spec)
     for name, rules in spec.rule_sets.items():
         selection = select(queries.candidates, rules, spec.max_positives, queries.make_finder(rules))
-        chosen = choose(table, queries.candidates.query, selection, Teacher() if spec.only_tally else spec.teacher)
+        chosen = group_examples(
+            table, queries.candidates.query, selection, Teacher() if spec.only_tally else spec.teacher
+        )
         values = queries.candidates.values[rules.space]
         tallies[name].add(chosen, selection, values, with_examples=spec.with_examples and not spec.only_tally)
         tallies[name].counts["unmatched_judgements"] += queries.unmatched
@@ -165,7 +167,7 @@ def mine_table(unit: str, table: pa.Table | None, spec: Spec) -> tuple[dict[str,
 class _Queries:
     """The pairs of whole queries as the selection wants them."""
 
-    def __init__(self, table: pa.Table, spec: Spec) -> None:
+    def __init__(self, table: pa.Table, spec: MiningSpec) -> None:
         query, keys = encode_keys(table, spec.columns)
         text, _ = encode_texts(table["document"])
         positive, self.unmatched = _find_positive(table, spec.qrels)
@@ -179,7 +181,7 @@ class _Queries:
             query_hash=hash_keys(keys),
         )
 
-    def make_finder(self, rules: Rules) -> Any:
+    def make_finder(self, rules: MiningRules) -> Any:
         """Return a function that finds near-duplicates, None where the rules do not ask for them."""
         likeness = rules.near_duplicates
         if likeness is None:

@@ -22,7 +22,7 @@ from rerank_actor.outputs.histograms import NAMES
 
 RECORD_THREADS = 16
 OWN_FILES = ("plan.parquet", "job.yaml", "manifest.json", "report.html", "estimate.json")
-SKETCH_COLUMNS = frozenset(f"{name}_bins" for name in NAMES)
+HISTOGRAM_COLUMNS = frozenset(f"{name}_bins" for name in NAMES)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Output:
 
     def read_records(self) -> Iterator[dict[str, Any]]:
         """Yield the unit records of earlier runs without their sketches."""
-        for table in self.read_record_tables(skip=SKETCH_COLUMNS):
+        for table in self.read_record_tables(skip=HISTOGRAM_COLUMNS):
             yield from table.to_pylist()
 
     def read_record_tables(self, skip: Container[str] = ()) -> Iterator[pa.Table]:

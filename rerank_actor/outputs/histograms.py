@@ -1,4 +1,4 @@
-"""The sketch: how scores, logits, tokens and truncations of a unit are distributed, in a few hundred counts.
+"""Histograms: how scores, logits, tokens and truncations of a unit are distributed, in a few hundred counts.
 
 Takes the added columns of a part, gives counts by bin that can be added up over any number of units, and quantiles of
 them. Scores and logits have bins of one width; tokens have eight bins to each doubling, so that a quantile is at most a
@@ -38,7 +38,7 @@ def _count(bins: np.ndarray, size: int) -> np.ndarray:
 
 
 @dataclass
-class Sketch:
+class ScoreHistograms:
     """Counts by bin: int64 arrays of `SIZES`. Values beyond the first and last bin are counted in these."""
 
     bins: dict[str, np.ndarray] = field(
@@ -47,7 +47,7 @@ class Sketch:
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, pa.Array]) -> Self:
-        """Return the sketch of `score`, `logit`, `num_tokens` and `truncated_tokens`, a value a pair."""
+        """Return the histograms of `score`, `logit`, `num_tokens` and `truncated_tokens`, a value a pair."""
 
         def values(name: str) -> np.ndarray:
             return np.asarray(columns[name].drop_null().to_numpy(zero_copy_only=False))
@@ -76,7 +76,7 @@ class Sketch:
             np.minimum(places, SIZES[name] - 1), weights=values, minlength=SIZES[name]
         ).astype(np.int64)
 
-    def add(self, other: "Sketch") -> None:
+    def add(self, other: "ScoreHistograms") -> None:
         """Add the counts of other pairs."""
         for name, counts in other.bins.items():
             self.bins[name] += counts

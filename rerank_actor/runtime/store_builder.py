@@ -13,7 +13,7 @@ import numpy as np
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, StorageError
-from rerank_actor.storage.keyed_store import Layout, StoreSpec, name_bucket, pack_bucket, spill_rows
+from rerank_actor.storage.keyed_store import BucketLayout, StoreSpec, name_bucket, pack_bucket, spill_rows
 
 ROUNDS = 3
 SPILL_BYTES = 64 * 2**20
@@ -28,7 +28,7 @@ RunTasks = Callable[
 def build_store(
     uri: str,
     digest: str,
-    layout: Layout,
+    layout: BucketLayout,
     pieces: Sequence[Any],
     read: Read,
     run_tasks: RunTasks,
@@ -135,7 +135,9 @@ def _name_spill(uri: str, number: int, batch: int) -> str:
     return storage.join_uri(uri, "spilled", f"{number:06d}-{batch:04d}.bin")
 
 
-def _spill_piece(item: tuple[int, Any], read: Read, layout: Layout, uri: str, scratch: str | None) -> dict[str, Any]:
+def _spill_piece(
+    item: tuple[int, Any], read: Read, layout: BucketLayout, uri: str, scratch: str | None
+) -> dict[str, Any]:
     number, piece = item
     sizes: list[int] = []
     places: list[np.ndarray] = []
@@ -153,7 +155,7 @@ def _spill_piece(item: tuple[int, Any], read: Read, layout: Layout, uri: str, sc
 
 
 def _pack(
-    item: tuple[int, list[tuple[str, int, int, int]]], layout: Layout, uri: str, scratch: str | None
+    item: tuple[int, list[tuple[str, int, int, int]]], layout: BucketLayout, uri: str, scratch: str | None
 ) -> dict[str, Any]:
     bucket, slices = item
     with storage.patient():

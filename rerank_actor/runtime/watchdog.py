@@ -106,7 +106,7 @@ REMEMBERED = 8
 START_SECONDS = 3600.0  # for an engine to start, weights fetched over a network included
 
 
-class Pace:
+class AdaptiveTimeout:
     """What an engine's last pieces took.
 
     Args:

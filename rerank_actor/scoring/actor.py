@@ -1,7 +1,7 @@
 """The actor: a Ray process that owns one engine and fills in the logits of the units that come by.
 
 Takes a prepared unit as a table of one row and gives the same unit with logits, as failed, or handed back. Knows
-nothing of texts, shards or parts. What is tried again, and in which pieces, the ledger says, which outlives this
+nothing of texts, shards or parts. What is tried again, and in which pieces, the coordinator says, which outlives this
 process: an engine that raised is not trusted with the whole unit again, so the process ends and Ray replaces it. While
 a unit is being split, and after logits that are not finite, an engine that still scores the built-in pairs as it did
 at its start is kept, because starting one takes long.
@@ -21,8 +21,8 @@ from rerank_actor import storage
 from rerank_actor.engines.base import Engine, EngineSpec, compute_within_memory
 from rerank_actor.engines.start import EngineCheck, scores_as_before, start_engine
 from rerank_actor.errors import EngineError, EngineStartError, RerankError
-from rerank_actor.runtime.watchdog import START_SECONDS, Pace, Watchdog
-from rerank_actor.scoring.bisection import Piece, Verdict
+from rerank_actor.runtime.watchdog import START_SECONDS, AdaptiveTimeout, Watchdog
+from rerank_actor.scoring.bisection import Outcome, Slice
 from rerank_actor.scoring.coordinator import START_ATTEMPTS
 from rerank_actor.scoring.metrics import ActorMeter
 from rerank_actor.scoring.unit import UnitWork
@@ -40,38 +40,43 @@ class RerankActor:
 
     Args:
         spec: the engine to start.
-        ledger: handle of the run's ledger, which is told why an engine does not start.
+        coordinator: handle of the run's coordinator, which is told why an engine does not start.
         stall_seconds: allowed to an engine for any piece of work, on top of what such work took before.
         environment: AWS variables of the driver, for models in S3.
         labels: of the run, for its metrics.
     """
 
     def __init__(
-        self, spec: EngineSpec, ledger: Any, stall_seconds: float, environment: dict[str, str], labels: dict[str, str]
+        self,
+        spec: EngineSpec,
+        coordinator: Any,
+        stall_seconds: float,
+        environment: dict[str, str],
+        labels: dict[str, str],
     ) -> None:
         storage.adopt_environment(environment)
-        self._ledger, self._id = ledger, ray.get_runtime_context().get_actor_id()
-        self._watchdog, self._pace = Watchdog(), Pace(stall_seconds)
+        self._ledger, self._id = coordinator, ray.get_runtime_context().get_actor_id()
+        self._watchdog, self._pace = Watchdog(), AdaptiveTimeout(stall_seconds)
         self._engine: Engine | None = None
         self._busy_seconds = 0.0
-        failures = ray.get(ledger.begin_start.remote(self._id))
+        failures = ray.get(coordinator.begin_start.remote(self._id))
         if failures is None:
             raise EngineStartError("the run has ended")  # ends the pipeline, which is wanted
         if failures == START_ATTEMPTS:
             return
         started = time.monotonic()
-        self._meter = ActorMeter(labels, str(self._id), ledger)
+        self._meter = ActorMeter(labels, str(self._id), coordinator)
         try:
             with self._watchdog.limit(START_SECONDS):
                 self._engine, self._check = self._start(spec)
         except RerankError as error:
-            ray.get(ledger.note_engine_failure.remote(self._id, str(error)))
+            ray.get(coordinator.note_engine_failure.remote(self._id, str(error)))
             time.sleep(START_PAUSE_SECONDS * 2**failures)
             os._exit(1)  # an exception here would end the whole run
         self._check_prompts = [np.array(ids, np.int32) for ids in spec.check_prompts]
         self._pace.note(sum(len(ids) for ids in self._check_prompts), self._check.seconds)
         facts = {"pid": os.getpid(), **asdict(self._check), "start_seconds": round(time.monotonic() - started, 1)}
-        ray.get(ledger.note_engine.remote(self._id, facts))
+        ray.get(coordinator.note_engine.remote(self._id, facts))
         self._meter.begin_idle()
 
     def _start(self, spec: EngineSpec) -> tuple[Engine, EngineCheck]:
@@ -115,12 +120,12 @@ class RerankActor:
             if piece is None:
                 raise EngineError("the run has ended", unit=name)
             facts = {
-                "attempts": piece.ticket if isinstance(piece, Piece) else max(1, piece.attempts),
+                "attempts": piece.ticket if isinstance(piece, Slice) else max(1, piece.attempts),
                 **count_work(),
                 "engine_version": engine.version,
                 "dtype": engine.dtype,
             }
-            if isinstance(piece, Verdict):
+            if isinstance(piece, Outcome):
                 if piece.failure is not None:
                     return work.with_failure(piece.failure, facts)
                 prompts = work.prompts.with_errors({int(positions[at]): why for at, why in piece.given_up.items()})
@@ -135,8 +140,8 @@ class RerankActor:
                 if doubtful:
                     self._end()
 
-    def _try_piece(self, work: UnitWork, engine: Engine, piece: Piece) -> np.ndarray | None:
-        """Return the logits of a piece; None when the engine raised, is still to be trusted, and the ledger knows."""
+    def _try_piece(self, work: UnitWork, engine: Engine, piece: Slice) -> np.ndarray | None:
+        """Return the logits of a piece; None when the engine raised, is still to be trusted, and the coordinator knows."""
         positions = work.prompts.scorable
         if piece.positions is not None:
             positions = positions[piece.positions]

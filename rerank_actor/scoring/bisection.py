@@ -1,7 +1,7 @@
-"""The trial of a unit: tried whole, retried, then split in halves until only the pairs are left that bring engines down.
+"""The bisection of a unit: tried whole, retried, then split in halves until only the pairs are left that bring engines down.
 
-A state machine without clock, Ray or engine: it hands out pieces (positions among the unit's prompts) and is told what
-became of them. It lives in the ledger, outside the processes that a piece may kill, so a piece that was handed out and
+A state machine without clock, Ray or engine: it hands out slices (positions among the unit's prompts) and is told what
+became of them. It lives in the coordinator, outside the processes that a slice may kill, so a slice that was handed out and
 never reported counts as one that killed its actor. A pair is given up only when it has failed alone.
 """
 
@@ -14,7 +14,7 @@ ENDS_ALLOWED = 64  # of actors, for one unit; each costs an engine's start
 
 
 @dataclass(frozen=True)
-class Piece:
+class Slice:
     """Prompts to score in one go.
 
     Attributes:
@@ -31,13 +31,13 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """How a trial ended.
+class Outcome:
+    """How a bisection ended.
 
     Attributes:
         logits: float32 [num_prompts], NaN for pairs given up.
         given_up: reason for each pair given up, by position.
-        attempts: pieces handed out.
+        attempts: slices handed out.
         failure: why the unit was given up as a whole; then the rest means nothing.
     """
 
@@ -55,8 +55,8 @@ class _Pending:
 
 
 @dataclass
-class Trial:
-    """One unit on trial.
+class Bisection:
+    """One unit under bisection.
 
     Attributes:
         num_prompts: prompts of the unit that can be scored.
@@ -78,17 +78,17 @@ class Trial:
 
     @property
     def is_at_work(self) -> bool:
-        """Whether a piece is handed out and not yet reported."""
+        """Whether a slice is handed out and not yet reported."""
         return self._current is not None
 
-    def begin(self) -> Piece | Verdict:
-        """Hand out the next piece, or say how the trial ended. Call `fail` first for a piece that never came back."""
+    def begin(self) -> Slice | Outcome:
+        """Hand out the next slice, or say how the bisection ended. Call `fail` first for a slice that never came back."""
         if self._failure is not None or not self._stack:
-            return Verdict(self._logits, self._given_up, self.attempts, self._failure)
+            return Outcome(self._logits, self._given_up, self.attempts, self._failure)
         self._current = self._stack.pop()
         self.attempts += 1
         is_all = len(self._current.positions) == self.num_prompts
-        return Piece(
+        return Slice(
             self.attempts,
             self._current.failures + 1,
             None if is_all else self._current.positions,
@@ -96,47 +96,49 @@ class Trial:
         )
 
     def is_current(self, ticket: int) -> bool:
-        """Whether a ticket is of the piece that is handed out, and not of an actor that was thought dead."""
+        """Whether a ticket is of the slice that is handed out, and not of an actor that was thought dead."""
         return self._current is not None and ticket == self.attempts
 
     def finish(self, logits: np.ndarray, *, ended: bool = False) -> bool:
-        """Take the logits of the piece, and whether they were the end of its actor.
+        """Take the logits of the slice, and whether they were the end of its actor.
 
         Returns:
-            Whether all are finite; those that are not are tried again, and the piece has failed.
+            Whether all are finite; those that are not are tried again, and the slice has failed.
         """
-        piece = self._take()
+        unit_slice = self._take()
         finite = np.isfinite(logits)
-        self._logits[piece.positions[finite]] = logits[finite]
+        self._logits[unit_slice.positions[finite]] = logits[finite]
         if finite.all():
             return True
-        self._retry(_Pending(piece.positions[~finite], piece.is_split, piece.failures), NOT_FINITE, ended=ended)
+        self._retry(
+            _Pending(unit_slice.positions[~finite], unit_slice.is_split, unit_slice.failures), NOT_FINITE, ended=ended
+        )
         return False
 
     def fail(self, reason: str, *, ended: bool) -> None:
-        """Take down that the piece failed, and whether that was the end of its actor."""
+        """Take down that the slice failed, and whether that was the end of its actor."""
         self._retry(self._take(), reason, ended=ended)
 
     def _take(self) -> _Pending:
         if self._current is None:
-            raise ValueError("no piece is handed out")
-        piece, self._current = self._current, None
-        return piece
+            raise ValueError("no slice is handed out")
+        unit_slice, self._current = self._current, None
+        return unit_slice
 
-    def _retry(self, piece: _Pending, reason: str, *, ended: bool) -> None:
+    def _retry(self, unit_slice: _Pending, reason: str, *, ended: bool) -> None:
         self.ends += ended
         if self.ends >= self.max_attempts + ENDS_ALLOWED:
             self._failure = f"{reason}, {self.ends} times on this unit; its guilty pairs could not be told apart"
             return
-        piece.failures += 1
-        is_single = len(piece.positions) == 1
-        if piece.failures < (self.max_attempts if is_single or not piece.is_split else 1):
-            self._stack.append(piece)
+        unit_slice.failures += 1
+        is_single = len(unit_slice.positions) == 1
+        if unit_slice.failures < (self.max_attempts if is_single or not unit_slice.is_split else 1):
+            self._stack.append(unit_slice)
         elif is_single:
-            times = f" ({piece.failures} times)" if piece.failures > 1 else ""
-            self._given_up[int(piece.positions[0])] = f"{reason}{times}"
+            times = f" ({unit_slice.failures} times)" if unit_slice.failures > 1 else ""
+            self._given_up[int(unit_slice.positions[0])] = f"{reason}{times}"
         else:
             self.splits += 1
-            middle = len(piece.positions) // 2
-            halves = piece.positions[middle:], piece.positions[:middle]
+            middle = len(unit_slice.positions) // 2
+            halves = unit_slice.positions[middle:], unit_slice.positions[:middle]
             self._stack += [_Pending(half, is_split=True) for half in halves]

@@ -29,8 +29,8 @@ from rerank_actor.outputs.price import (
 from rerank_actor.outputs.status import count_actors
 from rerank_actor.progress import Reporter, format_seconds
 from rerank_actor.runtime.pool import join_gpus
-from rerank_actor.scoring.estimate import Estimate, estimate_ground
-from rerank_actor.scoring.preflight import Groundwork, prepare_job
+from rerank_actor.scoring.estimate import Estimate, estimate_prepared
+from rerank_actor.scoring.preflight import PreparedJob, prepare_job
 from rerank_actor.scoring.speed import ASSUMED_SHARE, ModelSize, assume_speed, read_model_size
 from rerank_actor.storage.lease import Lease
 
@@ -107,18 +107,18 @@ class Budget:
         }
 
 
-def make_budget(job: ScoreJob, reporter: Reporter) -> tuple[Groundwork, Budget, ModelSize | None]:
+def make_budget(job: ScoreJob, reporter: Reporter) -> tuple[PreparedJob, Budget, ModelSize | None]:
     """Plan a job, sample it and count what it may cost; nothing is written.
 
     Raises:
         JobError, OutputConflictError: as a real run would.
     """
-    ground = prepare_job(job, reporter)
-    estimate = estimate_ground(ground, reporter)
+    prepared = prepare_job(job, reporter)
+    estimate = estimate_prepared(prepared, reporter)
     mean = float(estimate.num_tokens.mean()) * estimate.scored_share if len(estimate.num_tokens) else 0.0
-    size = read_model_size(ground.model)
+    size = read_model_size(prepared.model)
     tokens = [round(rows * estimate.pairs_per_row * mean) for rows in (estimate.rows, estimate.pending_rows)]
-    return ground, count_budget(job, estimate, ground.output.load_manifest(), size, tokens[0], tokens[1]), size
+    return prepared, count_budget(job, estimate, prepared.output.load_manifest(), size, tokens[0], tokens[1]), size
 
 
 def count_budget(
@@ -184,22 +184,22 @@ def _convert(speed: Speed, measured_in: dict[str, Any], gpu: GpuType | None) -> 
     return Speed(speed.tokens_per_second * ratio, origin)
 
 
-def store_budget(ground: Groundwork, budget: Budget, reporter: Reporter) -> bool:
+def store_budget(prepared: PreparedJob, budget: Budget, reporter: Reporter) -> bool:
     """Write plan and budget into the output, unless a run is at work there; return whether they were written.
 
     Raises:
         JobError, StorageError: the output cannot be written to.
     """
-    lease = Lease(ground.output.lease_uri, ground.output.uri, f"plan-{secrets.token_hex(3)}")
+    lease = Lease(prepared.output.lease_uri, prepared.output.uri, f"plan-{secrets.token_hex(3)}")
     try:
         lease.acquire(reporter.say)
     except OutputConflictError as error:
         reporter.say(f"the plan was not stored: {error}")
         return False
     try:
-        if ground.plan != ground.earlier:
-            ground.output.write_own("plan.parquet", ground.plan.to_bytes(ground.settings))
-        ground.output.write_own("estimate.json", json.dumps(budget.to_record(), indent=2).encode())
+        if prepared.plan != prepared.earlier:
+            prepared.output.write_own("plan.parquet", prepared.plan.to_bytes(prepared.settings))
+        prepared.output.write_own("estimate.json", json.dumps(budget.to_record(), indent=2).encode())
     finally:
         lease.release()
     return True

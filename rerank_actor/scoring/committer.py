@@ -1,6 +1,6 @@
 """One output of a run: what is to be scored for it, what became of that, and how it is written down.
 
-Takes a `Groundwork` and a lease, brings plan and parts into step, takes the reports of units, and ends with a manifest and,
+Takes a `PreparedJob` and a lease, brings plan and parts into step, takes the reports of units, and ends with a manifest and,
 last of all, `_SUCCESS`. A run may have several outputs, which share its engines; each is planned, recorded and finished on
 its own. Knows nothing of Ray.
 """
@@ -20,7 +20,7 @@ from rerank_actor.outputs.folder import find_pending
 from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed, find_versions, limit_failures
 from rerank_actor.outputs.report.build import write_report
 from rerank_actor.progress import Reporter
-from rerank_actor.scoring.preflight import Groundwork
+from rerank_actor.scoring.preflight import PreparedJob
 from rerank_actor.storage.lease import Lease
 
 LISTED_ENGINES = 100
@@ -47,7 +47,7 @@ class RunResult:
 
 
 @dataclass
-class CrewFacts:
+class EngineFacts:
     """What a run has learned of its engines, which all its outputs share."""
 
     engines: list[dict[str, Any]] = field(default_factory=list)
@@ -60,7 +60,7 @@ class CrewFacts:
     is_shared: bool = False  # by several outputs
 
 
-class OutputRun:
+class OutputCommitter:
     """An output whose lease this run holds.
 
     Args:
@@ -80,20 +80,20 @@ class OutputRun:
     """
 
     def __init__(
-        self, ground: Groundwork, run_id: str, lease: Lease, reporter: Reporter, warn: Callable[[str], None]
+        self, prepared: PreparedJob, run_id: str, lease: Lease, reporter: Reporter, warn: Callable[[str], None]
     ) -> None:
-        self.ground, self.run_id, self.lease, self.reporter, self.warn = ground, run_id, lease, reporter, warn
-        self.output = ground.output
+        self.prepared, self.run_id, self.lease, self.reporter, self.warn = prepared, run_id, lease, reporter, warn
+        self.output = prepared.output
         self.totals, self.scored_now = Totals(), Totals()
         self.left: dict[str, Unit] = {}
         self.failed: dict[str, dict[str, Any]] = {}
         self.dedupe: dict[str, Any] = {}
         self.joins: dict[str, Any] = {}
         self.shared_dtype: str | None = None
-        self.crew = CrewFacts()
+        self.crew = EngineFacts()
         self.actor_seconds = 0.0  # its share of the crew's
         self.num_units = 0
-        self._records = UnitRecords(ground.output, run_id)
+        self._records = UnitRecords(prepared.output, run_id)
         self._earlier: dict[str, Any] = {}  # the manifest of the runs before this one
         self._read_retries = 0
         self._started = time.time()
@@ -105,36 +105,35 @@ class OutputRun:
 
     def prepare(self) -> list[Unit]:
         """Bring plan and parts into step, and return the units that are left to score."""
-        ground, output = self.ground, self.output
-        if ground.job.overwrite:
+        prepared, output = self.prepared, self.output
+        if prepared.job.overwrite:
             output.clear()
         output.clear_scratch()
         earlier = output.load_manifest()
-        self._earlier = earlier if earlier.get("fingerprint") == ground.fingerprint else {}
-        output.delete_parts(list(ground.change.stale_parts))
+        self._earlier = earlier if earlier.get("fingerprint") == prepared.fingerprint else {}
+        output.delete_parts(list(prepared.change.stale_parts))
         parts = output.list_parts()
-        units = ground.plan.units()
-        self.totals, damaged = check_committed(output, parts, units, ground.fingerprint, self.reporter.say)
+        units = prepared.plan.units()
+        self.totals, damaged = check_committed(output, parts, units, prepared.fingerprint, self.reporter.say)
         self.dedupe = self._earlier.get("dedupe", {})
         self.totals.shared_passes = int(self.dedupe.get("forward_passes", 0))
         for name, problem in damaged.items():
             self.reporter.say(f"{storage.join_uri(output.uri, name)} {problem}; its unit is scored again")
             del parts[name]
-        pending = find_pending(ground.plan, parts)
+        pending = find_pending(prepared.plan, parts)
         if pending:
             storage.delete_objects([output.success_uri])
-        if ground.plan != ground.earlier:
-            output.write_own("plan.parquet", ground.plan.to_bytes(ground.settings))
-        output.write_own("job.yaml", ground.job.model_copy(update={"overwrite": False}).to_yaml().encode())
+        if prepared.plan != prepared.earlier:
+            output.write_own("plan.parquet", prepared.plan.to_bytes(prepared.settings))
+        output.write_own("job.yaml", prepared.job.model_copy(update={"overwrite": False}).to_yaml().encode())
         output.delete_parts(list(damaged))
-        for uri in ground.change.vanished:
+        for uri in prepared.change.vanished:
             self.reporter.say(f"{uri}: no longer in the input; its parts stay")
-        count = self.num_units = sum(1 for _ in ground.plan.units())
+        count = self.num_units = sum(1 for _ in prepared.plan.units())
         done = f", {count - len(pending):,} committed already" if count > len(pending) else ""
-        self.reporter.say(
-            f"{ground.plan.num_rows:,} rows of {len(ground.plan.shards):,} shards in {count:,} units{done}; output {output.uri}"
-        )
-        if ground.job.retry_failed:
+        size = f"{prepared.plan.num_rows:,} rows of {len(prepared.plan.shards):,} shards in {count:,} units"
+        self.reporter.say(f"{size}{done}; output {output.uri}")
+        if prepared.job.retry_failed:
             wanted = {record["unit"] for record in output.list_failed()}
             pending = [unit for unit in pending if unit.name in wanted]
             self.reporter.say(f"--retry-failed: {len(pending):,} units failed in an earlier run")
@@ -143,7 +142,7 @@ class OutputRun:
 
     def _drop_unreadable(self, pending: list[Unit]) -> list[Unit]:
         """Return the units whose shard could be read when it was planned; the others have failed."""
-        unreadable = {shard.uri: shard.error for shard in self.ground.plan.shards if shard.error}
+        unreadable = {shard.uri: shard.error for shard in self.prepared.plan.shards if shard.error}
         for unit in pending:
             if unit.uri in unreadable:
                 self._note_failure(unit.name, {"failure": unreadable[unit.uri], "attempts": 1})
@@ -162,7 +161,7 @@ class OutputRun:
 
     def count_errors(self) -> int:
         """Return how many rows or pairs of this run have an error, those aside that were left out on purpose."""
-        directions = self.ground.job.directions()
+        directions = self.prepared.job.directions()
         errors = self.scored_now.errors
         return directions.count_errors(errors) if directions is not None else sum(errors.values())
 
@@ -199,7 +198,7 @@ class OutputRun:
         }
         self.warn(f"unit {name} failed: {report['failure']}")
 
-    def keep_books(self) -> None:
+    def flush_periodically(self) -> None:
         """Write records and a manifest now and then; they may fail, the end of the run writes them again."""
         self._records.flush_if_due()
         if time.monotonic() - self._manifest_at >= MANIFEST_SECONDS:
@@ -215,26 +214,26 @@ class OutputRun:
         """Return what `--dtype auto` came to in an earlier run, so that all parts have one dtype."""
         if self._earlier.get("dtype"):
             return str(self._earlier["dtype"])
-        return self.shared_dtype or (self.ground.reused.dtype if self.ground.reused is not None else None)
+        return self.shared_dtype or (self.prepared.reused.dtype if self.prepared.reused is not None else None)
 
     def make_part_metadata(self) -> dict[str, str]:
         """Return what the metadata of each part say."""
-        ground = self.ground
+        prepared = self.prepared
         return {
-            "fingerprint": ground.fingerprint,
-            "model": ground.model.name,
-            "model_digest": ground.model.digest,
-            "revision": ground.model.revision or "",
-            "template": ground.model.template_name,
-            "instruction": ground.job.instruction,
-            "instruction_column": ground.job.instruction_column or "",
-            **({"explode": "true"} if ground.job.explode else {}),
+            "fingerprint": prepared.fingerprint,
+            "model": prepared.model.name,
+            "model_digest": prepared.model.digest,
+            "revision": prepared.model.revision or "",
+            "template": prepared.model.template_name,
+            "instruction": prepared.job.instruction,
+            "instruction_column": prepared.job.instruction_column or "",
+            **({"explode": "true"} if prepared.job.explode else {}),
             **{
-                name: json.dumps(ground.settings[name], ensure_ascii=False)
+                name: json.dumps(prepared.settings[name], ensure_ascii=False)
                 for name in ("query_template", "document_template", "instruction_map", "dataset_column", "directions")
-                if name in ground.settings
+                if name in prepared.settings
             },
-            "engine": ground.job.engine,
+            "engine": prepared.job.engine,
             "run": self.run_id,
         }
 
@@ -245,12 +244,12 @@ class OutputRun:
         self.lease.check(fresh=True)
         parts = self.output.list_parts()
         self._add_unreported(parts)
-        missing = find_pending(self.ground.plan, parts)
+        missing = find_pending(self.prepared.plan, parts)
         failed = {unit.name: self.failed[unit.name] for unit in missing if unit.name in self.failed}
         if len(missing) > len(failed):
             self.reporter.say(f"{len(missing) - len(failed):,} units were not tried before the run ended")
         self.output.replace_failed(failed)
-        if self.ground.job.check_scores and self.crew.engines and not self._checked():
+        if self.prepared.job.check_scores and self.crew.engines and not self._checked():
             self.reporter.say(
                 "--check-scores: the engine that was to be compared died before it was; run again to compare"
             )
@@ -265,7 +264,7 @@ class OutputRun:
                 storage.delete_folder(self.output.at(folder))
         return RunResult(status, self.totals, failed, len(missing) - len(failed), self._run_figures(status))
 
-    def write_farewell(self) -> None:
+    def write_stopped_manifest(self) -> None:
         """Leave a truthful manifest behind when a signal ends the run; it may fail, nothing depends on it."""
         with contextlib.suppress(RerankError):
             self._records.flush()
@@ -282,11 +281,11 @@ class OutputRun:
             )
 
     def _add_unreported(self, parts: dict[str, storage.StoredObject]) -> None:
-        """Count the parts of which no report came, because a worker or the ledger died before it."""
+        """Count the parts of which no report came, because a worker or the coordinator died before it."""
         unreported = [unit for unit in self.left.values() if unit.part_name in parts]
         if not unreported:
             return
-        found, damaged = check_committed(self.output, parts, unreported, self.ground.fingerprint)
+        found, damaged = check_committed(self.output, parts, unreported, self.prepared.fingerprint)
         self.totals.merge(found)
         self.scored_now.merge(found)
         self.output.delete_parts(list(damaged))
@@ -295,23 +294,23 @@ class OutputRun:
 
     def _checked(self) -> bool:
         kinds = (engine.get("max_difference") for engine in self.crew.engines)
-        return self.ground.job.engine == "fake" or any(difference is not None for difference in kinds)
+        return self.prepared.job.engine == "fake" or any(difference is not None for difference in kinds)
 
     def _count_faults(self) -> Counter[str]:
         return self.crew.faults + Counter({"read_retried": self._read_retries})
 
     def _write_manifest(self, status: str, failed: dict[str, dict[str, Any]]) -> None:
-        ground, earlier, crew = self.ground, self._earlier, self.crew
-        plan = ground.plan
+        prepared, earlier, crew = self.prepared, self._earlier, self.crew
+        plan = prepared.plan
         manifest = {
             "status": status,
-            "fingerprint": ground.fingerprint,
-            "fingerprint_settings": ground.settings,
+            "fingerprint": prepared.fingerprint,
+            "fingerprint_settings": prepared.settings,
             "model": {
-                "name": ground.model.name,
-                "revision": ground.model.revision,
-                "digest": ground.model.digest,
-                "architecture": ground.model.architecture,
+                "name": prepared.model.name,
+                "revision": prepared.model.revision,
+                "digest": prepared.model.digest,
+                "architecture": prepared.model.architecture,
             },
             "dtype": self.find_dtype() or earlier.get("dtype"),
             "plan": {
@@ -319,7 +318,7 @@ class OutputRun:
                 "units": self.num_units,
                 "rows": plan.num_rows,
                 "bytes": plan.num_bytes,
-                "vanished": list(ground.change.vanished),
+                "vanished": list(prepared.change.vanished),
             },
             "totals": self.totals.to_dict(),
             "dedupe": self.dedupe,
@@ -331,7 +330,7 @@ class OutputRun:
             "least_batch_tokens": crew.least_batch_tokens or earlier.get("least_batch_tokens"),
             "engines": crew.engines[:LISTED_ENGINES] or earlier.get("engines", []),
             "versions": find_versions(),
-            "job": ground.job.to_record(),
+            "job": prepared.job.to_record(),
         }
         self.output.write_own("manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False).encode())
 

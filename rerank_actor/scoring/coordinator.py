@@ -1,4 +1,4 @@
-"""The ledger: a small Ray actor in which the workers of one run write down what happens, and the driver reads it.
+"""The coordinator: a small Ray actor in which the workers of one run write down what happens, and the driver reads it.
 
 It keeps the trials of units outside the processes that may die, counts faults by kind, and passes on finished units,
 failures and engine facts. It holds what the driver has not read yet, so its memory does not grow with the run. The truth
@@ -14,12 +14,12 @@ import numpy as np
 import ray
 
 from rerank_actor.runtime.watchdog import START_SECONDS
-from rerank_actor.scoring.bisection import NOT_FINITE, Piece, Trial, Verdict
+from rerank_actor.scoring.bisection import NOT_FINITE, Bisection, Outcome, Slice
 
 # Ends of actors in a row, with nothing scored in between, after which the run is hopeless.
 ENDS_ALLOWED, ENDS_ALLOWED_PER_ACTOR = 30, 10
-QUIET_SECONDS = 10.0  # without a piece in hand, a start or a report: nothing goes on any more
-HAND_SECONDS = 60.0  # for an actor to say how long a piece may take, and for a watchdog to end one that takes longer
+QUIET_SECONDS = 10.0  # without a slice in hand, a start or a report: nothing goes on any more
+HAND_SECONDS = 60.0  # for an actor to say how long a slice may take, and for a watchdog to end one that takes longer
 PRESENCE_SECONDS = 60.0  # since an actor's last sign of life, after which it counts as gone
 # The same for one whose engine starts, and whose libraries may hold the interpreter's lock for long. Ray may have put another
 # process in its place that never comes to our first line.
@@ -36,7 +36,7 @@ Stage = Literal["read", "write"]
 
 
 @dataclass
-class _Start:
+class _EngineStart:
     """How an actor's engine stands: `starting`, `ready`, or `ended` by its own actor, to be replaced."""
 
     state: Literal["starting", "ready", "ended"] = "ended"
@@ -55,8 +55,8 @@ class _Start:
 
 
 @dataclass
-class _Hand:
-    """Which actor has a unit's piece, and until when it may."""
+class _Assignment:
+    """Which actor has a unit's slice, and until when it may."""
 
     actor: str
     deadline: float = field(default_factory=lambda: time.monotonic() + HAND_SECONDS)
@@ -66,7 +66,7 @@ class _Hand:
         return time.monotonic() < self.deadline + HAND_SECONDS
 
 
-class Ledger:
+class Coordinator:
     """Trials, counts and messages of one run.
 
     Args:
@@ -77,9 +77,9 @@ class Ledger:
     def __init__(self, dtype: str | None, max_attempts: int) -> None:
         self._dtype, self._max_attempts = dtype, max_attempts
         self._check_claimed = self._stopped = False
-        self._starts: defaultdict[str, _Start] = defaultdict(_Start)
-        self._trials: dict[str, Trial] = {}
-        self._hands: dict[str, _Hand] = {}
+        self._starts: defaultdict[str, _EngineStart] = defaultdict(_EngineStart)
+        self._trials: dict[str, Bisection] = {}
+        self._hands: dict[str, _Assignment] = {}
         self._stages: Counter[tuple[str, Stage]] = Counter()
         self._least_batch_tokens: int | None = None
         self._ends, self._last_reason = 0, ""
@@ -199,7 +199,7 @@ class Ledger:
 
     def note_engine(self, actor: str, facts: dict[str, Any]) -> None:
         """Take down an engine that started and the figures of its check."""
-        self._starts[actor] = _Start("ready")
+        self._starts[actor] = _EngineStart("ready")
         self._engines.append({"ready_at": time.time(), **facts})
 
     def note_engine_failure(self, actor: str, message: str) -> None:
@@ -219,20 +219,20 @@ class Ledger:
 
     # Scoring
 
-    def begin_piece(self, actor: str, unit: str, num_prompts: int) -> Piece | Verdict | None:
-        """Hand out what of a unit is to be scored next, or say how its trial ended; None when the run has ended.
+    def begin_piece(self, actor: str, unit: str, num_prompts: int) -> Slice | Outcome | None:
+        """Hand out what of a unit is to be scored next, or say how its bisection ended; None when the run has ended.
 
-        A piece that is still in somebody's hand killed its actor, for Ray gives a unit to one at a time.
+        A slice that is still in somebody's hand killed its actor, for Ray gives a unit to one at a time.
         """
         if self._stopped:
             return None
         self._queued.discard(unit)
         if unit in self._hands:
             self._note_death(unit)
-        trial = self._trials.setdefault(unit, Trial(num_prompts, self._max_attempts))
-        found = trial.begin()
-        if isinstance(found, Piece):
-            self._hands[unit] = _Hand(actor)
+        bisection = self._trials.setdefault(unit, Bisection(num_prompts, self._max_attempts))
+        found = bisection.begin()
+        if isinstance(found, Slice):
+            self._hands[unit] = _Assignment(actor)
         else:
             if found.given_up:
                 self._faults["pair_given_up"] += len(found.given_up)
@@ -244,7 +244,7 @@ class Ledger:
             self._hands[unit].deadline = time.monotonic() + seconds
 
     def finish_piece(self, unit: str, ticket: int, logits: np.ndarray, ended: bool) -> None:
-        """Take the logits of a piece, and whether its actor ends itself for those that are not finite."""
+        """Take the logits of a slice, and whether its actor ends itself for those that are not finite."""
         if self._is_current(unit, ticket):
             del self._hands[unit]
             splits = self._trials[unit].splits
@@ -253,7 +253,7 @@ class Ledger:
             self._ends, self._last_reason = self._ends + 1 if ended else 0, NOT_FINITE
 
     def fail_piece(self, unit: str, ticket: int, reason: str, ended: bool) -> None:
-        """Take down that an engine raised on a piece, and whether its actor ends itself for it."""
+        """Take down that an engine raised on a slice, and whether its actor ends itself for it."""
         if self._is_current(unit, ticket):
             del self._hands[unit]
             self._fail(unit, reason, "engine_raised", ended=ended)
@@ -308,13 +308,13 @@ class Ledger:
         del self._stages[unit, stage]
 
 
-def start_ledger(dtype: str | None, max_attempts: int) -> Any:
-    """Start the run's ledger on the driver's node and return its handle."""
+def start_coordinator(dtype: str | None, max_attempts: int) -> Any:
+    """Start the run's coordinator on the driver's node and return its handle."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return (
-        ray.remote(Ledger)
+        ray.remote(Coordinator)
         .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
         .remote(dtype, max_attempts)
     )

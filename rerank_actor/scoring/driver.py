@@ -1,4 +1,4 @@
-"""The crew of a run: its engines, at work on the units of one output or of several.
+"""The driver of a run: its engines, at work on the units of one output or of several.
 
 Takes outputs that are ready to be scored, runs the pipeline over the units of all of them in rounds, follows it, and tells
 each output what became of its units. Engines are started once for all, because that takes minutes of a GPU; an output
@@ -17,9 +17,9 @@ from rerank_actor.engines.model import load_tokenizer_json
 from rerank_actor.errors import EngineStartError, JobError, RunInterruptedError, describe_cause
 from rerank_actor.inputs.unit import Unit
 from rerank_actor.outputs.price import find_price
-from rerank_actor.progress import Reporter, Standing
+from rerank_actor.progress import Reporter, RunProgress
 from rerank_actor.runtime.connection import Connection, SignalWatch
-from rerank_actor.scoring.committer import CrewFacts, OutputRun
+from rerank_actor.scoring.committer import EngineFacts, OutputCommitter
 from rerank_actor.scoring.preflight import make_prepare_spec, make_specs
 from rerank_actor.scoring.prepare import PrepareSpec
 
@@ -33,10 +33,10 @@ ROUND_UNITS = 50_000
 STANDSTILL_SECONDS = 240.0  # without anything going on; longer than Ray takes to start a process, on a busy machine too
 FIRST_STANDSTILL_SECONDS = 1200.0  # while no engine has started; nodes may still install the job's runtime environment
 
-Settle = Callable[[OutputRun], None]
+Settle = Callable[[OutputCommitter], None]
 
 
-class Crew:
+class Driver:
     """Engines at work on the units of some outputs, whose jobs have the same model, engine and settings of the run.
 
     Args:
@@ -50,7 +50,7 @@ class Crew:
 
     def __init__(
         self,
-        outputs: Sequence[OutputRun],
+        outputs: Sequence[OutputCommitter],
         where: str,
         reporter: Reporter,
         warn: Callable[[str], None],
@@ -59,10 +59,10 @@ class Crew:
     ) -> None:
         self.outputs, self.where, self.reporter, self.warn = list(outputs), where, reporter, warn
         self.connection, self.watch = connection, watch
-        self.facts = CrewFacts(is_shared=len(self.outputs) > 1)
+        self.facts = EngineFacts(is_shared=len(self.outputs) > 1)
         self._open = list(self.outputs)
-        self._job = self.outputs[0].ground.job
-        self._owners: dict[str, OutputRun] = {}  # by name of the unit
+        self._job = self.outputs[0].prepared.job
+        self._owners: dict[str, OutputCommitter] = {}  # by name of the unit
         self._settle: Settle | None = None
         self._engine_failures: list[str] = []
         self._first_starts = 0
@@ -83,10 +83,10 @@ class Crew:
 
     def make_specs(self) -> tuple[list[PrepareSpec], EngineSpec]:
         """Return what read tasks need for each output, and what all actors need."""
-        tokenizer_json = load_tokenizer_json(self.outputs[0].ground.model)
+        tokenizer_json = load_tokenizer_json(self.outputs[0].prepared.model)
         environment = storage.capture_environment()
-        first, engine = make_specs(self.outputs[0].ground, tokenizer_json, environment)
-        return [first, *(make_prepare_spec(one.ground, environment) for one in self.outputs[1:])], engine
+        first, engine = make_specs(self.outputs[0].prepared, tokenizer_json, environment)
+        return [first, *(make_prepare_spec(one.prepared, environment) for one in self.outputs[1:])], engine
 
     def score(
         self,
@@ -111,7 +111,7 @@ class Crew:
         import ray
 
         from rerank_actor.runtime.pool import find_nodes, plan_pool
-        from rerank_actor.scoring.coordinator import start_ledger
+        from rerank_actor.scoring.coordinator import start_coordinator
         from rerank_actor.scoring.metrics import RunMeter
         from rerank_actor.scoring.pipeline import PartSpec, ScoredOutput, score_units
 
@@ -120,11 +120,11 @@ class Crew:
         self._owners = {unit.name: self.outputs[place] for place, unit in left}
         pool = plan_pool(find_nodes(), job.actor_range, job.gpus_per_actor, job.group_size, len(left))
         dtypes = [dtype for output in self.outputs if (dtype := output.find_earlier_dtype())]
-        ledger = start_ledger(dtypes[0] if dtypes else None, job.max_attempts)
+        coordinator = start_coordinator(dtypes[0] if dtypes else None, job.max_attempts)
         labels = {"run": self.outputs[0].run_id, "output": self.where}
         self._meter, self.facts.gpus_per_actor = RunMeter(labels), pool.num_gpus
         self._drained_at = time.monotonic()
-        tokenizer_json, environment = load_tokenizer_json(self.outputs[0].ground.model), storage.capture_environment()
+        tokenizer_json, environment = load_tokenizer_json(self.outputs[0].prepared.model), storage.capture_environment()
         scored = []
         for output, spec in zip(self.outputs, specs, strict=True):
             output.crew = self.facts
@@ -138,14 +138,14 @@ class Crew:
             )
         try:
             while left:
-                ledger.begin_round.remote()
-                self._drain(ledger)  # what engines of the round before have still told
+                coordinator.begin_round.remote()
+                self._drain(coordinator)  # what engines of the round before have still told
                 settled = self._count_settled()
 
                 def work(units: list[tuple[int, Unit]] = left[:ROUND_UNITS]) -> None:
-                    score_units(units, scored, tokenizer_json, engine, pool, ledger, job.stall_seconds, labels)
+                    score_units(units, scored, tokenizer_json, engine, pool, coordinator, job.stall_seconds, labels)
 
-                if not self._follow(work, ledger) or self._count_settled() == settled:
+                if not self._follow(work, coordinator) or self._count_settled() == settled:
                     break
                 again = [item for item in left[:ROUND_UNITS] if self._is_left(item[1])]
                 left = again + left[ROUND_UNITS:]
@@ -154,7 +154,7 @@ class Crew:
                     self.reporter.say(f"{len(again):,} units are left over; going over them again")
         finally:
             if not self.connection.is_busy:
-                ray.kill(ledger)  # on a Ray that lives on it would stay until Python collects its handle
+                ray.kill(coordinator)  # on a Ray that lives on it would stay until Python collects its handle
 
     def _is_left(self, unit: Unit) -> bool:
         output = self._owners[unit.name]
@@ -163,7 +163,7 @@ class Crew:
     def _count_settled(self) -> int:
         return sum(output.count_settled() for output in self.outputs)
 
-    def _follow(self, work: Callable[[], None], ledger: Any) -> bool:
+    def _follow(self, work: Callable[[], None], coordinator: Any) -> bool:
         """Run a pipeline in a thread and follow it from this one; return whether another may go on from it."""
         problem: list[BaseException] = []
 
@@ -180,21 +180,21 @@ class Crew:
             while thread.is_alive() and not hopeless:
                 thread.join(POLL_SECONDS)
                 self.check()
-                self._drain(ledger)
+                self._drain(coordinator)
                 if self._engine_failures and not self.facts.engines and not self._first_starts:
                     raise EngineStartError(self._engine_failures[0])
                 hopeless = self._is_hopeless()
                 self._end_standstill()
         except RunInterruptedError:
-            ledger.stop.remote()
+            coordinator.stop.remote()
             self._settle = None  # to finish an output takes longer than there is
-            self._drain(ledger)
+            self._drain(coordinator)
             for output in self._list_begun():  # first, because stopping may take longer than we are given
-                output.write_farewell()
+                output.write_stopped_manifest()
             raise
         finally:
-            self._stop(ledger, thread)
-        self._drain(ledger)
+            self._stop(coordinator, thread)
+        self._drain(coordinator)
         try:
             if problem and not hopeless:  # else it is what the pipeline says of being stopped
                 self._explain(problem[0])
@@ -235,10 +235,10 @@ class Crew:
         self.facts.faults["actor_stuck"] += count
         self.warn(f"nothing has gone on for {self._idle_seconds:.0f} s; {count} actors that do not start are replaced")
 
-    def _stop(self, ledger: Any, thread: threading.Thread) -> None:
+    def _stop(self, coordinator: Any, thread: threading.Thread) -> None:
         """Tell a pipeline that is at work to stop, and wait a little for it."""
         if thread.is_alive():
-            ledger.stop.remote()
+            coordinator.stop.remote()
             thread.join(OWN_STOP_SECONDS if self.connection.is_ours else STOP_SECONDS)
             self.connection.is_busy = thread.is_alive()
 
@@ -252,11 +252,11 @@ class Crew:
         self.facts.faults["pipeline_ended"] += 1
         self.reporter.say(f"Ray ended the pipeline early ({describe_cause(inner)})")
 
-    def _drain(self, ledger: Any) -> None:
+    def _drain(self, coordinator: Any) -> None:
         import ray
 
         try:
-            news = ray.get(ledger.drain.remote(), timeout=30)
+            news = ray.get(coordinator.drain.remote(), timeout=30)
         except ray.exceptions.RayError:
             return
         facts = self.facts
@@ -285,10 +285,10 @@ class Crew:
         self._count_time(news["actors"], tokens)
         self._tell()
         for output in self._list_begun():
-            output.keep_books()
+            output.flush_periodically()
         self._give_back()
 
-    def _list_begun(self) -> list[OutputRun]:
+    def _list_begun(self) -> list[OutputCommitter]:
         """Return the outputs at work; those of which no unit has come back have nothing to write down yet."""
         return [output for output in self._open if output.count_settled() or not self.facts.is_shared]
 
@@ -324,7 +324,7 @@ class Crew:
         done, failed_pairs = (
             sum(getattr(output.totals, name) for output in self.outputs) for name in ("rows", "failed_pairs")
         )
-        total = sum(output.ground.plan.num_rows for output in self.outputs)
+        total = sum(output.prepared.plan.num_rows for output in self.outputs)
         failed_units = sum(len(output.failed) for output in self.outputs)
         self._window.append((now, pairs, rows))
         while self._window[0][0] < now - RATE_WINDOW_SECONDS:
@@ -337,7 +337,7 @@ class Crew:
             units_failed=failed_units,
         )
         if self.facts.ready_at is None:
-            self.reporter.update(Standing(done, total, failed_pairs, failed_units, 0, 0.0, None))
+            self.reporter.update(RunProgress(done, total, failed_pairs, failed_units, 0, 0.0, None))
             return
         begin, pairs_before, rows_before = max(self._window[0], (self.facts.ready_at, 0, 0))
         seconds = max(1e-3, now - begin)
@@ -345,7 +345,7 @@ class Crew:
         eta_seconds = (total - done) / rows_per_second if rows_per_second > 0 else None
         self._meter.set(eta_seconds=eta_seconds)
         self.reporter.update(
-            Standing(
+            RunProgress(
                 rows=done,
                 total_rows=total,
                 failed_rows=failed_pairs,

@@ -16,7 +16,7 @@ from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.folder import find_pending
 from rerank_actor.progress import Reporter, format_seconds
 from rerank_actor.scoring.lookups import sample_lookups
-from rerank_actor.scoring.preflight import Groundwork, make_prepare_spec, prepare_job
+from rerank_actor.scoring.preflight import PreparedJob, make_prepare_spec, prepare_job
 from rerank_actor.scoring.prepare import prepare_unit
 
 SAMPLED_UNITS = 8
@@ -81,20 +81,20 @@ def estimate_job(job: ScoreJob, reporter: Reporter) -> Estimate:
     Raises:
         JobError, OutputConflictError: as a real run would.
     """
-    return estimate_ground(prepare_job(job, reporter), reporter)
+    return estimate_prepared(prepare_job(job, reporter), reporter)
 
 
-def estimate_ground(ground: Groundwork, reporter: Reporter | None = None) -> Estimate:
-    """Sample a job whose groundwork is done."""
-    job = ground.job
-    units = list(ground.plan.units())
-    pending = find_pending(ground.plan, {} if job.overwrite else ground.output.list_parts())
+def estimate_prepared(prepared: PreparedJob, reporter: Reporter | None = None) -> Estimate:
+    """Sample a job that is prepared."""
+    job = prepared.job
+    units = list(prepared.plan.units())
+    pending = find_pending(prepared.plan, {} if job.overwrite else prepared.output.list_parts())
     readable = [unit for unit in units if unit.num_rows]
-    spec = make_prepare_spec(ground, storage.capture_environment())
-    tokenizer_json = load_tokenizer_json(ground.model)
+    spec = make_prepare_spec(prepared, storage.capture_environment())
+    tokenizer_json = load_tokenizer_json(prepared.model)
     num_tokens: list[np.ndarray] = []
     truncated = errors = sampled_rows = sampled_pairs = cached_tokens = 0
-    with sample_lookups(ground) as lookups:
+    with sample_lookups(prepared) as lookups:
         if lookups is None and reporter is not None:
             reporter.say("queries and corpus are too large for a dry run to read; tokens of prompts are not known")
         readable = readable if lookups is not None else []
@@ -110,16 +110,16 @@ def estimate_ground(ground: Groundwork, reporter: Reporter | None = None) -> Est
             errors += len(work.prompts) - len(scorable)
             sampled_pairs += len(work.prompts)
             sampled_rows += work.unit.num_rows
-    rate, source = find_rate(job, ground.output.load_manifest())
+    rate, source = find_rate(job, prepared.output.load_manifest())
     actors = job.actor_range[1] if job.actor_range else 1
     return Estimate(
-        shards=len(ground.plan.shards),
+        shards=len(prepared.plan.shards),
         units=len(units),
-        rows=ground.plan.num_rows,
-        num_bytes=ground.plan.num_bytes,
+        rows=prepared.plan.num_rows,
+        num_bytes=prepared.plan.num_bytes,
         pending_units=len(pending),
         pending_rows=sum(unit.num_rows for unit in pending),
-        unreadable=[shard.error for shard in ground.plan.shards if shard.error],
+        unreadable=[shard.error for shard in prepared.plan.shards if shard.error],
         num_tokens=np.concatenate(num_tokens) if num_tokens else np.zeros(0, np.int32),
         truncated=truncated,
         errors=errors,
@@ -127,7 +127,7 @@ def estimate_ground(ground: Groundwork, reporter: Reporter | None = None) -> Est
         actors=actors,
         pairs_per_second=rate,
         rate_source=source,
-        output=ground.output.uri,
+        output=prepared.output.uri,
         cached_share=cached_tokens / max(1, sum(int(found.sum()) for found in num_tokens)),
     )
 

@@ -11,24 +11,24 @@ from typing import Any, Literal
 
 from rerank_actor import storage
 from rerank_actor.inputs import shards
-from rerank_actor.inputs.lookups import KnownScores, Lookup
+from rerank_actor.inputs.lookups import ScoreLookup, TextLookup
 from rerank_actor.inputs.text_sources import TextSource
 from rerank_actor.runtime.store_builder import RunTasks, build_store, choose_copies, run_here
-from rerank_actor.scoring.preflight import Groundwork
+from rerank_actor.scoring.preflight import PreparedJob
 from rerank_actor.scoring.reuse import ScoreSource
-from rerank_actor.storage.keyed_store import BLOCK_BYTES, Layout
+from rerank_actor.storage.keyed_store import BLOCK_BYTES, BucketLayout
 
 SAMPLED_BYTES = 256 * 2**20  # of sources, that a dry run reads
 UNPACKED = 4  # bytes of text for a stored one, where it is compressed
 
 
 def make_lookups(
-    ground: Groundwork, run_tasks: RunTasks, say: Callable[[str], None], check: Callable[[], None]
-) -> tuple[Lookup, ...]:
+    prepared: PreparedJob, run_tasks: RunTasks, say: Callable[[str], None], check: Callable[[], None]
+) -> tuple[TextLookup, ...]:
     """Make the stores that the job's rows are joined with, those that are not there yet, and say how to read them.
 
     Args:
-        ground: the job.
+        prepared: the job.
         run_tasks: does work on the cluster.
         say: is told what is done.
         check: called between tasks; may raise.
@@ -38,10 +38,10 @@ def make_lookups(
         StorageError, JobError: a store cannot be written.
     """
     lookups = []
-    for source in ground.sources:
+    for source in prepared.sources:
         say(f"{source.flag}: indexing {source.num_bytes:,} bytes of {len(source.objects):,} objects by id")
-        uri = ground.output.at("stores", f"{source.role}-{source.digest}")
-        lookup = _make_lookup(source, uri, run_tasks, ground.plan.num_rows, ground.output.scratch, check)
+        uri = prepared.output.at("stores", f"{source.role}-{source.digest}")
+        lookup = _make_lookup(source, uri, run_tasks, prepared.plan.num_rows, prepared.output.scratch, check)
         facts = lookup.store.facts
         say(f"{source.flag}: {facts.get('rows', 0):,} texts" + _tell_left_out(facts))
         lookups.append(lookup)
@@ -49,14 +49,14 @@ def make_lookups(
 
 
 def make_known(
-    ground: Groundwork, run_tasks: RunTasks, say: Callable[[str], None], check: Callable[[], None]
-) -> tuple[KnownScores, ...]:
+    prepared: PreparedJob, run_tasks: RunTasks, say: Callable[[str], None], check: Callable[[], None]
+) -> tuple[ScoreLookup, ...]:
     """Make the store of the scores that the job reuses. Arguments and errors as of `make_lookups`."""
-    source = ground.reused
+    source = prepared.reused
     if source is None:
         return ()
     say(f"--reuse: indexing the scores of {len(source.parts):,} parts of {source.uri}")
-    known = index_scores("reused", source, ground, run_tasks, check)
+    known = index_scores("reused", source, prepared, run_tasks, check)
     say(f"--reuse: {known.store.facts.get('rows', 0):,} scores")
     return (known,)
 
@@ -64,34 +64,34 @@ def make_known(
 def index_scores(
     kind: Literal["reused", "shared"],
     source: ScoreSource,
-    ground: Groundwork,
+    prepared: PreparedJob,
     run_tasks: RunTasks,
     check: Callable[[], None],
-) -> KnownScores:
+) -> ScoreLookup:
     """Make the store of some scored parts, for the units of a job. Arguments and errors as of `make_lookups`."""
     store = build_store(
-        ground.output.at("stores", f"scores-{source.digest}"),
+        prepared.output.at("stores", f"scores-{source.digest}"),
         source.digest,
-        Layout.for_bytes(UNPACKED * source.num_bytes),
+        BucketLayout.for_bytes(UNPACKED * source.num_bytes),
         source.cut(),
         source.read,
         run_tasks,
-        scratch=ground.output.scratch,
+        scratch=prepared.output.scratch,
         check=check,
     )
-    return KnownScores(kind, choose_copies(store, ground.plan.num_rows, BLOCK_BYTES))
+    return ScoreLookup(kind, choose_copies(store, prepared.plan.num_rows, BLOCK_BYTES))
 
 
 @contextmanager
-def sample_lookups(ground: Groundwork) -> Iterator[tuple[Lookup, ...] | None]:
+def sample_lookups(prepared: PreparedJob) -> Iterator[tuple[TextLookup, ...] | None]:
     """Give lookups that last as long as a dry run, without Ray; None where the sources are too large for one."""
-    if sum(source.num_bytes for source in ground.sources) > SAMPLED_BYTES:
+    if sum(source.num_bytes for source in prepared.sources) > SAMPLED_BYTES:
         yield None
         return
     with tempfile.TemporaryDirectory() as folder:
         yield tuple(
             _make_lookup(source, storage.join_uri(folder, source.role), run_here, 0, None, lambda: None)
-            for source in ground.sources
+            for source in prepared.sources
         )
 
 
@@ -102,11 +102,11 @@ def _make_lookup(
     num_lookups: int,
     scratch: str | None,
     check: Callable[[], None],
-) -> Lookup:
+) -> TextLookup:
     unpacked = sum(item.size * (UNPACKED if _is_packed(item.uri) else 1) for item in source.objects)
-    layout = Layout.for_bytes(unpacked)
+    layout = BucketLayout.for_bytes(unpacked)
     store = build_store(uri, source.digest, layout, source.cut(), source.read, run_tasks, scratch=scratch, check=check)
-    return Lookup(source.role, choose_copies(store, num_lookups, BLOCK_BYTES))
+    return TextLookup(source.role, choose_copies(store, num_lookups, BLOCK_BYTES))
 
 
 def _is_packed(uri: str) -> bool:

@@ -47,18 +47,18 @@ logger = logging.getLogger(__name__)
 
 
 class ActorMeter:
-    """The metrics of one engine's process, and its sign of life to the ledger.
+    """The metrics of one engine's process, and its sign of life to the coordinator.
 
     Args:
         labels: `run` and `output`.
         actor: id of the actor.
-        ledger: handle of the run's ledger.
+        coordinator: handle of the run's coordinator.
     """
 
-    def __init__(self, labels: Mapping[str, str], actor: str, ledger: Any) -> None:
+    def __init__(self, labels: Mapping[str, str], actor: str, coordinator: Any) -> None:
         tags = {**labels, "actor": actor}
         self._counters = {name: _make_counter(name, words, tags) for name, words in ACTOR_COUNTERS.items()}
-        self._actor, self._ledger = actor, ledger
+        self._actor, self._ledger = actor, coordinator
         self._lock = threading.Lock()
         self._at_work, self._booked_at = False, time.monotonic()
         self._has_engine = False

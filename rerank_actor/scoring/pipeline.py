@@ -64,16 +64,16 @@ class UnitSource(Datasource):
         units: each with the place of its output.
         specs: how the units of each output are read.
         tokenizer_json: of the model.
-        ledger: handle of the run's ledger.
+        coordinator: handle of the run's coordinator.
     """
 
     def __init__(
-        self, units: Sequence[tuple[int, Unit]], specs: Sequence[PrepareSpec], tokenizer_json: str, ledger: Any
+        self, units: Sequence[tuple[int, Unit]], specs: Sequence[PrepareSpec], tokenizer_json: str, coordinator: Any
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._units = units
         # They are large next to a unit, so that the tasks share one copy of them in the object store.
-        self._shared = ray.put((specs, tokenizer_json, ledger))
+        self._shared = ray.put((specs, tokenizer_json, coordinator))
 
     def get_name(self) -> str:
         """Name in Ray's logs."""
@@ -105,8 +105,8 @@ def _get_watchdog() -> Watchdog:
 
 def _read_unit(unit: Unit, place: int, shared: ray.ObjectRef[Any]) -> Iterable[Block]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Ray runs as many read tasks as there are cores
-    specs, tokenizer_json, ledger = _get_shared(shared)
-    deaths = ray.get(ledger.begin_stage.remote(unit.name, "read"))
+    specs, tokenizer_json, coordinator = _get_shared(shared)
+    deaths = ray.get(coordinator.begin_stage.remote(unit.name, "read"))
     if deaths is None:
         raise EngineError("the run has ended", unit=unit.name)  # ends the pipeline, which is wanted
     if deaths >= DEATHS_ALLOWED:
@@ -119,15 +119,15 @@ def _read_unit(unit: Unit, place: int, shared: ray.ObjectRef[Any]) -> Iterable[B
     except Exception as error:  # the unit fails with its cause; the run goes on
         logger.exception("unit %s could not be prepared", unit.name)
         work = UnitWork.failed(unit, f"{unit.uri}: could not be prepared ({type(error).__name__})", {"attempts": 1})
-    ledger.end_stage.remote(unit.name, "read")
+    coordinator.end_stage.remote(unit.name, "read")
     yield replace(work, place=place).to_table()
 
 
 class PartSink(Datasink[None]):
-    """A Ray Data sink that writes a part for each unit into its output and tells the ledger."""
+    """A Ray Data sink that writes a part for each unit into its output and tells the coordinator."""
 
-    def __init__(self, specs: Sequence[PartSpec], ledger: Any) -> None:
-        self._specs, self._ledger = specs, ledger
+    def __init__(self, specs: Sequence[PartSpec], coordinator: Any) -> None:
+        self._specs, self._ledger = specs, coordinator
 
     def get_name(self) -> str:
         """Name in Ray's logs."""
@@ -167,7 +167,7 @@ def score_units(
     tokenizer_json: str,
     engine: EngineSpec,
     pool: ActorPool,
-    ledger: Any,
+    coordinator: Any,
     stall_seconds: float,
     labels: dict[str, str],
 ) -> None:
@@ -181,13 +181,13 @@ def score_units(
     """
     _set_context()
     dataset = ray.data.read_datasource(
-        UnitSource(units, [output.prepare for output in outputs], tokenizer_json, ledger),
+        UnitSource(units, [output.prepare for output in outputs], tokenizer_json, coordinator),
         override_num_blocks=len(units),
         num_cpus=1,
     )
     dataset = dataset.map_batches(
         RerankActor,
-        fn_constructor_args=(engine, ledger, stall_seconds, outputs[0].part.environment, labels),
+        fn_constructor_args=(engine, coordinator, stall_seconds, outputs[0].part.environment, labels),
         batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,
@@ -200,7 +200,7 @@ def score_units(
         num_cpus=pool.num_cpus,
         num_gpus=pool.num_gpus,
     )
-    dataset.write_datasink(PartSink([output.part for output in outputs], ledger), ray_remote_args={"num_cpus": 1})
+    dataset.write_datasink(PartSink([output.part for output in outputs], coordinator), ray_remote_args={"num_cpus": 1})
 
 
 def restart_stuck_actors() -> int:

@@ -1,6 +1,6 @@
-"""The groundwork of a run: a job checked against its model, its input and its output, before anything is started.
+"""The preflight of a run: a job checked against its model, its input and its output, before anything is started.
 
-Takes a `ScoreJob`, gives a `Groundwork` with the plan, or refuses. Nothing is written. The specs that read tasks and
+Takes a `ScoreJob`, gives a `PreparedJob` with the plan, or refuses. Nothing is written. The specs that read tasks and
 actors need follow from it.
 """
 
@@ -45,7 +45,7 @@ TOLD_SUFFIXES = tuple(
 
 
 @dataclass(frozen=True)
-class Groundwork:
+class PreparedJob:
     """What is known of a job before anything is written or started."""
 
     job: ScoreJob
@@ -74,7 +74,7 @@ def refuse_dead_storage() -> Iterator[None]:
 
 
 @refuse_dead_storage()
-def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: RerankerModel | None = None) -> Groundwork:
+def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: RerankerModel | None = None) -> PreparedJob:
     """Check a job against its model, its input and its output; nothing is written and nothing started.
 
     Args:
@@ -125,7 +125,7 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
             reporter.say(f"planning: {done:,} of {total:,} shards")
 
     plan, change = make_plan(job.input_spec(), earlier, parts, tell)
-    return Groundwork(job, output, model, settings, earlier, plan, change, sources, reused)
+    return PreparedJob(job, output, model, settings, earlier, plan, change, sources, reused)
 
 
 def _find_format(job: ScoreJob, reporter: Reporter) -> ScoreJob:
@@ -195,14 +195,14 @@ def make_encoder_settings(job: ScoreJob, model: RerankerModel) -> dict[str, Any]
     }
 
 
-def make_prepare_spec(ground: Groundwork, environment: dict[str, str]) -> PrepareSpec:
+def make_prepare_spec(prepared: PreparedJob, environment: dict[str, str]) -> PrepareSpec:
     """Return what read tasks need."""
-    job = ground.job
+    job = prepared.job
     return PrepareSpec(
         # In directions each pair has an instruction of its own; then the encoder is one for all language pairs.
-        encoder=make_encoder_settings(job, ground.model) | ({"instruction": ""} if job.directions() else {}),
+        encoder=make_encoder_settings(job, prepared.model) | ({"instruction": ""} if job.directions() else {}),
         input=job.input_spec(),
-        json_types=ground.plan.json_types,
+        json_types=prepared.plan.json_types,
         max_attempts=job.max_attempts,
         environment=environment,
         dedupes=job.dedupe != "none",
@@ -216,13 +216,15 @@ def _find_gpu_share(job: ScoreJob) -> float:
     return wanted if wanted < 1 and job.group_size == 1 else 1.0
 
 
-def make_specs(ground: Groundwork, tokenizer_json: str, environment: dict[str, str]) -> tuple[PrepareSpec, EngineSpec]:
+def make_specs(
+    prepared: PreparedJob, tokenizer_json: str, environment: dict[str, str]
+) -> tuple[PrepareSpec, EngineSpec]:
     """Return what read tasks and what actors need."""
-    job = ground.job
-    encoder = PairEncoder(tokenizer_json, **make_encoder_settings(job, ground.model))
+    job = prepared.job
+    encoder = PairEncoder(tokenizer_json, **make_encoder_settings(job, prepared.model))
     engine = EngineSpec(
         kind=job.engine,
-        model=ground.model,
+        model=prepared.model,
         dtype=job.dtype,
         max_length=job.max_length,
         tensor_parallel_size=job.tensor_parallel_size,
@@ -231,4 +233,4 @@ def make_specs(ground: Groundwork, tokenizer_json: str, environment: dict[str, s
         gpu_share=_find_gpu_share(job),
         check_scores=job.check_scores,
     )
-    return make_prepare_spec(ground, environment), engine
+    return make_prepare_spec(prepared, environment), engine

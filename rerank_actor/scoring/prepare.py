@@ -26,7 +26,7 @@ from rerank_actor.engines.prompts import PairEncoder, Prompts
 from rerank_actor.errors import RerankError, ShardChangedError, ShardError
 from rerank_actor.inputs import shards
 from rerank_actor.inputs.directions import Directions
-from rerank_actor.inputs.lookups import KnownScores, Lookup
+from rerank_actor.inputs.lookups import ScoreLookup, TextLookup
 from rerank_actor.inputs.pair_key import find_originals, make_pair_keys
 from rerank_actor.inputs.pairs import Pairs, make_pairs
 from rerank_actor.inputs.rows import Rows
@@ -54,10 +54,10 @@ class PrepareSpec:
     json_types: dict[str, pa.DataType]
     max_attempts: int
     environment: dict[str, str] = field(repr=False)
-    lookups: tuple[Lookup, ...] = ()
+    lookups: tuple[TextLookup, ...] = ()
     dedupes: bool = False
     adds_pair_key: bool = False
-    known: tuple[KnownScores, ...] = ()
+    known: tuple[ScoreLookup, ...] = ()
 
 
 @lru_cache(maxsize=2)
@@ -187,7 +187,7 @@ def prepare_rows(unit: Unit, rows: Rows, spec: PrepareSpec, encoder: PairEncoder
 
 
 def _fill_in_known(
-    prompts: Prompts, keys: list[str | None], known: Sequence[KnownScores]
+    prompts: Prompts, keys: list[str | None], known: Sequence[ScoreLookup]
 ) -> tuple[Prompts, dict[str, int]]:
     """Return prompts with the logits that are known, and how many were found where."""
     counts: dict[str, int] = {}

@@ -1,6 +1,6 @@
 """The main job: from a `ScoreJob` to a scored output, and on again after whatever ended it.
 
-`run_job` is the order of things: groundwork, lease, scoring what is not committed, saying what happened. `run_jobs` does the
+`run_job` is the order of things: preflight, lease, scoring what is not committed, saying what happened. `run_jobs` does the
 same for several jobs whose engines are the same, which are started once for all of them. It knows the order and the words
 for the user; how each step works is known elsewhere.
 """
@@ -18,10 +18,10 @@ from rerank_actor.job import ScoreJob
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.runtime.connection import Connection, SignalWatch, connect_ray, watch_signals
 from rerank_actor.runtime.notifications import Notifier
-from rerank_actor.scoring.committer import OutputRun, RunResult
-from rerank_actor.scoring.driver import Crew
+from rerank_actor.scoring.committer import OutputCommitter, RunResult
+from rerank_actor.scoring.driver import Driver
 from rerank_actor.scoring.lookups import index_scores, make_known, make_lookups
-from rerank_actor.scoring.preflight import Groundwork, prepare_job, refuse_dead_storage
+from rerank_actor.scoring.preflight import PreparedJob, prepare_job, refuse_dead_storage
 from rerank_actor.scoring.prepare import PrepareSpec
 from rerank_actor.scoring.reuse import ScoreSource, find_reused
 from rerank_actor.scoring.shared_pairs import SharedPairs, find_shared, make_shared_job
@@ -105,7 +105,7 @@ class _Run:
         self.owner, self.reporter = owner, reporter
         self.run_id = make_run_id()
         self.results: list[RunResult] = []
-        self._outputs: list[OutputRun] = []  # those of earlier waves too
+        self._outputs: list[OutputCommitter] = []  # those of earlier waves too
         self._notifier: Notifier | None = None
         self._model: RerankerModel | None = None
         self._started = time.time()
@@ -115,7 +115,7 @@ class _Run:
         if self._notifier is not None:
             self._notifier.report_end(status, message, self._tell_figures())
 
-    def prepare(self, jobs: Sequence[ScoreJob]) -> list[Groundwork]:
+    def prepare(self, jobs: Sequence[ScoreJob]) -> list[PreparedJob]:
         """Check jobs, looking at their model once."""
         first = prepare_job(jobs[0], self.reporter, self._model)
         self._model = first.model
@@ -124,8 +124,8 @@ class _Run:
 
     def execute(self, jobs: Sequence[ScoreJob]) -> None:
         """Take the leases, prepare the outputs, score what is pending, write down how it ended."""
-        grounds = self.prepare(jobs)
-        leases = [Lease(ground.output.lease_uri, ground.output.uri, self.run_id) for ground in grounds]
+        prepared_jobs = self.prepare(jobs)
+        leases = [Lease(prepared.output.lease_uri, prepared.output.uri, self.run_id) for prepared in prepared_jobs]
         held: list[Lease] = []
 
         def acquire(lease: Lease) -> None:
@@ -135,27 +135,27 @@ class _Run:
 
         try:
             _map(acquire, leases)
-            self._score(grounds, leases)
+            self._score(prepared_jobs, leases)
         finally:
             _map(Lease.release, held)
 
-    def _score(self, grounds: list[Groundwork], leases: list[Lease]) -> None:
+    def _score(self, prepared_jobs: list[PreparedJob], leases: list[Lease]) -> None:
         """Score what is pending of some outputs and finish each."""
         if self._notifier is None:
             self._notifier = Notifier(self.owner, self.run_id, self.reporter.say)
         outputs = [
-            OutputRun(ground, self.run_id, lease, self.reporter, self._warn)
-            for ground, lease in zip(grounds, leases, strict=True)
+            OutputCommitter(prepared, self.run_id, lease, self.reporter, self._warn)
+            for prepared, lease in zip(prepared_jobs, leases, strict=True)
         ]
         self._outputs += outputs
         finished: dict[int, RunResult] = {}
 
-        def finish(output: OutputRun) -> None:
+        def finish(output: OutputCommitter) -> None:
             finished[id(output)] = output.finish()
             if len(outputs) > 1:
                 output.lease.release()
 
-        pending = _map(OutputRun.prepare, outputs)
+        pending = _map(OutputCommitter.prepare, outputs)
         busy = [(output, units) for output, units in zip(outputs, pending, strict=True) if units]
         if len(outputs) > 1:
             _map(finish, [output for output, units in zip(outputs, pending, strict=True) if not units])
@@ -173,56 +173,56 @@ class _Run:
 
     def _drive(
         self,
-        group: list[tuple[OutputRun, list[Unit]]],
+        group: list[tuple[OutputCommitter, list[Unit]]],
         connection: Connection,
         watch: SignalWatch,
-        finish: Callable[[OutputRun], None] | None,
+        finish: Callable[[OutputCommitter], None] | None,
     ) -> None:
         """Start engines and score the units of some outputs."""
         outputs, units = [output for output, _ in group], [own for _, own in group]
-        crew = Crew(outputs, self.owner.output, self.reporter, self._warn, connection, watch)
+        crew = Driver(outputs, self.owner.output, self.reporter, self._warn, connection, watch)
         specs, engine = crew.make_specs()
         specs = self._make_stores(crew, specs)
         crew.score(units, specs, engine, finish)
 
-    def _make_stores(self, crew: Crew, specs: list[PrepareSpec]) -> list[PrepareSpec]:
+    def _make_stores(self, crew: Driver, specs: list[PrepareSpec]) -> list[PrepareSpec]:
         """Make what ids and known scores are looked up in."""
         from rerank_actor.runtime.tasks import run_tasks
 
         found = []
         for output, spec in zip(crew.outputs, specs, strict=True):
-            lookups = make_lookups(output.ground, run_tasks, self.reporter.say, crew.check)
+            lookups = make_lookups(output.prepared, run_tasks, self.reporter.say, crew.check)
             output.joins = {lookup.role: lookup.store.facts for lookup in lookups}
-            known = make_known(output.ground, run_tasks, self.reporter.say, crew.check)
+            known = make_known(output.prepared, run_tasks, self.reporter.say, crew.check)
             found.append(replace(spec, lookups=lookups, known=known))
         if self.owner.dedupe != "global":
             return found
         shared = {}
         for place, (output, spec) in enumerate(zip(crew.outputs, found, strict=True)):
-            units, size = list(output.left.values()), output.ground.plan.num_bytes
+            units, size = list(output.left.values()), output.prepared.plan.num_bytes
             pairs = find_shared(output.output, units, size, spec, run_tasks, crew.check)
             self.reporter.say(f"--dedupe global: {pairs.num_pairs:,} pairs are in several units; they are scored first")
             if pairs.num_pairs:
                 shared[place] = pairs
         for place, source in self._score_shared(crew, shared).items():
-            scores = index_scores("shared", source, crew.outputs[place].ground, run_tasks, crew.check)
+            scores = index_scores("shared", source, crew.outputs[place].prepared, run_tasks, crew.check)
             found[place] = replace(found[place], known=(*found[place].known, scores))
         return found
 
-    def _score_shared(self, crew: Crew, shared: dict[int, SharedPairs]) -> dict[int, ScoreSource]:
+    def _score_shared(self, crew: Driver, shared: dict[int, SharedPairs]) -> dict[int, ScoreSource]:
         """Score the pairs that several units of an output have, as jobs within the jobs; return where the scores are."""
-        inner: dict[int, OutputRun] = {}
+        inner: dict[int, OutputCommitter] = {}
         for place, pairs in shared.items():
             outer = crew.outputs[place]
-            job = make_shared_job(outer.ground.job, pairs, outer.output.at("dedupe", "scores"))
-            inner[place] = OutputRun(
+            job = make_shared_job(outer.prepared.job, pairs, outer.output.at("dedupe", "scores"))
+            inner[place] = OutputCommitter(
                 prepare_job(job, model=self._model), self.run_id, outer.lease, self.reporter, self._warn
             )
         pending = {place: output.prepare() for place, output in inner.items()}
         busy = [place for place, units in pending.items() if units]
         if busy:
             outputs = [inner[place] for place in busy]
-            engines = Crew(outputs, self.owner.output, self.reporter, self._warn, crew.connection, crew.watch)
+            engines = Driver(outputs, self.owner.output, self.reporter, self._warn, crew.connection, crew.watch)
             specs, engine = engines.make_specs()
             engines.score([pending[place] for place in busy], specs, engine)
             crew.facts.faults.update(engines.facts.faults)
@@ -234,7 +234,7 @@ class _Run:
             outer.dedupe = {"shared_pairs": pairs.num_pairs, "forward_passes": outer.totals.shared_passes}
             outer.shared_dtype = output.find_dtype() or output.find_earlier_dtype()
             outer.actor_seconds += output.actor_seconds
-            sources[place] = find_reused(output.output.uri, output.ground.settings)
+            sources[place] = find_reused(output.output.uri, output.prepared.settings)
         return sources
 
     def _warn(self, message: str) -> None:
@@ -249,7 +249,7 @@ class _Run:
         seconds = sum(output.actor_seconds * output.crew.gpus_per_actor for output in outputs)
         return {
             "rows": sum(output.totals.rows for output in outputs),
-            "total_rows": sum(output.ground.plan.num_rows for output in outputs),
+            "total_rows": sum(output.prepared.plan.num_rows for output in outputs),
             "pairs_with_error": sum(output.totals.failed_pairs for output in outputs),
             "failed_units": sum(len(output.failed) for output in outputs),
             "seconds": round(time.time() - self._started, 1),
@@ -258,9 +258,9 @@ class _Run:
         }
 
 
-def _group_by_dtype(busy: list[tuple[OutputRun, list[Unit]]]) -> list[list[tuple[OutputRun, list[Unit]]]]:
+def _group_by_dtype(busy: list[tuple[OutputCommitter, list[Unit]]]) -> list[list[tuple[OutputCommitter, list[Unit]]]]:
     """Return outputs that one crew can score: those whose earlier parts are of one dtype, or that have none."""
-    groups: dict[str | None, list[tuple[OutputRun, list[Unit]]]] = {}
+    groups: dict[str | None, list[tuple[OutputCommitter, list[Unit]]]] = {}
     for item in busy:
         groups.setdefault(item[0].find_earlier_dtype(), []).append(item)
     free = groups.pop(None, [])

@@ -25,7 +25,7 @@ from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.folder import Output
 from rerank_actor.runtime.store_builder import RunTasks, run_all
 from rerank_actor.scoring.prepare import PrepareSpec, read_new_pairs
-from rerank_actor.storage.keyed_store import Layout, spill_rows
+from rerank_actor.storage.keyed_store import BucketLayout, spill_rows
 from rerank_actor.storage.shuffle import read_slices
 
 UNPACKED = 4  # bytes of rows for a stored one
@@ -78,7 +78,7 @@ def find_shared(
     storage.delete_folder(output.at("dedupe"))
     environment = storage.capture_environment()
     rows = sum(unit.num_rows for unit in units)
-    layout = Layout.for_bytes(max(UNPACKED * num_bytes, JOINED_BYTES * rows if spec.lookups else 0))
+    layout = BucketLayout.for_bytes(max(UNPACKED * num_bytes, JOINED_BYTES * rows if spec.lookups else 0))
     spill = functools.partial(
         _spill_unit, spec=spec, layout=layout, folder=output.at("dedupe", "spilled"), scratch=output.scratch
     )
@@ -117,7 +117,9 @@ def _name_spill(folder: str, unit: Unit) -> str:
     return storage.join_uri(folder, f"{hashlib.sha256(unit.name.encode()).hexdigest()[:24]}.bin")
 
 
-def _spill_unit(unit: Unit, spec: PrepareSpec, layout: Layout, folder: str, scratch: str | None) -> dict[str, Any]:
+def _spill_unit(
+    unit: Unit, spec: PrepareSpec, layout: BucketLayout, folder: str, scratch: str | None
+) -> dict[str, Any]:
     try:
         table = read_new_pairs(unit, spec)
     except RerankError:  # it will fail, or not, when it is its turn to be scored

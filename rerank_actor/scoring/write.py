@@ -21,7 +21,7 @@ from rerank_actor.engines.base import compute_score
 from rerank_actor.inputs.directions import DIRECTED_VALUES, name_column
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.rows import find_reason
-from rerank_actor.outputs.histograms import Sketch
+from rerank_actor.outputs.histograms import ScoreHistograms
 from rerank_actor.outputs.part import METADATA_PREFIX, flatten_columns
 from rerank_actor.scoring.unit import UnitWork
 
@@ -134,7 +134,7 @@ def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: s
         StorageError, JobError: the part could not be written.
     """
     table, totals = build_part(work)
-    facts = {**totals, **Sketch.of_columns(flatten_columns(table)).to_record(), **work.facts}
+    facts = {**totals, **ScoreHistograms.of_columns(flatten_columns(table)).to_record(), **work.facts}
     own = {
         **metadata,
         "unit": work.unit.name,

@@ -37,7 +37,7 @@ KEPT_SECONDS = 86_400.0  # of a machine's copies of a store since they were last
 
 
 @dataclass(frozen=True)
-class Layout:
+class BucketLayout:
     """Into how many buckets a store is cut, and each of these into how many blocks."""
 
     num_buckets: int
@@ -49,7 +49,7 @@ class Layout:
         buckets = min(MAX_BUCKETS, max(1, -(-num_bytes // BUCKET_BYTES)))
         return cls(buckets, max(1, -(-num_bytes // (buckets * BLOCK_BYTES))))
 
-    def find_places(self, keys: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    def find_bucket_and_block(self, keys: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Return bucket and block of each key: int64 [num_keys] both."""
         hashes = hash_keys(keys)
         return find_buckets(hashes, self.num_buckets), ((hashes >> np.uint64(40)) % np.uint64(self.num_blocks)).astype(
@@ -72,7 +72,7 @@ class StoreSpec:
 
     uri: str
     digest: str
-    layout: Layout
+    layout: BucketLayout
     sizes: tuple[int, ...]
     facts: dict[str, Any] = field(hash=False)
     keeps_copies: bool = False
@@ -94,7 +94,7 @@ class StoreSpec:
             found = json.loads(data or b"{}")
             if found.get("digest") != digest:
                 return None
-            return cls(uri, digest, Layout(**found["layout"]), tuple(found["sizes"]), found["facts"])
+            return cls(uri, digest, BucketLayout(**found["layout"]), tuple(found["sizes"]), found["facts"])
         except (ValueError, KeyError, TypeError, AttributeError):  # damaged, so that it is made anew
             return None
 
@@ -104,29 +104,29 @@ def name_bucket(number: int) -> str:
     return f"bucket-{number:05d}.bin"
 
 
-def spill_rows(table: pa.Table, layout: Layout, uri: str, scratch: str | None = None) -> tuple[int, np.ndarray]:
+def spill_rows(table: pa.Table, layout: BucketLayout, uri: str, scratch: str | None = None) -> tuple[int, np.ndarray]:
     """Write some rows of the source, sliced by bucket; they have a string column `key`.
 
     Returns:
         The object's size, and int64 [num_buckets + 1], where each bucket's slice begins.
     """
-    bucket, _ = layout.find_places(table.column("key").combine_chunks())
+    bucket, _ = layout.find_bucket_and_block(table.column("key").combine_chunks())
     data, places = pack_slices(table, bucket, layout.num_buckets)
     storage.write_bytes(uri, data, scratch=scratch)
     return len(data), np.array(places, np.int64)
 
 
-def pack_bucket(slices: list[tuple[str, int, int, int]], layout: Layout) -> bytes:
+def pack_bucket(slices: list[tuple[str, int, int, int]], layout: BucketLayout) -> bytes:
     """Return the object of a bucket, made of its slices of all that was spilled; no bytes for no rows."""
     table = read_slices(slices)
     if table is None:
         return b""
-    _, block = layout.find_places(table.column("key").combine_chunks())
+    _, block = layout.find_bucket_and_block(table.column("key").combine_chunks())
     data, places = pack_slices(table, block, layout.num_blocks)
     return data + np.array(places, "<i8").tobytes()
 
 
-class Store:
+class KeyedStore:
     """Reads a finished store.
 
     Args:
@@ -147,7 +147,7 @@ class Store:
         wanted = set(keys)
         if not wanted:
             return
-        bucket, block = self.spec.layout.find_places(pa.array(wanted, pa.string()))
+        bucket, block = self.spec.layout.find_bucket_and_block(pa.array(wanted, pa.string()))
         blocks: dict[int, set[int]] = {}
         for number, place in zip(bucket.tolist(), block.tolist(), strict=True):
             blocks.setdefault(number, set()).add(place)

@@ -15,7 +15,7 @@ from commands import read_output
 
 from jobs.bitext import bitext
 from rerank_actor import Reranker
-from rerank_actor.bitext.filters import CharacterCounter, Rules, find_reasons
+from rerank_actor.bitext.filters import CandidateFilters, CharacterCounter, find_reasons
 from rerank_actor.bitext.ingest import ReadSpec, name_record, read_candidates
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.languages import parse_pair
@@ -133,7 +133,7 @@ def test_language_columns_part_the_rows_and_unknown_codes_are_refused(tmp_path: 
 )
 def test_rules_give_the_first_reason_that_holds(source: str, target: str, reason: str | None) -> None:
     pair = parse_pair("deu-eng", {}, "here")
-    rules = Rules(identifier="none")
+    rules = CandidateFilters(identifier="none")
     assert find_reasons(pa.array([source]), pa.array([target]), pair, rules).to_pylist() == [reason]
 
 
@@ -149,7 +149,7 @@ def test_rules_give_the_first_reason_that_holds(source: str, target: str, reason
 )
 def test_scripts_with_marks_and_without_spaces_pass(code: str, text: str) -> None:
     pair = parse_pair(f"{code}-eng", {}, "here")
-    rules = Rules(identifier="none")
+    rules = CandidateFilters(identifier="none")
     assert find_reasons(pa.array([text]), pa.array(["This is a pen"]), pair, rules).to_pylist() == [None]
 
 

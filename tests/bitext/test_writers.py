@@ -22,7 +22,7 @@ from selection_inputs import make_row, read_delivered, write_scored
 from jobs.bitext import bitext
 from rerank_actor.bitext.languages import parse_pair
 from rerank_actor.bitext.selection.calibration import estimate_share, trace_curve
-from rerank_actor.bitext.selection.labelled_pairs import load_known
+from rerank_actor.bitext.selection.labelled_pairs import load_labelled
 from rerank_actor.bitext.selection.report import render_report
 from rerank_actor.bitext.selection.writers import build_objects, find_tag
 from rerank_actor.errors import InputError
@@ -215,10 +215,10 @@ def test_known_pairs_are_the_same_in_every_format(tmp_path: Path, kind: str) -> 
         path.write_text("".join(json.dumps({"source": a, "target": b, "label": bool(c)}) + "\n" for a, b, c in rows))
     else:
         pq.write_table(pa.table(dict(zip(("source", "target", "label"), zip(*rows, strict=True), strict=True))), path)
-    known = load_known([str(path)])
+    known = load_labelled([str(path)])
     plain = tmp_path / "plain.tsv"
     plain.write_text(tsv)
-    assert known.digest == load_known([str(plain)]).digest
+    assert known.digest == load_labelled([str(plain)]).digest
     assert sorted(known.labels.tolist()) == [0, 1]
     assert known.sources is None
 
@@ -239,7 +239,7 @@ def test_known_pairs_that_say_nothing_are_refused_with_their_line(tmp_path: Path
     path = tmp_path / "known.tsv"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
-        load_known([str(path)])
+        load_labelled([str(path)])
 
 
 @pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("zst", zstandard.compress)])
@@ -250,10 +250,10 @@ def test_known_pairs_that_are_packed_are_read_to_their_end_or_refused(
     halves = [compress(b"".join(part)) for part in (lines[:2500], lines[2500:])]
     path = tmp_path / f"known.tsv.{ending}"
     path.write_bytes(b"".join(halves))
-    assert len(load_known([str(path)]).pairs) == 5000
+    assert len(load_labelled([str(path)]).pairs) == 5000
     path.write_bytes(halves[0][: len(halves[0]) // 2])
     with pytest.raises(InputError, match="cannot be read"):
-        load_known([str(path)])
+        load_labelled([str(path)])
 
 
 def make_candidates(seed: int = 0, number: int = 80) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:

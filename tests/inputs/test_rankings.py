@@ -130,9 +130,9 @@ def test_mteb_predictions_and_tevatron_hold_the_scores_of_the_output(tmp_path: P
 )
 def test_formats_are_told_by_their_first_lines(tmp_path: Path, name: str, text: str, kind: str, column: str) -> None:
     path = write(tmp_path / name, text)
-    ground = prepare_job(make_job(tmp_path, path))
-    assert ground.job.format == kind
-    assert ground.plan.num_rows == 2
+    prepared = prepare_job(make_job(tmp_path, path))
+    assert prepared.job.format == kind
+    assert prepared.plan.num_rows == 2
     table, faults = read_ranking(open_ranking(path, kind), 0, 2)
     expected = {"query_id": ["q1", "q2"], "document_id": ["d1", "d2"], column: [1.0, 0.0]}
     assert table.to_pydict() == expected

@@ -66,10 +66,10 @@ def test_flagembedding_has_parallel_lists(scored: Path, tmp_path: Path, teacher:
 def test_flagembedding_takes_the_instruction_of_the_scores_as_prompt(scored: Path, tmp_path: Path) -> None:
     from rerank_actor.mining.preflight import prepare_mining
 
-    ground = prepare_mining(make_job(scored, tmp_path / "mined", format="flagembedding"))
-    assert ground.settings["prompt"] == "Find the answer"
-    ground = prepare_mining(make_job(scored, tmp_path / "mined", format="flagembedding", prompt="Another"))
-    assert ground.settings["prompt"] == "Another"
+    prepared = prepare_mining(make_job(scored, tmp_path / "mined", format="flagembedding"))
+    assert prepared.settings["prompt"] == "Find the answer"
+    prepared = prepare_mining(make_job(scored, tmp_path / "mined", format="flagembedding", prompt="Another"))
+    assert prepared.settings["prompt"] == "Another"
     assert "prompt" not in mine_lines(scored, tmp_path / "without", format="flagembedding", prompt="")[0]
 
 

@@ -22,7 +22,7 @@ from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.preflight import prepare_mining
 from rerank_actor.mining.run import mine_scores
-from rerank_actor.mining.survey import lay_out, survey_part
+from rerank_actor.mining.survey import plan_units, survey_part
 from rerank_actor.storage.lease import Lease
 
 # Where the pairs of a query lie makes no difference.
@@ -66,14 +66,14 @@ def test_queries_that_lie_in_one_unit_are_not_shuffled(tmp_path: Path) -> None:
     scored = write_scored(tmp_path / "scored", rows, 30)
     parts = prepare_mining(make_job(scored, tmp_path / "mined")).scored
     surveys = [one for number, part in enumerate(parts.parts) for one in survey_part(number, part, parts.columns, None)]
-    layout = lay_out(surveys, 1)
-    assert (len(layout.units), layout.num_buckets, layout.max_positives) == (4, 0, 1)
+    plan = plan_units(surveys, 1)
+    assert (len(plan.units), plan.num_buckets, plan.max_positives) == (4, 0, 1)
     scored = write_scored(tmp_path / "crossing", rows, 25)
     parts = prepare_mining(make_job(scored, tmp_path / "mined")).scored
     surveys = [one for number, part in enumerate(parts.parts) for one in survey_part(number, part, parts.columns, None)]
-    layout = lay_out(surveys, 1)
-    assert layout.split is not None
-    assert len(layout.split) == 2, "of queries 2 and 7 pairs lie in two parts"
+    plan = plan_units(surveys, 1)
+    assert plan.split is not None
+    assert len(plan.split) == 2, "of queries 2 and 7 pairs lie in two parts"
 
 
 @pytest.mark.parametrize("hashes_at_once", [1, 10**9])
@@ -87,7 +87,7 @@ def test_most_positives_are_those_of_a_query_in_all_units(tmp_path: Path, hashes
     job = make_job(write_scored(tmp_path / "scored", rows, 2), tmp_path / "mined", **rules)
     parts = prepare_mining(job).scored
     surveys = [one for number, part in enumerate(parts.parts) for one in survey_part(number, part, parts.columns, None)]
-    assert lay_out(surveys, 1).max_positives == 3
+    assert plan_units(surveys, 1).max_positives == 3
     found = mine_in_process(job, 1, hashes_at_once)
     assert sort_rows(found[0]) == sort_rows(mine_in_process(whole)[0])
 

@@ -19,8 +19,8 @@ from rerank_actor.mining.examples import Teacher
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.pairs import Columns
-from rerank_actor.mining.tally import Tally
-from rerank_actor.mining.unit import Spec, mine_table
+from rerank_actor.mining.tally import MiningTally
+from rerank_actor.mining.unit import MiningSpec, mine_table
 
 
 @dataclass
@@ -110,12 +110,12 @@ def mine_there(scores: Scores, space: str, **options: Any) -> list[dict[str, Any
     return list(mine_hard_negatives(pairs, model, corpus=scores.documents, verbose=False, **options))
 
 
-def mine_here(scores: Scores, space: str, **settings: Any) -> tuple[list[dict[str, Any]], Tally]:
+def mine_here(scores: Scores, space: str, **settings: Any) -> tuple[list[dict[str, Any]], MiningTally]:
     """Return the rows of this project, and the tally."""
     values = {"scored": ["/scored"], "output": "/mined", "label_column": "label", "space": space, **settings}
     job = check_job(MineJob, values)
     counts = np.bincount([query for query, _ in scores.positive])
-    spec = Spec(
+    spec = MiningSpec(
         output=MineOutput("/mined"),
         parts=(),
         columns=Columns("query", "document", label="label"),

@@ -15,10 +15,10 @@ from rerank_actor.errors import JobError
 from rerank_actor.job_file import check_job
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.near_duplicates import find_near_duplicates
-from rerank_actor.mining.rules import Rules, Threshold
+from rerank_actor.mining.rules import MiningRules, Threshold
 from rerank_actor.mining.select import Candidates, Selection, select
 
-EVERY = Rules(depth="all", false_negatives="report", num_negatives=100)
+EVERY = MiningRules(depth="all", false_negatives="report", num_negatives=100)
 
 
 def make_candidates(rows: list[tuple[Any, ...]]) -> Candidates:
@@ -40,7 +40,7 @@ def name_chosen(rows: list[tuple[Any, ...]], found: np.ndarray) -> list[tuple[An
     return [(rows[row][0], rows[row][1]) for row in found]
 
 
-def mine(rows: list[tuple[Any, ...]], rules: Rules = EVERY, max_positives: int = 1, **changes: Any) -> Selection:
+def mine(rows: list[tuple[Any, ...]], rules: MiningRules = EVERY, max_positives: int = 1, **changes: Any) -> Selection:
     rules = replace(
         rules, **{name: Threshold.parse(v) if isinstance(v, str) and "@" in v else v for name, v in changes.items()}
     )
@@ -182,7 +182,7 @@ def test_depth_looks_at_as_many_more_as_a_query_may_have_positives() -> None:
     ],
 )
 def test_depth_auto_is_that_of_sentence_transformers(changes: dict[str, Any], expected: int | None) -> None:
-    assert replace(Rules(skip_top=1), **changes).resolve_depth(2) == expected
+    assert replace(MiningRules(skip_top=1), **changes).resolve_depth(2) == expected
 
 
 def test_queries_with_too_few_negatives_are_dropped_whole() -> None:
@@ -229,7 +229,7 @@ def test_random_sampling_takes_every_place_about_equally_often() -> None:
 
 
 def mine_plainly(
-    rows: list[tuple[Any, ...]], rules: Rules, max_positives: int
+    rows: list[tuple[Any, ...]], rules: MiningRules, max_positives: int
 ) -> dict[str, tuple[list[str], list[str]]]:
     """Return positives and negatives of each kept query, for sampling from the top."""
     scores = compute_score(np.array([row[2] for row in rows], np.float32))
@@ -303,7 +303,7 @@ optional = st.none() | st.builds(
     Threshold, st.sampled_from([0.05, 0.25, 0.5, 1.0]), st.sampled_from([None, "score", "logit"])
 )
 rule_sets = st.builds(
-    Rules,
+    MiningRules,
     space=st.sampled_from(["score", "logit"]),
     labelled=st.booleans(),
     min_positive_score=st.builds(Threshold, st.sampled_from([0.0, 0.5]), st.sampled_from([None, "logit"])),
@@ -327,7 +327,7 @@ pairs = st.lists(
 
 @settings(max_examples=400, deadline=None)
 @given(pairs, rule_sets, st.integers(1, 3))
-def test_selection_is_that_of_a_plain_loop(rows: list[tuple[Any, ...]], rules: Rules, max_positives: int) -> None:
+def test_selection_is_that_of_a_plain_loop(rows: list[tuple[Any, ...]], rules: MiningRules, max_positives: int) -> None:
     expected = mine_plainly(rows, rules, max_positives)
     found = select(make_candidates(rows), rules, max_positives)
     assert name_chosen(rows, found.positives) == [

@@ -124,22 +124,22 @@ class Outcome:
 
 def score_here(job: ScoreJob, run_id: str = "run", *, records: bool = True) -> Outcome:
     """Score what is pending in this process, as a run does; without records it is a run that was killed."""
-    ground = prepare_job(job)
-    output, notes = ground.output, list[str]()
-    output.write_own("plan.parquet", ground.plan.to_bytes(ground.settings))
+    prepared = prepare_job(job)
+    output, notes = prepared.output, list[str]()
+    output.write_own("plan.parquet", prepared.plan.to_bytes(prepared.settings))
     parts = output.list_parts()
-    totals, damaged = check_committed(output, parts, ground.plan.units(), ground.fingerprint, notes.append)
-    pending = find_pending(ground.plan, {name: part for name, part in parts.items() if name not in damaged})
+    totals, damaged = check_committed(output, parts, prepared.plan.units(), prepared.fingerprint, notes.append)
+    pending = find_pending(prepared.plan, {name: part for name, part in parts.items() if name not in damaged})
     output.delete_parts(list(damaged))
-    tokenizer_json = load_tokenizer_json(ground.model)
-    prepare, spec = make_specs(ground, tokenizer_json, {})
+    tokenizer_json = load_tokenizer_json(prepared.model)
+    prepare, spec = make_specs(prepared, tokenizer_json, {})
     engine, unit_records = FakeEngine(spec), UnitRecords(output, run_id)
     for unit in pending:
         work = prepare_unit(unit, prepare, tokenizer_json)
         logits = np.full(len(work.prompts), np.nan, np.float32)
         logits[work.prompts.scorable] = engine.compute_logits(work.prompts.ids_at(work.prompts.scorable))
         done = work.with_logits(logits, {"attempts": 1, "seconds": 0.0, "engine_version": "1", "dtype": "float32"})
-        metadata = {"fingerprint": ground.fingerprint, "run": run_id}
+        metadata = {"fingerprint": prepared.fingerprint, "run": run_id}
         report = write_part(done, output.uri, metadata, output.scratch)
         totals.add(report)
         unit_records.add(unit.name, report)
@@ -276,10 +276,10 @@ def test_unreachable_part_is_not_taken_for_a_damaged_one(
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
     job = make_job(tmp_path, s3.uri("out"))
     score_here(job, records=False)
-    ground, before = prepare_job(job), s3.read_all("out/part-")
+    prepared, before = prepare_job(job), s3.read_all("out/part-")
     s3.fault = lambda method, path: 503 if method == "GET" and "/part-" in path else 0
     with pytest.raises(StorageError):
-        check_committed(ground.output, ground.output.list_parts(), ground.plan.units(), ground.fingerprint)
+        check_committed(prepared.output, prepared.output.list_parts(), prepared.plan.units(), prepared.fingerprint)
     with_delete = verify_output(job.output, delete_damaged=True)
     assert with_delete.deleted == 0
     assert len(with_delete.problems) >= UNITS
@@ -290,18 +290,18 @@ def test_unreachable_part_is_not_taken_for_a_damaged_one(
 def test_flipped_bit_anywhere_is_found_or_changes_no_value(local_job: ScoreJob) -> None:
     """Checksums cover pages, not their headers nor the footer: what goes unseen there must not reach a row."""
     score_here(local_job)
-    ground = prepare_job(local_job)
-    unit = next(iter(ground.plan.units()))
+    prepared = prepare_job(local_job)
+    unit = next(iter(prepared.plan.units()))
     data = (Path(local_job.output) / unit.part_name).read_bytes()
-    assert check_part(unit, data, ground.fingerprint).problem is None
+    assert check_part(unit, data, prepared.fingerprint).problem is None
     table, choose = read_rows(data), random.Random(0)
     footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     for position in choose.sample(range(footer), min(footer, 1500)):
         found = flip(data, position)
-        if check_part(unit, found, ground.fingerprint).problem is None:
+        if check_part(unit, found, prepared.fingerprint).problem is None:
             assert read_rows(found).equals(table), position
     for column in ("id", "query", "document", "score", "logit", "num_tokens", "truncated_tokens", "error"):
-        assert check_part(unit, flip(data, find_page(data, column)), ground.fingerprint).problem is not None, column
+        assert check_part(unit, flip(data, find_page(data, column)), prepared.fingerprint).problem is not None, column
 
 
 # What verification says, and what it deletes.
@@ -400,7 +400,7 @@ class Notes:
     def say(self, message: str) -> None:
         self.lines.append(message)
 
-    def update(self, standing: Any) -> None:
+    def update(self, progress: Any) -> None:
         pass
 
     def close(self) -> None:

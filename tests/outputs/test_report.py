@@ -17,12 +17,12 @@ from jobs.report import report
 from rerank_actor import storage
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.folder import Output
-from rerank_actor.outputs.histograms import Sketch, find_edge
+from rerank_actor.outputs.histograms import ScoreHistograms, find_edge
 from rerank_actor.outputs.part import flatten_columns
 from rerank_actor.outputs.report.build import build_report
 from rerank_actor.outputs.report.facts import Facts, gather_facts
 from rerank_actor.outputs.report.rows import sample_rows
-from rerank_actor.progress import QuietReporter, Standing
+from rerank_actor.progress import QuietReporter, RunProgress
 from rerank_actor.scoring.run import run_job
 
 NUM_ROWS, UNIT_ROWS = 300, 40
@@ -69,8 +69,8 @@ def test_facts_are_those_of_the_output(output: Path) -> None:
     assert facts.totals.scored == NUM_ROWS - table["score"].null_count == 295
     assert facts.totals.tokens == sum(table["num_tokens"].to_pylist())
     assert facts.sketched == facts.status.committed_units == 8
-    expected = Sketch.of_columns({name: table[name].combine_chunks() for name in table.column_names})
-    for name, counts in facts.sketch.bins.items():
+    expected = ScoreHistograms.of_columns({name: table[name].combine_chunks() for name in table.column_names})
+    for name, counts in facts.histograms.bins.items():
         assert counts.tolist() == expected.bins[name].tolist(), name
         assert counts.sum() > 0
     seconds = [record["seconds"] for record in facts.slowest]
@@ -127,8 +127,8 @@ def test_report_reads_an_output_of_before_there_were_sketches(output: Path, tmp_
     facts = gather_facts(str(old))
     assert (facts.totals.rows, facts.sketched) == (NUM_ROWS, 0)
     rows = sample_rows(facts)
-    assert rows.sketch is not None
-    assert rows.sketch.count("score") == 295, "of eight parts, which are all"
+    assert rows.histograms is not None
+    assert rows.histograms.count("score") == 295, "of eight parts, which are all"
     assert "From a sample of 8 parts" in show(build_report(str(old)))
 
 
@@ -162,7 +162,7 @@ def test_records_of_parts_that_were_replaced_do_not_count_twice(output: Path) ->
     finally:
         twin.unlink()
     assert again.totals == facts.totals
-    assert again.sketch.count("score") == facts.sketch.count("score")
+    assert again.histograms.count("score") == facts.histograms.count("score")
 
 
 def test_report_command_says_where_it_is_and_takes_a_price(
@@ -199,7 +199,7 @@ def test_lists_of_documents_are_told_by_row_and_place(tmp_path: Path, local_ray:
         (2, 1, "2"),
     ]
     assert [(row["row"], row["query_id"]) for row in found["document list is null"]] == [(3, "q3")]
-    assert facts.sketch.count("score") == facts.totals.scored == 10
+    assert facts.histograms.count("score") == facts.totals.scored == 10
 
 
 def test_broken_lines_are_told_under_the_reason_that_they_are_counted_by(tmp_path: Path, local_ray: str) -> None:
@@ -232,19 +232,19 @@ def test_sketches_add_up_and_their_quantiles_are_near() -> None:
     tokens = random.lognormal(5, 1, 5000).astype(np.int32) + 1
     scores = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
 
-    def sketch(part: slice) -> Sketch:
+    def histograms(part: slice) -> ScoreHistograms:
         columns = {
             "score": pa.array(scores[part]),
             "logit": pa.array(logits[part]),
             "num_tokens": pa.array(tokens[part]),
             "truncated_tokens": pa.array(np.zeros(len(tokens[part]), np.int32)),
         }
-        return Sketch.of_columns(
+        return ScoreHistograms.of_columns(
             flatten_columns(pa.table({**columns, "error": pa.nulls(len(tokens[part]), pa.string())}))
         )
 
-    whole, added = sketch(slice(None)), Sketch()
-    records = pa.Table.from_pylist([sketch(slice(start, start + 500)).to_record() for start in range(0, 5000, 500)])
+    whole, added = histograms(slice(None)), ScoreHistograms()
+    records = pa.Table.from_pylist([histograms(slice(start, start + 500)).to_record() for start in range(0, 5000, 500)])
     for name in whole.bins:
         column = records[f"{name}_bins"].combine_chunks()
         added.add_lists(name, pa.concat_arrays([pa.nulls(3, column.type), column]).slice(1))
@@ -266,7 +266,7 @@ def test_sketch_of_extremes_loses_no_value() -> None:
         "num_tokens": pa.array([1, 2, 3, 2**30, 0], pa.int32()),
         "truncated_tokens": pa.array([0, 1, 2**30, 5, 0], pa.int32()),
     }
-    found = Sketch.of_columns(columns)
+    found = ScoreHistograms.of_columns(columns)
     assert {name: found.count(name) for name in found.bins} == {"score": 5, "logit": 5, "token": 4, "truncation": 3}
     assert json.loads(json.dumps(found.to_record()))["score_bins"][-1] == 2
     assert [found.bins["logit"][place] for place in (0, 128, -1)] == [2, 1, 2]
@@ -282,7 +282,7 @@ def test_run_at_work_leaves_figures_and_counts_once(
     class Watcher(QuietReporter):
         """Looks at the output while the run is at work, as another process would."""
 
-        def update(self, standing: Standing) -> None:
+        def update(self, progress: RunProgress) -> None:
             manifest = Output(str(target)).load_manifest()
             if manifest and manifest["runs"][-1]["pairs"]:
                 title = show(build_report(str(target)))[:30]

@@ -13,30 +13,30 @@ from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.errors import EngineError, EngineMemoryError
 from rerank_actor.runtime import watchdog
 from rerank_actor.runtime import watchdog as pace
-from rerank_actor.runtime.watchdog import Pace
-from rerank_actor.scoring.bisection import ENDS_ALLOWED, NOT_FINITE, Piece, Trial, Verdict
+from rerank_actor.runtime.watchdog import AdaptiveTimeout
+from rerank_actor.scoring.bisection import ENDS_ALLOWED, NOT_FINITE, Bisection, Outcome, Slice
 
 
-def run(trial: Trial, guilty: set[int], how: str) -> tuple[Verdict, list[int]]:
+def run(bisection: Bisection, guilty: set[int], how: str) -> tuple[Outcome, list[int]]:
     """Try a unit with an engine that fails on guilty prompts; return how it ended and the sizes that were tried."""
     sizes = []
-    while isinstance(piece := trial.begin(), Piece):
-        positions = np.arange(trial.num_prompts) if piece.positions is None else piece.positions
+    while isinstance(piece := bisection.begin(), Slice):
+        positions = np.arange(bisection.num_prompts) if piece.positions is None else piece.positions
         sizes.append(len(positions))
         struck = np.array([int(position) in guilty for position in positions])
         if how == "nan":
-            trial.finish(np.where(struck, np.nan, positions).astype(np.float32))
+            bisection.finish(np.where(struck, np.nan, positions).astype(np.float32))
         elif struck.any():
-            trial.fail("it broke", ended=how == "die")
+            bisection.fail("it broke", ended=how == "die")
         else:
-            trial.finish(positions.astype(np.float32))
+            bisection.finish(positions.astype(np.float32))
     return piece, sizes
 
 
 @pytest.mark.parametrize("how", ["nan", "raise", "die"])
 @pytest.mark.parametrize("guilty", [set(), {0}, {99}, {3, 4}, {0, 50, 99}])
 def test_trial_finds_the_guilty_and_keeps_the_rest(how: str, guilty: set[int]) -> None:
-    verdict, sizes = run(Trial(100, 3), guilty, how)
+    verdict, sizes = run(Bisection(100, 3), guilty, how)
     assert verdict.failure is None
     assert set(verdict.given_up) == guilty
     innocent = [position for position in range(100) if position not in guilty]
@@ -49,37 +49,37 @@ def test_trial_finds_the_guilty_and_keeps_the_rest(how: str, guilty: set[int]) -
 
 
 def test_trial_of_a_passing_fault_tries_again_and_splits_nothing() -> None:
-    trial = Trial(10, 3)
-    trial.begin()
-    trial.fail("it broke", ended=True)
-    piece = trial.begin()
-    assert isinstance(piece, Piece)
+    bisection = Bisection(10, 3)
+    bisection.begin()
+    bisection.fail("it broke", ended=True)
+    piece = bisection.begin()
+    assert isinstance(piece, Slice)
     assert (piece.attempt, piece.positions, piece.is_split) == (2, None, False)
-    trial.finish(np.arange(10, dtype=np.float32))
-    verdict = trial.begin()
-    assert isinstance(verdict, Verdict)
+    bisection.finish(np.arange(10, dtype=np.float32))
+    verdict = bisection.begin()
+    assert isinstance(verdict, Outcome)
     assert verdict.given_up == {}
-    assert trial.splits == 0
+    assert bisection.splits == 0
 
 
 def test_trial_that_only_kills_ends_with_a_failure() -> None:
-    verdict, sizes = run(Trial(4096, 3), set(range(4096)), "die")
+    verdict, sizes = run(Bisection(4096, 3), set(range(4096)), "die")
     assert verdict.failure is not None
     assert len(sizes) == 3 + ENDS_ALLOWED
 
 
 def test_ticket_of_an_earlier_piece_is_not_current() -> None:
-    trial = Trial(2, 3)
-    first = trial.begin()
-    assert isinstance(first, Piece)
-    assert trial.is_current(first.ticket)
-    trial.fail("it broke", ended=True)
-    trial.begin()
-    assert not trial.is_current(first.ticket)
+    bisection = Bisection(2, 3)
+    first = bisection.begin()
+    assert isinstance(first, Slice)
+    assert bisection.is_current(first.ticket)
+    bisection.fail("it broke", ended=True)
+    bisection.begin()
+    assert not bisection.is_current(first.ticket)
 
 
 def test_pace_allows_more_for_more_tokens_and_for_a_slow_engine() -> None:
-    found = Pace(5.0)
+    found = AdaptiveTimeout(5.0)
     assert found.allow(1000) == 5.0
     found.note(100, 1.0)
     found.note(100, 2.0)

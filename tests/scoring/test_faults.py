@@ -23,7 +23,7 @@ from rerank_actor import Reranker
 from rerank_actor.errors import EngineStartError
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.verify import verify_output
-from rerank_actor.scoring.coordinator import START_SILENCE_SECONDS, Ledger
+from rerank_actor.scoring.coordinator import START_SILENCE_SECONDS, Coordinator
 from rerank_actor.scoring.pipeline import restart_stuck_actors
 from rerank_actor.scoring.run import run_job
 
@@ -171,7 +171,7 @@ def spoil(module):
         return
     begin = module.RerankActor.__init__
 
-    def begin_spoilt(self, spec, ledger, *arguments):
+    def begin_spoilt(self, spec, coordinator, *arguments):
         for number, fate in enumerate(FATES):
             mark = FOLDER / f"mark-{{number}}"
             if not mark.exists():
@@ -179,9 +179,9 @@ def spoil(module):
                 if fate == "stop":
                     os.kill(os.getpid(), signal.SIGSTOP)
                 else:
-                    module.ray.get(ledger.begin_start.remote(module.ray.get_runtime_context().get_actor_id()))
+                    module.ray.get(coordinator.begin_start.remote(module.ray.get_runtime_context().get_actor_id()))
                     os._exit(1)
-        begin(self, spec, ledger, *arguments)
+        begin(self, spec, coordinator, *arguments)
 
     module.RerankActor.__init__ = begin_spoilt
 
@@ -214,7 +214,10 @@ def test_run_whose_first_actor_stands_still_before_its_first_line_goes_on(
     """Nothing tells the run of such a process; where another began to start in its place, even less."""
     output = tmp_path / "output"
     (tmp_path / "sitecustomize.py").write_text(SPOIL_STARTS.format(fates=fates, folder=str(tmp_path)))
-    script = "from rerank_actor.scoring import driver; driver.FIRST_STANDSTILL_SECONDS = 5; from jobs.score import score; score()"
+    script = (
+        "from rerank_actor.scoring import driver; driver.FIRST_STANDSTILL_SECONDS = 5\n"
+        "from jobs.score import score; score()"
+    )
     flags = ["--input", shard, "--output", output, "--engine", "fake", "--unit-rows", UNIT_ROWS]
     found = subprocess.run(
         [sys.executable, "-c", script, *map(str, flags)],
@@ -232,19 +235,19 @@ def test_run_whose_first_actor_stands_still_before_its_first_line_goes_on(
 
 def test_engine_start_counts_as_work_while_its_process_shows_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    # The ledger's clock alone: threads of Ray in this process wait by the real one.
+    # The coordinator's clock alone: threads of Ray in this process wait by the real one.
     monkeypatch.setattr("rerank_actor.scoring.coordinator.time", SimpleNamespace(monotonic=lambda: now))
-    ledger = Ledger(None, 3)
-    ledger.begin_start("actor")
+    coordinator = Coordinator(None, 3)
+    coordinator.begin_start("actor")
     for _ in range(4):
         now += 200
-        assert ledger.drain()["idle_seconds"] == 0
-        ledger.note_presence("actor")
+        assert coordinator.drain()["idle_seconds"] == 0
+        coordinator.note_presence("actor")
     now += START_SILENCE_SECONDS
-    silent_for = ledger.drain()["idle_seconds"]
+    silent_for = coordinator.drain()["idle_seconds"]
     assert silent_for == START_SILENCE_SECONDS
-    ledger.begin_start("actor")
-    assert ledger.drain()["idle_seconds"] == 0
+    coordinator.begin_start("actor")
+    assert coordinator.drain()["idle_seconds"] == 0
 
 
 def test_engines_that_start_at_a_later_try_score_everything(

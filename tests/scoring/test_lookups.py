@@ -18,7 +18,7 @@ from s3_server import S3Server
 from jobs.score import score
 from rerank_actor import Reranker, storage
 from rerank_actor.errors import InputError, OutputConflictError, ShardError
-from rerank_actor.inputs.lookups import Lookup
+from rerank_actor.inputs.lookups import TextLookup
 from rerank_actor.inputs.text_sources import Piece, TextSource, find_sources
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.verify import verify_output
@@ -261,7 +261,7 @@ def test_a_store_in_s3_is_read_by_block_or_from_copies(
     rows = [{"_id": f"d{i}", "text": f"text {i}"} for i in range(400)]
     source = make_source(write_lines(tmp_path / "corpus.jsonl", rows))
     store = make_store(tmp_path, source, Layout(4, 8), s3.uri("store"))
-    lookup = Lookup("document", store.spec)
+    lookup = TextLookup("document", store.spec)
     wanted = ["d3", "d399", "nope", "d7", "d3"]
     expected = ["text 3", "text 399", None, "text 7", "text 3"]
     assert lookup.find_texts(wanted) == (expected, {2: "document id is not in --corpus"})
@@ -271,7 +271,7 @@ def test_a_store_in_s3_is_read_by_block_or_from_copies(
         folder = tmp_path / "cache/stores" / name
         folder.mkdir(parents=True)
         os.utime(folder, (time.time() - age,) * 2)
-    copying = Lookup("document", dataclasses.replace(store.spec, keeps_copies=True))
+    copying = TextLookup("document", dataclasses.replace(store.spec, keeps_copies=True))
     assert copying.find_texts(wanted)[0] == expected
     copies = {path.name for path in (tmp_path / "cache/stores").rglob("bucket-*.bin")}
     assert copies

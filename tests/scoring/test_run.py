@@ -47,7 +47,7 @@ class Notes:
     def say(self, message: str) -> None:
         self.lines.append(message)
 
-    def update(self, standing: Any) -> None:
+    def update(self, progress: Any) -> None:
         pass
 
     def close(self) -> None:
@@ -352,9 +352,9 @@ def test_second_run_scores_nothing_and_needs_no_ray(scored: Scored, tmp_path: Pa
 
 def test_stored_job_file_is_the_same_job(scored: Scored, tmp_path: Path) -> None:
     output = scored.copy(tmp_path / "output")
-    ground = prepare_job(load_job(str(scored.output / "_job/job.yaml"), {"output": str(output)}))
-    assert ground.plan == ground.earlier
-    assert ground.fingerprint == read_manifest(scored.output)["fingerprint"]
+    prepared = prepare_job(load_job(str(scored.output / "_job/job.yaml"), {"output": str(output)}))
+    assert prepared.plan == prepared.earlier
+    assert prepared.fingerprint == read_manifest(scored.output)["fingerprint"]
 
 
 def test_scores_are_the_same_in_other_units_actors_rounds_and_order(
@@ -406,8 +406,8 @@ def test_other_fingerprint_is_refused_naming_what_differs(scored: Scored) -> Non
     ids=lambda settings: next(iter(settings)),
 )
 def test_settings_that_change_no_score_belong_to_the_same_job(scored: Scored, settings: dict[str, Any]) -> None:
-    ground = prepare_job(make_job(scored.output, scored.folder, **settings))
-    assert ground.plan == ground.earlier
+    prepared = prepare_job(make_job(scored.output, scored.folder, **settings))
+    assert prepared.plan == prepared.earlier
 
 
 def test_parts_without_a_plan_are_refused(scored: Scored, tmp_path: Path) -> None:

@@ -14,53 +14,55 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.bitext.selection.labelled_pairs import Known
+from rerank_actor.bitext.selection.labelled_pairs import LabelledPairs
 from rerank_actor.bitext.selection.margins import combine
 from rerank_actor.bitext.selection.normalize import hash_texts, mix_hashes, normalize_texts
-from rerank_actor.bitext.selection.rules import Rules
-from rerank_actor.bitext.selection.scored import Columns, Run
+from rerank_actor.bitext.selection.rules import SelectionRules
+from rerank_actor.bitext.selection.scored import Columns, RowGroups
 from rerank_actor.errors import InputError, ShardError, describe_cause
 from rerank_actor.outputs.part import read_part_metadata
 from rerank_actor.outputs.scored import open_parquet
 
-Edges = dict[str, np.ndarray]
+HashedPairs = dict[str, np.ndarray]
 ROW_BITS = 32  # of a position; above them stands the number of the unit
 NO_REASON = "no score and no reason"
 COSINE_SLACK = 1e-3
 LEAST_SCORE, MOST_SCORE = 1e-38, 1 - 2.0**-24  # what float32 tells from 0 and 1
 
 
-def take(edges: Edges, rows: np.ndarray) -> Edges:
+def take(edges: HashedPairs, rows: np.ndarray) -> HashedPairs:
     """Return some rows, by number or by mask."""
     return {name: values[rows] for name, values in edges.items()}
 
 
-def count(edges: Edges) -> int:
+def count(edges: HashedPairs) -> int:
     """Return the number of rows."""
     return len(edges["position"])
 
 
-def join(pieces: list[Edges]) -> Edges:
+def join(pieces: list[HashedPairs]) -> HashedPairs:
     """Return the rows of several, of at least one."""
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
-def to_table(edges: Edges) -> pa.Table:
+def to_table(edges: HashedPairs) -> pa.Table:
     """Return edges as a table for the shuffle."""
     return pa.table({name: pa.array(values) for name, values in edges.items()})
 
 
-def from_table(table: pa.Table) -> Edges:
+def from_table(table: pa.Table) -> HashedPairs:
     """Return a table's columns as arrays."""
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
-def find_ties(edges: Edges) -> np.ndarray:
+def find_ties(edges: HashedPairs) -> np.ndarray:
     """Return what ties go by: uint64 [num_edges], a hash of both texts, the same however pairs lie in files."""
     return mix_hashes(edges["s0"], edges["t0"])
 
 
-def read_groups(runs: tuple[Run, ...], parts: tuple[storage.StoredObject, ...]) -> Iterator[tuple[Any, str, int, int]]:
+def read_groups(
+    runs: tuple[RowGroups, ...], parts: tuple[storage.StoredObject, ...]
+) -> Iterator[tuple[Any, str, int, int]]:
     """Yield each row group of a unit: the open file, its URI, the group, and how many rows of the unit come before."""
     before = 0
     for run in runs:
@@ -94,18 +96,18 @@ def read_group(file: pq.ParquetFile, uri: str, group: int, names: list[str] | No
 
 def read_edges(
     number: int,
-    runs: tuple[Run, ...],
+    runs: tuple[RowGroups, ...],
     parts: tuple[storage.StoredObject, ...],
     columns: Columns,
-    rules: Rules,
-    known: Known | None,
-) -> tuple[Edges | None, dict[str, Any]]:
+    rules: SelectionRules,
+    known: LabelledPairs | None,
+) -> tuple[HashedPairs | None, dict[str, Any]]:
     """Return the scored pairs of a unit, and what was counted: rows, those without a score by reason, fingerprints.
 
     Raises:
         InputError, ShardError, StorageError: a part cannot be read or is not what it should be.
     """
-    pieces: list[Edges] = []
+    pieces: list[HashedPairs] = []
     reasons: Counter[str] = Counter()
     rows, fingerprints = 0, {}
     for file, uri, group, before in read_groups(runs, parts):
@@ -127,7 +129,7 @@ def read_edges(
         if not len(chosen):
             continue
         nothing = np.full(table.num_rows, np.nan)
-        edges: Edges = {
+        edges: HashedPairs = {
             "position": (np.int64(number) << ROW_BITS) + before + np.arange(table.num_rows, dtype=np.int64),
             "forward": (nothing if forward is None else forward).astype(np.float32),
             "backward": (nothing if backward is None else backward).astype(np.float32),
@@ -145,7 +147,7 @@ def read_edges(
     return (join(pieces) if pieces else None), {**told, "fingerprints": fingerprints}
 
 
-def _combine(forward: np.ndarray | None, backward: np.ndarray | None, rules: Rules) -> np.ndarray:
+def _combine(forward: np.ndarray | None, backward: np.ndarray | None, rules: SelectionRules) -> np.ndarray:
     if forward is None or backward is None:
         one = backward if forward is None else forward
         return np.zeros(0) if one is None else one
@@ -162,7 +164,7 @@ def _read_logits(table: pa.Table, name: str | None, is_score: bool) -> np.ndarra
     return values
 
 
-def _read_cosines(table: pa.Table, name: str | None, uri: str, rules: Rules) -> np.ndarray:
+def _read_cosines(table: pa.Table, name: str | None, uri: str, rules: SelectionRules) -> np.ndarray:
     if name is None or name not in table.column_names:
         return np.full(table.num_rows, np.nan)
     values: np.ndarray = table[name].cast(pa.float64()).to_numpy()
@@ -186,9 +188,9 @@ def _list_reasons(table: pa.Table, unscored: np.ndarray, has_error: bool) -> lis
     return [reason or NO_REASON for reason in table["error"].filter(pa.array(unscored)).to_pylist()]
 
 
-def _hash_sides(sides: list[pa.Array]) -> Edges:
+def _hash_sides(sides: list[pa.Array]) -> HashedPairs:
     """Return hashes of both sides: `s0`, `s1`, `t0`, `t1`; of the normalized pair `n0`, `n1`, and of its sides `ns`, `nt`."""
-    found: Edges = {}
+    found: HashedPairs = {}
     normal = []
     for name, side in zip("st", sides, strict=True):
         encoded = side.dictionary_encode()

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rerank_actor import storage
-from rerank_actor.bitext.selection.rules import Combine, Deduplicate, Mode, RankBy, Rules, Space
+from rerank_actor.bitext.selection.rules import Combine, Deduplicate, Mode, RankBy, SelectionRules, Space
 from rerank_actor.job_file import make_flag, make_hidden, refuse_credentials
 
 Format = Literal["parquet", "tsv", "moses", "tmx"]
@@ -179,13 +179,13 @@ class SelectJob(BaseModel):
         }
         return self.model_copy(update=changes)
 
-    def rules(self) -> Rules:
+    def rules(self) -> SelectionRules:
         """Return the rules; a threshold that waits for the calibration is not among them yet."""
-        given: dict[str, Any] = {name: getattr(self, name) for name in Rules.__dataclass_fields__}
+        given: dict[str, Any] = {name: getattr(self, name) for name in SelectionRules.__dataclass_fields__}
         values: dict[str, Any] = {name: None if value == "auto" else value for name, value in given.items()}
-        return Rules(**values)
+        return SelectionRules(**values)
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that can change a delivered row: the job's share of the fingerprint."""
-        given = {name: getattr(self, name) for name in Rules.__dataclass_fields__}
+        given = {name: getattr(self, name) for name in SelectionRules.__dataclass_fields__}
         return {**given, "formats": sorted(self.formats), "part_rows": self.part_rows}

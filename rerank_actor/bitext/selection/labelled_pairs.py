@@ -31,7 +31,7 @@ Row = tuple[int, str, str, int | None]
 
 
 @dataclass(frozen=True)
-class Known:
+class LabelledPairs:
     """Known pairs as sorted hashes.
 
     Attributes:
@@ -57,7 +57,7 @@ class Known:
         return found.astype(np.int8)
 
 
-def load_known(uris: list[str], source_column: str = "source", target_column: str = "target") -> Known:
+def load_labelled(uris: list[str], source_column: str = "source", target_column: str = "target") -> LabelledPairs:
     """Read known pairs.
 
     Raises:
@@ -93,10 +93,10 @@ def load_known(uris: list[str], source_column: str = "source", target_column: st
     labels = np.array([1 if closed else seen[key][0] for key in pairs.tolist()], np.int8)
     ends = [np.unique(np.concatenate(one)) for one in (sources, targets)] if closed else [None, None]
     digest = hash_texts(pa.array([pairs.tobytes() + labels.tobytes() + bytes([closed])], pa.binary()))
-    return Known(pairs, labels, ends[0], ends[1], digest.tobytes().hex())
+    return LabelledPairs(pairs, labels, ends[0], ends[1], digest.tobytes().hex())
 
 
-def list_known(
+def read_labelled(
     uris: list[str], source_column: str, target_column: str, lang_pair: str | None, languages: Mapping[str, str]
 ) -> dict[str | None, pa.Table]:
     """Return known pairs with labels of both kinds, to be scored by themselves.
@@ -108,7 +108,7 @@ def list_known(
         `input_file`, and int64 `input_line`.
 
     Raises:
-        InputError, StorageError: as `load_known`; or the language pair is none.
+        InputError, StorageError: as `load_labelled`; or the language pair is none.
     """
     found: dict[str | None, list[tuple[Row, str]]] = {}
     for uri in uris:

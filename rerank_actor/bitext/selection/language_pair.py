@@ -18,12 +18,12 @@ import yaml
 from rerank_actor import storage
 from rerank_actor.bitext.selection.calibration import Curve, calibrate, estimate_share
 from rerank_actor.bitext.selection.job import SelectJob
-from rerank_actor.bitext.selection.labelled_pairs import Known
+from rerank_actor.bitext.selection.labelled_pairs import LabelledPairs
 from rerank_actor.bitext.selection.output import SelectOutput
-from rerank_actor.bitext.selection.rules import STEPS, Rules
+from rerank_actor.bitext.selection.rules import STEPS, SelectionRules
 from rerank_actor.bitext.selection.scored import Columns, ScoredPair, name_columns
-from rerank_actor.bitext.selection.steps import SAMPLES_PER_PART, Slices, Spec, Task, do_task
-from rerank_actor.bitext.selection.tally import Tally
+from rerank_actor.bitext.selection.steps import SAMPLES_PER_PART, Slices, StepSpec, StepTask, do_task
+from rerank_actor.bitext.selection.tally import SelectionTally
 from rerank_actor.bitext.selection.writers import ADDED, rename_taken
 from rerank_actor.errors import InputError, RerankError
 from rerank_actor.fingerprint import hash_fingerprint
@@ -66,14 +66,14 @@ class StepError(RerankError):
     """A task of a step failed."""
 
 
-class PairRun:
+class LanguagePairSelection:
     """The selection of one language pair, which holds the lease."""
 
     def __init__(
         self,
         scored: ScoredPair,
         job: SelectJob,
-        known: Known | None,
+        known: LabelledPairs | None,
         output: SelectOutput,
         settings: dict[str, Any],
         lease: Lease,
@@ -84,7 +84,7 @@ class PairRun:
         self.lease, self.connect, self.reporter = lease, connect, reporter
         self.name = scored.pair.name
         self.started = time.time()
-        self.tally = Tally()
+        self.tally = SelectionTally()
         self.rules = job.rules()
         self.curves: dict[str, Curve] = {}
         self.beside: dict[str, np.ndarray] | None = None  # scores and labels of known pairs that are no candidates
@@ -116,9 +116,9 @@ class PairRun:
             return Selected("failed", failure=str(error))
         return Selected("calibrated", self._tell())
 
-    def _make_spec(self) -> Spec:
+    def _make_spec(self) -> StepSpec:
         schema, columns = self._look_at_first()
-        return Spec(
+        return StepSpec(
             output=self.output,
             parts=self.scored.parts,
             columns=columns,
@@ -166,7 +166,7 @@ class PairRun:
                 uri=uri,
             )
 
-    def _score(self, spec: Spec, *, apply: bool = True) -> tuple[Spec, list[Record]]:
+    def _score(self, spec: StepSpec, *, apply: bool = True) -> tuple[StepSpec, list[Record]]:
         """Read, drop duplicates, compute margins, calibrate, and apply the thresholds if that is wanted."""
         targets = self._look_at_sides(spec)
         if self.known is not None:
@@ -176,9 +176,9 @@ class PairRun:
         spec = replace(spec, rules=self.rules, waits=False)
         return spec, self._step("filter", self._gather(targets, "pairs", spec.num_buckets), spec, targets)
 
-    def _look_at_sides(self, spec: Spec) -> list[Record]:
+    def _look_at_sides(self, spec: StepSpec) -> list[Record]:
         """Read, drop duplicates and compute margins."""
-        units = [Task(number, runs=unit) for number, unit in enumerate(self.scored.units)]
+        units = [StepTask(number, runs=unit) for number, unit in enumerate(self.scored.units)]
         read = self._step("read", units, spec)
         fingerprints = {key or None: uri for record in read for key, uri in record["fingerprints"].items()}
         try:
@@ -234,7 +234,7 @@ class PairRun:
     def _look_beside(self, scored: ScoredPair) -> dict[str, np.ndarray]:
         """Return the scores of known pairs that are no candidates; their rivals are the known pairs of the same sides."""
         output = SelectOutput(storage.join_uri(self.output.uri, "_select", "known"), self.output.pair)
-        run = PairRun(scored, self.job, self.known, output, {}, self.lease, self.connect, QuietReporter())
+        run = LanguagePairSelection(scored, self.job, self.known, output, {}, self.lease, self.connect, QuietReporter())
         output.clear()
         try:
             values = _gather_known(run._look_at_sides(replace(run._make_spec(), waits=True)))
@@ -264,7 +264,7 @@ class PairRun:
             "estimated_recall": estimate_share(kept, int(right.sum())),
         }
 
-    def _align(self, found: tuple[Spec, list[Record]]) -> Spec:
+    def _align(self, found: tuple[StepSpec, list[Record]]) -> StepSpec:
         """Take the steps of the mode; `kept` is then known."""
         spec, records = found
         mode, num = spec.rules.mode, spec.num_buckets
@@ -282,10 +282,10 @@ class PairRun:
                 self._take_kept(records)
             if alive:
                 slices = [one for task in self._gather(records, "alive", num) for one in task.slices]
-                self._take_kept(self._step("match", [Task(0, slices)], spec, records))
+                self._take_kept(self._step("match", [StepTask(0, slices)], spec, records))
         return spec
 
-    def _deliver(self, spec: Spec) -> dict[str, int]:
+    def _deliver(self, spec: StepSpec) -> dict[str, int]:
         """Fetch the texts of what is kept, and write the files; returns their sizes by URI."""
         number = -(-self.tally.counts["kept"] // self.job.part_rows)
         spec = replace(spec, rules=self.rules, num_parts=max(1, number), starts=self._find_starts(number))
@@ -309,7 +309,7 @@ class PairRun:
         self.kept += [record for record in records if "kept" in record["outputs"]]
         self.samples += [record["sample"] for record in records if "sample" in record]
 
-    def _gather(self, records: list[Record], name: str, num_buckets: int) -> list[Task]:
+    def _gather(self, records: list[Record], name: str, num_buckets: int) -> list[StepTask]:
         """Return the tasks of the next step, one a bucket, with the slices that earlier tasks left for it."""
         slices: list[Slices] = [[] for _ in range(num_buckets)]
         for record in records:
@@ -318,9 +318,9 @@ class PairRun:
                 for bucket, (start, end) in enumerate(itertools.pairwise(one["places"].tolist())):
                     if end > start:
                         slices[bucket].append((one["uri"], one["size"], start, end))
-        return [Task(bucket, own) for bucket, own in enumerate(slices)]
+        return [StepTask(bucket, own) for bucket, own in enumerate(slices)]
 
-    def _step(self, step: str, tasks: list[Task], spec: Spec, used: list[Record] | None = None) -> list[Record]:
+    def _step(self, step: str, tasks: list[StepTask], spec: StepSpec, used: list[Record] | None = None) -> list[Record]:
         """Do the tasks of a step that are not done, add up what all of them came to, and delete what they have used."""
         records = {number: _shrink(record) for number, record in self.output.read_steps(step).items()}
         left = [task for task in tasks if task.number not in records]
@@ -342,7 +342,7 @@ class PairRun:
             raise StepError(f"{len(failures):,} tasks failed at step {step}: {failures[0]['failure']}")
         found = [records[task.number] for task in tasks]
         for record in found:
-            self.tally.merge(Tally.from_dict(record["tally"]))
+            self.tally.merge(SelectionTally.from_dict(record["tally"]))
         kept = {one["outputs"]["kept"]["uri"] for one in self.kept} if step != "fetch" else set()
         spent = [one["uri"] for record in used or [] for one in record["outputs"].values() if one["uri"] not in kept]
         storage.delete_objects(spent)
@@ -420,7 +420,7 @@ def _add_up(counts: Iterator[dict[str, int]]) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0]))[:LISTED_REASONS])
 
 
-def summarize(tally: Tally, rules: Rules) -> dict[str, Any]:
+def summarize(tally: SelectionTally, rules: SelectionRules) -> dict[str, Any]:
     """Return what a selection came to, as JSON values."""
     left, funnel = tally.counts["rows"], []
     for step, words in STEPS.items():
@@ -445,7 +445,7 @@ def summarize(tally: Tally, rules: Rules) -> dict[str, Any]:
 Done = tuple[int, dict[str, Any]]
 
 
-def run_step(step: str, tasks: Sequence[Task], spec: Spec) -> Generator[Done]:
+def run_step(step: str, tasks: Sequence[StepTask], spec: StepSpec) -> Generator[Done]:
     """Do the tasks of a step; yields the number of each with its record, or with its failure, in no order."""
     work = functools.partial(do_task, step=step, spec=spec)
     from rerank_actor.runtime.tasks import run_tasks

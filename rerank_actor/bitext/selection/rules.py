@@ -44,7 +44,7 @@ MODES = {
 
 
 @dataclass(frozen=True)
-class Rules:
+class SelectionRules:
     """Which pairs are kept.
 
     Attributes:

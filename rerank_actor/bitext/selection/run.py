@@ -1,7 +1,7 @@
 """Selection: from a `SelectJob` to delivered files, one language pair after the other, and on again after whatever ended it.
 
-`select_pairs` is the order of language pairs; `PairRun.execute` in `partition` is that of the steps of one, and what a step
-does is known in `steps`.
+`select_pairs` is the order of language pairs; `LanguagePairSelection.execute` in `language_pair` is that of the steps of
+one, and what a step does is known in `steps`.
 """
 
 import contextlib
@@ -12,12 +12,12 @@ from typing import Any
 
 from rerank_actor import storage
 from rerank_actor.bitext.selection.job import SelectJob
-from rerank_actor.bitext.selection.labelled_pairs import Known, load_known
-from rerank_actor.bitext.selection.language_pair import PairRun, Selected
+from rerank_actor.bitext.selection.labelled_pairs import LabelledPairs, load_labelled
+from rerank_actor.bitext.selection.language_pair import LanguagePairSelection, Selected
 from rerank_actor.bitext.selection.output import SelectOutput, find_lost
 from rerank_actor.bitext.selection.report import render_report
 from rerank_actor.bitext.selection.scored import ScoredPair, find_scored
-from rerank_actor.bitext.selection.status import find_delivered
+from rerank_actor.bitext.selection.status import read_selection_status
 from rerank_actor.errors import InputError, OutputConflictError
 from rerank_actor.fingerprint import refuse_other_rules
 from rerank_actor.progress import QuietReporter, Reporter
@@ -54,7 +54,7 @@ def select_pairs(job: SelectJob, folders: list[str], reporter: Reporter | None =
         connect = _Connector(job, stack)
         for name, scored in found.items():
             try:
-                run = functools.partial(PairRun, scored, job, known, connect=connect, reporter=reporter)
+                run = functools.partial(LanguagePairSelection, scored, job, known, connect=connect, reporter=reporter)
                 results[name] = _select_pair(run, SelectOutput(job.deliver, name), settings[name], earlier[name], job)
             except InputError as error:  # other language pairs need not wait for this one
                 errors.append(error)
@@ -70,7 +70,7 @@ def select_pairs(job: SelectJob, folders: list[str], reporter: Reporter | None =
     return results
 
 
-def check_selection(job: SelectJob, folders: list[str]) -> Known | None:
+def check_selection(job: SelectJob, folders: list[str]) -> LabelledPairs | None:
     """Check what can be checked before anything is scored, and return the known pairs.
 
     Raises:
@@ -84,7 +84,7 @@ def check_selection(job: SelectJob, folders: list[str]) -> Known | None:
                 "read again; choose a folder beside it",
                 uri=job.deliver,
             )
-    return load_known(job.calibration, job.source_column, job.target_column) if job.calibration else None
+    return load_labelled(job.calibration, job.source_column, job.target_column) if job.calibration else None
 
 
 class _Connector:
@@ -101,7 +101,7 @@ class _Connector:
         return self._found
 
 
-def _collect_settings(scored: ScoredPair, job: SelectJob, known: Known | None) -> dict[str, Any]:
+def _collect_settings(scored: ScoredPair, job: SelectJob, known: LabelledPairs | None) -> dict[str, Any]:
     """Return all that can change a delivered row of a language pair."""
     return {
         **job.settings(),
@@ -134,7 +134,7 @@ def _find_earlier(output: SelectOutput, settings: dict[str, Any], job: SelectJob
 
 
 def _select_pair(
-    run: Callable[..., PairRun],
+    run: Callable[..., LanguagePairSelection],
     output: SelectOutput,
     settings: dict[str, Any],
     earlier: dict[str, Any] | None,
@@ -166,7 +166,7 @@ def _select_pair(
 def write_report(deliver: str) -> None:
     """Write the report over all language pairs that were ever delivered to a folder."""
     root = storage.join_uri(deliver, "_select")
-    found = [one.numbers for one in find_delivered(deliver) if one.numbers is not None]
+    found = [one.numbers for one in read_selection_status(deliver) if one.numbers is not None]
     told = [{name: value for name, value in one.items() if name != "objects"} for one in found]
     data = json.dumps({"lang_pairs": told}, indent=1, ensure_ascii=False).encode()
     storage.write_bytes(storage.join_uri(root, "report.json"), data)

@@ -24,7 +24,7 @@ _PAIR_FOLDER = re.compile(r"^(.*?(?:^|/)lang_pair=([^/]+))(?:/|$)")
 
 
 @dataclass(frozen=True)
-class Run:
+class RowGroups:
     """A file, or some of its row groups."""
 
     part: int
@@ -46,7 +46,7 @@ class ScoredPair:
     pair: LanguagePair
     parts: tuple[storage.StoredObject, ...]
     num_rows: int
-    units: tuple[tuple[Run, ...], ...]
+    units: tuple[tuple[RowGroups, ...], ...]
     beside: "ScoredPair | None" = None
 
 
@@ -189,13 +189,13 @@ def _make_scored(name: str, roots: list[str], objects: dict[str, storage.StoredO
 
 def _cut(
     parts: list[storage.StoredObject], rows: list[int | None], unit_bytes: int
-) -> tuple[tuple[tuple[Run, ...], ...], int]:
+) -> tuple[tuple[tuple[RowGroups, ...], ...], int]:
     """Return units of runs, and the number of rows; footers are read only where a plan does not tell or a file is large."""
-    units: list[list[Run]] = []
+    units: list[list[RowGroups]] = []
     size, total = unit_bytes, 0
     for number, part in enumerate(parts):
         known, guess = rows[number], part.size * UNPACKED
-        pieces: list[tuple[Run, int]] = [(Run(number), guess)]
+        pieces: list[tuple[RowGroups, int]] = [(RowGroups(number), guess)]
         if known is None or guess > unit_bytes:
             file = open_parquet(part)
             try:
@@ -203,7 +203,7 @@ def _cut(
                 known = file.metadata.num_rows
             finally:
                 file.close()
-            pieces = [(Run(number, (place,)), group.total_byte_size) for place, group in enumerate(groups)]
+            pieces = [(RowGroups(number, (place,)), group.total_byte_size) for place, group in enumerate(groups)]
         total += known
         for run, num_bytes in pieces:
             if size + num_bytes > unit_bytes:
@@ -211,7 +211,7 @@ def _cut(
                 size = 0
             last = units[-1][-1] if units[-1] else None
             if last is not None and last.part == run.part and last.groups is not None and run.groups is not None:
-                units[-1][-1] = Run(run.part, (*last.groups, *run.groups))
+                units[-1][-1] = RowGroups(run.part, (*last.groups, *run.groups))
             else:
                 units[-1].append(run)
             size += num_bytes

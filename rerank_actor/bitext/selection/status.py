@@ -12,7 +12,7 @@ from rerank_actor.bitext.selection.output import SelectOutput, find_lost
 
 
 @dataclass(frozen=True)
-class Delivered:
+class SelectionStatus:
     """The selection of one language pair.
 
     Attributes:
@@ -24,7 +24,7 @@ class Delivered:
     numbers: dict[str, Any] | None
 
 
-def find_delivered(uri: str) -> list[Delivered]:
+def read_selection_status(uri: str) -> list[SelectionStatus]:
     """Return the language pairs that were selected from into a folder, in order of names; none where it is no such folder.
 
     Raises:
@@ -33,10 +33,10 @@ def find_delivered(uri: str) -> list[Delivered]:
     root = storage.join_uri(uri, "_select") + "/"
     begun = {item.uri.removeprefix(root).partition("/")[0] for item in storage.list_objects(root[:-1])}
     names = sorted(name.removeprefix("lang_pair=") for name in begun if name.startswith("lang_pair="))
-    return [Delivered(name, SelectOutput(uri, name).read_json("result.json")) for name in names]
+    return [SelectionStatus(name, SelectOutput(uri, name).read_json("result.json")) for name in names]
 
 
-def check_delivered(uri: str, found: Delivered) -> list[str]:
+def check_delivered(uri: str, found: SelectionStatus) -> list[str]:
     """Return what is wrong with the files of a language pair, in sentences; nothing where all are as they were written.
 
     Raises:

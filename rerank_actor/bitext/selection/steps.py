@@ -4,7 +4,7 @@
 
 Each takes the rows of its bucket and gives rows for the buckets of the next: by normalized pair, by source, by target, by
 the unit where their texts lie, by the part they are delivered in. One-to-one matching in falling order is, in rounds, to
-take every pair that is the best left of both its sides. Everything a worker needs is in `Spec`. Knows nothing of Ray.
+take every pair that is the best left of both its sides. Everything a worker needs is in `StepSpec`. Knows nothing of Ray.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ import pyarrow as pa
 from rerank_actor import storage
 from rerank_actor.bitext.languages import LanguagePair
 from rerank_actor.bitext.selection import hashed_pairs as own
-from rerank_actor.bitext.selection.hashed_pairs import Edges, find_ties
+from rerank_actor.bitext.selection.hashed_pairs import HashedPairs, find_ties
 from rerank_actor.bitext.selection.job import Format
-from rerank_actor.bitext.selection.labelled_pairs import Known
+from rerank_actor.bitext.selection.labelled_pairs import LabelledPairs
 from rerank_actor.bitext.selection.margins import (
     average_best,
     average_others,
@@ -31,9 +31,9 @@ from rerank_actor.bitext.selection.margins import (
     to_space,
 )
 from rerank_actor.bitext.selection.output import SelectOutput
-from rerank_actor.bitext.selection.rules import Rules
-from rerank_actor.bitext.selection.scored import Columns, Run
-from rerank_actor.bitext.selection.tally import Tally
+from rerank_actor.bitext.selection.rules import SelectionRules
+from rerank_actor.bitext.selection.scored import Columns, RowGroups
+from rerank_actor.bitext.selection.tally import SelectionTally
 from rerank_actor.bitext.selection.writers import ADDED, build_objects, rename_taken
 from rerank_actor.storage.shuffle import find_buckets, pack_slices, read_slices
 
@@ -45,16 +45,16 @@ Slices = list[tuple[str, int, int, int]]
 
 
 @dataclass(frozen=True)
-class Task:
+class StepTask:
     """What one task of a step works on: a unit, slices of the shuffle, or both."""
 
     number: int
     slices: Slices = field(default_factory=list)
-    runs: tuple[Run, ...] = ()
+    runs: tuple[RowGroups, ...] = ()
 
 
 @dataclass(frozen=True)
-class Spec:
+class StepSpec:
     """What is the same for all tasks of a step.
 
     Attributes:
@@ -77,8 +77,8 @@ class Spec:
     parts: tuple[storage.StoredObject, ...]
     columns: Columns
     pair: LanguagePair
-    rules: Rules
-    known: Known | None
+    rules: SelectionRules
+    known: LabelledPairs | None
     num_buckets: int
     num_units: int
     num_parts: int = 1
@@ -91,20 +91,20 @@ class Spec:
 
 
 @dataclass
-class Found:
+class StepResult:
     """What a task came to: rows for buckets of the next steps, a tally, and more for its record."""
 
-    tally: Tally = field(default_factory=Tally)
+    tally: SelectionTally = field(default_factory=SelectionTally)
     told: dict[str, Any] = field(default_factory=dict)
     outputs: dict[str, tuple[pa.Table, np.ndarray, int]] = field(default_factory=dict)
 
-    def send(self, name: str, rows: Edges, bucket: np.ndarray, num_buckets: int) -> None:
+    def send(self, name: str, rows: HashedPairs, bucket: np.ndarray, num_buckets: int) -> None:
         """Pass rows on."""
         if len(bucket):
             self.outputs[name] = (own.to_table(rows), bucket, num_buckets)
 
 
-def do_task(task: Task, step: str, spec: Spec) -> dict[str, Any]:
+def do_task(task: StepTask, step: str, spec: StepSpec) -> dict[str, Any]:
     """Do a task, write what it passes on and, last, its record; return the record.
 
     Raises:
@@ -122,20 +122,20 @@ def do_task(task: Task, step: str, spec: Spec) -> dict[str, Any]:
     return record
 
 
-def _read(task: Task) -> pa.Table | None:
+def _read(task: StepTask) -> pa.Table | None:
     tables = [table for table in (read_slices([one]) for one in task.slices) if table is not None]
     return pa.concat_tables(tables, promote_options="permissive") if tables else None
 
 
-def _read_edges(task: Task) -> Edges | None:
+def _read_edges(task: StepTask) -> HashedPairs | None:
     table = _read(task)
     return own.from_table(table) if table is not None else None
 
 
-def read_unit(task: Task, spec: Spec) -> Found:
+def read_unit(task: StepTask, spec: StepSpec) -> StepResult:
     """Read scored rows; to the buckets of their normalized texts."""
     edges, told = own.read_edges(task.number, task.runs, spec.parts, spec.columns, spec.rules, spec.known)
-    found = Found(told={"fingerprints": told["fingerprints"], "reasons": told["reasons"]})
+    found = StepResult(told={"fingerprints": told["fingerprints"], "reasons": told["reasons"]})
     found.tally.counts["rows"] = told["rows"]
     found.tally.removed["unscored"] = told["unscored"]
     if edges is not None:
@@ -143,9 +143,9 @@ def read_unit(task: Task, spec: Spec) -> Found:
     return found
 
 
-def drop_duplicates(task: Task, spec: Spec) -> Found:
+def drop_duplicates(task: StepTask, spec: StepSpec) -> StepResult:
     """Keep the best-scored of pairs that are one; to the buckets of sources."""
-    found, edges = Found(), _read_edges(task)
+    found, edges = StepResult(), _read_edges(task)
     if edges is None:
         return found
     tie = find_ties(edges)
@@ -169,16 +169,16 @@ def drop_duplicates(task: Task, spec: Spec) -> Found:
     return found
 
 
-def look_at_sources(task: Task, spec: Spec) -> Found:
+def look_at_sources(task: StepTask, spec: StepSpec) -> StepResult:
     """Add what the other candidates of each source come to; to the buckets of targets."""
-    found, edges = Found(), _read_edges(task)
+    found, edges = StepResult(), _read_edges(task)
     if edges is not None:
         _add_neighbors(edges, "s", "source", spec.rules.neighbors)
         found.send("pairs", edges, find_buckets(edges["t0"], spec.num_buckets), spec.num_buckets)
     return found
 
 
-def _add_neighbors(edges: Edges, side: str, name: str, neighbors: int) -> None:
+def _add_neighbors(edges: HashedPairs, side: str, name: str, neighbors: int) -> None:
     high, low, tie = edges[f"{side}0"], edges[f"{side}1"], find_ties(edges)
     groups = sort_groups(high, low, -edges["logit"], tie)
     edges[f"{name}_rest"] = average_others(edges["logit"], groups, neighbors)
@@ -189,9 +189,9 @@ def _add_neighbors(edges: Edges, side: str, name: str, neighbors: int) -> None:
         edges[f"{name}_near"] = np.full(len(high), np.nan)
 
 
-def look_at_targets(task: Task, spec: Spec) -> Found:
+def look_at_targets(task: StepTask, spec: StepSpec) -> StepResult:
     """Add the margins; what is known of pairs goes into the record, and the pairs through the thresholds."""
-    found, edges = Found(), _read_edges(task)
+    found, edges = StepResult(), _read_edges(task)
     if edges is None:
         return found
     _add_neighbors(edges, "t", "target", spec.rules.neighbors)
@@ -207,7 +207,7 @@ def look_at_targets(task: Task, spec: Spec) -> Found:
     return _filter(edges, spec, found)
 
 
-def _tell_known(edges: Edges, rules: Rules) -> dict[str, list[float]]:
+def _tell_known(edges: HashedPairs, rules: SelectionRules) -> dict[str, list[float]]:
     """Return the scores of known pairs by kind, in the job's space, and their labels."""
     values = {
         "forward": to_space(edges["forward"], rules.space),
@@ -220,13 +220,13 @@ def _tell_known(edges: Edges, rules: Rules) -> dict[str, list[float]]:
     return {name: own_values.tolist() for name, own_values in values.items()}
 
 
-def filter_pairs(task: Task, spec: Spec) -> Found:
+def filter_pairs(task: StepTask, spec: StepSpec) -> StepResult:
     """Apply thresholds that had to wait for the calibration."""
     edges = _read_edges(task)
-    return Found() if edges is None else _filter(edges, spec, Found())
+    return StepResult() if edges is None else _filter(edges, spec, StepResult())
 
 
-def apply_thresholds(edges: Edges, rules: Rules) -> tuple[Edges, dict[str, int]]:
+def apply_thresholds(edges: HashedPairs, rules: SelectionRules) -> tuple[HashedPairs, dict[str, int]]:
     """Return the pairs that pass every threshold, with the `rank` that modes compare, and how many each removed."""
     removed: dict[str, int] = {}
     values = {
@@ -247,7 +247,7 @@ def apply_thresholds(edges: Edges, rules: Rules) -> tuple[Edges, dict[str, int]]
     return own.take(edges | {"rank": rank}, passes), removed
 
 
-def _filter(edges: Edges, spec: Spec, found: Found) -> Found:
+def _filter(edges: HashedPairs, spec: StepSpec, found: StepResult) -> StepResult:
     edges, removed = apply_thresholds(edges, spec.rules)
     found.tally.removed.update(removed)
     mode = spec.rules.mode
@@ -264,9 +264,9 @@ def _filter(edges: Edges, spec: Spec, found: Found) -> Found:
     return found
 
 
-def choose_pairs(task: Task, spec: Spec) -> Found:
+def choose_pairs(task: StepTask, spec: StepSpec) -> StepResult:
     """Keep the best of each source, of both sides for the intersection."""
-    found, edges = Found(), _read_edges(task)
+    found, edges = StepResult(), _read_edges(task)
     if edges is not None:
         best = find_best(edges["s0"], edges["s1"], edges["rank"], find_ties(edges), edges["position"])
         if spec.rules.mode == "intersection":
@@ -276,9 +276,9 @@ def choose_pairs(task: Task, spec: Spec) -> Found:
     return found
 
 
-def match_pairs(task: Task, spec: Spec) -> Found:
+def match_pairs(task: StepTask, spec: StepSpec) -> StepResult:
     """Match one to one all pairs that are left, in one task."""
-    found, edges = Found(), _read_edges(task)
+    found, edges = StepResult(), _read_edges(task)
     if edges is not None:
         edges = own.take(edges, edges["mark"] != TAKEN) if "mark" in edges else edges
         order = np.lexsort((edges["position"], find_ties(edges), -edges["rank"]))
@@ -296,9 +296,9 @@ def _number(high: np.ndarray, low: np.ndarray) -> np.ndarray:
     return found
 
 
-def match_sources(task: Task, spec: Spec) -> Found:
+def match_sources(task: StepTask, spec: StepSpec) -> StepResult:
     """Half a round: take the pairs that are the best left of both sides; other pairs of their sources go."""
-    found, edges = Found(), _read_edges(task)
+    found, edges = StepResult(), _read_edges(task)
     if edges is None:
         return found
     best = find_best(edges["s0"], edges["s1"], edges["rank"], find_ties(edges), edges["position"])
@@ -314,9 +314,9 @@ def match_sources(task: Task, spec: Spec) -> Found:
     return found
 
 
-def match_targets(task: Task, spec: Spec) -> Found:
+def match_targets(task: StepTask, spec: StepSpec) -> StepResult:
     """The other half: taken pairs are kept, other pairs of their targets go, and of each target left the best is marked."""
-    found, edges = Found(), _read_edges(task)
+    found, edges = StepResult(), _read_edges(task)
     if edges is None:
         return found
     taken = edges["mark"] == TAKEN
@@ -332,7 +332,7 @@ def match_targets(task: Task, spec: Spec) -> Found:
     return found
 
 
-def _keep(edges: Edges, spec: Spec, found: Found) -> None:
+def _keep(edges: HashedPairs, spec: StepSpec, found: StepResult) -> None:
     """Pass pairs on to where their texts are."""
     tie, labels = find_ties(edges), edges["label"]
     found.tally.add_scores("kept", to_space(edges["logit"], spec.rules.space), spec.rules.space)
@@ -362,9 +362,9 @@ def find_parts(rank: np.ndarray, tie: np.ndarray, starts: tuple[np.ndarray, np.n
     return low.astype(np.int64)
 
 
-def fetch_texts(task: Task, spec: Spec) -> Found:
+def fetch_texts(task: StepTask, spec: StepSpec) -> StepResult:
     """Read the rows of kept pairs; to their parts."""
-    found, edges = Found(), _read_edges(task)
+    found, edges = StepResult(), _read_edges(task)
     if edges is None:
         return found
     order = np.argsort(edges["position"])
@@ -386,9 +386,9 @@ def fetch_texts(task: Task, spec: Spec) -> Found:
     return found
 
 
-def write_part(task: Task, spec: Spec) -> Found:
+def write_part(task: StepTask, spec: StepSpec) -> StepResult:
     """Write a part in each format, best pair first."""
-    found, table = Found(), _read(task)
+    found, table = StepResult(), _read(task)
     if table is None:
         if spec.schema is None:
             return found
@@ -411,7 +411,7 @@ def write_part(task: Task, spec: Spec) -> Found:
     return found
 
 
-STEPS: dict[str, Callable[[Task, Spec], Found]] = {
+STEPS: dict[str, Callable[[StepTask, StepSpec], StepResult]] = {
     "read": read_unit,
     "duplicates": drop_duplicates,
     "sources": look_at_sources,

@@ -12,7 +12,7 @@ BIN_WIDTHS = {"logit": 0.25, "probability": 0.01}
 LEAST, MOST = -40.0, 40.0  # log-odds beyond stand in the outermost bins
 
 
-class Tally:
+class SelectionTally:
     """Numbers of one task, or of many together.
 
     Attributes:
@@ -37,7 +37,7 @@ class Tally:
         self.sums[name] = self.sums.get(name, 0.0) + float(scores.sum())
         self.counts[name] += len(scores)
 
-    def merge(self, other: "Tally") -> None:
+    def merge(self, other: "SelectionTally") -> None:
         """Take in another one."""
         self.counts.update(other.counts)
         self.removed.update(other.removed)
@@ -56,7 +56,7 @@ class Tally:
         return {"counts": dict(self.counts), "removed": dict(self.removed), "bins": bins, "sums": self.sums}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Tally":
+    def from_dict(cls, values: dict[str, Any]) -> "SelectionTally":
         """Return what `to_dict` gave."""
         found = cls()
         found.counts.update(values["counts"])

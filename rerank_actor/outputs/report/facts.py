@@ -18,7 +18,7 @@ from rerank_actor import storage
 from rerank_actor.inputs.plan import Plan
 from rerank_actor.inputs.unit import Unit
 from rerank_actor.outputs.folder import Output
-from rerank_actor.outputs.histograms import NAMES, Sketch
+from rerank_actor.outputs.histograms import NAMES, ScoreHistograms
 from rerank_actor.outputs.manifest import RECORD_SCHEMA, Totals
 from rerank_actor.outputs.price import Price, find_stored_price
 from rerank_actor.outputs.status import JobStatus, judge_status
@@ -50,7 +50,7 @@ class Facts:
     status: JobStatus
     manifest: dict[str, Any]
     totals: Totals = field(default_factory=Totals)
-    sketch: Sketch = field(default_factory=Sketch)
+    histograms: ScoreHistograms = field(default_factory=ScoreHistograms)
     sketched: int = 0
     unrecorded: int = 0
     slowest: list[dict[str, Any]] = field(default_factory=list)
@@ -125,7 +125,7 @@ def _add_records(facts: Facts) -> None:
         finished.append(plain["finished_at"].fill_null(0.0).to_numpy())
         pairs.append(plain["pairs"].fill_null(0).to_numpy())
         for name in NAMES:
-            facts.sketch.add_lists(name, table[f"{name}_bins"].combine_chunks())
+            facts.histograms.add_lists(name, table[f"{name}_bins"].combine_chunks())
         facts.sketched += table.num_rows - table["score_bins"].null_count
     facts.slowest = [record for _, _, record in slowest]
     facts.unrecorded = facts.status.committed_units - len(seen)

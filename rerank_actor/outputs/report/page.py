@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rerank_actor.outputs.histograms import Sketch, find_edge
+from rerank_actor.outputs.histograms import ScoreHistograms, find_edge
 from rerank_actor.outputs.html import (
     Page,
     format_number,
@@ -148,14 +148,14 @@ def _show_timeline(facts: Facts) -> str:
 
 
 def _add_distributions(page: Page, facts: Facts, rows: Rows) -> None:
-    sketch, origin = facts.sketch, ""
-    if rows.sketch is not None:
-        sketch = rows.sketch
+    histograms, origin = facts.histograms, ""
+    if rows.histograms is not None:
+        histograms = rows.histograms
         origin = f"From a sample of {rows.sketched_parts:,} parts, because no unit record has counts of these scores."
     elif facts.sketched < facts.status.committed_units:
         origin = f"From {facts.sketched:,} of {facts.status.committed_units:,} committed units, those with a record."
     note = make_text(origin) if origin else ""
-    if not sketch.count("score"):
+    if not histograms.count("score"):
         page.add("Scores", make_text("no scores yet"))
         return
 
@@ -164,27 +164,27 @@ def _add_distributions(page: Page, facts: Facts, rows: Rows) -> None:
             edge = find_edge(name, place)
             return edge if name in ("score", "logit") else round(edge)
 
-        return make_histogram({name: sketch.to_shares(name)}, find_edge=find)
+        return make_histogram({name: histograms.to_shares(name)}, find_edge=find)
 
-    page.add("Scores", note, draw("score"), _show_quantiles(sketch))
+    page.add("Scores", note, draw("score"), _show_quantiles(histograms))
     page.add("Logits", make_text("Log-odds; they do not saturate where scores do."), draw("logit"))
     page.add("Prompt tokens", make_text("The axis doubles from step to step."), draw("token"))
-    if sketch.count("truncation"):
-        share = _format_share(sketch.count("truncation"), sketch.count("score"))
+    if histograms.count("truncation"):
+        share = _format_share(histograms.count("truncation"), histograms.count("score"))
         words = f"{share} pairs lost tokens of the document to fit --max-length; this many each:"
         page.add("Truncated tokens", make_text(words), draw("truncation"))
     else:
         page.add("Truncated tokens", make_text("No document was cut."))
 
 
-def _show_quantiles(sketch: Sketch) -> str:
+def _show_quantiles(histograms: ScoreHistograms) -> str:
     names = {"score": "score", "logit": "logit", "token": "prompt tokens"}
-    columns = [sketch.find_quantiles(name, list(QUANTILES.values())) for name in names]
+    columns = [histograms.find_quantiles(name, list(QUANTILES.values())) for name in names]
     rows: list[list[object]] = []
     for place, label in enumerate(QUANTILES):
         score, logit, tokens = ([] if column is None else column for column in columns)
         rows.append([label, f"{score[place]:.3f}", f"{logit[place]:.2f}", f"{tokens[place]:,.0f}"])
-    means = [sketch.estimate_mean(name) or 0.0 for name in names]
+    means = [histograms.estimate_mean(name) or 0.0 for name in names]
     rows.append(["mean", f"{means[0]:.3f}", f"{means[1]:.2f}", f"{means[2]:,.0f}"])
     words = (
         "Below which the share of the pairs lies, to within a bin: 0.02 of a score, 0.25 of a logit, 9 % of the tokens."

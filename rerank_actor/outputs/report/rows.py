@@ -19,13 +19,13 @@ from rerank_actor.errors import RerankError
 from rerank_actor.inputs.columns import RESERVED_COLUMNS
 from rerank_actor.inputs.rows import find_reason
 from rerank_actor.inputs.unit import Unit
-from rerank_actor.outputs.histograms import Sketch
+from rerank_actor.outputs.histograms import ScoreHistograms
 from rerank_actor.outputs.part import flatten_columns
 from rerank_actor.outputs.report.facts import EXAMPLES, Facts
 
 SAMPLED_PARTS = 4
 ERROR_PARTS = 12
-SKETCHED_PARTS = 8  # where no record has a sketch
+HISTOGRAM_PARTS = 8  # where no record has histograms
 LISTED_ROWS = 4  # highest, and as many in the middle and at the end
 ID_LENGTH, TEXT_LENGTH = 64, 240
 ID_NAME = re.compile(r"(^|[_.-])(id|ids|qid|pid|did|uid|idx|docid)$", re.IGNORECASE)
@@ -45,7 +45,7 @@ class Rows:
 
     errors: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     scored: list[dict[str, Any]] = field(default_factory=list)
-    sketch: Sketch | None = None
+    histograms: ScoreHistograms | None = None
     sketched_parts: int = 0
     columns: list[str] = field(default_factory=list)
 
@@ -72,9 +72,9 @@ def sample_rows(facts: Facts, id_columns: Sequence[str] | None = None, *, texts:
         for reason, row in _pick_errors(unit, table, chosen, reasons_left):
             rows.errors.setdefault(reason, []).append(row)
     if not facts.sketched and committed:
-        rows.sketch = Sketch()
-        for _, table in _read_parts(facts, _spread(committed, SKETCHED_PARTS), _Chooser([], [], False)):
-            rows.sketch.add(Sketch.of_columns(flatten_columns(table)))
+        rows.histograms = ScoreHistograms()
+        for _, table in _read_parts(facts, _spread(committed, HISTOGRAM_PARTS), _Chooser([], [], False)):
+            rows.histograms.add(ScoreHistograms.of_columns(flatten_columns(table)))
             rows.sketched_parts += 1
     rows.columns = list(chosen.found)
     return rows
