@@ -8,13 +8,13 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from rerank_actor import storage
 from rerank_actor.mining.survey import MiningPlan, MiningUnit, RowGroups
-from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.folder import JobFolder
 
 OWN_FOLDERS = ("units", "shuffle", "what-if", "tmp")
 OWN_OBJECTS = ("plan.json", "split.bin", "job.yaml", "definition.json", "report.html", "report.json", "what-if.json")
@@ -25,12 +25,10 @@ READ_THREADS = 16
 
 
 @dataclass(frozen=True)
-class MineOutput(Output):
+class MineOutput(JobFolder):
     """Names and contents of a folder of mined data."""
 
-    def at(self, *names: str) -> str:
-        """Return the URI of something in the job's own folder."""
-        return storage.join_uri(self.uri, "_mine", *names)
+    own_folder: ClassVar[str] = "_mine"
 
     def list_data(self) -> list[storage.StoredObject]:
         """Return the objects of training data."""
@@ -38,18 +36,12 @@ class MineOutput(Output):
 
     def load_stored_plan(self) -> dict[str, Any] | None:
         """Return what was stored before the first unit, None for a new output or a damaged one."""
-        data = storage.read_if_present(self.at("plan.json"))
-        try:
-            found = json.loads(data) if data else None
-        except ValueError:
-            return None
-        return found if isinstance(found, dict) and "settings" in found else None
+        stored = self.read_own("plan.json")
+        return stored if "settings" in stored else None
 
     def write_json(self, name: str, values: Any) -> None:
         """Write one of the job's own objects."""
-        storage.write_bytes(
-            self.at(name), json.dumps(values, indent=2, ensure_ascii=False).encode(), scratch=self.scratch
-        )
+        self.write_own(name, json.dumps(values, indent=2, ensure_ascii=False).encode())
 
     def write_record(self, unit: str, record: dict[str, Any], folder: str = "units") -> None:
         """Write what a unit came to; from then on it is committed."""

@@ -9,7 +9,7 @@ import json
 from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -26,18 +26,23 @@ HISTOGRAM_COLUMNS = frozenset(f"{name}_bins" for name in NAMES)
 
 
 @dataclass(frozen=True)
-class Output:
-    """Names and contents of an output folder."""
+class JobFolder:
+    """Names in a folder that a job writes, and what it keeps for itself in `own_folder`, which readers of the rest skip.
+
+    Attributes:
+        uri: the folder.
+    """
 
     uri: str
+    own_folder: ClassVar[str] = "_job"
 
     def at(self, *names: str) -> str:
         """Return the URI of something in the job's own folder."""
-        return storage.join_uri(self.uri, "_job", *names)
+        return storage.join_uri(self.uri, self.own_folder, *names)
 
     @property
     def success_uri(self) -> str:
-        """The mark that every unit is committed."""
+        """The mark that everything is committed."""
         return storage.join_uri(self.uri, "_SUCCESS")
 
     @property
@@ -49,6 +54,29 @@ class Output:
     def scratch(self) -> str | None:
         """Folder for temporary files on the same file system; S3 needs none."""
         return None if storage.is_s3(self.uri) else self.at("tmp")
+
+    def write_own(self, name: str, data: bytes) -> None:
+        """Write one of the job's own objects."""
+        storage.write_bytes(self.at(name), data)
+
+    def read_own(self, name: str) -> dict[str, Any]:
+        """Return one of the job's own JSON objects, empty where there is none or it is damaged."""
+        data = storage.read_if_present(self.at(name))
+        try:
+            values = json.loads(data) if data else {}
+        except ValueError:
+            return {}
+        return values if isinstance(values, dict) else {}
+
+    def clear_scratch(self) -> None:
+        """Delete what a killed run left half written."""
+        if self.scratch is not None:
+            storage.delete_folder(self.scratch)
+
+
+@dataclass(frozen=True)
+class Output(JobFolder):
+    """Names and contents of an output folder."""
 
     def list_parts(self) -> dict[str, storage.StoredObject]:
         """Return the committed parts by file name; an empty object is none."""
@@ -76,23 +104,11 @@ class Output:
 
     def load_manifest(self) -> dict[str, Any]:
         """Return the manifest, empty where there is none or it is damaged."""
-        return self._load_object("manifest.json")
+        return self.read_own("manifest.json")
 
     def load_estimate(self) -> dict[str, Any]:
         """Return what `jobs.plan` foresaw, empty where it was not asked."""
-        return self._load_object("estimate.json")
-
-    def _load_object(self, name: str) -> dict[str, Any]:
-        data = storage.read_if_present(self.at(name))
-        try:
-            found = json.loads(data) if data else {}
-        except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
-
-    def write_own(self, name: str, data: bytes) -> None:
-        """Write one of the job's own objects."""
-        storage.write_bytes(self.at(name), data)
+        return self.read_own("estimate.json")
 
     def list_failed(self) -> list[dict[str, Any]]:
         """Return the records of failed units."""
@@ -151,11 +167,6 @@ class Output:
         for folder in ("failed", "runs", "tmp", "stores", "dedupe"):
             storage.delete_folder(self.at(folder))
         storage.delete_objects([self.at(name) for name in OWN_FILES])
-
-    def clear_scratch(self) -> None:
-        """Delete what a killed run left half written."""
-        if self.scratch is not None:
-            storage.delete_folder(self.scratch)
 
     def delete_parts(self, names: list[str]) -> None:
         """Delete parts that are no longer valid."""

@@ -15,13 +15,13 @@ from typing import Any
 
 from rerank_actor import storage
 from rerank_actor.bitext.selection.job import FORMATS
-from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.folder import JobFolder
 
 READ_THREADS = 16
 
 
 @dataclass(frozen=True)
-class SelectOutput(Output):
+class SelectOutput(JobFolder):
     """Names and contents of what belongs to one language pair, in the folder of all.
 
     Attributes:
@@ -29,7 +29,7 @@ class SelectOutput(Output):
         pair: name of the language pair.
     """
 
-    pair: str = ""
+    pair: str
 
     def at(self, *names: str) -> str:
         """Return the URI of something that the selection of this pair keeps for itself."""
@@ -42,11 +42,7 @@ class SelectOutput(Output):
     def write_json(self, name: str, values: Any) -> None:
         """Write one of the selection's own objects."""
         data = json.dumps(values, indent=None if name.startswith("steps/") else 1, ensure_ascii=False).encode()
-        storage.write_bytes(self.at(name), data, scratch=self.scratch)
-
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """Return one of them, None where there is none or it is damaged."""
-        return _parse(storage.read_if_present(self.at(name)))
+        self.write_own(name, data)
 
     def read_steps(self, step: str) -> dict[int, dict[str, Any]]:
         """Return the records of a step's tasks that are done, by number."""

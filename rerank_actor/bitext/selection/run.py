@@ -118,12 +118,12 @@ def _find_earlier(output: SelectOutput, settings: dict[str, Any], job: SelectJob
     Raises:
         OutputConflictError: files lie there that were selected in another way.
     """
-    earlier = output.read_json("settings.json")
+    earlier = output.read_own("settings.json")
     if earlier == settings:
         return earlier
     if job.calibrate_only or job.reselect or not output.list_data():
         return None  # what delivered nothing cannot be mixed up with anything
-    if earlier is not None:
+    if earlier:
         cure = "choose another --deliver, or give --reselect to replace it"
         refuse_other_rules(output.uri, f"{output.pair} selected by", cure, earlier, settings)
     raise OutputConflictError(
@@ -145,13 +145,13 @@ def _select_pair(
         output = SelectOutput(storage.join_uri(job.deliver, "_select", "calibrate"), output.pair)
     lease = Lease(output.lease_uri, output.uri, make_run_id())
     pair_run = run(output=output, settings=settings, lease=lease)
-    done = output.read_json("result.json") if earlier is not None and not job.calibrate_only else None
-    if done is not None and not find_lost(output.list_data(), done["objects"]):
+    done = output.read_own("result.json") if earlier is not None and not job.calibrate_only else {}
+    if done and not find_lost(output.list_data(), done["objects"]):
         pair_run.reporter.say(f"{output.pair}: {done['counts'].get('kept', 0):,} pairs, all delivered already")
         return Selected("complete", done)
     lease.acquire(pair_run.reporter.say)
     try:
-        if earlier is None or done is not None or job.calibrate_only:
+        if earlier is None or done or job.calibrate_only:
             output.clear()
         output.clear_scratch()
         if not job.calibrate_only:

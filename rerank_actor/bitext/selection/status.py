@@ -33,7 +33,7 @@ def read_selection_status(uri: str) -> list[SelectionStatus]:
     root = storage.join_uri(uri, "_select") + "/"
     begun = {item.uri.removeprefix(root).partition("/")[0] for item in storage.list_objects(root[:-1])}
     names = sorted(name.removeprefix("lang_pair=") for name in begun if name.startswith("lang_pair="))
-    return [SelectionStatus(name, SelectOutput(uri, name).read_json("result.json")) for name in names]
+    return [SelectionStatus(name, SelectOutput(uri, name).read_own("result.json") or None) for name in names]
 
 
 def check_delivered(uri: str, found: SelectionStatus) -> list[str]:
