@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from jobs.command_line import Parser, run_command
 from rerank_actor.bitext.job import list_outputs
+from rerank_actor.bitext.selection.output import SelectionStatus, read_selection_status
 from rerank_actor.bitext.selection.report import OVERVIEW, list_overview, print_table
-from rerank_actor.bitext.selection.status import SelectionStatus, read_selection_status
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.status import print_status, print_statuses, read_status
 from rerank_actor.storage.uri import normalize_uri

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jobs.command_line import EXIT_FAILED, Parser, run_command
 from rerank_actor.bitext.job import list_outputs
-from rerank_actor.bitext.selection.status import SelectionStatus, check_delivered, read_selection_status
+from rerank_actor.bitext.selection.output import SelectionStatus, check_delivered, read_selection_status
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.verify import Verification, verify_output
 from rerank_actor.storage.uri import normalize_uri

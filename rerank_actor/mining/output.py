@@ -1,12 +1,10 @@
 """The output of mining: training data in the folder, and in `_mine/` what they are, where they came from and how it went.
 
-A unit's objects are written first and its record last, so that a record says what is committed. Definition and layout are
+A unit's objects are written first and its record last, so that a record says what is committed. Definition and plan are
 stored before the first unit; another definition in the same folder is refused. Knows nothing of Ray or of formats.
 """
 
 import json
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -15,13 +13,14 @@ import numpy as np
 from rerank_actor import storage
 from rerank_actor.mining.survey import MiningPlan, MiningUnit, RowGroups
 from rerank_actor.outputs.folder import JobFolder
+from rerank_actor.runtime.steps import StepRecords
+from rerank_actor.storage.exchange import Exchange
 
 OWN_FOLDERS = ("units", "shuffle", "what-if", "tmp")
 OWN_OBJECTS = ("plan.json", "split.bin", "job.yaml", "definition.json", "report.html", "report.json", "what-if.json")
 DATA_NAMES = ("part-", "ranklist-", "corpus/train-", "corpus/merlin_metadata.json")
 CARD = "README.md"
 CARD_MARK = b"- config_name: mined-"
-READ_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -43,27 +42,19 @@ class MineOutput(JobFolder):
         """Write one of the job's own objects."""
         self.write_own(name, json.dumps(values, indent=2, ensure_ascii=False).encode())
 
-    def write_record(self, unit: str, record: dict[str, Any], folder: str = "units") -> None:
-        """Write what a unit came to; from then on it is committed."""
-        storage.write_bytes(self.at(folder, f"{unit}.json"), json.dumps(record).encode(), scratch=self.scratch)
+    @property
+    def records(self) -> StepRecords:
+        """The records of committed units."""
+        return StepRecords(self.at("units"), self.scratch)
 
-    def read_unit_records(self, units: set[str]) -> Iterator[dict[str, Any]]:
-        """Yield the records of those of some units that are committed, in order of names; damaged ones are passed over."""
-        found = (item.uri for item in storage.list_objects(self.at("units")))
-        listed = [uri for uri in found if uri.rpartition("/")[2].removesuffix(".json") in units]
-        with ThreadPoolExecutor(READ_THREADS) as pool:
-            for data in pool.map(storage.read_if_present, listed):
-                try:
-                    record = json.loads(data or b"")
-                except ValueError:
-                    continue
-                if isinstance(record, dict) and "unit" in record:
-                    yield record
+    def make_exchange(self, folder: str, num_buckets: int) -> Exchange:
+        """Return the exchange of pairs of queries that lie in several units; `folder` is one of the job's own."""
+        return Exchange(self.at(folder), num_buckets, self.scratch)
 
     def owns_card(self) -> bool:
         """Whether the dataset card is one that mining wrote, or there is none."""
-        found = storage.read_if_present(storage.join_uri(self.uri, CARD))
-        return found is None or CARD_MARK in found
+        card = storage.read_if_present(storage.join_uri(self.uri, CARD))
+        return card is None or CARD_MARK in card
 
     def clear(self) -> None:
         """Delete everything that an earlier mining left, but the lease."""
@@ -77,7 +68,7 @@ class MineOutput(JobFolder):
         storage.delete_objects([self.at(name) for name in OWN_OBJECTS])
 
 
-def store_layout(output: MineOutput, settings: dict[str, Any], plan: MiningPlan) -> None:
+def store_plan(output: MineOutput, settings: dict[str, Any], plan: MiningPlan) -> None:
     """Write down what a run and its resumes go by, the plan last."""
     if plan.split is not None:
         storage.write_bytes(output.at("split.bin"), plan.split.astype("<u8").tobytes(), scratch=output.scratch)
@@ -93,8 +84,8 @@ def store_layout(output: MineOutput, settings: dict[str, Any], plan: MiningPlan)
     )
 
 
-def restore_layout(output: MineOutput, stored: dict[str, Any]) -> MiningPlan:
-    """Return the layout that an earlier run wrote down.
+def restore_plan(output: MineOutput, stored: dict[str, Any]) -> MiningPlan:
+    """Return the plan that an earlier run wrote down.
 
     Raises:
         InputError: a part of it is gone.

@@ -6,6 +6,7 @@ storage.
 
 from typing import Any
 
+from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.rules import MiningRules
 from rerank_actor.mining.tally import BIN_WIDTHS, MiningTally
 from rerank_actor.outputs.html import (
@@ -77,6 +78,49 @@ def summarize(tally: MiningTally, rules: MiningRules, *, examples: int) -> dict[
             {name: value for name, value in one.items() if name != "ticket"} for one in tally.pick_examples(examples)
         ],
     }
+
+
+def list_remarks(tally: MiningTally, job: MineJob, rules: MiningRules, source: str) -> list[str]:
+    """Return in sentences what was left out that the user may not expect.
+
+    Args:
+        tally: of all units.
+        job: what was mined.
+        rules: as given.
+        source: the flag that says what is positive, empty where positives are found by score.
+    """
+    counts, least = tally.counts, f"--min-positive-score {job.min_positive_score}"
+    remarks = []
+    if counts["queries_without_positive"]:
+        remarks.append(
+            f"{source or least}: {counts['queries_without_positive']:,} of {counts['queries']:,} queries have no positive; "
+            "they are left out"
+        )
+    if counts["unmatched_judgements"]:
+        remarks.append(
+            f"{source}: {counts['unmatched_judgements']:,} positive judgements of these queries have no scored pair"
+        )
+    if counts["weak_positives"]:
+        done = "dropped" if job.weak_positives == "drop" else "kept (--weak-positives drop leaves them out)"
+        remarks.append(f"{least}: {counts['weak_positives']:,} positives are below; {done}")
+    if counts["queries_short"]:
+        deeper = "; --depth all looks further down their rankings" if rules.depth != "all" else ""
+        remarks.append(
+            f"--min-negatives {rules.min_negatives}: {counts['queries_short']:,} of {counts['queries']:,} queries have "
+            f"fewer negatives left; they are dropped{deeper}"
+        )
+    return remarks
+
+
+def explain_empty(tally: MiningTally) -> str:
+    """Return why no negative is left, and what to loosen."""
+    heaviest = ", ".join(f"{words} {number:,}" for words, number in find_heaviest(tally)[:4])
+    counts = tally.counts
+    if counts["queries_without_positive"] == counts["queries"]:
+        return f"none of {counts['queries']:,} queries has a positive; lower --min-positive-score"
+    if heaviest:
+        return f"of {counts['pairs']:,} pairs they removed: {heaviest}; loosen these"
+    return "no query has a candidate besides its positives; score more documents for each query"
 
 
 def render_report(numbers: dict[str, Any], about: dict[str, str]) -> str:

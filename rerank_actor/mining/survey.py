@@ -6,8 +6,8 @@ by a shuffle. Every row so goes exactly one way. Knows nothing of Ray or of rule
 """
 
 import functools
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,9 @@ from rerank_actor.mining.pairs import Columns, encode_keys, read_pairs
 from rerank_actor.mining.qrels import mark_judged
 from rerank_actor.outputs.part import read_part_metadata
 from rerank_actor.outputs.scored import open_parquet
-from rerank_actor.storage.shuffle import hash_keys
+from rerank_actor.runtime.steps import TaskRunner
+from rerank_actor.runtime.task_report import TaskFailure
+from rerank_actor.storage.exchange import hash_keys
 
 PAIR_BYTES = 96  # of numbers and copies, beside the texts
 HASHES_AT_ONCE = 32_000_000  # that the driver holds; beyond that all queries are shuffled
@@ -57,7 +59,7 @@ def survey_part(number: int, part: storage.StoredObject, columns: Columns, qrels
         InputError: a column is missing or of the wrong kind.
         ShardError, StorageError, JobError: the file cannot be read.
     """
-    found = []
+    surveys = []
     roles = (*columns.key, "query_id", "document_id") if qrels is not None else columns.key
     file = open_parquet(part)
     try:
@@ -72,7 +74,7 @@ def survey_part(number: int, part: storage.StoredObject, columns: Columns, qrels
                 positive = pairs.table["positive"].to_numpy()
             else:
                 positive = np.zeros(len(query), bool)
-            found.append(
+            surveys.append(
                 Survey(
                     part=number,
                     group=group,
@@ -88,7 +90,7 @@ def survey_part(number: int, part: storage.StoredObject, columns: Columns, qrels
             )
     finally:
         file.close()
-    return found
+    return surveys
 
 
 def _weigh(file: Any, group: int, columns: Columns) -> int:
@@ -96,7 +98,7 @@ def _weigh(file: Any, group: int, columns: Columns) -> int:
     names = {columns.query, columns.document, columns.query_id, columns.document_id, columns.title}
     metadata = file.metadata.row_group(group)
     stored = (metadata.column(index) for index in range(metadata.num_columns))
-    return sum(one.total_uncompressed_size for one in stored if one.path_in_schema.split(".")[0] in names)
+    return sum(chunk.total_uncompressed_size for chunk in stored if chunk.path_in_schema.split(".")[0] in names)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class MiningUnit:
     bucket: int | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class MiningPlan:
     """Where the pairs of each query are.
 
@@ -129,11 +131,11 @@ class MiningPlan:
         totals: pairs, unscored, unscored_positives, positives.
     """
 
-    units: list[MiningUnit] = field(default_factory=list)
-    split: np.ndarray | None = None
-    num_buckets: int = 0
-    max_positives: int | None = 0
-    totals: dict[str, int] = field(default_factory=dict)
+    units: list[MiningUnit]
+    split: np.ndarray | None
+    num_buckets: int
+    max_positives: int | None
+    totals: dict[str, int]
 
     @property
     def buckets(self) -> list[MiningUnit]:
@@ -150,6 +152,26 @@ def plan_units(surveys: list[Survey], unit_bytes: int, *, hashes_at_once: int = 
         unit_bytes: what a unit's pairs may take in memory; a larger row group is a unit by itself.
         hashes_at_once: above so many entries of queries in units, all queries are shuffled.
     """
+    groups, starts = _cut_into_units(surveys, unit_bytes)
+    num_bytes = sum(survey.num_bytes for group in groups for survey in group)
+    held = sum(len(survey.hashes) for group in groups for survey in group)
+    if held > hashes_at_once and len(groups) > 1:
+        split, max_positives = None, None
+        num_moved, most_buckets = held, held
+    else:
+        split, max_positives = _find_split(groups)
+        num_moved = sum(int(is_split(survey.hashes, split).sum()) for group in groups for survey in group)
+        most_buckets = len(split)
+    num_buckets = max(1, min(most_buckets, round(num_moved / held * num_bytes / unit_bytes))) if num_moved else 0
+    units = [
+        _make_unit(f"{number:05d}", group, start)
+        for number, (group, start) in enumerate(zip(groups, starts, strict=True))
+    ]
+    return MiningPlan(units, split, num_buckets, max_positives, _add_up(surveys))
+
+
+def _cut_into_units(surveys: list[Survey], unit_bytes: int) -> tuple[list[list[Survey]], list[int]]:
+    """Return the row groups of each unit, and the position of its first pair; row groups without a score are left out."""
     groups: list[list[Survey]] = []
     starts: list[int] = []
     size, position = unit_bytes, 0
@@ -163,32 +185,21 @@ def plan_units(surveys: list[Survey], unit_bytes: int, *, hashes_at_once: int = 
         groups[-1].append(survey)
         size += survey.num_bytes
         position += survey.num_pairs + survey.unscored
-    plan = MiningPlan(
-        [_make_unit(f"{number:05d}", *own) for number, own in enumerate(zip(groups, starts, strict=True))]
-    )
-    plan.totals = {
+    return groups, starts
+
+
+def _add_up(surveys: list[Survey]) -> dict[str, int]:
+    return {
         "pairs": sum(survey.num_pairs for survey in surveys),
         "unscored": sum(survey.unscored for survey in surveys),
         "unscored_positives": sum(survey.unscored_positives for survey in surveys),
         "positives": sum(survey.num_positives for survey in surveys),
     }
-    num_bytes = sum(survey.num_bytes for own in groups for survey in own)
-    held = sum(len(survey.hashes) for own in groups for survey in own)
-    if held > hashes_at_once and len(groups) > 1:
-        plan.max_positives = None
-        moved, most = held, held
-    else:
-        plan.split, plan.max_positives = _find_split(groups)
-        moved = sum(int(is_split(survey.hashes, plan.split).sum()) for own in groups for survey in own)
-        most = len(plan.split)
-    if moved:
-        plan.num_buckets = max(1, min(most, round(moved / held * num_bytes / unit_bytes)))
-    return plan
 
 
-def _make_unit(name: str, own: list[Survey], start: int) -> MiningUnit:
+def _make_unit(name: str, surveys: list[Survey], start: int) -> MiningUnit:
     runs: list[RowGroups] = []
-    for survey in own:
+    for survey in surveys:
         if runs and runs[-1].part == survey.part:
             runs[-1] = RowGroups(survey.part, (*runs[-1].groups, survey.group), runs[-1].start)
         else:
@@ -200,22 +211,23 @@ def _make_unit(name: str, own: list[Survey], start: int) -> MiningUnit:
 def _find_split(groups: list[list[Survey]]) -> tuple[np.ndarray, int]:
     """Return the sorted hashes that occur in several units, and the most positives of a hash."""
     hashes, positives = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-    for own in groups:
-        distinct, place = np.unique(np.concatenate([survey.hashes for survey in own]), return_inverse=True)
-        counts = np.concatenate([survey.positives for survey in own])
+    for group in groups:
+        distinct, index = np.unique(np.concatenate([survey.hashes for survey in group]), return_inverse=True)
+        counts = np.concatenate([survey.positives for survey in group])
         hashes.append(distinct)
-        positives.append(np.bincount(place, counts, minlength=len(distinct)).astype(np.int64))
-    distinct, place, number = np.unique(np.concatenate(hashes), return_inverse=True, return_counts=True)
-    most = np.bincount(place, np.concatenate(positives), minlength=len(distinct))
-    return distinct[number > 1], int(most.max(initial=0))
+        positives.append(np.bincount(index, counts, minlength=len(distinct)).astype(np.int64))
+    distinct, index, num_units = np.unique(np.concatenate(hashes), return_inverse=True, return_counts=True)
+    most = np.bincount(index, np.concatenate(positives), minlength=len(distinct))
+    return distinct[num_units > 1], int(most.max(initial=0))
 
 
 def is_split(hashes: np.ndarray, split: np.ndarray | None) -> np.ndarray:
     """Return which queries go into the shuffle, by its sorted hashes, None for all: bool [num_hashes]."""
     if split is None or not len(split):
         return np.full(len(hashes), split is None)
-    found: np.ndarray = split[np.minimum(np.searchsorted(split, hashes), len(split) - 1)] == hashes
-    return found
+    nearest: np.ndarray = split[np.minimum(np.searchsorted(split, hashes), len(split) - 1)]
+    matches: np.ndarray = nearest == hashes
+    return matches
 
 
 def require_pairs(plan: MiningPlan, columns: Columns, source: str) -> None:
@@ -248,24 +260,23 @@ TASK_BYTES = 256 * 2**20  # stored, that one task surveys at most
 
 
 def survey_parts(
-    parts: Sequence[storage.StoredObject], columns: Columns, qrels: pa.Table | None, environment: dict[str, str]
-) -> Generator[list[Survey] | str]:
-    """Survey files; yields the surveys of some of them, in no order, or why one could not be read."""
-    from rerank_actor.runtime.tasks import run_tasks
+    parts: Sequence[storage.StoredObject], columns: Columns, qrels: pa.Table | None, runner: TaskRunner
+) -> list[Survey]:
+    """Survey files on the cluster; returns the surveys of their row groups, in order.
 
-    work = functools.partial(_survey_some, columns=columns, qrels=qrels)
-    for _, report in run_tasks(work, _bundle(parts), environment):
-        if "failure" in report:
-            yield report["failure"]
-            continue
-        hashes = np.frombuffer(report.pop("hashes"), np.uint64)
-        positives = np.frombuffer(report.pop("positives"), np.int64)
-        found, start = [], 0
-        for values in report["surveys"]:
-            end = start + values.pop("num_queries")
-            found.append(Survey(**values, hashes=hashes[start:end], positives=positives[start:end]))
-            start = end
-        yield found
+    Raises:
+        InputError: a file cannot be read, or is not what it should be.
+        RunInterruptedError, OutputConflictError, RerankError: the run was ended.
+    """
+    surveys: list[Survey] = []
+
+    def take(number: int, report: dict[str, Any] | TaskFailure) -> None:
+        if isinstance(report, TaskFailure):
+            raise InputError(f"{report.reason}; nothing was mined")
+        surveys.extend(Survey(**values) for values in report["surveys"])
+
+    runner.run_tasks(functools.partial(_survey_some, columns=columns, qrels=qrels), _bundle(parts), take)
+    return sorted(surveys, key=lambda survey: (survey.part, survey.group))
 
 
 def _bundle(parts: Sequence[storage.StoredObject]) -> list[list[tuple[int, storage.StoredObject]]]:
@@ -283,17 +294,5 @@ def _bundle(parts: Sequence[storage.StoredObject]) -> list[list[tuple[int, stora
 def _survey_some(
     bundle: list[tuple[int, storage.StoredObject]], columns: Columns, qrels: pa.Table | None
 ) -> dict[str, Any]:
-    surveys = [survey for number, part in bundle for survey in survey_part(number, part, columns, qrels)]
-    arrays = ("hashes", "positives")
-    told = [
-        {
-            **{name: value for name, value in vars(survey).items() if name not in arrays},
-            "num_queries": len(survey.hashes),
-        }
-        for survey in surveys
-    ]
-    return {
-        "surveys": told,
-        "hashes": np.concatenate([np.zeros(0, np.uint64), *(survey.hashes for survey in surveys)]),
-        "positives": np.concatenate([np.zeros(0, np.int64), *(survey.positives for survey in surveys)]),
-    }
+    surveys = (survey for number, part in bundle for survey in survey_part(number, part, columns, qrels))
+    return {"surveys": [vars(survey) for survey in surveys]}

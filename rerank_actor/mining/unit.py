@@ -1,10 +1,10 @@
 """A unit of mining: what a worker does with some row groups, or with a bucket of the shuffle.
 
-The path of a unit is read -> split off what is shuffled -> select by the rules -> write what was chosen -> write the
-record. Everything a worker needs is in `MiningSpec`. Knows nothing of Ray.
+The path of a unit is read -> split off what goes through the exchange -> select by the rules -> write what was chosen -> give
+the record, which the step stores. Everything a worker needs is in `MiningSpec`. Knows nothing of Ray.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from rerank_actor.mining.select import Candidates, select
 from rerank_actor.mining.survey import MiningUnit, is_split
 from rerank_actor.mining.tally import MiningTally
 from rerank_actor.outputs.scored import open_parquet
-from rerank_actor.storage.shuffle import find_buckets, hash_keys, pack_slices, read_slices
+from rerank_actor.storage.exchange import Exchange, Slice, assign_buckets, hash_keys, read_slices
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class MiningSpec:
         output: the folder.
         parts: the scored files.
         columns: what their columns are called.
-        rule_sets: by name; with more than one, or `only_tally`, nothing is written but records.
+        rule_sets: by name.
         max_positives: the most that any query has.
-        split, num_buckets: of the layout.
+        split: of the plan.
+        exchange: takes the pairs of queries that lie in several units.
         qrels: positive judgements, where these say what is positive.
         teacher, format, prompt, with_examples: of the job.
-        folder, shuffle_folder: where records and shuffled pairs go, in the job's own folder.
-        environment: AWS variables of the driver.
+        only_tally: whether nothing is written, because rule sets are compared.
     """
 
     output: MineOutput
@@ -48,20 +48,17 @@ class MiningSpec:
     rule_sets: dict[str, MiningRules]
     max_positives: int
     split: np.ndarray | None
-    num_buckets: int
+    exchange: Exchange
     qrels: pa.Table | None
     teacher: Teacher
     format: str
     prompt: str | None
     with_examples: bool
     only_tally: bool = False
-    folder: str = "units"
-    shuffle_folder: str = "shuffle"
-    environment: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 def mine_unit(unit: MiningUnit, spec: MiningSpec) -> dict[str, Any]:
-    """Mine the queries that lie in a unit alone, pass the others on to the shuffle, and return the unit's record.
+    """Mine the queries that lie in a unit alone, pass the others on to the exchange, and return the unit's record.
 
     Raises:
         RerankError: the unit cannot be read or written.
@@ -70,36 +67,33 @@ def mine_unit(unit: MiningUnit, spec: MiningSpec) -> dict[str, Any]:
     query, keys = encode_keys(table, spec.columns)
     hashes = hash_keys(keys)
     moved = is_split(hashes, spec.split)
-    record: dict[str, Any] = {"unit": unit.name}
-    if spec.num_buckets and moved.any():
+    begun: dict[str, Any] = {"unit": unit.name}
+    if spec.exchange.num_buckets and moved.any():
         rows = np.flatnonzero(moved[query])
-        bucket = find_buckets(hashes, spec.num_buckets)[query[rows]]
-        data, places = pack_slices(table.take(pa.array(rows)), bucket, spec.num_buckets)
-        uri = spec.output.at(spec.shuffle_folder, f"{unit.name}.arrow")
-        storage.write_bytes(uri, data, scratch=spec.output.scratch)
-        record["shuffled"] = {"uri": uri, "size": len(data), "places": places}
+        bucket = assign_buckets(hashes, spec.exchange.num_buckets)[query[rows]]
+        begun["shuffled"] = spec.exchange.write(f"{unit.name}.arrow", table.take(pa.array(rows)), bucket)
         table = table.filter(pa.array(~moved[query]))
-    return _finish(unit, table, spec, record)
+    return _finish(unit, table, spec, begun)
 
 
-def mine_bucket(unit: MiningUnit, spec: MiningSpec, slices: list[tuple[str, int, int, int]]) -> dict[str, Any]:
-    """Mine the queries of a bucket, and return its record.
+def mine_bucket(bucket: tuple[MiningUnit, list[Slice]], spec: MiningSpec) -> dict[str, Any]:
+    """Mine the queries of a bucket of the exchange, and return its record.
 
     Raises:
         RerankError: it cannot be read or written.
     """
-    table = read_slices(slices)
-    return _finish(unit, table, spec, {"unit": unit.name})
+    unit, slices = bucket
+    return _finish(unit, read_slices(slices), spec, {"unit": unit.name})
 
 
-def count_bucket(slices: list[tuple[str, int, int, int]], columns: Columns, qrels: pa.Table | None) -> int:
-    """Return the most positives that a query of a bucket has."""
+def count_positives(slices: list[Slice], columns: Columns, qrels: pa.Table | None) -> dict[str, int]:
+    """Return the most positives that a query of a bucket has, as `most`."""
     table = read_slices(slices)
     if table is None:
-        return 0
+        return {"most": 0}
     query, keys = encode_keys(table, columns)
-    positive, _ = _find_positive(table, qrels)
-    return int(np.bincount(query[positive], minlength=len(keys)).max(initial=0))
+    positive, _ = _mark_positives(table, qrels)
+    return {"most": int(np.bincount(query[positive], minlength=len(keys)).max(initial=0))}
 
 
 def _read_unit(unit: MiningUnit, spec: MiningSpec) -> pa.Table:
@@ -114,7 +108,7 @@ def _read_unit(unit: MiningUnit, spec: MiningSpec) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _find_positive(table: pa.Table, qrels: pa.Table | None) -> tuple[np.ndarray, int]:
+def _mark_positives(table: pa.Table, qrels: pa.Table | None) -> tuple[np.ndarray, int]:
     """Return which pairs are positive, and how many positive judgements have no scored pair."""
     if qrels is not None:
         return mark_judged(table["query_id"], table["document_id"], qrels)
@@ -123,16 +117,17 @@ def _find_positive(table: pa.Table, qrels: pa.Table | None) -> tuple[np.ndarray,
     return np.zeros(table.num_rows, bool), 0
 
 
-def _finish(unit: MiningUnit, table: pa.Table | None, spec: MiningSpec, record: dict[str, Any]) -> dict[str, Any]:
-    """Select, write, and write the record last."""
+def _finish(unit: MiningUnit, table: pa.Table | None, spec: MiningSpec, begun: dict[str, Any]) -> dict[str, Any]:
+    """Select and write, and return the record that is begun."""
     objects, tallies = mine_table(unit.name, table, spec)
-    record["objects"] = {name: len(data) for name, data in objects.items()}
-    record["tallies"] = {name: tally.to_dict() for name, tally in tallies.items()}
     with storage.patient():
         for name, data in objects.items():
             storage.write_bytes(storage.join_uri(spec.output.uri, name), data, scratch=spec.output.scratch)
-        spec.output.write_record(unit.name, record, spec.folder)
-    return record
+    return {
+        **begun,
+        "objects": {name: len(data) for name, data in objects.items()},
+        "tallies": {name: tally.to_dict() for name, tally in tallies.items()},
+    }
 
 
 def mine_table(unit: str, table: pa.Table | None, spec: MiningSpec) -> tuple[dict[str, bytes], dict[str, MiningTally]]:
@@ -170,7 +165,7 @@ class _Queries:
     def __init__(self, table: pa.Table, spec: MiningSpec) -> None:
         query, keys = encode_keys(table, spec.columns)
         text, _ = encode_texts(table["document"])
-        positive, self.unmatched = _find_positive(table, spec.qrels)
+        positive, self.unmatched = _mark_positives(table, spec.qrels)
         self.table = table
         self.candidates = Candidates(
             query=query,

@@ -25,7 +25,7 @@ from rerank_actor import storage
 from rerank_actor.errors import InputError, ShardError, describe_cause, suggest
 from rerank_actor.inputs.columns import is_list
 from rerank_actor.outputs.folder import Output
-from rerank_actor.storage.shuffle import find_buckets, hash_keys, pack_slices, read_slices
+from rerank_actor.storage.exchange import Exchange, SlicedObject, assign_buckets, collect_slices, hash_keys, read_slices
 
 FORMATS = ("trec", "tevatron", "mteb-predictions")
 PAIRS_AT_ONCE = 2_000_000
@@ -112,33 +112,32 @@ def _bring_together(
     """Yield all scored pairs as tables that hold a query whole."""
     held: list[pa.Table] = []
     num_held = 0
-    spilled: list[tuple[str, int, list[int]]] = []
-    num_buckets = 0
+    exchange: Exchange | None = None
+    spilled: list[SlicedObject] = []
     for part in parts:
         table = _read_part(part, names, result)
         held.append(table)
         num_held += table.num_rows
         if num_held > spec.pairs_at_once:
-            num_buckets = num_buckets or max(2, 2 * len(parts) * table.num_rows // spec.pairs_at_once)
-            spilled.append(_spill(held, num_buckets, folder / f"{len(spilled):06d}.bin"))
+            num_buckets = max(2, 2 * len(parts) * table.num_rows // spec.pairs_at_once)
+            exchange = exchange or Exchange(str(folder), num_buckets)
+            spilled.append(_spill(held, exchange, f"{len(spilled):06d}.bin"))
             held, num_held = [], 0
-    if not spilled:
+    if exchange is None:
         yield pa.concat_tables(held)
         return
     if held:
-        spilled.append(_spill(held, num_buckets, folder / f"{len(spilled):06d}.bin"))
-    for bucket in range(num_buckets):
-        found = read_slices([(uri, size, places[bucket], places[bucket + 1]) for uri, size, places in spilled])
-        if found is not None:
-            yield found
+        spilled.append(_spill(held, exchange, f"{len(spilled):06d}.bin"))
+    for slices in collect_slices(spilled, exchange.num_buckets):
+        table = read_slices(slices)
+        if table is not None:
+            yield table
 
 
-def _spill(tables: list[pa.Table], num_buckets: int, path: Path) -> tuple[str, int, list[int]]:
+def _spill(tables: list[pa.Table], exchange: Exchange, name: str) -> SlicedObject:
     table = pa.concat_tables(tables).combine_chunks()
-    buckets = find_buckets(hash_keys(table.column("query").combine_chunks()), num_buckets)
-    data, places = pack_slices(table, buckets, num_buckets)
-    path.write_bytes(data)
-    return str(path), len(data), places
+    hashes = hash_keys(table.column("query").combine_chunks())
+    return exchange.write(name, table, assign_buckets(hashes, exchange.num_buckets))
 
 
 def _read_part(part: storage.StoredObject, names: list[str], result: Exported) -> pa.Table:

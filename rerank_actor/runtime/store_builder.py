@@ -9,19 +9,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from rerank_actor import storage
 from rerank_actor.errors import InputError, StorageError
+from rerank_actor.runtime.task_report import TaskFailure
+from rerank_actor.storage.exchange import Exchange, Slice, SlicedObject, collect_slices
 from rerank_actor.storage.keyed_store import BucketLayout, StoreSpec, name_bucket, pack_bucket, spill_rows
 
 ROUNDS = 3
+FINAL_KINDS = ("InputError", "JobError", "AccessDeniedError")  # of failures that another try does not mend
 SPILL_BYTES = 64 * 2**20
 
 # What reads a piece: yields tables with a column `key`, and returns JSON facts that are added up.
 Read = Callable[[Any], Iterator[Any]]
+Report = dict[str, Any]
 RunTasks = Callable[
-    [Callable[[Any], dict[str, Any]], Sequence[Any], dict[str, str]], Iterable[tuple[int, dict[str, Any]]]
+    [Callable[[Any], Report], Sequence[Any], dict[str, str]], Iterable[tuple[int, Report | TaskFailure]]
 ]
 
 
@@ -52,40 +54,32 @@ def build_store(
         InputError: a piece cannot be read.
         StorageError: a bucket cannot be written.
     """
-    found = StoreSpec.load(uri, digest)
-    if found is not None:
-        return found
+    finished = StoreSpec.load(uri, digest)
+    if finished is not None:
+        return finished
     storage.delete_folder(uri)
     environment = storage.capture_environment()
-    spill = functools.partial(_spill_piece, read=read, layout=layout, uri=uri, scratch=scratch)
+    exchange = Exchange(storage.join_uri(uri, "spilled"), layout.num_buckets, scratch)
+    spill = functools.partial(_spill_piece, read=read, layout=layout, exchange=exchange)
     reports = run_all(spill, list(enumerate(pieces)), environment, run_tasks, check, InputError)
-    spilled: list[tuple[str, int, np.ndarray]] = []
-    facts: dict[str, Any] = {}
-    for number in range(len(pieces)):
-        report = reports.pop(number)
-        places = np.frombuffer(report["places"], np.int64).reshape(-1, layout.num_buckets + 1)
-        names = [_name_spill(uri, number, batch) for batch in range(len(places))]
-        spilled += zip(names, report["sizes"], places, strict=True)
-        for name, value in report["facts"].items():
-            facts[name] = facts.get(name, 0) + value if isinstance(value, int) else facts.get(name) or value
-    buckets = [
-        (
-            bucket,
-            [
-                (name, size, int(places[bucket]), int(places[bucket + 1]))
-                for name, size, places in spilled
-                if places[bucket + 1] > places[bucket]
-            ],
-        )
-        for bucket in range(layout.num_buckets)
-    ]
+    spilled = [written for report in reports for written in report["spilled"]]
+    buckets = list(enumerate(collect_slices(spilled, layout.num_buckets)))
     pack = functools.partial(_pack, layout=layout, uri=uri, scratch=scratch)
     packed = run_all(pack, buckets, environment, run_tasks, check, StorageError)
-    sizes = tuple(packed[bucket]["size"] for bucket in range(layout.num_buckets))
-    store = StoreSpec(uri, digest, layout, sizes, facts)
+    facts = _add_facts(report["facts"] for report in reports)
+    store = StoreSpec(uri, digest, layout, tuple(report["size"] for report in packed), facts)
     storage.write_bytes(storage.join_uri(uri, "store.json"), store.to_bytes(), scratch=scratch)
-    storage.delete_folder(storage.join_uri(uri, "spilled"))
+    exchange.delete()
     return store
+
+
+def _add_facts(facts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return the sums of what are numbers, and the first that says something of what is not."""
+    total: dict[str, Any] = {}
+    for counts in facts:
+        for name, value in counts.items():
+            total[name] = total.get(name, 0) + value if isinstance(value, int) else total.get(name) or value
+    return total
 
 
 def choose_copies(store: StoreSpec, num_lookups: int, block_bytes: int) -> StoreSpec:
@@ -94,14 +88,14 @@ def choose_copies(store: StoreSpec, num_lookups: int, block_bytes: int) -> Store
 
 
 def run_all(
-    work: Callable[[Any], dict[str, Any]],
+    work: Callable[[Any], Report],
     items: Sequence[Any],
     environment: dict[str, str],
     run_tasks: RunTasks,
     check: Callable[[], None],
     kind: type[Exception],
-) -> dict[int, dict[str, Any]]:
-    """Do the work of all items, that of those which fail a few times, and return their reports by number.
+) -> list[Report]:
+    """Do the work of all items, that of those which fail a few times, and return their reports, in order of the items.
 
     Args:
         work: what `run_tasks` runs.
@@ -114,49 +108,37 @@ def run_all(
     Raises:
         InputError: an item failed for what is wrong with the input.
     """
-    done: dict[int, dict[str, Any]] = {}
-    failure = ""
+    reports: dict[int, Report] = {}
+    reason = ""
     for _ in range(ROUNDS):
-        left = [number for number in range(len(items)) if number not in done]
-        for place, report in run_tasks(work, [items[number] for number in left], environment):
-            if "failure" in report:
-                failure = report["failure"]
-                if report["kind"] in ("InputError", "JobError", "AccessDeniedError"):
-                    raise InputError(failure)
+        left = [number for number in range(len(items)) if number not in reports]
+        for index, report in run_tasks(work, [items[number] for number in left], environment):
+            if isinstance(report, TaskFailure):
+                reason = report.reason
+                if report.kind in FINAL_KINDS:
+                    raise InputError(reason)
             else:
-                done[left[place]] = report
+                reports[left[index]] = report
             check()
-        if len(done) == len(items):
-            return done
-    raise kind(failure or "Ray did not do all of the work")
+        if len(reports) == len(items):
+            return [reports[number] for number in range(len(items))]
+    raise kind(reason or "Ray did not do all of the work")
 
 
-def _name_spill(uri: str, number: int, batch: int) -> str:
-    return storage.join_uri(uri, "spilled", f"{number:06d}-{batch:04d}.bin")
-
-
-def _spill_piece(
-    item: tuple[int, Any], read: Read, layout: BucketLayout, uri: str, scratch: str | None
-) -> dict[str, Any]:
+def _spill_piece(item: tuple[int, Any], read: Read, layout: BucketLayout, exchange: Exchange) -> Report:
     number, piece = item
-    sizes: list[int] = []
-    places: list[np.ndarray] = []
+    spilled: list[SlicedObject] = []
     facts: dict[str, Any] = {}
     with storage.patient():
-        for found in read(piece):
-            if isinstance(found, dict):
-                facts = found
-                continue
-            size, starts = spill_rows(found, layout, _name_spill(uri, number, len(sizes)), scratch)
-            sizes.append(size)
-            places.append(starts)
-    empty = np.zeros(0, np.int64)
-    return {"sizes": sizes, "facts": facts, "places": np.concatenate(places) if places else empty}
+        for rows in read(piece):
+            if isinstance(rows, dict):
+                facts = rows
+            else:
+                spilled.append(spill_rows(rows, layout, exchange, f"{number:06d}-{len(spilled):04d}.bin"))
+    return {"spilled": spilled, "facts": facts}
 
 
-def _pack(
-    item: tuple[int, list[tuple[str, int, int, int]]], layout: BucketLayout, uri: str, scratch: str | None
-) -> dict[str, Any]:
+def _pack(item: tuple[int, list[Slice]], layout: BucketLayout, uri: str, scratch: str | None) -> Report:
     bucket, slices = item
     with storage.patient():
         data = pack_bucket(slices, layout)
@@ -166,12 +148,8 @@ def _pack(
 
 
 def run_here(
-    work: Callable[[Any], dict[str, Any]], items: Sequence[Any], environment: dict[str, str]
-) -> Iterator[tuple[int, dict[str, Any]]]:
+    work: Callable[[Any], Report], items: Sequence[Any], environment: dict[str, str]
+) -> Iterator[tuple[int, Report]]:
     """Do as `tasks.run_tasks` does, in this process and without Ray; what fails raises."""
     for number, item in enumerate(items):
-        report = work(item)
-        yield (
-            number,
-            {name: value.tobytes() if isinstance(value, np.ndarray) else value for name, value in report.items()},
-        )
+        yield number, work(item)

@@ -1,17 +1,15 @@
 """Tasks: work that is done item by item on Ray Data, outside the path of a unit that is scored.
 
-A `Datasource` whose read tasks do an item's work and give its report as a row of JSON; the driver takes rows as they come.
-A task that fails becomes a row that says so, because an exception inside Ray Data would end the whole run. Reports are
-small: rows and texts go from storage to storage within a task and never through Ray. Knows nothing of the work.
+A `Datasource` whose read tasks do an item's work and give its report as a row; the driver takes rows as they come. A task
+that fails becomes a row that says so, because an exception inside Ray Data would end the whole run. Reports are small: rows
+and texts go from storage to storage within a task and never through Ray. Knows nothing of the work.
 """
 
 import functools
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import DataContext
@@ -20,8 +18,17 @@ from ray.data.datasource import Datasource, ReadTask
 
 from rerank_actor import storage
 from rerank_actor.errors import RerankError
+from rerank_actor.runtime.task_report import TaskFailure, pack_report, unpack_report
 
 ROW_BYTES_ESTIMATE = 64 * 1024
+ROW_SCHEMA = pa.schema(
+    {
+        "number": pa.int64(),
+        "is_failure": pa.bool_(),
+        "report": pa.large_string(),
+        "arrays": pa.list_(pa.large_binary()),
+    }
+)
 
 logger = logging.getLogger(__name__)
 
@@ -63,28 +70,26 @@ def _get_shared(reference: ray.ObjectRef[Any]) -> tuple[Work, dict[str, str]]:
 def _do(number: int, item: Any, shared: ray.ObjectRef[Any]) -> Iterable[Block]:
     work, environment = _get_shared(shared)
     storage.adopt_environment(environment)
-    arrays: dict[str, bytes] = {}
+    failure: TaskFailure | None = None
     try:
-        report = work(item)
-        arrays = {name: value.tobytes() for name, value in report.items() if isinstance(value, np.ndarray)}
-        told = {name: value for name, value in report.items() if name not in arrays}
+        text, arrays = pack_report(work(item))
     except RerankError as error:
-        told = {"failure": str(error), "kind": type(error).__name__}
+        failure = TaskFailure(str(error), type(error).__name__)
     except Exception as error:  # the unit fails with its cause; the run goes on
         logger.exception("task %d failed", number)
-        told = {"failure": f"{type(error).__name__} in a worker; its log says more", "kind": type(error).__name__}
-    columns = {"number": [number], "told": [json.dumps(told)], "arrays": [list(arrays.items())]}
-    kind = pa.map_(pa.string(), pa.binary())
-    yield pa.table(
-        {**{name: columns[name] for name in ("number", "told")}, "arrays": pa.array(columns["arrays"], kind)}
-    )
+        failure = TaskFailure(f"{type(error).__name__} in a worker; its log says more", type(error).__name__)
+    if failure is not None:
+        text, arrays = pack_report(vars(failure))
+    row = {"number": number, "is_failure": failure is not None, "report": text, "arrays": arrays}
+    yield pa.Table.from_pylist([row], ROW_SCHEMA)
 
 
-def run_tasks(work: Work, items: Sequence[Any], environment: dict[str, str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def run_tasks(
+    work: Work, items: Sequence[Any], environment: dict[str, str]
+) -> Generator[tuple[int, dict[str, Any] | TaskFailure]]:
     """Do some work for each item, on as many cores as there are, and yield its number and report as they come.
 
-    A report holds JSON values and arrays of 64-bit numbers, which come back as bytes. One with `failure` says why an item
-    failed.
+    A report holds JSON values and arrays; a failure stands for the report of an item whose work raised.
 
     Raises:
         ray.exceptions.RayError: Ray itself failed.
@@ -100,4 +105,5 @@ def run_tasks(work: Work, items: Sequence[Any], environment: dict[str, str]) -> 
     dataset = ray.data.read_datasource(TaskSource(work, items, environment), override_num_blocks=len(items), num_cpus=1)
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for row in table.to_pylist():
-            yield row["number"], {**json.loads(row["told"]), **dict(row["arrays"])}
+            report = unpack_report(row["report"], row["arrays"])
+            yield row["number"], TaskFailure(**report) if row["is_failure"] else report

@@ -25,8 +25,8 @@ from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.folder import Output
 from rerank_actor.runtime.store_builder import RunTasks, run_all
 from rerank_actor.scoring.prepare import PrepareSpec, read_new_pairs
+from rerank_actor.storage.exchange import Exchange, Slice, collect_slices, read_slices
 from rerank_actor.storage.keyed_store import BucketLayout, spill_rows
-from rerank_actor.storage.shuffle import read_slices
 
 UNPACKED = 4  # bytes of rows for a stored one
 JOINED_BYTES = 2048  # of a pair whose row holds ids
@@ -68,8 +68,7 @@ def find_shared(
     Raises:
         StorageError, JobError: storage failed.
     """
-    mark = output.at("dedupe", "pairs.json")
-    earlier = json.loads(storage.read_if_present(mark) or b"{}")
+    earlier = output.read_own("dedupe/pairs.json")
     names = {unit.name for unit in units}
     folder = output.at("dedupe", "pairs")
     passes = int(output.load_manifest().get("dedupe", {}).get("forward_passes", 0))
@@ -79,25 +78,17 @@ def find_shared(
     environment = storage.capture_environment()
     rows = sum(unit.num_rows for unit in units)
     layout = BucketLayout.for_bytes(max(UNPACKED * num_bytes, JOINED_BYTES * rows if spec.lookups else 0))
-    spill = functools.partial(
-        _spill_unit, spec=spec, layout=layout, folder=output.at("dedupe", "spilled"), scratch=output.scratch
-    )
-    spilled = run_all(spill, list(units), environment, run_tasks, check, StorageError)
-    buckets = []
-    for bucket in range(layout.num_buckets):
-        slices = []
-        for number in range(len(units)):
-            places = np.frombuffer(spilled[number]["places"], np.int64)
-            if len(places) and places[bucket + 1] > places[bucket]:
-                uri = _name_spill(output.at("dedupe", "spilled"), units[number])
-                slices.append((uri, spilled[number]["size"], int(places[bucket]), int(places[bucket + 1])))
-        buckets.append((bucket, slices))
-    collect = functools.partial(_collect, folder=folder, scratch=output.scratch)
-    collected = run_all(collect, buckets, environment, run_tasks, check, StorageError)
-    num_pairs = sum(report["rows"] for report in collected.values())
+    exchange = Exchange(output.at("dedupe", "spilled"), layout.num_buckets, output.scratch)
+    spill = functools.partial(_spill_unit, spec=spec, layout=layout, exchange=exchange)
+    reports = run_all(spill, list(units), environment, run_tasks, check, StorageError)
+    spilled = [written for report in reports for written in report["spilled"]]
+    buckets = list(enumerate(collect_slices(spilled, layout.num_buckets)))
+    keep = functools.partial(_keep_shared, folder=folder, scratch=output.scratch)
+    kept = run_all(keep, buckets, environment, run_tasks, check, StorageError)
+    num_pairs = sum(report["rows"] for report in kept)
     record = {"units": sorted(names), "num_pairs": num_pairs, "passes_before": passes}
     output.write_own("dedupe/pairs.json", json.dumps(record).encode())
-    storage.delete_folder(output.at("dedupe", "spilled"))
+    exchange.delete()
     return SharedPairs(folder, num_pairs, passes)
 
 
@@ -113,23 +104,18 @@ def make_shared_job(job: ScoreJob, shared: SharedPairs, output: str) -> ScoreJob
     return ScoreJob(**{**kept, **own, **once, "input": [shared.uri], "output": output})
 
 
-def _name_spill(folder: str, unit: Unit) -> str:
-    return storage.join_uri(folder, f"{hashlib.sha256(unit.name.encode()).hexdigest()[:24]}.bin")
-
-
-def _spill_unit(
-    unit: Unit, spec: PrepareSpec, layout: BucketLayout, folder: str, scratch: str | None
-) -> dict[str, Any]:
+def _spill_unit(unit: Unit, spec: PrepareSpec, layout: BucketLayout, exchange: Exchange) -> dict[str, Any]:
+    """Write the different pairs of a unit; one that fails here fails, or not, when it is its turn to be scored."""
     try:
         table = read_new_pairs(unit, spec)
-    except RerankError:  # it will fail, or not, when it is its turn to be scored
-        return {"size": 0, "places": np.zeros(0, np.int64)}
+    except RerankError:
+        return {"spilled": []}
+    name = f"{hashlib.sha256(unit.name.encode()).hexdigest()[:24]}.bin"
     with storage.patient():
-        size, places = spill_rows(table, layout, _name_spill(folder, unit), scratch)
-    return {"size": size, "places": places}
+        return {"spilled": [spill_rows(table, layout, exchange, name)]}
 
 
-def _collect(item: tuple[int, list[tuple[str, int, int, int]]], folder: str, scratch: str | None) -> dict[str, Any]:
+def _keep_shared(item: tuple[int, list[Slice]], folder: str, scratch: str | None) -> dict[str, Any]:
     """Write the pairs of a bucket that came from more than one unit, those of one query together."""
     bucket, slices = item
     with storage.patient():

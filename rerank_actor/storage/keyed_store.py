@@ -2,7 +2,7 @@
 
 Bucket and block of a row follow from the hash of its key, so that nobody holds an index: a bucket is one object, a block a
 slice of it (an Arrow stream of some 16 KiB), and a reader takes just the blocks that its keys fall into. Behind the blocks
-stand the places where each begins, 64 bits each. A store is made by a shuffle: `spill_rows` of each piece of the source,
+stands the byte where each begins, 64 bits each. A store is made by an exchange: `spill_rows` of each piece of the source,
 then `pack_bucket`. In S3 a machine keeps copies of whole buckets where that is cheaper than asking for blocks. Knows
 nothing of what the rows mean, or of Ray.
 """
@@ -25,13 +25,21 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.errors import ShardError
-from rerank_actor.storage.shuffle import find_buckets, hash_keys, pack_slices, read_slices
+from rerank_actor.storage.exchange import (
+    Exchange,
+    Slice,
+    SlicedObject,
+    assign_buckets,
+    hash_keys,
+    pack_slices,
+    read_slices,
+)
 
 BLOCK_BYTES = 16 * 1024
 BUCKET_BYTES = 64 * 2**20
 MAX_BUCKETS = 4096
 READ_THREADS = 32
-PLACE_BYTES = 8
+OFFSET_BYTES = 8
 FREE_BYTES = 2**30  # left on a machine's disk whatever its copies would like
 KEPT_SECONDS = 86_400.0  # of a machine's copies of a store since they were last read
 
@@ -52,9 +60,8 @@ class BucketLayout:
     def find_bucket_and_block(self, keys: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Return bucket and block of each key: int64 [num_keys] both."""
         hashes = hash_keys(keys)
-        return find_buckets(hashes, self.num_buckets), ((hashes >> np.uint64(40)) % np.uint64(self.num_blocks)).astype(
-            np.int64
-        )
+        block: np.ndarray = (hashes >> np.uint64(40)) % np.uint64(self.num_blocks)
+        return assign_buckets(hashes, self.num_buckets), block.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -91,10 +98,10 @@ class StoreSpec:
         """Return the finished store of a folder, None where there is none of this digest."""
         data = storage.read_if_present(storage.join_uri(uri, "store.json"))
         try:
-            found = json.loads(data or b"{}")
-            if found.get("digest") != digest:
+            values = json.loads(data or b"{}")
+            if values.get("digest") != digest:
                 return None
-            return cls(uri, digest, BucketLayout(**found["layout"]), tuple(found["sizes"]), found["facts"])
+            return cls(uri, digest, BucketLayout(**values["layout"]), tuple(values["sizes"]), values["facts"])
         except (ValueError, KeyError, TypeError, AttributeError):  # damaged, so that it is made anew
             return None
 
@@ -104,26 +111,20 @@ def name_bucket(number: int) -> str:
     return f"bucket-{number:05d}.bin"
 
 
-def spill_rows(table: pa.Table, layout: BucketLayout, uri: str, scratch: str | None = None) -> tuple[int, np.ndarray]:
-    """Write some rows of the source, sliced by bucket; they have a string column `key`.
-
-    Returns:
-        The object's size, and int64 [num_buckets + 1], where each bucket's slice begins.
-    """
+def spill_rows(table: pa.Table, layout: BucketLayout, exchange: Exchange, name: str) -> SlicedObject:
+    """Write some rows of the source, which have a string column `key`, as an object of an exchange; return its record."""
     bucket, _ = layout.find_bucket_and_block(table.column("key").combine_chunks())
-    data, places = pack_slices(table, bucket, layout.num_buckets)
-    storage.write_bytes(uri, data, scratch=scratch)
-    return len(data), np.array(places, np.int64)
+    return exchange.write(name, table, bucket)
 
 
-def pack_bucket(slices: list[tuple[str, int, int, int]], layout: BucketLayout) -> bytes:
+def pack_bucket(slices: list[Slice], layout: BucketLayout) -> bytes:
     """Return the object of a bucket, made of its slices of all that was spilled; no bytes for no rows."""
     table = read_slices(slices)
     if table is None:
         return b""
     _, block = layout.find_bucket_and_block(table.column("key").combine_chunks())
-    data, places = pack_slices(table, block, layout.num_blocks)
-    return data + np.array(places, "<i8").tobytes()
+    data, offsets = pack_slices(table, block, layout.num_blocks)
+    return data + offsets.astype("<i8").tobytes()
 
 
 class KeyedStore:
@@ -148,13 +149,13 @@ class KeyedStore:
         if not wanted:
             return
         bucket, block = self.spec.layout.find_bucket_and_block(pa.array(wanted, pa.string()))
-        blocks: dict[int, set[int]] = {}
-        for number, place in zip(bucket.tolist(), block.tolist(), strict=True):
-            blocks.setdefault(number, set()).add(place)
-        items = [(number, sorted(places)) for number, places in sorted(blocks.items()) if self.spec.sizes[number]]
+        blocks_of: dict[int, set[int]] = {}
+        for number, block_number in zip(bucket.tolist(), block.tolist(), strict=True):
+            blocks_of.setdefault(number, set()).add(block_number)
+        items = [(number, sorted(blocks)) for number, blocks in sorted(blocks_of.items()) if self.spec.sizes[number]]
         if not self._is_remote:
-            for number, places in items:
-                yield from self._read(number, places, wanted)
+            for number, blocks in items:
+                yield from self._read(number, blocks, wanted)
             return
         with storage_threads() as pool:
             for rows in pool.map(lambda item: list(self._read(item[0], item[1], wanted)), items):
@@ -165,13 +166,13 @@ class KeyedStore:
         if self._is_remote and self.spec.keeps_copies:
             uri = self._copy(number, uri, size)
         with _open(uri, size) as read:
-            start = size - PLACE_BYTES * (self.spec.layout.num_blocks + 1)
-            places = np.frombuffer(read(start, size), "<i8")
+            start = size - OFFSET_BYTES * (self.spec.layout.num_blocks + 1)
+            offsets = np.frombuffer(read(start, size), "<i8")
             for first, last in _join_neighbours(blocks):
-                begin, end = int(places[first]), int(places[last + 1])
+                begin, end = int(offsets[first]), int(offsets[last + 1])
                 data = pa.py_buffer(read(begin, end))
                 for block in range(first, last + 1):
-                    slice_start, slice_end = int(places[block]) - begin, int(places[block + 1]) - begin
+                    slice_start, slice_end = int(offsets[block]) - begin, int(offsets[block + 1]) - begin
                     if slice_end > slice_start:
                         yield from _match(uri, data[slice_start:slice_end], wanted)
 
@@ -203,10 +204,10 @@ class KeyedStore:
 
 def _delete_unused(folder: Path) -> None:
     """Delete a machine's copies of stores that nobody has read for long; their jobs have ended."""
-    for own in folder.iterdir():
+    for copies in folder.iterdir():
         with contextlib.suppress(OSError):  # another process deletes it
-            if time.time() - own.stat().st_mtime > KEPT_SECONDS:
-                shutil.rmtree(own)
+            if time.time() - copies.stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(copies)
 
 
 def storage_threads() -> ThreadPoolExecutor:
@@ -220,7 +221,7 @@ def _has_size(path: Path, size: int) -> bool:
 
 @contextlib.contextmanager
 def _open(uri: str, size: int) -> Iterator[Any]:
-    """Give a function that reads bytes of an object from one place to another."""
+    """Give a function that reads the bytes of an object from a start to an end."""
     if storage.is_s3(uri):
         yield lambda start, end: storage.read_range(uri, start, end, size)
         return
@@ -247,7 +248,7 @@ def _join_neighbours(blocks: list[int]) -> Iterator[tuple[int, int]]:
 def _match(uri: str, data: pa.Buffer, wanted: set[str]) -> Iterator[dict[str, Any]]:
     try:
         columns = pa.ipc.open_stream(data).read_all().to_pydict()
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ShardError(
             f"{uri}: is damaged ({type(error).__name__}); delete its folder, and the next run makes it anew", uri=uri
         ) from error

@@ -30,6 +30,7 @@ from selection_inputs import (
 from jobs.bitext import bitext
 from jobs.status import status
 from jobs.verify import verify
+from rerank_actor.bitext.selection.delivery import find_parts
 from rerank_actor.bitext.selection.job import SelectJob
 from rerank_actor.bitext.selection.language_pair import Selected
 from rerank_actor.bitext.selection.margins import (
@@ -44,7 +45,6 @@ from rerank_actor.bitext.selection.margins import (
 )
 from rerank_actor.bitext.selection.normalize import normalize_texts
 from rerank_actor.bitext.selection.run import select_pairs
-from rerank_actor.bitext.selection.steps import find_parts
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 
 TATOEBA = Path("/work/shared/data/tatoeba.deu-eng.tsv")

@@ -122,7 +122,7 @@ def mine_here(scores: Scores, space: str, **settings: Any) -> tuple[list[dict[st
         rule_sets={"as given": job.rules()},
         max_positives=int(counts.max()),
         split=None,
-        num_buckets=0,
+        exchange=MineOutput("/mined").make_exchange("shuffle", 0),
         qrels=None,
         teacher=Teacher(job.teacher),
         format=job.format,

@@ -13,7 +13,8 @@ from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.preflight import prepare_mining
 from rerank_actor.mining.survey import plan_units, survey_part
 from rerank_actor.mining.tally import MiningTally
-from rerank_actor.mining.unit import MiningSpec, count_bucket, mine_bucket, mine_unit
+from rerank_actor.mining.unit import MiningSpec, count_positives, mine_bucket, mine_unit
+from rerank_actor.storage.exchange import collect_slices
 
 RULES = {"label_column": "label", "absolute_margin": 0.05, "num_negatives": 4, "teacher": "logit"}
 
@@ -41,7 +42,7 @@ def mine_in_process(
         rule_sets=prepared.rule_sets,
         max_positives=plan.max_positives or 0,
         split=plan.split,
-        num_buckets=plan.num_buckets,
+        exchange=prepared.output.make_exchange("shuffle", plan.num_buckets),
         qrels=prepared.qrels,
         teacher=Teacher(job.teacher, job.normalize, job.temperature),
         format=job.format,
@@ -49,14 +50,11 @@ def mine_in_process(
         with_examples=True,
     )
     records = [mine_unit(unit, spec) for unit in plan.units]
-    moved = [record["shuffled"] for record in records if "shuffled" in record]
-    slices = [
-        [(one["uri"], one["size"], one["places"][bucket], one["places"][bucket + 1]) for one in moved]
-        for bucket in range(plan.num_buckets)
-    ]
+    slices = collect_slices([record["shuffled"] for record in records if "shuffled" in record], plan.num_buckets)
     if plan.max_positives is None:
-        spec = replace(spec, max_positives=max(count_bucket(own, scored.columns, prepared.qrels) for own in slices))
-    records += [mine_bucket(unit, spec, own) for unit, own in zip(plan.buckets, slices, strict=True)]
+        counts = [count_positives(bucket, scored.columns, prepared.qrels) for bucket in slices]
+        spec = replace(spec, max_positives=max(count["most"] for count in counts))
+    records += [mine_bucket(bucket, spec) for bucket in zip(plan.buckets, slices, strict=True)]
     tally = MiningTally(job.space)
     for record in records:
         tally.merge(MiningTally.from_dict(json.loads(json.dumps(record["tallies"]["as given"]))))

@@ -5,8 +5,9 @@ highest, for precision), and shares with Wilson's 95 % interval. Knows nothing o
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -14,6 +15,54 @@ SCORES = ("forward", "backward", "combined", "margin", "ratio margin")
 TABLE_ROWS = 10
 CURVE_POINTS = 120
 Z = 1.959964
+
+
+@dataclass(frozen=True)
+class LabelledScores:
+    """Scores of known pairs.
+
+    Attributes:
+        labels: [num_known], 1 right and 0 wrong.
+        values: float64 [num_known] of each kind of score.
+    """
+
+    labels: np.ndarray
+    values: dict[str, np.ndarray]
+
+    @classmethod
+    def join(cls, pieces: Sequence[Mapping[str, Sequence[float]]]) -> Self:
+        """Return the scores of several tasks, with `labels` among them; a margin without rivals is above every threshold."""
+        columns = {
+            name: np.array([value for piece in pieces for value in piece[name]], float) for name in (pieces or [{}])[0]
+        }
+        values = {
+            name: np.where(np.isnan(column), np.inf if name == "margin" else -np.inf, column)
+            for name, column in columns.items()
+            if name != "labels" and (name == "margin" or not np.isnan(column).all())
+        }
+        return cls(columns.get("labels", np.zeros(0)), values)
+
+    @property
+    def num_right(self) -> int:
+        """Known right pairs."""
+        return int((self.labels == 1).sum())
+
+    @property
+    def num_wrong(self) -> int:
+        """Known wrong pairs."""
+        return int((self.labels == 0).sum())
+
+    def estimate(self, least: Mapping[str, float | None]) -> dict[str, Any]:
+        """Return what thresholds make of these pairs, by kind of score: estimated precision and recall, as JSON values."""
+        passes = np.ones(len(self.labels), bool)
+        for name, threshold in least.items():
+            if threshold is not None and name in self.values:
+                passes &= self.values[name] >= threshold
+        right = int((passes & (self.labels == 1)).sum())
+        return {
+            "estimated_precision": estimate_share(right, int(passes.sum())),
+            "estimated_recall": estimate_share(right, self.num_right),
+        }
 
 
 @dataclass(frozen=True)
@@ -100,7 +149,7 @@ def estimate_share(right: int, total: int) -> dict[str, Any] | None:
     return {"value": share, "low": max(0.0, centre - half), "high": min(1.0, centre + half), "known": total}
 
 
-def calibrate(values: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, Curve]:
+def calibrate(scores: LabelledScores) -> dict[str, Curve]:
     """Return the curve of each kind of score that tells something."""
-    found = {name: trace_curve(values[name], labels) for name in SCORES if name in values}
-    return {name: curve for name, curve in found.items() if curve is not None}
+    curves = {name: trace_curve(scores.values[name], scores.labels) for name in SCORES if name in scores.values}
+    return {name: curve for name, curve in curves.items() if curve is not None}

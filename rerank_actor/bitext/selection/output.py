@@ -4,20 +4,18 @@
     DELIVER/_select/lang_pair=deu-eng/                       settings.json, steps/ while at work, result.json
     DELIVER/_select/report.html, report.json                 over all language pairs
 
-A step's objects are written first and its record last, so that a record says what is done. Knows nothing of Ray.
+A step's objects are written first and its record last, so that a record says what is done; from these and from the listing
+it is known how a selection stands, and whether its files are those written. Knows nothing of rules, or of Ray.
 """
 
 import json
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from rerank_actor import storage
 from rerank_actor.bitext.selection.job import FORMATS
 from rerank_actor.outputs.folder import JobFolder
-
-READ_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -41,15 +39,11 @@ class SelectOutput(JobFolder):
 
     def write_json(self, name: str, values: Any) -> None:
         """Write one of the selection's own objects."""
-        data = json.dumps(values, indent=None if name.startswith("steps/") else 1, ensure_ascii=False).encode()
-        self.write_own(name, data)
+        self.write_own(name, json.dumps(values, indent=1, ensure_ascii=False).encode())
 
-    def read_steps(self, step: str) -> dict[int, dict[str, Any]]:
-        """Return the records of a step's tasks that are done, by number."""
-        listed = [item.uri for item in storage.list_objects(self.at("steps", step)) if item.uri.endswith(".json")]
-        with ThreadPoolExecutor(READ_THREADS) as pool:
-            found = [record for record in map(_parse, pool.map(storage.read_if_present, listed)) if record is not None]
-        return {record["number"]: record for record in found}
+    def step_folder(self, step: str) -> str:
+        """Return the folder of a step's records and of the rows that it passes on."""
+        return self.at("steps", step)
 
     def list_data(self) -> dict[str, storage.StoredObject]:
         """Return the delivered objects of all formats, by URI."""
@@ -74,9 +68,47 @@ def find_lost(present: Mapping[str, storage.StoredObject], written: Mapping[str,
     ]
 
 
-def _parse(data: bytes | None) -> dict[str, Any] | None:
-    try:
-        found = json.loads(data) if data else None
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
+@dataclass(frozen=True)
+class SelectionStatus:
+    """The selection of one language pair.
+
+    Attributes:
+        name: of the language pair.
+        numbers: what it wrote down at its end; None where it is at work, or was stopped.
+    """
+
+    name: str
+    numbers: dict[str, Any] | None
+
+
+def read_selection_status(uri: str) -> list[SelectionStatus]:
+    """Return the language pairs that were selected from into a folder, in order of names; none where it is no such folder.
+
+    Raises:
+        JobError, StorageError: the folder cannot be read.
+    """
+    root = storage.join_uri(uri, "_select") + "/"
+    begun = {item.uri.removeprefix(root).partition("/")[0] for item in storage.list_objects(root[:-1])}
+    names = sorted(name.removeprefix("lang_pair=") for name in begun if name.startswith("lang_pair="))
+    return [SelectionStatus(name, SelectOutput(uri, name).read_own("result.json") or None) for name in names]
+
+
+def check_delivered(uri: str, status: SelectionStatus) -> list[str]:
+    """Return what is wrong with the files of a language pair, in sentences; nothing where all are as they were written.
+
+    Raises:
+        JobError, StorageError: the folder cannot be read.
+    """
+    output = SelectOutput(uri, status.name)
+    if status.numbers is None:
+        return [f"{status.name}: its selection has not come to its end; run the same command again"]
+    present, expected = output.list_data(), dict(status.numbers["objects"])
+    problems = find_lost(present, expected)
+    problems += [f"{name}: was not written by this selection" for name in sorted(present) if name not in expected]
+    for kind in FORMATS:
+        mark = storage.join_uri(output.data_folder(kind), "_SUCCESS")
+        if any(storage.is_within(name, output.data_folder(kind)) for name in expected) and (
+            storage.read_if_present(mark) is None
+        ):
+            problems.append(f"{mark}: is missing")
+    return problems

@@ -1,27 +1,25 @@
 """Selection: from a `SelectJob` to delivered files, one language pair after the other, and on again after whatever ended it.
 
 `select_pairs` is the order of language pairs; `LanguagePairSelection.execute` in `language_pair` is that of the steps of
-one, and what a step does is known in `steps`.
+one, and which step does what is known in `steps`.
 """
 
 import contextlib
-import functools
 import json
-from collections.abc import Callable
 from typing import Any
 
 from rerank_actor import storage
 from rerank_actor.bitext.selection.job import SelectJob
 from rerank_actor.bitext.selection.labelled_pairs import LabelledPairs, load_labelled
 from rerank_actor.bitext.selection.language_pair import LanguagePairSelection, Selected
-from rerank_actor.bitext.selection.output import SelectOutput, find_lost
+from rerank_actor.bitext.selection.output import SelectOutput, find_lost, read_selection_status
 from rerank_actor.bitext.selection.report import render_report
 from rerank_actor.bitext.selection.scored import ScoredPair, find_scored
-from rerank_actor.bitext.selection.status import read_selection_status
 from rerank_actor.errors import InputError, OutputConflictError
 from rerank_actor.fingerprint import refuse_other_rules
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.runtime.connection import Connection, SignalWatch, connect_ray, watch_signals
+from rerank_actor.runtime.steps import TaskRunner
 from rerank_actor.storage.lease import Lease, make_run_id
 
 DEFINITION_VERSION = 1  # to be raised when the same settings and scores give other rows
@@ -45,29 +43,40 @@ def select_pairs(job: SelectJob, folders: list[str], reporter: Reporter | None =
     """
     reporter = reporter or QuietReporter()
     known = check_selection(job, folders)
-    found = find_scored(job, folders)
+    pairs = find_scored(job, folders)
     results: dict[str, Selected] = {}
     errors: list[InputError] = []
-    settings = {name: _collect_settings(scored, job, known) for name, scored in found.items()}
-    earlier = {name: _find_earlier(SelectOutput(job.deliver, name), own, job) for name, own in settings.items()}
+    settings = {name: _collect_settings(scored, job, known) for name, scored in pairs.items()}
+    earlier = {name: _find_earlier(SelectOutput(job.deliver, name), values, job) for name, values in settings.items()}
     with contextlib.ExitStack() as stack:
         connect = _Connector(job, stack)
-        for name, scored in found.items():
+        for name, scored in pairs.items():
+            output = SelectOutput(_name_folder(job), name)
+            runner = TaskRunner(connect, _make_lease(output), storage.capture_environment())
+            selection = LanguagePairSelection(scored, job, known, output, settings[name], runner, reporter)
             try:
-                run = functools.partial(LanguagePairSelection, scored, job, known, connect=connect, reporter=reporter)
-                results[name] = _select_pair(run, SelectOutput(job.deliver, name), settings[name], earlier[name], job)
+                results[name] = _select_pair(selection, earlier[name])
             except InputError as error:  # other language pairs need not wait for this one
                 errors.append(error)
                 results[name] = Selected("failed", failure=str(error))
-    if len(errors) == len(found):
+    if len(errors) == len(pairs):
         raise errors[0]
     if not job.calibrate_only:
         write_report(job.deliver)
         return results
-    told = [result.numbers for result in results.values() if result.numbers]
-    page = render_report(told, job.deliver, title="Scores of translation pairs on known pairs")
+    numbers = [result.numbers for result in results.values() if result.numbers]
+    page = render_report(numbers, job.deliver, title="Scores of translation pairs on known pairs")
     storage.write_bytes(storage.join_uri(job.deliver, "_select", "calibration.html"), page.encode())
     return results
+
+
+def _name_folder(job: SelectJob) -> str:
+    """Return the folder of what is written; known pairs alone are looked at in one that is deleted."""
+    return storage.join_uri(job.deliver, "_select", "calibrate") if job.calibrate_only else job.deliver
+
+
+def _make_lease(output: SelectOutput) -> Lease:
+    return Lease(output.lease_uri, output.uri, make_run_id())
 
 
 def check_selection(job: SelectJob, folders: list[str]) -> LabelledPairs | None:
@@ -92,13 +101,13 @@ class _Connector:
 
     def __init__(self, job: SelectJob, stack: contextlib.ExitStack) -> None:
         self._job, self._stack = job, stack
-        self._found: tuple[SignalWatch, Connection] | None = None
+        self._connected: tuple[SignalWatch, Connection] | None = None
 
     def __call__(self) -> tuple[SignalWatch, Connection]:
-        if self._found is None:
+        if self._connected is None:
             watch = self._stack.enter_context(watch_signals())
-            self._found = watch, self._stack.enter_context(connect_ray(self._job, watch))
-        return self._found
+            self._connected = watch, self._stack.enter_context(connect_ray(self._job, watch))
+        return self._connected
 
 
 def _collect_settings(scored: ScoredPair, job: SelectJob, known: LabelledPairs | None) -> dict[str, Any]:
@@ -133,32 +142,24 @@ def _find_earlier(output: SelectOutput, settings: dict[str, Any], job: SelectJob
     )
 
 
-def _select_pair(
-    run: Callable[..., LanguagePairSelection],
-    output: SelectOutput,
-    settings: dict[str, Any],
-    earlier: dict[str, Any] | None,
-    job: SelectJob,
-) -> Selected:
-    """Select from a language pair, unless that is done; known pairs alone are looked at in a folder that is deleted."""
-    if job.calibrate_only:
-        output = SelectOutput(storage.join_uri(job.deliver, "_select", "calibrate"), output.pair)
-    lease = Lease(output.lease_uri, output.uri, make_run_id())
-    pair_run = run(output=output, settings=settings, lease=lease)
-    done = output.read_own("result.json") if earlier is not None and not job.calibrate_only else {}
+def _select_pair(selection: LanguagePairSelection, earlier: dict[str, Any] | None) -> Selected:
+    """Select from a language pair, unless an earlier run did, by whose settings this one can go on."""
+    output, lease, say = selection.output, selection.runner.lease, selection.reporter.say
+    calibrates = selection.job.calibrate_only
+    done = output.read_own("result.json") if earlier is not None and not calibrates else {}
     if done and not find_lost(output.list_data(), done["objects"]):
-        pair_run.reporter.say(f"{output.pair}: {done['counts'].get('kept', 0):,} pairs, all delivered already")
+        say(f"{output.pair}: {done['counts'].get('kept', 0):,} pairs, all delivered already")
         return Selected("complete", done)
-    lease.acquire(pair_run.reporter.say)
+    lease.acquire(say)
     try:
-        if earlier is None or done or job.calibrate_only:
+        if earlier is None or done or calibrates:
             output.clear()
         output.clear_scratch()
-        if not job.calibrate_only:
-            return pair_run.execute()
-        found = pair_run.look()
+        if not calibrates:
+            return selection.execute()
+        looked_at = selection.look()
         output.clear()
-        return found
+        return looked_at
     finally:
         lease.release()
 
@@ -166,8 +167,8 @@ def _select_pair(
 def write_report(deliver: str) -> None:
     """Write the report over all language pairs that were ever delivered to a folder."""
     root = storage.join_uri(deliver, "_select")
-    found = [one.numbers for one in read_selection_status(deliver) if one.numbers is not None]
-    told = [{name: value for name, value in one.items() if name != "objects"} for one in found]
-    data = json.dumps({"lang_pairs": told}, indent=1, ensure_ascii=False).encode()
+    complete = [status.numbers for status in read_selection_status(deliver) if status.numbers is not None]
+    shown = [{name: value for name, value in numbers.items() if name != "objects"} for numbers in complete]
+    data = json.dumps({"lang_pairs": shown}, indent=1, ensure_ascii=False).encode()
     storage.write_bytes(storage.join_uri(root, "report.json"), data)
-    storage.write_bytes(storage.join_uri(root, "report.html"), render_report(found, deliver).encode())
+    storage.write_bytes(storage.join_uri(root, "report.html"), render_report(complete, deliver).encode())

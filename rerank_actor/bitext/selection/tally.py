@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from rerank_actor.bitext.selection.calibration import estimate_share
+from rerank_actor.bitext.selection.rules import STEPS, SelectionRules
+
 BIN_WIDTHS = {"logit": 0.25, "probability": 0.01}
 LEAST, MOST = -40.0, 40.0  # log-odds beyond stand in the outermost bins
 
@@ -50,18 +53,39 @@ class SelectionTally:
         """Return the mean score of `candidates` or `kept`, None of none."""
         return self.sums[name] / self.counts[name] if self.counts[name] else None
 
+    def summarize(self, rules: SelectionRules) -> dict[str, Any]:
+        """Return what a selection by some rules came to, as JSON values."""
+        left, funnel = self.counts["rows"], []
+        for step, words in STEPS.items():
+            if removed := self.removed[step]:
+                left -= removed
+                label = f"{words} {rules.mode}" if step == "mode" else words
+                funnel.append({"step": label, "removed": removed, "left": left})
+        right, wrong = self.counts["kept_right"], self.counts["kept_wrong"]
+        return {
+            "counts": dict(sorted(self.counts.items())),
+            "funnel": funnel,
+            "mean_score": {name: self.find_mean(name) for name in ("candidates", "kept")},
+            "space": rules.space,
+            "bins": {
+                name: {str(number): count for number, count in sorted(bins.items())} for name, bins in self.bins.items()
+            },
+            "estimated_precision": estimate_share(right, right + wrong),
+            "estimated_recall": estimate_share(right, self.counts["known_right"]),
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        bins = {name: {str(number): count for number, count in own.items()} for name, own in self.bins.items()}
+        bins = {name: {str(number): count for number, count in kind.items()} for name, kind in self.bins.items()}
         return {"counts": dict(self.counts), "removed": dict(self.removed), "bins": bins, "sums": self.sums}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "SelectionTally":
         """Return what `to_dict` gave."""
-        found = cls()
-        found.counts.update(values["counts"])
-        found.removed.update(values["removed"])
+        tally = cls()
+        tally.counts.update(values["counts"])
+        tally.removed.update(values["removed"])
         for name, bins in values["bins"].items():
-            found.bins[name].update({int(number): count for number, count in bins.items()})
-        found.sums.update(values["sums"])
-        return found
+            tally.bins[name].update({int(number): count for number, count in bins.items()})
+        tally.sums.update(values["sums"])
+        return tally

@@ -1,0 +1,67 @@
+"""A step does what is not done: records are stored last, found again, and damaged ones done anew; failures are told."""
+
+import json
+import operator
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rerank_actor.runtime.steps import StepRecords, TaskRunner, run_step
+from rerank_actor.runtime.task_report import TaskFailure
+
+
+class RunnerHere(TaskRunner):
+    """Runs tasks in this process, the last one first."""
+
+    def __init__(self) -> None:
+        """Nothing to connect to."""
+
+    def run_tasks(
+        self, work: Callable[[Any], dict[str, Any]], items: Sequence[Any], take: Callable[[int, Any], None]
+    ) -> None:
+        for number in reversed(range(len(items))):
+            try:
+                report: Any = work(items[number])
+            except ValueError as error:
+                report = TaskFailure(str(error), "ValueError")
+            take(number, report)
+
+
+def square(item: int) -> dict[str, Any]:
+    if item < 0:
+        raise ValueError(f"{item} is negative")
+    return {"square": item * item, "places": np.array([0, item])}
+
+
+def run(items: dict[str, int], records: StepRecords | None, **options: Any) -> Any:
+    return run_step(square, items, records, RunnerHere(), keep=operator.itemgetter("square"), **options)
+
+
+def test_tasks_that_are_done_are_not_done_again_and_all_come_in_order(tmp_path: Path) -> None:
+    records, items = StepRecords(str(tmp_path / "step"), str(tmp_path / "tmp")), {"a": 1, "b": 2, "c": 3}
+    first = run({"b": 2, "other": 9}, records)
+    assert (first.records, first.num_run) == ([4, 81], 2)
+    assert json.loads((tmp_path / "step/b.json").read_text()) == {"square": 4, "places": [0, 2]}
+    again = run(items, records)
+    assert (again.records, again.num_run, again.failures) == ([1, 4, 9], 2, {})
+    (tmp_path / "step/a.json").write_text('{"square": ')
+    (tmp_path / "step/c.json").write_text("[]")
+    assert (run(items, records).num_run, run(items, records).num_run) == (2, 0)
+
+
+def test_failed_tasks_are_told_and_leave_no_record(tmp_path: Path) -> None:
+    records, told = StepRecords(str(tmp_path)), []
+    outcome = run({"a": 1, "b": -2, "c": -3}, records, on_failure=lambda name, failure: told.append((name, failure)))
+    assert outcome.records == [1]
+    assert outcome.failures == dict(told)
+    assert told == [
+        (name, TaskFailure(f"{number} is negative", "ValueError")) for name, number in (("c", -3), ("b", -2))
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_step_without_records_goes_by_what_is_known_to_be_done(tmp_path: Path) -> None:
+    outcome = run({"a": 1, "b": 2}, None, done={"a": 7})
+    assert (outcome.records, outcome.num_run) == ([7, 4], 1)
