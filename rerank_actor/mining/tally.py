@@ -92,10 +92,9 @@ class Distribution:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Distribution":
         """Return what `to_dict` gave."""
-        found = cls(**{**values, "bins": Counter({int(number): count for number, count in values["bins"].items()})})
-        if not found.count:
-            found.lowest, found.highest = float("inf"), float("-inf")
-        return found
+        bins = Counter({int(number): count for number, count in values["bins"].items()})
+        limits = {} if values["count"] else {"lowest": float("inf"), "highest": float("-inf")}
+        return cls(**{**values, **limits, "bins": bins})
 
 
 @dataclass
@@ -143,14 +142,14 @@ class MiningTally:
             self.removed[step] += number
         for name in ("positives", "negatives", "margins"):
             getattr(self, name).merge(getattr(other, name))
-        self.examples = sorted([*self.examples, *other.examples], key=lambda one: one["ticket"])[:EXAMPLES_KEPT]
+        self.examples = sorted([*self.examples, *other.examples], key=lambda example: example["ticket"])[:EXAMPLES_KEPT]
 
     def pick_examples(self, number: int) -> list[dict[str, Any]]:
         """Return some examples, from the smallest margin to the largest, evenly spread over those at hand."""
-        found = sorted(self.examples, key=lambda one: (one["margin"], one["ticket"]))
-        if len(found) <= number:
-            return found
-        return [found[round(place)] for place in np.linspace(0, len(found) - 1, number)] if number else []
+        ordered = sorted(self.examples, key=lambda example: (example["margin"], example["ticket"]))
+        if len(ordered) <= number:
+            return ordered
+        return [ordered[round(index)] for index in np.linspace(0, len(ordered) - 1, number)] if number else []
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
@@ -165,18 +164,18 @@ class MiningTally:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "MiningTally":
         """Return what `to_dict` gave."""
-        found = cls(values["space"], Counter(values["counts"]), Counter(values["removed"]), values["examples"])
+        tally = cls(values["space"], Counter(values["counts"]), Counter(values["removed"]), values["examples"])
         for name in ("positives", "negatives", "margins"):
-            setattr(found, name, Distribution.from_dict(values[name]))
-        return found
+            setattr(tally, name, Distribution.from_dict(values[name]))
+        return tally
 
 
 def _draw_examples(
     chosen: TrainingExamples, values: np.ndarray, positive: np.ndarray, negative: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Return a few pairs of a positive and a negative, drawn by their place in the input, so that a resume draws the same."""
-    place = chosen.table["position"].to_numpy().astype(np.uint64)
-    tickets = mix(place[positive] ^ mix(place[negative]))
+    """Return a few pairs of a positive and a negative, drawn by their positions, so that a resume draws the same."""
+    position = chosen.table["position"].to_numpy().astype(np.uint64)
+    tickets = mix(position[positive] ^ mix(position[negative]))
     drawn = np.argsort(tickets, kind="stable")[:EXAMPLES_PER_UNIT]
     texts = {
         "query": chosen.table["query"].take(positive[drawn]).to_pylist(),
@@ -189,7 +188,7 @@ def _draw_examples(
             "positive_value": float(values[positive[row]]),
             "negative_value": float(values[negative[row]]),
             "margin": float(values[positive[row]] - values[negative[row]]),
-            **{name: found[number][:SHOWN_CHARACTERS] for name, found in texts.items()},
+            **{name: shown[number][:SHOWN_CHARACTERS] for name, shown in texts.items()},
         }
         for number, row in enumerate(drawn)
     ]

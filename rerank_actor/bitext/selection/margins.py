@@ -41,14 +41,14 @@ def sort_groups(high: np.ndarray, low: np.ndarray, *then: np.ndarray) -> Groups:
 
 
 def _log_sigmoid(logit: np.ndarray) -> np.ndarray:
-    found: np.ndarray = -np.logaddexp(0.0, -logit)
-    return found
+    log_probability: np.ndarray = -np.logaddexp(0.0, -logit)
+    return log_probability
 
 
 def to_probability(logit: np.ndarray) -> np.ndarray:
     """Return probabilities of log-odds: float64."""
-    found: np.ndarray = np.exp(_log_sigmoid(np.asarray(logit, np.float64)))
-    return found
+    probability: np.ndarray = np.exp(_log_sigmoid(np.asarray(logit, np.float64)))
+    return probability
 
 
 def to_space(logit: np.ndarray, space: Space) -> np.ndarray:
@@ -69,18 +69,18 @@ def combine(forward: np.ndarray, backward: np.ndarray, how: Combine, space: Spac
         space: of the score.
     """
     forward, backward = np.asarray(forward, np.float64), np.asarray(backward, np.float64)
-    found: np.ndarray
+    combined: np.ndarray
     if how == "min":
-        found = np.minimum(forward, backward)
+        combined = np.minimum(forward, backward)
     elif how == "mean" and space == "logit":
-        found = (forward + backward) / 2
+        combined = (forward + backward) / 2
     elif how == "mean":
         right = np.logaddexp(_log_sigmoid(forward), _log_sigmoid(backward))
-        found = right - np.logaddexp(_log_sigmoid(-forward), _log_sigmoid(-backward))
+        combined = right - np.logaddexp(_log_sigmoid(-forward), _log_sigmoid(-backward))
     else:
         right = _log_sigmoid(forward) + _log_sigmoid(backward)
-        found = right - np.logaddexp(_log_sigmoid(-forward), _log_sigmoid(forward) + _log_sigmoid(-backward))
-    return found
+        combined = right - np.logaddexp(_log_sigmoid(-forward), _log_sigmoid(forward) + _log_sigmoid(-backward))
+    return combined
 
 
 def average_others(value: np.ndarray, groups: Groups, count: int) -> np.ndarray:
@@ -91,38 +91,34 @@ def average_others(value: np.ndarray, groups: Groups, count: int) -> np.ndarray:
         groups: of the rows, by falling value.
         count: how many others at most; 0 for all.
     """
-    found = np.full(len(value), np.nan)
+    means = np.full(len(value), np.nan)
     if not len(value):
-        return found
+        return means
     ordered = value[groups.order]
     size = np.repeat(groups.sizes, groups.sizes)
     others = size - 1 if not count else np.minimum(count, size - 1)
+    rank = np.arange(len(ordered)) - np.repeat(groups.starts, groups.sizes)
     if not count or count >= SEVERAL:
-        rank = np.arange(len(ordered)) - np.repeat(groups.starts, groups.sizes)
         taken = rank <= count if count else np.ones(len(rank), bool)
-        total = np.repeat(np.add.reduceat(np.where(taken, ordered, 0.0), groups.starts), groups.sizes)
-        last = _take_at(ordered, groups, count)
+        total = np.add.reduceat(np.where(taken, ordered, 0.0), groups.starts)
     else:
-        rank = np.arange(len(ordered)) - np.repeat(groups.starts, groups.sizes)
         total = np.zeros(len(groups.starts))
-        for place in range(count + 1):
-            inside = groups.sizes > place
-            total[inside] += ordered[groups.starts[inside] + place]
-        total = np.repeat(total, groups.sizes)
-        last = _take_at(ordered, groups, count)
+        for index in range(count + 1):
+            total += _take_at(ordered, groups, index)
     # The total is of one more than is wanted: a row among them leaves itself out, any other the last of them.
-    own = np.where(rank < count, ordered, last) if count else ordered
+    last = np.repeat(_take_at(ordered, groups, count), groups.sizes)
+    left_out = np.where(rank < count, ordered, last) if count else ordered
     with np.errstate(invalid="ignore", divide="ignore"):
-        found[groups.order] = np.where(others > 0, (total - own) / others, np.nan)
-    return found
+        means[groups.order] = np.where(others > 0, (np.repeat(total, groups.sizes) - left_out) / others, np.nan)
+    return means
 
 
-def _take_at(ordered: np.ndarray, groups: Groups, place: int) -> np.ndarray:
-    """Return the value at a place of each row's group, 0 where the group is shorter."""
-    inside = groups.sizes > place
-    found = np.zeros(len(groups.starts))
-    found[inside] = ordered[groups.starts[inside] + place]
-    return np.repeat(found, groups.sizes)
+def _take_at(ordered: np.ndarray, groups: Groups, index: int) -> np.ndarray:
+    """Return the value at an index of each group: float64 [num_groups], 0 where the group is shorter."""
+    is_long = groups.sizes > index
+    values = np.zeros(len(groups.starts))
+    values[is_long] = ordered[groups.starts[is_long] + index]
+    return values
 
 
 def average_best(value: np.ndarray, groups: Groups, count: int) -> np.ndarray:
@@ -133,40 +129,40 @@ def average_best(value: np.ndarray, groups: Groups, count: int) -> np.ndarray:
         groups: of the rows, by falling value with NaN last.
         count: how many at most; 0 for all.
     """
-    found = np.full(len(value), np.nan)
+    means = np.full(len(value), np.nan)
     if not len(value):
-        return found
+        return means
     ordered = value[groups.order]
     rank = np.arange(len(ordered)) - np.repeat(groups.starts, groups.sizes)
     taken = np.isfinite(ordered) & ((rank < count) if count else True)
     total = np.add.reduceat(np.where(taken, ordered, 0.0), groups.starts)
     number = np.add.reduceat(taken.astype(np.int64), groups.starts)
     with np.errstate(invalid="ignore", divide="ignore"):
-        found[groups.order] = np.repeat(total / number, groups.sizes)
-    return found
+        means[groups.order] = np.repeat(total / number, groups.sizes)
+    return means
 
 
 def compute_margin(logit: np.ndarray, source_rest: np.ndarray, target_rest: np.ndarray) -> np.ndarray:
     """Return log-odds minus the mean of both sides' other candidates; of one side where the other has none; else NaN."""
     rest = np.where(np.isnan(source_rest), target_rest, source_rest)
     both = ~np.isnan(source_rest) & ~np.isnan(target_rest)
-    found: np.ndarray = logit - np.where(both, (source_rest + target_rest) / 2, rest)
-    return found
+    margin: np.ndarray = logit - np.where(both, (source_rest + target_rest) / 2, rest)
+    return margin
 
 
 def compute_ratio(cosine: np.ndarray, source_near: np.ndarray, target_near: np.ndarray) -> np.ndarray:
     """Return the ratio margin; NaN where there is no cosine or the neighbours' mean is not above 0."""
     near = (source_near + target_near) / 2
-    found: np.ndarray = np.where(near > 0, cosine / np.where(near > 0, near, 1.0), np.nan)
-    return found
+    ratio: np.ndarray = np.where(near > 0, cosine / np.where(near > 0, near, 1.0), np.nan)
+    return ratio
 
 
 def find_best(high: np.ndarray, low: np.ndarray, rank: np.ndarray, tie: np.ndarray, position: np.ndarray) -> np.ndarray:
     """Return which row is the best of its group: bool [num_rows]; ties go to the lower `tie`, then `position`."""
     groups = sort_groups(high, low, -rank, tie, position)
-    found = np.zeros(len(rank), bool)
-    found[groups.order[groups.starts]] = True
-    return found
+    is_best = np.zeros(len(rank), bool)
+    is_best[groups.order[groups.starts]] = True
+    return is_best
 
 
 def match_greedily(source: np.ndarray, target: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -177,15 +173,15 @@ def match_greedily(source: np.ndarray, target: np.ndarray, order: np.ndarray) ->
         target: the same of targets.
         order: int64 [num_pairs], the pairs, best first.
     """
-    found = np.zeros(len(source), bool)
+    is_taken = np.zeros(len(source), bool)
     if not len(source):
-        return found
+        return is_taken
     free_source = bytearray(b"\x01") * (int(source.max()) + 1)
     free_target = bytearray(b"\x01") * (int(target.max()) + 1)
     taken = []
-    for row, one, other in zip(order.tolist(), source[order].tolist(), target[order].tolist(), strict=True):
-        if free_source[one] and free_target[other]:
-            free_source[one] = free_target[other] = 0
+    for row, left, right in zip(order.tolist(), source[order].tolist(), target[order].tolist(), strict=True):
+        if free_source[left] and free_target[right]:
+            free_source[left] = free_target[right] = 0
             taken.append(row)
-    found[taken] = True
-    return found
+    is_taken[taken] = True
+    return is_taken
