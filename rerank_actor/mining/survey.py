@@ -159,7 +159,7 @@ def plan_units(surveys: list[Survey], unit_bytes: int, *, hashes_at_once: int = 
         split, max_positives = None, None
         num_moved, most_buckets = held, held
     else:
-        split, max_positives = _find_split(groups)
+        split, max_positives = _list_split(groups)
         num_moved = sum(int(is_split(survey.hashes, split).sum()) for group in groups for survey in group)
         most_buckets = len(split)
     num_buckets = max(1, min(most_buckets, round(num_moved / held * num_bytes / unit_bytes))) if num_moved else 0
@@ -208,7 +208,7 @@ def _make_unit(name: str, surveys: list[Survey], start: int) -> MiningUnit:
     return MiningUnit(name, tuple(runs))
 
 
-def _find_split(groups: list[list[Survey]]) -> tuple[np.ndarray, int]:
+def _list_split(groups: list[list[Survey]]) -> tuple[np.ndarray, int]:
     """Return the sorted hashes that occur in several units, and the most positives of a hash."""
     hashes, positives = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
     for group in groups:

@@ -56,7 +56,7 @@ class Distribution:
         self.lowest, self.highest = min(self.lowest, other.lowest), max(self.highest, other.highest)
         self.bins.update(other.bins)
 
-    def find_quantile(self, share: float) -> float:
+    def compute_quantile(self, share: float) -> float:
         """Return the value below which this share lies, to within a bin."""
         left = share * self.count
         for number in sorted(self.bins):
@@ -72,7 +72,7 @@ class Distribution:
             return {"count": 0}
         mean = self.total / self.count
         spread = max(0.0, self.squares - self.count * mean * mean) / max(1, self.count - 1)
-        quartiles = {f"{share:.0%}": self.find_quantile(share) for share in QUANTILES}
+        quartiles = {f"{share:.0%}": self.compute_quantile(share) for share in QUANTILES}
         return {
             "count": self.count,
             "mean": mean,

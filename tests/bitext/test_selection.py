@@ -30,7 +30,7 @@ from selection_inputs import (
 from jobs.bitext import bitext
 from jobs.status import status
 from jobs.verify import verify
-from rerank_actor.bitext.selection.delivery import find_parts
+from rerank_actor.bitext.selection.delivery import assign_parts
 from rerank_actor.bitext.selection.job import SelectJob
 from rerank_actor.bitext.selection.language_pair import Selected
 from rerank_actor.bitext.selection.margins import (
@@ -147,7 +147,7 @@ def test_parts_follow_one_another_in_falling_order(items: list[tuple[int, int]],
     rank, tie = np.array([one[0] for one in items], float), np.array([one[1] for one in items], np.uint64)
     order = np.lexsort((tie, -rank))
     places = np.arange(1, number) * len(order) // number if len(order) else np.zeros(0, int)
-    parts = find_parts(rank, tie, (rank[order[places]], tie[order[places]]))
+    parts = assign_parts(rank, tie, (rank[order[places]], tie[order[places]]))
     assert (np.diff(parts[order]) >= 0).all()
     distinct = {*items}
     if len(distinct) == len(items):

@@ -18,7 +18,7 @@ from rerank_actor.storage.exchange import read_slices
 ROW_MASK = 2**ROW_BITS - 1
 
 
-def find_parts(rank: np.ndarray, tie: np.ndarray, starts: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
+def assign_parts(rank: np.ndarray, tie: np.ndarray, starts: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
     """Return the part of each pair: int64 [num_pairs], best first.
 
     Args:
@@ -61,7 +61,7 @@ def fetch_texts(task: StepTask, spec: StepSpec) -> StepResult:
         table = table.append_column(name, pa.array(values.astype(np.float32), ADDED[name], from_pandas=True))
     for name, values in zip(SORTING, (pairs.rank, pairs.tie, pairs.position), strict=True):
         table = table.append_column(name, pa.array(values))
-    result.outputs["rows"] = Rows(table, find_parts(pairs.rank, pairs.tie, spec.starts), spec.num_parts)
+    result.outputs["rows"] = Rows(table, assign_parts(pairs.rank, pairs.tie, spec.starts), spec.num_parts)
     return result
 
 

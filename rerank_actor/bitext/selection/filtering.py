@@ -14,7 +14,7 @@ from rerank_actor.bitext.selection.margins import (
     average_others,
     compute_margin,
     compute_ratio,
-    find_best,
+    mark_best,
     sort_groups,
     to_space,
 )
@@ -47,7 +47,7 @@ def drop_duplicates(task: StepTask, spec: StepSpec) -> StepResult:
         pairs = _drop_exact(pairs)
         result.tally.removed["exact"] = before - len(pairs)
     if spec.rules.deduplicate == "normalized":
-        best = find_best(pairs.n0, pairs.n1, pairs.logit, pairs.ties, pairs.position)
+        best = mark_best(pairs.n0, pairs.n1, pairs.logit, pairs.ties, pairs.position)
         result.tally.removed["normalized"] = int((~best).sum())
         pairs = pairs.select(best)
     pairs = replace(pairs, n0=NOT_YET, n1=NOT_YET)
@@ -154,7 +154,7 @@ def _filter(pairs: HashedPairs, spec: StepSpec, result: StepResult) -> None:
     if spec.rules.mode == "all":
         result.deliver(passed, spec)
     elif spec.rules.mode == "backward":
-        best = find_best(passed.t0, passed.t1, passed.rank, passed.ties, passed.position)
+        best = mark_best(passed.t0, passed.t1, passed.rank, passed.ties, passed.position)
         result.tally.removed["mode"] = int((~best).sum())
         result.deliver(passed.select(best), spec)
     else:

@@ -223,14 +223,14 @@ class LanguagePairSelection:
     def _deliver(self, spec: StepSpec) -> dict[str, int]:
         """Fetch the texts of what is kept, and write the files; returns their sizes by URI."""
         num_parts = -(-self.tally.counts["kept"] // self.job.part_rows)
-        spec = replace(spec, rules=self.rules, num_parts=max(1, num_parts), starts=self._find_starts(num_parts))
+        spec = replace(spec, rules=self.rules, num_parts=max(1, num_parts), starts=self._compute_starts(num_parts))
         units = _make_tasks(self.kept, "kept", spec.num_units)
         tasks = [replace(task, runs=self.scored.units[task.number]) for task in units if task.slices]
         fetched = self._step("fetch", tasks, spec, self.kept)
         written = self._step("write", _make_tasks(fetched, "rows", spec.num_parts), spec)
         return {uri: size for record in written for uri, size in record.facts["objects"].items()}
 
-    def _find_starts(self, num_parts: int) -> tuple[np.ndarray, np.ndarray] | None:
+    def _compute_starts(self, num_parts: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Return rank and tie with which each part but the first begins, from a sample of what is kept."""
         if num_parts < 2:
             return None

@@ -157,7 +157,7 @@ def compute_ratio(cosine: np.ndarray, source_near: np.ndarray, target_near: np.n
     return ratio
 
 
-def find_best(high: np.ndarray, low: np.ndarray, rank: np.ndarray, tie: np.ndarray, position: np.ndarray) -> np.ndarray:
+def mark_best(high: np.ndarray, low: np.ndarray, rank: np.ndarray, tie: np.ndarray, position: np.ndarray) -> np.ndarray:
     """Return which row is the best of its group: bool [num_rows]; ties go to the lower `tie`, then `position`."""
     groups = sort_groups(high, low, -rank, tie, position)
     is_best = np.zeros(len(rank), bool)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from rerank_actor.bitext.selection.hashed_pairs import HashedPairs
-from rerank_actor.bitext.selection.margins import find_best, match_greedily, sort_groups
+from rerank_actor.bitext.selection.margins import mark_best, match_greedily, sort_groups
 from rerank_actor.bitext.selection.step_task import StepResult, StepSpec, StepTask
 from rerank_actor.storage.exchange import assign_buckets
 
@@ -18,7 +18,7 @@ TARGET_BEST, TAKEN = 1, 2
 
 def mark_best_of_targets(pairs: HashedPairs) -> HashedPairs:
     """Return the pairs with a mark on the best of each target."""
-    best = find_best(pairs.t0, pairs.t1, pairs.rank, pairs.ties, pairs.position)
+    best = mark_best(pairs.t0, pairs.t1, pairs.rank, pairs.ties, pairs.position)
     return replace(pairs, mark=np.where(best, TARGET_BEST, 0).astype(np.int8))
 
 
@@ -26,7 +26,7 @@ def choose_pairs(task: StepTask, spec: StepSpec) -> StepResult:
     """Keep the best of each source, of both sides for the intersection."""
     result, pairs = StepResult(), task.read_pairs()
     if pairs is not None:
-        best = find_best(pairs.s0, pairs.s1, pairs.rank, pairs.ties, pairs.position)
+        best = mark_best(pairs.s0, pairs.s1, pairs.rank, pairs.ties, pairs.position)
         if spec.rules.mode == "intersection":
             best &= pairs.mark == TARGET_BEST
         result.tally.removed["mode"] = int((~best).sum())
@@ -67,7 +67,7 @@ def match_sources(task: StepTask, spec: StepSpec) -> StepResult:
     result, pairs = StepResult(), task.read_pairs()
     if pairs is None:
         return result
-    best = find_best(pairs.s0, pairs.s1, pairs.rank, pairs.ties, pairs.position)
+    best = mark_best(pairs.s0, pairs.s1, pairs.rank, pairs.ties, pairs.position)
     taken = best & (pairs.mark == TARGET_BEST)
     left = ~_spread(taken, pairs.s0, pairs.s1)
     result.tally.removed["mode"] = int((~left & ~taken).sum())

@@ -58,7 +58,7 @@ class SelectOutput(JobFolder):
         storage.delete_objects([self.at(name) for name in ("result.json", "settings.json")])
 
 
-def find_lost(present: Mapping[str, storage.StoredObject], written: Mapping[str, int]) -> list[str]:
+def list_lost(present: Mapping[str, storage.StoredObject], written: Mapping[str, int]) -> list[str]:
     """Return in sentences which of the objects that were written, with their sizes, are missing or of another size."""
     lost = [f"{uri}: is missing" for uri in written if uri not in present]
     return lost + [
@@ -103,7 +103,7 @@ def check_delivered(uri: str, status: SelectionStatus) -> list[str]:
     if status.numbers is None:
         return [f"{status.name}: its selection has not come to its end; run the same command again"]
     present, expected = output.list_data(), dict(status.numbers["objects"])
-    problems = find_lost(present, expected)
+    problems = list_lost(present, expected)
     problems += [f"{name}: was not written by this selection" for name in sorted(present) if name not in expected]
     for kind in FORMATS:
         mark = storage.join_uri(output.data_folder(kind), "_SUCCESS")

@@ -12,7 +12,7 @@ from rerank_actor import storage
 from rerank_actor.bitext.selection.job import SelectJob
 from rerank_actor.bitext.selection.labelled_pairs import LabelledPairs, load_labelled
 from rerank_actor.bitext.selection.language_pair import LanguagePairSelection, Selected
-from rerank_actor.bitext.selection.output import SelectOutput, find_lost, read_selection_status
+from rerank_actor.bitext.selection.output import SelectOutput, list_lost, read_selection_status
 from rerank_actor.bitext.selection.report import render_report
 from rerank_actor.bitext.selection.scored import ScoredPair, find_scored
 from rerank_actor.errors import InputError, OutputConflictError
@@ -147,7 +147,7 @@ def _select_pair(selection: LanguagePairSelection, earlier: dict[str, Any] | Non
     output, lease, say = selection.output, selection.runner.lease, selection.reporter.say
     calibrates = selection.job.calibrate_only
     done = output.read_own("result.json") if earlier is not None and not calibrates else {}
-    if done and not find_lost(output.list_data(), done["objects"]):
+    if done and not list_lost(output.list_data(), done["objects"]):
         say(f"{output.pair}: {done['counts'].get('kept', 0):,} pairs, all delivered already")
         return Selected("complete", done)
     lease.acquire(say)

@@ -49,7 +49,7 @@ class SelectionTally:
         for name, value in other.sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
-    def find_mean(self, name: str) -> float | None:
+    def compute_mean(self, name: str) -> float | None:
         """Return the mean score of `candidates` or `kept`, None of none."""
         return self.sums[name] / self.counts[name] if self.counts[name] else None
 
@@ -65,7 +65,7 @@ class SelectionTally:
         return {
             "counts": dict(sorted(self.counts.items())),
             "funnel": funnel,
-            "mean_score": {name: self.find_mean(name) for name in ("candidates", "kept")},
+            "mean_score": {name: self.compute_mean(name) for name in ("candidates", "kept")},
             "space": rules.space,
             "bins": {
                 name: {str(number): count for number, count in sorted(bins.items())} for name, bins in self.bins.items()
