@@ -9,24 +9,21 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import create_model
-
 from jobs.command_line import EXIT_FAILED, Parser, add_job_flags, run_command
 from rerank_actor import storage
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.run import score_bitext
-from rerank_actor.bitext.selection.job import SHARED, SelectJob
+from rerank_actor.bitext.selection.job import SelectJob
 from rerank_actor.bitext.selection.labelled_pairs import read_labelled
 from rerank_actor.bitext.selection.language_pair import Selected
 from rerank_actor.bitext.selection.report import CALIBRATION, OVERVIEW, list_calibration, list_overview, print_table
 from rerank_actor.bitext.selection.run import check_selection, select_pairs
 from rerank_actor.errors import JobError
+from rerank_actor.job import ScoreJob
 from rerank_actor.job_file import check_job, read_job_file
 from rerank_actor.progress import LineReporter, make_reporter
 
-OWN_OF_SELECTION = frozenset(SelectJob.model_fields) - frozenset(SHARED)
-FIELDS: dict[str, Any] = dict.fromkeys({**BitextJob.model_fields, **SelectJob.model_fields}, (Any, None))
-BOTH_JOBS = create_model("BitextCommand", **FIELDS)
+OWN_OF_SELECTION = frozenset(SelectJob.model_fields) - frozenset(BitextJob.model_fields)
 
 
 def make_parser() -> Parser:
@@ -41,8 +38,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "job_file", nargs="?", metavar="JOB.yaml", help="keys are the flags below with _ for -; flags win"
     )
-    add_job_flags(parser, BitextJob)
-    add_job_flags(parser, SelectJob)
+    add_job_flags(parser, BitextJob, SelectJob)
     parser.add_argument(
         "--select", dest="mode", default=argparse.SUPPRESS, help=argparse.SUPPRESS
     )  # what some will try
@@ -53,7 +49,7 @@ def bitext(arguments: Sequence[str] | None = None) -> int:
     """Run the bitext job and return its exit code."""
     flags: dict[str, Any] = vars(make_parser().parse(arguments))
     path = flags.pop("job_file")
-    values = {**read_job_file(path, BOTH_JOBS), **flags}
+    values = {**read_job_file(path, BitextJob, SelectJob, ScoreJob), **flags}  # ScoreJob's are refused with a reason
     if not values.get("deliver") and (given := sorted(OWN_OF_SELECTION & set(values) - {"deliver"})):
         name = given[0].replace("_", "-")
         raise JobError(f"--{name} is a setting of the selection: give --deliver too, the folder for what is selected")

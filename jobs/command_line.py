@@ -11,10 +11,8 @@ from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin
 
-from pydantic import BaseModel
-
 from rerank_actor.errors import JobError, OutputConflictError, RerankError, RunInterruptedError, suggest
-from rerank_actor.job import ScoreJob
+from rerank_actor.job_file import Settings
 from rerank_actor.runtime.connection import is_abandoned
 
 EXIT_FAILED, EXIT_BAD_JOB, EXIT_REFUSED = 1, 2, 3
@@ -41,27 +39,27 @@ class Parser(argparse.ArgumentParser):
         sys.exit(EXIT_BAD_JOB)
 
 
-def add_job_flags(parser: Parser, kind: type[BaseModel] = ScoreJob) -> None:
-    """Add a flag for each field of a job, in its groups; the fields hold defaults and help."""
+def add_job_flags(parser: Parser, *kinds: type[Settings]) -> None:
+    """Add a flag for each setting of some kinds of job, in its group; the fields hold defaults and help."""
     groups: dict[str, Any] = {}
-    for name, info in kind.model_fields.items():
-        extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-        if extra["group"] is None:  # a setting of the job it was made from, which has no flag here
+    for name, info in {name: info for kind in kinds for name, info in kind.model_fields.items()}.items():
+        extra = info.json_schema_extra
+        if not isinstance(extra, dict):  # a key of the job file alone
             continue
         title = str(extra["group"])
         group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
-        kinds = _plain_types(info.annotation)
+        types = _plain_types(info.annotation)
         arguments: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": info.description}
         if info.default not in (None, "", [], {}, False):
             arguments["help"] += f" (default {info.default})"
         arguments["help"] = arguments["help"].replace("%", "%%")
-        if bool in kinds:
+        if bool in types:
             arguments["action"] = argparse.BooleanOptionalAction
         else:
-            choices = [choice for kind in kinds if isinstance(kind, tuple) for choice in kind]
-            arguments["metavar"] = extra.get("metavar") or ("|".join(choices) if choices else name.upper())
-            if name == "input" or extra.get("nargs"):
-                arguments["nargs"] = "+"
+            choices = [choice for kind in types if isinstance(kind, tuple) for choice in kind]
+            arguments["metavar"] = extra["metavar"] or ("|".join(choices) if choices else name.upper())
+            if extra["nargs"]:
+                arguments["nargs"] = extra["nargs"]
         group.add_argument("--" + name.replace("_", "-"), **arguments)
 
 

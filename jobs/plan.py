@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jobs.command_line import Parser, add_job_flags, run_command
-from rerank_actor.job import load_job
+from rerank_actor.job import ScoreJob, load_job
 from rerank_actor.progress import make_reporter
 from rerank_actor.scoring.budget import make_budget, print_budget, print_gpu_types, store_budget
 from rerank_actor.scoring.estimate import print_estimate
@@ -24,7 +24,7 @@ def plan(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--list-gpus", action="store_true", help="print the table of GPU types and prices, and end")
-    add_job_flags(parser)
+    add_job_flags(parser, ScoreJob)
     flags: dict[str, Any] = vars(parser.parse(arguments))
     job_file, as_json, lists = (flags.pop(name) for name in ("job_file", "json", "list_gpus"))
     if lists:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jobs.command_line import EXIT_FAILED, Parser, add_job_flags, run_command
-from rerank_actor.job import load_job
+from rerank_actor.job import ScoreJob, load_job
 from rerank_actor.progress import make_reporter
 from rerank_actor.scoring.run import RunResult, run_job
 
@@ -22,7 +22,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "job_file", nargs="?", metavar="JOB.yaml", help="keys are the flags below with _ for -; flags win"
     )
-    add_job_flags(parser)
+    add_job_flags(parser, ScoreJob)
     return parser
 
 

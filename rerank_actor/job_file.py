@@ -1,21 +1,57 @@
-"""Job files and flags: fields of a settings record that are flags, and records made from YAML and a command line.
+"""Job files and flags: the record that all settings are made of, and how it is made from YAML and a command line.
 
-Takes a kind of record (pydantic) and values, gives a checked record or a refusal that names the nearest right key. Knows
-nothing of argparse, nor of what the settings mean.
+Takes a kind of job (sections of settings) and values, gives a checked record or a refusal that names the nearest right key.
+Knows nothing of argparse, nor of what the settings mean.
 """
 
 import re
 from collections.abc import Container
-from typing import Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rerank_actor import storage
 from rerank_actor.errors import JobError, suggest
 
-JobKind = TypeVar("JobKind", bound=BaseModel)
-SECRET_FIELDS = ("on_finish", "on_trouble", "webhook")
+
+class Settings(BaseModel):
+    """A section of a job, or a job: a frozen record whose fields are flags (`_` written `-`) and keys of the job file.
+
+    A job inherits from its sections, named from the last to the first: pydantic takes up the fields of the last base
+    first, and theirs is the order of the help and of `job.yaml`. A field without `make_flag` is a key and no flag.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    def normalized(self) -> Self:
+        """Return the job with every location in its one spelling, so that relative paths survive a change of folder.
+
+        Raises:
+            JobError: a location is none, or a file that is named holds something else than it should.
+        """
+        return self.model_copy(update=self.normal_values())
+
+    def normal_values(self) -> dict[str, Any]:
+        """Return the settings that `normalized` changes: locations here, other ones in the sections that have them."""
+        names = [name for name, info in type(self).model_fields.items() if _LOCATION in info.metadata]
+        return {name: _normalize(value) for name in names if (value := getattr(self, name))}
+
+    def pick(self, *sections: type["Settings"]) -> dict[str, Any]:
+        """Return what was given of some sections of the job, for another job that has them too."""
+        names = [name for section in sections for name in section.model_fields]
+        return {name: getattr(self, name) for name in names if name in self.model_fields_set}
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the job as it is written down; a section leaves out what is secret."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """Return the job as a job file, as `to_record` has it."""
+        return yaml.safe_dump(self.to_record(), sort_keys=False, allow_unicode=True)
+
+
+Job = TypeVar("Job", bound=Settings)
 
 
 def make_flag(default: Any, group: str, description: str, metavar: str | None = None, nargs: str | None = None) -> Any:
@@ -30,11 +66,6 @@ def make_flag(default: Any, group: str, description: str, metavar: str | None = 
     """
     extra: Any = {"group": group, "metavar": metavar, "nargs": nargs}
     return Field(default=default, description=description, json_schema_extra=extra)
-
-
-def make_hidden(default: Any) -> Any:
-    """Return a field of a job that is no flag."""
-    return Field(default=default, json_schema_extra={"group": None})
 
 
 def refuse_credentials(value: Any) -> Any:
@@ -54,33 +85,53 @@ def refuse_credentials(value: Any) -> Any:
     return value
 
 
-def read_job_file(path: str | None, kind: type[BaseModel]) -> dict[str, Any]:
+def accept_one(value: Any) -> Any:
+    """Return a text as a list of it, and a list as it is."""
+    return [value] if isinstance(value, str) else value
+
+
+def split_names(value: Any) -> Any:
+    """Return the names of a comma-separated text, and a list as it is."""
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+def _normalize(value: Any) -> Any:
+    return [storage.normalize_uri(uri) for uri in value] if isinstance(value, list) else storage.normalize_uri(value)
+
+
+# Types of settings. Locations are refused with what looks like a credential, and get one spelling as a job is normalized.
+_LOCATION = "location"
+Location = Annotated[str, AfterValidator(refuse_credentials), _LOCATION]
+OptionalLocation = Annotated[str | None, AfterValidator(refuse_credentials), _LOCATION]
+Locations = Annotated[list[str], BeforeValidator(accept_one), AfterValidator(refuse_credentials), _LOCATION]
+Names = Annotated[list[str], BeforeValidator(split_names)]
+
+
+def read_job_file(path: str | None, *kinds: type[Settings]) -> dict[str, Any]:
     """Return the keys and values of a job file, none for no file.
 
     Raises:
-        JobError: the file is missing or no YAML mapping, or a key is not a field of this kind of job.
+        JobError: the file is missing or no YAML mapping, or a key is not a field of one of these kinds of job.
     """
     if path is None:
         return {}
-    return parse_job_file(_read_file(path, "job file"), path, kind)
+    return parse_job_file(_read_file(path, "job file"), path, *kinds)
 
 
-def parse_job_file(data: bytes | str, path: str, kind: type[BaseModel]) -> dict[str, Any]:
+def parse_job_file(data: bytes | str, path: str, *kinds: type[Settings]) -> dict[str, Any]:
     """Return the keys and values of a job file's text; `path` is for messages.
 
     Raises:
-        JobError: it is no YAML mapping, or a key is not a field of this kind of job.
+        JobError: it is no YAML mapping, or a key is not a field of one of these kinds of job.
     """
-    values = _parse_yaml(data, path)
+    values, known = _parse_yaml(data, path), [name for kind in kinds for name in kind.model_fields]
     for key in values:
-        if key not in kind.model_fields:
-            raise JobError(f"{path}: unknown key `{key}`{suggest(str(key), kind.model_fields)}", key=key)
+        if key not in known:
+            raise JobError(f"{path}: unknown key `{key}`{suggest(str(key), known)}", key=key)
     return values
 
 
-def check_job(
-    kind: type[JobKind], values: dict[str, Any], path: str | None = None, flags: Container[str] = ()
-) -> JobKind:
+def check_job(kind: type[Job], values: dict[str, Any], path: str | None = None, flags: Container[str] = ()) -> Job:
     """Return a job with these values; `path` and `flags` say where each came from.
 
     Raises:

@@ -122,7 +122,7 @@ def estimate_bitext(job: BitextJob, reporter: Reporter | None = None) -> BitextE
     groups: dict[str | None, list[Source]] = defaultdict(list)
     for source in choose_sources(find_sources(job), job.partitions):
         groups[source.pair.name if source.pair is not None else None].append(source)
-    settings = make_encoder_settings(job, model) | {"instruction": ""}  # each direction has its own
+    settings = make_encoder_settings(job, model, "")  # each direction has an instruction of its own
     encoder = PairEncoder(load_tokenizer_json(model), **settings)
     rules = job.rules()
     with ThreadPoolExecutor(THREADS) as pool:

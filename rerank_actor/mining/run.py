@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import yaml
-
 from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError
 from rerank_actor.mining.examples import Teacher
@@ -245,9 +243,7 @@ class _Run:
         settings = {name: value for name, value in self.prepared.settings.items() if name != "inputs"}
         definition = {"fingerprint": self.prepared.fingerprint, "definition": rules.define(), "settings": settings}
         self.output.write_json("definition.json", {**definition, "versions": find_versions()})
-        job = self.job.model_copy(update={"overwrite": False})
-        text = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        self.output.write_own("job.yaml", text.encode())
+        self.output.write_own("job.yaml", self.job.model_copy(update={"overwrite": False}).to_yaml().encode())
 
     def _finish(self, plan: MiningPlan, mined_pairs: int) -> MineResult:
         """Add up, say what is remarkable, write the report, and `_SUCCESS` last."""

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from rerank_actor.errors import describe_cause
-from rerank_actor.job import ScoreJob
+from rerank_actor.job import EngineJob
 
 Event = Literal["finished", "stopped", "trouble"]
 POST_SECONDS = 10.0
@@ -39,7 +39,7 @@ class Notifier:
         tell: is told what could not be delivered.
     """
 
-    def __init__(self, job: ScoreJob, run_id: str, tell: Callable[[str], None]) -> None:
+    def __init__(self, job: EngineJob, run_id: str, tell: Callable[[str], None]) -> None:
         self._job, self._run_id, self._tell = job, run_id, tell
         self._threads: list[threading.Thread] = []
         self._troubled_at = -TROUBLE_SECONDS

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rerank_actor.errors import OutputConflictError
-from rerank_actor.job import ScoreJob
+from rerank_actor.job import EngineJob, ScoreJob
 from rerank_actor.outputs.price import (
     GpuType,
     Price,
@@ -122,7 +122,7 @@ def make_budget(job: ScoreJob, reporter: Reporter) -> tuple[PreparedJob, Budget,
 
 
 def count_budget(
-    job: ScoreJob,
+    job: EngineJob,
     estimate: Estimate,
     manifest: dict[str, Any],
     size: ModelSize | None,
@@ -155,7 +155,7 @@ def count_budget(
 
 
 def _find_speed(
-    job: ScoreJob, manifest: dict[str, Any], size: ModelSize | None, estimate: Estimate, gpus: float
+    job: EngineJob, manifest: dict[str, Any], size: ModelSize | None, estimate: Estimate, gpus: float
 ) -> Speed | None:
     if job.tokens_per_second is not None:
         return Speed(job.tokens_per_second, "given")

@@ -12,7 +12,7 @@ from rich.table import Table
 from rerank_actor import storage
 from rerank_actor.engines.model import load_tokenizer_json
 from rerank_actor.inputs.unit import Unit
-from rerank_actor.job import ScoreJob
+from rerank_actor.job import RunSettings, ScoreJob
 from rerank_actor.outputs.folder import find_pending
 from rerank_actor.progress import Reporter, format_seconds
 from rerank_actor.scoring.lookups import sample_lookups
@@ -149,7 +149,7 @@ def _head_of(unit: Unit) -> Unit:
     return replace(unit, num_rows=min(unit.num_rows, SAMPLED_ROWS))
 
 
-def find_rate(job: ScoreJob, manifest: dict[str, object]) -> tuple[float | None, str]:
+def find_rate(job: RunSettings, manifest: dict[str, object]) -> tuple[float | None, str]:
     """Return pairs a second of one actor, and where the figure comes from; None where nobody knows."""
     if job.pairs_per_second is not None:
         return job.pairs_per_second, "given"

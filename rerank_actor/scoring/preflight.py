@@ -15,6 +15,7 @@ from rerank_actor import storage
 from rerank_actor.engines.base import EngineSpec
 from rerank_actor.engines.model import RerankerModel, load_reranker_model
 from rerank_actor.engines.prompts import PairEncoder
+from rerank_actor.engines.settings import ModelSettings
 from rerank_actor.engines.start import encode_check_pairs
 from rerank_actor.engines.template import TEMPLATES
 from rerank_actor.errors import JobError, ModelError, OutputConflictError, StorageError
@@ -34,7 +35,7 @@ from rerank_actor.storage.hub import is_hub
 
 SHOWN_CHARACTERS = 300  # of a setting that differs
 
-Job = TypeVar("Job", bound=ScoreJob)
+Job = TypeVar("Job", bound=ModelSettings)
 
 # Names that tell the format of their object whatever is in it, packed or not.
 TOLD_SUFFIXES = tuple(
@@ -185,11 +186,11 @@ def _shorten(value: Any) -> str:
     return shown if len(shown) <= SHOWN_CHARACTERS else f"{shown[:SHOWN_CHARACTERS]}..."
 
 
-def make_encoder_settings(job: ScoreJob, model: RerankerModel) -> dict[str, Any]:
+def make_encoder_settings(job: ModelSettings, model: RerankerModel, instruction: str) -> dict[str, Any]:
     """Return the keyword arguments of a job's `PairEncoder`."""
     return {
         "template_name": model.template_name,
-        "instruction": job.instruction,
+        "instruction": instruction,
         "max_length": job.max_length,
         "parse_special_tokens": job.parse_special_tokens,
     }
@@ -200,7 +201,7 @@ def make_prepare_spec(prepared: PreparedJob, environment: dict[str, str]) -> Pre
     job = prepared.job
     return PrepareSpec(
         # In directions each pair has an instruction of its own; then the encoder is one for all language pairs.
-        encoder=make_encoder_settings(job, prepared.model) | ({"instruction": ""} if job.directions() else {}),
+        encoder=make_encoder_settings(job, prepared.model, "" if job.directions() else job.instruction),
         input=job.input_spec(),
         json_types=prepared.plan.json_types,
         max_attempts=job.max_attempts,
@@ -221,7 +222,7 @@ def make_specs(
 ) -> tuple[PrepareSpec, EngineSpec]:
     """Return what read tasks and what actors need."""
     job = prepared.job
-    encoder = PairEncoder(tokenizer_json, **make_encoder_settings(job, prepared.model))
+    encoder = PairEncoder(tokenizer_json, **make_encoder_settings(job, prepared.model, job.instruction))
     engine = EngineSpec(
         kind=job.engine,
         model=prepared.model,

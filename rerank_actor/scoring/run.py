@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from rerank_actor.engines.model import RerankerModel
 from rerank_actor.errors import RerankError, RunInterruptedError
 from rerank_actor.inputs.unit import Unit
-from rerank_actor.job import ScoreJob
+from rerank_actor.job import EngineJob, ScoreJob
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.runtime.connection import Connection, SignalWatch, connect_ray, watch_signals
 from rerank_actor.runtime.notifications import Notifier
@@ -51,7 +51,7 @@ def run_job(job: ScoreJob, reporter: Reporter | None = None) -> RunResult:
 
 
 def run_jobs(
-    jobs: Sequence[ScoreJob], reporter: Reporter | None = None, owner: ScoreJob | None = None
+    jobs: Sequence[ScoreJob], reporter: Reporter | None = None, owner: EngineJob | None = None
 ) -> list[RunResult]:
     """Score what several jobs name, with engines that are started once for all of them.
 
@@ -101,7 +101,7 @@ def _map(work: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
 class _Run:
     """One run: the outputs whose leases it holds, and how those ended that it is through with."""
 
-    def __init__(self, owner: ScoreJob, reporter: Reporter) -> None:
+    def __init__(self, owner: EngineJob, reporter: Reporter) -> None:
         self.owner, self.reporter = owner, reporter
         self.run_id = make_run_id()
         self.results: list[RunResult] = []

@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
+from rerank_actor.engines.settings import EngineSettings
 from rerank_actor.errors import RerankError, StorageError
 from rerank_actor.inputs.unit import Unit
-from rerank_actor.job import ScoreJob
+from rerank_actor.job import ClusterSettings, RunSettings, ScoreJob
 from rerank_actor.outputs.folder import Output
 from rerank_actor.runtime.store_builder import RunTasks, run_all
 from rerank_actor.scoring.prepare import PrepareSpec, read_new_pairs
@@ -94,11 +95,7 @@ def find_shared(
 
 def make_shared_job(job: ScoreJob, shared: SharedPairs, output: str) -> ScoreJob:
     """Return the job that scores shared pairs as the job itself would, with pair keys to find them by."""
-    kept = {
-        name: getattr(job, name)
-        for name, info in ScoreJob.model_fields.items()
-        if isinstance(info.json_schema_extra, dict) and info.json_schema_extra["group"] in ("model", "engine", "run")
-    }
+    kept = job.pick(EngineSettings, RunSettings, ClusterSettings)
     own = {"format": "parquet", "instruction_column": "instruction", "keep_columns": ["query"], "with_pair_key": True}
     once = {"instruction": job.instruction, "dedupe": "unit", "retry_failed": False}
     return ScoreJob(**{**kept, **own, **once, "input": [shared.uri], "output": output})

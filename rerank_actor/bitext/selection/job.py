@@ -1,34 +1,30 @@
 """The selection job: what a user asks for, as one frozen record whose fields are flags and keys of the job file.
 
-Flags that scoring and selection share (direction, partitions, language names, columns) have no flag of their own here.
+Language pairs, columns and direction are a section of the bitext job, of whose command the selection's flags are a part.
 Gives the rules, and the settings of the fingerprint: everything that can change a delivered row. Knows nothing of what
 the scored output holds.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from rerank_actor import storage
 from rerank_actor.bitext.selection.rules import Combine, Deduplicate, Mode, RankBy, SelectionRules, Space
-from rerank_actor.job_file import make_flag, make_hidden, refuse_credentials
+from rerank_actor.bitext.settings import DirectionSettings, PairSettings
+from rerank_actor.job import ClusterSettings
+from rerank_actor.job_file import Location, Locations, make_flag
 
 Format = Literal["parquet", "tsv", "moses", "tmx"]
 FORMATS: tuple[Format, ...] = ("parquet", "tsv", "moses", "tmx")
-SHARED = (
-    "partitions", "lang_pair", "languages", "direction", "source_column", "target_column", "ray_address",
-)  # fmt: skip
 LASER_NAMES = {"max": "greedy", "intersect": "intersection", "fwd": "forward", "bwd": "backward"}
 
 Threshold = float | Literal["auto"] | None
 
 
-class SelectJob(BaseModel):
-    """One selection job. Each field is a flag (`_` written `-`) and a key of the job file."""
+class SelectJob(ClusterSettings, DirectionSettings, PairSettings):
+    """One selection job: which scored pairs are delivered, and how."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    scored: list[str] = make_flag(
+    scored: Locations = make_flag(
         [],
         "selection",
         "select from these outputs of an earlier run, or Parquet files with their columns, and score nothing (in place of "
@@ -66,7 +62,7 @@ class SelectJob(BaseModel):
         4, "selection", "other candidates of each side that a margin looks at, the best; 0 for all", "K"
     )
     rank_by: RankBy = make_flag("score", "selection", "what --mode compares and the output is ordered by")
-    mode: Mode = make_flag(
+    mode: Annotated[Mode, BeforeValidator(lambda value: LASER_NAMES.get(value, value))] = make_flag(
         "greedy",
         "selection",
         "best target of each source, best source of each target, both, one to one by falling value (LASER's max), or all",
@@ -76,7 +72,7 @@ class SelectJob(BaseModel):
     )
     allow_incomplete: bool = make_flag(False, "selection", "select from an output that is not yet scored to the end")
 
-    calibration: list[str] = make_flag(
+    calibration: Locations = make_flag(
         [],
         "calibration",
         "known pairs: TSV, CSV, JSON lines or Parquet with source, target and label (1 right, 0 wrong); without labels all "
@@ -89,7 +85,7 @@ class SelectJob(BaseModel):
         False, "calibration", "print how scores do on the known pairs, and deliver nothing"
     )
 
-    deliver: str = make_flag("", "delivery", "folder for what is selected; local path or s3://", "URI")
+    deliver: Location = make_flag("", "delivery", "folder for what is selected; local path or s3://", "URI")
     formats: list[Format] = make_flag(
         ["parquet", "tsv"], "delivery", f"which of {', '.join(FORMATS)} to write", "FORMAT", "+"
     )
@@ -98,38 +94,15 @@ class SelectJob(BaseModel):
         False, "delivery", "replace what was delivered of a language pair by other rules or from other scores"
     )
 
-    unit_mb: Annotated[float, Field(gt=0)] = make_hidden(64.0)
-    bucket_rows: Annotated[int, Field(ge=1)] = make_hidden(400_000)
-    local_rows: Annotated[int, Field(ge=0)] = make_hidden(400_000)
-
-    partitions: list[str] = make_hidden([])
-    lang_pair: str | None = make_hidden(None)
-    languages: dict[str, str] = make_hidden({})
-    direction: Literal["both", "forward", "backward"] = make_hidden("both")
-    source_column: str = make_hidden("source")
-    target_column: str = make_hidden("target")
-    ray_address: str | None = make_hidden(None)
-
-    @field_validator("scored", "calibration", "partitions", mode="before")
-    @classmethod
-    def _accept_one(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+    unit_mb: Annotated[float, Field(gt=0)] = 64.0
+    bucket_rows: Annotated[int, Field(ge=1)] = 400_000
+    local_rows: Annotated[int, Field(ge=0)] = 400_000
 
     @field_validator("formats", mode="before")
     @classmethod
     def _split_formats(cls, value: Any) -> Any:
         items = [value] if isinstance(value, str) else value
         return list(dict.fromkeys(name for item in items for name in str(item).replace(",", " ").split()))
-
-    @field_validator("mode", mode="before")
-    @classmethod
-    def _accept_laser(cls, value: Any) -> Any:
-        return LASER_NAMES.get(value, value)
-
-    @field_validator("scored", "deliver", "calibration")
-    @classmethod
-    def _refuse_credentials(cls, value: Any) -> Any:
-        return refuse_credentials(value)
 
     @field_validator("threshold", "margin", mode="before")
     @classmethod
@@ -145,7 +118,7 @@ class SelectJob(BaseModel):
         return found
 
     @model_validator(mode="after")
-    def _check_together(self) -> "SelectJob":
+    def _check_together(self) -> Self:
         if not self.deliver:
             raise ValueError(
                 "--deliver is missing: give the folder for what is selected, or `deliver:` in the job file"
@@ -170,14 +143,13 @@ class SelectJob(BaseModel):
         """Whether a threshold waits for the calibration."""
         return "auto" in (self.threshold, self.margin)
 
-    def normalized(self) -> "SelectJob":
-        """Return the job with every location in its one spelling."""
-        changes: dict[str, Any] = {
-            "scored": [storage.normalize_uri(uri) for uri in self.scored],
-            "calibration": [storage.normalize_uri(uri) for uri in self.calibration],
-            "deliver": storage.normalize_uri(self.deliver),
-        }
-        return self.model_copy(update=changes)
+    def to_record(self) -> dict[str, Any]:
+        """Return the job as it is written down: its own settings first, without the one that changes no row."""
+        record = super().to_record()
+        del record["reselect"]
+        shared = ("partitions", "lang_pair", "languages", "direction", "source_column", "target_column", "ray_address")
+        last = {name: record.pop(name) for name in shared}
+        return {**record, **last}
 
     def rules(self) -> SelectionRules:
         """Return the rules; a threshold that waits for the calibration is not among them yet."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import yaml
 
 from rerank_actor import storage
 from rerank_actor.bitext.selection.calibration import Curve, LabelledScores, calibrate
@@ -286,8 +285,7 @@ class LanguagePairSelection:
         }
         for kind in self.job.formats:
             storage.write_bytes(storage.join_uri(self.output.data_folder(kind), "_SUCCESS"), b"")
-        job = self.job.model_dump(mode="json", exclude={"reselect"})
-        self.output.write_own("job.yaml", yaml.safe_dump(job, sort_keys=False, allow_unicode=True).encode())
+        self.output.write_own("job.yaml", self.job.to_yaml().encode())
         self.output.write_json("result.json", numbers)
         storage.delete_folder(self.output.at("steps"))
         self.output.clear_scratch()

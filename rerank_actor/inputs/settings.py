@@ -1,0 +1,199 @@
+"""Settings of the input and of what the output keeps of it, in sections that jobs are composed of.
+
+What they say is read by planning and reading as an `InputSpec` and a `TextSpec`, which the job makes of them. Knows nothing
+of models, of engines or of how a run goes.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from rerank_actor import storage
+from rerank_actor.errors import JobError
+from rerank_actor.inputs.field_template import parse_template
+from rerank_actor.inputs.spec import SourceSpec
+from rerank_actor.job_file import (
+    Location,
+    Locations,
+    Names,
+    Settings,
+    accept_one,
+    make_flag,
+    refuse_credentials,
+    split_names,
+)
+from rerank_actor.storage import hub
+
+
+def _check_template(value: str | None) -> str | None:
+    if value is not None:
+        parse_template(value)
+    return value
+
+
+def _split_unless_all(value: str | list[str]) -> str | list[str]:
+    names: str | list[str] = value if value == "all" else split_names(value)
+    return names
+
+
+def _parse_renames(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+    if not all(old.strip() and new.strip() for old, _, new in pairs):
+        raise ValueError("expected OLD=NEW,...")
+    return {old.strip(): new.strip() for old, _, new in pairs}
+
+
+Template = Annotated[str | None, AfterValidator(_check_template)]
+
+
+class InputSettings(Settings):
+    """What is scored."""
+
+    input: Annotated[list[str], BeforeValidator(accept_one), AfterValidator(refuse_credentials)] = make_flag(
+        [], "input", "files, folders or globs to score, local or s3://; hf:// datasets", "URI", nargs="+"
+    )
+
+    def normal_values(self) -> dict[str, Any]:
+        """Return the settings that `normalized` changes."""
+        return {**super().normal_values(), "input": [_normalize_input(uri) for uri in self.input]}
+
+
+class ShardSettings(InputSettings):
+    """How the shards of the input are read."""
+
+    format: Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv", "trec", "tevatron", "qrels"] = make_flag(
+        "auto",
+        "input",
+        "format of the shards; auto goes by the name (.gz and .zst understood), with --queries or --corpus also by the "
+        "first lines",
+    )
+    top_k: Annotated[int, Field(ge=1)] | None = make_flag(
+        None, "input", "candidates of each query at most, the best of the ranking (trec, tevatron, qrels)", "K"
+    )
+    columns: Names = make_flag(
+        [], "input", "names of the columns of CSV and TSV files without a header, comma-separated", "NAMES"
+    )
+    config: str | None = make_flag(None, "input", "configuration of an hf:// dataset that has several", "NAME")
+    split: str | None = make_flag(
+        None, "input", "splits of an hf:// dataset or a save_to_disk folder that has several: NAME,... or all", "NAMES"
+    )
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> Self:
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("--columns names a column twice")
+        return self
+
+
+class TextSettings(Settings):
+    """Where the texts of a row are: in its columns, or in files that it names them of by id."""
+
+    query_column: str = make_flag("query", "input", "column with the query", "NAME")
+    document_column: str = make_flag(
+        "document",
+        "input",
+        "column with the document or a list of documents: texts, or structs with text, title and id",
+        "NAME",
+    )
+    queries: Locations = make_flag(
+        [], "input", "texts of queries by id, as BEIR's queries.jsonl; rows then hold ids of queries", "URI", nargs="+"
+    )
+    corpus: Locations = make_flag(
+        [],
+        "input",
+        "texts of documents by id, as BEIR's corpus.jsonl; rows then hold ids of documents",
+        "URI",
+        nargs="+",
+    )
+    query_id_column: str = make_flag("query_id", "input", "column with the query's id, with --queries", "NAME")
+    document_id_column: str = make_flag(
+        "document_id", "input", "column with the document's id, or with a list of ids, with --corpus", "NAME"
+    )
+    query_template: Template = make_flag(
+        None, "input", "how the query is written from columns, as in '{question} {context}'", "TEXT"
+    )
+    document_template: Template = make_flag(
+        None,
+        "input",
+        r"how a document is written from columns, or from the fields of a candidate, as in '{title}\n{text}'",
+        "TEXT",
+    )
+
+    def check_ids(self) -> None:
+        """Refuse texts by id that something contradicts.
+
+        Raises:
+            ValueError: a template says what they are too, or they are in an hf:// dataset.
+        """
+        for role, flag in (("query", "queries"), ("document", "corpus")):
+            uris = getattr(self, flag)
+            if uris and getattr(self, f"{role}_template"):
+                raise ValueError(f"--{flag} and --{role}-template both say what the text of a {role} is; give one")
+            if any(hub.is_hub(uri) for uri in uris):
+                raise ValueError(
+                    f"--{flag} takes files, folders and globs, local or s3://, and no hf:// dataset; download it first"
+                )
+
+    @property
+    def query_source(self) -> str:
+        """The column that says what the query is, its text or its id."""
+        return self.query_id_column if self.queries else self.query_column
+
+    @property
+    def document_source(self) -> str:
+        """The same of the document."""
+        return self.document_id_column if self.corpus else self.document_column
+
+    def source_specs(self) -> tuple[SourceSpec, ...]:
+        """Return where the texts are that rows name by id."""
+        queries = SourceSpec("query", tuple(self.queries), self.query_id_column, self.query_column)
+        corpus = SourceSpec("document", tuple(self.corpus), self.document_id_column, self.document_column)
+        return tuple(spec for spec in (queries, corpus) if spec.uris)
+
+
+class RowSettings(Settings):
+    """How many rows of the input are scored."""
+
+    limit: Annotated[int, Field(ge=1)] | None = make_flag(None, "input", "score the first N rows only", "N")
+
+
+class OutputSettings(Settings):
+    """Where the output is, and which columns of the input it has."""
+
+    output: Location = make_flag("", "output", "folder for the scored parts; local path or s3://", "URI")
+    keep_columns: Annotated[str | list[str], AfterValidator(_split_unless_all)] = make_flag(
+        "all", "output", "input columns to keep: all, or a comma-separated list", "NAMES"
+    )
+    drop_columns: Names = make_flag([], "output", "input columns to leave out, comma-separated", "NAMES")
+    rename_columns: Annotated[dict[str, str], BeforeValidator(_parse_renames)] = make_flag(
+        {}, "output", "other names for input columns in the output: OLD=NEW, comma-separated", "NAMES"
+    )
+
+
+class ListSettings(OutputSettings):
+    """What the output has of documents that are lists or structs."""
+
+    keep_fields: Names = make_flag(
+        [], "output", "of candidates that are structs, fields to keep, comma-separated, as in id (default all)", "NAMES"
+    )
+    explode: bool = make_flag(False, "output", "write a row for each document of a list instead of lists of scores")
+    explode_columns: Names = make_flag(
+        [], "output", "with --explode: further lists to take apart along with the documents, comma-separated", "NAMES"
+    )
+
+    @model_validator(mode="after")
+    def _check_explode(self) -> Self:
+        if self.explode_columns and not self.explode:
+            raise ValueError("--explode-columns needs --explode")
+        return self
+
+
+def _normalize_input(uri: str) -> str:
+    if not hub.is_hub(uri):
+        return storage.normalize_uri(uri)
+    try:
+        return hub.normalize_hub_uri(uri)
+    except ValueError as error:
+        raise JobError(f"--input: {error}", uri=uri) from None
