@@ -46,6 +46,7 @@ from rerank_actor.bitext.selection.margins import (
 from rerank_actor.bitext.selection.normalize import normalize_texts
 from rerank_actor.bitext.selection.run import select_pairs
 from rerank_actor.errors import InputError, JobError, OutputConflictError
+from rerank_actor.job_file import check_job
 
 TATOEBA = Path("/work/shared/data/tatoeba.deu-eng.tsv")
 
@@ -564,6 +565,13 @@ def test_one_command_scores_and_delivers_and_again_starts_nothing(
     job.write_text(job.read_text().replace("modle: x\n", ""))
     assert bitext([str(job)]) == 0
     assert len(read_delivered(tmp_path / "file")) == len(texts)
+
+
+def test_names_of_languages_are_taken_as_scoring_takes_them() -> None:
+    for given in ("xyz=My Language", ["xyz=My Language"], {"xyz": "My Language"}):
+        assert SelectJob.model_validate({"deliver": "/out", "languages": given}).languages == {"xyz": "My Language"}
+    with pytest.raises(JobError, match=r"--languages: expected CODE=NAME"):
+        check_job(SelectJob, {"deliver": "/out", "languages": ["xyz"]})
 
 
 def test_selection_goes_from_s3_to_s3(tmp_path: Path, local_ray: str, s3: S3Server) -> None:

@@ -1,0 +1,163 @@
+"""Flags, keys and fingerprints as they are: what users have typed into scripts, and what earlier outputs go on by.
+
+A new flag has to be argued for, in the message of the commit that adds it here: what a user cannot do without it, and why
+no flag that is there will do. One that goes breaks scripts. A fingerprint that changes sets each earlier output aside.
+"""
+
+import importlib
+import re
+from typing import Any
+
+import pytest
+
+from rerank_actor.bitext.job import BitextJob, DirectedJob
+from rerank_actor.bitext.languages import parse_pair
+from rerank_actor.bitext.selection.job import SelectJob
+from rerank_actor.fingerprint import hash_fingerprint
+from rerank_actor.job import ScoreJob
+from rerank_actor.job_file import Settings, check_job
+from rerank_actor.mining.job import MineJob
+
+FLAGS = {
+    "score": """
+        --input --format --top-k --columns --config --split --query-column --document-column --queries --corpus
+        --query-id-column --document-id-column --query-template --document-template --instruction
+        --instruction-column --instruction-map --dataset-column --task --limit --output --keep-columns
+        --drop-columns --rename-columns --keep-fields --explode --explode-columns --with-pair-key --reuse
+        --overwrite --rescore-changed --model --revision --dtype --max-length --parse-special-tokens
+        --trust-remote-code --check-scores --engine --gpus-per-actor --tensor-parallel-size --engine-args
+        --actors --unit-rows --dedupe --max-attempts --stall-seconds --retry-failed --max-failed-units
+        --max-error-rows --dry-run --pairs-per-second --ray-address --on-finish --on-trouble --webhook
+        --tokens-per-second --gpu-type --gpu-price
+    """,
+    "plan": "--json --list-gpus",
+    "bitext": """
+        --input --format --lang-pair --partitions --languages --source-column --target-column --source-id-column
+        --target-id-column --source-language-column --target-language-column --score-column --instruction
+        --preset --backward-instruction --direction --output --keep-columns --drop-columns --rename-columns
+        --with-pair-key --reuse --overwrite --model --revision --dtype --max-length --parse-special-tokens
+        --trust-remote-code --check-scores --engine --gpus-per-actor --tensor-parallel-size --engine-args
+        --actors --unit-rows --dedupe --max-attempts --stall-seconds --retry-failed --max-failed-units
+        --max-error-rows --dry-run --pairs-per-second --ray-address --on-finish --on-trouble --webhook
+        --tokens-per-second --gpu-type --gpu-price --max-length-ratio --min-letters --min-script
+        --drop-identical --identifier --scored --combine --space --threshold --forward-threshold
+        --backward-threshold --margin --ratio-margin --neighbors --rank-by --mode --deduplicate
+        --allow-incomplete --calibration --calibrate-only --deliver --formats --part-rows --reselect
+    """,
+    "mine": """
+        --scored --query-column --document-column --query-id-column --document-id-column --title-column
+        --allow-incomplete --allow-mixed-scores --label-column --qrels --min-relevance --min-positive-score
+        --weak-positives --false-negatives --space --skip-top --depth --max-score --min-score --absolute-margin
+        --relative-margin --margin-pos --perc-pos --near-duplicates --num-negatives --sampling --seed
+        --min-negatives --what-if --teacher --normalize --temperature --output --format --prompt --examples
+        --overwrite --unit-mb --json-table --ray-address
+    """,
+    "export": """
+        --scored --format --output --query-id-column --document-id-column --space --top-k --tag --subset --split
+        --partial
+    """,
+    "status": "--json",
+    "verify": "--delete-damaged",
+    "report": "--to --gpu-type --gpu-price --id-columns --texts",
+    "tasks": "--json",
+    "cluster": "",
+    "demo": "--folder --engine",
+    "benchmark": """
+        --suite --workloads --contenders --measurements --shapes --rounds --engine-args --folder --compare
+        --store
+    """,
+}
+FLAGS["plan"] += FLAGS["score"]
+
+# Keys that are no flags: those of the selection bound its memory, those of a language pair are made from others.
+KEYS_ALONE = {SelectJob: "unit_mb bucket_rows local_rows", DirectedJob: "backward_instruction direction"}
+SHARED_WITH_SCORING = "lang_pair partitions languages source_column target_column direction ray_address"
+FIRST_OF_SELECTION = "--scored"
+
+
+def make_keys(flags: str) -> list[str]:
+    return [flag.removeprefix("--").replace("-", "_") for flag in flags.split()]
+
+
+def sort_keys(flags: str) -> list[str]:
+    """Return keys in the order of `job.yaml`, where the cluster comes last."""
+    return sorted(make_keys(flags), key=lambda key: key == "ray_address")
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_flags_of_a_command_are_those_that_were_argued_for(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        getattr(importlib.import_module(f"jobs.{command}"), command)(["--help"])
+    lines = re.findall(r"^  (-[^\s,]+)", capsys.readouterr().out, re.MULTILINE)
+    assert lines == ["-h", *FLAGS[command].split()]
+
+
+@pytest.mark.parametrize(("command", "kind"), [("score", ScoreJob), ("mine", MineJob)])
+def test_keys_of_a_job_file_are_its_flags_in_their_order(command: str, kind: type[Settings]) -> None:
+    assert list(kind.model_fields) == sort_keys(FLAGS[command])
+
+
+def test_keys_of_a_bitext_job_file_are_those_of_scoring_and_of_selection() -> None:
+    scoring, selection = (make_keys(part) for part in FLAGS["bitext"].split(FIRST_OF_SELECTION))
+    assert sorted(BitextJob.model_fields) == sorted(scoring)
+    selection += ["scored", *KEYS_ALONE[SelectJob].split(), *SHARED_WITH_SCORING.split()]
+    assert sorted(SelectJob.model_fields) == sorted(selection)
+    assert list(DirectedJob.model_fields) == [*sort_keys(FLAGS["score"]), *KEYS_ALONE[DirectedJob].split()]
+
+
+SCORE: dict[str, Any] = {"input": "/in", "output": "/out"}
+BITEXT: dict[str, Any] = {**SCORE, "identifier": "none"}
+SELECT: dict[str, Any] = {"deliver": "/out"}
+MINE: dict[str, Any] = {"scored": "/scored", "output": "/out", "label_column": "label"}
+FINGERPRINTS: dict[str, tuple[type[Settings], dict[str, Any]]] = {
+    "8d5d201f4debc8b4072670cc53c251c5": (ScoreJob, SCORE),
+    "cf01f8fbb27651567da8e459fa4a1eaf": (
+        ScoreJob,
+        {**SCORE, "engine_args": {"quantization": "fp8", "seed": 1}, "max_length": 100, "dtype": "float32"},
+    ),
+    "010d8dd669bbc8273b286eabb12314bd": (
+        ScoreJob,
+        {**SCORE, "queries": "/q", "corpus": "/c", "query_id_column": "q", "format": "trec", "top_k": 5},
+    ),
+    "46318295958b8c444d16321e0805bd0e": (
+        ScoreJob,
+        {**SCORE, "instruction_map": {"a": "b"}, "explode": True, "explode_columns": "x,a", "reuse": "/r"},
+    ),
+    "bfe04e52f7991eeddd819342562bdef7": (
+        ScoreJob,
+        {**SCORE, "task": "bitext", "keep_columns": "a,b", "drop_columns": "b", "rename_columns": "a=c"},
+    ),
+    "c5ac86da8f9458b16548e0c30f2a37cc": (BitextJob, BITEXT),
+    "3ac46eb55e7445a285154f77d5555a3c": (
+        BitextJob,
+        {**BITEXT, "direction": "backward", "preset": "parallel", "format": "laser", "min_script": 0},
+    ),
+    "8d309c6021cb2e005f89236c757015b7": (
+        BitextJob,
+        {**BITEXT, "instruction": "as {source}", "backward_instruction": "as {target}", "reuse": "/r"},
+    ),
+    "7ced1cf445ec18daf0f57cb27dae8f3f": (SelectJob, SELECT),
+    "52f137161115ff75671e3005de748062": (
+        SelectJob,
+        {**SELECT, "mode": "max", "threshold": 1.5, "formats": "tmx tsv", "neighbors": 2, "part_rows": 9},
+    ),
+    "3295cc61d510ded1634847777b25b21c": (MineJob, MINE),
+    "18bdb18236075881dee55f7c26938bc6": (
+        MineJob,
+        {**MINE, "perc_pos": "0.95", "depth": "all", "teacher": "logit", "temperature": 2, "format": "nemo"},
+    ),
+}
+
+
+def hash_settings(kind: type[Settings], values: dict[str, Any]) -> str:
+    job = check_job(kind, values).normalized()
+    if isinstance(job, BitextJob):
+        job = job.to_scoring(parse_pair("deu-eng", {}, ""), "/shards", "/out", job.reuse)
+    if isinstance(job, ScoreJob):
+        return hash_fingerprint(job.scoring_settings())
+    return hash_fingerprint(job.mining_settings() if isinstance(job, MineJob) else job.settings())
+
+
+@pytest.mark.parametrize("digest", FINGERPRINTS)
+def test_fingerprint_of_a_job_is_that_of_earlier_outputs(digest: str) -> None:
+    assert hash_settings(*FINGERPRINTS[digest]) == digest
