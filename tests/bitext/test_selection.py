@@ -568,8 +568,8 @@ def test_one_command_scores_and_delivers_and_again_starts_nothing(
 
 
 def test_names_of_languages_are_taken_as_scoring_takes_them() -> None:
-    for given in ("xyz=My Language", ["xyz=My Language"], {"xyz": "My Language"}):
-        assert SelectJob.model_validate({"deliver": "/out", "languages": given}).languages == {"xyz": "My Language"}
+    for names in ("xyz=My Language", ["xyz=My Language"], {"xyz": "My Language"}):
+        assert SelectJob.model_validate({"deliver": "/out", "languages": names}).languages == {"xyz": "My Language"}
     with pytest.raises(JobError, match=r"--languages: expected CODE=NAME"):
         check_job(SelectJob, {"deliver": "/out", "languages": ["xyz"]})
 
