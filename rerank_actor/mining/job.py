@@ -75,18 +75,18 @@ class MineJob(
         """
         if len(self.what_if) > SETS_AT_ONCE:
             raise JobError(f"--what-if: {len(self.what_if)} rule sets are more than the {SETS_AT_ONCE} of one table")
-        found = {"as given": self.rules()}
+        sets = {"as given": self.rules()}
         for item in self.what_if:
             changes = item if isinstance(item, dict) else _parse_changes(item)
             name = " ".join(f"{rule.replace('_', '-')}={value}" for rule, value in changes.items())
             for rule in changes:
                 if rule not in RULES:
-                    wrong, known = rule.replace("_", "-"), [own.replace("_", "-") for own in RULES]
+                    wrong, known = rule.replace("_", "-"), [known_rule.replace("_", "-") for known_rule in RULES]
                     raise JobError(
                         f"--what-if: `{wrong}` is not a rule{suggest(wrong, known)}; rules are {', '.join(known)}"
                     )
-            found[name] = check_job(MineJob, {**self.model_dump(exclude={"what_if"}), **changes}, "--what-if").rules()
-        return found
+            sets[name] = check_job(MineJob, {**self.model_dump(exclude={"what_if"}), **changes}, "--what-if").rules()
+        return sets
 
     def mining_settings(self) -> dict[str, Any]:
         """Return the settings that can change a mined row: the job's share of the fingerprint."""

@@ -95,10 +95,19 @@ def find_shared(
 
 def make_shared_job(job: ScoreJob, shared: SharedPairs, output: str) -> ScoreJob:
     """Return the job that scores shared pairs as the job itself would, with pair keys to find them by."""
-    kept = job.pick(EngineSettings, RunSettings, ClusterSettings)
-    own = {"format": "parquet", "instruction_column": "instruction", "keep_columns": ["query"], "with_pair_key": True}
-    once = {"instruction": job.instruction, "dedupe": "unit", "retry_failed": False}
-    return ScoreJob(**{**kept, **own, **once, "input": [shared.uri], "output": output})
+    values = {
+        **job.pick(EngineSettings, RunSettings, ClusterSettings),
+        "input": [shared.uri],
+        "format": "parquet",
+        "instruction": job.instruction,
+        "instruction_column": "instruction",
+        "output": output,
+        "keep_columns": ["query"],
+        "with_pair_key": True,
+        "dedupe": "unit",
+        "retry_failed": False,
+    }
+    return ScoreJob(**values)
 
 
 def _spill_unit(unit: Unit, spec: PrepareSpec, layout: BucketLayout, exchange: Exchange) -> dict[str, Any]:
