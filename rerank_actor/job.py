@@ -259,7 +259,7 @@ class ScoreJob(EngineJob, RescoreSettings, ListSettings, RowSettings, Instructio
             "engine_args": {
                 name: value for name, value in sorted(self.engine_args.items()) if name not in HARMLESS_ENGINE_ARGS
             },
-            # Only where it is given, so that outputs of before there were these flags go on.
+            # Only where given, so that a new flag does not change the fingerprints of outputs that do not use it.
             **{name: value for name, value in self._later_settings().items() if value},
         }
 
