@@ -137,9 +137,9 @@ FINGERPRINTS: dict[str, tuple[type[Settings], dict[str, Any]]] = {
         {**BITEXT, "instruction": "as {source}", "backward_instruction": "as {target}", "reuse": "/r"},
     ),
     "7ced1cf445ec18daf0f57cb27dae8f3f": (SelectJob, SELECT),
-    "52f137161115ff75671e3005de748062": (
+    "cd15def7dee04a15bdd17d16e7fbd9a8": (
         SelectJob,
-        {**SELECT, "mode": "max", "threshold": 1.5, "formats": "tmx tsv", "neighbors": 2, "part_rows": 9},
+        {**SELECT, "mode": "all", "threshold": 1.5, "formats": "tmx tsv", "neighbors": 2, "part_rows": 9},
     ),
     "3295cc61d510ded1634847777b25b21c": (MineJob, MINE),
     "18bdb18236075881dee55f7c26938bc6": (
