@@ -1,4 +1,4 @@
-"""What a backfill of translation pairs costs around its engine: reading candidates, comparing partitions, scoring both ways.
+"""What a backfill of translation pairs costs around its engine: reading candidates and scoring both ways.
 
 With the fake engine, so that memory and rates are those of everything else. Two language pairs, of four files each as LASER
 writes them; each sentence has a number of its own.
@@ -56,12 +56,10 @@ def measure_bitext(place: Path, model: Path, rows: int) -> dict[str, Any]:
     steady = find_steady((place / "output").glob("lang_pair=*/_job/runs/*.parquet"))
     candidates = sorted((place / "output/_candidates/files").glob("*.json"))
     read_at = max(path.stat().st_mtime for path in candidates)
-    compared_at = (place / "output/_candidates/shared.json").stat().st_mtime
     return {
         **peaks,
         "input_mib": sum(path.stat().st_size for path in (place / "input").iterdir()) >> 20,
         "reading_seconds": round(read_at - started, 1),
-        "comparing_seconds": round(compared_at - read_at, 1),
         **({"pairs_per_second": round(steady.pairs / steady.seconds, 1)} if steady is not None else {}),
         "seconds": round(seconds, 1),
     }

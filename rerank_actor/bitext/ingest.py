@@ -25,7 +25,6 @@ from rerank_actor.bitext.candidate_columns import NOT_A_NUMBER, NOT_UNICODE, TEX
 from rerank_actor.bitext.filters import EMPTY_SOURCE, EMPTY_TARGET, CandidateFilters, find_reasons
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.languages import LanguagePair, make_pair
-from rerank_actor.bitext.overlap import name_shard, write_hashes
 from rerank_actor.bitext.readers import BROKEN_JSON, BROKEN_LINE, ROWS_AT_ONCE, read_batches
 from rerank_actor.bitext.sources import Source
 from rerank_actor.errors import InputError, describe_cause
@@ -134,14 +133,13 @@ class _ShardWriter:
                 self._write(name)
 
     def _write(self, partition: str) -> None:
-        own = self.partitions[partition]
+        written = self.partitions[partition]
         table = pa.concat_tables(self._tables[partition], promote_options="permissive")
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_AT_ONCE)
-        uri, hashes = name_shard(self._folder, partition, self._name, own["shards"])
-        storage.write_bytes(uri, sink.getvalue())
-        write_hashes(table, REASON_COLUMN, hashes)
-        own["shards"] += 1
+        name = f"{self._name}-{written['shards']:05d}.parquet"
+        storage.write_bytes(storage.join_uri(self._folder, f"lang_pair={partition}", name), sink.getvalue())
+        written["shards"] += 1
         self._tables[partition] = []
         self._held[partition] = 0
 

@@ -20,7 +20,6 @@ from rerank_actor import storage
 from rerank_actor.bitext.ingest import TOLD, ReadSpec, name_record, read_candidates
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob, DirectedJob, name_known
 from rerank_actor.bitext.languages import LanguagePair, parse_pair
-from rerank_actor.bitext.overlap import find_shared
 from rerank_actor.bitext.sources import Source, choose_partitions, choose_sources, find_sources
 from rerank_actor.errors import InputError, OutputConflictError, StorageError
 from rerank_actor.outputs.folder import Output
@@ -62,7 +61,7 @@ def score_bitext(
         rows.update({name: own["rows"] for name, own in record["partitions"].items()})
     if not rows:
         raise InputError(f"{', '.join(job.input)}: {len(sources)} files without a single row; nothing to score")
-    _tell_shared(job, folder, sorted(rows), reporter)
+    _report_same_languages(job, sorted(rows), reporter)
     names = choose_partitions(job.partitions, list(rows))
     jobs = [_make_scoring(job, parse_pair(name, job.languages, name), folder, rows[name], reporter) for name in names]
     if job.reuse is not None and not any(scoring.reuse for scoring in jobs):
@@ -94,21 +93,14 @@ def _make_known(
     return job.to_scoring(pair, folder, name_known(job.output, pair.folder))
 
 
-def _tell_shared(job: BitextJob, folder: str, names: list[str], reporter: Reporter) -> None:
-    """Tell of pairs, and of languages, that are in two partitions; both are scored, for either may be asked for alone."""
+def _report_same_languages(job: BitextJob, names: list[str], reporter: Reporter) -> None:
+    """Report partitions of the same two languages; both are scored, for either may be asked for alone."""
     first: dict[frozenset[tuple[str, tuple[str, ...]]], str] = {}
     for name in names:
         pair = parse_pair(name, job.languages, name)
         other = first.setdefault(frozenset((side.name, side.scripts) for side in (pair.source, pair.target)), name)
         if other != name:
             reporter.say(f"{other} and {name} are the same two languages; each is a partition of its own")
-    for shared in find_shared(folder):
-        (uri, line), (other_uri, other_line) = shared.places
-        more = f", as are {shared.count - 1:,} more" if shared.count > 1 else ""
-        reporter.say(
-            f"{uri}, line {line:,} ({shared.partitions[0]}): is the same pair as {other_uri}, line {other_line:,} "
-            f"({shared.partitions[1]}){more}; both partitions score it"
-        )
 
 
 def _make_scoring(job: BitextJob, pair: LanguagePair, folder: str, num_rows: int, reporter: Reporter) -> DirectedJob:

@@ -19,7 +19,6 @@ from rerank_actor.bitext.filters import CandidateFilters, CharacterCounter, find
 from rerank_actor.bitext.ingest import ReadSpec, name_record, read_candidates
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.languages import parse_pair
-from rerank_actor.bitext.overlap import find_shared
 from rerank_actor.bitext.sources import choose_partitions, find_sources
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.outputs.folder import Output
@@ -214,30 +213,6 @@ def test_one_direction_is_scored_alone(tmp_path: Path, local_ray: str) -> None:
     table = read_output(tmp_path / "out/lang_pair=deu-eng")
     assert "forward_logit" not in table.column_names
     assert table["logit"].to_pylist() == table["backward_logit"].to_pylist()
-
-
-def test_pairs_of_two_partitions_are_found_with_file_and_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rerank_actor.bitext.ingest.SHARD_ROWS", 64)
-    monkeypatch.setattr("rerank_actor.bitext.readers.ROWS_AT_ONCE", 16)
-    monkeypatch.setattr("rerank_actor.bitext.overlap.HASHES_AT_ONCE", 50)
-    lines = {name: [f"{name} {i}\tsentence {i}" for i in range(300)] for name in ("deu", "fra", "spa")}
-    lines["fra"][200] = lines["deu"][17]
-    lines["fra"][201:204] = lines["deu"][20:23]
-    lines["spa"][5] = "\t".join(reversed(lines["deu"][100].split("\t")))  # the other way round
-    lines["spa"][7] = lines["spa"][8]  # twice in one partition is none of this
-    lines["spa"][9] = lines["fra"][9] = "\t"  # what is not scored neither
-    paths = [write(tmp_path / f"in/{name}-eng.tsv", "\n".join(own) + "\n") for name, own in lines.items()]
-    job = make_job(tmp_path, *paths, format="pairs", identifier="none")
-    folder = tmp_path / "read"
-    read_all(job, folder)
-    found = find_shared(str(folder))
-    assert [(one.partitions, one.count) for one in found] == [(("deu-eng", "fra-eng"), 4), (("deu-eng", "spa-eng"), 1)]
-    deu, fra, spa = map(str, paths)
-    [(uri, line), (other_uri, other_line)] = found[0].places
-    assert (uri, other_uri) == (deu, fra)
-    assert (line, other_line) in [(18, 201), (21, 202), (22, 203), (23, 204)]
-    assert found[1].places == ((deu, 101), (spa, 6))
-    assert find_shared(str(folder)) == found, "what is written down is what was found"
 
 
 def test_characters_are_counted_as_a_match_counts_them() -> None:
