@@ -3,7 +3,6 @@
 Running it again resumes. With --deliver what is scored is selected and delivered; with --scored nothing is scored.
 """
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
@@ -39,9 +38,6 @@ def make_parser() -> Parser:
         "job_file", nargs="?", metavar="JOB.yaml", help="keys are the flags below with _ for -; flags win"
     )
     add_job_flags(parser, BitextJob, SelectJob)
-    parser.add_argument(
-        "--select", dest="mode", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-    )  # what some will try
     return parser
 
 

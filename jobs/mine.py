@@ -1,7 +1,6 @@
 """Mine training data from stored scores: `python -m jobs.mine [JOB.yaml] [flags]`. Running it again resumes."""
 
 import contextlib
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -39,7 +38,7 @@ def mine(arguments: Sequence[str] | None = None) -> int:
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints what happens to its workers
         result = mine_scores(job, LineReporter())
     if job.what_if:
-        _print_table(result, as_json=job.json_table)
+        _print_table(result)
     else:
         _print_result(result, job)
         print(job.output)
@@ -61,11 +60,8 @@ def _print_result(result: MineResult, job: MineJob) -> None:
     print(f"what each rule removed, with examples: {job.output}/_mine/report.html", file=sys.stderr)
 
 
-def _print_table(result: MineResult, *, as_json: bool) -> None:
+def _print_table(result: MineResult) -> None:
     """Print a row for each rule set."""
-    if as_json:
-        print(json.dumps(result.table, indent=2))
-        return
     space = result.table[0]["margin_space"]
     table = Table(title=f"{result.table[0]['queries']:,} queries; margins in {space} space", title_justify="left")
     table.add_column("rules", overflow="fold")

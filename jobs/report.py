@@ -20,14 +20,9 @@ def report(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", metavar="FILE", help="where to write it (default OUTPUT/_job/report.html); - prints it")
     parser.add_argument("--gpu-type", metavar="NAME", help="GPU that the actors ran on, for its price")
     parser.add_argument("--gpu-price", metavar="F", type=float, help="dollars an hour for one GPU")
-    parser.add_argument(
-        "--id-columns", metavar="NAMES", help="columns to name rows by, comma-separated (default: those named like ids)"
-    )
-    parser.add_argument("--texts", action="store_true", help="show query and document of the few rows that are named")
     found = parser.parse(arguments)
     uri = storage.normalize_uri(found.output)
-    columns = None if found.id_columns is None else [name.strip() for name in found.id_columns.split(",")]
-    page = build_report(uri, find_price(found.gpu_type, found.gpu_price), columns, texts=found.texts)
+    page = build_report(uri, find_price(found.gpu_type, found.gpu_price))
     if found.to == "-":
         sys.stdout.write(page)
         return 0

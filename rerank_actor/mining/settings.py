@@ -192,4 +192,3 @@ class TaskSettings(Settings):
     """How much a task holds, and how a table is printed."""
 
     unit_mb: Annotated[float, Field(gt=0)] = make_flag(64, "run", "MB of scored rows that one task holds at once", "N")
-    json_table: bool = make_flag(False, "run", "print the table of --what-if as JSON")

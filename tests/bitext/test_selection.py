@@ -387,7 +387,7 @@ def test_the_same_command_resumes_and_other_rules_are_refused(
     write_scored(tmp_path / "scored", make_random(3, 20, 20, 80))
     with pytest.raises(OutputConflictError, match="scored files: 1 there that are gone or changed, 1 new or changed"):
         bitext(flags)
-    assert bitext([*flags, "--mode", "fwd", "--reselect"]) == 0
+    assert bitext([*flags, "--mode", "forward", "--reselect"]) == 0
     found = read_delivered(tmp_path / "out")
     assert len({row["source"] for row in found}) == len(found)
 

@@ -320,7 +320,7 @@ def test_calibrating_only_prints_the_same_table_and_delivers_nothing(
     left = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert left == ["_select/calibration.html"]
     assert "<polyline" in (tmp_path / "out/_select/calibration.html").read_text()
-    assert bitext([*flags, "--select", "intersection"]) == 0
+    assert bitext([*flags, "--mode", "intersection"]) == 0
     assert capfd.readouterr().out.startswith(table)
 
 

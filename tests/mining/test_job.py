@@ -305,8 +305,10 @@ def test_what_if_compares_rule_sets_and_writes_no_data(
     scored: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     sets = ["max-score=0", "false-negatives=report depth=all", "num-negatives=1"]
-    assert mine(make_flags(scored, tmp_path / "mined", "--json-table", "--what-if", *sets)) == 0
-    table = {row["rules"]: row for row in json.loads(capfd.readouterr().out)}
+    assert mine(make_flags(scored, tmp_path / "mined", "--what-if", *sets)) == 0
+    assert "suspected false" in capfd.readouterr().out
+    compared = json.loads((tmp_path / "mined/_mine/what-if.json").read_text())
+    table = {row["rules"]: row for row in compared["sets"]}
     assert list(table) == ["as given", *sets]
     assert not list((tmp_path / "mined").glob("part-*"))
     assert not (tmp_path / "mined/_SUCCESS").exists()
@@ -320,8 +322,6 @@ def test_what_if_compares_rule_sets_and_writes_no_data(
         assert table[name]["mean_margin"] == pytest.approx(numbers["values"]["margins"]["mean"])
         assert table[name]["suspected_false_negatives"] == numbers["counts"]["suspected_false_negatives"]
     assert table["num-negatives=1"]["negatives_per_query"] == 1
-    assert mine(make_flags(scored, tmp_path / "mined", "--what-if", *sets)) == 0
-    assert "suspected false" in capfd.readouterr().out
 
 
 def test_s3_in_and_out(s3: S3Server, tmp_path: Path, local_ray: str) -> None:

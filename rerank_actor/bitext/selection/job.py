@@ -16,7 +16,6 @@ from rerank_actor.job_file import Location, Locations, make_flag
 
 Format = Literal["parquet", "tsv", "moses", "tmx"]
 FORMATS: tuple[Format, ...] = ("parquet", "tsv", "moses", "tmx")
-LASER_NAMES = {"max": "greedy", "intersect": "intersection", "fwd": "forward", "bwd": "backward"}
 
 Threshold = float | Literal["auto"] | None
 
@@ -62,7 +61,7 @@ class SelectJob(ClusterSettings, DirectionSettings, PairSettings):
         4, "selection", "other candidates of each side that a margin looks at, the best; 0 for all", "K"
     )
     rank_by: RankBy = make_flag("score", "selection", "what --mode compares and the output is ordered by")
-    mode: Annotated[Mode, BeforeValidator(lambda value: LASER_NAMES.get(value, value))] = make_flag(
+    mode: Mode = make_flag(
         "greedy",
         "selection",
         "best target of each source, best source of each target, both, one to one by falling value (LASER's max), or all",

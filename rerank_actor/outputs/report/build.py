@@ -1,7 +1,5 @@
 """Building a report: facts, rows and page in one go, and where it is written."""
 
-from collections.abc import Sequence
-
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.price import Price
 from rerank_actor.outputs.report.facts import gather_facts
@@ -9,23 +7,19 @@ from rerank_actor.outputs.report.page import render_report
 from rerank_actor.outputs.report.rows import sample_rows
 
 
-def build_report(
-    uri: str, price: Price | None = None, id_columns: Sequence[str] | None = None, *, texts: bool = False
-) -> str:
+def build_report(uri: str, price: Price | None = None) -> str:
     """Return the report of an output folder as HTML.
 
     Args:
         uri: the folder.
         price: of a GPU hour; None takes the job's own.
-        id_columns: columns to name rows by; None takes those whose name says that they are ids.
-        texts: show the texts of the few pairs that are named.
 
     Raises:
         InputError: there is no job.
         JobError, StorageError: the folder cannot be read.
     """
     facts = gather_facts(uri, price)
-    return render_report(facts, sample_rows(facts, id_columns, texts=texts))
+    return render_report(facts, sample_rows(facts))
 
 
 def write_report(output: Output) -> str:

@@ -1,11 +1,11 @@
 """The rows of a report: examples of errors and of scores by their ids, from a bounded number of parts.
 
-Takes facts, reads a few columns of a few parts, gives rows as dictionaries. The texts of pairs are read only where a
-person asks for them. Knows nothing of HTML.
+Takes facts, reads a few columns of a few parts, gives rows as dictionaries. The texts of pairs are not read. Knows nothing
+of HTML.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,9 +25,9 @@ from rerank_actor.outputs.report.facts import EXAMPLES, Facts
 
 SAMPLED_PARTS = 4
 ERROR_PARTS = 12
-HISTOGRAM_PARTS = 8  # where no record has histograms
+HISTOGRAM_PARTS = 8  # where no unit has a record yet
 LISTED_ROWS = 4  # highest, and as many in the middle and at the end
-ID_LENGTH, TEXT_LENGTH = 64, 240
+ID_LENGTH = 64
 ID_NAME = re.compile(r"(^|[_.-])(id|ids|qid|pid|did|uid|idx|docid)$", re.IGNORECASE)
 
 
@@ -38,7 +38,7 @@ class Rows:
     Attributes:
         errors: by reason, a few rows with it: unit, shard, row, and ids.
         scored: rows with high, middling and low scores.
-        sketch: of the pairs of some parts, where the unit records have none; else None.
+        histograms: of the pairs of some parts, where no unit has a record; else None.
         sketched_parts: how many parts that is.
         columns: names of the columns that tell a row, besides shard and row.
     """
@@ -50,58 +50,40 @@ class Rows:
     columns: list[str] = field(default_factory=list)
 
 
-def sample_rows(facts: Facts, id_columns: Sequence[str] | None = None, *, texts: bool = False) -> Rows:
-    """Return examples of a job's rows; parts that cannot be read are passed over.
-
-    Args:
-        facts: of the job.
-        id_columns: columns to name rows by; None takes those whose name says that they are ids.
-        texts: take the query and document columns too.
-    """
+def sample_rows(facts: Facts) -> Rows:
+    """Return examples of a job's rows, named by the columns that look like ids; unreadable parts are passed over."""
     rows = Rows()
     committed = [unit for unit in facts.plan.units() if unit.part_name in facts.parts]
     job = facts.manifest.get("job") or {}
-    extra = [job.get("query_column", "query"), job.get("document_column", "document")]
-    chosen = _Chooser(id_columns, extra, texts)
-    for unit, table in _read_parts(facts, _spread(committed, SAMPLED_PARTS), chosen):
-        rows.scored += _pick_scored(unit, table, chosen)
+    texts = [job.get("query_column", "query"), job.get("document_column", "document")]
+    columns: dict[str, None] = {}
+    for unit, table in _read_parts(facts, _spread(committed, SAMPLED_PARTS), texts):
+        columns |= dict.fromkeys(_list_others(table))
+        rows.scored += _pick_scored(unit, table)
     rows.scored = _thin(sorted(rows.scored, key=lambda row: -float(row["logit"])))
     wanted = facts.find_units({name for names in facts.error_units.values() for name in names})
     reasons_left = {reason: EXAMPLES for reason in facts.error_units}
-    for unit, table in _read_parts(facts, list(wanted.values())[:ERROR_PARTS], chosen):
-        for reason, row in _pick_errors(unit, table, chosen, reasons_left):
+    for unit, table in _read_parts(facts, list(wanted.values())[:ERROR_PARTS], texts):
+        columns |= dict.fromkeys(_list_others(table))
+        for reason, row in _pick_errors(unit, table, reasons_left):
             rows.errors.setdefault(reason, []).append(row)
-    if not facts.sketched and committed:
+    if not facts.totals.units and committed:
         rows.histograms = ScoreHistograms()
-        for _, table in _read_parts(facts, _spread(committed, HISTOGRAM_PARTS), _Chooser([], [], False)):
+        for _, table in _read_parts(facts, _spread(committed, HISTOGRAM_PARTS), texts):
             rows.histograms.add(ScoreHistograms.of_columns(flatten_columns(table)))
             rows.sketched_parts += 1
-    rows.columns = list(chosen.found)
+    rows.columns = list(columns)
     return rows
 
 
-class _Chooser:
-    """Which columns tell a person what row it is."""
+def _list_ids(schema: pa.Schema, texts: Container[str]) -> list[str]:
+    """Return the columns, of those that hold no texts, that tell a person what row it is."""
+    named = [name for name in schema.names if name not in texts and ID_NAME.search(name)]
+    return [name for name in named if name not in RESERVED_COLUMNS and _may_be_id(schema.field(name).type)]
 
-    def __init__(self, id_columns: Sequence[str] | None, text_columns: Sequence[str], texts: bool) -> None:
-        self._ids, self._texts, self._with_texts = id_columns, set(text_columns), texts
-        self.found: dict[str, None] = {}
 
-    def choose(self, schema: pa.Schema) -> list[str]:
-        named = [name for name in schema.names if name not in RESERVED_COLUMNS]
-        if self._ids is None:
-            ids = [name for name in named if name not in self._texts and ID_NAME.search(name)]
-            ids = [name for name in ids if _may_be_id(schema.field(name).type)]
-        else:
-            ids = [name for name in named if name in self._ids]
-        texts = [name for name in named if name in self._texts and self._with_texts and name not in ids]
-        self.found |= dict.fromkeys([*ids, *texts])
-        return [*ids, *texts]
-
-    def shorten(self, name: str, value: Any) -> str:
-        length = TEXT_LENGTH if self._with_texts and name in self._texts else ID_LENGTH
-        text = "" if value is None else str(value)
-        return text if len(text) <= length else text[: length - 1] + "…"
+def _list_others(table: pa.Table) -> list[str]:
+    return [name for name in table.column_names if name not in RESERVED_COLUMNS]
 
 
 def _may_be_id(kind: pa.DataType) -> bool:
@@ -116,13 +98,14 @@ def _spread(units: Sequence[Unit], number: int) -> list[Unit]:
     return [units[place] for place in places]
 
 
-def _read_parts(facts: Facts, units: Iterable[Unit], chooser: _Chooser) -> Iterator[tuple[Unit, pa.Table]]:
+def _read_parts(facts: Facts, units: Iterable[Unit], texts: Container[str]) -> Iterator[tuple[Unit, pa.Table]]:
+    """Yield the added columns, and those of ids, of each unit's part."""
     for unit in units:
         part = facts.parts[unit.part_name]
         try:
             with storage.open_input(part.uri, size=part.size, etag=part.etag) as file:
                 parquet = pq.ParquetFile(file)
-                yield unit, parquet.read([*chooser.choose(parquet.schema_arrow), *RESERVED_COLUMNS])
+                yield unit, parquet.read([*_list_ids(parquet.schema_arrow, texts), *RESERVED_COLUMNS])
         except (RerankError, pa.ArrowException, OSError, ValueError, KeyError):
             continue  # jobs.verify says what is wrong with it; a report does without
 
@@ -140,19 +123,19 @@ def _explode(table: pa.Table, name: str) -> tuple[pa.Array, np.ndarray, np.ndarr
     return pc.list_flatten(column), parents, np.arange(len(parents)) - firsts
 
 
-def _tell(unit: Unit, table: pa.Table, row: int, place: int, chooser: _Chooser) -> dict[str, Any]:
-    told: dict[str, Any] = {"shard": unit.uri, "row": unit.row_start + row, "place": place, "unit": unit.name}
-    for name in table.column_names:
-        if name in RESERVED_COLUMNS:
-            continue
+def _name_row(unit: Unit, table: pa.Table, row: int, place: int) -> dict[str, Any]:
+    """Return where a row is, and its ids, shortened."""
+    named: dict[str, Any] = {"shard": unit.uri, "row": unit.row_start + row, "place": place, "unit": unit.name}
+    for name in _list_others(table):
         value = table[name][row].as_py()
         if isinstance(value, list):  # one for each document of the row
             value = value[place] if place < len(value) else None
-        told[name] = chooser.shorten(name, value)
-    return told
+        text = "" if value is None else str(value)
+        named[name] = text if len(text) <= ID_LENGTH else text[: ID_LENGTH - 1] + "…"
+    return named
 
 
-def _pick_scored(unit: Unit, table: pa.Table, chooser: _Chooser) -> list[dict[str, Any]]:
+def _pick_scored(unit: Unit, table: pa.Table) -> list[dict[str, Any]]:
     logits, parents, places = _explode(table, "logit")
     scores, tokens = _explode(table, "score")[0], _explode(table, "num_tokens")[0]
     values = logits.to_numpy(zero_copy_only=False).astype(np.float64)
@@ -160,7 +143,7 @@ def _pick_scored(unit: Unit, table: pa.Table, chooser: _Chooser) -> list[dict[st
     order = scored[np.argsort(-values[scored], kind="stable")]
     picked = []
     for at in _thin(order.tolist()):
-        row = _tell(unit, table, int(parents[at]), int(places[at]), chooser)
+        row = _name_row(unit, table, int(parents[at]), int(places[at]))
         picked.append(
             row | {"score": scores[at].as_py(), "logit": logits[at].as_py(), "num_tokens": tokens[at].as_py()}
         )
@@ -175,12 +158,10 @@ def _thin(ordered: list[Any]) -> list[Any]:
     return ordered[:LISTED_ROWS] + ordered[middle : middle + LISTED_ROWS] + ordered[-LISTED_ROWS:]
 
 
-def _pick_errors(
-    unit: Unit, table: pa.Table, chooser: _Chooser, left: dict[str, int]
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _pick_errors(unit: Unit, table: pa.Table, left: dict[str, int]) -> Iterator[tuple[str, dict[str, Any]]]:
     errors, parents, places = _explode(table, "error")
     for at in np.flatnonzero(errors.is_valid().to_numpy(zero_copy_only=False)):
         reason = find_reason(str(errors[at].as_py()))  # which is how the records count them
         if left.get(reason, 0) > 0:
             left[reason] -= 1
-            yield reason, _tell(unit, table, int(parents[at]), int(places[at]), chooser)
+            yield reason, _name_row(unit, table, int(parents[at]), int(places[at]))
