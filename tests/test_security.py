@@ -32,8 +32,7 @@ from rerank_actor.inputs.plan import Plan
 from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.inputs.unit import Unit
 from rerank_actor.job import load_job
-from rerank_actor.outputs.folder import Output
-from rerank_actor.outputs.manifest import RECORD_SCHEMA
+from rerank_actor.outputs.folder import RECORD_SCHEMA, Output
 from rerank_actor.outputs.part import check_part
 from rerank_actor.scoring.prepare import PrepareSpec, prepare_unit
 from rerank_actor.scoring.write import write_part

@@ -50,7 +50,7 @@ def scan_arrow(uri: str, size: int, etag: str) -> ShardLayout:
 def read_arrow(
     uri: str, size: int | None, etag: str, first_row: int, num_rows: int, byte_start: int, row_at_byte: int
 ) -> pa.Table:
-    """Return some rows of an Arrow file with all of its columns; arguments as `layout.Block` has them."""
+    """Return some rows of an Arrow file with all of its columns; arguments as `rows.Block` has them."""
     with storage.open_input(uri, size=size, etag=etag) as source:
         is_file, is_sequential, schema = _look_at(source)
         if is_file:

@@ -39,8 +39,8 @@ class Shard:
         uri, size, etag: the object when it was planned.
         num_rows: rows it holds; `starts` may cover fewer of them when the job had a limit.
         starts: first row of each unit, then the row where the last ends.
-        byte_starts: where each unit begins, as `layout.Block` has it; -1 for Parquet.
-        numbers: of the line or row there; none in plans of earlier versions.
+        byte_starts: where each unit begins, as `rows.Block` has it; -1 for Parquet.
+        numbers: of the line or row there.
         error: why it could not be read, else None.
     """
 
@@ -50,8 +50,8 @@ class Shard:
     num_rows: int
     starts: tuple[int, ...]
     byte_starts: tuple[int, ...]
+    numbers: tuple[int, ...]
     error: str | None = None
-    numbers: tuple[int, ...] = ()
 
     @property
     def id(self) -> str:
@@ -68,11 +68,10 @@ class Shard:
         if self.error is not None:
             yield Unit(f"{self.id}-00000", self.uri, self.size, self.etag, 0, 0, -1)
             return
-        for number, byte_start in enumerate(self.byte_starts):
-            start, end = self.starts[number], self.starts[number + 1]
-            begins = self.numbers[number] if self.numbers else 0
-            name = f"{self.id}-{number:05d}"
-            yield Unit(name, self.uri, self.size, self.etag, start, end - start, byte_start, begins)
+        for index, (byte_start, number) in enumerate(zip(self.byte_starts, self.numbers, strict=True)):
+            start, end = self.starts[index], self.starts[index + 1]
+            name = f"{self.id}-{index:05d}"
+            yield Unit(name, self.uri, self.size, self.etag, start, end - start, byte_start, number)
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ def make_plan(
     for item in objects:
         found = scanned.get(item.uri)
         if isinstance(found, RerankError):
-            shard = Shard(item.uri, item.size, item.etag, 0, (), (), str(found))
+            shard = Shard(item.uri, item.size, item.etag, 0, (), (), (), str(found))
         elif found is not None:
             shard = _cut(item, found, unit_size, left)
             if left is not None and shard.planned_rows == 0 and item.uri not in known:
@@ -304,7 +303,7 @@ def _json_types(
 def _cut(item: storage.StoredObject, layout: ShardLayout, unit_size: UnitSize, limit: int | None) -> Shard:
     starts, places = _cut_blocks(layout, unit_size, 0, limit)
     byte_starts, numbers = (tuple(place[at] for place in places) for at in (0, 1))
-    return Shard(item.uri, item.size, item.etag, layout.num_rows, tuple(starts), byte_starts, numbers=numbers)
+    return Shard(item.uri, item.size, item.etag, layout.num_rows, tuple(starts), byte_starts, numbers)
 
 
 def _extend(shard: Shard, spec: InputSpec, unit_size: UnitSize, limit: int | None) -> Shard:
@@ -320,7 +319,7 @@ def _extend(shard: Shard, spec: InputSpec, unit_size: UnitSize, limit: int | Non
         shard,
         starts=(*shard.starts[:-1], *starts),
         byte_starts=(*shard.byte_starts, *byte_starts),
-        numbers=(*(shard.numbers or [0] * len(shard.byte_starts)), *numbers),
+        numbers=(*shard.numbers, *numbers),
     )
 
 

@@ -143,9 +143,9 @@ def scan_ranking(file: RankingFile, block_rows: int, break_at: int) -> list[Bloc
 
 
 def read_ranking(
-    file: RankingFile, byte_start: int, num_rows: int, number: int = 0, row_start: int = 0
+    file: RankingFile, byte_start: int, num_rows: int, first_line: int
 ) -> tuple[pa.Table, list[str | None]]:
-    """Read rows of a ranking from the first byte of a block on, of line `number` (0: not known).
+    """Read rows of a ranking from the first byte of a block on, which is that of line `first_line`.
 
     Returns:
         The rows, in order of the file, and for each why it is broken, or None.
@@ -163,10 +163,11 @@ def read_ranking(
         name: pa.array([None if line.values is None else line.values[name] for line in lines], kind)
         for name, kind in COLUMNS[file.kind].items()
     }
-    faults: list[str | None] = []
-    for row, line in enumerate(lines, row_start):
-        place = number + line.number - 1 if number else 0
-        faults.append(None if line.values is not None else add_location(BROKEN[file.kind], file.uri, place, row))
+    reason = BROKEN[file.kind]
+    faults = [
+        None if line.values is not None else add_location(reason, file.uri, first_line + line.number - 1)
+        for line in lines
+    ]
     return pa.table(columns), faults
 
 

@@ -16,7 +16,7 @@ from rerank_actor.inputs.columns import is_list, to_texts
 
 UNIT_BYTES = 32 * 2**20  # of uncompressed input; a prepared unit stays well under what Ray's object store likes
 
-_PLACE = re.compile(r" \(.*, (?:line|row) \d+\)", re.DOTALL)
+_PLACE = re.compile(r" \(.*, line \d+\)", re.DOTALL)
 
 
 class Block(NamedTuple):
@@ -108,9 +108,9 @@ def refuse_doubled(uri: str, names: list[str]) -> None:
         )
 
 
-def add_location(reason: str, uri: str, line: int, row: int) -> str:
-    """Return a reason with its place; plans of earlier versions know rows alone, and then `line` is 0."""
-    return f"{reason} ({uri}, line {line})" if line else f"{reason} ({uri}, row {row})"
+def add_location(reason: str, uri: str, line: int) -> str:
+    """Return a reason with its place."""
+    return f"{reason} ({uri}, line {line})"
 
 
 def find_reason(error: str) -> str:

@@ -129,15 +129,13 @@ def read_rows(unit: Unit, spec: InputSpec, types: Mapping[str, pa.DataType] | No
                 rows = make_rows(table, choose_columns(table.column_names, keep, drop), text_columns)
             elif kind in RANKING_FORMATS:
                 file = RankingFile(uri, size, etag, kind, compression, spec.top_k)
-                table, faults = read_ranking(file, byte_start, num_rows, number, row_start)
+                table, faults = read_ranking(file, byte_start, num_rows, number)
                 rows = make_rows(table, choose_columns(table.column_names, keep, drop), text_columns)
                 rows = replace(rows, faults=faults)
             else:
                 text = cast(TextFormat, kind)
-                place = LineRange(
-                    uri, size, etag, text, compression, row_start, num_rows, byte_start, number, spec.header
-                )
-                rows = read_lines(place, keep, drop, text_columns, types or {})
+                lines = LineRange(uri, size, etag, text, compression, num_rows, byte_start, number, spec.header)
+                rows = read_lines(lines, keep, drop, text_columns, types or {})
         except (pa.ArrowException, EOFError, OSError, ValueError, csv.Error) as error:
             storage.refuse_changed(uri, size, etag)  # what looks broken may be two shards' halves
             raise _unreadable(uri, kind, error) from error

@@ -117,9 +117,9 @@ class LineRange:
     Attributes:
         uri, size, etag: the shard as it was planned; size None and etag "" where that does not matter.
         kind, compression: its format.
-        row_start, num_rows: which rows.
+        num_rows: how many rows.
         byte_start: first byte of the first row in the uncompressed text.
-        line: its number; 0 where it is not known.
+        line: number of that row's line, from 1.
         header: names of the columns where the first line does not have them.
     """
 
@@ -128,7 +128,6 @@ class LineRange:
     etag: str
     kind: TextFormat
     compression: str
-    row_start: int
     num_rows: int
     byte_start: int
     line: int
@@ -156,10 +155,10 @@ def read_lines(
         if record is None or record:
             found, fault = _parse_record(record, wanted.kind, header)
             if fault is not None:
-                fault = add_location(fault, wanted.uri, line, wanted.row_start + len(objects))
+                fault = add_location(fault, wanted.uri, line)
             objects.append(found)
             faults.append(fault)
-        line += num_lines if wanted.line else 0
+        line += num_lines
     if wanted.kind != "jsonl":
         types = dict.fromkeys(header, pa.string())
     names = header

@@ -11,7 +11,7 @@ class Unit:
         name: names the part, `<shard>-<number>`.
         uri, size, etag: the shard as it was planned.
         row_start, num_rows: the rows, counted in the shard. A shard that could not be read has one unit of 0 rows.
-        byte_start: where the rows begin, as `layout.Block` has it; -1 for Parquet.
+        byte_start: where the rows begin, as `rows.Block` has it; -1 for Parquet.
         number: of the line or row that is there.
     """
 

@@ -23,6 +23,27 @@ from rerank_actor.outputs.histograms import NAMES
 RECORD_THREADS = 16
 OWN_FILES = ("plan.parquet", "job.yaml", "manifest.json", "report.html", "estimate.json")
 HISTOGRAM_COLUMNS = frozenset(f"{name}_bins" for name in NAMES)
+RECORD_SCHEMA = pa.schema(
+    {
+        "unit": pa.string(),
+        "rows": pa.int64(),
+        "pairs": pa.int64(),
+        "scored": pa.int64(),
+        "truncated": pa.int64(),
+        "tokens": pa.int64(),
+        "cached_tokens": pa.int64(),
+        "forward_passes": pa.int64(),
+        "reused": pa.int64(),
+        "shared": pa.int64(),
+        "errors": pa.string(),
+        "attempts": pa.int32(),
+        "seconds": pa.float64(),
+        "part_bytes": pa.int64(),
+        "part_etag": pa.string(),
+        "finished_at": pa.float64(),
+        **{f"{name}_bins": pa.list_(pa.int32()) for name in NAMES},
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -124,37 +145,22 @@ class Output(JobFolder):
             self.write_own(f"failed/{name}.json", json.dumps(record, indent=2).encode())
 
     def read_records(self) -> Iterator[dict[str, Any]]:
-        """Yield the unit records of earlier runs without their sketches."""
+        """Yield the unit records of earlier runs without their histograms."""
         for table in self.read_record_tables(skip=HISTOGRAM_COLUMNS):
             yield from table.to_pylist()
 
     def read_record_tables(self, skip: Container[str] = ()) -> Iterator[pa.Table]:
-        """Yield the files of unit records; one that cannot be read is passed over."""
+        """Yield the files of unit records, in the columns of `RECORD_SCHEMA`; one that is damaged has no rows."""
         with ThreadPoolExecutor(RECORD_THREADS) as pool:
             yield from pool.map(lambda item: _read_table(item.uri, skip), self._own_objects("runs"))
 
     def match_records(self, parts: dict[str, storage.StoredObject]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield name and record of each part that a record vouches for: its size and version mark are those written.
-
-        Records of before there were marks vouch by the size alone, where no record with a mark says otherwise.
-        """
-        marked: set[str] = set()
+        """Yield name and record of each part that a record vouches for: its size and version mark are those written."""
         matched: set[str] = set()
-        unmarked: dict[str, dict[str, Any]] = {}
         for record in self.read_records():
-            name = f"part-{record.get('unit')}.parquet"
-            if name not in parts or name in matched:
-                continue
-            same_size = record.get("part_bytes") == parts[name].size
-            if not record.get("part_etag"):
-                unmarked |= {name: record} if same_size else {}
-                continue
-            marked.add(name)
-            if same_size and parts[name].etag in ("", record["part_etag"]):
+            name = f"part-{record['unit']}.parquet"
+            if name in parts and name not in matched and is_as_recorded(parts[name], record):
                 matched.add(name)
-                yield name, record
-        for name, record in unmarked.items():
-            if name not in marked:
                 yield name, record
 
     def _own_objects(self, folder: str) -> list[storage.StoredObject]:
@@ -173,12 +179,19 @@ class Output(JobFolder):
         storage.delete_objects([storage.join_uri(self.uri, name) for name in names])
 
 
+def is_as_recorded(part: storage.StoredObject, record: dict[str, Any]) -> bool:
+    """Whether a part has the size and version mark of a unit's record; some stores list no marks."""
+    return part.size == record["part_bytes"] and part.etag in ("", record["part_etag"])
+
+
 def _read_table(uri: str, skip: Container[str]) -> pa.Table:
-    """Return a file of unit records, empty where it is damaged or gone."""
+    """Return a file of unit records, empty where it is damaged, gone or no such file."""
+    schema = pa.schema([column for column in RECORD_SCHEMA if column.name not in skip])
     try:
-        return read_own_table(storage.read_bytes(uri), skip)
+        table = read_own_table(storage.read_bytes(uri), skip)
     except (pa.ArrowException, OSError, InputError):
-        return pa.table({})
+        return schema.empty_table()
+    return table if table.schema.equals(schema) else schema.empty_table()
 
 
 def find_pending(plan: Plan, parts: dict[str, storage.StoredObject]) -> list[Unit]:

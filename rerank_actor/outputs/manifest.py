@@ -22,8 +22,7 @@ import pyarrow.parquet as pq
 from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError
 from rerank_actor.inputs.unit import Unit
-from rerank_actor.outputs.folder import Output
-from rerank_actor.outputs.histograms import NAMES
+from rerank_actor.outputs.folder import RECORD_SCHEMA, Output
 from rerank_actor.outputs.part import PartCheck, check_part
 from rerank_actor.storage.lease import make_run_id
 
@@ -32,6 +31,9 @@ RECORD_SECONDS = 60.0  # that a record waits to be written at most
 RECORDS_KEPT = 100_000  # while storage fails; a part without a record costs the next run a look at it
 CHECK_THREADS = 8
 LISTED_FAILURES = 100
+SUMMED_COUNTS = (
+    "rows", "pairs", "scored", "truncated", "tokens", "cached_tokens", "forward_passes", "reused", "shared",
+)  # fmt: skip
 VERSIONED = (
     "rerank-actor",
     "ray",
@@ -43,28 +45,6 @@ VERSIONED = (
     "pyarrow",
     "s3fs",
     "numpy",
-)
-
-RECORD_SCHEMA = pa.schema(
-    {
-        "unit": pa.string(),
-        "rows": pa.int64(),
-        "pairs": pa.int64(),
-        "scored": pa.int64(),
-        "truncated": pa.int64(),
-        "tokens": pa.int64(),
-        "cached_tokens": pa.int64(),
-        "forward_passes": pa.int64(),
-        "reused": pa.int64(),
-        "shared": pa.int64(),
-        "errors": pa.string(),
-        "attempts": pa.int32(),
-        "seconds": pa.float64(),
-        "part_bytes": pa.int64(),
-        "part_etag": pa.string(),
-        "finished_at": pa.float64(),
-        **{f"{name}_bins": pa.list_(pa.int32()) for name in NAMES},
-    }
 )
 
 
@@ -90,10 +70,8 @@ class Totals:
     def add(self, record: dict[str, Any]) -> None:
         """Add one unit's record."""
         self.units += 1
-        for name in ("rows", "pairs", "scored", "truncated", "tokens", "cached_tokens", "reused", "shared"):
+        for name in SUMMED_COUNTS:
             setattr(self, name, getattr(self, name) + int(record.get(name) or 0))
-        computed = record.get("forward_passes")  # records of before there was one are of units without copies
-        self.forward_passes += int(record.get("scored") or 0) if computed is None else int(computed)
         self.engine_seconds += float(record.get("seconds") or 0)
         errors = record.get("errors") or {}
         self.errors.update(json.loads(errors) if isinstance(errors, str) else errors)

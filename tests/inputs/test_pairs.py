@@ -163,8 +163,7 @@ def test_json_structs_of_mixed_values_keep_a_type_of_structs() -> None:
 
 def test_reason_is_an_error_without_its_place() -> None:
     for uri in ("/a b (1)/x.jsonl", "s3://b/k, line 3)"):
-        assert find_reason(add_location("line is not a JSON object", uri, 7, 0)) == "line is not a JSON object"
-        assert add_location("r", uri, 7, 0) == f"r ({uri}, line 7)"
-        assert add_location("r", uri, 0, 4) == f"r ({uri}, row 4)"
+        assert find_reason(add_location("line is not a JSON object", uri, 7)) == "line is not a JSON object"
+        assert add_location("r", uri, 7) == f"r ({uri}, line 7)"
     assert find_reason("engine died (3 times)") == "engine died (3 times)"
     assert np.unique([find_reason("query is null")]).tolist() == ["query is null"]

@@ -1,6 +1,5 @@
 """The plan: every row in one unit, names that follow from the shard's URI, growth without change, and refusals."""
 
-import io
 import json
 import os
 from collections.abc import Callable
@@ -325,15 +324,7 @@ def test_unreadable_shard_among_good_ones_is_one_unit_until_repaired(tmp_path: P
     assert repaired.num_rows == 25
 
 
-def test_plan_of_before_lines_were_numbered_reads_as_it_was(tmp_path: Path) -> None:
+def test_units_of_text_know_the_number_of_their_first_line(tmp_path: Path) -> None:
     write_lines(tmp_path / "input" / "a.jsonl", 20)
-    found = plan_job(tmp_path, unit_rows=5)
-    table = pq.read_table(io.BytesIO(found.to_bytes({"a": 1})))
-    sink = io.BytesIO()
-    pq.write_table(table.drop_columns("numbers"), sink)
-    earlier, settings_ = Plan.from_bytes(sink.getvalue())
-    assert settings_ == {"a": 1}
-    assert starts(earlier) == starts(found)
-    assert [unit.number for unit in earlier.units()] == [0] * 4
-    assert [unit.number for unit in found.units()] == [1, 6, 11, 16]
-    assert plan_job(tmp_path, earlier, unit_rows=5) == earlier
+    plan = plan_job(tmp_path, unit_rows=5)
+    assert [unit.number for unit in plan.units()] == [1, 6, 11, 16]

@@ -133,7 +133,7 @@ def test_formats_are_told_by_their_first_lines(tmp_path: Path, name: str, text: 
     prepared = prepare_job(make_job(tmp_path, path))
     assert prepared.job.format == kind
     assert prepared.plan.num_rows == 2
-    table, faults = read_ranking(open_ranking(path, kind), 0, 2)
+    table, faults = read_ranking(open_ranking(path, kind), 0, 2, 1)
     expected = {"query_id": ["q1", "q2"], "document_id": ["d1", "d2"], column: [1.0, 0.0]}
     assert table.to_pydict() == expected
     assert faults == [None, None]
@@ -150,7 +150,7 @@ def test_blocks_of_a_ranking_give_the_best_of_each_query_once(tmp_path: Path, na
     for top_k in (None, 1, 3):
         file = open_ranking(path, "trec", top_k)
         blocks = scan_ranking(file, block_rows, -1)
-        tables = [read_ranking(file, block.byte_start, block.num_rows)[0] for block in blocks]
+        tables = [read_ranking(file, block.byte_start, block.num_rows, block.number)[0] for block in blocks]
         found = [(row["query_id"], row["document_id"]) for table in tables for row in table.to_pylist()]
         expected = []
         for q in range(6):

@@ -27,8 +27,8 @@ from rerank_actor.engines.fake import FakeEngine
 from rerank_actor.engines.model import load_tokenizer_json
 from rerank_actor.errors import OutputConflictError, StorageError
 from rerank_actor.job import ScoreJob
-from rerank_actor.outputs.folder import Output, find_pending
-from rerank_actor.outputs.manifest import RECORD_SCHEMA, Totals, UnitRecords, check_committed
+from rerank_actor.outputs.folder import RECORD_SCHEMA, Output, find_pending
+from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed
 from rerank_actor.outputs.part import check_part
 from rerank_actor.outputs.verify import verify_output
 from rerank_actor.scoring.preflight import make_specs, prepare_job
@@ -239,32 +239,13 @@ def test_sound_part_that_was_copied_is_kept_and_read_once(local_job: ScoreJob) -
     assert second.totals == third.totals == first.totals
 
 
-def strip_marks(output: str) -> None:
-    """Make the unit records of an output what they were before they kept version marks."""
-    for path in (Path(output) / "_job/runs").iterdir():
-        pq.write_table(pq.read_table(path).drop_columns(["part_etag"]), path)
-
-
-def test_records_without_marks_vouch_by_size(local_job: ScoreJob) -> None:
-    first = score_here(local_job)
-    strip_marks(local_job.output)
-    resumed = score_here(local_job)
-    assert (resumed.notes, resumed.totals) == ([], first.totals)
-    part = sorted(Path(local_job.output).glob("part-*"))[0]
-    part.write_bytes(part.read_bytes()[:-1])
-    resumed = score_here(local_job)
-    assert list(resumed.damaged) == [part.name]
-    # The new record has a mark, so that the old one, which has the same size, vouches for nothing any more.
-    times = part.stat()
-    part.write_bytes(flip(part.read_bytes(), find_page(part.read_bytes())))
-    assert part.stat().st_size == times.st_size
-    assert list(score_here(local_job).damaged) == [part.name]
-
-
-def test_damaged_record_file_costs_a_look_at_its_parts(job: ScoreJob, place: Place) -> None:
+@pytest.mark.parametrize("of_other_columns", [False, True])
+def test_damaged_record_file_costs_a_look_at_its_parts(job: ScoreJob, place: Place, of_other_columns: bool) -> None:
     first = score_here(job)
     (name,) = place.names("_job/runs/")
-    place.write(name, b"PAR1 garbage")
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"unit": ["a"], "part_bytes": ["many"]}), sink)
+    place.write(name, sink.getvalue() if of_other_columns else b"PAR1 garbage")
     resumed = score_here(job)
     assert (resumed.damaged, resumed.scored) == ({}, [])
     assert resumed.totals == first.totals

@@ -443,7 +443,7 @@ def test_unit_is_read_through_faults_and_tells_the_tries(
 
 
 def find_shard_id(s3: S3Server, name: str) -> str:
-    return Shard(s3.uri(f"in/{name}.parquet"), 0, "", 0, (), ()).id
+    return Shard(s3.uri(f"in/{name}.parquet"), 0, "", 0, (), (), ()).id
 
 
 def test_run_on_failing_storage_fails_the_units_it_must_and_goes_on(s3: S3Server, local_ray: str) -> None:

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from rerank_actor import storage
 from rerank_actor.inputs.plan import Plan
 from rerank_actor.inputs.unit import Unit
-from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.folder import HISTOGRAM_COLUMNS, Output, is_as_recorded
 from rerank_actor.outputs.histograms import NAMES, ScoreHistograms
-from rerank_actor.outputs.manifest import RECORD_SCHEMA, Totals
+from rerank_actor.outputs.manifest import Totals
 from rerank_actor.outputs.price import Price, find_stored_price
 from rerank_actor.outputs.status import JobStatus, judge_status
 
@@ -36,7 +35,7 @@ class Facts:
         status: how it stands.
         manifest: as stored, empty where no run has ended yet.
         totals: of all units that a record vouches for.
-        sketch: of the pairs of `sketched` of these units.
+        histograms: of the pairs of these units.
         unrecorded: committed units without a record, of a run that was killed or is at work.
         slowest: records of the units that their engine took longest for.
         error_units: for each reason, the names of a few units that have it.
@@ -51,7 +50,6 @@ class Facts:
     manifest: dict[str, Any]
     totals: Totals = field(default_factory=Totals)
     histograms: ScoreHistograms = field(default_factory=ScoreHistograms)
-    sketched: int = 0
     unrecorded: int = 0
     slowest: list[dict[str, Any]] = field(default_factory=list)
     error_units: dict[str, list[str]] = field(default_factory=dict)
@@ -113,7 +111,7 @@ def _add_records(facts: Facts) -> None:
     slowest: list[tuple[float, str, dict[str, Any]]] = []
     seen: set[str] = set()
     for table in _match_tables(facts, seen):
-        plain = table.drop_columns([f"{name}_bins" for name in NAMES])
+        plain = table.drop_columns([*HISTOGRAM_COLUMNS])
         for record in plain.to_pylist():
             facts.totals.add(record)
             slowest.append((float(record["seconds"] or 0), record["unit"], record))
@@ -126,7 +124,6 @@ def _add_records(facts: Facts) -> None:
         pairs.append(plain["pairs"].fill_null(0).to_numpy())
         for name in NAMES:
             facts.histograms.add_lists(name, table[f"{name}_bins"].combine_chunks())
-        facts.sketched += table.num_rows - table["score_bins"].null_count
     facts.slowest = [record for _, _, record in slowest]
     facts.unrecorded = facts.status.committed_units - len(seen)
     if finished:
@@ -134,36 +131,17 @@ def _add_records(facts: Facts) -> None:
 
 
 def _match_tables(facts: Facts, seen: set[str]) -> Iterator[pa.Table]:
-    """Yield the records that vouch for a part, one for each, in the columns of today."""
+    """Yield the records that vouch for a part, one for each."""
     names = {unit.part_name for unit in facts.plan.units()}
-    for found in facts.output.read_record_tables():
-        table = _conform(found)
-        if table is None:
-            continue
+    for table in facts.output.read_record_tables():
         keep = []
-        for number, (unit, size, etag) in enumerate(
-            zip(*(table[name].to_pylist() for name in ("unit", "part_bytes", "part_etag")), strict=True)
-        ):
-            name = f"part-{unit}.parquet"
+        for number, record in enumerate(table.select(["unit", "part_bytes", "part_etag"]).to_pylist()):
+            name = f"part-{record['unit']}.parquet"
             part = facts.parts.get(name) if name in names and name not in seen else None
-            if part is not None and part.size == size and (not etag or part.etag in ("", etag)):
+            if part is not None and is_as_recorded(part, record):
                 seen.add(name)
                 keep.append(number)
         yield table.take(pa.array(keep, pa.int64()))
-
-
-def _conform(table: pa.Table) -> pa.Table | None:
-    """Return a file of records in the columns of today, nulls where it has none; None for one that is no such file."""
-    try:
-        columns = [
-            pc.cast(table[field.name], field.type)
-            if field.name in table.column_names
-            else pa.chunked_array([pa.nulls(table.num_rows, field.type)])
-            for field in RECORD_SCHEMA
-        ]
-    except pa.ArrowException:
-        return None
-    return pa.table(columns, schema=RECORD_SCHEMA) if table.num_columns else None
 
 
 def _read_errors(record: dict[str, Any]) -> dict[str, int]:

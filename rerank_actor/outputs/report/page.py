@@ -152,8 +152,10 @@ def _add_distributions(page: Page, facts: Facts, rows: Rows) -> None:
     if rows.histograms is not None:
         histograms = rows.histograms
         origin = f"From a sample of {rows.sketched_parts:,} parts, because no unit record has counts of these scores."
-    elif facts.sketched < facts.status.committed_units:
-        origin = f"From {facts.sketched:,} of {facts.status.committed_units:,} committed units, those with a record."
+    elif facts.unrecorded:
+        origin = (
+            f"From {facts.totals.units:,} of {facts.status.committed_units:,} committed units, those with a record."
+        )
     note = make_text(origin) if origin else ""
     if not histograms.count("score"):
         page.add("Scores", make_text("no scores yet"))
