@@ -50,7 +50,7 @@ FLAGS = {
         --weak-positives --false-negatives --space --skip-top --depth --max-score --min-score --absolute-margin
         --relative-margin --margin-pos --perc-pos --near-duplicates --num-negatives --sampling --seed
         --min-negatives --what-if --teacher --normalize --temperature --output --format --prompt --examples
-        --overwrite --unit-mb --json-table --ray-address
+        --overwrite --unit-mb --ray-address
     """,
     "export": """
         --scored --format --output --query-id-column --document-id-column --space --top-k --tag --subset --split
@@ -58,7 +58,7 @@ FLAGS = {
     """,
     "status": "--json",
     "verify": "--delete-damaged",
-    "report": "--to --gpu-type --gpu-price --id-columns --texts",
+    "report": "--to --gpu-type --gpu-price",
     "tasks": "--json",
     "cluster": "",
     "demo": "--folder --engine",

@@ -7,7 +7,7 @@ the scored output holds.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rerank_actor.bitext.selection.rules import Combine, Deduplicate, Mode, RankBy, SelectionRules, Space
 from rerank_actor.bitext.settings import DirectionSettings, PairSettings
