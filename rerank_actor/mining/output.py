@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rerank_actor import storage
-from rerank_actor.mining.survey import MiningPlan, MiningUnit, RowGroups
+from rerank_actor.mining.survey import MiningPlan, MiningUnit
 from rerank_actor.outputs.folder import JobFolder
+from rerank_actor.outputs.row_groups import RowGroups
 from rerank_actor.runtime.steps import StepRecords
 from rerank_actor.storage.exchange import Exchange
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from rerank_actor.errors import InputError, ShardError, describe_cause, suggest
 from rerank_actor.inputs.columns import is_list
 from rerank_actor.mining.rules import SPACES
+from rerank_actor.outputs.scored_columns import PairRows
 
 TEXT_ROLES = ("query", "document", "query_id", "document_id", "title", "instruction")
 
@@ -41,8 +42,8 @@ class Columns:
     @property
     def key(self) -> tuple[str, ...]:
         """The roles that say which pairs are of one query."""
-        own = "query_id" if self.query_id is not None else "query"
-        return (own,) if self.instruction is None else (own, "instruction")
+        query = "query_id" if self.query_id is not None else "query"
+        return (query,) if self.instruction is None else (query, "instruction")
 
     def check(self, uri: str, schema: pa.Schema) -> None:
         """Refuse a file that lacks a column, or has one of a type that cannot be what it is taken for.
@@ -58,18 +59,7 @@ class Columns:
                     uri=uri,
                     column=space,
                 )
-        flags = {"query_id": "--query-id-column", "document_id": "--document-id-column", "label": "--label-column"}
-        flags |= {"query": "--query-column", "document": "--document-column", "title": "--title-column"}
-        for role in (*TEXT_ROLES, "label"):
-            name = getattr(self, role)
-            if name is not None and name not in schema.names:
-                raise InputError(
-                    f"{uri}: has no column `{name}`{suggest(name, schema.names)}; its columns are "
-                    f"{', '.join(schema.names)}; name the right one with {flags.get(role, '--scored')}, or score again "
-                    "with it among --keep-columns",
-                    uri=uri,
-                    column=name,
-                )
+        self._check_names(uri, schema.names)
         lists = {name: is_list(schema.field(name).type) for name in (self.document, *self.spaces)}
         if len(set(lists.values())) > 1:
             shape = "lists" if lists[self.document] else "no lists"
@@ -83,6 +73,18 @@ class Columns:
             name = getattr(self, role)
             if name is not None:
                 _check_type(uri, name, schema.field(name).type, ids=role.endswith("_id"))
+
+    def _check_names(self, uri: str, names: list[str]) -> None:
+        for role in (*TEXT_ROLES, "label"):
+            name = getattr(self, role)
+            if name is not None and name not in names:
+                flag = "--scored" if role == "instruction" else f"--{role.replace('_', '-')}-column"
+                raise InputError(
+                    f"{uri}: has no column `{name}`{suggest(name, names)}; its columns are {', '.join(names)}; name the right "
+                    f"one with {flag}, or score again with it among --keep-columns",
+                    uri=uri,
+                    column=name,
+                )
 
 
 def _check_type(uri: str, name: str, kind: pa.DataType, *, ids: bool) -> None:
@@ -134,60 +136,45 @@ def read_pairs(
         table = file.read_row_groups(groups, columns=list(dict.fromkeys(wanted)))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ShardError(f"{uri}: cannot be read ({describe_cause(error)})", uri=uri) from error
-    found, unscored = _flatten(table, uri, names, columns)
-    is_scored = np.ones(found.num_rows, bool)
+    rows = PairRows(table, columns.spaces[0], uri)
+    pairs = _spread_pairs(rows, uri, names, columns)
+    is_scored = np.ones(pairs.num_rows, bool)
     for space in columns.spaces:
-        is_scored &= np.isfinite(found[space].to_numpy())
-    positive = found["positive"].to_numpy() if columns.label else np.zeros(found.num_rows, bool)
-    lost = int(positive[~is_scored].sum())
-    found = found.append_column("position", pa.array(np.arange(start, start + found.num_rows)))
-    unscored += int((~is_scored).sum())
-    found = found if is_scored.all() else found.filter(pa.array(is_scored))
+        is_scored &= np.isfinite(pairs[space].to_numpy())
+    positive = pairs["positive"].to_numpy() if columns.label else np.zeros(pairs.num_rows, bool)
+    pairs = pairs.append_column("position", pa.array(np.arange(start, start + pairs.num_rows)))
+    pairs = pairs if is_scored.all() else pairs.filter(pa.array(is_scored))
+    return Pairs(
+        _fill_nulls(pairs, uri, names), rows.num_without + int((~is_scored).sum()), int(positive[~is_scored].sum())
+    )
+
+
+def _spread_pairs(rows: PairRows, uri: str, names: dict[str, str], columns: Columns) -> pa.Table:
+    """Return a row for each pair under the roles' names."""
+    values: dict[str, Any] = {role: _to_text(rows.spread(name), uri, name) for role, name in names.items()}
+    values |= {space: rows.spread(space).cast(pa.float32()).fill_null(np.nan) for space in columns.spaces}
+    if columns.label is not None:
+        label = rows.table[columns.label]
+        if rows.lengths is not None and not is_list(label.type):
+            values["positive"] = pa.array(_mark_listed(label, rows.lengths, uri, columns.label))
+        else:
+            number = _to_number(rows.spread(columns.label), uri, columns.label)
+            values["positive"] = pa.array(np.nan_to_num(number, nan=-np.inf) >= columns.min_relevance)
+    return pa.table(values)
+
+
+def _fill_nulls(pairs: pa.Table, uri: str, names: dict[str, str]) -> pa.Table:
+    """Return scored pairs without nulls: no title is an empty one, any other text that is null is refused."""
     for role in set(names) & {"title", "instruction"}:
-        found = found.set_column(found.schema.get_field_index(role), role, found[role].fill_null(""))
+        pairs = pairs.set_column(pairs.schema.get_field_index(role), role, pairs[role].fill_null(""))
     for role, name in names.items():
-        if lacking := found[role].null_count:
+        if lacking := pairs[role].null_count:
             raise InputError(
                 f"{uri}: column `{name}` is null in {lacking:,} scored rows; fill it, or name another one",
                 uri=uri,
                 column=name,
             )
-    return Pairs(found, unscored, lost)
-
-
-def _flatten(table: pa.Table, uri: str, names: dict[str, str], columns: Columns) -> tuple[pa.Table, int]:
-    """Return a row for each pair under the roles' names, and how many rows have no list to make pairs of."""
-    first = table[columns.spaces[0]]
-    parents, unscored = None, 0
-    if is_list(first.type):
-        has_list = pc.is_valid(first)
-        unscored = table.num_rows - (pc.sum(has_list).as_py() or 0)
-        table = table.filter(has_list) if unscored else table
-        lengths = pc.list_value_length(table[columns.spaces[0]]).to_numpy().astype(np.int64)
-        parents = np.repeat(np.arange(table.num_rows), lengths)
-
-    def spread(name: str) -> pa.ChunkedArray:
-        column = table[name]
-        if parents is None:
-            return column
-        if not is_list(column.type):
-            return column.take(pa.array(parents))
-        if not np.array_equal(pc.fill_null(pc.list_value_length(column), 0).to_numpy(), lengths):
-            raise InputError(
-                f"{uri}: column `{name}` has lists of other lengths than `{columns.spaces[0]}`", uri=uri, column=name
-            )
-        return pc.list_flatten(column)
-
-    found: dict[str, Any] = {role: _to_text(spread(name), uri, name) for role, name in names.items()}
-    found |= {space: spread(space).cast(pa.float32()).fill_null(np.nan) for space in columns.spaces}
-    if columns.label is not None:
-        label = table[columns.label]
-        if parents is not None and not is_list(label.type):
-            found["positive"] = pa.array(_mark_place(label, lengths, uri, columns.label))
-        else:
-            number = _to_number(spread(columns.label), uri, columns.label)
-            found["positive"] = pa.array(np.nan_to_num(number, nan=-np.inf) >= columns.min_relevance)
-    return pa.table(found), unscored
+    return pairs
 
 
 def _to_text(column: pa.ChunkedArray, uri: str, name: str) -> pa.ChunkedArray:
@@ -213,11 +200,12 @@ def _to_number(column: pa.ChunkedArray, uri: str, name: str) -> np.ndarray:
         ) from None
 
 
-def _mark_place(label: pa.ChunkedArray, lengths: np.ndarray, uri: str, name: str) -> np.ndarray:
+def _mark_listed(label: pa.ChunkedArray, lengths: np.ndarray, uri: str, name: str) -> np.ndarray:
     """Return which pairs are positive where a label says at what place of its row's list the positive one stands."""
-    place = _to_number(label, uri, name)
-    known = np.isfinite(place)
-    inside = (place[known] == np.floor(place[known])) & (place[known] >= 0) & (place[known] < lengths[known])
+    position = _to_number(label, uri, name)
+    known = np.isfinite(position)
+    inside = (position[known] == np.floor(position[known])) & (position[known] >= 0)
+    inside &= position[known] < lengths[known]
     if not inside.all():
         raise InputError(
             f"{uri}: column `{name}` holds one number for a list of documents, so it is the place of the positive one, from "
@@ -225,15 +213,15 @@ def _mark_place(label: pa.ChunkedArray, lengths: np.ndarray, uri: str, name: str
             uri=uri,
             column=name,
         )
-    found = np.zeros(int(lengths.sum()), bool)
-    found[((np.cumsum(lengths) - lengths)[known] + place[known]).astype(np.int64)] = True
-    return found
+    positive = np.zeros(int(lengths.sum()), bool)
+    positive[((np.cumsum(lengths) - lengths)[known] + position[known]).astype(np.int64)] = True
+    return positive
 
 
 def encode_keys(table: pa.Table, columns: Columns) -> tuple[np.ndarray, pa.Array]:
     """Return the number of each pair's query, in order of first sight, and the queries' keys: int64, large_string."""
-    own = [table[role] for role in columns.key]
-    key = own[0] if len(own) == 1 else pc.binary_join_element_wise(*own, pa.scalar("\x1f", own[0].type))
+    keys = [table[role] for role in columns.key]
+    key = keys[0] if len(keys) == 1 else pc.binary_join_element_wise(*keys, pa.scalar("\x1f", keys[0].type))
     return encode_texts(key)
 
 

@@ -16,7 +16,7 @@ from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.qrels import load_qrels
 from rerank_actor.mining.rules import MiningRules
-from rerank_actor.mining.scored import Scored, find_scored
+from rerank_actor.mining.scored import ScoredInput, load_scored
 from rerank_actor.outputs.folder import Output
 
 DEFINITION_VERSION = 1  # to be raised when the same settings and scores give other rows
@@ -35,7 +35,7 @@ class PreparedMining:
 
     job: MineJob
     output: MineOutput
-    scored: Scored
+    scored: ScoredInput
     qrels: pa.Table | None
     rule_sets: dict[str, MiningRules]
     settings: dict[str, Any]
@@ -64,7 +64,7 @@ def prepare_mining(job: MineJob) -> PreparedMining:
         StorageError: storage does not answer.
     """
     rule_sets = job.rule_sets()
-    scored = find_scored(job)
+    scored = load_scored(job)
     qrels = load_qrels(job.qrels, job.min_relevance) if job.qrels else None
     settings = _collect_settings(job, scored, qrels)
     output = MineOutput(job.output)
@@ -99,7 +99,7 @@ def _find_earlier(output: MineOutput, settings: dict[str, Any]) -> tuple[dict[st
     return None, True  # the other job mined no row, so that nothing can be mixed up
 
 
-def _collect_settings(job: MineJob, scored: Scored, qrels: pa.Table | None) -> dict[str, Any]:
+def _collect_settings(job: MineJob, scored: ScoredInput, qrels: pa.Table | None) -> dict[str, Any]:
     columns = {f"{name}_column": value for name, value in vars(scored.columns).items() if isinstance(value, str)}
     prompt = job.prompt if job.prompt is not None else scored.prompt
     settings = {

@@ -20,6 +20,7 @@ from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.output import CARD, restore_plan, store_plan
 from rerank_actor.mining.preflight import PreparedMining, prepare_mining
 from rerank_actor.mining.report import explain_empty, list_remarks, render_report, summarize, tabulate_sets
+from rerank_actor.mining.scored import APART
 from rerank_actor.mining.survey import MiningPlan, MiningUnit, plan_units, require_pairs, survey_parts
 from rerank_actor.mining.tally import MiningTally
 from rerank_actor.mining.unit import MiningSpec, count_positives, mine_bucket, mine_unit
@@ -139,7 +140,8 @@ class _Run:
         self.reporter.say(f"surveying {len(scored.parts):,} scored files")
         surveys = survey_parts(scored.parts, scored.columns, self.prepared.qrels, runner)
         fingerprints = {survey.fingerprint: scored.parts[survey.part].uri for survey in surveys}
-        compare_fingerprints(fingerprints, self.job.allow_mixed_scores)
+        if not self.job.allow_mixed_scores:
+            compare_fingerprints(fingerprints, "--scored", APART)
         plan = plan_units(surveys, int(self.job.unit_mb * MB))
         require_pairs(plan, scored.columns, source)
         totals = plan.totals

@@ -11,96 +11,91 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError
-from rerank_actor.fingerprint import find_differing, hash_fingerprint
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.pairs import Columns
 from rerank_actor.mining.rules import SPACES
-from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.part import read_part_metadata
-from rerank_actor.outputs.scored import PARQUET_SUFFIXES, list_files, list_output, open_parquet, refuse_overlap
+from rerank_actor.outputs.scored import ScoredOutput, compare_settings, open_scored, read_schema
+from rerank_actor.outputs.scored_columns import describe_columns
+
+TO_THE_END = "run jobs.score to the end, or give --allow-incomplete to mine what is there"
+APART = "mine them apart, or give --allow-mixed-scores"
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredInput:
     """What is to be mined.
 
     Attributes:
         parts: the files, in order of inputs and names.
         columns: what their columns are called.
-        settings: those of the fingerprint of the scores, where an output told them.
         prompt: the instruction that all were scored with, None where it is not known or differs from row to row.
     """
 
     parts: tuple[storage.StoredObject, ...]
     columns: Columns
-    settings: dict[str, Any] | None
     prompt: str | None
 
 
-def find_scored(job: MineJob) -> Scored:
-    """Find the files and columns to mine.
+def load_scored(job: MineJob) -> ScoredInput:
+    """Look at the files and columns to mine.
 
     Raises:
         InputError: nothing is there, an output is incomplete, outputs were scored differently, or a column is missing.
         JobError, StorageError: storage cannot be read.
     """
-    parts: dict[str, storage.StoredObject] = {}
-    told: dict[str, dict[str, Any]] = {}
-    for uri in job.scored:
-        refuse_overlap(uri, job.output)
-        stored = None if uri.endswith(PARQUET_SUFFIXES) else Output(uri).load_plan()
-        if stored is None:
-            found = list_files(uri)
-        else:
-            found, told[uri] = list_output(uri, stored, job.allow_incomplete)
-        parts |= {part.uri: part for part in found}
-    settings = _agree(told, job)
+    outputs = [_open_output(uri, job) for uri in job.scored]
+    all_settings = {output.uri: output.settings for output in outputs if output.settings}
+    if not job.allow_mixed_scores:
+        compare_settings(all_settings, "--scored", APART)
+    settings = next(iter(all_settings.values()), {})
+    parts = {part.uri: part for output in outputs for part in output.parts}
     first = next(iter(parts.values()))
-    with_lists = open_parquet(first)
-    try:
-        schema = with_lists.schema_arrow
-    finally:
-        with_lists.close()
-    columns = _name_columns(job, settings or {}, schema, first.uri)
+    schema = read_schema(first)
+    columns = _name_columns(job, settings, schema)
     columns.check(first.uri, schema)
     prompt = None
     if columns.instruction is None:
-        prompt = settings["instruction"] if settings else read_part_metadata(schema).get("instruction")
-    return Scored(tuple(parts.values()), columns, settings, prompt)
+        prompt = settings.get("instruction") if settings else read_part_metadata(schema).get("instruction")
+    return ScoredInput(tuple(parts.values()), columns, prompt)
 
 
-def _agree(told: dict[str, dict[str, Any]], job: MineJob) -> dict[str, Any] | None:
-    """Return the settings that all outputs were scored with, those of the first where a mix is allowed."""
-    if not told:
-        return None
-    (first, settings), *others = told.items()
-    for uri, other in others:
-        if hash_fingerprint(other) != hash_fingerprint(settings) and not job.allow_mixed_scores:
-            differing = find_differing(settings, other)
-            shown = "; ".join(f"{name}: {settings.get(name)!r} and {other.get(name)!r}" for name in differing)
-            raise InputError(
-                f"--scored {first} and {uri} have different fingerprints, so that their scores may not be comparable "
-                f"({shown}); mine them apart, or give --allow-mixed-scores",
-                uri=uri,
-                differing=differing,
-            )
-    return settings
+def _open_output(uri: str, job: MineJob) -> ScoredOutput:
+    """Look at one of the inputs, and refuse it where it cannot be mined."""
+    _refuse_overlap(uri, job.output)
+    output = open_scored(uri)
+    if not output.settings and not output.parts:
+        problem = f"{len(output.strays)} objects, no Parquet file among them" if output.strays else "nothing there"
+        raise InputError(f"--scored {uri}: {problem}; it takes outputs of jobs.score and Parquet files", uri=uri)
+    if not job.allow_incomplete:
+        output.refuse_missing("--scored ", TO_THE_END)
+    if not output.parts:
+        raise InputError(f"--scored {uri}: nothing is scored there yet; run jobs.score first", uri=uri)
+    return output
 
 
-def _name_columns(job: MineJob, settings: dict[str, Any], schema: pa.Schema, uri: str) -> Columns:
-    instruction = settings.get("instruction_column")
-    rules = [rules.spaces for rules in job.rule_sets().values()]
-    needed = {space for spaces in rules for space in spaces}
+def _refuse_overlap(uri: str, output: str) -> None:
+    if storage.is_within(uri, output) or storage.is_within(output, uri):
+        raise InputError(
+            f"--output {output}: lies in --scored {uri} or around it, so that what is written would be read again; choose a "
+            "folder beside it",
+            uri=output,
+        )
+
+
+def _name_columns(job: MineJob, settings: dict[str, Any], schema: pa.Schema) -> Columns:
+    scored = describe_columns(settings, schema)
+    needed = {space for rules in job.rule_sets().values() for space in rules.spaces}
     if job.teacher != "none":
         needed.add("logit" if job.temperature is not None else job.teacher)
     return Columns(
-        query=job.query_column or str(settings.get("query_column", "query")),
-        document=job.document_column or str(settings.get("document_column", "document")),
+        query=job.query_column or scored.query,
+        document=job.document_column or scored.document,
         query_id=job.query_id_column,
         document_id=job.document_id_column,
         title=job.title_column,
-        instruction=instruction if instruction in schema.names else None,
+        instruction=scored.instruction,
         label=job.label_column,
-        spaces=tuple(space for space in SPACES if space in needed or space in schema.names),
+        spaces=tuple(space for space in SPACES if space in needed or space in scored.values),
         min_relevance=job.min_relevance,
     )

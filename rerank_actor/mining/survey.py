@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError
 from rerank_actor.mining.pairs import Columns, encode_keys, read_pairs
 from rerank_actor.mining.qrels import mark_judged
 from rerank_actor.outputs.part import read_part_metadata
-from rerank_actor.outputs.scored import open_parquet
+from rerank_actor.outputs.row_groups import RowGroups, SizedGroup, batch_by_size, open_part, share_out_groups
 from rerank_actor.runtime.steps import TaskRunner
 from rerank_actor.runtime.task_report import TaskFailure
 from rerank_actor.storage.exchange import hash_keys
@@ -59,55 +60,46 @@ def survey_part(number: int, part: storage.StoredObject, columns: Columns, qrels
         InputError: a column is missing or of the wrong kind.
         ShardError, StorageError, JobError: the file cannot be read.
     """
-    surveys = []
-    roles = (*columns.key, "query_id", "document_id") if qrels is not None else columns.key
-    file = open_parquet(part)
-    try:
+    with open_part(part) as file:
         columns.check(part.uri, file.schema_arrow)
-        fingerprint = read_part_metadata(file.schema_arrow).get("fingerprint")
-        for group in range(file.metadata.num_row_groups):
-            pairs = read_pairs(file, part.uri, [group], columns, tuple(dict.fromkeys(roles)), 0)
-            query, keys = encode_keys(pairs.table, columns)
-            if qrels is not None:
-                positive, _ = mark_judged(pairs.table["query_id"], pairs.table["document_id"], qrels)
-            elif columns.label is not None:
-                positive = pairs.table["positive"].to_numpy()
-            else:
-                positive = np.zeros(len(query), bool)
-            surveys.append(
-                Survey(
-                    part=number,
-                    group=group,
-                    num_pairs=len(query),
-                    num_bytes=_weigh(file, group, columns) + pairs.table.nbytes + PAIR_BYTES * len(query),
-                    unscored=pairs.unscored,
-                    unscored_positives=pairs.unscored_positives,
-                    num_positives=int(positive.sum()),
-                    fingerprint=fingerprint,
-                    hashes=hash_keys(keys),
-                    positives=np.bincount(query[positive], minlength=len(keys)),
-                )
-            )
-    finally:
-        file.close()
-    return surveys
+        return [
+            _survey_group(file, part.uri, number, group, columns, qrels)
+            for group in range(file.metadata.num_row_groups)
+        ]
 
 
-def _weigh(file: Any, group: int, columns: Columns) -> int:
+def _survey_group(
+    file: pq.ParquetFile, uri: str, part: int, group: int, columns: Columns, qrels: pa.Table | None
+) -> Survey:
+    roles = (*columns.key, "query_id", "document_id") if qrels is not None else columns.key
+    pairs = read_pairs(file, uri, [group], columns, tuple(dict.fromkeys(roles)), 0)
+    query, keys = encode_keys(pairs.table, columns)
+    if qrels is not None:
+        positive, _ = mark_judged(pairs.table["query_id"], pairs.table["document_id"], qrels)
+    elif columns.label is not None:
+        positive = pairs.table["positive"].to_numpy()
+    else:
+        positive = np.zeros(len(query), bool)
+    return Survey(
+        part=part,
+        group=group,
+        num_pairs=len(query),
+        num_bytes=_weigh(file, group, columns) + pairs.table.nbytes + PAIR_BYTES * len(query),
+        unscored=pairs.unscored,
+        unscored_positives=pairs.unscored_positives,
+        num_positives=int(positive.sum()),
+        fingerprint=read_part_metadata(file.schema_arrow).get("fingerprint"),
+        hashes=hash_keys(keys),
+        positives=np.bincount(query[positive], minlength=len(keys)),
+    )
+
+
+def _weigh(file: pq.ParquetFile, group: int, columns: Columns) -> int:
     """Return the uncompressed bytes of the text columns of a row group."""
     names = {columns.query, columns.document, columns.query_id, columns.document_id, columns.title}
     metadata = file.metadata.row_group(group)
     stored = (metadata.column(index) for index in range(metadata.num_columns))
     return sum(chunk.total_uncompressed_size for chunk in stored if chunk.path_in_schema.split(".")[0] in names)
-
-
-@dataclass(frozen=True)
-class RowGroups:
-    """Consecutive row groups of one file, and the position of their first pair."""
-
-    part: int
-    groups: tuple[int, ...]
-    start: int
 
 
 @dataclass(frozen=True)
@@ -152,7 +144,15 @@ def plan_units(surveys: list[Survey], unit_bytes: int, *, hashes_at_once: int = 
         unit_bytes: what a unit's pairs may take in memory; a larger row group is a unit by itself.
         hashes_at_once: above so many entries of queries in units, all queries are shuffled.
     """
-    groups, starts = _cut_into_units(surveys, unit_bytes)
+    scored = {(survey.part, survey.group): survey for survey in surveys if survey.num_pairs}
+    units = share_out_groups(
+        (
+            SizedGroup(survey.part, survey.group, survey.num_pairs + survey.unscored, survey.num_bytes)
+            for survey in scored.values()
+        ),
+        unit_bytes,
+    )
+    groups = [[scored[run.part, group] for run in runs for group in run.groups or ()] for runs in units]
     num_bytes = sum(survey.num_bytes for group in groups for survey in group)
     held = sum(len(survey.hashes) for group in groups for survey in group)
     if held > hashes_at_once and len(groups) > 1:
@@ -163,29 +163,8 @@ def plan_units(surveys: list[Survey], unit_bytes: int, *, hashes_at_once: int = 
         num_moved = sum(int(is_split(survey.hashes, split).sum()) for group in groups for survey in group)
         most_buckets = len(split)
     num_buckets = max(1, min(most_buckets, round(num_moved / held * num_bytes / unit_bytes))) if num_moved else 0
-    units = [
-        _make_unit(f"{number:05d}", group, start)
-        for number, (group, start) in enumerate(zip(groups, starts, strict=True))
-    ]
-    return MiningPlan(units, split, num_buckets, max_positives, _add_up(surveys))
-
-
-def _cut_into_units(surveys: list[Survey], unit_bytes: int) -> tuple[list[list[Survey]], list[int]]:
-    """Return the row groups of each unit, and the position of its first pair; row groups without a score are left out."""
-    groups: list[list[Survey]] = []
-    starts: list[int] = []
-    size, position = unit_bytes, 0
-    for survey in surveys:
-        if survey.num_pairs == 0:
-            continue
-        if size + survey.num_bytes > unit_bytes:
-            groups.append([])
-            starts.append(position)
-            size = 0
-        groups[-1].append(survey)
-        size += survey.num_bytes
-        position += survey.num_pairs + survey.unscored
-    return groups, starts
+    named = [MiningUnit(f"{number:05d}", runs) for number, runs in enumerate(units)]
+    return MiningPlan(named, split, num_buckets, max_positives, _add_up(surveys))
 
 
 def _add_up(surveys: list[Survey]) -> dict[str, int]:
@@ -195,17 +174,6 @@ def _add_up(surveys: list[Survey]) -> dict[str, int]:
         "unscored_positives": sum(survey.unscored_positives for survey in surveys),
         "positives": sum(survey.num_positives for survey in surveys),
     }
-
-
-def _make_unit(name: str, surveys: list[Survey], start: int) -> MiningUnit:
-    runs: list[RowGroups] = []
-    for survey in surveys:
-        if runs and runs[-1].part == survey.part:
-            runs[-1] = RowGroups(survey.part, (*runs[-1].groups, survey.group), runs[-1].start)
-        else:
-            runs.append(RowGroups(survey.part, (survey.group,), start))
-        start += survey.num_pairs + survey.unscored
-    return MiningUnit(name, tuple(runs))
 
 
 def _list_split(groups: list[list[Survey]]) -> tuple[np.ndarray, int]:
@@ -275,20 +243,9 @@ def survey_parts(
             raise InputError(f"{report.reason}; nothing was mined")
         surveys.extend(Survey(**values) for values in report["surveys"])
 
-    runner.run_tasks(functools.partial(_survey_some, columns=columns, qrels=qrels), _bundle(parts), take)
+    bundles = batch_by_size(enumerate(parts), lambda numbered: numbered[1].size, TASK_BYTES, PARTS_PER_TASK)
+    runner.run_tasks(functools.partial(_survey_some, columns=columns, qrels=qrels), bundles, take)
     return sorted(surveys, key=lambda survey: (survey.part, survey.group))
-
-
-def _bundle(parts: Sequence[storage.StoredObject]) -> list[list[tuple[int, storage.StoredObject]]]:
-    bundles: list[list[tuple[int, storage.StoredObject]]] = []
-    size = 0
-    for number, part in enumerate(parts):
-        if not bundles or len(bundles[-1]) == PARTS_PER_TASK or size + part.size > TASK_BYTES:
-            bundles.append([])
-            size = 0
-        bundles[-1].append((number, part))
-        size += part.size
-    return bundles
 
 
 def _survey_some(

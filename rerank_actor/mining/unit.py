@@ -21,7 +21,7 @@ from rerank_actor.mining.rules import MiningRules
 from rerank_actor.mining.select import Candidates, select
 from rerank_actor.mining.survey import MiningUnit, is_split
 from rerank_actor.mining.tally import MiningTally
-from rerank_actor.outputs.scored import open_parquet
+from rerank_actor.outputs.row_groups import open_runs
 from rerank_actor.storage.exchange import Exchange, Slice, assign_buckets, hash_keys, read_slices
 
 
@@ -97,15 +97,10 @@ def count_positives(slices: list[Slice], columns: Columns, qrels: pa.Table | Non
 
 
 def _read_unit(unit: MiningUnit, spec: MiningSpec) -> pa.Table:
-    tables = []
-    for run in unit.runs:
-        part = spec.parts[run.part]
-        file = open_parquet(part)
-        try:
-            tables.append(read_pairs(file, part.uri, list(run.groups), spec.columns, TEXT_ROLES, run.start).table)
-        finally:
-            file.close()
-    return pa.concat_tables(tables)
+    return pa.concat_tables(
+        read_pairs(file, uri, groups, spec.columns, TEXT_ROLES, start).table
+        for file, uri, groups, start in open_runs(unit.runs, spec.parts)
+    )
 
 
 def _mark_positives(table: pa.Table, qrels: pa.Table | None) -> tuple[np.ndarray, int]:

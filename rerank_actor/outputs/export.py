@@ -19,17 +19,19 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.errors import InputError, ShardError, describe_cause, suggest
-from rerank_actor.inputs.columns import is_list
-from rerank_actor.outputs.folder import Output
+from rerank_actor.errors import InputError, suggest
+from rerank_actor.outputs.folder import Output, select_parts
+from rerank_actor.outputs.row_groups import open_part
+from rerank_actor.outputs.scored import open_scored
+from rerank_actor.outputs.scored_columns import VALUES, PairRows, describe_columns
 from rerank_actor.storage.exchange import Exchange, SlicedObject, assign_buckets, collect_slices, hash_keys, read_slices
 
 FORMATS = ("trec", "tevatron", "mteb-predictions")
 PAIRS_AT_ONCE = 2_000_000
-SPACES = ("score", "logit")
+SPACES = VALUES
+UNREADABLE = "cannot be read ({cause}); jobs.verify says what mends it"
 
 
 @dataclass(frozen=True)
@@ -82,32 +84,30 @@ def export_scores(spec: ExportSpec) -> Exported:
         StorageError, JobError: storage failed.
     """
     output = Output(spec.scored)
-    parts = [part for _, part in sorted(output.list_parts().items())]
+    scored = open_scored(spec.scored)
+    # In the order of names, in which exports have always had their queries.
+    parts = [part for _, part in sorted(select_parts(scored.parts).items())]
     if not parts:
         raise InputError(f"{spec.scored}: holds no scored parts; name the --output of jobs.score", uri=spec.scored)
-    if not spec.partial and storage.read_if_present(output.success_uri) is None:
+    if not spec.partial and not output.has_success():
         raise InputError(
             f"{spec.scored}: is not complete (no _SUCCESS), so that queries may lack candidates; run the job again, or export "
             "what is there with --partial",
             uri=spec.scored,
         )
     manifest = output.load_manifest()
-    job = manifest.get("job", {})
-    names = []
-    for role, given in (("query", spec.query_id_column), ("document", spec.document_id_column)):
-        name = job.get(f"{role}_id_column") or f"{role}_id"
-        names.append(given or (job.get("rename_columns") or {}).get(name, name))
+    settings = {**scored.settings, **manifest.get("job", {})}
     result = Exported()
     with tempfile.TemporaryDirectory() as folder, _open_target(spec.target) as file:
         writer = _Writer(file, spec, manifest.get("model", {}))
-        for table in _bring_together(parts, names, spec, result, Path(folder)):
+        for table in _bring_together(parts, settings, spec, result, Path(folder)):
             _write_queries(table, spec, writer, result)
         writer.finish()
     return result
 
 
 def _bring_together(
-    parts: list[storage.StoredObject], names: list[str], spec: ExportSpec, result: Exported, folder: Path
+    parts: list[storage.StoredObject], settings: dict[str, Any], spec: ExportSpec, result: Exported, folder: Path
 ) -> Iterator[pa.Table]:
     """Yield all scored pairs as tables that hold a query whole."""
     held: list[pa.Table] = []
@@ -115,7 +115,7 @@ def _bring_together(
     exchange: Exchange | None = None
     spilled: list[SlicedObject] = []
     for part in parts:
-        table = _read_part(part, names, result)
+        table = _read_part(part, settings, spec, result)
         held.append(table)
         num_held += table.num_rows
         if num_held > spec.pairs_at_once:
@@ -140,34 +140,18 @@ def _spill(tables: list[pa.Table], exchange: Exchange, name: str) -> SlicedObjec
     return exchange.write(name, table, assign_buckets(hashes, exchange.num_buckets))
 
 
-def _read_part(part: storage.StoredObject, names: list[str], result: Exported) -> pa.Table:
+def _read_part(part: storage.StoredObject, settings: dict[str, Any], spec: ExportSpec, result: Exported) -> pa.Table:
     """Return the scored pairs of a part: columns query, document, score and logit."""
-    try:
-        with storage.open_input(part.uri, size=part.size, etag=part.etag) as file:
-            parquet = pq.ParquetFile(file)
-            _check_columns(part.uri, parquet.schema_arrow, names)
-            table = parquet.read(columns=[*names, *SPACES])
-    except (pa.ArrowException, OSError) as error:
-        raise ShardError(
-            f"{part.uri}: cannot be read ({describe_cause(error)}); jobs.verify says what mends it", uri=part.uri
-        ) from error
-    columns = {"query": table.column(names[0]), "document": table.column(names[1])}
-    columns |= {space: table.column(space) for space in SPACES}
-    if is_list(columns["score"].type):
-        has_list = pc.is_valid(columns["score"])
-        result.unscored += table.num_rows - int(pc.sum(has_list).as_py() or 0)
-        columns = {name: column.filter(has_list) for name, column in columns.items()}
-        owners = pc.list_parent_indices(columns["score"])
-        columns["query"] = columns["query"].take(owners)
-        if is_list(columns["document"].type):
-            columns["document"] = pc.list_flatten(columns["document"])
-        else:
-            columns["document"] = columns["document"].take(owners)
-        columns |= {space: pc.list_flatten(columns[space]) for space in SPACES}
-    columns |= {role: _as_ids(columns[role]) for role in ("query", "document")}
-    found = pa.table(columns)
-    scored = found.filter(pc.is_valid(found["score"]))
-    result.unscored += found.num_rows - scored.num_rows
+    with open_part(part, UNREADABLE) as file:
+        columns = describe_columns(settings, file.schema_arrow)
+        names = [spec.query_id_column or columns.query_id, spec.document_id_column or columns.document_id]
+        _check_columns(part.uri, file.schema_arrow, names)
+        table = file.read(columns=list(dict.fromkeys([*names, *SPACES])))
+    rows = PairRows(table, "score", part.uri)
+    ids = {role: _as_ids(rows.spread(name)) for role, name in zip(("query", "document"), names, strict=True)}
+    pairs = pa.table(ids | {space: rows.spread(space) for space in SPACES})
+    scored = pairs.filter(pc.is_valid(pairs["score"]))
+    result.unscored += rows.num_without + pairs.num_rows - scored.num_rows
     for role, name in zip(("query", "document"), names, strict=True):
         if scored[role].null_count:
             raise InputError(

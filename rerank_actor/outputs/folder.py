@@ -6,7 +6,7 @@ Ray or of what is in a part.
 """
 
 import json
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -66,6 +66,10 @@ class JobFolder:
         """The mark that everything is committed."""
         return storage.join_uri(self.uri, "_SUCCESS")
 
+    def has_success(self) -> bool:
+        """Whether the mark is there."""
+        return storage.read_if_present(self.success_uri) is not None
+
     @property
     def lease_uri(self) -> str:
         """The object that says which run may write."""
@@ -100,10 +104,8 @@ class Output(JobFolder):
     """Names and contents of an output folder."""
 
     def list_parts(self) -> dict[str, storage.StoredObject]:
-        """Return the committed parts by file name; an empty object is none."""
-        found = storage.list_objects(self.uri)
-        parts = {item.uri.rpartition("/")[2]: item for item in found if item.size > 0}
-        return {name: item for name, item in parts.items() if name.startswith("part-") and name.endswith(".parquet")}
+        """Return the committed parts by file name."""
+        return select_parts(storage.list_objects(self.uri))
 
     def load_plan(self) -> tuple[Plan, dict[str, Any]] | None:
         """Return the stored plan and the settings of its fingerprint, None for a new output."""
@@ -192,6 +194,12 @@ def _read_table(uri: str, skip: Container[str]) -> pa.Table:
     except (pa.ArrowException, OSError, InputError):
         return schema.empty_table()
     return table if table.schema.equals(schema) else schema.empty_table()
+
+
+def select_parts(objects: Iterable[storage.StoredObject]) -> dict[str, storage.StoredObject]:
+    """Return those of some objects that are parts, by file name; an empty object is none."""
+    named = {item.uri.rpartition("/")[2]: item for item in objects if item.size > 0}
+    return {name: item for name, item in named.items() if name.startswith("part-") and name.endswith(".parquet")}
 
 
 def find_pending(plan: Plan, parts: dict[str, storage.StoredObject]) -> list[Unit]:

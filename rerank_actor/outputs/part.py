@@ -59,31 +59,32 @@ def check_part(unit: Unit, data: bytes, fingerprint: str) -> PartCheck:
     """
     try:
         table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
-        found = read_part_metadata(table.schema)
-        facts = json.loads(found.get("facts", "{}"))
-        problem = _compare_with_plan(unit, table, found, fingerprint)
+        metadata = read_part_metadata(table.schema)
+        facts = json.loads(metadata.get("facts", "{}"))
+        problem = _compare_with_plan(unit, table, metadata, fingerprint)
         problem = problem or _check_types(table) or _check_scores(table) or _compare_with_facts(table, facts)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return PartCheck(f"cannot be read ({type(error).__name__})")
     return PartCheck(problem) if problem else PartCheck(facts=facts)
 
 
-def _compare_with_plan(unit: Unit, table: pa.Table, found: dict[str, str], fingerprint: str) -> str | None:
-    if found.get("fingerprint") != fingerprint:
-        return f"has the fingerprint {found.get('fingerprint')} of another job, the plan's is {fingerprint}"
-    if (found.get("unit"), found.get("shard"), found.get("row_start")) != (unit.name, unit.uri, str(unit.row_start)):
-        return f"holds another unit ({found.get('unit')} of {found.get('shard')})"
-    if found.get("shard_etag") != unit.etag:
+def _compare_with_plan(unit: Unit, table: pa.Table, metadata: dict[str, str], fingerprint: str) -> str | None:
+    if metadata.get("fingerprint") != fingerprint:
+        return f"has the fingerprint {metadata.get('fingerprint')} of another job, the plan's is {fingerprint}"
+    unit_there = [metadata.get(name) for name in ("unit", "shard", "row_start")]
+    if unit_there != [unit.name, unit.uri, str(unit.row_start)]:
+        return f"holds another unit ({metadata.get('unit')} of {metadata.get('shard')})"
+    if metadata.get("shard_etag") != unit.etag:
         return "was scored from another version of its shard"
-    num_rows = count_input_rows(table, found)
+    num_rows = count_input_rows(table, metadata)
     if num_rows != unit.num_rows:
         return f"has {'no whole number of' if num_rows is None else num_rows} rows, the plan {unit.num_rows}"
     return None
 
 
-def count_input_rows(table: pa.Table, found: dict[str, str]) -> int | None:
+def count_input_rows(table: pa.Table, metadata: dict[str, str]) -> int | None:
     """Return how many input rows a part's rows are of; None where candidates of an exploded row are missing."""
-    if not found.get("explode"):
+    if not metadata.get("explode"):
         return int(table.num_rows)
     index = table.column(INDEX_COLUMN).fill_null(0).to_numpy()
     begins = index == 0
@@ -145,8 +146,8 @@ def _check_directions(table: pa.Table) -> str | None:
         names = [name_column(direction, "logit") for direction in directions]
         logits = np.array([table.column(name).to_numpy() for name in names], np.float64)
         mean = np.mean(logits, axis=0).astype(np.float32)
-        found = table.column("logit").to_numpy()
-        if not np.array_equal(mean[np.isfinite(found)], found[np.isfinite(found)]):
+        combined = table.column("logit").to_numpy()
+        if not np.array_equal(mean[np.isfinite(combined)], combined[np.isfinite(combined)]):
             return "has logits that are not the mean of their directions'"
     return None
 

@@ -1,105 +1,180 @@
-"""A scored output as input: which Parquet files there are, whether all are there, and that they are of one fingerprint.
+"""A scored output as input: which parts there are, in the plan's order, which are missing, and what they were scored with.
 
-Takes outputs of the scoring job, whose plan says what should be there, or Parquet files and folders with the same columns.
-Only footers and plans are read. Knows nothing of what is made of the scores.
+Takes the folder of a scoring job, whose plan says what should be there, or Parquet files and folders with the same columns.
+Everything that reads scores takes its list of parts from here. Only listings, plans and footers are read. Knows nothing of
+what is made of the scores; the words of an error that only the caller's user would know are the caller's.
 """
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.errors import InputError, ShardError, describe_cause
-from rerank_actor.outputs.folder import Output
+from rerank_actor.errors import InputError
+from rerank_actor.fingerprint import find_differing, hash_fingerprint
+from rerank_actor.inputs.plan import Plan
+from rerank_actor.inputs.unit import Unit
+from rerank_actor.outputs.folder import Output, select_parts
+from rerank_actor.outputs.row_groups import open_part
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 
 
-def refuse_overlap(uri: str, output: str) -> None:
-    """Refuse an output that lies in what is read or around it.
+@dataclass(frozen=True)
+class ScoredOutput:
+    """What is scored at a place.
+
+    Attributes:
+        uri: the place.
+        parts: in the plan's order; of bare Parquet in that of names.
+        units: what each part holds; empty for bare Parquet.
+        missing: units that have no part.
+        strays: what else lies there: names of parts that are in no plan; beside bare Parquet, objects that are none.
+        plan: of the job, empty for bare Parquet.
+        settings: those of the job's fingerprint, empty for bare Parquet.
+    """
+
+    uri: str
+    parts: tuple[storage.StoredObject, ...]
+    units: tuple[Unit, ...] = ()
+    missing: tuple[Unit, ...] = ()
+    strays: tuple[str, ...] = ()
+    plan: Plan = field(default_factory=Plan)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_planned(self) -> int:
+        """Parts that there should be, 0 for bare Parquet."""
+        return len(self.units) + len(self.missing)
+
+    @property
+    def rows_by_part(self) -> tuple[int | None, ...]:
+        """Input rows of each part as planned, None where only its footer can tell."""
+        return tuple(unit.num_rows for unit in self.units) if self.settings else (None,) * len(self.parts)
+
+    def refuse_missing(self, flag: str, cure: str) -> None:
+        """Refuse an output that is not scored to the end.
+
+        Args:
+            flag: what stands before the URI: the flag that named it and a blank, or nothing.
+            cure: what to do about it.
+
+        Raises:
+            InputError: parts are missing.
+        """
+        if self.missing:
+            raise InputError(
+                f"{flag}{self.uri}: {len(self.missing):,} of {self.num_planned:,} parts are not scored yet; {cure}",
+                uri=self.uri,
+            )
+
+
+def open_scored(uri: str, listed: Iterable[storage.StoredObject] | None = None) -> ScoredOutput:
+    """Look at what is scored at a place: an output of the scoring job, or Parquet files, a folder or a glob of them.
+
+    Args:
+        uri: the place.
+        listed: the objects there where the caller has listed them.
 
     Raises:
-        InputError: it does.
+        JobError, StorageError: it cannot be read.
     """
-    if storage.is_within(uri, output) or storage.is_within(output, uri):
-        raise InputError(
-            f"--output {output}: lies in --scored {uri} or around it, so that what is written would be read again; choose a "
-            "folder beside it",
-            uri=output,
-        )
+    objects = list(storage.list_objects(uri) if listed is None else listed)
+    is_file = uri.endswith(PARQUET_SUFFIXES) or [item.uri for item in objects] == [uri]
+    stored = None if is_file else Output(uri).load_plan()
+    if stored is not None:
+        return _match_plan(uri, objects, *stored)
+    parts: list[storage.StoredObject] = []
+    strays: list[str] = []
+    for item in objects:
+        if item.uri.endswith(PARQUET_SUFFIXES) and item.size > 0:
+            parts.append(item)
+        else:
+            strays.append(item.uri)
+    return ScoredOutput(uri, tuple(parts), strays=tuple(strays))
 
 
-def list_files(uri: str) -> list[storage.StoredObject]:
-    """List the Parquet files of a file, a folder or a glob that is no output of ours.
+def require_scored(uri: str) -> ScoredOutput:
+    """Look at an output of the scoring job.
 
     Raises:
-        InputError: there is none.
+        InputError: no job has written there.
+        JobError, StorageError: it cannot be read.
     """
-    found = storage.list_objects(uri)
-    parts = [item for item in found if item.uri.endswith(PARQUET_SUFFIXES) and item.size > 0]
-    if not parts:
-        what = f"{len(found)} objects, no Parquet file among them" if found else "nothing there"
-        raise InputError(f"--scored {uri}: {what}; it takes outputs of jobs.score and Parquet files", uri=uri)
-    return parts
+    stored = Output(uri).require_plan()
+    return _match_plan(uri, storage.list_objects(uri), *stored)
 
 
-def list_output(
-    uri: str, stored: tuple[Any, dict[str, Any]], allow_incomplete: bool
-) -> tuple[list[Any], dict[str, Any]]:
-    """List the parts of an output that are there, in the plan's order.
+def _match_plan(
+    uri: str, objects: Iterable[storage.StoredObject], plan: Plan, settings: dict[str, Any]
+) -> ScoredOutput:
+    present = select_parts(objects)
+    units: list[Unit] = []
+    parts: list[storage.StoredObject] = []
+    missing: list[Unit] = []
+    for unit in plan.units():
+        if unit.part_name in present:
+            units.append(unit)
+            parts.append(present.pop(unit.part_name))
+        else:
+            missing.append(unit)
+    return ScoredOutput(uri, tuple(parts), tuple(units), tuple(missing), tuple(sorted(present)), plan, settings)
 
-    Returns:
-        The parts, and the settings of their fingerprint.
+
+def read_schema(part: storage.StoredObject) -> pa.Schema:
+    """Return the columns of a scored file.
 
     Raises:
-        InputError: some are missing and that is not allowed, or none is there.
+        ShardError: it is no Parquet file.
+        StorageError, JobError: it cannot be reached.
     """
-    plan, settings = stored
-    present = Output(uri).list_parts()
-    names = [unit.part_name for unit in plan.units()]
-    missing = [name for name in names if name not in present]
-    if missing and not allow_incomplete:
-        raise InputError(
-            f"--scored {uri}: {len(missing):,} of {len(names):,} parts are not scored yet; run jobs.score to the end, or "
-            "give --allow-incomplete to mine what is there",
-            uri=uri,
-        )
-    found = [present[name] for name in names if name in present]
-    if not found:
-        raise InputError(f"--scored {uri}: nothing is scored there yet; run jobs.score first", uri=uri)
-    return found, settings
+    with open_part(part) as file:
+        return file.schema_arrow
 
 
-def compare_fingerprints(fingerprints: dict[str | None, str], allow_mixed: bool) -> None:
+def compare_settings(settings: Mapping[str, dict[str, Any]], flag: str, cure: str) -> None:
+    """Refuse outputs that were scored differently.
+
+    Args:
+        settings: of each output's fingerprint, by its URI.
+        flag: that named them.
+        cure: what to do about it.
+
+    Raises:
+        InputError: they differ; says in what.
+    """
+    if not settings:
+        return
+    (first, expected), *others = settings.items()
+    for uri, other in others:
+        if hash_fingerprint(other) != hash_fingerprint(expected):
+            differing = find_differing(expected, other)
+            shown = "; ".join(f"{name}: {expected.get(name)!r} and {other.get(name)!r}" for name in differing)
+            raise InputError(
+                f"{flag} {first} and {uri} have different fingerprints, so that their scores may not be comparable "
+                f"({shown}); {cure}",
+                uri=uri,
+                differing=differing,
+            )
+
+
+def compare_fingerprints(fingerprints: Mapping[str | None, str], flag: str, cure: str) -> None:
     """Refuse files that were scored differently.
 
     Args:
         fingerprints: the name of one file for each fingerprint that files carry; None for files that carry none.
-        allow_mixed: whether to take them all the same.
+        flag: that named them.
+        cure: what to do about it.
 
     Raises:
         InputError: there is more than one.
     """
-    if len(fingerprints) > 1 and not allow_mixed:
+    if len(fingerprints) > 1:
         (one, first), (two, second), *_ = sorted(fingerprints.items(), key=lambda item: str(item[0]))
         raise InputError(
-            f"--scored: {first} has the fingerprint {one}, {second} has {two}, so that their scores may not be comparable; "
-            "mine them apart, or give --allow-mixed-scores",
+            f"{flag}: {first} has the fingerprint {one}, {second} has {two}, so that their scores may not be comparable; "
+            f"{cure}",
             uri=second,
         )
-
-
-def open_parquet(part: storage.StoredObject) -> pq.ParquetFile:
-    """Open a scored file; nothing but its footer is read.
-
-    Raises:
-        ShardError: it is no Parquet file.
-        StorageError, JobError: it cannot be reached, or is not the file with this size and version mark.
-    """
-    source = storage.open_input(part.uri, size=part.size, etag=part.etag)
-    try:
-        return pq.ParquetFile(source, buffer_size=2**20)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        source.close()
-        raise ShardError(f"{part.uri}: cannot be read as Parquet ({describe_cause(error)})", uri=part.uri) from error

@@ -13,12 +13,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rerank_actor.inputs.plan import Plan
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.price import find_stored_price, format_dollars
+from rerank_actor.outputs.scored import ScoredOutput, require_scored
 from rerank_actor.progress import format_seconds
 from rerank_actor.storage.lease import is_running
-from rerank_actor.storage.uri import StoredObject
 
 RATE_WINDOW_SECONDS = 900.0
 SHOWN_FAILURES = 20
@@ -77,53 +76,34 @@ def read_status(uri: str) -> JobStatus:
         InputError: there is no job.
         JobError, StorageError: the folder cannot be read.
     """
-    output = Output(uri)
-    plan, _ = output.require_plan()
-    return judge_status(output, plan, output.list_parts(), output.load_manifest())
+    return judge_status(require_scored(uri), Output(uri).load_manifest())
 
 
-def judge_status(
-    output: Output,
-    plan: Plan,
-    parts: dict[str, StoredObject],
-    manifest: dict[str, Any],
-    running: bool | None = None,
-) -> JobStatus:
-    """Return how a job stands whose plan, parts and manifest are at hand.
+def judge_status(scored: ScoredOutput, manifest: dict[str, Any], running: bool | None = None) -> JobStatus:
+    """Return how a job stands whose parts and manifest are at hand.
 
     Args:
-        output: the folder.
-        plan: its plan.
-        parts: by file name.
+        scored: the parts, and those that are missing.
         manifest: empty where there is none.
         running: whether a run is at work; None looks at the lease.
     """
-    done: list[tuple[float, int]] = []
-    units = rows = 0
-    for unit in plan.units():
-        units += 1
-        if unit.part_name in parts:
-            done.append((parts[unit.part_name].modified_seconds, unit.num_rows))
-            rows += unit.num_rows
+    output, plan = Output(scored.uri), scored.plan
     running = is_running(output.lease_uri) if running is None else running
-    if len(done) == units:
-        state = "complete" if not running else "running"
-    else:
-        state = "running" if running else ("failed" if manifest.get("status") == "failed" else "stopped")
-    rate = _measure_rate(done, time.time() if running else None)
-    left = plan.num_rows - rows
+    commits = [(part.modified_seconds, unit.num_rows) for unit, part in zip(scored.units, scored.parts, strict=True)]
+    rate = _measure_rate(commits, time.time() if running else None)
+    committed_rows = sum(unit.num_rows for unit in scored.units)
     gpu_hours = sum_gpu_hours(manifest)
     price = find_stored_price(manifest)
     return JobStatus(
         output=output.uri,
-        state=state,
+        state=_name_state(scored, manifest, running),
         shards=len(plan.shards),
-        units=units,
+        units=scored.num_planned,
         rows=plan.num_rows,
-        committed_units=len(done),
-        committed_rows=rows,
+        committed_units=len(scored.units),
+        committed_rows=committed_rows,
         rows_per_second=rate,
-        eta_seconds=left / rate if running and rate else None,
+        eta_seconds=(plan.num_rows - committed_rows) / rate if running and rate else None,
         failed=output.list_failed() if not running else [],
         totals=manifest.get("totals", {}),
         faults=manifest.get("faults", {}),
@@ -133,12 +113,21 @@ def judge_status(
     )
 
 
-def _measure_rate(done: list[tuple[float, int]], now: float | None) -> float | None:
-    if len(done) < 2:
+def _name_state(scored: ScoredOutput, manifest: dict[str, Any], running: bool) -> str:
+    if running:
+        return "running"
+    if not scored.missing:
+        return "complete"
+    return "failed" if manifest.get("status") == "failed" else "stopped"
+
+
+def _measure_rate(commits: list[tuple[float, int]], now: float | None) -> float | None:
+    """Return rows a second, of commits with their time and rows; None where there are too few."""
+    if len(commits) < 2:
         return None
-    done = sorted(done)
-    end = now or done[-1][0]
-    window = [item for item in done if item[0] >= end - RATE_WINDOW_SECONDS]
+    commits = sorted(commits)
+    end = now or commits[-1][0]
+    window = [commit for commit in commits if commit[0] >= end - RATE_WINDOW_SECONDS]
     if len(window) < 2:
         return None
     seconds = end - window[0][0]

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from rerank_actor import storage
 from rerank_actor.errors import RerankError
 from rerank_actor.fingerprint import hash_fingerprint
-from rerank_actor.inputs.plan import Plan
 from rerank_actor.inputs.unit import Unit
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.part import PartCheck, check_part
+from rerank_actor.outputs.scored import ScoredOutput, require_scored
 from rerank_actor.storage.lease import Lease
 
 THREADS = 8
@@ -54,12 +54,11 @@ def verify_output(
         JobError, StorageError: the folder cannot be read.
     """
     output = Output(uri)
-    plan, settings = output.require_plan()
-    fingerprint = hash_fingerprint(settings)
     if not delete_damaged:
-        return _verify(output, plan, fingerprint)[0]
+        return _verify(require_scored(uri))[0]
+    output.require_plan()  # before a lease is written where there is no job
     with _hold(output, tell) as lease:
-        result, damaged = _verify(output, plan, fingerprint, "deleted, run the job again")
+        result, damaged = _verify(require_scored(uri), "deleted, run the job again")
         if damaged:
             lease.check(fresh=True)
             storage.delete_objects([output.success_uri])
@@ -78,41 +77,48 @@ def _hold(output: Output, tell: Callable[[str], None]) -> Iterator[Lease]:
         lease.release()
 
 
-def _verify(output: Output, plan: Plan, fingerprint: str, cure: str | None = None) -> tuple[Verification, list[str]]:
+def _verify(scored: ScoredOutput, cure: str | None = None) -> tuple[Verification, list[str]]:
     """Check an output; return what was found and the names of damaged parts, for which `cure` is said where given."""
-    parts = output.list_parts()
-    result, damaged = Verification(), dict[str, str]()
-    present: dict[Unit, storage.StoredObject] = {}
-    for unit in plan.units():
-        result.units += 1
-        if unit.part_name in parts:
-            present[unit] = parts.pop(unit.part_name)
-        else:
-            result.problems.append(f"{unit.part_name}: missing (rows {_range(unit)} of {unit.uri}); run the job again")
-    result.problems += [f"{name}: in no plan; delete it" for name in sorted(parts)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        checks = pool.map(lambda unit: _read_and_check(unit, present[unit], fingerprint), present)
-        for unit, found in zip(present, checks, strict=True):
-            if isinstance(found, RerankError):
-                result.problems.append(f"{unit.part_name}: {found}; verify again")
-            elif found.problem is not None:
-                damaged[unit.part_name] = found.problem
-            else:
-                result.rows += unit.num_rows
-                result.scored += found.facts["scored"]
-                result.errors += sum(found.facts["errors"].values())
-    doubted = {unit.part_name: part for unit, part in present.items() if unit.part_name in damaged}
+    result = Verification(units=scored.num_planned)
+    result.problems += [
+        f"{unit.part_name}: missing (rows {_range(unit)} of {unit.uri}); run the job again" for unit in scored.missing
+    ]
+    result.problems += [f"{name}: in no plan; delete it" for name in scored.strays]
+    damaged = _check_parts(scored, result)
+    output = Output(scored.uri)
+    doubted = {
+        unit.part_name: part for unit, part in zip(scored.units, scored.parts, strict=True) if unit.part_name in damaged
+    }
     trusted = {name for name, _ in output.match_records(doubted)} if damaged and cure is None else set()
-    for name, what in damaged.items():
-        hidden = f"its size and time do not show it, so delete it with --delete-damaged ({output.uri}), then run the job again"
-        result.problems.append(f"{name}: {what}; {cure or (hidden if name in trusted else 'run the job again')}")
-    marked = storage.read_if_present(output.success_uri) is not None
-    complete = len(present) == result.units
-    if marked and not complete:
+    hidden = (
+        f"its size and time do not show it, so delete it with --delete-damaged ({output.uri}), then run the job again"
+    )
+    for name, problem in damaged.items():
+        result.problems.append(f"{name}: {problem}; {cure or (hidden if name in trusted else 'run the job again')}")
+    is_marked = output.has_success()
+    if is_marked and scored.missing:
         result.problems.append("_SUCCESS is there though parts are missing; run the job again")
-    if complete and not marked:
+    if not is_marked and not scored.missing:
         result.problems.append("_SUCCESS is missing though every part is there; run the job again")
     return result, list(damaged)
+
+
+def _check_parts(scored: ScoredOutput, result: Verification) -> dict[str, str]:
+    """Read all parts and add up what they hold; return what is wrong with the damaged ones, by name."""
+    damaged: dict[str, str] = {}
+    fingerprint = hash_fingerprint(scored.settings)
+    with ThreadPoolExecutor(THREADS) as pool:
+        checks = pool.map(lambda unit, part: _read_and_check(unit, part, fingerprint), scored.units, scored.parts)
+        for unit, check in zip(scored.units, checks, strict=True):
+            if isinstance(check, RerankError):
+                result.problems.append(f"{unit.part_name}: {check}; verify again")
+            elif check.problem is not None:
+                damaged[unit.part_name] = check.problem
+            else:
+                result.rows += unit.num_rows
+                result.scored += check.facts["scored"]
+                result.errors += sum(check.facts["errors"].values())
+    return damaged
 
 
 def _range(unit: Unit) -> str:

@@ -30,7 +30,7 @@ from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.price import find_price
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.scoring.prepare import PrepareSpec
-from rerank_actor.scoring.reuse import ScoreSource, find_reused
+from rerank_actor.scoring.reuse import ScoreSource, load_reused
 from rerank_actor.storage.hub import is_hub
 
 SHOWN_CHARACTERS = 300  # of a setting that differs
@@ -106,7 +106,7 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
         raise JobError(
             f"--reuse {job.reuse}: is the --output itself, which a resume goes on with anyway; leave out --reuse"
         )
-    reused = find_reused(job.reuse, settings) if job.reuse is not None else None
+    reused = load_reused(job.reuse, settings) if job.reuse is not None else None
     stored = None if job.overwrite else output.load_plan()
     parts = {} if job.overwrite else output.list_parts()
     if stored is not None and stored[1] != settings:

@@ -13,22 +13,23 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.errors import InputError, OutputConflictError, describe_cause
+from rerank_actor.errors import InputError, OutputConflictError
 from rerank_actor.fingerprint import find_differing, hash_fingerprint
-from rerank_actor.inputs.columns import is_list
-from rerank_actor.inputs.directions import find_directions, name_column
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.part import read_part_metadata
+from rerank_actor.outputs.row_groups import batch_by_size, open_part
+from rerank_actor.outputs.scored import require_scored
+from rerank_actor.outputs.scored_columns import PairRows, describe_columns
 
 SCHEMA = pa.schema({"key": pa.string(), "logit": pa.float32()})
 PIECE_BYTES = 64 * 2**20
 PARTS_AT_ONCE = 256
 BATCH_ROWS = 16_384
 ROWS_AT_ONCE = 1_000_000
+UNUSABLE = "its scores cannot be reused ({cause}); jobs.verify says what mends it"
 FREE_SETTINGS = frozenset(
     {
         *("queries", "corpus", "top_k", "query_id_column", "document_id_column", "columns"),
@@ -68,14 +69,7 @@ class ScoreSource:
 
     def cut(self) -> list[tuple[storage.StoredObject, ...]]:
         """Return the parts in pieces of some tens of MiB."""
-        pieces: list[list[storage.StoredObject]] = []
-        size = 0
-        for part in self.parts:
-            if not pieces or size + part.size > PIECE_BYTES or len(pieces[-1]) == PARTS_AT_ONCE:
-                pieces.append([])
-                size = 0
-            pieces[-1].append(part)
-            size += part.size
+        pieces = batch_by_size(self.parts, lambda part: part.size, PIECE_BYTES, PARTS_AT_ONCE)
         return [tuple(piece) for piece in pieces]
 
     def read(self, parts: tuple[storage.StoredObject, ...]) -> Iterator[Any]:
@@ -100,49 +94,39 @@ class ScoreSource:
         yield {"rows": rows}
 
     def _read_part(self, part: storage.StoredObject) -> Iterator[pa.Table]:
-        try:
-            with storage.open_input(part.uri, size=part.size, etag=part.etag) as file:
-                parquet = pq.ParquetFile(file, page_checksum_verification=True)
-                found = read_part_metadata(parquet.schema_arrow).get("fingerprint")
-                if found != self.fingerprint:
-                    raise InputError(
-                        f"{part.uri}: has the fingerprint {found}, the job of its folder {self.fingerprint}; jobs.verify "
-                        "says what mends it",
-                        uri=part.uri,
-                    )
-                for key, logit in _name_columns(parquet.schema_arrow.names):
-                    for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=[key, logit]):
-                        yield _flatten(batch.column(key), batch.column(logit))
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise InputError(
-                f"{part.uri}: its scores cannot be reused ({describe_cause(error)}); jobs.verify says what mends it",
-                uri=part.uri,
-            ) from error
+        with open_part(part, UNUSABLE, InputError, verify_checksums=True) as file:
+            fingerprint = read_part_metadata(file.schema_arrow).get("fingerprint")
+            if fingerprint != self.fingerprint:
+                raise InputError(
+                    f"{part.uri}: has the fingerprint {fingerprint}, the job of its folder {self.fingerprint}; jobs.verify "
+                    "says what mends it",
+                    uri=part.uri,
+                )
+            columns = describe_columns({}, file.schema_arrow)
+            if not columns.keyed_logits:
+                raise pa.ArrowKeyError(f"no column {PAIR_KEY}")
+            for key, logit in columns.keyed_logits:
+                for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[key, logit]):
+                    rows = PairRows(pa.Table.from_batches([batch]), logit, part.uri)
+                    yield _select_known(rows.spread(key), rows.spread(logit))
 
 
-def _name_columns(names: list[str]) -> list[tuple[str, str]]:
-    """Return the columns of keys and logits of a part, of each direction where it has some."""
-    directions = find_directions(names)
-    return [(name_column(one, PAIR_KEY), name_column(one, "logit")) for one in directions] or [(PAIR_KEY, "logit")]
+def _select_known(keys: pa.ChunkedArray, logits: pa.ChunkedArray) -> pa.Table:
+    """Return the pairs that have a key and a score."""
+    pairs = pa.table([keys.cast(pa.string()), logits], schema=SCHEMA)
+    return pairs.filter(pc.and_(pc.is_valid(pairs["key"]), pc.is_valid(pairs["logit"])))
 
 
-def _flatten(keys: pa.Array, logits: pa.Array) -> pa.Table:
-    if is_list(logits.type):
-        keys, logits = pc.list_flatten(keys), pc.list_flatten(logits)
-    found = pa.table([keys.cast(pa.string()), logits], schema=SCHEMA)
-    return found.filter(pc.and_(pc.is_valid(found["key"]), pc.is_valid(found["logit"])))
-
-
-def find_reused(uri: str, settings: dict[str, Any]) -> ScoreSource:
-    """Return the scores of an earlier output that a job with these settings may reuse.
+def load_reused(uri: str, settings: dict[str, Any]) -> ScoreSource:
+    """Look at the scores of an earlier output that a job with these settings may reuse.
 
     Raises:
         InputError: there is no scored output, or it was scored without pair keys.
         OutputConflictError: its fingerprint is another.
         JobError, StorageError: it cannot be read.
     """
-    output = Output(uri)
-    _, stored = output.require_plan()
+    scored = require_scored(uri)
+    stored = scored.settings
     differing = [name for name in find_differing(stored, settings) if name not in FREE_SETTINGS | {"with_pair_key"}]
     if differing:
         shown = "; ".join(f"{name}: there {stored.get(name)!r}, now {settings.get(name)!r}" for name in differing)
@@ -158,5 +142,4 @@ def find_reused(uri: str, settings: dict[str, Any]) -> ScoreSource:
             "score with --with-pair-key from now on",
             uri=uri,
         )
-    parts = tuple(part for _, part in sorted(output.list_parts().items()))
-    return ScoreSource(uri, parts, hash_fingerprint(stored), output.load_manifest().get("dtype"))
+    return ScoreSource(uri, scored.parts, hash_fingerprint(stored), Output(uri).load_manifest().get("dtype"))

@@ -23,7 +23,7 @@ from rerank_actor.scoring.driver import Driver
 from rerank_actor.scoring.lookups import index_scores, make_known, make_lookups
 from rerank_actor.scoring.preflight import PreparedJob, prepare_job, refuse_dead_storage
 from rerank_actor.scoring.prepare import PrepareSpec
-from rerank_actor.scoring.reuse import ScoreSource, find_reused
+from rerank_actor.scoring.reuse import ScoreSource, load_reused
 from rerank_actor.scoring.shared_pairs import SharedPairs, find_shared, make_shared_job
 from rerank_actor.storage.lease import Lease, make_run_id
 
@@ -234,7 +234,7 @@ class _Run:
             outer.dedupe = {"shared_pairs": pairs.num_pairs, "forward_passes": outer.totals.shared_passes}
             outer.shared_dtype = output.find_dtype() or output.find_earlier_dtype()
             outer.actor_seconds += output.actor_seconds
-            sources[place] = find_reused(output.output.uri, output.prepared.settings)
+            sources[place] = load_reused(output.output.uri, output.prepared.settings)
         return sources
 
     def _warn(self, message: str) -> None:

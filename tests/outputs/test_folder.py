@@ -15,26 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import ROOT, read_output, run_command
 from s3_server import S3Server
+from scoring_in_process import score_here
 
 from rerank_actor import storage
-from rerank_actor.engines.fake import FakeEngine
-from rerank_actor.engines.model import load_tokenizer_json
 from rerank_actor.errors import OutputConflictError, StorageError
 from rerank_actor.job import ScoreJob
-from rerank_actor.outputs.folder import RECORD_SCHEMA, Output, find_pending
-from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed
+from rerank_actor.outputs.folder import RECORD_SCHEMA, Output
+from rerank_actor.outputs.manifest import UnitRecords, check_committed
 from rerank_actor.outputs.part import check_part
 from rerank_actor.outputs.verify import verify_output
-from rerank_actor.scoring.preflight import make_specs, prepare_job
-from rerank_actor.scoring.prepare import prepare_unit
+from rerank_actor.scoring.preflight import prepare_job
 from rerank_actor.scoring.run import run_job
-from rerank_actor.scoring.write import write_part
 from rerank_actor.storage.lease import Lease
 
 UNITS = 4
@@ -110,43 +106,6 @@ def make_job(folder: Path, output: str, **settings: Any) -> ScoreJob:
         shard.parent.mkdir(parents=True)
         pq.write_table(table, shard)
     return ScoreJob(input=[str(shard)], output=output, engine="fake", unit_rows=ROWS, **settings).normalized()
-
-
-@dataclass
-class Outcome:
-    """What a run without Ray did."""
-
-    totals: Totals
-    damaged: dict[str, str]
-    scored: list[str]
-    notes: list[str]
-
-
-def score_here(job: ScoreJob, run_id: str = "run", *, records: bool = True) -> Outcome:
-    """Score what is pending in this process, as a run does; without records it is a run that was killed."""
-    prepared = prepare_job(job)
-    output, notes = prepared.output, list[str]()
-    output.write_own("plan.parquet", prepared.plan.to_bytes(prepared.settings))
-    parts = output.list_parts()
-    totals, damaged = check_committed(output, parts, prepared.plan.units(), prepared.fingerprint, notes.append)
-    pending = find_pending(prepared.plan, {name: part for name, part in parts.items() if name not in damaged})
-    output.delete_parts(list(damaged))
-    tokenizer_json = load_tokenizer_json(prepared.model)
-    prepare, spec = make_specs(prepared, tokenizer_json, {})
-    engine, unit_records = FakeEngine(spec), UnitRecords(output, run_id)
-    for unit in pending:
-        work = prepare_unit(unit, prepare, tokenizer_json)
-        logits = np.full(len(work.prompts), np.nan, np.float32)
-        logits[work.prompts.scorable] = engine.compute_logits(work.prompts.ids_at(work.prompts.scorable))
-        done = work.with_logits(logits, {"attempts": 1, "seconds": 0.0, "engine_version": "1", "dtype": "float32"})
-        metadata = {"fingerprint": prepared.fingerprint, "run": run_id}
-        report = write_part(done, output.uri, metadata, output.scratch)
-        totals.add(report)
-        unit_records.add(unit.name, report)
-    if records:
-        unit_records.flush()
-        storage.write_bytes(output.success_uri, b"")
-    return Outcome(totals, damaged, [unit.name for unit in pending], notes)
 
 
 def flip(data: bytes, position: int) -> bytes:

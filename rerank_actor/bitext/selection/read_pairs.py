@@ -20,10 +20,10 @@ from rerank_actor.bitext.selection.labelled_pairs import LabelledPairs
 from rerank_actor.bitext.selection.margins import combine
 from rerank_actor.bitext.selection.normalize import hash_texts, mix_hashes, normalize_texts
 from rerank_actor.bitext.selection.rules import SelectionRules
-from rerank_actor.bitext.selection.scored import Columns, RowGroups
+from rerank_actor.bitext.selection.scored import Columns
 from rerank_actor.errors import InputError, ShardError, describe_cause
 from rerank_actor.outputs.part import read_part_metadata
-from rerank_actor.outputs.scored import open_parquet
+from rerank_actor.outputs.row_groups import RowGroups, open_runs
 
 NO_REASON = "no score and no reason"
 LISTED_REASONS = 40
@@ -45,15 +45,10 @@ def read_groups(
 ) -> Iterator[tuple[Any, str, int, int]]:
     """Yield each row group of a unit: the open file, its URI, the group, and how many rows of the unit come before."""
     before = 0
-    for run in runs:
-        part = parts[run.part]
-        file = open_parquet(part)
-        try:
-            for group in range(file.metadata.num_row_groups) if run.groups is None else run.groups:
-                yield file, part.uri, group, before
-                before += file.metadata.row_group(group).num_rows
-        finally:
-            file.close()
+    for file, uri, groups, _ in open_runs(runs, parts):
+        for group in groups:
+            yield file, uri, group, before
+            before += file.metadata.row_group(group).num_rows
 
 
 def read_group(file: pq.ParquetFile, uri: str, group: int, names: list[str] | None) -> pa.Table:

@@ -14,7 +14,7 @@ from rerank_actor.bitext.selection.labelled_pairs import LabelledPairs, load_lab
 from rerank_actor.bitext.selection.language_pair import LanguagePairSelection, Selected
 from rerank_actor.bitext.selection.output import SelectOutput, list_lost, read_selection_status
 from rerank_actor.bitext.selection.report import render_report
-from rerank_actor.bitext.selection.scored import ScoredPair, find_scored
+from rerank_actor.bitext.selection.scored import ScoredPair, load_scored
 from rerank_actor.errors import InputError, OutputConflictError
 from rerank_actor.fingerprint import refuse_other_rules
 from rerank_actor.progress import QuietReporter, Reporter
@@ -43,7 +43,7 @@ def select_pairs(job: SelectJob, folders: list[str], reporter: Reporter | None =
     """
     reporter = reporter or QuietReporter()
     known = check_selection(job, folders)
-    pairs = find_scored(job, folders)
+    pairs = load_scored(job, folders)
     results: dict[str, Selected] = {}
     errors: list[InputError] = []
     settings = {name: _collect_settings(scored, job, known) for name, scored in pairs.items()}

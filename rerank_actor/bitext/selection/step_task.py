@@ -18,11 +18,12 @@ from rerank_actor.bitext.selection.labelled_pairs import LabelledPairs
 from rerank_actor.bitext.selection.margins import to_space
 from rerank_actor.bitext.selection.output import SelectOutput
 from rerank_actor.bitext.selection.rules import SelectionRules
-from rerank_actor.bitext.selection.scored import Columns, RowGroups, ScoredPair, name_columns
+from rerank_actor.bitext.selection.scored import Columns, ScoredPair, name_columns
 from rerank_actor.bitext.selection.tally import SelectionTally
 from rerank_actor.bitext.selection.writers import ADDED, rename_taken
 from rerank_actor.errors import InputError
-from rerank_actor.outputs.scored import open_parquet
+from rerank_actor.outputs.row_groups import RowGroups
+from rerank_actor.outputs.scored import read_schema
 from rerank_actor.storage.exchange import Slice, SlicedObject, read_slices
 
 SAMPLES_PER_PART = 4096
@@ -92,11 +93,7 @@ def make_step_spec(scored: ScoredPair, job: SelectJob, known: LabelledPairs | No
     if not scored.parts:
         raise InputError(f"{scored.pair.name}: has no scored part")
     part = scored.parts[0]
-    file = open_parquet(part)
-    try:
-        schema = file.schema_arrow
-    finally:
-        file.close()
+    schema = read_schema(part)
     delivered = rename_taken(schema.remove_metadata().empty_table()).schema
     return StepSpec(
         output=output,

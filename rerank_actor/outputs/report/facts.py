@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rerank_actor import storage
-from rerank_actor.inputs.plan import Plan
 from rerank_actor.inputs.unit import Unit
 from rerank_actor.outputs.folder import HISTOGRAM_COLUMNS, Output, is_as_recorded
 from rerank_actor.outputs.histograms import NAMES, ScoreHistograms
 from rerank_actor.outputs.manifest import Totals
 from rerank_actor.outputs.price import Price, find_stored_price
+from rerank_actor.outputs.scored import ScoredOutput, require_scored
 from rerank_actor.outputs.status import JobStatus, judge_status
 
 SLOWEST_UNITS = 10
@@ -32,6 +31,7 @@ class Facts:
     """What is known of a job.
 
     Attributes:
+        scored: its parts, in the plan's order.
         status: how it stands.
         manifest: as stored, empty where no run has ended yet.
         totals: of all units that a record vouches for.
@@ -43,9 +43,7 @@ class Facts:
         price: of a GPU hour, None where nobody told it.
     """
 
-    output: Output
-    plan: Plan
-    parts: dict[str, storage.StoredObject]
+    scored: ScoredOutput
     status: JobStatus
     manifest: dict[str, Any]
     totals: Totals = field(default_factory=Totals)
@@ -57,6 +55,11 @@ class Facts:
     first_at: float = 0.0
     step_seconds: float = 0.0
     price: Price | None = None
+
+    @property
+    def output(self) -> Output:
+        """The folder."""
+        return Output(self.scored.uri)
 
     @property
     def runs(self) -> list[dict[str, Any]]:
@@ -75,7 +78,7 @@ class Facts:
 
     def find_units(self, names: set[str]) -> dict[str, Unit]:
         """Return units of the plan by name."""
-        return {unit.name: unit for unit in self.plan.units() if unit.name in names}
+        return {unit.name: unit for unit in self.scored.plan.units() if unit.name in names}
 
 
 def gather_facts(uri: str, price: Price | None = None, *, running: bool | None = None) -> Facts:
@@ -90,14 +93,10 @@ def gather_facts(uri: str, price: Price | None = None, *, running: bool | None =
         InputError: there is no job.
         JobError, StorageError: the folder cannot be read.
     """
-    output = Output(uri)
-    plan, _ = output.require_plan()
-    parts, manifest = output.list_parts(), output.load_manifest()
+    scored, manifest = require_scored(uri), Output(uri).load_manifest()
     facts = Facts(
-        output=output,
-        plan=plan,
-        parts=parts,
-        status=judge_status(output, plan, parts, manifest, running),
+        scored=scored,
+        status=judge_status(scored, manifest, running),
         manifest=manifest,
         price=price or find_stored_price(manifest),
     )
@@ -132,12 +131,12 @@ def _add_records(facts: Facts) -> None:
 
 def _match_tables(facts: Facts, seen: set[str]) -> Iterator[pa.Table]:
     """Yield the records that vouch for a part, one for each."""
-    names = {unit.part_name for unit in facts.plan.units()}
+    parts = dict(zip((unit.part_name for unit in facts.scored.units), facts.scored.parts, strict=True))
     for table in facts.output.read_record_tables():
         keep = []
         for number, record in enumerate(table.select(["unit", "part_bytes", "part_etag"]).to_pylist()):
             name = f"part-{record['unit']}.parquet"
-            part = facts.parts.get(name) if name in names and name not in seen else None
+            part = parts.get(name) if name not in seen else None
             if part is not None and is_as_recorded(part, record):
                 seen.add(name)
                 keep.append(number)

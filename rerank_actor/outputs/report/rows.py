@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from rerank_actor import storage
 from rerank_actor.errors import RerankError
 from rerank_actor.inputs.columns import RESERVED_COLUMNS
 from rerank_actor.inputs.rows import find_reason
@@ -22,6 +20,7 @@ from rerank_actor.inputs.unit import Unit
 from rerank_actor.outputs.histograms import ScoreHistograms
 from rerank_actor.outputs.part import flatten_columns
 from rerank_actor.outputs.report.facts import EXAMPLES, Facts
+from rerank_actor.outputs.row_groups import open_part
 
 SAMPLED_PARTS = 4
 ERROR_PARTS = 12
@@ -53,7 +52,7 @@ class Rows:
 def sample_rows(facts: Facts) -> Rows:
     """Return examples of a job's rows, named by the columns that look like ids; unreadable parts are passed over."""
     rows = Rows()
-    committed = [unit for unit in facts.plan.units() if unit.part_name in facts.parts]
+    committed = facts.scored.units
     job = facts.manifest.get("job") or {}
     texts = [job.get("query_column", "query"), job.get("document_column", "document")]
     columns: dict[str, None] = {}
@@ -100,12 +99,12 @@ def _spread(units: Sequence[Unit], number: int) -> list[Unit]:
 
 def _read_parts(facts: Facts, units: Iterable[Unit], texts: Container[str]) -> Iterator[tuple[Unit, pa.Table]]:
     """Yield the added columns, and those of ids, of each unit's part."""
+    parts = dict(zip(facts.scored.units, facts.scored.parts, strict=True))
     for unit in units:
-        part = facts.parts[unit.part_name]
         try:
-            with storage.open_input(part.uri, size=part.size, etag=part.etag) as file:
-                parquet = pq.ParquetFile(file)
-                yield unit, parquet.read([*_list_ids(parquet.schema_arrow, texts), *RESERVED_COLUMNS])
+            with open_part(parts[unit]) as file:
+                table = file.read([*_list_ids(file.schema_arrow, texts), *RESERVED_COLUMNS])
+            yield unit, table
         except (RerankError, pa.ArrowException, OSError, ValueError, KeyError):
             continue  # jobs.verify says what is wrong with it; a report does without
 

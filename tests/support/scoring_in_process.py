@@ -1,0 +1,56 @@
+"""Scoring with the fake engine by the path of a unit, in this process and without Ray."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rerank_actor import storage
+from rerank_actor.engines.fake import FakeEngine
+from rerank_actor.engines.model import load_tokenizer_json
+from rerank_actor.job import ScoreJob
+from rerank_actor.outputs.folder import find_pending
+from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed
+from rerank_actor.runtime.store_builder import run_here
+from rerank_actor.scoring.lookups import make_known, make_lookups
+from rerank_actor.scoring.preflight import make_specs, prepare_job
+from rerank_actor.scoring.prepare import prepare_unit
+from rerank_actor.scoring.write import write_part
+
+
+@dataclass
+class Outcome:
+    """What a run without Ray did."""
+
+    totals: Totals
+    damaged: dict[str, str]
+    scored: list[str]
+    notes: list[str]
+
+
+def score_here(job: ScoreJob, run_id: str = "run", *, records: bool = True) -> Outcome:
+    """Score what is pending in this process, as a run does; without records it is a run that was killed."""
+    prepared = prepare_job(job)
+    output, notes = prepared.output, list[str]()
+    output.write_own("plan.parquet", prepared.plan.to_bytes(prepared.settings))
+    parts = output.list_parts()
+    totals, damaged = check_committed(output, parts, prepared.plan.units(), prepared.fingerprint, notes.append)
+    pending = find_pending(prepared.plan, {name: part for name, part in parts.items() if name not in damaged})
+    output.delete_parts(list(damaged))
+    tokenizer_json = load_tokenizer_json(prepared.model)
+    prepare, spec = make_specs(prepared, tokenizer_json, {})
+    lookups = make_lookups(prepared, run_here, notes.append, lambda: None)
+    prepare = replace(prepare, lookups=lookups, known=make_known(prepared, run_here, notes.append, lambda: None))
+    engine, unit_records = FakeEngine(spec), UnitRecords(output, run_id)
+    for unit in pending:
+        work = prepare_unit(unit, prepare, tokenizer_json)
+        logits = np.full(len(work.prompts), np.nan, np.float32)
+        logits[work.prompts.scorable] = engine.compute_logits(work.prompts.ids_at(work.prompts.scorable))
+        done = work.with_logits(logits, {"attempts": 1, "seconds": 0.0, "engine_version": "1", "dtype": "float32"})
+        metadata = {"fingerprint": prepared.fingerprint, "run": run_id, **({"explode": "true"} if job.explode else {})}
+        report = write_part(done, output.uri, metadata, output.scratch)
+        totals.add(report)
+        unit_records.add(unit.name, report)
+    if records:
+        unit_records.flush()
+        storage.write_bytes(output.success_uri, b"")
+    return Outcome(totals, damaged, [unit.name for unit in pending], notes)
