@@ -40,7 +40,7 @@ STRIKES = {  # from outside, in each storm
     "term_driver": 1,
 }
 ENGINE_KINDS = ("raise", "nan", "die", "hang", "hang_with_lock")
-WORKER_TITLES = ("MapWorker", "Read", "Write", "Ledger", "IDLE")
+WORKER_TITLES = ("MapWorker", "Read", "Write", "Coordinator", "IDLE")
 
 
 class Storm:

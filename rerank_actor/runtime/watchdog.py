@@ -107,7 +107,7 @@ START_SECONDS = 3600.0  # for an engine to start, weights fetched over a network
 
 
 class AdaptiveTimeout:
-    """What an engine's last pieces took.
+    """How long an engine may take, by what its last pieces of work took.
 
     Args:
         stall_seconds: allowed on top, however small the work.
@@ -118,7 +118,7 @@ class AdaptiveTimeout:
         self._seconds_per_token: deque[float] = deque(maxlen=REMEMBERED)
 
     def note(self, tokens: int, seconds: float) -> None:
-        """Take down that a piece of so many tokens took so long."""
+        """Record that a piece of so many tokens took so long."""
         if tokens:
             self._seconds_per_token.append(seconds / tokens)
 

@@ -46,7 +46,7 @@ class PrepareSpec:
         lookups: where the texts are of columns that hold ids.
         dedupes: whether pairs that are the same are scored once.
         adds_pair_key: whether the part has pair keys.
-        known: scores of earlier, in the order in which they are looked at.
+        known: scores of earlier runs, in the order in which they are looked at.
     """
 
     encoder: dict[str, Any]
@@ -101,13 +101,13 @@ def read_new_pairs(unit: Unit, spec: PrepareSpec) -> pa.Table:
         for scores in spec.known:
             logits = scores.find_logits(keys)
             keys = [None if np.isfinite(logit) else key for key, logit in zip(keys, logits, strict=True)]
-    own = {key: position for position, key in reversed(list(enumerate(keys))) if key is not None}
+    firsts = {key: position for position, key in reversed(list(enumerate(keys))) if key is not None}
     tasks = pairs.instructions
     columns = {
-        "key": list(own),
-        "instruction": [instruction if tasks is None or tasks[at] is None else tasks[at] for at in own.values()],
-        "query": [pairs.queries[at] for at in own.values()],
-        "document": [pairs.documents[at] for at in own.values()],
+        "key": list(firsts),
+        "instruction": [instruction if tasks is None or tasks[at] is None else tasks[at] for at in firsts.values()],
+        "query": [pairs.queries[at] for at in firsts.values()],
+        "document": [pairs.documents[at] for at in firsts.values()],
     }
     return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
 
@@ -195,9 +195,9 @@ def _fill_in_known(
     logits = np.full(len(prompts), np.nan, np.float32)
     for scores in known:
         is_left = can_be & np.isnan(logits)
-        found = scores.find_logits([key if wanted else None for key, wanted in zip(keys, is_left, strict=True)])
-        counts[scores.kind] = int(np.isfinite(found).sum())
-        logits = np.where(np.isnan(logits), found, logits)
+        earlier = scores.find_logits([key if wanted else None for key, wanted in zip(keys, is_left, strict=True)])
+        counts[scores.kind] = int(np.isfinite(earlier).sum())
+        logits = np.where(np.isnan(logits), earlier, logits)
     return replace(prompts, known_logits=logits) if known else prompts, counts
 
 
@@ -208,8 +208,8 @@ def _encode(
     if not dedupes:
         return encoder.encode(queries, documents, instructions)
     original = find_originals(queries, documents, instructions)
-    own = np.flatnonzero(original == np.arange(len(original))).tolist()
-    if len(own) == len(original):
+    different = np.flatnonzero(original == np.arange(len(original))).tolist()
+    if len(different) == len(original):
         return encoder.encode(queries, documents, instructions)
-    few = [None if texts is None else [texts[at] for at in own] for texts in (queries, documents, instructions)]
+    few = [None if texts is None else [texts[at] for at in different] for texts in (queries, documents, instructions)]
     return encoder.encode(few[0] or [], few[1] or [], few[2]).spread(original)

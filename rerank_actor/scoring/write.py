@@ -85,15 +85,15 @@ def _join_directions(
 ) -> dict[str, pa.Array]:
     """Return the columns of each direction, and those of the row: the mean of its log-odds, tokens added up."""
     num_rows = len(columns["score"]) // len(directions)
-    own = {
-        direction: {name: values.slice(place * num_rows, num_rows) for name, values in columns.items()}
-        for place, direction in enumerate(directions)
+    by_direction = {
+        direction: {name: values.slice(index * num_rows, num_rows) for name, values in columns.items()}
+        for index, direction in enumerate(directions)
     }
-    logits = [one["logit"].to_numpy(zero_copy_only=False).astype(np.float64) for one in own.values()]
+    logits = [directed["logit"].to_numpy(zero_copy_only=False).astype(np.float64) for directed in by_direction.values()]
     mean = np.mean(logits, axis=0).astype(np.float32)
     errors: list[str | None] = row_errors.to_pylist()
-    for direction, one in own.items():
-        for row, error in enumerate(one["error"].to_pylist()):
+    for direction, directed in by_direction.items():
+        for row, error in enumerate(directed["error"].to_pylist()):
             if error is not None and errors[row] is None:
                 errors[row] = f"{direction}: {error}"
     lacking = np.array([error is not None for error in errors], bool)
@@ -101,14 +101,18 @@ def _join_directions(
         "score": pa.array(compute_score(mean), pa.float32(), mask=lacking),
         "logit": pa.array(mean, pa.float32(), mask=lacking),
         **{
-            name: pa.array(np.sum([one[name].to_numpy() for one in own.values()], axis=0), pa.int32())
+            name: pa.array(
+                np.sum([directed[name].to_numpy() for directed in by_direction.values()], axis=0), pa.int32()
+            )
             for name in ("num_tokens", "truncated_tokens")
         },
         "error": pa.array(errors, pa.string()),
     }
     names = [*DIRECTED_VALUES, *([PAIR_KEY] if PAIR_KEY in columns else [])]
-    directed = {name_column(direction, name): own[direction][name] for direction in own for name in names}
-    return {**directed, **joined}
+    named = {
+        name_column(direction, name): directed[name] for direction, directed in by_direction.items() for name in names
+    }
+    return {**named, **joined}
 
 
 def _to_lists(offsets: np.ndarray, values: pa.Array, lacking: np.ndarray) -> pa.Array:
@@ -126,7 +130,7 @@ def _list_errors(row_errors: list[str | None], offsets: np.ndarray, pair_errors:
 def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: str | None) -> dict[str, Any]:
     """Write a scored unit's part, whole or not at all, and return its totals with the part's size and version mark.
 
-    Its totals and the sketch of its scores are in its metadata too, so that they outlive a run that is killed.
+    Its totals and the histograms of its scores are in its metadata too, so that they outlive a run that is killed.
 
     Doing it twice is harmless: the name follows from the unit and the content from the job.
 
@@ -135,7 +139,7 @@ def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: s
     """
     table, totals = build_part(work)
     facts = {**totals, **ScoreHistograms.of_columns(flatten_columns(table)).to_record(), **work.facts}
-    own = {
+    unit_metadata = {
         **metadata,
         "unit": work.unit.name,
         "shard": work.unit.uri,
@@ -147,7 +151,7 @@ def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: s
         "facts": json.dumps(facts),
     }
     sink = io.BytesIO()
-    table = table.replace_schema_metadata({METADATA_PREFIX + name: value for name, value in own.items()})
+    table = table.replace_schema_metadata({METADATA_PREFIX + name: value for name, value in unit_metadata.items()})
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     data = sink.getvalue()
     uri = storage.join_uri(output, work.unit.part_name)
