@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Union, get_args, get_origin
 
 from rerank_actor.errors import JobError, OutputConflictError, RerankError, RunInterruptedError, suggest
 from rerank_actor.job_file import Settings
-from rerank_actor.runtime.connection import is_abandoned
+from rerank_actor.runtime.connection import is_pipeline_running
 
 EXIT_FAILED, EXIT_BAD_JOB, EXIT_REFUSED = 1, 2, 3
 
@@ -26,12 +26,12 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse a command line; exit with 2 where it does not fit."""
-        found, unknown = self.parse_known_args(arguments)
+        flags_given, unknown = self.parse_known_args(arguments)
         if unknown:
             flags = [option for action in self._actions for option in action.option_strings]
             hint = suggest(unknown[0].split("=")[0], flags) if unknown[0].startswith("-") else ""
             self.error(f"unknown flag or argument {unknown[0].split('=')[0]}{hint}")
-        return found
+        return flags_given
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line."""
@@ -88,7 +88,7 @@ def run_command(command: Callable[[], int]) -> NoReturn:
     code = EXIT_FAILED
     atexit.register(lambda: _leave(code))  # the first to register is the last to be called
     code = call_command(command)
-    if is_abandoned():
+    if is_pipeline_running():
         _leave(code)
     sys.exit(code)
 

@@ -38,9 +38,9 @@ def plan(arguments: Sequence[str] | None = None) -> int:
         print_estimate(budget.estimate)
         print_budget(budget, size)
     if job.overwrite:
-        reporter.say("--overwrite: the plan was not stored, because what is in the output is of another job")
+        reporter.info("--overwrite: the plan was not stored, because what is in the output is of another job")
     elif store_budget(prepared, budget, reporter):
-        reporter.say(f"stored: {prepared.output.at('estimate.json')}")
+        reporter.info(f"stored: {prepared.output.at('estimate.json')}")
     return 0
 
 

@@ -30,8 +30,12 @@ class RunProgress:
 class Reporter(Protocol):
     """Where a run tells how it is doing."""
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """Tell one thing that happened."""
+
+    def warn(self, message: str) -> None:
+        """Tell what needs a person's eye."""
+        self.info(message)
 
     def update(self, progress: RunProgress) -> None:
         """Tell how far the run is."""
@@ -40,10 +44,10 @@ class Reporter(Protocol):
         """End the telling."""
 
 
-class QuietReporter:
+class QuietReporter(Reporter):
     """Tells nothing."""
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """Ignore it."""
 
     def update(self, progress: RunProgress) -> None:
@@ -53,7 +57,7 @@ class QuietReporter:
         """Nothing to end."""
 
 
-class LineReporter:
+class LineReporter(Reporter):
     """Plain lines, for logs; progress every few seconds."""
 
     def __init__(self, stream: TextIO | None = None, line_seconds: float = LINE_SECONDS) -> None:
@@ -63,7 +67,7 @@ class LineReporter:
         self._printed_at = float("-inf")
         self._printed: RunProgress | None = None
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """Print a line."""
         print(message, file=self._stream, flush=True)
 
@@ -80,10 +84,10 @@ class LineReporter:
 
     def _print(self, progress: RunProgress) -> None:
         self._printed_at, self._printed = time.monotonic(), progress
-        self.say(describe(progress))
+        self.info(describe(progress))
 
 
-class BarReporter:
+class BarReporter(Reporter):
     """A progress bar on a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
@@ -97,7 +101,7 @@ class BarReporter:
         )
         self._task: TaskID | None = None
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """Print a line above the bar."""
         self._console.print(message, highlight=False, markup=False)
 

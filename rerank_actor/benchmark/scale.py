@@ -121,13 +121,13 @@ def measure_guard(place: Path, model: Path, units: int) -> dict[str, Any]:
     started = time.monotonic()
     for number in range(units):
         name = f"unit-{number}"
-        piece = ray.get(coordinator.begin_piece.remote("an actor", name, 16_384))
-        if not isinstance(piece, Slice):
+        unit_slice = ray.get(coordinator.begin_slice.remote("an actor", name, 16_384))
+        if not isinstance(unit_slice, Slice):
             raise RuntimeError("the coordinator handed out nothing")
-        coordinator.limit_piece.remote(name, piece.ticket, 60.0)
+        coordinator.limit_slice.remote(name, unit_slice.ticket, 60.0)
         with watchdog.limit(60.0):
             pass
-        coordinator.end_trial.remote(name, piece.ticket)
+        coordinator.end_bisection.remote(name, unit_slice.ticket)
     ray.get(coordinator.drain.remote())
     seconds = (time.monotonic() - started) / units
     watchdog.close()

@@ -26,14 +26,17 @@ from rerank_actor.outputs.folder import Output
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.runtime.connection import connect_ray, watch_signals
 from rerank_actor.runtime.store_builder import run_all
-from rerank_actor.scoring.run import RunResult, run_jobs
+from rerank_actor.scoring.run import RunLimits, RunResult, run_jobs
 
 LOAD_THREADS = 16
 READ_ON_RAY_BYTES = 64 * 2**20
 
 
 def score_bitext(
-    job: BitextJob, reporter: Reporter | None = None, known: Mapping[str | None, pa.Table] | None = None
+    job: BitextJob,
+    reporter: Reporter | None = None,
+    known: Mapping[str | None, pa.Table] | None = None,
+    limits: RunLimits | None = None,
 ) -> dict[str, RunResult]:
     """Score everything that the job names and that is not yet committed.
 
@@ -42,6 +45,7 @@ def score_bitext(
         reporter: is told what happens.
         known: known pairs by language pair, None for those of which nothing tells it; string columns `source`, `target`,
             `input_file` and int64 `input_line`. They are scored beside the candidates, not among them.
+        limits: bounds of the run that no flag sets.
 
     Returns:
         How the run of each language pair ended, in order of names.
@@ -69,7 +73,7 @@ def score_bitext(
             f"--reuse {job.reuse}: has no scores of any language pair of this job; leave it out", uri=job.reuse
         )
     beside = [scoring for name in names if (scoring := _make_known(job, name, len(names), known or {}, reporter))]
-    return dict(zip(names, run_jobs([*jobs, *beside], reporter, job), strict=False))
+    return dict(zip(names, run_jobs([*jobs, *beside], reporter, job, limits), strict=False))
 
 
 def _make_known(
@@ -89,7 +93,7 @@ def _make_known(
         sink = io.BytesIO()
         pq.write_table(table.append_column(REASON_COLUMN, pa.nulls(table.num_rows, pa.string())), sink)
         storage.write_bytes(uri, sink.getvalue())
-    reporter.say(f"{name}: {table.num_rows:,} known pairs are scored beside its candidates")
+    reporter.info(f"{name}: {table.num_rows:,} known pairs are scored beside its candidates")
     return job.to_scoring(pair, folder, name_known(job.output, pair.folder))
 
 
@@ -100,12 +104,12 @@ def _report_same_languages(job: BitextJob, names: list[str], reporter: Reporter)
         pair = parse_pair(name, job.languages, name)
         other = first.setdefault(frozenset((side.name, side.scripts) for side in (pair.source, pair.target)), name)
         if other != name:
-            reporter.say(f"{other} and {name} are the same two languages; each is a partition of its own")
+            reporter.info(f"{other} and {name} are the same two languages; each is a partition of its own")
 
 
 def _make_scoring(job: BitextJob, pair: LanguagePair, folder: str, num_rows: int, reporter: Reporter) -> DirectedJob:
     """Return the scoring job of a language pair."""
-    reporter.say(f"{pair.name}: {num_rows:,} candidates, {pair.source.name} to {pair.target.name}")
+    reporter.info(f"{pair.name}: {num_rows:,} candidates, {pair.source.name} to {pair.target.name}")
     reuse = storage.join_uri(job.reuse, pair.folder) if job.reuse is not None else None
     if reuse is not None and Output(reuse).load_plan() is None:
         reuse = None  # a language pair that is new
@@ -125,7 +129,7 @@ def _read_sources(sources: list[Source], job: BitextJob, folder: str, reporter: 
     work = functools.partial(read_candidates, spec=spec)
     sizes = [sources[place].num_bytes for place in left]
     if len(left) > 1 and sum(sizes) >= READ_ON_RAY_BYTES:
-        reporter.say(f"reading {len(left):,} files of {sum(sizes):,} bytes")
+        reporter.info(f"reading {len(left):,} files of {sum(sizes):,} bytes")
         with watch_signals() as watch, connect_ray(job, watch):
             environment, items = storage.capture_environment(), [sources[place] for place in left]
             found = run_all(work, items, environment, run_tasks, watch.check, StorageError)
@@ -168,4 +172,4 @@ def _tell_reasons(uri: str, record: dict[str, Any], reporter: Reporter) -> None:
     for reason, (count, line) in record["reasons"].items():
         if reason in TOLD:
             more = f", as in {count - 1:,} more of its lines" if count > 1 else ""
-            reporter.say(f"{uri}, line {line:,}: {reason}{more}; such a row is kept without a score")
+            reporter.info(f"{uri}, line {line:,}: {reason}{more}; such a row is kept without a score")

@@ -71,7 +71,7 @@ def mine_scores(job: MineJob, reporter: Reporter | None = None) -> MineResult:
     prepared = prepare_mining(job)
     run_id = make_run_id()
     lease = Lease(prepared.output.lease_uri, prepared.output.uri, run_id)
-    lease.acquire(reporter.say)
+    lease.acquire(reporter.info)
     try:
         run = _Run(prepared, lease, reporter)
         return run.compare() if job.what_if else run.execute()
@@ -101,7 +101,7 @@ class _Run:
         if plan is not None:
             self._load_committed(plan)
             if len(self.records) == len(plan.units) + plan.num_buckets:
-                self.reporter.say(f"{len(self.records):,} units, all committed already; output {self.output.uri}")
+                self.reporter.info(f"{len(self.records):,} units, all committed already; output {self.output.uri}")
                 return self._finish(plan, mined_pairs=0)
         before = self.tallies["as given"].counts["pairs"]
         storage.delete_objects([self.output.success_uri])
@@ -132,12 +132,12 @@ class _Run:
     @contextlib.contextmanager
     def _connect(self) -> Iterator[TaskRunner]:
         with watch_signals() as watch, connect_ray(self.job, watch) as connection:
-            yield TaskRunner(lambda: (watch, connection), self.lease, storage.capture_environment())
+            yield TaskRunner(lambda: connection, self.lease, storage.capture_environment())
 
     def _survey(self, runner: TaskRunner) -> MiningPlan:
         """Look at all files once, and plan units and exchange."""
         scored, source = self.prepared.scored, self.prepared.source
-        self.reporter.say(f"surveying {len(scored.parts):,} scored files")
+        self.reporter.info(f"surveying {len(scored.parts):,} scored files")
         surveys = survey_parts(scored.parts, scored.columns, self.prepared.qrels, runner)
         fingerprints = {survey.fingerprint: scored.parts[survey.part].uri for survey in surveys}
         if not self.job.allow_mixed_scores:
@@ -146,12 +146,12 @@ class _Run:
         require_pairs(plan, scored.columns, source)
         totals = plan.totals
         if totals["unscored"]:
-            self.reporter.say(
+            self.reporter.info(
                 f"column `{scored.columns.spaces[0]}`: {totals['unscored']:,} rows have no score (column `error` says why), "
                 f"{totals['unscored_positives']:,} of them positive; they are left out"
             )
         moved = f", {plan.num_buckets:,} more for queries that lie in several" if plan.num_buckets else ""
-        self.reporter.say(
+        self.reporter.info(
             f"{totals['pairs']:,} scored pairs in {len(plan.units):,} units{moved}; output {self.output.uri}"
         )
         return plan if source else replace(plan, max_positives=1)
@@ -211,14 +211,14 @@ class _Run:
 
     def _note_failure(self, unit: str, failure: TaskFailure) -> None:
         self.failed[unit] = failure.reason
-        self.reporter.say(f"unit {unit} failed: {failure.reason}")
+        self.reporter.info(f"unit {unit} failed: {failure.reason}")
         self._say_how_far()
 
     def _say_how_far(self) -> None:
         """Say now and then how many units are committed."""
         if self.total and time.monotonic() - self.said >= LINE_SECONDS:
             self.said = time.monotonic()
-            self.reporter.say(f"{len(self.records):,} of {self.total:,} units")
+            self.reporter.info(f"{len(self.records):,} of {self.total:,} units")
 
     def _load_committed(self, plan: MiningPlan) -> None:
         """Take up the records of an earlier run whose objects are as they were written."""
@@ -256,7 +256,7 @@ class _Run:
         status = "failed" if self.failed else "complete"
         result = MineResult(status, tally, self.failed, run=self._time(mined_pairs))
         for remark in list_remarks(tally, self.job, rules, self.prepared.source):
-            self.reporter.say(remark)
+            self.reporter.info(remark)
         if status == "complete" and not tally.counts["negatives"]:
             self.output.clear()  # so that it is free for others
             raise InputError(f"the rules leave no negative: {explain_empty(tally)}")

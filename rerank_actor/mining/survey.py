@@ -237,14 +237,12 @@ def survey_parts(
         RunInterruptedError, OutputConflictError, RerankError: the run was ended.
     """
     surveys: list[Survey] = []
-
-    def take(number: int, report: dict[str, Any] | TaskFailure) -> None:
+    survey_some = functools.partial(_survey_some, columns=columns, qrels=qrels)
+    bundles = batch_by_size(enumerate(parts), lambda numbered: numbered[1].size, TASK_BYTES, PARTS_PER_TASK)
+    for _, report in runner.run_tasks(survey_some, bundles):
         if isinstance(report, TaskFailure):
             raise InputError(f"{report.reason}; nothing was mined")
         surveys.extend(Survey(**values) for values in report["surveys"])
-
-    bundles = batch_by_size(enumerate(parts), lambda numbered: numbered[1].size, TASK_BYTES, PARTS_PER_TASK)
-    runner.run_tasks(functools.partial(_survey_some, columns=columns, qrels=qrels), bundles, take)
     return sorted(surveys, key=lambda survey: (survey.part, survey.group))
 
 

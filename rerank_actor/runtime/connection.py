@@ -13,14 +13,16 @@ from typing import Any, Protocol
 from rerank_actor.errors import JobError, RunInterruptedError, describe_cause
 
 CONNECT_SECONDS = 10.0
+PIPELINE_THREAD = "pipeline"
 
 
-_abandoned = False
+def is_pipeline_running() -> bool:
+    """Whether a pipeline is at work that could not be stopped.
 
-
-def is_abandoned() -> bool:
-    """Whether a pipeline could not be stopped, so that this process must leave without Ray's farewell."""
-    return _abandoned
+    Then Ray is left as it is, and this process must leave without Ray's farewell: Ray would end it, with a code of its own,
+    when the pipeline's thread speaks to it after a shutdown.
+    """
+    return any(thread.name == PIPELINE_THREAD for thread in threading.enumerate())
 
 
 class NamesCluster(Protocol):
@@ -31,20 +33,19 @@ class NamesCluster(Protocol):
         """Address of the cluster; None leaves it to the environment."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Connection:
-    """A connection to Ray: whether this run made it, and whether a pipeline is still at work on it."""
+    """A connection to Ray: whether this run made it, and the signals that end the work on it."""
 
     is_ours: bool
-    is_busy: bool = False
+    watch: "SignalWatch"
 
 
 @contextlib.contextmanager
 def connect_ray(job: NamesCluster, watch: "SignalWatch") -> Iterator[Connection]:
     """Connect to the cluster that the job or the environment names, or start a Ray on this machine.
 
-    A connection that the caller had made is used and left as it is. So is one whose pipeline could not be stopped:
-    Ray would end the process, with a code of its own, when the pipeline's thread speaks to it after a shutdown.
+    A connection that the caller had made is used and left as it is. So is one whose pipeline could not be stopped.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -62,7 +63,7 @@ def connect_ray(job: NamesCluster, watch: "SignalWatch") -> Iterator[Connection]
     if address == "local":
         # Two more than there are: reading and writing are short next to what an engine computes on a CPU.
         arguments |= {"num_cpus": (os.cpu_count() or 1) + 2, "include_dashboard": False}
-    connection = Connection(is_ours=not ray.is_initialized())
+    connection = Connection(not ray.is_initialized(), watch)
     if connection.is_ours:
         _refuse_silent_address(address)
         try:
@@ -83,10 +84,7 @@ def connect_ray(job: NamesCluster, watch: "SignalWatch") -> Iterator[Connection]
         watch.check()
         yield connection
     finally:
-        if connection.is_busy:
-            global _abandoned
-            _abandoned = True
-        elif connection.is_ours:
+        if connection.is_ours and not is_pipeline_running():
             ray.shutdown()
 
 

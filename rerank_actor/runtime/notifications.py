@@ -20,6 +20,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop
 
 from rerank_actor.errors import describe_cause
 from rerank_actor.job import EngineJob
+from rerank_actor.progress import Reporter, RunProgress
 
 Event = Literal["finished", "stopped", "trouble"]
 POST_SECONDS = 10.0
@@ -36,11 +37,11 @@ class Notifier:
     Args:
         job: with its `on_finish`, `on_trouble` and `webhook`.
         run_id: of the run.
-        tell: is told what could not be delivered.
+        reporter: is told what could not be delivered.
     """
 
-    def __init__(self, job: EngineJob, run_id: str, tell: Callable[[str], None]) -> None:
-        self._job, self._run_id, self._tell = job, run_id, tell
+    def __init__(self, job: EngineJob, run_id: str, reporter: Reporter) -> None:
+        self._job, self._run_id, self._reporter = job, run_id, reporter
         self._threads: list[threading.Thread] = []
         self._troubled_at = -TROUBLE_SECONDS
         self._held_back = 0
@@ -88,11 +89,41 @@ class Notifier:
             try:
                 work()
             except Exception as error:  # whatever it is, the run goes on
-                self._tell(f"{what} could not be carried out ({_describe(error)})")
+                self._reporter.info(f"{what} could not be carried out ({_describe(error)})")
 
         thread = threading.Thread(target=attempt, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
+
+
+class NotifyingReporter(Reporter):
+    """A reporter whose warnings go out as notices too.
+
+    Args:
+        reporter: what a person sees.
+        notifier: of the run.
+        make_figures: returns how far the run is, for a notice.
+    """
+
+    def __init__(self, reporter: Reporter, notifier: Notifier, make_figures: Callable[[], dict[str, Any]]) -> None:
+        self._reporter, self._notifier, self._make_figures = reporter, notifier, make_figures
+
+    def info(self, message: str) -> None:
+        """Tell it here alone."""
+        self._reporter.info(message)
+
+    def update(self, progress: RunProgress) -> None:
+        """Tell how far the run is."""
+        self._reporter.update(progress)
+
+    def close(self) -> None:
+        """End the telling."""
+        self._reporter.close()
+
+    def warn(self, message: str) -> None:
+        """Tell it here and where notices go."""
+        self.info(message)
+        self._notifier.report_trouble(message, self._make_figures())
 
 
 def _post(webhook: str, payload: dict[str, Any]) -> None:

@@ -15,8 +15,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from rerank_actor import storage
-from rerank_actor.runtime.background import follow
-from rerank_actor.runtime.connection import Connection, SignalWatch
+from rerank_actor.runtime.background import run_in_background
+from rerank_actor.runtime.connection import Connection
 from rerank_actor.runtime.task_report import TaskFailure
 from rerank_actor.storage.lease import Lease
 
@@ -37,17 +37,14 @@ class TaskRunner:
         environment: AWS variables of the driver.
     """
 
-    connect: Callable[[], tuple[SignalWatch, Connection]]
+    connect: Callable[[], Connection]
     lease: Lease
     environment: dict[str, str]
 
     def run_tasks(
-        self,
-        work: Callable[[Item], Record],
-        items: Sequence[Item],
-        take: Callable[[int, Record | TaskFailure], None],
-    ) -> None:
-        """Do some work for each item, and hand over the number of each with its report or its failure, as they come.
+        self, work: Callable[[Item], Record], items: Sequence[Item]
+    ) -> Iterator[tuple[int, Record | TaskFailure]]:
+        """Do some work for each item, and yield the number of each with its report or its failure, as they come.
 
         Raises:
             RunInterruptedError: a signal came.
@@ -56,11 +53,11 @@ class TaskRunner:
         """
         if not items:
             return
-        watch, connection = self.connect()
+        connection = self.connect()
         from rerank_actor.runtime.tasks import run_tasks
 
-        source = run_tasks(work, items, self.environment)
-        follow(source, lambda pair: take(*pair), watch, connection, self.lease)
+        with run_in_background(run_tasks(work, items, self.environment), connection, self.lease.check) as running:
+            yield from running
 
 
 @dataclass(frozen=True)
@@ -147,15 +144,13 @@ def run_step(
     kept, failures = dict(done), dict[str, TaskFailure]()
     left = [name for name in items if name not in kept]
 
-    def take(number: int, report: Record | TaskFailure) -> None:
+    do = functools.partial(_do, work=work, records=records)
+    for number, report in runner.run_tasks(do, [(name, items[name]) for name in left]):
         if isinstance(report, TaskFailure):
             failures[left[number]] = report
             on_failure(left[number], report)
         else:
             kept[left[number]] = keep(report)
-
-    do = functools.partial(_do, work=work, records=records)
-    runner.run_tasks(do, [(name, items[name]) for name in left], take)
     return StepOutcome([kept[name] for name in items if name in kept], failures, len(left))
 
 

@@ -1,7 +1,7 @@
 """The actor: a Ray process that owns one engine and fills in the logits of the units that come by.
 
 Takes a prepared unit as a table of one row and gives the same unit with logits, as failed, or handed back. Knows
-nothing of texts, shards or parts. What is tried again, and in which pieces, the coordinator says, which outlives this
+nothing of texts, shards or parts. What is tried again, and in which slices, the coordinator says, which outlives this
 process: an engine that raised is not trusted with the whole unit again, so the process ends and Ray replaces it. While
 a unit is being split, and after logits that are not finite, an engine that still scores the built-in pairs as it did
 at its start is kept, because starting one takes long.
@@ -55,8 +55,8 @@ class RerankActor:
         labels: dict[str, str],
     ) -> None:
         storage.adopt_environment(environment)
-        self._ledger, self._id = coordinator, ray.get_runtime_context().get_actor_id()
-        self._watchdog, self._pace = Watchdog(), AdaptiveTimeout(stall_seconds)
+        self._coordinator, self._id = coordinator, ray.get_runtime_context().get_actor_id()
+        self._watchdog, self._timeout = Watchdog(), AdaptiveTimeout(stall_seconds)
         self._engine: Engine | None = None
         self._busy_seconds = 0.0
         failures = ray.get(coordinator.begin_start.remote(self._id))
@@ -74,15 +74,15 @@ class RerankActor:
             time.sleep(START_PAUSE_SECONDS * 2**failures)
             os._exit(1)  # an exception here would end the whole run
         self._check_prompts = [np.array(ids, np.int32) for ids in spec.check_prompts]
-        self._pace.note(sum(len(ids) for ids in self._check_prompts), self._check.seconds)
+        self._timeout.note(sum(len(ids) for ids in self._check_prompts), self._check.seconds)
         facts = {"pid": os.getpid(), **asdict(self._check), "start_seconds": round(time.monotonic() - started, 1)}
         ray.get(coordinator.note_engine.remote(self._id, facts))
         self._meter.begin_idle()
 
     def _start(self, spec: EngineSpec) -> tuple[Engine, EngineCheck]:
-        checks = spec.check_scores and ray.get(self._ledger.claim_check.remote())
-        engine, check = start_engine(replace(spec, check_scores=checks), self._ledger.note_batch_tokens.remote)
-        agreed = ray.get(self._ledger.agree_dtype.remote(engine.dtype))
+        checks = spec.check_scores and ray.get(self._coordinator.claim_check.remote())
+        engine, check = start_engine(replace(spec, check_scores=checks), self._coordinator.note_batch_tokens.remote)
+        agreed = ray.get(self._coordinator.agree_dtype.remote(engine.dtype))
         if agreed != engine.dtype:
             engine.close()
             raise EngineStartError(
@@ -101,9 +101,9 @@ class RerankActor:
 
     def _hand_back(self, work: UnitWork) -> UnitWork:
         """Keep a unit while others are at work, which would otherwise be handed back one after the other."""
-        while not ray.get(self._ledger.is_quiet.remote()):
+        while not ray.get(self._coordinator.is_quiet.remote()):
             time.sleep(POLL_SECONDS)
-        return replace(UnitWork.failed(work.unit, "its actor has no engine", {"handed_back": True}), place=work.place)
+        return work.with_failure("its actor has no engine", {"handed_back": True})
 
     def _score(self, work: UnitWork, engine: Engine) -> UnitWork:
         name, positions = work.unit.name, work.prompts.scorable
@@ -116,41 +116,41 @@ class RerankActor:
             }
 
         while True:
-            piece = ray.get(self._ledger.begin_piece.remote(self._id, name, len(positions)))
-            if piece is None:
+            step = ray.get(self._coordinator.begin_slice.remote(self._id, name, len(positions)))
+            if step is None:
                 raise EngineError("the run has ended", unit=name)
             facts = {
-                "attempts": piece.ticket if isinstance(piece, Slice) else max(1, piece.attempts),
+                "attempts": step.ticket if isinstance(step, Slice) else max(1, step.attempts),
                 **count_work(),
                 "engine_version": engine.version,
                 "dtype": engine.dtype,
             }
-            if isinstance(piece, Outcome):
-                if piece.failure is not None:
-                    return work.with_failure(piece.failure, facts)
-                prompts = work.prompts.with_errors({int(positions[at]): why for at, why in piece.given_up.items()})
-                return replace(work, prompts=prompts).with_logits(_scatter(work, piece.logits), facts)
-            found = self._try_piece(work, engine, piece)
-            if piece.positions is None and found is not None and np.isfinite(found).all():
-                self._ledger.end_trial.remote(name, piece.ticket)
-                return work.with_logits(_scatter(work, found), facts | count_work())
-            if found is not None:
-                doubtful = not np.isfinite(found).all() and not self._is_healthy(engine)
-                ray.get(self._ledger.finish_piece.remote(name, piece.ticket, found, doubtful))
+            if isinstance(step, Outcome):
+                if step.failure is not None:
+                    return work.with_failure(step.failure, facts)
+                prompts = work.prompts.with_errors({int(positions[at]): why for at, why in step.given_up.items()})
+                return replace(work, prompts=prompts).with_logits(_scatter(work, step.logits), facts)
+            logits = self._try_slice(work, engine, step)
+            if step.positions is None and logits is not None and np.isfinite(logits).all():
+                self._coordinator.end_bisection.remote(name, step.ticket)
+                return work.with_logits(_scatter(work, logits), facts | count_work())
+            if logits is not None:
+                doubtful = not np.isfinite(logits).all() and not self._is_healthy(engine)
+                ray.get(self._coordinator.finish_slice.remote(name, step.ticket, logits, doubtful))
                 if doubtful:
                     self._end()
 
-    def _try_piece(self, work: UnitWork, engine: Engine, piece: Slice) -> np.ndarray | None:
-        """Return the logits of a piece; None when the engine raised, is still to be trusted, and the coordinator knows."""
-        positions = work.prompts.scorable
-        if piece.positions is not None:
-            positions = positions[piece.positions]
+    def _try_slice(self, work: UnitWork, engine: Engine, unit_slice: Slice) -> np.ndarray | None:
+        """Return the logits of a slice; None when the engine raised, is still to be trusted, and the coordinator knows."""
+        positions, ticket = work.prompts.scorable, unit_slice.ticket
+        if unit_slice.positions is not None:
+            positions = positions[unit_slice.positions]
         try:
-            return self._compute(engine, work, positions, piece.ticket)
+            return self._compute(engine, work, positions, ticket)
         except RerankError as error:
-            logger.warning("unit %s: attempt %d failed: %s", work.unit.name, piece.ticket, error)
-            doubtful = not piece.is_split or not self._is_healthy(engine)
-            ray.get(self._ledger.fail_piece.remote(work.unit.name, piece.ticket, str(error), doubtful))
+            logger.warning("unit %s: attempt %d failed: %s", work.unit.name, ticket, error)
+            doubtful = not unit_slice.is_split or not self._is_healthy(engine)
+            ray.get(self._coordinator.fail_slice.remote(work.unit.name, ticket, str(error), doubtful))
             if doubtful:
                 self._end()
             return None
@@ -158,8 +158,8 @@ class RerankActor:
     def _compute(self, engine: Engine, work: UnitWork, positions: np.ndarray, ticket: int) -> np.ndarray:
         prompts = work.prompts
         tokens = int(prompts.num_tokens[positions].sum())
-        limit = self._pace.allow(tokens)
-        self._ledger.limit_piece.remote(work.unit.name, ticket, limit)
+        limit = self._timeout.allow(tokens)
+        self._coordinator.limit_slice.remote(work.unit.name, ticket, limit)
         if ticket > 1:
             self._meter.count_retry()
         cached_before, pairs = engine.cached_tokens, 0
@@ -167,34 +167,34 @@ class RerankActor:
         self._meter.begin_work()
         try:
             with self._watchdog.limit(limit):
-                found = compute_within_memory(
+                logits = compute_within_memory(
                     engine,
                     prompts.ids_at(positions),
                     prompts.head_tokens[positions].tolist(),
-                    self._ledger.note_batch_tokens.remote,
+                    self._coordinator.note_batch_tokens.remote,
                 )
-            pairs = len(found)
+            pairs = len(logits)
         finally:
             seconds = time.monotonic() - started
             self._busy_seconds += seconds
             computed = (pairs, tokens, engine.cached_tokens - cached_before) if pairs else (0, 0, 0)
             self._meter.end_work(*computed)
-        self._pace.note(tokens, seconds)
-        return found
+        self._timeout.note(tokens, seconds)
+        return logits
 
     def _is_healthy(self, engine: Engine) -> bool:
         tokens = sum(len(ids) for ids in self._check_prompts)
-        with self._watchdog.limit(self._pace.allow(tokens)):
+        with self._watchdog.limit(self._timeout.allow(tokens)):
             return scores_as_before(engine, self._check_prompts, self._check)
 
     def _end(self) -> NoReturn:
         """End this process; Ray starts another in its place and gives it the unit again."""
-        ray.get(self._ledger.end_actor.remote(self._id))
+        ray.get(self._coordinator.end_actor.remote(self._id))
         os._exit(1)
 
 
-def _scatter(work: UnitWork, found: np.ndarray) -> np.ndarray:
+def _scatter(work: UnitWork, scorable_logits: np.ndarray) -> np.ndarray:
     """Return logits of the scorable pairs in their places among all pairs, NaN elsewhere."""
     logits = np.full(len(work.prompts), np.nan, np.float32)
-    logits[work.prompts.scorable] = found
+    logits[work.prompts.scorable] = scorable_logits
     return logits

@@ -116,7 +116,7 @@ class Bisection:
         return False
 
     def fail(self, reason: str, *, ended: bool) -> None:
-        """Take down that the slice failed, and whether that was the end of its actor."""
+        """Record that the slice failed, and whether that was the end of its actor."""
         self._retry(self._take(), reason, ended=ended)
 
     def _take(self) -> _Pending:

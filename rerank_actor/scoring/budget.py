@@ -59,7 +59,7 @@ class Budget:
         cached_share: of the tokens of the sample, what the prefix cache can have.
         speed: of one actor; None where nobody knows.
         gpus_per_actor: GPUs that an actor takes; 0 on CPUs.
-        price: of a GPU hour; None where nobody told it.
+        price: of a GPU hour; None where it is not known.
         start_seconds: of an engine.
         actors: how many are asked for.
         made: when, in seconds since 1970.
@@ -140,7 +140,8 @@ def count_budget(
         pending_tokens: of prompts not scored yet.
     """
     gpus = join_gpus(float(job.gpus_per_actor if job.gpus_per_actor is not None else 1), job.group_size)
-    starts = [float(one["start_seconds"]) for one in manifest.get("engines", []) if one.get("start_seconds")]
+    engines = manifest.get("engines", [])
+    starts = [float(engine["start_seconds"]) for engine in engines if engine.get("start_seconds")]
     return Budget(
         estimate=estimate,
         tokens=tokens,
@@ -192,9 +193,9 @@ def store_budget(prepared: PreparedJob, budget: Budget, reporter: Reporter) -> b
     """
     lease = Lease(prepared.output.lease_uri, prepared.output.uri, f"plan-{secrets.token_hex(3)}")
     try:
-        lease.acquire(reporter.say)
+        lease.acquire(reporter.info)
     except OutputConflictError as error:
-        reporter.say(f"the plan was not stored: {error}")
+        reporter.info(f"the plan was not stored: {error}")
         return False
     try:
         if prepared.plan != prepared.earlier:
@@ -216,8 +217,8 @@ def print_budget(budget: Budget, size: ModelSize | None) -> None:
     else:
         speed = budget.speed
         table.add_row("speed", f"{speed.tokens_per_second:,.0f} tokens/s of an actor ({speed.origin})")
-    told = f"{format_dollars(budget.price.dollars)} ({budget.price.origin})" if budget.price else None
-    table.add_row("GPU hour", told or "price unknown: give --gpu-type or --gpu-price")
+    price = f"{format_dollars(budget.price.dollars)} ({budget.price.origin})" if budget.price else None
+    table.add_row("GPU hour", price or "price unknown: give --gpu-type or --gpu-price")
     table.add_row("engine start", format_seconds(budget.start_seconds))
     console.print(table)
     if budget.speed is not None:

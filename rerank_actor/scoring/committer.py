@@ -1,30 +1,29 @@
 """One output of a run: what is to be scored for it, what became of that, and how it is written down.
 
-Takes a `PreparedJob` and a lease, brings plan and parts into step, takes the reports of units, and ends with a manifest and,
-last of all, `_SUCCESS`. A run may have several outputs, which share its engines; each is planned, recorded and finished on
-its own. Knows nothing of Ray.
+Takes a `PreparedJob` and a lease, brings plan and parts into step, records the reports of units, and ends with a manifest
+and, last of all, `_SUCCESS`. A run may have several outputs, which share its engines; each is planned, recorded and finished
+on its own. Knows nothing of Ray.
 """
 
 import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from rerank_actor import storage
 from rerank_actor.errors import RerankError, describe_cause
 from rerank_actor.inputs.unit import Unit
-from rerank_actor.outputs.folder import find_pending
+from rerank_actor.outputs.folder import Output, find_pending
 from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed, find_versions, limit_failures
 from rerank_actor.outputs.report.build import write_report
-from rerank_actor.progress import Reporter
+from rerank_actor.scoring.context import RunContext
+from rerank_actor.scoring.outcomes import UnitOutcomes
 from rerank_actor.scoring.preflight import PreparedJob
 from rerank_actor.storage.lease import Lease
 
 LISTED_ENGINES = 100
-MANIFEST_SECONDS = 60.0  # between two manifests of a run at work, so that one that is killed leaves its figures
 
 
 @dataclass
@@ -55,53 +54,47 @@ class EngineFacts:
     least_batch_tokens: int | None = None
     ready_at: float | None = None
     actors: int = 0  # the most at a time
-    actor_seconds: float = 0.0
     gpus_per_actor: float = 0.0
     is_shared: bool = False  # by several outputs
+
+
+@dataclass
+class _SharedFacts:
+    """What scoring pairs that several units have came to; `dedupe` is how the manifest says it."""
+
+    dedupe: dict[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
 
 
 class OutputCommitter:
     """An output whose lease this run holds.
 
     Args:
-        ground: the job, checked and planned.
-        run_id: of the run.
+        prepared: the job, checked and planned.
         lease: of the output; held.
-        reporter: is told what happens.
-        warn: is told what needs a person's eye.
+        context: the run.
 
     Attributes:
-        left: units of this run that are not known to be committed.
-        failed: of these, the records of those that failed.
-        totals, scored_now: of all that is committed, and of what this run did.
-        dedupe: what scoring shared pairs first came to.
-        joins: what the stores of texts by id hold, and what was left out of them.
-        crew: what is known of the engines at work.
+        outcomes: what became of its units.
+        actor_seconds: its share of the time that the run's actors held their resources.
     """
 
-    def __init__(
-        self, prepared: PreparedJob, run_id: str, lease: Lease, reporter: Reporter, warn: Callable[[str], None]
-    ) -> None:
-        self.prepared, self.run_id, self.lease, self.reporter, self.warn = prepared, run_id, lease, reporter, warn
-        self.output = prepared.output
-        self.totals, self.scored_now = Totals(), Totals()
-        self.left: dict[str, Unit] = {}
-        self.failed: dict[str, dict[str, Any]] = {}
-        self.dedupe: dict[str, Any] = {}
-        self.joins: dict[str, Any] = {}
-        self.shared_dtype: str | None = None
-        self.crew = EngineFacts()
-        self.actor_seconds = 0.0  # its share of the crew's
-        self.num_units = 0
-        self._records = UnitRecords(prepared.output, run_id)
+    def __init__(self, prepared: PreparedJob, lease: Lease, context: RunContext) -> None:
+        self.prepared, self.lease, self._context = prepared, lease, context
+        self.outcomes = UnitOutcomes()
+        self.actor_seconds = 0.0
+        self._engine_facts = EngineFacts()
+        self._lookup_facts: dict[str, Any] = {}
+        self._shared = _SharedFacts()
         self._earlier: dict[str, Any] = {}  # the manifest of the runs before this one
-        self._read_retries = 0
+        self._records = UnitRecords(prepared.output, context.run_id)
         self._started = time.time()
-        self._begun_at: float | None = None
-        self._finished_at: float | None = None
         self._manifest_at = time.monotonic()
 
-    # Before scoring
+    @property
+    def output(self) -> Output:
+        """The folder."""
+        return self.prepared.output
 
     def prepare(self) -> list[Unit]:
         """Bring plan and parts into step, and return the units that are left to score."""
@@ -113,108 +106,113 @@ class OutputCommitter:
         self._earlier = earlier if earlier.get("fingerprint") == prepared.fingerprint else {}
         output.delete_parts(list(prepared.change.stale_parts))
         parts = output.list_parts()
-        units = prepared.plan.units()
-        self.totals, damaged = check_committed(output, parts, units, prepared.fingerprint, self.reporter.say)
-        self.dedupe = self._earlier.get("dedupe", {})
-        self.totals.shared_passes = int(self.dedupe.get("forward_passes", 0))
-        for name, problem in damaged.items():
-            self.reporter.say(f"{storage.join_uri(output.uri, name)} {problem}; its unit is scored again")
-            del parts[name]
+        totals, damaged = self._check_parts(parts)
         pending = find_pending(prepared.plan, parts)
         if pending:
             storage.delete_objects([output.success_uri])
         if prepared.plan != prepared.earlier:
             output.write_own("plan.parquet", prepared.plan.to_bytes(prepared.settings))
         output.write_own("job.yaml", prepared.job.model_copy(update={"overwrite": False}).to_yaml().encode())
-        output.delete_parts(list(damaged))
-        for uri in prepared.change.vanished:
-            self.reporter.say(f"{uri}: no longer in the input; its parts stay")
-        count = self.num_units = sum(1 for _ in prepared.plan.units())
-        done = f", {count - len(pending):,} committed already" if count > len(pending) else ""
-        size = f"{prepared.plan.num_rows:,} rows of {len(prepared.plan.shards):,} shards in {count:,} units"
-        self.reporter.say(f"{size}{done}; output {output.uri}")
+        output.delete_parts(damaged)
+        count = sum(1 for _ in prepared.plan.units())
+        self._report_plan(count, len(pending))
         if prepared.job.retry_failed:
             wanted = {record["unit"] for record in output.list_failed()}
             pending = [unit for unit in pending if unit.name in wanted]
-            self.reporter.say(f"--retry-failed: {len(pending):,} units failed in an earlier run")
-        self.left = {unit.name: unit for unit in pending}
+            self._context.reporter.info(f"--retry-failed: {len(pending):,} units failed in an earlier run")
+        self.outcomes = UnitOutcomes(count, {unit.name: unit for unit in pending}, totals=totals)
         return self._drop_unreadable(pending)
+
+    def _check_parts(self, parts: dict[str, storage.StoredObject]) -> tuple[Totals, list[str]]:
+        """Return the totals of what is committed, and the names of damaged parts, which are taken out of `parts`."""
+        output, reporter = self.output, self._context.reporter
+        units = self.prepared.plan.units()
+        totals, damaged = check_committed(output, parts, units, self.prepared.fingerprint, reporter.info)
+        self._shared.dedupe = self._earlier.get("dedupe", {})
+        totals.shared_passes = int(self._shared.dedupe.get("forward_passes", 0))
+        for name, problem in damaged.items():
+            reporter.info(f"{storage.join_uri(output.uri, name)} {problem}; its unit is scored again")
+            del parts[name]
+        return totals, list(damaged)
+
+    def _report_plan(self, num_units: int, num_pending: int) -> None:
+        plan, reporter = self.prepared.plan, self._context.reporter
+        for uri in self.prepared.change.vanished:
+            reporter.info(f"{uri}: no longer in the input; its parts stay")
+        done = f", {num_units - num_pending:,} committed already" if num_units > num_pending else ""
+        size = f"{plan.num_rows:,} rows of {len(plan.shards):,} shards in {num_units:,} units"
+        reporter.info(f"{size}{done}; output {self.output.uri}")
 
     def _drop_unreadable(self, pending: list[Unit]) -> list[Unit]:
         """Return the units whose shard could be read when it was planned; the others have failed."""
         unreadable = {shard.uri: shard.error for shard in self.prepared.plan.shards if shard.error}
         for unit in pending:
             if unit.uri in unreadable:
-                self._note_failure(unit.name, {"failure": unreadable[unit.uri], "attempts": 1})
+                self._record_failure(unit.name, unreadable[unit.uri], attempts=1)
         return [unit for unit in pending if unit.uri not in unreadable]
 
-    # While units are scored
+    def use_engines(self, facts: EngineFacts) -> None:
+        """Take what is known, and will be, of the engines that score this output."""
+        self._engine_facts = facts
+
+    def record_lookups(self, facts: dict[str, Any]) -> None:
+        """Record what the stores of texts by id hold, and what was left out of them, by role."""
+        self._lookup_facts = facts
+
+    def record_shared(self, num_pairs: int, forward_passes: int, dtype: str | None, actor_seconds: float) -> None:
+        """Record what it came to that pairs which several units have were scored first."""
+        self.outcomes.totals.shared_passes = forward_passes
+        self._shared = _SharedFacts({"shared_pairs": num_pairs, "forward_passes": forward_passes}, dtype)
+        self.add_actor_seconds(actor_seconds)
+
+    def add_actor_seconds(self, seconds: float) -> None:
+        """Add time that actors held their resources for this output."""
+        self.actor_seconds += seconds
 
     @property
-    def is_settled(self) -> bool:
-        """Whether every unit is committed or has failed."""
-        return len(self.left) == len(self.failed)
-
-    def count_settled(self) -> int:
-        """Return how many units this run committed or saw failing."""
-        return self.scored_now.units + len(self.failed)
+    def gpu_seconds(self) -> float:
+        """GPU seconds that were held for this output."""
+        return self.actor_seconds * self._engine_facts.gpus_per_actor
 
     def count_errors(self) -> int:
         """Return how many rows or pairs of this run have an error, those aside that were left out on purpose."""
         directions = self.prepared.job.directions()
-        errors = self.scored_now.errors
+        errors = self.outcomes.scored_now.errors
         return directions.count_errors(errors) if directions is not None else sum(errors.values())
 
-    def take_report(self, report: dict[str, Any]) -> bool:
-        """Take down what a worker says of a unit; return whether that was a unit committed."""
-        name = report.pop("unit")
-        if name not in self.left or report.get("handed_back"):
+    def record_report(self, report: dict[str, Any]) -> bool:
+        """Record what a worker says of a unit; return whether that was a unit committed."""
+        name = report["unit"]
+        if name not in self.outcomes.left or report.get("handed_back"):
             return False  # a worker that died after it had reported was replaced, and its successor reports again
         if report.get("failure"):
-            self._note_failure(name, report)
+            self._record_failure(name, report["failure"], report.get("attempts", 1))
             return False
-        finished_at = float(report["finished_at"])
-        begun_at = finished_at - float(report.get("seconds") or 0.0)
-        self._begun_at = min(self._begun_at or begun_at, begun_at)
-        self._finished_at = max(self._finished_at or 0.0, finished_at)
-        self._read_retries += report.get("read_retries", 0)
-        del self.left[name]
-        self.failed.pop(name, None)
+        self.outcomes.record_committed(report)
         self._records.add(name, report)
-        self.totals.add(report)
-        self.scored_now.add(report)
         return True
 
-    def _note_failure(self, name: str, report: dict[str, Any]) -> None:
-        unit = self.left[name]
-        self.failed[name] = {
-            "unit": name,
-            "shard": unit.uri,
-            "row_start": unit.row_start,
-            "num_rows": unit.num_rows,
-            "error": report["failure"],
-            "attempts": report.get("attempts", 1),
-            "run": self.run_id,
-        }
-        self.warn(f"unit {name} failed: {report['failure']}")
+    def _record_failure(self, name: str, reason: str, attempts: int) -> None:
+        self.outcomes.record_failure(name, reason, attempts, self._context.run_id)
+        self._context.reporter.warn(f"unit {name} failed: {reason}")
 
     def flush_periodically(self) -> None:
         """Write records and a manifest now and then; they may fail, the end of the run writes them again."""
         self._records.flush_if_due()
-        if time.monotonic() - self._manifest_at >= MANIFEST_SECONDS:
+        if time.monotonic() - self._manifest_at >= self._context.limits.manifest_seconds:
             self._manifest_at = time.monotonic()
             with contextlib.suppress(RerankError):
-                self._write_manifest("running", self.failed)
+                self._write_manifest("running", self.outcomes.failed)
 
     def find_dtype(self) -> str | None:
         """Return what the engines compute in, None while that is open."""
-        return self.crew.engines[0]["dtype"] if self.crew.engines else None
+        return self._engine_facts.engines[0]["dtype"] if self._engine_facts.engines else None
 
     def find_earlier_dtype(self) -> str | None:
         """Return what `--dtype auto` came to in an earlier run, so that all parts have one dtype."""
         if self._earlier.get("dtype"):
             return str(self._earlier["dtype"])
-        return self.shared_dtype or (self.prepared.reused.dtype if self.prepared.reused is not None else None)
+        return self._shared.dtype or (self.prepared.reused.dtype if self.prepared.reused is not None else None)
 
     def make_part_metadata(self) -> dict[str, str]:
         """Return what the metadata of each part say."""
@@ -234,73 +232,70 @@ class OutputCommitter:
                 if name in prepared.settings
             },
             "engine": prepared.job.engine,
-            "run": self.run_id,
+            "run": self._context.run_id,
         }
-
-    # At the end
 
     def finish(self, *, reports: bool = True) -> RunResult:
         """Look at what is committed, write the manifest, and `_SUCCESS` last."""
+        outcomes, reporter = self.outcomes, self._context.reporter
         self.lease.check(fresh=True)
         parts = self.output.list_parts()
         self._add_unreported(parts)
         missing = find_pending(self.prepared.plan, parts)
-        failed = {unit.name: self.failed[unit.name] for unit in missing if unit.name in self.failed}
+        failed = {unit.name: outcomes.failed[unit.name] for unit in missing if unit.name in outcomes.failed}
         if len(missing) > len(failed):
-            self.reporter.say(f"{len(missing) - len(failed):,} units were not tried before the run ended")
+            reporter.info(f"{len(missing) - len(failed):,} units were not tried before the run ended")
         self.output.replace_failed(failed)
-        if self.prepared.job.check_scores and self.crew.engines and not self._checked():
-            self.reporter.say(
-                "--check-scores: the engine that was to be compared died before it was; run again to compare"
-            )
+        if self.prepared.job.check_scores and self._engine_facts.engines and not self._is_checked():
+            reporter.info("--check-scores: the engine that was to be compared died before it was; run again to compare")
         self._records.flush()
         status = "failed" if missing else "complete"
         self._write_manifest(status, failed)
-        if reports and (self.scored_now.units or failed or self._earlier.get("status", "complete") != "complete"):
+        if reports and (outcomes.scored_now.units or failed or self._earlier.get("status", "complete") != "complete"):
             self._write_report()
         if not missing:
             storage.write_bytes(self.output.success_uri, b"")
             for folder in ("stores", "dedupe"):
                 storage.delete_folder(self.output.at(folder))
-        return RunResult(status, self.totals, failed, len(missing) - len(failed), self._run_figures(status))
+        return RunResult(status, outcomes.totals, failed, len(missing) - len(failed), self._run_figures(status))
 
     def write_stopped_manifest(self) -> None:
         """Leave a truthful manifest behind when a signal ends the run; it may fail, nothing depends on it."""
         with contextlib.suppress(RerankError):
             self._records.flush()
-            self._write_manifest("stopped", self.failed)
+            self._write_manifest("stopped", self.outcomes.failed)
 
     def _write_report(self) -> None:
         """Leave a report for people; nothing depends on it."""
         try:
-            self.reporter.say(f"report: {write_report(self.output)}")
+            self._context.reporter.info(f"report: {write_report(self.output)}")
         except Exception as error:  # whatever it stumbles over, the scores are there
-            self.reporter.say(
+            self._context.reporter.info(
                 f"the report could not be written ({describe_cause(error)}); python -m jobs.report {self.output.uri} "
                 "tries again"
             )
 
     def _add_unreported(self, parts: dict[str, storage.StoredObject]) -> None:
         """Count the parts of which no report came, because a worker or the coordinator died before it."""
-        unreported = [unit for unit in self.left.values() if unit.part_name in parts]
+        unreported = [unit for unit in self.outcomes.left.values() if unit.part_name in parts]
         if not unreported:
             return
-        found, damaged = check_committed(self.output, parts, unreported, self.prepared.fingerprint)
-        self.totals.merge(found)
-        self.scored_now.merge(found)
+        totals, damaged = check_committed(self.output, parts, unreported, self.prepared.fingerprint)
+        self.outcomes.merge(totals)
         self.output.delete_parts(list(damaged))
         for name in damaged:
             del parts[name]
 
-    def _checked(self) -> bool:
-        kinds = (engine.get("max_difference") for engine in self.crew.engines)
-        return self.prepared.job.engine == "fake" or any(difference is not None for difference in kinds)
+    def _is_checked(self) -> bool:
+        """Whether an engine was compared with the reference."""
+        differences = [engine.get("max_difference") for engine in self._engine_facts.engines]
+        return self.prepared.job.engine == "fake" or any(difference is not None for difference in differences)
 
     def _count_faults(self) -> Counter[str]:
-        return self.crew.faults + Counter({"read_retried": self._read_retries})
+        return self._engine_facts.faults + Counter({"read_retried": self.outcomes.read_retries})
 
     def _write_manifest(self, status: str, failed: dict[str, dict[str, Any]]) -> None:
-        prepared, earlier, crew = self.prepared, self._earlier, self.crew
+        prepared, earlier, engine_facts = self.prepared, self._earlier, self._engine_facts
         plan = prepared.plan
         manifest = {
             "status": status,
@@ -315,32 +310,33 @@ class OutputCommitter:
             "dtype": self.find_dtype() or earlier.get("dtype"),
             "plan": {
                 "shards": len(plan.shards),
-                "units": self.num_units,
+                "units": self.outcomes.num_planned,
                 "rows": plan.num_rows,
                 "bytes": plan.num_bytes,
                 "vanished": list(prepared.change.vanished),
             },
-            "totals": self.totals.to_dict(),
-            "dedupe": self.dedupe,
-            "joins": self.joins or earlier.get("joins", {}),
+            "totals": self.outcomes.totals.to_dict(),
+            "dedupe": self._shared.dedupe,
+            "joins": self._lookup_facts or earlier.get("joins", {}),
             "failed_units": len(failed),
             "failed": limit_failures(failed.values()),
             "runs": [*earlier.get("runs", []), self._run_figures(status)],
             "faults": dict(sorted((Counter(earlier.get("faults", {})) + self._count_faults()).items())),
-            "least_batch_tokens": crew.least_batch_tokens or earlier.get("least_batch_tokens"),
-            "engines": crew.engines[:LISTED_ENGINES] or earlier.get("engines", []),
+            "least_batch_tokens": engine_facts.least_batch_tokens or earlier.get("least_batch_tokens"),
+            "engines": engine_facts.engines[:LISTED_ENGINES] or earlier.get("engines", []),
             "versions": find_versions(),
             "job": prepared.job.to_record(),
         }
         self.output.write_own("manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False).encode())
 
     def _run_figures(self, status: str) -> dict[str, Any]:
-        crew, done = self.crew, self.scored_now
+        engine_facts, outcomes = self._engine_facts, self.outcomes
+        done = outcomes.scored_now
         # Another output's units may have been scored before the first of this one's.
-        since = max(crew.ready_at or 0.0, (self._begun_at or 0.0) if crew.is_shared else 0.0)
-        scoring = max(0.0, (self._finished_at or 0.0) - since)
+        since = max(engine_facts.ready_at or 0.0, (outcomes.begun_at or 0.0) if engine_facts.is_shared else 0.0)
+        scoring = max(0.0, (outcomes.finished_at or 0.0) - since)
         return {
-            "run": self.run_id,
+            "run": self._context.run_id,
             "status": status,
             "started": self._started,
             "seconds": round(time.time() - self._started, 3),
@@ -351,9 +347,9 @@ class OutputCommitter:
             "cached_tokens": done.cached_tokens,
             "engine_seconds": round(done.engine_seconds, 3),
             "pairs_per_second": round(done.pairs / scoring, 3) if scoring > 0 else None,
-            "actors": crew.actors,
+            "actors": engine_facts.actors,
             "actor_seconds": round(self.actor_seconds, 3),
-            "gpu_seconds": round(self.actor_seconds * crew.gpus_per_actor, 3),
-            "failed_units": len(self.failed),
+            "gpu_seconds": round(self.gpu_seconds, 3),
+            "failed_units": len(outcomes.failed),
             "faults": dict(sorted(self._count_faults().items())),
         }

@@ -1,13 +1,14 @@
 """The coordinator: a small Ray actor in which the workers of one run write down what happens, and the driver reads it.
 
-It keeps the trials of units outside the processes that may die, counts faults by kind, and passes on finished units,
+It keeps the bisections of units outside the processes that may die, counts faults by kind, and passes on finished units,
 failures and engine facts. It holds what the driver has not read yet, so its memory does not grow with the run. The truth
 about what is committed is the listing of the output, never this.
 """
 
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -39,17 +40,16 @@ Stage = Literal["read", "write"]
 class _EngineStart:
     """How an actor's engine stands: `starting`, `ready`, or `ended` by its own actor, to be replaced."""
 
+    since: float
+    seen: float
     state: Literal["starting", "ready", "ended"] = "ended"
     failures: int = 0
-    since: float = field(default_factory=time.monotonic)
-    seen: float = field(default_factory=time.monotonic)
 
-    def is_under_way(self) -> bool:
+    def is_under_way(self, now: float) -> bool:
         """Whether an engine is starting, in a process that shows signs of life.
 
         One whose start takes too long is ended by its watchdog before this says no.
         """
-        now = time.monotonic()
         in_time = now < self.since + START_SECONDS + HAND_SECONDS
         return self.state == "starting" and in_time and now < self.seen + START_SILENCE_SECONDS
 
@@ -59,47 +59,88 @@ class _Assignment:
     """Which actor has a unit's slice, and until when it may."""
 
     actor: str
-    deadline: float = field(default_factory=lambda: time.monotonic() + HAND_SECONDS)
+    deadline: float
 
-    def is_at_work(self) -> bool:
+    def is_at_work(self, now: float) -> bool:
         """Whether its actor may still come back; a watchdog ends it at the deadline."""
-        return time.monotonic() < self.deadline + HAND_SECONDS
+        return now < self.deadline + HAND_SECONDS
+
+
+@dataclass
+class _UnitsAtWork:
+    """Who is at which unit: bisections and slices by unit, workers that read or write one, units that wait for an engine."""
+
+    bisections: dict[str, Bisection] = field(default_factory=dict)
+    assignments: dict[str, _Assignment] = field(default_factory=dict)
+    stages: Counter[tuple[str, Stage]] = field(default_factory=Counter)
+    queued: set[str] = field(default_factory=set)
+
+
+@dataclass
+class _ActorEnds:
+    """Ends of actors in a row, with nothing scored in between, and the reason of the last."""
+
+    count: int = 0
+    reason: str = ""
+
+    def add(self, reason: str, *, ended: bool) -> None:
+        """Count one more, or begin anew where the actor lives on."""
+        self.count, self.reason = self.count + 1 if ended else 0, reason
+
+
+@dataclass
+class News:
+    """What was reported since the driver last asked, and how the run stands as it asks.
+
+    Attributes:
+        units: reports of units.
+        engines: facts of engines that started.
+        engine_failures: why others did not.
+        faults: by kind.
+        least_batch_tokens: that an engine goes on with since it ran out of memory, None where none did.
+        hopeless: why every engine fails, None while the run may go on.
+        idle_seconds: for how long nothing has gone on.
+        actors: how many there are.
+        units_queued, units_at_engines: that wait for an engine, and that are at one.
+        first_starts: actors that start an engine for the first time.
+    """
+
+    units: list[dict[str, Any]] = field(default_factory=list)
+    engines: list[dict[str, Any]] = field(default_factory=list)
+    engine_failures: list[str] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    least_batch_tokens: int | None = None
+    hopeless: str | None = None
+    idle_seconds: float = 0.0
+    actors: int = 0
+    units_queued: int = 0
+    units_at_engines: int = 0
+    first_starts: int = 0
 
 
 class Coordinator:
-    """Trials, counts and messages of one run.
+    """Bisections, counts and messages of one run.
 
     Args:
         dtype: of the output's earlier runs, None where there is none.
         max_attempts: tries of a whole unit, and of a pair alone.
+        clock: seconds that only grow.
     """
 
-    def __init__(self, dtype: str | None, max_attempts: int) -> None:
-        self._dtype, self._max_attempts = dtype, max_attempts
+    def __init__(self, dtype: str | None, max_attempts: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._dtype, self._max_attempts, self._clock = dtype, max_attempts, clock
         self._check_claimed = self._stopped = False
-        self._starts: defaultdict[str, _EngineStart] = defaultdict(_EngineStart)
-        self._trials: dict[str, Bisection] = {}
-        self._hands: dict[str, _Assignment] = {}
-        self._stages: Counter[tuple[str, Stage]] = Counter()
-        self._least_batch_tokens: int | None = None
-        self._ends, self._last_reason = 0, ""
-        self._active_at = time.monotonic()
-        self._faults: Counter[str] = Counter()
-        self._reports: list[dict[str, Any]] = []
-        self._engines: list[dict[str, Any]] = []
-        self._engine_failures: list[str] = []
-        self._queued: set[str] = set()
+        self._starts = defaultdict[str, _EngineStart](lambda: _EngineStart(clock(), clock()))
         self._seen: dict[str, float] = {}
-
-    # The run
+        self._work = _UnitsAtWork()
+        self._ends = _ActorEnds()
+        self._news = News()
+        self._active_at = clock()
 
     def begin_round(self) -> None:
         """Forget who has what: no worker of an earlier pipeline is at work any more."""
-        self._trials.clear()
-        self._hands.clear()
-        self._stages.clear()
+        self._work = _UnitsAtWork()
         self._starts.clear()
-        self._queued.clear()
         self._seen.clear()
         self._stopped = False
 
@@ -117,49 +158,41 @@ class Coordinator:
 
     def _count_idle_seconds(self) -> float:
         """Return for how long no unit was in anybody's hand, no engine was starting and no worker said a thing."""
-        at_work = any(hand.is_at_work() for hand in self._hands.values())
-        if at_work or any(start.is_under_way() for start in self._starts.values()):
-            self._active_at = time.monotonic()
-        return time.monotonic() - self._active_at
+        now = self._clock()
+        at_work = any(assignment.is_at_work(now) for assignment in self._work.assignments.values())
+        if at_work or any(start.is_under_way(now) for start in self._starts.values()):
+            self._active_at = now
+        return now - self._active_at
 
     def report_unit(self, name: str, report: dict[str, Any]) -> None:
-        """Take down that a unit is committed, failed (`failure` is in the report) or handed back unscored."""
-        self._trials.pop(name, None)
-        self._hands.pop(name, None)
-        self._queued.discard(name)
-        del self._stages[name, "write"]
-        self._reports.append({"unit": name, **report})
-        self._active_at = time.monotonic()
+        """Record that a unit is committed, failed (`failure` is in the report) or handed back unscored."""
+        self._work.bisections.pop(name, None)
+        self._work.assignments.pop(name, None)
+        self._work.queued.discard(name)
+        del self._work.stages[name, "write"]
+        self._news.units.append({"unit": name, **report})
+        self._active_at = self._clock()
 
-    def drain(self) -> dict[str, Any]:
-        """Return what was reported since the last call, and forget it.
-
-        Beside it stands, as of now, how many actors are starting an engine for the first time, how many there are, and
-        how many units wait for an engine or are at one.
-        """
-        since = time.monotonic() - PRESENCE_SECONDS
+    def drain(self) -> News:
+        """Return what was reported since the last call, and forget it."""
+        since = self._clock() - PRESENCE_SECONDS
         self._seen = {actor: at for actor, at in self._seen.items() if at >= since}
-        news = {
-            "units": self._reports,
-            "engines": self._engines,
-            "engine_failures": self._engine_failures,
-            "faults": dict(+self._faults),
-            "least_batch_tokens": self._least_batch_tokens,
-            "hopeless": self._last_reason if self._ends > self._allow_ends() else None,
-            "idle_seconds": self._count_idle_seconds(),
-            "actors": len(self._seen),
-            "units_queued": len(self._queued),
-            "units_at_engines": len(self._hands),
-            "first_starts": sum(item.state == "starting" and not item.failures for item in self._starts.values()),
-        }
-        self._reports, self._engines, self._engine_failures, self._faults = [], [], [], Counter()
+        news = replace(
+            self._news,
+            faults=+self._news.faults,
+            hopeless=self._ends.reason if self._ends.count > self._allow_ends() else None,
+            idle_seconds=self._count_idle_seconds(),
+            actors=len(self._seen),
+            units_queued=len(self._work.queued),
+            units_at_engines=len(self._work.assignments),
+            first_starts=sum(start.state == "starting" and not start.failures for start in self._starts.values()),
+        )
+        self._news = News(least_batch_tokens=news.least_batch_tokens)
         return news
 
-    # Engines
-
     def note_presence(self, actor: str) -> None:
-        """Take down a sign of life of an actor, which holds its resources whether it has work or not."""
-        self._seen[actor] = time.monotonic()
+        """Record a sign of life of an actor, which holds its resources whether it has work or not."""
+        self._seen[actor] = self._clock()
         if actor in self._starts:
             self._starts[actor].seen = self._seen[actor]
 
@@ -174,7 +207,7 @@ class Coordinator:
         return first
 
     def begin_start(self, actor: str) -> int | None:
-        """Take down that an actor, new or replaced, starts its engine.
+        """Record that an actor, new or replaced, starts its engine.
 
         Returns:
             How often in a row that failed; None when the run has ended.
@@ -182,130 +215,125 @@ class Coordinator:
         if self._stopped:
             return None
         start = self._starts[actor]
-        in_hand = [unit for unit, hand in self._hands.items() if hand.actor == actor]
+        in_hand = [unit for unit, assignment in self._work.assignments.items() if assignment.actor == actor]
         for unit in in_hand:
             self._note_death(unit)
         if start.state == "ready" and not in_hand:
-            self._faults["actor_died"] += 1
+            self._news.faults["actor_died"] += 1
         elif start.state == "starting":
-            self._faults["engine_start_died"] += 1
+            self._news.faults["engine_start_died"] += 1
             start.failures += 1
             self._check_claimed = False
             if start.failures == START_ATTEMPTS:
                 self.note_engine_failure(actor, START_DIED)
         start.state = "starting" if start.failures < START_ATTEMPTS else "ended"
-        start.since = start.seen = time.monotonic()
+        start.since = start.seen = self._clock()
         return start.failures
 
     def note_engine(self, actor: str, facts: dict[str, Any]) -> None:
-        """Take down an engine that started and the figures of its check."""
-        self._starts[actor] = _EngineStart("ready")
-        self._engines.append({"ready_at": time.time(), **facts})
+        """Record an engine that started and the figures of its check."""
+        self._starts[actor] = _EngineStart(self._clock(), self._clock(), "ready")
+        self._news.engines.append({"ready_at": time.time(), **facts})
 
     def note_engine_failure(self, actor: str, message: str) -> None:
-        """Take down why an engine did not start."""
+        """Record why an engine did not start."""
         start = self._starts[actor]
         if start.state == "starting":
             start.failures += start.failures < START_ATTEMPTS
-            self._faults["engine_start_failed"] += 1
+            self._news.faults["engine_start_failed"] += 1
         start.state = "ended"
         self._check_claimed = False
-        self._engine_failures.append(message)
+        self._news.engine_failures.append(message)
 
     def note_batch_tokens(self, tokens: int) -> None:
-        """Take down that an engine ran out of memory and goes on with so many tokens at once."""
-        self._faults["memory_ran_out"] += 1
-        self._least_batch_tokens = min(tokens, self._least_batch_tokens or tokens)
+        """Record that an engine ran out of memory and goes on with so many tokens at once."""
+        self._news.faults["memory_ran_out"] += 1
+        self._news.least_batch_tokens = min(tokens, self._news.least_batch_tokens or tokens)
 
-    # Scoring
-
-    def begin_piece(self, actor: str, unit: str, num_prompts: int) -> Slice | Outcome | None:
+    def begin_slice(self, actor: str, unit: str, num_prompts: int) -> Slice | Outcome | None:
         """Hand out what of a unit is to be scored next, or say how its bisection ended; None when the run has ended.
 
         A slice that is still in somebody's hand killed its actor, for Ray gives a unit to one at a time.
         """
         if self._stopped:
             return None
-        self._queued.discard(unit)
-        if unit in self._hands:
+        self._work.queued.discard(unit)
+        if unit in self._work.assignments:
             self._note_death(unit)
-        bisection = self._trials.setdefault(unit, Bisection(num_prompts, self._max_attempts))
-        found = bisection.begin()
-        if isinstance(found, Slice):
-            self._hands[unit] = _Assignment(actor)
-        else:
-            if found.given_up:
-                self._faults["pair_given_up"] += len(found.given_up)
-        return found
+        bisection = self._work.bisections.setdefault(unit, Bisection(num_prompts, self._max_attempts))
+        step = bisection.begin()
+        if isinstance(step, Slice):
+            self._work.assignments[unit] = _Assignment(actor, self._clock() + HAND_SECONDS)
+        elif step.given_up:
+            self._news.faults["pair_given_up"] += len(step.given_up)
+        return step
 
-    def limit_piece(self, unit: str, ticket: int, seconds: float) -> None:
-        """Take down when the watchdog will end the actor, which tells a hung engine from a killed one."""
+    def limit_slice(self, unit: str, ticket: int, seconds: float) -> None:
+        """Record when the watchdog will end the actor, which tells a hung engine from a killed one."""
         if self._is_current(unit, ticket):
-            self._hands[unit].deadline = time.monotonic() + seconds
+            self._work.assignments[unit].deadline = self._clock() + seconds
 
-    def finish_piece(self, unit: str, ticket: int, logits: np.ndarray, ended: bool) -> None:
+    def finish_slice(self, unit: str, ticket: int, logits: np.ndarray, ended: bool) -> None:
         """Take the logits of a slice, and whether its actor ends itself for those that are not finite."""
         if self._is_current(unit, ticket):
-            del self._hands[unit]
-            splits = self._trials[unit].splits
-            if not self._trials[unit].finish(logits, ended=ended):
+            del self._work.assignments[unit]
+            splits = self._work.bisections[unit].splits
+            if not self._work.bisections[unit].finish(logits, ended=ended):
                 self._count("engine_not_finite", unit, splits)
-            self._ends, self._last_reason = self._ends + 1 if ended else 0, NOT_FINITE
+            self._ends.add(NOT_FINITE, ended=ended)
 
-    def fail_piece(self, unit: str, ticket: int, reason: str, ended: bool) -> None:
-        """Take down that an engine raised on a slice, and whether its actor ends itself for it."""
+    def fail_slice(self, unit: str, ticket: int, reason: str, ended: bool) -> None:
+        """Record that an engine raised on a slice, and whether its actor ends itself for it."""
         if self._is_current(unit, ticket):
-            del self._hands[unit]
+            del self._work.assignments[unit]
             self._fail(unit, reason, "engine_raised", ended=ended)
 
-    def end_trial(self, unit: str, ticket: int) -> None:
-        """Take down that a unit was scored whole, at the first try or a later one."""
+    def end_bisection(self, unit: str, ticket: int) -> None:
+        """Record that a unit was scored whole, at the first try or a later one."""
         if self._is_current(unit, ticket):
-            del self._trials[unit], self._hands[unit]
-            self._ends = 0
+            del self._work.bisections[unit], self._work.assignments[unit]
+            self._ends.count = 0
 
     def end_actor(self, actor: str) -> None:
-        """Take down that an actor ends itself, to be replaced by Ray."""
+        """Record that an actor ends itself, to be replaced by Ray."""
         self._starts[actor].state = "ended"
 
     def _is_current(self, unit: str, ticket: int) -> bool:
-        return unit in self._hands and self._trials[unit].is_current(ticket)
+        return unit in self._work.assignments and self._work.bisections[unit].is_current(ticket)
 
     def _note_death(self, unit: str) -> None:
-        hung = time.monotonic() >= self._hands.pop(unit).deadline
+        hung = self._clock() >= self._work.assignments.pop(unit).deadline
         self._fail(unit, ENGINE_HUNG if hung else ACTOR_DIED, "engine_hung" if hung else "actor_died", ended=True)
 
     def _fail(self, unit: str, reason: str, kind: str, *, ended: bool) -> None:
-        splits = self._trials[unit].splits
-        self._trials[unit].fail(reason, ended=ended)
+        splits = self._work.bisections[unit].splits
+        self._work.bisections[unit].fail(reason, ended=ended)
         self._count(kind, unit, splits)
-        self._ends, self._last_reason = self._ends + 1 if ended else 0, reason
+        self._ends.add(reason, ended=ended)
 
     def _allow_ends(self) -> int:
         return max(ENDS_ALLOWED, ENDS_ALLOWED_PER_ACTOR * len(self._starts))
 
     def _count(self, kind: str, unit: str, splits_before: int) -> None:
-        self._faults[kind] += 1
-        self._faults["unit_split"] += splits_before == 0 < self._trials[unit].splits
-
-    # Reading and writing
+        self._news.faults[kind] += 1
+        self._news.faults["unit_split"] += splits_before == 0 < self._work.bisections[unit].splits
 
     def begin_stage(self, unit: str, stage: Stage) -> int | None:
         """Count a worker that begins to read or write a unit; return how many died at it so far, None at the run's end."""
         if self._stopped:
             return None
-        self._active_at = time.monotonic()
-        deaths = self._stages[unit, stage]
-        self._faults["reader_died" if stage == "read" else "writer_died"] += deaths > 0
-        self._stages[unit, stage] += 1
+        self._active_at = self._clock()
+        deaths = self._work.stages[unit, stage]
+        self._news.faults["reader_died" if stage == "read" else "writer_died"] += deaths > 0
+        self._work.stages[unit, stage] += 1
         return deaths
 
     def end_stage(self, unit: str, stage: Stage) -> None:
-        """Take down that the worker is through with it."""
-        self._active_at = time.monotonic()
+        """Record that the worker is through with it."""
+        self._active_at = self._clock()
         if stage == "read":
-            self._queued.add(unit)
-        del self._stages[unit, stage]
+            self._work.queued.add(unit)
+        del self._work.stages[unit, stage]
 
 
 def start_coordinator(dtype: str | None, max_attempts: int) -> Any:

@@ -27,7 +27,7 @@ BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a dry run found.
+    """What a dry run finds.
 
     Attributes:
         shards, units, rows, num_bytes: of the plan.
@@ -90,15 +90,14 @@ def estimate_prepared(prepared: PreparedJob, reporter: Reporter | None = None) -
     units = list(prepared.plan.units())
     pending = find_pending(prepared.plan, {} if job.overwrite else prepared.output.list_parts())
     readable = [unit for unit in units if unit.num_rows]
-    spec = make_prepare_spec(prepared, storage.capture_environment())
     tokenizer_json = load_tokenizer_json(prepared.model)
     num_tokens: list[np.ndarray] = []
     truncated = errors = sampled_rows = sampled_pairs = cached_tokens = 0
     with sample_lookups(prepared) as lookups:
         if lookups is None and reporter is not None:
-            reporter.say("queries and corpus are too large for a dry run to read; tokens of prompts are not known")
+            reporter.info("queries and corpus are too large for a dry run to read; tokens of prompts are not known")
         readable = readable if lookups is not None else []
-        spec = replace(spec, lookups=lookups or (), dedupes=False)
+        spec = replace(make_prepare_spec(prepared, storage.capture_environment(), lookups or ()), dedupes=False)
         for index in np.unique(np.linspace(0, len(readable) - 1, min(SAMPLED_UNITS, len(readable))).astype(int)):
             work = prepare_unit(_head_of(readable[index]), spec, tokenizer_json)
             if work.failure is not None:
@@ -128,7 +127,7 @@ def estimate_prepared(prepared: PreparedJob, reporter: Reporter | None = None) -
         pairs_per_second=rate,
         rate_source=source,
         output=prepared.output.uri,
-        cached_share=cached_tokens / max(1, sum(int(found.sum()) for found in num_tokens)),
+        cached_share=cached_tokens / max(1, sum(int(counts.sum()) for counts in num_tokens)),
     )
 
 

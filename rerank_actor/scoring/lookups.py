@@ -1,4 +1,4 @@
-"""The joins of a job: stores of the texts that its rows name by id, made before anything is scored.
+"""The lookups of a job: stores of the texts that its rows name by id, made before anything is scored.
 
 A store lies in the job's own folder, so that every node reaches it and a resumed run finds it; it is deleted when the job is
 complete. Its name follows from the source, so that a store of another corpus is never taken for this one's.
@@ -13,6 +13,7 @@ from rerank_actor import storage
 from rerank_actor.inputs import shards
 from rerank_actor.inputs.lookups import ScoreLookup, TextLookup
 from rerank_actor.inputs.text_sources import TextSource
+from rerank_actor.progress import Reporter
 from rerank_actor.runtime.store_builder import RunTasks, build_store, choose_copies, run_here
 from rerank_actor.scoring.preflight import PreparedJob
 from rerank_actor.scoring.reuse import ScoreSource
@@ -23,14 +24,14 @@ UNPACKED = 4  # bytes of text for a stored one, where it is compressed
 
 
 def make_lookups(
-    prepared: PreparedJob, run_tasks: RunTasks, say: Callable[[str], None], check: Callable[[], None]
+    prepared: PreparedJob, run_tasks: RunTasks, reporter: Reporter, check: Callable[[], None]
 ) -> tuple[TextLookup, ...]:
     """Make the stores that the job's rows are joined with, those that are not there yet, and say how to read them.
 
     Args:
         prepared: the job.
         run_tasks: does work on the cluster.
-        say: is told what is done.
+        reporter: is told what is done.
         check: called between tasks; may raise.
 
     Raises:
@@ -39,25 +40,25 @@ def make_lookups(
     """
     lookups = []
     for source in prepared.sources:
-        say(f"{source.flag}: indexing {source.num_bytes:,} bytes of {len(source.objects):,} objects by id")
+        reporter.info(f"{source.flag}: indexing {source.num_bytes:,} bytes of {len(source.objects):,} objects by id")
         uri = prepared.output.at("stores", f"{source.role}-{source.digest}")
         lookup = _make_lookup(source, uri, run_tasks, prepared.plan.num_rows, prepared.output.scratch, check)
         facts = lookup.store.facts
-        say(f"{source.flag}: {facts.get('rows', 0):,} texts" + _tell_left_out(facts))
+        reporter.info(f"{source.flag}: {facts.get('rows', 0):,} texts" + _describe_left_out(facts))
         lookups.append(lookup)
     return tuple(lookups)
 
 
 def make_known(
-    prepared: PreparedJob, run_tasks: RunTasks, say: Callable[[str], None], check: Callable[[], None]
+    prepared: PreparedJob, run_tasks: RunTasks, reporter: Reporter, check: Callable[[], None]
 ) -> tuple[ScoreLookup, ...]:
     """Make the store of the scores that the job reuses. Arguments and errors as of `make_lookups`."""
     source = prepared.reused
     if source is None:
         return ()
-    say(f"--reuse: indexing the scores of {len(source.parts):,} parts of {source.uri}")
+    reporter.info(f"--reuse: indexing the scores of {len(source.parts):,} parts of {source.uri}")
     known = index_scores("reused", source, prepared, run_tasks, check)
-    say(f"--reuse: {known.store.facts.get('rows', 0):,} scores")
+    reporter.info(f"--reuse: {known.store.facts.get('rows', 0):,} scores")
     return (known,)
 
 
@@ -114,7 +115,7 @@ def _is_packed(uri: str) -> bool:
     return bool(compression) or kind == "parquet"
 
 
-def _tell_left_out(facts: dict[str, Any]) -> str:
+def _describe_left_out(facts: dict[str, Any]) -> str:
     broken, without_id = facts.get("broken", 0), facts.get("without_id", 0)
     if not broken and not without_id:
         return ""

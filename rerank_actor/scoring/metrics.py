@@ -58,7 +58,7 @@ class ActorMeter:
     def __init__(self, labels: Mapping[str, str], actor: str, coordinator: Any) -> None:
         tags = {**labels, "actor": actor}
         self._counters = {name: _make_counter(name, words, tags) for name, words in ACTOR_COUNTERS.items()}
-        self._actor, self._ledger = actor, coordinator
+        self._actor, self._coordinator = actor, coordinator
         self._lock = threading.Lock()
         self._at_work, self._booked_at = False, time.monotonic()
         self._has_engine = False
@@ -101,7 +101,7 @@ class ActorMeter:
         while True:
             try:
                 self._book()
-                self._ledger.note_presence.remote(self._actor)
+                self._coordinator.note_presence.remote(self._actor)
             except Exception:  # of a Ray that is going down; nothing depends on it
                 logger.debug("metrics could not be told", exc_info=True)
             time.sleep(TICK_SECONDS)

@@ -61,7 +61,7 @@ class UnitSource(Datasource):
     """A Ray Data source with one read task, one block and one row for each unit.
 
     Args:
-        units: each with the place of its output.
+        units: each with the index of its output.
         specs: how the units of each output are read.
         tokenizer_json: of the model.
         coordinator: handle of the run's coordinator.
@@ -89,7 +89,8 @@ class UnitSource(Datasource):
         """Return a task for each unit, whatever parallelism Ray would like."""
         metadata = BlockMetadata(num_rows=1, size_bytes=UNIT_BYTES_ESTIMATE, input_files=None, exec_stats=None)
         return [
-            ReadTask(functools.partial(_read_unit, unit, place, self._shared), metadata) for place, unit in self._units
+            ReadTask(functools.partial(_read_unit, unit, output_index, self._shared), metadata)
+            for output_index, unit in self._units
         ]
 
 
@@ -103,7 +104,7 @@ def _get_watchdog() -> Watchdog:
     return Watchdog()
 
 
-def _read_unit(unit: Unit, place: int, shared: ray.ObjectRef[Any]) -> Iterable[Block]:
+def _read_unit(unit: Unit, output_index: int, shared: ray.ObjectRef[Any]) -> Iterable[Block]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Ray runs as many read tasks as there are cores
     specs, tokenizer_json, coordinator = _get_shared(shared)
     deaths = ray.get(coordinator.begin_stage.remote(unit.name, "read"))
@@ -111,23 +112,23 @@ def _read_unit(unit: Unit, place: int, shared: ray.ObjectRef[Any]) -> Iterable[B
         raise EngineError("the run has ended", unit=unit.name)  # ends the pipeline, which is wanted
     if deaths >= DEATHS_ALLOWED:
         failure = f"{unit.uri}: the process that reads it died {deaths} times"
-        yield replace(UnitWork.failed(unit, failure, {"attempts": deaths}), place=place).to_table()
+        yield replace(UnitWork.failed(unit, failure, {"attempts": deaths}), output_index=output_index).to_table()
         return
     try:
         with _get_watchdog().limit(STAGE_SECONDS):
-            work = prepare_unit(unit, specs[place], tokenizer_json)
+            work = prepare_unit(unit, specs[output_index], tokenizer_json)
     except Exception as error:  # the unit fails with its cause; the run goes on
         logger.exception("unit %s could not be prepared", unit.name)
         work = UnitWork.failed(unit, f"{unit.uri}: could not be prepared ({type(error).__name__})", {"attempts": 1})
     coordinator.end_stage.remote(unit.name, "read")
-    yield replace(work, place=place).to_table()
+    yield replace(work, output_index=output_index).to_table()
 
 
 class PartSink(Datasink[None]):
     """A Ray Data sink that writes a part for each unit into its output and tells the coordinator."""
 
     def __init__(self, specs: Sequence[PartSpec], coordinator: Any) -> None:
-        self._specs, self._ledger = specs, coordinator
+        self._specs, self._coordinator = specs, coordinator
 
     def get_name(self) -> str:
         """Name in Ray's logs."""
@@ -140,10 +141,10 @@ class PartSink(Datasink[None]):
             table = cast(pa.Table, block)
             for row in range(table.num_rows):
                 work = UnitWork.from_table(table.slice(row, 1))
-                deaths = ray.get(self._ledger.begin_stage.remote(work.unit.name, "write"))
+                deaths = ray.get(self._coordinator.begin_stage.remote(work.unit.name, "write"))
                 if deaths is None:
                     raise EngineError("the run has ended", unit=work.unit.name)  # ends the pipeline, which is wanted
-                ray.get(self._ledger.report_unit.remote(work.unit.name, self._commit(work, deaths)))
+                ray.get(self._coordinator.report_unit.remote(work.unit.name, self._commit(work, deaths)))
 
     def _commit(self, work: UnitWork, deaths: int) -> dict[str, Any]:
         if work.failure is not None:
@@ -152,7 +153,7 @@ class PartSink(Datasink[None]):
             return {"failure": f"the process that writes its part died {deaths} times", **work.facts}
         try:
             with _get_watchdog().limit(STAGE_SECONDS):
-                spec = self._specs[work.place]
+                spec = self._specs[work.output_index]
                 return write_part(work, spec.output, spec.metadata, spec.scratch)
         except RerankError as error:
             return {"failure": str(error), **work.facts}
@@ -171,7 +172,7 @@ def score_units(
     stall_seconds: float,
     labels: dict[str, str],
 ) -> None:
-    """Score units: the whole path of a unit from its shard to its part, in the output whose place stands beside it.
+    """Score units: the whole path of a unit from its shard to its part, in the output whose index stands beside it.
 
     Returns when each unit is committed, reported as failed or handed back by an actor without an engine. The caller
     looks at the output for what is committed.

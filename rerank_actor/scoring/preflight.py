@@ -22,6 +22,7 @@ from rerank_actor.errors import JobError, ModelError, OutputConflictError, Stora
 from rerank_actor.fingerprint import find_differing, hash_fingerprint
 from rerank_actor.inputs import shards
 from rerank_actor.inputs.listing import list_input
+from rerank_actor.inputs.lookups import ScoreLookup, TextLookup
 from rerank_actor.inputs.plan import Plan, PlanChange, make_plan
 from rerank_actor.inputs.rankings import RANKING_FORMATS, sniff_format
 from rerank_actor.inputs.text_sources import TextSource, find_sources
@@ -90,7 +91,7 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
     reporter = reporter or QuietReporter()
     output = Output(job.output)
     if job.trust_remote_code and model is None:
-        reporter.say(f"--trust-remote-code: {job.model_name} may run Python code of its own, here and on workers")
+        reporter.info(f"--trust-remote-code: {job.model_name} may run Python code of its own, here and on workers")
     find_price(job.gpu_type, job.gpu_price)
     model = model or load_reranker_model(job.model_name, job.revision, trust_remote_code=job.trust_remote_code)
     job = fit_max_length(job, model, reporter)
@@ -121,12 +122,20 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
         )
     earlier = stored[0] if stored is not None else Plan()
 
-    def tell(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         if total >= 1000 and done % 1000 == 0:
-            reporter.say(f"planning: {done:,} of {total:,} shards")
+            reporter.info(f"planning: {done:,} of {total:,} shards")
 
-    plan, change = make_plan(job.input_spec(), earlier, parts, tell)
+    plan, change = make_plan(job.input_spec(), earlier, parts, report)
     return PreparedJob(job, output, model, settings, earlier, plan, change, sources, reused)
+
+
+def is_up_to_date(prepared: PreparedJob) -> bool:
+    """Return whether the plan that is stored still is the one that a job was prepared with; one request, no listing."""
+    stored = prepared.output.load_plan()
+    if stored is None or prepared.job.overwrite:
+        return prepared.earlier == Plan()
+    return stored == (prepared.earlier, prepared.settings)
 
 
 def _find_format(job: ScoreJob, reporter: Reporter) -> ScoreJob:
@@ -137,12 +146,12 @@ def _find_format(job: ScoreJob, reporter: Reporter) -> ScoreJob:
         if first is not None:
             compression = next((suffix for suffix in ("gz", "zst") if first.uri.lower().endswith(f".{suffix}")), "")
             try:
-                found = sniff_format(first.uri, first.size, compression)
+                rankings_format = sniff_format(first.uri, first.size, compression)
             except (pa.ArrowException, OSError, EOFError):
-                found = None  # it is told of when the input is planned
-            if found is not None:
-                reporter.say(f"{first.uri}: looks like --format {found}")
-                job = job.model_copy(update={"format": found})
+                rankings_format = None  # planning the input says what is wrong
+            if rankings_format is not None:
+                reporter.info(f"{first.uri}: looks like --format {rankings_format}")
+                job = job.model_copy(update={"format": rankings_format})
     if job.top_k is not None and any(
         shards.detect_format(item.uri, job.format)[0] not in RANKING_FORMATS for item in list_input(job.input_spec())
     ):
@@ -164,7 +173,7 @@ def fit_max_length(job: Job, model: RerankerModel, reporter: Reporter) -> Job:
         raise ModelError(
             f"--max-length {job.max_length} is more than {model.name} was built for ({model.max_positions} tokens); lower it"
         )
-    reporter.say(f"--max-length is {model.max_positions}, the longest that {model.name} was built for")
+    reporter.info(f"--max-length is {model.max_positions}, the longest that {model.name} was built for")
     return job.model_copy(update={"max_length": model.max_positions})
 
 
@@ -196,8 +205,20 @@ def make_encoder_settings(job: ModelSettings, model: RerankerModel, instruction:
     }
 
 
-def make_prepare_spec(prepared: PreparedJob, environment: dict[str, str]) -> PrepareSpec:
-    """Return what read tasks need."""
+def make_prepare_spec(
+    prepared: PreparedJob,
+    environment: dict[str, str],
+    lookups: tuple[TextLookup, ...] = (),
+    known: tuple[ScoreLookup, ...] = (),
+) -> PrepareSpec:
+    """Return the spec that a read task pickles: how to read a unit's rows and how to turn them into prompts.
+
+    Args:
+        prepared: the job.
+        environment: AWS variables of the driver.
+        lookups: where the texts are of columns that hold ids.
+        known: scores of earlier runs, in the order in which they are looked at.
+    """
     job = prepared.job
     return PrepareSpec(
         # In directions each pair has an instruction of its own; then the encoder is one for all language pairs.
@@ -206,8 +227,10 @@ def make_prepare_spec(prepared: PreparedJob, environment: dict[str, str]) -> Pre
         json_types=prepared.plan.json_types,
         max_attempts=job.max_attempts,
         environment=environment,
+        lookups=lookups,
         dedupes=job.dedupe != "none",
         adds_pair_key=job.adds_pair_key,
+        known=known,
     )
 
 
@@ -217,13 +240,11 @@ def _find_gpu_share(job: ScoreJob) -> float:
     return wanted if wanted < 1 and job.group_size == 1 else 1.0
 
 
-def make_specs(
-    prepared: PreparedJob, tokenizer_json: str, environment: dict[str, str]
-) -> tuple[PrepareSpec, EngineSpec]:
-    """Return what read tasks and what actors need."""
+def make_engine_spec(prepared: PreparedJob, tokenizer_json: str) -> EngineSpec:
+    """Return what an actor needs to start its engine, and to check it with the built-in pairs."""
     job = prepared.job
     encoder = PairEncoder(tokenizer_json, **make_encoder_settings(job, prepared.model, job.instruction))
-    engine = EngineSpec(
+    return EngineSpec(
         kind=job.engine,
         model=prepared.model,
         dtype=job.dtype,
@@ -234,4 +255,3 @@ def make_specs(
         gpu_share=_find_gpu_share(job),
         check_scores=job.check_scores,
     )
-    return make_prepare_spec(prepared, environment), engine

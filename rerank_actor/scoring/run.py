@@ -5,39 +5,50 @@ same for several jobs whose engines are the same, which are started once for all
 for the user; how each step works is known elsewhere.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any, TypeVar
 
-from rerank_actor.engines.model import RerankerModel
+from rerank_actor import storage
+from rerank_actor.engines.model import load_tokenizer_json
 from rerank_actor.errors import RerankError, RunInterruptedError
 from rerank_actor.inputs.unit import Unit
 from rerank_actor.job import EngineJob, ScoreJob
 from rerank_actor.progress import QuietReporter, Reporter
-from rerank_actor.runtime.connection import Connection, SignalWatch, connect_ray, watch_signals
-from rerank_actor.runtime.notifications import Notifier
+from rerank_actor.runtime.connection import Connection, connect_ray, watch_signals
+from rerank_actor.runtime.notifications import Notifier, NotifyingReporter
 from rerank_actor.scoring.committer import OutputCommitter, RunResult
-from rerank_actor.scoring.driver import Driver
-from rerank_actor.scoring.lookups import index_scores, make_known, make_lookups
-from rerank_actor.scoring.preflight import PreparedJob, prepare_job, refuse_dead_storage
+from rerank_actor.scoring.context import RunContext, RunLimits
+from rerank_actor.scoring.lookups import make_known, make_lookups
+from rerank_actor.scoring.preflight import (
+    PreparedJob,
+    is_up_to_date,
+    make_engine_spec,
+    make_prepare_spec,
+    prepare_job,
+    refuse_dead_storage,
+)
 from rerank_actor.scoring.prepare import PrepareSpec
-from rerank_actor.scoring.reuse import ScoreSource, load_reused
-from rerank_actor.scoring.shared_pairs import SharedPairs, find_shared, make_shared_job
 from rerank_actor.storage.lease import Lease, make_run_id
 
-__all__ = ["RunResult", "run_job", "run_jobs"]
+__all__ = ["RunLimits", "RunResult", "run_job", "run_jobs"]
 
-OPEN_AT_ONCE = 100  # outputs of a run whose lease is held; each is a request every five seconds
 OPEN_THREADS = 8
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-def run_job(job: ScoreJob, reporter: Reporter | None = None) -> RunResult:
+def run_job(job: ScoreJob, reporter: Reporter | None = None, limits: RunLimits | None = None) -> RunResult:
     """Score everything that the job names and that is not yet committed.
+
+    Args:
+        job: what to score.
+        reporter: is told what happens.
+        limits: bounds that no flag sets.
 
     Returns:
         The totals of the output. `status` is `failed` when some units failed for good; the rest is committed.
@@ -47,11 +58,14 @@ def run_job(job: ScoreJob, reporter: Reporter | None = None) -> RunResult:
         OutputConflictError: the output belongs to another job, or another run is writing to it.
         RunInterruptedError: a signal stopped the run; everything committed stays.
     """
-    return run_jobs([job], reporter)[0]
+    return run_jobs([job], reporter, limits=limits)[0]
 
 
 def run_jobs(
-    jobs: Sequence[ScoreJob], reporter: Reporter | None = None, owner: EngineJob | None = None
+    jobs: Sequence[ScoreJob],
+    reporter: Reporter | None = None,
+    owner: EngineJob | None = None,
+    limits: RunLimits | None = None,
 ) -> list[RunResult]:
     """Score what several jobs name, with engines that are started once for all of them.
 
@@ -61,6 +75,7 @@ def run_jobs(
         jobs: one or more, that differ in their input, output and instruction alone.
         reporter: is told what happens.
         owner: the job that they are parts of, of which notices and metrics speak.
+        limits: bounds that no flag sets.
 
     Returns:
         How each ended, in their order.
@@ -70,24 +85,20 @@ def run_jobs(
         OutputConflictError: an output belongs to another job, or another run is writing to it.
         RunInterruptedError: a signal stopped the run; everything committed stays.
     """
-    reporter = reporter or QuietReporter()
-    run = _Run(owner or jobs[0], reporter)
-    if len(jobs) > OPEN_AT_ONCE:
-        run.prepare(jobs)  # what is refused is refused before anything starts
+    run = _Run(owner or jobs[0], reporter or QuietReporter(), limits or RunLimits())
     try:
-        for at in range(0, len(jobs), OPEN_AT_ONCE):
-            run.execute(jobs[at : at + OPEN_AT_ONCE])
+        results = run.execute(jobs)
     except RunInterruptedError as error:
         run.report_end("stopped", str(error))
         raise
     except RerankError as error:
         run.report_end("error", str(error))
         raise
-    status = "failed" if any(result.status == "failed" for result in run.results) else "complete"
-    rows = sum(result.totals.rows for result in run.results)
-    failed = sum(len(result.failed) for result in run.results)
+    status = "failed" if any(result.status == "failed" for result in results) else "complete"
+    rows = sum(result.totals.rows for result in results)
+    failed = sum(len(result.failed) for result in results)
     run.report_end(status, f"{status}, {rows:,} rows, {failed:,} units failed")
-    return run.results
+    return results
 
 
 def _map(work: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
@@ -99,170 +110,153 @@ def _map(work: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
 
 
 class _Run:
-    """One run: the outputs whose leases it holds, and how those ended that it is through with."""
+    """One run over some outputs, of which it holds the leases of a wave at a time."""
 
-    def __init__(self, owner: EngineJob, reporter: Reporter) -> None:
-        self.owner, self.reporter = owner, reporter
-        self.run_id = make_run_id()
-        self.results: list[RunResult] = []
-        self._outputs: list[OutputCommitter] = []  # those of earlier waves too
-        self._notifier: Notifier | None = None
-        self._model: RerankerModel | None = None
+    def __init__(self, owner: EngineJob, reporter: Reporter, limits: RunLimits) -> None:
+        run_id = make_run_id()
+        self._owner = owner
+        self._notifier = Notifier(owner, run_id, reporter)
+        notifying = NotifyingReporter(reporter, self._notifier, self._make_figures)
+        self._context = RunContext(run_id, owner.output, notifying, limits)
+        self._outputs: list[OutputCommitter] = []  # of all waves so far
         self._started = time.time()
 
     def report_end(self, status: str, message: str) -> None:
-        """Tell that the run has ended, where it had begun."""
-        if self._notifier is not None:
-            self._notifier.report_end(status, message, self._tell_figures())
+        """Send a notice that the run has ended, where it had begun."""
+        if self._outputs:
+            self._notifier.report_end(status, message, self._make_figures())
 
-    def prepare(self, jobs: Sequence[ScoreJob]) -> list[PreparedJob]:
+    def execute(self, jobs: Sequence[ScoreJob]) -> list[RunResult]:
+        """Check all jobs, then score them in waves; return how each ended."""
+        prepared_jobs = self._prepare(jobs)  # what is refused is refused before anything starts
+        size = self._context.limits.open_outputs
+        results = []
+        for start in range(0, len(jobs), size):
+            wave = prepared_jobs[start : start + size]
+            with self._hold_leases(wave) as leases:
+                if start:  # hours may have passed, in which nobody held these leases
+                    wave = _map(_refresh, wave)
+                results += self._score_wave(wave, leases)
+        return results
+
+    def _prepare(self, jobs: Sequence[ScoreJob]) -> list[PreparedJob]:
         """Check jobs, looking at their model once."""
-        first = prepare_job(jobs[0], self.reporter, self._model)
-        self._model = first.model
+        first = prepare_job(jobs[0], self._context.reporter)
         # What holds for all of them is told once, by the first.
         return [first, *_map(lambda job: prepare_job(job, model=first.model), jobs[1:])]
 
-    def execute(self, jobs: Sequence[ScoreJob]) -> None:
-        """Take the leases, prepare the outputs, score what is pending, write down how it ended."""
-        prepared_jobs = self.prepare(jobs)
-        leases = [Lease(prepared.output.lease_uri, prepared.output.uri, self.run_id) for prepared in prepared_jobs]
+    @contextlib.contextmanager
+    def _hold_leases(self, prepared_jobs: list[PreparedJob]) -> Iterator[list[Lease]]:
+        """Take the leases of some outputs, and give them back at the end, where that was not done before."""
+        leases = [
+            Lease(prepared.output.lease_uri, prepared.output.uri, self._context.run_id) for prepared in prepared_jobs
+        ]
         held: list[Lease] = []
 
         def acquire(lease: Lease) -> None:
             with refuse_dead_storage():
-                lease.acquire(self.reporter.say)
+                lease.acquire(self._context.reporter.info)
             held.append(lease)
 
         try:
             _map(acquire, leases)
-            self._score(prepared_jobs, leases)
+            yield leases
         finally:
             _map(Lease.release, held)
 
-    def _score(self, prepared_jobs: list[PreparedJob], leases: list[Lease]) -> None:
-        """Score what is pending of some outputs and finish each."""
-        if self._notifier is None:
-            self._notifier = Notifier(self.owner, self.run_id, self.reporter.say)
+    def _score_wave(self, prepared_jobs: list[PreparedJob], leases: list[Lease]) -> list[RunResult]:
+        """Prepare some outputs, score what is pending of them, and finish each."""
         outputs = [
-            OutputCommitter(prepared, self.run_id, lease, self.reporter, self._warn)
+            OutputCommitter(prepared, lease, self._context)
             for prepared, lease in zip(prepared_jobs, leases, strict=True)
         ]
         self._outputs += outputs
-        finished: dict[int, RunResult] = {}
+        units = dict(zip(outputs, _map(OutputCommitter.prepare, outputs), strict=True))
+        idle = [output for output in outputs if not units[output]]
+        results = dict(zip(idle, _map(_finish, idle), strict=True))
+        with contextlib.closing(self._score({output: units[output] for output in outputs if units[output]})) as scored:
+            for output in scored:
+                results[output] = _finish(output)
+        return [results[output] for output in outputs]
 
-        def finish(output: OutputCommitter) -> None:
-            finished[id(output)] = output.finish()
-            if len(outputs) > 1:
-                output.lease.release()
-
-        pending = _map(OutputCommitter.prepare, outputs)
-        busy = [(output, units) for output, units in zip(outputs, pending, strict=True) if units]
-        if len(outputs) > 1:
-            _map(finish, [output for output, units in zip(outputs, pending, strict=True) if not units])
+    def _score(self, units: dict[OutputCommitter, list[Unit]]) -> Generator[OutputCommitter]:
+        """Score units, and yield each output when nothing more is done for it, the last ones when Ray is gone."""
+        left = list(units)
         try:
-            if busy:
-                with watch_signals() as watch, connect_ray(self.owner, watch) as connection:
-                    for group in _group_by_dtype(busy):
-                        self._drive(group, connection, watch, finish if len(outputs) > 1 else None)
+            if units:
+                with watch_signals() as watch, connect_ray(self._owner, watch) as connection:
+                    for group in _group_by_dtype(left):
+                        for output in self._drive({output: units[output] for output in group}, connection):
+                            left.remove(output)
+                            yield output
         finally:
-            self.reporter.close()
-        for output in outputs:
-            if id(output) not in finished:
-                finish(output)
-        self.results += [finished[id(output)] for output in outputs]
+            self._context.reporter.close()
+        yield from left
 
-    def _drive(
-        self,
-        group: list[tuple[OutputCommitter, list[Unit]]],
-        connection: Connection,
-        watch: SignalWatch,
-        finish: Callable[[OutputCommitter], None] | None,
-    ) -> None:
-        """Start engines and score the units of some outputs."""
-        outputs, units = [output for output, _ in group], [own for _, own in group]
-        crew = Driver(outputs, self.owner.output, self.reporter, self._warn, connection, watch)
-        specs, engine = crew.make_specs()
-        specs = self._make_stores(crew, specs)
-        crew.score(units, specs, engine, finish)
+    def _drive(self, units: dict[OutputCommitter, list[Unit]], connection: Connection) -> Iterator[OutputCommitter]:
+        """Make what rows are joined with, start engines, and yield each output as soon as its units are settled."""
+        from rerank_actor.scoring.dedupe import score_shared_pairs
+        from rerank_actor.scoring.driver import Driver, EngineSetup, OutputWork
 
-    def _make_stores(self, crew: Driver, specs: list[PrepareSpec]) -> list[PrepareSpec]:
-        """Make what ids and known scores are looked up in."""
+        def check() -> None:
+            connection.watch.check()
+            for output in units:
+                output.lease.check()
+
+        first = next(iter(units)).prepared
+        tokenizer_json, environment = load_tokenizer_json(first.model), storage.capture_environment()
+        setup = EngineSetup(tokenizer_json, make_engine_spec(first, tokenizer_json), environment)
+        work = [
+            OutputWork(output, output_units, self._make_spec(output, environment, check))
+            for output, output_units in units.items()
+        ]
+        faults: Counter[str] = Counter()
+        if self._owner.dedupe == "global":
+            work, faults = score_shared_pairs(work, setup, self._context, connection, check)
+        yield from Driver(work, setup, self._context, connection, faults).score()
+
+    def _make_spec(
+        self, output: OutputCommitter, environment: dict[str, str], check: Callable[[], None]
+    ) -> PrepareSpec:
+        """Make what ids and known scores are looked up in, and return how units are read."""
         from rerank_actor.runtime.tasks import run_tasks
 
-        found = []
-        for output, spec in zip(crew.outputs, specs, strict=True):
-            lookups = make_lookups(output.prepared, run_tasks, self.reporter.say, crew.check)
-            output.joins = {lookup.role: lookup.store.facts for lookup in lookups}
-            known = make_known(output.prepared, run_tasks, self.reporter.say, crew.check)
-            found.append(replace(spec, lookups=lookups, known=known))
-        if self.owner.dedupe != "global":
-            return found
-        shared = {}
-        for place, (output, spec) in enumerate(zip(crew.outputs, found, strict=True)):
-            units, size = list(output.left.values()), output.prepared.plan.num_bytes
-            pairs = find_shared(output.output, units, size, spec, run_tasks, crew.check)
-            self.reporter.say(f"--dedupe global: {pairs.num_pairs:,} pairs are in several units; they are scored first")
-            if pairs.num_pairs:
-                shared[place] = pairs
-        for place, source in self._score_shared(crew, shared).items():
-            scores = index_scores("shared", source, crew.outputs[place].prepared, run_tasks, crew.check)
-            found[place] = replace(found[place], known=(*found[place].known, scores))
-        return found
+        lookups = make_lookups(output.prepared, run_tasks, self._context.reporter, check)
+        output.record_lookups({lookup.role: lookup.store.facts for lookup in lookups})
+        known = make_known(output.prepared, run_tasks, self._context.reporter, check)
+        return make_prepare_spec(output.prepared, environment, lookups, known)
 
-    def _score_shared(self, crew: Driver, shared: dict[int, SharedPairs]) -> dict[int, ScoreSource]:
-        """Score the pairs that several units of an output have, as jobs within the jobs; return where the scores are."""
-        inner: dict[int, OutputCommitter] = {}
-        for place, pairs in shared.items():
-            outer = crew.outputs[place]
-            job = make_shared_job(outer.prepared.job, pairs, outer.output.at("dedupe", "scores"))
-            inner[place] = OutputCommitter(
-                prepare_job(job, model=self._model), self.run_id, outer.lease, self.reporter, self._warn
-            )
-        pending = {place: output.prepare() for place, output in inner.items()}
-        busy = [place for place, units in pending.items() if units]
-        if busy:
-            outputs = [inner[place] for place in busy]
-            engines = Driver(outputs, self.owner.output, self.reporter, self._warn, crew.connection, crew.watch)
-            specs, engine = engines.make_specs()
-            engines.score([pending[place] for place in busy], specs, engine)
-            crew.facts.faults.update(engines.facts.faults)
-        sources = {}
-        for place, output in inner.items():
-            output.finish(reports=False)
-            outer, pairs = crew.outputs[place], shared[place]
-            outer.totals.shared_passes = pairs.passes_before + output.totals.forward_passes
-            outer.dedupe = {"shared_pairs": pairs.num_pairs, "forward_passes": outer.totals.shared_passes}
-            outer.shared_dtype = output.find_dtype() or output.find_earlier_dtype()
-            outer.actor_seconds += output.actor_seconds
-            sources[place] = load_reused(output.output.uri, output.prepared.settings)
-        return sources
-
-    def _warn(self, message: str) -> None:
-        """Say what needs a person's eye, here and where notices go."""
-        self.reporter.say(message)
-        if self._notifier is not None:
-            self._notifier.report_trouble(message, self._tell_figures())
-
-    def _tell_figures(self) -> dict[str, Any]:
+    def _make_figures(self) -> dict[str, Any]:
         """Return how far the run is, for notices."""
         outputs = self._outputs
-        seconds = sum(output.actor_seconds * output.crew.gpus_per_actor for output in outputs)
+        outcomes = [output.outcomes for output in outputs]
         return {
-            "rows": sum(output.totals.rows for output in outputs),
+            "rows": sum(output.totals.rows for output in outcomes),
             "total_rows": sum(output.prepared.plan.num_rows for output in outputs),
-            "pairs_with_error": sum(output.totals.failed_pairs for output in outputs),
-            "failed_units": sum(len(output.failed) for output in outputs),
+            "pairs_with_error": sum(output.totals.failed_pairs for output in outcomes),
+            "failed_units": sum(len(output.failed) for output in outcomes),
             "seconds": round(time.time() - self._started, 1),
-            "gpu_hours": round(seconds / 3600, 3),
+            "gpu_hours": round(sum(output.gpu_seconds for output in outputs) / 3600, 3),
             **({"report": outputs[0].output.at("report.html")} if len(outputs) == 1 else {}),
         }
 
 
-def _group_by_dtype(busy: list[tuple[OutputCommitter, list[Unit]]]) -> list[list[tuple[OutputCommitter, list[Unit]]]]:
-    """Return outputs that one crew can score: those whose earlier parts are of one dtype, or that have none."""
-    groups: dict[str | None, list[tuple[OutputCommitter, list[Unit]]]] = {}
-    for item in busy:
-        groups.setdefault(item[0].find_earlier_dtype(), []).append(item)
+def _refresh(prepared: PreparedJob) -> PreparedJob:
+    """Return a job as it was prepared, anew where another run has changed its plan since then."""
+    return prepared if is_up_to_date(prepared) else prepare_job(prepared.job, model=prepared.model)
+
+
+def _finish(output: OutputCommitter) -> RunResult:
+    result = output.finish()
+    output.lease.release()
+    return result
+
+
+def _group_by_dtype(outputs: Sequence[OutputCommitter]) -> list[list[OutputCommitter]]:
+    """Return outputs that the same engines can score: those whose earlier parts are of one dtype, or that have none."""
+    groups: dict[str | None, list[OutputCommitter]] = {}
+    for output in outputs:
+        groups.setdefault(output.find_earlier_dtype(), []).append(output)
     free = groups.pop(None, [])
-    found = list(groups.values())
-    return [[*found[0], *free], *found[1:]] if found else [free]
+    typed = list(groups.values())
+    return [[*typed[0], *free], *typed[1:]] if typed else [free]

@@ -30,7 +30,7 @@ class UnitWork:
         facts: what happened on the way (attempts, seconds, engine), for manifest and metadata.
         pair_keys: string [num_pairs], for the part; None where it has none.
         directions: where each row is a pair in each of these; the pairs then stand direction by direction.
-        place: of its output among those of the run.
+        output_index: which of the run's outputs it belongs to.
     """
 
     unit: Unit
@@ -43,7 +43,7 @@ class UnitWork:
     facts: dict[str, Any] = field(default_factory=dict)
     pair_keys: pa.StringArray | None = None
     directions: tuple[str, ...] = ()
-    place: int = 0
+    output_index: int = 0
 
     @classmethod
     def failed(cls, unit: Unit, failure: str, facts: dict[str, Any] | None = None) -> Self:
@@ -54,7 +54,7 @@ class UnitWork:
 
     def with_failure(self, failure: str, facts: dict[str, Any]) -> "UnitWork":
         """Return this unit as failed, without its rows."""
-        return replace(UnitWork.failed(self.unit, failure, {**self.facts, **facts}), place=self.place)
+        return replace(UnitWork.failed(self.unit, failure, {**self.facts, **facts}), output_index=self.output_index)
 
     def with_logits(self, logits: np.ndarray, facts: dict[str, Any]) -> "UnitWork":
         """Return this unit scored, without the prompts' ids, which nobody needs after it."""
@@ -77,7 +77,7 @@ class UnitWork:
         columns["unit"] = pa.array([json.dumps(asdict(self.unit))])
         columns["facts"] = pa.array([json.dumps(self.facts)])
         columns["directions"] = pa.array([json.dumps(self.directions)])
-        columns["place"] = pa.array([self.place], pa.int32())
+        columns["output_index"] = pa.array([self.output_index], pa.int32())
         columns["failure"] = pa.array([self.failure], pa.string())
         return pa.table(columns)
 
@@ -101,7 +101,7 @@ class UnitWork:
             if table.column("pair_keys")[0].is_valid
             else None,
             directions=tuple(json.loads(table.column("directions")[0].as_py())),
-            place=table.column("place")[0].as_py(),
+            output_index=table.column("output_index")[0].as_py(),
         )
 
 

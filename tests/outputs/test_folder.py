@@ -29,7 +29,8 @@ from rerank_actor.outputs.folder import RECORD_SCHEMA, Output
 from rerank_actor.outputs.manifest import UnitRecords, check_committed
 from rerank_actor.outputs.part import check_part
 from rerank_actor.outputs.verify import verify_output
-from rerank_actor.scoring.preflight import prepare_job
+from rerank_actor.progress import QuietReporter
+from rerank_actor.scoring.preflight import is_up_to_date, prepare_job
 from rerank_actor.scoring.run import run_job
 from rerank_actor.storage.lease import Lease
 
@@ -120,6 +121,15 @@ def find_page(data: bytes, column: str = "document") -> int:
     chunk = next(chunk for chunk in chunks if chunk.path_in_schema == column)
     start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
     return int(start) + int(chunk.total_compressed_size) - 3
+
+
+def test_job_that_was_prepared_is_up_to_date_until_another_run_writes_a_plan(local_job: ScoreJob) -> None:
+    prepared = prepare_job(local_job)
+    assert is_up_to_date(prepared)
+    score_here(local_job)
+    assert not is_up_to_date(prepared)
+    assert is_up_to_date(prepare_job(local_job))
+    assert is_up_to_date(prepare_job(local_job.model_copy(update={"overwrite": True})))
 
 
 DAMAGES: dict[str, Callable[[bytes, bytes], bytes]] = {
@@ -331,20 +341,14 @@ def test_run_with_damaged_part_names_it_and_scores_it_again(local_job: ScoreJob,
     assert verify_output(str(output)).problems == []
 
 
-class Notes:
+class Notes(QuietReporter):
     """A reporter that keeps what it is told."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         self.lines.append(message)
-
-    def update(self, progress: Any) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def manifest_totals(output: Path) -> dict[str, Any]:

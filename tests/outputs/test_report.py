@@ -23,7 +23,7 @@ from rerank_actor.outputs.report.build import build_report
 from rerank_actor.outputs.report.facts import Facts, gather_facts
 from rerank_actor.outputs.report.rows import sample_rows
 from rerank_actor.progress import QuietReporter, RunProgress
-from rerank_actor.scoring.run import run_job
+from rerank_actor.scoring.run import RunLimits, run_job
 
 NUM_ROWS, UNIT_ROWS = 300, 40
 QUERY, DOCUMENT = "secret query", "secret document"
@@ -257,10 +257,7 @@ def test_sketch_of_extremes_loses_no_value() -> None:
     assert [found.bins["logit"][place] for place in (0, 128, -1)] == [2, 1, 2]
 
 
-def test_run_at_work_leaves_figures_and_counts_once(
-    tmp_path: Path, local_ray: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rerank_actor.scoring.committer.MANIFEST_SECONDS", 0.0)
+def test_run_at_work_leaves_figures_and_counts_once(tmp_path: Path, local_ray: str) -> None:
     target = tmp_path / "out"
     seen: list[tuple[str, int, str]] = []
 
@@ -276,7 +273,7 @@ def test_run_at_work_leaves_figures_and_counts_once(
     job = make_job(
         write_pairs(tmp_path), target, local_ray, engine_args={"seconds_per_prompt": 0.02}, unit_rows=20, limit=200
     )
-    run_job(job, Watcher())
+    run_job(job, Watcher(), RunLimits(manifest_seconds=0.0))
     assert {(status, runs) for status, runs, _ in seen} == {("running", 1)}
     assert all(title.startswith("Scores: a run is at work") for _, _, title in seen)
     manifest = Output(str(target)).load_manifest()

@@ -11,12 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.bitext import bitext
+from rerank_actor.bitext.job import BitextJob
+from rerank_actor.bitext.run import score_bitext
 from rerank_actor.errors import JobError
 from rerank_actor.job import ScoreJob, load_job
+from rerank_actor.job_file import check_job
 from rerank_actor.progress import QuietReporter
 from rerank_actor.runtime.notifications import Notifier
-from rerank_actor.scoring.run import run_job
+from rerank_actor.scoring.run import RunLimits, run_job
 
 SECRET = "T00/B00/xoxb-hook-secret"
 TEXT = "words of a pair"
@@ -64,7 +66,7 @@ class Words(QuietReporter):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         self.said.append(message)
 
 
@@ -105,24 +107,28 @@ def test_run_with_a_failed_unit_tells_of_trouble_and_of_its_end(tmp_path: Path, 
 
 
 def test_run_over_language_pairs_tells_once_of_trouble_in_one_and_of_the_end_of_all(
-    tmp_path: Path, local_ray: str, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, local_ray: str, hook: Hook
 ) -> None:
-    monkeypatch.setattr("rerank_actor.scoring.run.OPEN_AT_ONCE", 2)  # so that the third goes in a wave of its own
     output = tmp_path / "out"
     (tmp_path / "in").mkdir()
     for language in ("ara", "deu", "fra"):
         (tmp_path / f"in/a.{language}-eng.tsv").write_text("".join(f"Satz {i}\tphrase {i}\n" for i in range(20)))
     (tmp_path / "in/b.deu-eng.tsv").write_text("noch ein Satz\tanother phrase\n")
-    flags = ["--input", str(tmp_path / "in"), "--output", str(output), "--engine", "fake", "--min-script", "0"]
-    assert bitext([*flags, "--partitions", "deu-eng"]) == 0
+    flags = {"input": [str(tmp_path / "in")], "output": str(output), "engine": "fake", "min_script": 0}
+
+    def run(**more: Any) -> list[str]:
+        job = check_job(BitextJob, {**flags, **more}, None, more).normalized()
+        limits = RunLimits(open_outputs=2)  # so that the third goes in a wave of its own
+        return [result.status for result in score_bitext(job, limits=limits).values()]
+
+    assert run(partitions=["deu-eng"]) == ["complete"]
     for part in (output / "lang_pair=deu-eng").glob("part-*.parquet"):
         part.unlink()
     shards = (output / "_candidates/lang_pair=deu-eng").glob("*.parquet")
     shard = next(path for path in shards if pq.read_metadata(path).num_rows == 20)
     shard.write_bytes(b"PAR1 this is none PAR1")
     command = f"cat > {tmp_path}/$RERANK_EVENT-$RERANK_STATUS.json"
-    notices = ["--webhook", hook.url, "--on-finish", command, "--on-trouble", command]
-    assert bitext([*flags, *notices]) == 1
+    assert run(webhook=hook.url, on_finish=command, on_trouble=command) == ["complete", "failed", "complete"]
     trouble, end = hook.taken
     assert (trouble["event"], end["event"], end["status"]) == ("trouble", "finished", "failed")
     assert shard.name in trouble["text"]
@@ -139,7 +145,7 @@ def test_run_over_language_pairs_tells_once_of_trouble_in_one_and_of_the_end_of_
 def test_webhook_that_stumbles_is_asked_again(tmp_path: Path, hook: Hook) -> None:
     hook.codes = [503, 429]
     words = Words()
-    Notifier(make_job(tmp_path, webhook=hook.url), "run", words.say).report_end("complete", "done", {"rows": 3})
+    Notifier(make_job(tmp_path, webhook=hook.url), "run", words).report_end("complete", "done", {"rows": 3})
     assert [(one["event"], one["status"], one["rows"]) for one in hook.taken] == [("finished", "complete", 3)]
     assert words.said == []
 
@@ -148,7 +154,7 @@ def test_notice_that_cannot_be_delivered_is_told_without_its_address(tmp_path: P
     hook.codes = [404]
     words = Words()
     job = make_job(tmp_path, webhook=hook.url, on_finish=f"exit 7 # {SECRET}")
-    Notifier(job, "run", words.say).report_end("complete", "done")
+    Notifier(job, "run", words).report_end("complete", "done")
     assert hook.taken == []
     assert sorted(words.said) == [
         "--webhook could not be carried out (it answers 404)",
@@ -157,7 +163,7 @@ def test_notice_that_cannot_be_delivered_is_told_without_its_address(tmp_path: P
 
 
 def test_trouble_is_told_once_in_a_while(tmp_path: Path, hook: Hook) -> None:
-    notifier = Notifier(make_job(tmp_path, webhook=hook.url), "run", print)
+    notifier = Notifier(make_job(tmp_path, webhook=hook.url), "run", QuietReporter())
     for number in range(50):
         notifier.report_trouble(f"unit {number} failed")
     notifier.report_end("failed", "50 units failed")

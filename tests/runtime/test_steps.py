@@ -2,7 +2,7 @@
 
 import json
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,13 @@ class RunnerHere(TaskRunner):
     def __init__(self) -> None:
         """Nothing to connect to."""
 
-    def run_tasks(
-        self, work: Callable[[Any], dict[str, Any]], items: Sequence[Any], take: Callable[[int, Any], None]
-    ) -> None:
+    def run_tasks(self, work: Callable[[Any], dict[str, Any]], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         for number in reversed(range(len(items))):
             try:
                 report: Any = work(items[number])
             except ValueError as error:
                 report = TaskFailure(str(error), "ValueError")
-            take(number, report)
+            yield number, report
 
 
 def square(item: int) -> dict[str, Any]:

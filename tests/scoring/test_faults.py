@@ -8,7 +8,6 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -215,12 +214,15 @@ def test_run_whose_first_actor_stands_still_before_its_first_line_goes_on(
     output = tmp_path / "output"
     (tmp_path / "sitecustomize.py").write_text(SPOIL_STARTS.format(fates=fates, folder=str(tmp_path)))
     script = (
-        "from rerank_actor.scoring import driver; driver.FIRST_STANDSTILL_SECONDS = 5\n"
-        "from jobs.score import score; score()"
+        "import sys\n"
+        "from rerank_actor.job import load_job\n"
+        "from rerank_actor.scoring.run import RunLimits, run_job\n"
+        "run_job(load_job(sys.argv[1], {}), limits=RunLimits(first_standstill_seconds=5))"
     )
-    flags = ["--input", shard, "--output", output, "--engine", "fake", "--unit-rows", UNIT_ROWS]
+    job_file = tmp_path / "job.yaml"
+    job_file.write_text(f"input: [{shard}]\noutput: {output}\nengine: fake\nunit_rows: {UNIT_ROWS}\n")
     found = subprocess.run(
-        [sys.executable, "-c", script, *map(str, flags)],
+        [sys.executable, "-c", script, str(job_file)],
         capture_output=True,
         text=True,
         timeout=500,
@@ -233,21 +235,19 @@ def test_run_whose_first_actor_stands_still_before_its_first_line_goes_on(
     assert read_manifest(output)["faults"]["actor_stuck"] >= 1
 
 
-def test_engine_start_counts_as_work_while_its_process_shows_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_start_counts_as_work_while_its_process_shows_signs_of_life() -> None:
     now = 1000.0
-    # The coordinator's clock alone: threads of Ray in this process wait by the real one.
-    monkeypatch.setattr("rerank_actor.scoring.coordinator.time", SimpleNamespace(monotonic=lambda: now))
-    coordinator = Coordinator(None, 3)
+    coordinator = Coordinator(None, 3, lambda: now)
     coordinator.begin_start("actor")
     for _ in range(4):
         now += 200
-        assert coordinator.drain()["idle_seconds"] == 0
+        assert coordinator.drain().idle_seconds == 0
         coordinator.note_presence("actor")
     now += START_SILENCE_SECONDS
-    silent_for = coordinator.drain()["idle_seconds"]
+    silent_for = coordinator.drain().idle_seconds
     assert silent_for == START_SILENCE_SECONDS
     coordinator.begin_start("actor")
-    assert coordinator.drain()["idle_seconds"] == 0
+    assert coordinator.drain().idle_seconds == 0
 
 
 def test_engines_that_start_at_a_later_try_score_everything(

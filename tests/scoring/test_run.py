@@ -30,28 +30,23 @@ from rerank_actor.engines.template import QWEN3_RERANKER
 from rerank_actor.errors import OutputConflictError
 from rerank_actor.job import ScoreJob, load_job
 from rerank_actor.outputs.verify import verify_output
+from rerank_actor.progress import QuietReporter
 from rerank_actor.scoring.preflight import prepare_job
-from rerank_actor.scoring.run import RunResult, run_job
+from rerank_actor.scoring.run import RunLimits, RunResult, run_job
 
 ADDED = ["score", "logit", "num_tokens", "truncated_tokens", "error"]
 MAX_LENGTH = 8192
 NO_RAY = "127.0.0.1:1"  # a run that wanted a Ray would not find one there
 
 
-class Notes:
+class Notes(QuietReporter):
     """A reporter that keeps what it is told."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         self.lines.append(message)
-
-    def update(self, progress: Any) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def make_job(output: Path, *inputs: Path, **settings: Any) -> ScoreJob:
@@ -357,17 +352,14 @@ def test_stored_job_file_is_the_same_job(scored: Scored, tmp_path: Path) -> None
     assert prepared.fingerprint == read_manifest(scored.output)["fingerprint"]
 
 
-def test_scores_are_the_same_in_other_units_actors_rounds_and_order(
-    scored: Scored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scores_are_the_same_in_other_units_actors_rounds_and_order(scored: Scored, tmp_path: Path) -> None:
     inputs = [Path(uri) for uri in reversed(scored.shards)]
     meeting = tmp_path / "meeting"
     meeting.mkdir()
     engine_args = {"meet": [str(meeting), 2]}  # no unit is scored before two engines have started
     job = make_job(tmp_path / "output", *inputs, unit_rows=7, actors="2", engine_args=engine_args)
     units = sum(1 for _ in prepare_job(job).plan.units())
-    monkeypatch.setattr("rerank_actor.scoring.driver.ROUND_UNITS", units // 2 + 1)
-    result = run_job(job)
+    result = run_job(job, limits=RunLimits(round_units=units // 2 + 1))
     assert result.status == "complete"
     assert (result.run["units"], result.run["faults"]) == (units, {})
     # Of an actor that starts slowly on a busy machine the second round may know nothing.

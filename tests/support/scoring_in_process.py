@@ -1,6 +1,6 @@
 """Scoring with the fake engine by the path of a unit, in this process and without Ray."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,9 +10,10 @@ from rerank_actor.engines.model import load_tokenizer_json
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.folder import find_pending
 from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed
+from rerank_actor.progress import QuietReporter
 from rerank_actor.runtime.store_builder import run_here
 from rerank_actor.scoring.lookups import make_known, make_lookups
-from rerank_actor.scoring.preflight import make_specs, prepare_job
+from rerank_actor.scoring.preflight import make_engine_spec, make_prepare_spec, prepare_job
 from rerank_actor.scoring.prepare import prepare_unit
 from rerank_actor.scoring.write import write_part
 
@@ -37,10 +38,11 @@ def score_here(job: ScoreJob, run_id: str = "run", *, records: bool = True) -> O
     pending = find_pending(prepared.plan, {name: part for name, part in parts.items() if name not in damaged})
     output.delete_parts(list(damaged))
     tokenizer_json = load_tokenizer_json(prepared.model)
-    prepare, spec = make_specs(prepared, tokenizer_json, {})
-    lookups = make_lookups(prepared, run_here, notes.append, lambda: None)
-    prepare = replace(prepare, lookups=lookups, known=make_known(prepared, run_here, notes.append, lambda: None))
-    engine, unit_records = FakeEngine(spec), UnitRecords(output, run_id)
+    reporter = QuietReporter()
+    lookups = make_lookups(prepared, run_here, reporter, lambda: None)
+    known = make_known(prepared, run_here, reporter, lambda: None)
+    prepare = make_prepare_spec(prepared, {}, lookups, known)
+    engine, unit_records = FakeEngine(make_engine_spec(prepared, tokenizer_json)), UnitRecords(output, run_id)
     for unit in pending:
         work = prepare_unit(unit, prepare, tokenizer_json)
         logits = np.full(len(work.prompts), np.nan, np.float32)

@@ -96,17 +96,17 @@ class LanguagePairSelection:
         """Take the steps that are not done, and write down what came of it."""
         spec = self._prepare()
         self.output.write_json("settings.json", self.settings)
-        self.reporter.say(f"{self.name}: selecting from {self.scored.num_rows:,} scored pairs")
+        self.reporter.info(f"{self.name}: selecting from {self.scored.num_rows:,} scored pairs")
         try:
             objects = self._deliver(self._align(*self._score(spec)))
         except StepError as error:
-            self.reporter.say(f"{self.name}: {error}")
+            self.reporter.info(f"{self.name}: {error}")
             return Selected("failed", failure=str(error))
         return self._finish(objects)
 
     def look(self) -> Selected:
         """Take the steps that known pairs need, and no more."""
-        self.reporter.say(f"{self.name}: looking for known pairs among {self.scored.num_rows:,} scored ones")
+        self.reporter.info(f"{self.name}: looking for known pairs among {self.scored.num_rows:,} scored ones")
         spec = replace(self._prepare(), waits=True)
         try:
             self._score(spec, apply=False)
@@ -142,7 +142,7 @@ class LanguagePairSelection:
         self.fingerprints = set(fingerprints)
         self.reasons = _add_up(record.facts["reasons"] for record in records)
         if self.tally.counts["rows"] == self.tally.removed["unscored"]:
-            self.reporter.say(
+            self.reporter.info(
                 f"{self.name}: none of {self.tally.counts['rows']:,} rows has a score (column `error` says why), so that "
                 "nothing can be selected"
             )
@@ -172,10 +172,10 @@ class LanguagePairSelection:
             self.rules = (
                 replace(self.rules, threshold=best) if flag == "threshold" else replace(self.rules, margin=best)
             )
-            self.reporter.say(f"{self.name}: --{flag} {best:.6g} has the best F1 on known pairs")
+            self.reporter.info(f"{self.name}: --{flag} {best:.6g} has the best F1 on known pairs")
 
     def _say_known(self, scores: LabelledScores, where: str) -> None:
-        self.reporter.say(
+        self.reporter.info(
             f"{self.name}: {scores.num_right:,} known right and {scores.num_wrong:,} known wrong pairs {where}"
         )
 

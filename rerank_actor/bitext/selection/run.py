@@ -18,7 +18,7 @@ from rerank_actor.bitext.selection.scored import ScoredPair, load_scored
 from rerank_actor.errors import InputError, OutputConflictError
 from rerank_actor.fingerprint import refuse_other_rules
 from rerank_actor.progress import QuietReporter, Reporter
-from rerank_actor.runtime.connection import Connection, SignalWatch, connect_ray, watch_signals
+from rerank_actor.runtime.connection import Connection, connect_ray, watch_signals
 from rerank_actor.runtime.steps import TaskRunner
 from rerank_actor.storage.lease import Lease, make_run_id
 
@@ -101,13 +101,13 @@ class _Connector:
 
     def __init__(self, job: SelectJob, stack: contextlib.ExitStack) -> None:
         self._job, self._stack = job, stack
-        self._connected: tuple[SignalWatch, Connection] | None = None
+        self._connection: Connection | None = None
 
-    def __call__(self) -> tuple[SignalWatch, Connection]:
-        if self._connected is None:
+    def __call__(self) -> Connection:
+        if self._connection is None:
             watch = self._stack.enter_context(watch_signals())
-            self._connected = watch, self._stack.enter_context(connect_ray(self._job, watch))
-        return self._connected
+            self._connection = self._stack.enter_context(connect_ray(self._job, watch))
+        return self._connection
 
 
 def _collect_settings(scored: ScoredPair, job: SelectJob, known: LabelledPairs | None) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def _find_earlier(output: SelectOutput, settings: dict[str, Any], job: SelectJob
 
 def _select_pair(selection: LanguagePairSelection, earlier: dict[str, Any] | None) -> Selected:
     """Select from a language pair, unless an earlier run did, by whose settings this one can go on."""
-    output, lease, say = selection.output, selection.runner.lease, selection.reporter.say
+    output, lease, say = selection.output, selection.runner.lease, selection.reporter.info
     calibrates = selection.job.calibrate_only
     done = output.read_own("result.json") if earlier is not None and not calibrates else {}
     if done and not list_lost(output.list_data(), done["objects"]):
