@@ -29,8 +29,8 @@ from rerank_actor.engines.options import HARMLESS_ENGINE_ARGS, SCORING_ENGINE_AR
 from rerank_actor.errors import JobError, ModelError
 from rerank_actor.inputs.columns import RESERVED_COLUMNS
 from rerank_actor.inputs.plan import Plan
+from rerank_actor.inputs.rows import Unit
 from rerank_actor.inputs.spec import InputSpec
-from rerank_actor.inputs.unit import Unit
 from rerank_actor.job import load_job
 from rerank_actor.outputs.folder import RECORD_SCHEMA, Output
 from rerank_actor.outputs.part import check_part

@@ -19,15 +19,17 @@ from rich.table import Table
 
 from rerank_actor import storage
 from rerank_actor.bitext.filters import CandidateFilters
-from rerank_actor.bitext.ingest import refuse_broken, split_batch
+from rerank_actor.bitext.ingest import split_candidates
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.languages import LanguagePair
-from rerank_actor.bitext.readers import read_batches
-from rerank_actor.bitext.sources import Source, choose_partitions, choose_sources, find_sources, split_name
+from rerank_actor.bitext.readers import read_candidate_batches
+from rerank_actor.bitext.sources import Source, choose_partitions, choose_sources, find_sources
 from rerank_actor.engines.model import RerankerModel, load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.errors import InputError
+from rerank_actor.inputs.batches import refuse_broken
 from rerank_actor.inputs.directions import Directions
+from rerank_actor.inputs.formats import split_name
 from rerank_actor.inputs.plan import share_out
 from rerank_actor.inputs.text import decompress
 from rerank_actor.outputs.folder import Output, find_pending
@@ -162,10 +164,10 @@ def _look_at(sources: list[Source], job: BitextJob, rules: CandidateFilters) -> 
 
 
 def _look_at_file(source: Source, job: BitextJob, rules: CandidateFilters) -> _Look:
-    with refuse_broken(source):
+    with refuse_broken(source.file.uri, source.kind):
         rows, is_counted = _count_rows(source)
-        batch = next((batch for batch in read_batches(source, job) if batch.table.num_rows), None)
-        tables = list(split_batch(batch, source, job, rules)) if batch is not None else []
+        candidates = next((some for some in read_candidate_batches(source, job) if some.table.num_rows), None)
+        tables = list(split_candidates(candidates, source, job, rules)) if candidates is not None else []
     return _Look(rows if tables else 0, is_counted, tables)
 
 

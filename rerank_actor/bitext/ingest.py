@@ -6,8 +6,6 @@ with its reason. The record of a file is written last and says that it is read. 
 nothing of Ray, prompts or scores.
 """
 
-import contextlib
-import csv
 import hashlib
 import io
 import json
@@ -21,18 +19,27 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.bitext.candidate_columns import NOT_A_NUMBER, NOT_UNICODE, TEXT, Batch
+from rerank_actor.bitext.candidate_columns import NOT_A_NUMBER, TEXT, Candidates
 from rerank_actor.bitext.filters import EMPTY_SOURCE, EMPTY_TARGET, CandidateFilters, find_reasons
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.languages import LanguagePair, make_pair
-from rerank_actor.bitext.readers import BROKEN_JSON, BROKEN_LINE, ROWS_AT_ONCE, read_batches
+from rerank_actor.bitext.readers import read_candidate_batches
 from rerank_actor.bitext.sources import Source
-from rerank_actor.errors import InputError, describe_cause
+from rerank_actor.errors import InputError
 from rerank_actor.fingerprint import hash_fingerprint
+from rerank_actor.inputs.batches import refuse_broken
+from rerank_actor.inputs.rows import LIMITS, ReadLimits
+from rerank_actor.inputs.text import BROKEN_CSV, BROKEN_FIELDS, BROKEN_JSON, NOT_UNICODE
 
-SHARD_ROWS = 131_072
-HELD_ROWS = 4 * SHARD_ROWS  # of a file whose rows are of many language pairs
-TOLD = (BROKEN_LINE, BROKEN_JSON, NOT_UNICODE, NOT_A_NUMBER, EMPTY_SOURCE, EMPTY_TARGET)
+TOLD = (BROKEN_FIELDS, BROKEN_CSV, BROKEN_JSON, NOT_UNICODE, NOT_A_NUMBER, EMPTY_SOURCE, EMPTY_TARGET)
+
+
+@dataclass(frozen=True)
+class ShardSize:
+    """Rows of a shard, and rows that are held at most of a file whose rows are of many language pairs."""
+
+    rows: int = 131_072
+    held_rows: int = 4 * 131_072
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,16 @@ class ReadSpec:
         folder: for the shards.
         rules: in force, as the driver resolved them; a worker may have another language identifier installed, or none.
         settings: hash of all that can change a candidate.
+        limits: of what is read at once.
+        size: of shards.
     """
 
     job: BitextJob
     folder: str
     rules: CandidateFilters
     settings: str
+    limits: ReadLimits = LIMITS
+    size: ShardSize = ShardSize()
 
     @classmethod
     def of_job(cls, job: BitextJob, folder: str) -> Self:
@@ -69,13 +80,13 @@ def read_candidates(source: Source, spec: ReadSpec) -> dict[str, Any]:
         InputError: the file is broken or cannot be what it is taken for; says the file and, where there is one, the line.
         StorageError: it cannot be read or the shards cannot be written.
     """
-    writer = _ShardWriter(name_record(source), spec.folder)
-    with refuse_broken(source):
-        for batch in read_batches(source, spec.job):
-            if batch.table.num_rows:
-                for pair, table in split_batch(batch, source, spec.job, spec.rules):
+    writer = _ShardWriter(name_record(source), spec)
+    with refuse_broken(source.file.uri, source.kind):
+        for candidates in read_candidate_batches(source, spec.job, spec.limits):
+            if candidates.table.num_rows:
+                for pair, table in split_candidates(candidates, source, spec.job, spec.rules):
                     writer.add(pair, table)
-    writer.finish()
+        writer.finish()
     record = {
         "files": source.identity,
         "kind": source.kind,
@@ -88,25 +99,11 @@ def read_candidates(source: Source, spec: ReadSpec) -> dict[str, Any]:
     return record
 
 
-@contextlib.contextmanager
-def refuse_broken(source: Source) -> Iterator[None]:
-    """Turn what a reader stumbles over into an `InputError` that names the file."""
-    try:
-        yield
-    except (pa.ArrowException, EOFError, OSError, csv.Error) as error:
-        uri = source.file.uri
-        raise InputError(
-            f"{uri}: cannot be read as {source.kind} ({describe_cause(error)}); it may be broken, cut short or of another "
-            "format (--format)",
-            uri=uri,
-        ) from error
-
-
 class _ShardWriter:
     """Gathers rows by language pair and writes a shard whenever there are enough."""
 
-    def __init__(self, name: str, folder: str) -> None:
-        self._name, self._folder = name, folder
+    def __init__(self, name: str, spec: ReadSpec) -> None:
+        self._name, self._spec = name, spec
         self._tables: dict[str, list[pa.Table]] = {}
         self._held: Counter[str] = Counter()  # rows
         self.partitions: dict[str, dict[str, int]] = {}
@@ -114,61 +111,65 @@ class _ShardWriter:
         self.first_lines: dict[str, int] = {}
 
     def add(self, pair: LanguagePair, table: pa.Table) -> None:
-        own = self.partitions.setdefault(pair.name, {"rows": 0, "shards": 0})
-        own["rows"] += table.num_rows
-        for row, reason in zip(*_list_reasons(table), strict=True):
+        self.partitions.setdefault(pair.name, {"rows": 0, "shards": 0})["rows"] += table.num_rows
+        for line, reason in zip(*_list_reasons(table), strict=True):
             self.reasons[reason] += 1
-            self.first_lines.setdefault(reason, row)
-        held = self._tables.setdefault(pair.name, [])
-        held.append(table)
+            self.first_lines.setdefault(reason, line)
+        self._tables.setdefault(pair.name, []).append(table)
         self._held[pair.name] += table.num_rows
-        if self._held[pair.name] >= SHARD_ROWS:
+        if self._held[pair.name] >= self._spec.size.rows:
             self._write(pair.name)
-        elif self._held.total() >= HELD_ROWS:
+        elif self._held.total() >= self._spec.size.held_rows:
             self._write(max(self._held, key=lambda name: self._held[name]))
 
     def finish(self) -> None:
-        for name, held in self._tables.items():
-            if held:
+        for name, tables in self._tables.items():
+            if tables:
                 self._write(name)
 
     def _write(self, partition: str) -> None:
         written = self.partitions[partition]
-        table = pa.concat_tables(self._tables[partition], promote_options="permissive")
+        table = _name_nulls(pa.concat_tables(self._tables[partition], promote_options="permissive"))
         sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_AT_ONCE)
+        pq.write_table(table, sink, compression="zstd", row_group_size=self._spec.limits.batch_rows)
         name = f"{self._name}-{written['shards']:05d}.parquet"
-        storage.write_bytes(storage.join_uri(self._folder, f"lang_pair={partition}", name), sink.getvalue())
+        storage.write_bytes(storage.join_uri(self._spec.folder, f"lang_pair={partition}", name), sink.getvalue())
         written["shards"] += 1
         self._tables[partition] = []
         self._held[partition] = 0
 
 
+def _name_nulls(table: pa.Table) -> pa.Table:
+    """Return a table whose columns all have a type: one that holds nothing is of text."""
+    fields = [field.with_type(TEXT) if pa.types.is_null(field.type) else field for field in table.schema]
+    return table.cast(pa.schema(fields, table.schema.metadata))
+
+
 def _list_reasons(table: pa.Table) -> tuple[list[int], list[str]]:
-    found = table.filter(pc.is_valid(table[REASON_COLUMN])).select(["input_line", REASON_COLUMN])
-    return found["input_line"].to_pylist(), found[REASON_COLUMN].to_pylist()
+    dropped = table.filter(pc.is_valid(table[REASON_COLUMN]))
+    return dropped["input_line"].to_pylist(), dropped[REASON_COLUMN].to_pylist()
 
 
-def split_batch(
-    batch: Batch, source: Source, job: BitextJob, rules: CandidateFilters
+def split_candidates(
+    candidates: Candidates, source: Source, job: BitextJob, rules: CandidateFilters
 ) -> Iterator[tuple[LanguagePair, pa.Table]]:
     """Yield the rows of each language pair in the form of candidates, with the reason of those not to be scored.
 
     Raises:
         InputError: a language pair cannot be told, or a code is unknown; says the file and the line.
     """
-    table, lines = batch.table, pa.array(batch.lines, pa.int64())
+    table, lines = candidates.table, pa.array(candidates.lines, pa.int64())
     columns = {"input_file": pa.array([source.file.uri] * table.num_rows, TEXT), "input_line": lines}
-    faults = pa.array([batch.faults.get(row) for row in range(table.num_rows)], TEXT)
+    faults = pa.array([candidates.faults.get(row) for row in range(table.num_rows)], TEXT)
     for name, values in columns.items():
         table = table.append_column(name, values)
     for pair, rows in _split_pairs(table, source, job):
-        own = table if rows is None else table.take(rows)
-        own_faults = faults if rows is None else faults.take(rows)
-        names = [name for name in own.column_names if name not in ("source_language", "target_language")]
-        texts = [own[name].combine_chunks() for name in ("source", "target")]
-        reasons = pc.coalesce(own_faults, find_reasons(texts[0], texts[1], pair, rules))
-        yield pair, own.select(names).append_column(REASON_COLUMN, reasons)
+        chosen = table if rows is None else table.take(rows)
+        chosen_faults = faults if rows is None else faults.take(rows)
+        names = [name for name in chosen.column_names if name not in ("source_language", "target_language")]
+        texts = [chosen[name].combine_chunks() for name in ("source", "target")]
+        reasons = pc.coalesce(chosen_faults, find_reasons(texts[0], texts[1], pair, rules))
+        yield pair, chosen.select(names).append_column(REASON_COLUMN, reasons)
 
 
 def _split_pairs(table: pa.Table, source: Source, job: BitextJob) -> Iterator[tuple[LanguagePair, pa.Array | None]]:
@@ -188,6 +189,6 @@ def _split_pairs(table: pa.Table, source: Source, job: BitextJob) -> Iterator[tu
     rows: dict[tuple[Any, Any], list[int]] = {}
     for row, key in enumerate(zip(*codes, strict=True)):
         rows.setdefault(key, []).append(row)
-    for key, own in rows.items():
-        line = table["input_line"][own[0]].as_py()
-        yield make_pair(str(key[0]), str(key[1]), job.languages, f"{uri}, line {line}"), pa.array(own)
+    for key, of_pair in rows.items():
+        line = table["input_line"][of_pair[0]].as_py()
+        yield make_pair(str(key[0]), str(key[1]), job.languages, f"{uri}, line {line}"), pa.array(of_pair)

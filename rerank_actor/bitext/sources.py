@@ -7,19 +7,19 @@ a name does not tell the format. Knows nothing of what becomes of the rows.
 
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from rerank_actor import storage
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.languages import LanguagePair, find_pair_in_name, parse_pair
 from rerank_actor.errors import InputError, JobError, suggest
-from rerank_actor.inputs.shards import SUFFIXES
-from rerank_actor.inputs.text import BYTE_ORDER_MARK, decompress
+from rerank_actor.inputs.batches import refuse_broken
+from rerank_actor.inputs.formats import find_format, split_name
+from rerank_actor.inputs.text import TextFile, iterate_records, split_fields
 
 Kind = Literal["parquet", "jsonl", "csv", "tsv", "laser", "pairs", "moses"]
-COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,12 @@ class Source:
     @property
     def identity(self) -> list[list[Any]]:
         """What tells its files from others, and from themselves once they have changed, as JSON values."""
-        return [one.identity for one in (self.file, self.twin) if one is not None]
+        return [file.identity for file in self.files]
+
+    @property
+    def files(self) -> list[storage.StoredObject]:
+        """Its files, one or two."""
+        return [file for file in (self.file, self.twin) if file is not None]
 
 
 def find_sources(job: BitextJob) -> list[Source]:
@@ -63,10 +68,10 @@ def find_sources(job: BitextJob) -> list[Source]:
             raise InputError(
                 f"--output {job.output} and --input {uri} lie in one another; choose another folder", uri=uri
             )
-        found = storage.list_objects(uri)
-        if not found:
+        objects = storage.list_objects(uri)
+        if not objects:
             raise InputError(f"{uri}: nothing there; --input takes files, folders and globs, local or s3://", uri=uri)
-        files.update((item.uri, item) for item in found)
+        files.update((item.uri, item) for item in objects)
     pairs = {uri: given or find_pair(uri, job.languages) for uri in files}
     sources, left = _join_moses(job, files, pairs)
     for file in left:
@@ -94,17 +99,6 @@ def find_pair(uri: str, languages: Mapping[str, str]) -> LanguagePair | None:
     if folder is not None:
         return parse_pair(folder[1], languages, uri)
     return find_pair_in_name(uri.rpartition("/")[2], languages)
-
-
-def split_name(uri: str) -> tuple[str, str, str]:
-    """Return a URI without its suffix, the suffix with its dot, and the compression (gz, zst or none)."""
-    compression = ""
-    for ending, codec in COMPRESSIONS.items():
-        if uri.lower().endswith(ending):
-            uri, compression = uri[: -len(ending)], codec
-    name = uri.rpartition("/")[2]
-    suffix = "." + name.rpartition(".")[2] if "." in name else ""
-    return (uri[: -len(suffix)] if suffix else uri), suffix, compression
 
 
 def _join_moses(
@@ -147,26 +141,27 @@ def _join_moses(
 
 
 def _find_kind(file: storage.StoredObject, job: BitextJob) -> Kind | None:
+    """Return a file's format by its name or, where that is TSV, by its first line; None where nothing tells it."""
+    kind, compression = find_format(file.uri)
     if job.format != "auto":
         return job.format
-    _, suffix, _ = split_name(file.uri)
-    kind = SUFFIXES.get(suffix.lower())
     if kind != "tsv":
         return cast(Kind, kind) if kind in get_args(Kind) else None
-    with open_text(file) as stream:
-        fields = stream.readline().removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace").rstrip("\r\n").split("\t")
+    with refuse_broken(file.uri, "tsv"):
+        first = next(iterate_records(TextFile(file.uri, file.size, file.etag, "tsv", compression)), None)
+    fields = (split_fields(first.content) if first is not None else None) or []
     if job.source_column in fields and job.target_column in fields:
         return "tsv"
     if len(fields) == 3 and _is_number(fields[0]):
         return "laser"
-    if len(fields) == 2:
+    if len(fields) == 2 or first is None:
         return "pairs"
     raise InputError(
-        f"{file.uri}, line 1: is no header with `{job.source_column}` and `{job.target_column}`"
+        f"{file.uri}, line {first.line}: is no header with `{job.source_column}` and `{job.target_column}`"
         f"{suggest(job.source_column, fields)}, and neither score, source, target nor source, target ({len(fields)} fields); "
         "name the columns with --source-column and --target-column, or the format with --format",
         uri=file.uri,
-        line=1,
+        line=first.line,
     )
 
 
@@ -176,25 +171,6 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def open_text(file: storage.StoredObject) -> BinaryIO:
-    """Open a text file, uncompressed; the caller closes it.
-
-    Raises:
-        StorageError, JobError: it cannot be reached, or is no longer the file that was listed.
-    """
-    raw = storage.open_input(file.uri, size=file.size, etag=file.etag)
-    return cast(BinaryIO, decompress(raw, split_name(file.uri)[2]))
-
-
-def read_lines(file: storage.StoredObject) -> Iterator[bytes]:
-    """Yield the lines of a text file without their ends; only a newline ends one, not what Unicode holds for one."""
-    with open_text(file) as stream:
-        for number, line in enumerate(stream):
-            line = line[:-1] if line.endswith(b"\n") else line
-            line = line[:-1] if line.endswith(b"\r") else line
-            yield line.removeprefix(BYTE_ORDER_MARK) if number == 0 else line
 
 
 def choose_sources(sources: list[Source], partitions: list[str]) -> list[Source]:
@@ -219,13 +195,13 @@ def choose_partitions(wanted: list[str], present: list[str]) -> list[str]:
     for item in wanted:
         first, separator, last = item.partition(":")
         if separator:
-            found = [name for name in present if (not first or name >= first) and (not last or name <= last)]
+            names = [name for name in present if (not first or name >= first) and (not last or name <= last)]
         else:
-            found = fnmatch.filter(present, item)
-        if not found:
+            names = fnmatch.filter(present, item)
+        if not names:
             raise JobError(
                 f"--partitions {item}: no such language pair in the input{suggest(item, present)}; there are "
                 f"{', '.join(present[:20])}{' and more' if len(present) > 20 else ''}"
             )
-        chosen.update(found)
+        chosen.update(names)
     return sorted(chosen)

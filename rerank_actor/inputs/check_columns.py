@@ -9,9 +9,9 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from rerank_actor.errors import InputError, suggest
+from rerank_actor.inputs.formats import detect_format
 from rerank_actor.inputs.pairs import list_fields
 from rerank_actor.inputs.rows import ShardLayout
-from rerank_actor.inputs.shards import detect_format
 from rerank_actor.inputs.spec import InputSpec
 
 SHOWN_CHARACTERS = 40  # of a column's name, which may be a text where a file has no header

@@ -5,12 +5,15 @@ JSON text where nothing else holds them all. Extension types are taken off befor
 a type may run code. Knows nothing of formats.
 """
 
+import contextlib
 import json
 from collections.abc import Container, Iterable
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from rerank_actor.storage.utf8 import is_unicode
 
 RESERVED_COLUMNS = ("score", "logit", "num_tokens", "truncated_tokens", "error")
 
@@ -58,8 +61,17 @@ def merge_types(first: pa.DataType | None, second: pa.DataType) -> pa.DataType:
 
 def add_types(types: dict[str, pa.DataType], objects: list[dict[str, Any]]) -> None:
     """Widen the types of JSON columns by those of some more rows."""
-    for name in dict.fromkeys(name for found in objects for name in found):
-        types[name] = merge_types(types.get(name), _infer_type([found.get(name) for found in objects]))
+    for name in dict.fromkeys(name for item in objects for name in item):
+        types[name] = merge_types(types.get(name), _infer_type([item.get(name) for item in objects]))
+
+
+def _list_not_unicode(values: list[Any]) -> list[int]:
+    """Return the rows of values in which there are lone surrogates, which stand for what is not Unicode."""
+    texts = (
+        "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for value in values
+    )
+    return [row for row, text in enumerate(texts) if not is_unicode(text)]
 
 
 def _infer_type(values: list[Any]) -> pa.DataType:
@@ -93,19 +105,33 @@ def _merge_all(kinds: Iterable[pa.DataType]) -> pa.DataType:
 def to_array(values: list[Any], wanted: pa.DataType | None = None) -> pa.Array:
     """Return values as an Arrow array: of the wanted type, or of what they show; as JSON text where neither goes."""
     kind = _infer_type(values) if wanted is None else wanted
-    if not pa.types.is_string(kind):
-        try:
-            found = pa.array(values)
-            if found.type == kind:
-                return found
-        except _FAILURES:
-            pass
-        try:
+    if pa.types.is_string(kind):
+        with contextlib.suppress(*_FAILURES):
+            return pa.array(values, kind)
+    else:
+        with contextlib.suppress(*_FAILURES):
+            inferred = pa.array(values)
+            if inferred.type == kind:
+                return inferred
+        with contextlib.suppress(*_FAILURES):
             # Arrow cuts 1.5 to a wanted int64 and drops fields that a wanted struct lacks, without a word.
             return pa.array([_conform(value, kind) for value in values], kind)
-        except _FAILURES:
-            pass
     return pa.array([as_text(value) for value in values], pa.string())
+
+
+def to_whole_array(values: list[Any]) -> tuple[pa.Array, list[int]]:
+    """Return values as an array for which no other values matter, and the rows of what was not Unicode and is now.
+
+    It is of the type that they show; objects become JSON text, because others may have other fields.
+    """
+    with contextlib.suppress(*_FAILURES):
+        array = pa.array(values)
+        if not pa.types.is_struct(array.type):
+            return array, []
+    array = to_array(values)
+    if pa.types.is_struct(array.type):
+        array = pa.array([as_text(value) for value in values], pa.string())
+    return array, _list_not_unicode(values)
 
 
 def _conform(value: Any, kind: pa.DataType) -> Any:
@@ -149,7 +175,7 @@ def as_text(value: Any) -> str | None:
     if value is None:
         return None
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text if is_unicode(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def to_texts(column: pa.ChunkedArray) -> list[Any]:

@@ -1,16 +1,24 @@
 """What the input names, listed: the shards of a job in the order of their URIs.
 
-Takes an `InputSpec`, gives stored objects. Knows nothing of what is in them.
+Takes an `InputSpec`, gives stored objects. Of datasets of Hugging Face it says which files hold the rows of a configuration
+and split: of repositories on the hub, which the datasets library resolves, and of folders that `save_to_disk` wrote, whose
+`state.json` says what they hold. Their files are shards like any other. Knows nothing of what is in them.
 """
 
+import fnmatch
+import json
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rerank_actor import storage
-from rerank_actor.errors import InputError
-from rerank_actor.inputs import shards
-from rerank_actor.inputs.hf_datasets import list_repository, pick_saved
+from rerank_actor.errors import InputError, describe_cause
+from rerank_actor.inputs.formats import SUFFIXES, detect_format, find_format
 from rerank_actor.inputs.spec import InputSpec
-from rerank_actor.storage.hub import is_hub
+from rerank_actor.storage.hub import is_hub, pin_revision, split_hub_uri
+
+STATE, INFO, DICT = "state.json", "dataset_info.json", "dataset_dict.json"
+ALL_SPLITS = "all"
 
 
 def list_input(spec: InputSpec) -> list[storage.StoredObject]:
@@ -34,10 +42,10 @@ def list_input(spec: InputSpec) -> list[storage.StoredObject]:
                 f"{uri}: nothing there; --input takes files, folders and globs, local or s3://, and hf:// datasets",
                 uri=uri,
             )
-        kept = [item for item in objects if len(objects) == 1 or _has_format(item.uri, spec.format)]
+        kept = [item for item in objects if len(objects) == 1 or find_format(item.uri, spec.format)[0] is not None]
         if not kept:
             raise InputError(
-                f"{uri}: {len(objects)} objects, none named like a shard ({', '.join(sorted(shards.SUFFIXES))}, "
+                f"{uri}: {len(objects)} objects, none named like a shard ({', '.join(sorted(SUFFIXES))}, "
                 "also .gz and .zst); name the format with --format",
                 uri=uri,
             )
@@ -48,16 +56,8 @@ def list_input(spec: InputSpec) -> list[storage.StoredObject]:
             "--split and --config choose from hf:// datasets and save_to_disk folders, and no input is one"
         )
     for item in found.values():
-        shards.detect_format(item.uri, spec.format)
+        detect_format(item.uri, spec.format)
     return list(found.values())
-
-
-def _has_format(uri: str, wanted: str) -> bool:
-    try:
-        shards.detect_format(uri, wanted)
-    except InputError:
-        return False
-    return True
 
 
 def _refuse_overlap(uri: str, output: str) -> None:
@@ -71,3 +71,104 @@ def _refuse_overlap(uri: str, output: str) -> None:
         raise InputError(
             f"--output {output} lies {place} {uri}, so parts would be taken for shards; choose another folder", uri=uri
         )
+
+
+def list_repository(uri: str, config: str | None, split: str | None) -> list[storage.StoredObject]:
+    """Return the files of a repository on the hub: those of a split, or those that match a path or glob behind its name.
+
+    Raises:
+        InputError: there is no such repository, configuration, split or file.
+    """
+    repository, revision, path = split_hub_uri(uri)
+    objects = storage.list_objects(uri)
+    if path:
+        return [
+            item
+            for item in objects
+            if fnmatch.fnmatchcase(split_hub_uri(item.uri)[2], path)
+            or split_hub_uri(item.uri)[2].startswith(path.rstrip("/") + "/")
+        ]
+    by_path = {split_hub_uri(item.uri)[2]: item for item in objects}
+    files = _resolve(uri, repository, pin_revision(repository, revision), config)
+    names = _choose(uri, list(files), split)
+    return [by_path[path] for name in names for path in files[name] if path in by_path]
+
+
+def _resolve(uri: str, repository: str, commit: str, config: str | None) -> dict[str, list[str]]:
+    """Return the paths of data files by split."""
+    from datasets import load_dataset_builder
+
+    try:
+        builder = load_dataset_builder(repository, config, revision=commit)
+    except Exception as error:  # of several libraries; a missing or unknown configuration is a plain ValueError
+        raise InputError(
+            f"{uri}: the datasets library cannot resolve it ({describe_cause(error, 400)}); check --config, the name, the "
+            "network and HF_TOKEN",
+            uri=uri,
+        ) from error
+    found: Mapping[str, Iterable[str]] = builder.config.data_files or {}
+    mark = f"@{commit}/"
+    return {str(name): [str(file).partition(mark)[2] for file in files] for name, files in found.items()}
+
+
+def _choose(uri: str, known: Sequence[str], split: str | None) -> list[str]:
+    """Return the splits that are meant: all that were named, or the only one."""
+    wanted = [name.strip() for name in split.split(",")] if split else list(known)
+    if split == ALL_SPLITS:
+        return list(known)
+    unknown = [name for name in wanted if name not in known]
+    if unknown or (split is None and len(known) != 1):
+        said = f"has no split `{unknown[0]}`" if unknown else "has several splits" if known else "has no data files"
+        raise InputError(
+            f"{uri}: {said}; it has {', '.join(known) or 'none'}; choose with --split (NAME,... or {ALL_SPLITS}; for a slice "
+            "--limit)",
+            uri=uri,
+        )
+    return wanted
+
+
+def pick_saved(uri: str, objects: list[storage.StoredObject], split: str | None) -> list[storage.StoredObject] | None:
+    """Return the data files of what `save_to_disk` wrote into a folder, or None where it wrote nothing.
+
+    Raises:
+        InputError: the split is not there or not said, or the folder lacks a file.
+    """
+    by_uri = {item.uri: item for item in objects}
+    folders = [
+        item.uri[: -len(STATE) - 1]
+        for item in objects
+        if item.uri.endswith("/" + STATE) and storage.join_uri(item.uri[: -len(STATE) - 1], INFO) in by_uri
+    ]
+    if not folders:
+        return None
+    states = {folder: _read_state(storage.join_uri(folder, STATE)) for folder in folders}
+    if storage.join_uri(uri, DICT) in by_uri:
+        names = {folder.rpartition("/")[2]: folder for folder in folders}
+        folders = [names[name] for name in _choose(uri, list(names), split)]
+    elif split not in (None, ALL_SPLITS):
+        splits = [str(states[folder].get("_split")) for folder in folders]
+        chosen = _choose(uri, list(dict.fromkeys(splits)), split)
+        folders = [folder for folder, name in zip(folders, splits, strict=True) if name in chosen]
+    found = []
+    for folder in folders:
+        state = states[folder]
+        if state.get("_indices_data_files"):
+            raise InputError(f"{folder}: holds a selection that was not written out; save it again", uri=folder)
+        for entry in state["_data_files"]:
+            file = storage.join_uri(folder, str(entry["filename"]))
+            if file not in by_uri:
+                raise InputError(
+                    f"{file}: not found, though {STATE} beside it names it; copy the whole folder", uri=file
+                )
+            found.append(by_uri[file])
+    return found
+
+
+def _read_state(uri: str) -> dict[str, Any]:
+    try:
+        state = json.loads(storage.read_bytes(uri))
+        if isinstance(state["_data_files"], list) and all(isinstance(e["filename"], str) for e in state["_data_files"]):
+            return dict(state)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise InputError(f"{uri}: is not what save_to_disk writes; save the dataset again", uri=uri)

@@ -20,10 +20,10 @@ from rerank_actor.errors import InputError, JobError, OutputConflictError, Reran
 from rerank_actor.inputs import shards
 from rerank_actor.inputs.check_columns import check_columns
 from rerank_actor.inputs.columns import merge_types, read_own_table
+from rerank_actor.inputs.formats import detect_format
 from rerank_actor.inputs.listing import list_input
-from rerank_actor.inputs.rows import UNIT_BYTES, ShardLayout
+from rerank_actor.inputs.rows import UNIT_BYTES, ShardLayout, Unit
 from rerank_actor.inputs.spec import InputSpec
-from rerank_actor.inputs.unit import Unit
 
 MIN_UNIT_ROWS = 512
 MAX_UNIT_ROWS = 16_384  # or pairs, where documents are lists and no single row has more
@@ -285,7 +285,7 @@ def _json_types(
     """
     types = dict(earlier)
     for uri, layout in layouts.items():
-        if shards.detect_format(uri, spec.format)[0] != "jsonl":
+        if detect_format(uri, spec.format)[0] != "jsonl":
             continue
         for name, kind in layout.columns.items():
             merged = merge_types(types.get(name), kind)

@@ -9,14 +9,14 @@ together. Memory is bounded by one query. Knows nothing of texts, plans or Ray.
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import pyarrow as pa
 
-from rerank_actor import storage
 from rerank_actor.errors import InputError
-from rerank_actor.inputs.rows import Block, add_location
-from rerank_actor.inputs.text import BYTE_ORDER_MARK, decompress, skip
+from rerank_actor.inputs.rows import LIMITS, Block, add_location
+from rerank_actor.inputs.text import BYTE_ORDER_MARK, NOT_UNICODE, TextFile, iterate_records, open_text
+from rerank_actor.storage.utf8 import is_unicode
 
 RankingFormat = Literal["trec", "tevatron", "qrels"]
 RANKING_FORMATS: tuple[str, ...] = get_args(RankingFormat)
@@ -28,6 +28,8 @@ COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "tevatron": {**_IDS, "retrieval_score": pa.float64()},
     "qrels": {**_IDS, "relevance": pa.float64()},
 }
+BEIR_HEADER = ["query-id", "corpus-id", "score"]
+RELEVANCE_NAMES = ("score", "relevance", "rel", "label", "judgment", "judgement", "grade")  # that end a header of qrels
 BROKEN = {
     "trec": "line is not of a TREC run (query, Q0, document, rank, score, tag)",
     "tevatron": "line is not of a Tevatron ranklist (query, document, score)",
@@ -45,20 +47,35 @@ class RankingFile:
     kind: str
     compression: str = ""
     top_k: int | None = None
+    line_bytes: int = LIMITS.line_bytes
+
+    @property
+    def text(self) -> TextFile:
+        """The file as one of bare lines."""
+        return TextFile(self.uri, self.size, self.etag, "lines", self.compression, line_bytes=self.line_bytes)
 
 
 @dataclass(frozen=True)
-class _Line:
-    start: int  # byte in the uncompressed text
+class RankingLine:
+    """A line that is a row.
+
+    Attributes:
+        start, end: its first byte in the uncompressed text, and the byte after it.
+        number: from 1, counted from where reading began.
+        values: by column; None where it is broken.
+        fault: why it is broken.
+    """
+
+    start: int
     end: int
-    number: int  # from 1, counted from where reading began
-    values: dict[str, Any] | None  # None for a line that is broken
+    number: int
+    values: dict[str, Any] | None
+    fault: str | None = None
 
 
 def parse_line(kind: str, text: str) -> dict[str, Any] | None:
     """Return the columns of a line, None where it is none of this format."""
-    fields = text.split("\t") if kind != "trec" and "\t" in text else text.split()
-    fields = [field.strip() for field in fields]
+    fields = _split_line(kind, text)
     try:
         if kind == "trec":
             query, _, document, rank, score, tag = fields
@@ -86,7 +103,7 @@ def parse_line(kind: str, text: str) -> dict[str, Any] | None:
 
 def sniff_format(uri: str, size: int, compression: str) -> str | None:
     """Return the format that the first lines of a text show; None where they show none."""
-    with _open(RankingFile(uri, size, "", "trec", compression), 0) as stream:
+    with open_text(TextFile(uri, size, "", "lines", compression)) as stream:
         head = stream.read(HEAD_BYTES).removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace")
     lines = [line for line in head.splitlines() if line.strip()][:2]
     if not lines:
@@ -96,13 +113,19 @@ def sniff_format(uri: str, size: int, compression: str) -> str | None:
         return "trec"
     if len(fields) == 4 and fields[1] in ("0", "Q0") and parse_line("qrels", lines[0]):
         return "qrels"
-    if _is_header(lines[0]) and len(lines) == 2 and len(lines[1].split("\t")) == 3 and parse_line("qrels", lines[1]):
+    if (
+        _split_line("qrels", lines[0]) == BEIR_HEADER
+        and len(lines) == 2
+        and len(lines[1].split("\t")) == 3
+        and parse_line("qrels", lines[1])
+    ):
         return "qrels"
     return "tevatron" if len(lines[0].split("\t")) == 3 and parse_line("tevatron", lines[0]) else None
 
 
-def _is_header(text: str) -> bool:
-    return [field.strip() for field in text.split("\t")] == ["query-id", "corpus-id", "score"]
+def _split_line(kind: str, text: str) -> list[str]:
+    fields = text.split("\t") if kind != "trec" and "\t" in text else text.split()
+    return [field.strip() for field in fields]
 
 
 def scan_ranking(file: RankingFile, block_rows: int, break_at: int) -> list[Block]:
@@ -153,7 +176,7 @@ def read_ranking(
     Raises:
         StorageError, JobError: it cannot be reached.
     """
-    lines: list[_Line] = []
+    lines: list[RankingLine] = []
     for group in _iterate_groups(file, byte_start, check=False):
         lines += group
         if len(lines) >= num_rows:
@@ -163,24 +186,20 @@ def read_ranking(
         name: pa.array([None if line.values is None else line.values[name] for line in lines], kind)
         for name, kind in COLUMNS[file.kind].items()
     }
-    reason = BROKEN[file.kind]
-    faults = [
-        None if line.values is not None else add_location(reason, file.uri, first_line + line.number - 1)
-        for line in lines
-    ]
+    faults = [line.fault and add_location(line.fault, file.uri, first_line + line.number - 1) for line in lines]
     return pa.table(columns), faults
 
 
-def _iterate_groups(file: RankingFile, start: int, *, check: bool) -> Iterator[list[_Line]]:
+def _iterate_groups(file: RankingFile, start: int, *, check: bool) -> Iterator[list[RankingLine]]:
     """Yield lines that are rows: each by itself, or with `top_k` those of a query together."""
     if file.top_k is None:
-        for line in _iterate_lines(file, start):
+        for line in iterate_ranking(file, start):
             yield [line]
         return
     done: set[int] = set()
-    group: list[_Line] = []
+    group: list[RankingLine] = []
     query: str | None = None
-    for line in _iterate_lines(file, start):
+    for line in iterate_ranking(file, start):
         name: str | None = line.values["query_id"] if line.values is not None else query
         if name != query and query is not None:
             yield _choose(group, file.top_k)
@@ -204,7 +223,7 @@ def _hash(query: str) -> int:
     return int.from_bytes(hashlib.blake2b(query.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def _choose(group: list[_Line], top_k: int) -> list[_Line]:
+def _choose(group: list[RankingLine], top_k: int) -> list[RankingLine]:
     """Return the best lines of a query in order of the file; broken ones stay."""
 
     def get_key(index: int) -> tuple[float, int, int]:
@@ -217,24 +236,22 @@ def _choose(group: list[_Line], top_k: int) -> list[_Line]:
     return [line for index, line in enumerate(group) if index in best or line.values is None]
 
 
-def _iterate_lines(file: RankingFile, start: int) -> Iterator[_Line]:
-    """Yield the lines from a byte on, without blank ones and the header."""
-    place = start
-    with _open(file, start) as stream:
-        for number, raw in enumerate(stream, 1):
-            end = place + len(raw)
-            text = raw.removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace").rstrip("\r\n")
-            if text.strip() and not (place == 0 and file.kind == "qrels" and _is_header(text)):
-                yield _Line(place, end, number, parse_line(file.kind, text))
-            place = end
+def iterate_ranking(file: RankingFile, start: int = 0) -> Iterator[RankingLine]:
+    """Yield the lines of a ranking from a byte on, without blank ones and the header.
+
+    Raises:
+        As `text.iterate_records`.
+    """
+    for record in iterate_records(file.text, start):
+        text = cast(bytes, record.content).decode("utf-8", "surrogateescape")
+        if not text.strip() or (file.kind == "qrels" and record.start == 0 and _is_header(text)):
+            continue
+        values = parse_line(file.kind, text) if is_unicode(text) else None
+        fault = None if values is not None else BROKEN[file.kind] if is_unicode(text) else NOT_UNICODE
+        yield RankingLine(record.start, record.end, record.line, values, fault)
 
 
-def _open(file: RankingFile, start: int) -> Any:
-    """Open the uncompressed text of a ranking at a byte; the caller closes it."""
-    raw = storage.open_input(file.uri, size=file.size, etag=file.etag)
-    if not file.compression:
-        raw.seek(start)
-        return raw
-    stream = decompress(raw, file.compression)
-    skip(stream, start)
-    return stream
+def _is_header(text: str) -> bool:
+    """Whether a first line of qrels names columns: its last field is a word for relevance, as in BEIR's."""
+    fields = _split_line("qrels", text)
+    return len(fields) in (3, 4) and fields[-1].lower() in RELEVANCE_NAMES

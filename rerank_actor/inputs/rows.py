@@ -1,7 +1,7 @@
-"""What a scan finds in a shard, and what reading some of its rows gives: the records that all formats share.
+"""What a scan finds in a shard, the unit that is cut of it, and what reading it gives: the records that all formats share.
 
-Also the words for a row that cannot be parsed: an error that ends in its place, `reason (URI, line N)`. Knows nothing
-of any one format.
+Also the bounds of what reading holds at once, and the words for a row that cannot be parsed: an error that ends in its
+place, `reason (URI, line N)`. Knows nothing of any one format.
 """
 
 import re
@@ -17,6 +17,28 @@ from rerank_actor.inputs.columns import is_list, to_texts
 UNIT_BYTES = 32 * 2**20  # of uncompressed input; a prepared unit stays well under what Ray's object store likes
 
 _PLACE = re.compile(r" \(.*, line \d+\)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class ReadLimits:
+    """Bounds of what reading holds at once; no row is another because of them.
+
+    Attributes:
+        line_bytes: of a line, and of a CSV field, where an unclosed quote would swallow the rest of the file; one with more
+            is refused.
+        range_bytes: of lines that are scanned together.
+        group_bytes: a larger Parquet row group is decoded piecewise, never as a whole.
+        batch_rows, batch_bytes: of a batch of a file that is streamed; whichever comes first.
+    """
+
+    line_bytes: int = 256 * 2**20
+    range_bytes: int = 8 * 2**20
+    group_bytes: int = 128 * 2**20
+    batch_rows: int = 16_384
+    batch_bytes: int = 64 * 2**20
+
+
+LIMITS = ReadLimits()
 
 
 class Block(NamedTuple):
@@ -58,6 +80,33 @@ class ShardLayout:
     def num_pairs(self) -> int:
         """Pairs in the shard, a row without a list counted as one."""
         return sum(block.num_pairs or block.num_rows for block in self.blocks)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A row range of one shard: planned, scored, committed and retried whole.
+
+    Attributes:
+        name: names the part, `<shard>-<number>`.
+        uri, size, etag: the shard as it was planned.
+        row_start, num_rows: the rows, counted in the shard. A shard that could not be read has one unit of 0 rows.
+        byte_start: where the rows begin, as `Block` has it; -1 for Parquet.
+        number: of the line or row that is there.
+    """
+
+    name: str
+    uri: str
+    size: int
+    etag: str
+    row_start: int
+    num_rows: int
+    byte_start: int
+    number: int = 0
+
+    @property
+    def part_name(self) -> str:
+        """File name of the unit's part in the output."""
+        return f"part-{self.name}.parquet"
 
 
 @dataclass(frozen=True)

@@ -1,73 +1,41 @@
-"""Shards: input objects of rows, in Parquet, Arrow, JSON lines, CSV, TSV or runs of retrieval, and how to read some.
+"""Shards: input objects of rows, in Parquet, Arrow, JSON lines, CSV, TSV or rankings, and how to read some.
 
 `scan_shard` finds how many rows an object has and where a unit of rows may begin; `read_rows` reads one unit's rows
 as an Arrow table. Memory is bounded by the unit, not by the shard. Knows nothing of prompts, plans or Ray. The formats
-of text are in `lines` and `line_scan`, Arrow's own in `arrow_file`, runs in `retrieval_run`.
+of text are in `text` and `text_scan`, Parquet and Arrow in `columnar`, rankings in `rankings`; files that are read from
+their beginning to their end are in `batches`.
 """
 
-import csv
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, cast
+from typing import cast
 
 import pyarrow as pa
 
 from rerank_actor import storage
-from rerank_actor.errors import InputError, ObjectChangedError, ShardChangedError, ShardError, describe_cause
-from rerank_actor.inputs.arrow import read_arrow, scan_arrow
-from rerank_actor.inputs.parquet import read_parquet, scan_parquet
+from rerank_actor.errors import ObjectChangedError, ShardChangedError, ShardError, describe_cause
+from rerank_actor.inputs.columnar import read_arrow, read_parquet, scan_arrow, scan_parquet
+from rerank_actor.inputs.formats import TextFormat, detect_format
 from rerank_actor.inputs.rankings import COLUMNS, RANKING_FORMATS, RankingFile, read_ranking, scan_ranking
-from rerank_actor.inputs.rows import Rows, ShardLayout, choose_columns, make_rows
+from rerank_actor.inputs.rows import LIMITS, ReadLimits, Rows, ShardLayout, Unit, choose_columns, make_rows
 from rerank_actor.inputs.spec import InputSpec
-from rerank_actor.inputs.text import LineRange, TextFormat, read_lines
+from rerank_actor.inputs.text import READ_ERRORS, TextFile, read_lines
 from rerank_actor.inputs.text_scan import LineScan, scan_lines
-from rerank_actor.inputs.unit import Unit
 
-Format = Literal["parquet", "jsonl", "csv", "tsv", "arrow", "trec", "tevatron", "qrels"]
-
-SUFFIXES: dict[str, Format] = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
-    ".trec": "trec",
-    ".run": "trec",
-}
 LONGEST_BLOCK_ROWS = 16384
 BLOCK_ROWS, BLOCK_PAIRS = 512, 512  # of a run of lines at most; several make a unit
 
 
-def detect_format(uri: str, wanted: str = "auto") -> tuple[Format, str]:
-    """Return format and compression (`""`, `gz` or `zst`) of a shard by its name.
-
-    Raises:
-        InputError: the name says nothing and no format was given.
-    """
-    name, compression = uri.lower(), ""
-    for suffix in ("gz", "zst"):
-        if name.endswith("." + suffix):
-            name, compression = name[: -len(suffix) - 1], suffix
-    if wanted != "auto":
-        return cast(Format, wanted), compression
-    for suffix, found in SUFFIXES.items():
-        if name.endswith(suffix):
-            return found, compression
-    raise InputError(f"{uri}: the name does not tell its format; name one with --format", uri=uri)
-
-
-def scan_shard(item: storage.StoredObject, spec: InputSpec, break_at: int = -1) -> ShardLayout:
+def scan_shard(
+    item: storage.StoredObject, spec: InputSpec, break_at: int = -1, limits: ReadLimits = LIMITS
+) -> ShardLayout:
     """Find rows, columns and unit borders of a shard: a Parquet footer is read, a text file is read once.
 
     Args:
         item: the shard, as it was listed.
         spec: how it is read.
         break_at: row at which a block of lines begins whatever else.
+        limits: of memory.
 
     Raises:
         ShardError: the shard is not what its format says.
@@ -84,18 +52,22 @@ def scan_shard(item: storage.StoredObject, spec: InputSpec, break_at: int = -1) 
         if kind == "arrow":
             return scan_arrow(uri, size, etag)
         if kind in RANKING_FORMATS:
-            file = RankingFile(uri, size, etag, kind, compression, spec.top_k)
-            blocks = scan_ranking(file, block_rows, break_at)
+            ranking = RankingFile(uri, size, etag, kind, compression, spec.top_k, limits.line_bytes)
+            blocks = scan_ranking(ranking, block_rows, break_at)
             return ShardLayout(sum(block.num_rows for block in blocks), dict(COLUMNS[kind]), blocks)
-        text = cast(TextFormat, kind)
-        return scan_lines(
-            LineScan(uri, size, etag, text, compression, block_rows, BLOCK_PAIRS, list_column, spec.header), break_at
-        )
-    except (pa.ArrowException, EOFError, OSError, ValueError, csv.Error) as error:
-        raise _unreadable(uri, kind, error) from error
+        text = _name_text(item, spec, limits)
+        return scan_lines(LineScan(text, block_rows, BLOCK_PAIRS, list_column, limits.range_bytes), break_at)
+    except READ_ERRORS as error:
+        raise _refuse_unreadable(uri, kind, error) from error
 
 
-def _unreadable(uri: str, kind: str, error: Exception) -> ShardError:
+def _name_text(item: storage.StoredObject | Unit, spec: InputSpec, limits: ReadLimits) -> TextFile:
+    kind, compression = detect_format(item.uri, spec.format)
+    text = cast(TextFormat, kind)
+    return TextFile(item.uri, item.size, item.etag, text, compression, spec.header, limits.line_bytes)
+
+
+def _refuse_unreadable(uri: str, kind: str, error: Exception) -> ShardError:
     return ShardError(
         f"{uri}: cannot be read as {kind} ({describe_cause(error)}); it may be broken, cut short or of another "
         "format (--format)",
@@ -103,43 +75,30 @@ def _unreadable(uri: str, kind: str, error: Exception) -> ShardError:
     )
 
 
-def read_rows(unit: Unit, spec: InputSpec, types: Mapping[str, pa.DataType] | None = None) -> Rows:
+def read_rows(
+    unit: Unit, spec: InputSpec, types: Mapping[str, pa.DataType] | None = None, limits: ReadLimits = LIMITS
+) -> Rows:
     """Read a unit's rows.
 
     Args:
         unit: a range of a shard's rows.
         spec: how the shard is read; the same as when it was scanned.
         types: types that JSON columns had when the plan was made.
+        limits: of memory.
 
     Raises:
         ShardChangedError: it is no longer the shard that was planned.
         ShardError: the shard is broken, or has fewer rows than planned.
         StorageError, JobError: it cannot be reached.
     """
-    uri, size, etag = unit.uri, unit.size, unit.etag
-    keep, drop, text_columns = spec.keep, spec.drop, spec.text_columns
-    row_start, num_rows, byte_start, number = unit.row_start, unit.num_rows, unit.byte_start, unit.number
-    kind, compression = detect_format(uri, spec.format)
+    uri = unit.uri
     try:
         try:
-            if kind == "parquet":
-                rows = read_parquet(unit, keep, drop, text_columns)
-            elif kind == "arrow":
-                table = read_arrow(uri, size, etag, row_start, num_rows, byte_start, number)
-                rows = make_rows(table, choose_columns(table.column_names, keep, drop), text_columns)
-            elif kind in RANKING_FORMATS:
-                file = RankingFile(uri, size, etag, kind, compression, spec.top_k)
-                table, faults = read_ranking(file, byte_start, num_rows, number)
-                rows = make_rows(table, choose_columns(table.column_names, keep, drop), text_columns)
-                rows = replace(rows, faults=faults)
-            else:
-                text = cast(TextFormat, kind)
-                lines = LineRange(uri, size, etag, text, compression, num_rows, byte_start, number, spec.header)
-                rows = read_lines(lines, keep, drop, text_columns, types or {})
-        except (pa.ArrowException, EOFError, OSError, ValueError, csv.Error) as error:
-            storage.refuse_changed(uri, size, etag)  # what looks broken may be two shards' halves
-            raise _unreadable(uri, kind, error) from error
-        storage.refuse_changed(uri, size, etag)
+            rows = _read_unit(unit, spec, types or {}, limits)
+        except READ_ERRORS as error:
+            storage.refuse_changed(uri, unit.size, unit.etag)  # what looks broken may be two shards' halves
+            raise _refuse_unreadable(uri, detect_format(uri, spec.format)[0], error) from error
+        storage.refuse_changed(uri, unit.size, unit.etag)
     except ObjectChangedError as error:
         detail = str(error).removeprefix(f"{uri}: ")
         raise ShardChangedError(
@@ -147,10 +106,28 @@ def read_rows(unit: Unit, spec: InputSpec, types: Mapping[str, pa.DataType] | No
             "scored already",
             uri=uri,
         ) from error
-    if rows.table.num_rows != num_rows:
+    if rows.table.num_rows != unit.num_rows:
         raise ShardError(
-            f"{uri}: {rows.table.num_rows} rows from row {row_start} on where the plan has {num_rows}; it changed since "
-            "it was planned",
+            f"{uri}: {rows.table.num_rows} rows from row {unit.row_start} on where the plan has {unit.num_rows}; it changed "
+            "since it was planned",
             uri=uri,
         )
     return rows
+
+
+def _read_unit(unit: Unit, spec: InputSpec, types: Mapping[str, pa.DataType], limits: ReadLimits) -> Rows:
+    """Read a unit's rows from what is taken for its shard."""
+    keep, drop, text_columns = spec.keep, spec.drop, spec.text_columns
+    kind, compression = detect_format(unit.uri, spec.format)
+    if kind == "parquet":
+        return read_parquet(unit, keep, drop, text_columns, limits.group_bytes)
+    if kind != "arrow" and kind not in RANKING_FORMATS:
+        return read_lines(_name_text(unit, spec, limits), unit, keep, drop, text_columns, types)
+    faults: list[str | None] = [None] * unit.num_rows
+    if kind == "arrow":
+        table = read_arrow(unit)
+    else:
+        ranking = RankingFile(unit.uri, unit.size, unit.etag, kind, compression, spec.top_k, limits.line_bytes)
+        table, faults = read_ranking(ranking, unit.byte_start, unit.num_rows, unit.number)
+    rows = make_rows(table, choose_columns(table.column_names, keep, drop), text_columns)
+    return replace(rows, faults=faults)

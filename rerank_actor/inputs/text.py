@@ -1,83 +1,99 @@
-"""Text formats: JSON lines, CSV (RFC 4180, with a header) and TSV (a header, no quoting), also packed.
+"""Text formats: JSON lines, CSV (RFC 4180, with a header), TSV (a header, no quoting) and bare lines, also packed.
 
-`read_lines` reads some rows from a byte on, `iterate_records` all records. Where a line cannot be parsed, the row stays
-and its fault says why, with file and line. Memory is bounded by a unit. Where units may begin, `line_scan` finds.
+`iterate_records` finds the records of a file, `read_header` the names of its columns, `parse_records` makes columns of
+records: whoever reads text goes through these three. Blank lines are no rows, but of bare lines; a byte order mark is none
+of a line's. Where a record cannot be parsed, the row stays and its fault says why. Knows nothing of plans or of columns' use.
 """
 
 import csv
 import io
 import json
 from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, cast
+from itertools import islice
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 
 from rerank_actor import storage
+from rerank_actor.errors import ShardError
 from rerank_actor.inputs.columns import as_text, is_list, to_array
-from rerank_actor.inputs.rows import Rows, add_location, choose_columns
+from rerank_actor.inputs.formats import MAGIC_BYTES, TextFormat, find_mismatch
+from rerank_actor.inputs.rows import LIMITS, Rows, Unit, add_location, choose_columns, refuse_doubled
 
-TextFormat = Literal["jsonl", "csv", "tsv"]
-
-LONGEST_LINE = 256 * 2**20  # also of a CSV field, where an unclosed quote would swallow the rest of the shard
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 BROKEN_JSON = "line is not a JSON object"
 BROKEN_CSV = "row is not CSV"
 BROKEN_FIELDS = "row has another number of fields than the header"
+NOT_UNICODE = "not valid Unicode"
+
+READ_ERRORS = (pa.ArrowException, EOFError, OSError, ValueError, csv.Error)  # of a file that is not what it should be
+
+Content = bytes | list[str] | None
 
 
-def iterate_records(
-    uri: str, size: int | None, etag: str, kind: TextFormat, compression: str, start: int = 0
-) -> Iterator[tuple[int, int, bytes | list[str] | None]]:
-    """Yield bytes, lines and content of each record from a byte of the uncompressed text on.
+@dataclass(frozen=True)
+class TextFile:
+    """A text file, and how it is read.
 
-    The content is the line (JSON) or its fields (CSV, TSV), empty for a blank line and None where it is no CSV. A CSV
-    record may span lines.
+    Attributes:
+        uri, size, etag: the file as it was listed; size None and etag "" where that does not matter.
+        kind, compression: its format.
+        header: names of the columns where the first line does not have them.
+        line_bytes: of a line at most; a longer one is refused and never held.
     """
-    with storage.open_input(uri, size=size, etag=etag) as raw:
-        stream = decompress(raw, compression)
-        if compression:
+
+    uri: str
+    size: int | None
+    etag: str
+    kind: TextFormat
+    compression: str = ""
+    header: tuple[str, ...] = ()
+    line_bytes: int = LIMITS.line_bytes
+
+
+class Record(NamedTuple):
+    """A record that is a row or a header: `content` is the line without its end, or the fields of CSV, None for no CSV.
+
+    Bytes are those of the uncompressed text, lines count from the one that reading began at.
+    """
+
+    start: int
+    end: int
+    line: int
+    num_lines: int
+    content: Content
+
+
+class Header(NamedTuple):
+    """Names of columns, none of JSON lines; and byte and line where rows begin."""
+
+    names: tuple[str, ...]
+    start: int = 0
+    line: int = 1
+
+
+@contextmanager
+def open_text(file: TextFile, start: int = 0) -> Iterator[Any]:
+    """Open the uncompressed text of a file at a byte.
+
+    Raises:
+        OSError: the file is packed otherwise than its name says.
+        EOFError: there are fewer bytes.
+        StorageError, JobError: it cannot be reached, or is no longer the file that was listed.
+    """
+    with storage.open_input(file.uri, size=file.size, etag=file.etag) as raw:
+        if file.compression or start == 0:
+            mismatch = find_mismatch(raw.read(MAGIC_BYTES), file.compression)
+            if mismatch is not None:
+                raise OSError(mismatch)
+        raw.seek(0 if file.compression else start)
+        stream = decompress(raw, file.compression)
+        if file.compression:
             skip(stream, start)
-        else:
-            stream.seek(start)
-        if kind == "csv":
-            yield from _iterate_csv(stream)
-            return
-        while line := stream.readline(LONGEST_LINE):
-            content = line.removeprefix(BYTE_ORDER_MARK)
-            if kind == "jsonl":
-                yield len(line), 1, content.strip()
-            else:
-                text = content.decode("utf-8", "surrogateescape").rstrip("\r\n")
-                yield len(line), 1, text.split("\t") if text else []
-
-
-def _iterate_csv(stream: Any) -> Iterator[tuple[int, int, list[str] | None]]:
-    consumed = num_lines = 0
-
-    def lines() -> Iterator[str]:
-        nonlocal consumed, num_lines
-        while line := stream.readline(LONGEST_LINE):
-            consumed += len(line)
-            num_lines += 1
-            yield line.removeprefix(BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
-
-    csv.field_size_limit(LONGEST_LINE)
-    before = lines_before = 0
-    reader = csv.reader(lines())
-    while True:
-        fields: list[str] | None
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error:
-            if consumed - before >= LONGEST_LINE:
-                raise
-            fields = None
-        yield consumed - before, num_lines - lines_before, fields
-        before, lines_before = consumed, num_lines
+        yield stream
 
 
 def decompress(raw: BinaryIO, compression: str) -> Any:
@@ -101,86 +117,190 @@ def skip(stream: Any, num_bytes: int) -> None:
         num_bytes -= len(chunk)
 
 
+def iterate_records(file: TextFile, start: int = 0, line: int = 1) -> Iterator[Record]:
+    """Yield the records of a file, header included, from a byte on, which begins line `line`.
+
+    Raises:
+        ShardError: a line has more than `file.line_bytes`.
+        OSError, EOFError, pa.ArrowException, csv.Error: the file is broken, cut short or not packed as its name says.
+        StorageError, JobError: it cannot be reached.
+    """
+    with open_text(file, start) as stream:
+        if file.kind == "csv":
+            yield from _iterate_csv(stream, file, start, line)
+            return
+        for begin, end, raw in _iterate_lines(stream, file, start):
+            content = raw.removeprefix(BYTE_ORDER_MARK)
+            content = content.strip() if file.kind == "jsonl" else content.rstrip(b"\r\n")
+            if content or file.kind == "lines":
+                yield Record(begin, end, line, 1, content)
+            line += 1
+
+
+def _iterate_lines(stream: Any, file: TextFile, start: int) -> Iterator[tuple[int, int, bytes]]:
+    """Yield first byte, the byte after and content of each line; only a newline ends one."""
+    while raw := stream.readline(file.line_bytes):
+        if len(raw) >= file.line_bytes and not raw.endswith(b"\n"):
+            raise refuse_long_line(file, start)
+        yield start, start + len(raw), raw
+        start += len(raw)
+
+
+def refuse_long_line(file: TextFile, byte: int) -> ShardError:
+    """Return the error of a line that is too long to be one."""
+    return ShardError(
+        f"{file.uri}: a line of more than {file.line_bytes >> 20} MiB after byte {byte}; is it of another format "
+        "(--format)?",
+        uri=file.uri,
+    )
+
+
+def _iterate_csv(stream: Any, file: TextFile, start: int, line: int) -> Iterator[Record]:
+    """Yield records, which may span lines."""
+    end, num_lines = start, 0
+
+    def lines() -> Iterator[str]:
+        nonlocal end, num_lines
+        for _, line_end, raw in _iterate_lines(stream, file, start):
+            end, num_lines = line_end, num_lines + 1
+            yield raw.removeprefix(BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
+
+    csv.field_size_limit(file.line_bytes)
+    reader = csv.reader(lines())
+    while True:
+        begin, first = end, num_lines
+        fields: list[str] | None
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            if end - begin >= file.line_bytes:
+                raise
+            fields = None
+        if fields is None or fields:
+            yield Record(begin, end, line + first, num_lines - first, fields)
+
+
+def read_header(file: TextFile) -> Header:
+    """Return the names of the columns: those that were given, else what the first line says that is not blank.
+
+    Raises:
+        ShardError: the first line is not of the format.
+        InputError: two columns have one name.
+        As `iterate_records`.
+    """
+    first = next(iterate_records(file), None)
+    if first is not None and file.kind == "jsonl":
+        _refuse_document(file, cast(bytes, first.content))
+        return Header(())
+    if first is None or file.header:
+        return Header(file.header)
+    names = split_fields(first.content)
+    if names is None:
+        raise ShardError(
+            f"{file.uri}, line {first.line}: is not CSV, so that its columns have no names; where its lines end with a "
+            "carriage return alone, change that (tr '\\r' '\\n')",
+            uri=file.uri,
+        )
+    names = [str(as_text(name)) for name in names]
+    refuse_doubled(file.uri, names)
+    return Header(tuple(names), first.end, first.line + first.num_lines)
+
+
+def _refuse_document(file: TextFile, content: bytes) -> None:
+    if content == b"[" or content.startswith(b"[{"):
+        raise ShardError(
+            f"{file.uri}: is one JSON array, not JSON lines; write an object a line (jq -c '.[]')", uri=file.uri
+        )
+
+
+def split_fields(content: Content) -> list[str] | None:
+    """Return the fields of a record of CSV or TSV, with lone surrogates for what is not UTF-8; None where it is no CSV."""
+    if isinstance(content, bytes):
+        return content.decode("utf-8", "surrogateescape").split("\t")
+    return content
+
+
+def parse_records(
+    kind: TextFormat, names: Sequence[str], contents: Sequence[Content]
+) -> tuple[dict[str, list[Any]], dict[int, str]]:
+    """Make columns of records.
+
+    Args:
+        kind: their format.
+        names: of the columns; of JSON lines none are needed.
+        contents: as `Record` has them.
+
+    Returns:
+        By name the values of each column, None where a row has none and with lone surrogates where it is not Unicode; and
+        by row why some could not be parsed.
+    """
+    if kind == "jsonl":
+        return _parse_objects(cast(Sequence[bytes], contents))
+    rows: list[list[str] | None]
+    if kind == "csv":
+        rows = list(cast(Sequence[list[str] | None], contents))
+    else:
+        texts = _decode(cast(Sequence[bytes], contents))
+        rows = [[text] for text in texts] if kind == "lines" else [text.split("\t") for text in texts]
+    faults: dict[int, str] = {}
+    for row, fields in enumerate(rows):
+        if fields is None or len(fields) != len(names):
+            faults[row] = BROKEN_CSV if fields is None else BROKEN_FIELDS
+            rows[row] = cast(list[str], [*(fields or ()), *[None] * len(names)][: len(names)])
+    columns = zip(*cast(list[list[str]], rows), strict=True) if rows else [()] * len(names)
+    return {name: list(column) for name, column in zip(names, columns, strict=True)}, faults
+
+
+def _parse_objects(lines: Sequence[bytes]) -> tuple[dict[str, list[Any]], dict[int, str]]:
+    objects = [parse_object(line) for line in lines]
+    faults = {row: BROKEN_JSON for row, value in enumerate(objects) if value is None}
+    whole = [value or {} for value in objects]
+    names = dict.fromkeys(name for value in whole for name in value)
+    return {name: [value.get(name) for value in whole] for name in names}, faults
+
+
+def _decode(contents: Sequence[bytes]) -> list[str]:
+    try:
+        return b"\n".join(contents).decode().split("\n") if contents else []
+    except UnicodeDecodeError:
+        return [content.decode("utf-8", "surrogateescape") for content in contents]
+
+
 def parse_object(line: bytes) -> dict[str, Any] | None:
     """Return the JSON object of a line, None where it holds none."""
     try:
-        found = json.loads(line.decode("utf-8", "surrogateescape"))
+        value = json.loads(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError):
         return None
-    return {str(as_text(name)): value for name, value in found.items()} if isinstance(found, dict) else None
-
-
-@dataclass(frozen=True)
-class LineRange:
-    """Rows of a text shard.
-
-    Attributes:
-        uri, size, etag: the shard as it was planned; size None and etag "" where that does not matter.
-        kind, compression: its format.
-        num_rows: how many rows.
-        byte_start: first byte of the first row in the uncompressed text.
-        line: number of that row's line, from 1.
-        header: names of the columns where the first line does not have them.
-    """
-
-    uri: str
-    size: int | None
-    etag: str
-    kind: TextFormat
-    compression: str
-    num_rows: int
-    byte_start: int
-    line: int
-    header: tuple[str, ...] = ()
+    return {str(as_text(name)): item for name, item in value.items()} if isinstance(value, dict) else None
 
 
 def read_lines(
-    wanted: LineRange,
+    file: TextFile,
+    unit: Unit,
     keep: Sequence[str] | None,
     drop: Container[str],
     text_columns: list[str],
     types: Mapping[str, pa.DataType],
 ) -> Rows:
-    """Read some rows; columns as `shards.read_rows` says."""
-    header = list(wanted.header)
-    source = (wanted.uri, wanted.size, wanted.etag, wanted.kind, wanted.compression)
-    if wanted.kind != "jsonl" and not header:
-        header = next((cast(list[str], found) for _, _, found in iterate_records(*source) if found), [])
-    objects: list[dict[str, Any]] = []
-    faults: list[str | None] = []
-    line = wanted.line
-    for _, num_lines, record in iterate_records(*source, wanted.byte_start):
-        if len(objects) == wanted.num_rows:
-            break
-        if record is None or record:
-            found, fault = _parse_record(record, wanted.kind, header)
-            if fault is not None:
-                fault = add_location(fault, wanted.uri, line)
-            objects.append(found)
-            faults.append(fault)
-        line += num_lines
-    if wanted.kind != "jsonl":
-        types = dict.fromkeys(header, pa.string())
-    names = header
-    if wanted.kind == "jsonl":
-        names = list(dict.fromkeys([*types, *(name for found in objects for name in found)]))
+    """Read the rows of a unit; columns as `shards.read_rows` says."""
+    records = list(islice(iterate_records(file, unit.byte_start, unit.number), unit.num_rows))
+    names = file.header or read_header(file).names
+    columns, faults = parse_records(file.kind, names, [record.content for record in records])
+    if file.kind == "jsonl":
+        names = tuple(dict.fromkeys([*types, *columns]))
+    else:
+        types = dict.fromkeys(names, pa.string())
     kept = choose_columns(names, keep, drop)
-    table = pa.table({name: to_array([found.get(name) for found in objects], types.get(name)) for name in kept})
+    missing = [None] * len(records)
+    table = pa.table({name: to_array(columns.get(name, missing), types.get(name)) for name in kept})
     if not kept:
-        table = table.select([]) if table.num_rows else pa.table({"": pa.nulls(len(objects))}).select([])
-    texts = {name: [found.get(name) for found in objects] for name in text_columns if name in names}
+        table = table.select([]) if table.num_rows else pa.table({"": pa.nulls(len(records))}).select([])
+    located: list[str | None] = list(missing)
+    for row, reason in faults.items():
+        located[row] = add_location(reason, file.uri, records[row].line)
+    texts = {name: columns.get(name, missing) for name in text_columns if name in names}
     lists = frozenset(name for name in text_columns if name in types and is_list(types[name]))
-    return Rows(table, texts, faults, lists)
-
-
-def _parse_record(
-    record: bytes | list[str] | None, kind: TextFormat, header: list[str]
-) -> tuple[dict[str, Any], str | None]:
-    """Return a row's values by column, and why it could not be parsed."""
-    if record is None:
-        return {}, BROKEN_CSV
-    if kind == "jsonl":
-        found = parse_object(cast(bytes, record))
-        return found or {}, BROKEN_JSON if found is None else None
-    fields = cast(list[str], record)
-    return dict(zip(header, fields, strict=False)), None if len(fields) == len(header) else BROKEN_FIELDS
+    return Rows(table, texts, located, lists)

@@ -8,7 +8,8 @@ lines alone. Memory is bounded by the ranges that are scanned at once.
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, cast
+from itertools import islice
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +17,19 @@ import pyarrow.compute as pc
 import pyarrow.json
 
 from rerank_actor import storage
-from rerank_actor.errors import ShardError
-from rerank_actor.inputs import text
 from rerank_actor.inputs.columns import add_types, is_list, merge_types
-from rerank_actor.inputs.rows import UNIT_BYTES, Block, ShardLayout, refuse_doubled
-from rerank_actor.inputs.text import BYTE_ORDER_MARK, TextFormat, decompress, iterate_records, parse_object, skip
+from rerank_actor.inputs.formats import TextFormat
+from rerank_actor.inputs.rows import UNIT_BYTES, Block, ShardLayout
+from rerank_actor.inputs.text import (
+    BYTE_ORDER_MARK,
+    TextFile,
+    iterate_records,
+    open_text,
+    parse_object,
+    read_header,
+    refuse_long_line,
+)
 
-RANGE_BYTES = 8 * 2**20
 RANGES_AT_ONCE = 8  # in this process, whatever the number of shards; each takes some five times its size
 TYPED_ROWS = 1000  # JSON rows whose types are looked at together
 BLANKS = np.frombuffer(b" \t\r\n\v\f\xef", np.uint8)  # bytes that a blank line may begin with
@@ -35,22 +42,26 @@ class LineScan:
     """What a scan is after.
 
     Attributes:
-        uri, size, etag: the shard as it was listed.
-        kind, compression: its format.
+        file: the shard, whose size is known.
         block_rows, block_pairs: of a block at most.
         list_column: column that may hold lists of documents.
-        header: names of the columns where the first line does not have them.
+        range_bytes: of lines that are looked at together.
     """
 
-    uri: str
-    size: int
-    etag: str
-    kind: TextFormat
-    compression: str
+    file: TextFile
     block_rows: int
     block_pairs: int
     list_column: str
-    header: tuple[str, ...] = ()
+    range_bytes: int
+
+    @property
+    def size(self) -> int:
+        """Stored bytes of the shard."""
+        return self.file.size or 0
+
+    def open(self) -> BinaryIO:
+        """Open the shard, which is not packed; the caller closes it."""
+        return storage.open_input(self.file.uri, size=self.file.size, etag=self.file.etag)
 
 
 @dataclass
@@ -64,144 +75,116 @@ class _Stretch:
 
 def scan_lines(scan: LineScan, break_at: int = -1) -> ShardLayout:
     """Find rows, columns and unit borders of a text shard; a block also begins at row `break_at`."""
-    header, start, line = _read_header(scan)
-    stretch = _scan_csv(scan, start, line) if scan.kind == "csv" else _scan_ranges(scan, start, line)
-    columns = stretch.types if scan.kind == "jsonl" else dict.fromkeys(header, pa.string())
+    kind, header = scan.file.kind, read_header(scan.file)
+    scan_rows = _scan_csv if kind == "csv" else _scan_packed if scan.file.compression else _scan_ranges
+    stretch = scan_rows(scan, header.start, header.line)
+    columns = stretch.types if kind == "jsonl" else dict.fromkeys(header.names, pa.string())
     return ShardLayout(
         sum(block.num_rows for block in stretch.blocks), columns, _break_block(scan, stretch.blocks, break_at)
     )
 
 
-def _read_header(scan: LineScan) -> tuple[list[str], int, int]:
-    """Return the names of the columns, and byte and line after them; nothing of JSON, unless it is no JSON lines."""
-    start, line = 0, 1
-    if scan.header and scan.kind != "jsonl":
-        return list(scan.header), start, line
-    for length, num_lines, record in iterate_records(scan.uri, scan.size, scan.etag, scan.kind, scan.compression):
-        if scan.kind == "jsonl":
-            if record and (record == b"[" or cast(bytes, record).startswith(b"[{")):
-                raise ShardError(
-                    f"{scan.uri}: is one JSON array, not JSON lines; write an object a line (jq -c '.[]')", uri=scan.uri
-                )
-            if not record:
-                continue
-            break
-        start, line = start + length, line + num_lines
-        if record is None or record:
-            names = cast(list[str], record or [])
-            refuse_doubled(scan.uri, names)
-            return names, start, line
-    return [], 0, 1
-
-
 def _scan_csv(scan: LineScan, start: int, line: int) -> _Stretch:
     """Read CSV from its first row on, record by record, because a line end may lie inside quotes."""
-    found = _Stretch()
-    rows, first, first_line, position = 0, start, line, start
-    records = iterate_records(scan.uri, scan.size, scan.etag, scan.kind, scan.compression, start)
-    for length, num_lines, record in records:
-        if record is None or record:
-            if rows and (rows >= scan.block_rows or position + length - first > UNIT_BYTES):
-                found.blocks.append(Block(rows, position - first, first, first_line, is_divisible=False))
-                rows, first, first_line = 0, position, line
-            rows += 1
-        position, line = position + length, line + num_lines
+    stretch = _Stretch()
+    rows, end, first_byte, first_line = 0, start, start, line
+
+    def end_block(byte: int) -> None:
+        stretch.blocks.append(Block(rows, byte - first_byte, first_byte, first_line, is_divisible=False))
+
+    for record in iterate_records(scan.file, start, line):
+        if rows and (rows >= scan.block_rows or record.end - first_byte > UNIT_BYTES):
+            end_block(record.start)
+            rows, first_byte, first_line = 0, record.start, record.line
+        rows, end = rows + 1, record.end
     if rows:
-        found.blocks.append(Block(rows, position - first, first, first_line, is_divisible=False))
-    return found
+        end_block(end)
+    return stretch
+
+
+def _scan_packed(scan: LineScan, start: int, line: int) -> _Stretch:
+    """Scan the lines of a packed shard from a byte of its text on, in one stream."""
+    stretch = _Stretch(line - 1)
+    with open_text(scan.file, start) as stream:
+        position = start
+        while data := _read_whole_lines(stream, scan.file, position, scan.range_bytes):
+            _join(stretch, _scan_data(scan, data, position, stretch.types))
+            position += len(data)
+    return stretch
 
 
 def _scan_ranges(scan: LineScan, start: int, line: int) -> _Stretch:
-    """Scan lines from a byte on, in ranges; those of a file that is not packed side by side."""
-    found = _Stretch(line - 1)
-    if scan.compression:
-        with storage.open_input(scan.uri, size=scan.size, etag=scan.etag) as raw:
-            stream = decompress(raw, scan.compression)
-            skip(stream, start)
-            position = start
-            while data := _read_whole_lines(stream, scan.uri, position, RANGE_BYTES):
-                _join(found, _scan_data(scan, data, position, found.types))
-                position += len(data)
-        return found
-    _join(found, _scan_range(scan, start, start, {}))
+    """Scan lines from a byte on, in ranges side by side."""
+    stretch = _Stretch(line - 1)
+    _join(stretch, _scan_range(scan, start, start, {}))
     with ThreadPoolExecutor(RANGES_AT_ONCE) as pool:
-        starts = range(start + RANGE_BYTES, scan.size, RANGE_BYTES)
-        types = dict(found.types)
-        for stretch in pool.map(lambda place: _scan_range(scan, place, start, types), starts):
-            _join(found, stretch)
-    return found
+        starts = range(start + scan.range_bytes, scan.size, scan.range_bytes)
+        types = dict(stretch.types)
+        for following in pool.map(lambda range_start: _scan_range(scan, range_start, start, types), starts):
+            _join(stretch, following)
+    return stretch
 
 
-def _scan_range(scan: LineScan, place: int, start: int, types: dict[str, pa.DataType]) -> _Stretch:
-    """Scan the lines that begin in the range at `place`, of lines that begin at `start`."""
-    with _ranges, storage.open_input(scan.uri, size=scan.size, etag=scan.etag) as file:
-        if place > start:  # a line that began before belongs to the range before
-            file.seek(place - 1)
+def _scan_range(scan: LineScan, range_start: int, start: int, types: dict[str, pa.DataType]) -> _Stretch:
+    """Scan the lines that begin in a range, of lines that begin at `start`."""
+    range_end = range_start + scan.range_bytes
+    with _ranges, scan.open() as file:
+        if range_start > start:  # a line that began before belongs to the range before
+            file.seek(range_start - 1)
             head = b""
             while not head.endswith(b"\n"):
-                head = file.readline(RANGE_BYTES)
-                if not head or file.tell() > place + RANGE_BYTES:
+                head = file.readline(scan.range_bytes)
+                if not head or file.tell() > range_end:
                     return _Stretch()
         else:
-            file.seek(place)
+            file.seek(range_start)
         position = file.tell()
-        if position >= place + RANGE_BYTES:
+        if position >= range_end:
             return _Stretch()
-        data = _read_whole_lines(file, scan.uri, position, place + RANGE_BYTES - position)
+        data = _read_whole_lines(file, scan.file, position, range_end - position)
         return _scan_data(scan, data, position, types)
 
 
-def _read_whole_lines(stream: Any, uri: str, position: int, num_bytes: int) -> bytes:
+def _read_whole_lines(stream: Any, file: TextFile, position: int, num_bytes: int) -> bytes:
     """Return the lines that begin in the next so many bytes."""
     data: bytes = stream.read(num_bytes)
     if not data or data.endswith(b"\n"):
         return data
-    rest: bytes = stream.readline(text.LONGEST_LINE)
-    if len(rest) >= text.LONGEST_LINE:
-        raise ShardError(
-            f"{uri}: a line of more than {text.LONGEST_LINE >> 20} MiB after byte {position + len(data)}; is it of "
-            "another format (--format)?",
-            uri=uri,
-        )
+    rest: bytes = stream.readline(file.line_bytes)
+    if len(rest) >= file.line_bytes:
+        raise refuse_long_line(file, position + len(data))
     return data + rest
 
 
-def _join(found: _Stretch, following: _Stretch) -> None:
+def _join(stretch: _Stretch, following: _Stretch) -> None:
     """Add what follows in the shard."""
-    found.blocks += [block._replace(number=found.num_lines + block.number) for block in following.blocks]
-    found.num_lines += following.num_lines
+    stretch.blocks += [block._replace(number=stretch.num_lines + block.number) for block in following.blocks]
+    stretch.num_lines += following.num_lines
     for name, kind in following.types.items():
-        found.types[name] = merge_types(found.types.get(name), kind)
+        stretch.types[name] = merge_types(stretch.types.get(name), kind)
 
 
 def _scan_data(scan: LineScan, data: bytes, position: int, expected: dict[str, pa.DataType]) -> _Stretch:
     """Scan some whole lines that begin at byte `position`."""
-    starts, stops, numbers, num_lines = _find_rows(data, scan.kind)
-    found = _Stretch(num_lines)
+    starts, stops, numbers, num_lines = _find_rows(data, scan.file.kind)
+    stretch = _Stretch(num_lines)
     pairs = np.ones(len(starts), np.int64)
-    if scan.kind == "jsonl":
-        pairs = _look_at_objects(scan, data, starts, stops, expected, found.types)
-    places, sums = np.append(starts, len(data)), np.concatenate([[0], np.cumsum(pairs)])
+    if scan.file.kind == "jsonl":
+        pairs = _look_at_objects(scan, data, starts, stops, expected, stretch.types)
+    bounds, sums = np.append(starts, len(data)), np.concatenate([[0], np.cumsum(pairs)])
     row = 0
     while row < len(starts):
         last = min(
             row + scan.block_rows,
             int(np.searchsorted(sums, sums[row] + scan.block_pairs, "right")) - 1,
-            int(np.searchsorted(places, places[row] + UNIT_BYTES, "right")) - 1,
+            int(np.searchsorted(bounds, bounds[row] + UNIT_BYTES, "right")) - 1,
         )
         last = min(max(last, row + 1), len(starts))
-        found.blocks.append(
-            Block(
-                last - row,
-                int(places[last] - places[row]),
-                position + int(starts[row]),
-                int(numbers[row]),
-                int(sums[last] - sums[row]) if sums[-1] > len(starts) else 0,
-                is_divisible=False,
-            )
-        )
+        num_pairs = int(sums[last] - sums[row]) if sums[-1] > len(starts) else 0
+        num_bytes, begin = int(bounds[last] - bounds[row]), position + int(starts[row])
+        stretch.blocks.append(Block(last - row, num_bytes, begin, int(numbers[row]), num_pairs, is_divisible=False))
         row = last
-    return found
+    return stretch
 
 
 def _find_rows(data: bytes, kind: TextFormat) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
@@ -243,9 +226,9 @@ def _look_at_objects(
     for first in range(0, len(starts), TYPED_ROWS):
         objects = []
         for index in range(first, min(first + TYPED_ROWS, len(starts))):
-            found = parse_object(data[starts[index] : stops[index]].removeprefix(BYTE_ORDER_MARK)) or {}
-            objects.append(found)
-            documents = found.get(scan.list_column)
+            value = parse_object(data[starts[index] : stops[index]].removeprefix(BYTE_ORDER_MARK)) or {}
+            objects.append(value)
+            documents = value.get(scan.list_column)
             pairs[index] = max(1, len(documents)) if isinstance(documents, list) else 1
         add_types(types, objects)
     return pairs
@@ -269,25 +252,22 @@ def _break_block(scan: LineScan, blocks: list[Block], break_at: int) -> list[Blo
     row = 0
     for index, block in enumerate(blocks):
         if row < break_at < row + block.num_rows:
-            wanted = break_at - row
-            first = rows = 0
-            line = block.number
-            records = iterate_records(scan.uri, scan.size, scan.etag, scan.kind, scan.compression, block.byte_start)
-            for length, num_lines, record in records:
-                if record is None or record:
-                    if rows == wanted:
-                        break
-                    rows += 1
-                first, line = first + length, line + num_lines
-            pairs = block.num_pairs * wanted // block.num_rows
-            head = block._replace(num_rows=wanted, num_bytes=first, num_pairs=pairs)
-            tail = block._replace(
-                num_rows=block.num_rows - wanted,
-                num_bytes=block.num_bytes - first,
-                byte_start=block.byte_start + first,
-                number=line,
-                num_pairs=block.num_pairs - pairs,
-            )
-            return [*blocks[:index], head, tail, *blocks[index + 1 :]]
+            return [*blocks[:index], *_break_at(scan, block, break_at - row), *blocks[index + 1 :]]
         row += block.num_rows
     return blocks
+
+
+def _break_at(scan: LineScan, block: Block, num_rows: int) -> tuple[Block, Block]:
+    """Return a block's first rows as a block, and its others."""
+    records = iterate_records(scan.file, block.byte_start, block.number)
+    border = next(islice(records, num_rows, None))
+    num_bytes = border.start - block.byte_start
+    num_pairs = block.num_pairs * num_rows // block.num_rows
+    tail = block._replace(
+        num_rows=block.num_rows - num_rows,
+        num_bytes=block.num_bytes - num_bytes,
+        byte_start=border.start,
+        number=border.line,
+        num_pairs=block.num_pairs - num_pairs,
+    )
+    return block._replace(num_rows=num_rows, num_bytes=num_bytes, num_pairs=num_pairs), tail

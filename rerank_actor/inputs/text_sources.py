@@ -6,23 +6,22 @@ neither an id nor a text is taken for one without a header, as MS MARCO's are. I
 is read in batches, so that memory is bounded by neither. Knows nothing of pairs, stores or Ray.
 """
 
-import csv
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast, get_args
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.errors import InputError, RerankError, describe_cause
-from rerank_actor.inputs import shards
-from rerank_actor.inputs.columns import to_texts
+from rerank_actor.errors import InputError
+from rerank_actor.inputs.batches import Batch, read_batches, refuse_broken
+from rerank_actor.inputs.formats import find_format
+from rerank_actor.inputs.rows import LIMITS, ReadLimits
 from rerank_actor.inputs.spec import SourceSpec
-from rerank_actor.inputs.text import TextFormat, iterate_records, parse_object
+from rerank_actor.inputs.text import TextFile, iterate_records, split_fields
 from rerank_actor.storage.utf8 import is_unicode
 
 ID_NAMES = ("_id", "id", "docid", "doc_id", "pid", "qid", "document_id", "query_id")
@@ -30,13 +29,14 @@ TEXT_NAMES = ("text", "contents", "passage", "body", "document", "query", "quest
 TITLE_NAME = "title"
 
 PIECE_BYTES = 64 * 2**20  # stored, of a source that can be cut
-BATCH_BYTES = 48 * 2**20  # of texts in memory
-BATCH_ROWS = 1024
+TABLE_BYTES = 48 * 2**20  # of texts that are given out together
+LOOK_ROWS = 16  # of the first object, for its columns
 VERSION = 1  # of what a source's rows become; part of its digest
 
 NAMES_WANTED = "give it as .jsonl, .parquet, .csv or .tsv, also with .gz or .zst"
 NOT_TEXT = "is not text"
 BAD_UNICODE = "is not valid Unicode"
+KINDS = ("parquet", "jsonl", "csv", "tsv")
 SCHEMA = pa.schema({"key": pa.string(), "text": pa.string(), "fault": pa.string()})
 
 
@@ -105,34 +105,42 @@ class TextSource:
             StorageError, JobError: it cannot be reached.
         """
         counts = _Counts()
-        keys: list[str] = []
-        texts: list[str | None] = []
-        faults: list[str | None] = []
-        num_bytes = 0
-        try:
-            for place, record in _iterate(piece, self):
-                key = read_id(record[0]) if record is not None else None
-                if key is None:
-                    counts.leave_out(f"{piece.uri}, {place}", is_broken=record is None)
-                    continue
-                text, fault = _join(*record[1:]) if record is not None else (None, None)
-                counts.rows += 1
-                keys.append(key)
-                texts.append(text)
-                faults.append(fault)
-                num_bytes += len(key) + len(text or "") + 16
-                if num_bytes >= BATCH_BYTES:
-                    yield pa.table([keys, texts, faults], schema=SCHEMA)
-                    keys, texts, faults, num_bytes = [], [], [], 0
-        except (pa.ArrowException, EOFError, OSError, ValueError, csv.Error) as error:
-            raise InputError(
-                f"{self.flag} {piece.uri}: cannot be read ({describe_cause(error)}); it may be broken, cut short or not "
-                "what its name says",
-                uri=piece.uri,
-            ) from error
-        if keys:
-            yield pa.table([keys, texts, faults], schema=SCHEMA)
+        tables: list[pa.Table] = []
+        for batch, columns in self.read_batches(piece, LIMITS):
+            tables.append(_make_texts(batch, columns, piece.uri, counts))
+            if sum(table.nbytes for table in tables) >= TABLE_BYTES:
+                yield pa.concat_tables(tables)
+                tables = []
+        if sum(table.num_rows for table in tables):
+            yield pa.concat_tables(tables)
         yield counts.to_dict()
+
+    def read_batches(self, piece: SourcePiece, limits: ReadLimits) -> Iterator[tuple[Batch, "_Columns"]]:
+        """Yield a piece's batches, and which of their columns hold what.
+
+        Raises:
+            As `read`.
+        """
+        kind, compression = _detect(piece.uri, self.flag)
+        item = storage.StoredObject(piece.uri, piece.size, piece.etag)
+        columns = _Columns()
+        with refuse_broken(piece.uri, kind, self.flag):
+            batches = read_batches(
+                item,
+                kind,
+                compression,
+                header=_find_header(item, kind, compression, self),
+                wanted={*self.id_names, *self.text_names, TITLE_NAME},
+                part=piece.part,
+                parts=piece.parts,
+                limits=limits,
+            )
+            for batch in batches:
+                if batch.names and not columns.ids:
+                    columns = _choose_columns(piece.uri, batch.names, self)
+                    others = self.id_names if kind == "jsonl" else ()
+                    columns = columns._replace(ids=tuple(dict.fromkeys((*columns.ids, *others))))
+                yield batch, columns
 
 
 @dataclass
@@ -163,40 +171,33 @@ def find_sources(specs: Iterable[SourceSpec]) -> list[TextSource]:
 
 def _find_source(spec: SourceSpec) -> TextSource:
     flag = "--queries" if spec.role == "query" else "--corpus"
-    found: dict[str, storage.StoredObject] = {}
+    objects: dict[str, storage.StoredObject] = {}
     for uri in spec.uris:
-        objects = storage.list_objects(uri)
-        if not objects:
+        items = storage.list_objects(uri)
+        if not items:
             raise InputError(f"{flag} {uri}: nothing there; it takes files, folders and globs, local or s3://", uri=uri)
-        for item in objects:
+        for item in items:
             _detect(item.uri, flag)
-            found.setdefault(item.uri, item)
+            objects.setdefault(item.uri, item)
     id_names = tuple(dict.fromkeys((spec.id_column, *ID_NAMES)))
     text_names = tuple(dict.fromkeys((spec.text_column, *TEXT_NAMES)))
-    source = TextSource(spec.role, tuple(found.values()), id_names, text_names)
+    source = TextSource(spec.role, tuple(objects.values()), id_names, text_names)
     item = source.objects[0]
-    try:
-        next(_iterate(SourcePiece(item.uri, item.size, item.etag), source), None)
-    except RerankError:
-        raise
-    except (pa.ArrowException, EOFError, OSError, ValueError, csv.Error) as error:
-        raise InputError(
-            f"{flag} {item.uri}: cannot be read ({describe_cause(error)}); it may be broken or not what its name says",
-            uri=item.uri,
-        ) from error
+    next(source.read_batches(SourcePiece(item.uri, item.size, item.etag), replace(LIMITS, batch_rows=LOOK_ROWS)), None)
     return source
 
 
-def _detect(uri: str, flag: str) -> tuple[shards.Format, str]:
+def _detect(uri: str, flag: str) -> tuple[Any, str]:
     try:
-        found = shards.detect_format(uri)
+        kind, compression = find_format(uri)
     except InputError as error:
-        raise InputError(f"{flag} {uri}: the name does not tell its format; {NAMES_WANTED}", uri=uri) from error
-    if found[0] not in ("parquet", *get_args(TextFormat)):
-        raise InputError(
-            f"{flag} {uri}: is {found[0]} by its name, which holds no texts by id here; {NAMES_WANTED}", uri=uri
+        raise InputError(f"{flag} {error}", uri=uri) from error
+    if kind not in KINDS:
+        what = (
+            f"is {kind} by its name, which holds no texts by id here" if kind else "the name does not tell its format"
         )
-    return found
+        raise InputError(f"{flag} {uri}: {what}; {NAMES_WANTED}", uri=uri)
+    return kind, compression
 
 
 def read_id(value: Any) -> str | None:
@@ -218,103 +219,28 @@ def _join(text: Any, title: Any, has_title: bool) -> tuple[str | None, str | Non
     return (whole, None) if is_unicode(whole) else (None, BAD_UNICODE)
 
 
-# What a record is read into: its id, text and title, and whether there is a column of titles.
-Record = tuple[Any, Any, Any, bool]
+class _Columns(NamedTuple):
+    """Columns of an object: of ids, in the order in which they are looked at, of texts and of titles."""
+
+    ids: tuple[str, ...] = ()
+    text: str = ""
+    title: str = ""
+    has_title: bool = False
 
 
-def _iterate(piece: SourcePiece, source: TextSource) -> Iterator[tuple[str, Record | None]]:
-    """Yield where a record is, in words, and the record; None where it is broken."""
-    kind, compression = _detect(piece.uri, source.flag)
-    if kind == "parquet":
-        yield from _iterate_parquet(piece, source)
-    elif kind == "jsonl":
-        yield from _iterate_json(piece, source, compression)
-    else:
-        yield from _iterate_fields(piece, source, cast(TextFormat, kind), compression)
+def _find_header(item: storage.StoredObject, kind: str, compression: str, source: TextSource) -> tuple[str, ...]:
+    """Return the names of the columns of a TSV of ids and texts without a header, none for any other object."""
+    if kind != "tsv":
+        return ()
+    first = next(iterate_records(TextFile(item.uri, item.size, item.etag, "tsv", compression)), None)
+    fields = split_fields(first.content) if first is not None else None
+    is_bare = fields is not None and len(fields) == 2 and not {*fields} & {*source.id_names, *source.text_names}
+    return ("id", "text") if is_bare else ()
 
 
-def _iterate_parquet(piece: SourcePiece, source: TextSource) -> Iterator[tuple[str, Record | None]]:
-    with storage.open_input(piece.uri, size=piece.size, etag=piece.etag) as file:
-        parquet = pq.ParquetFile(file, buffer_size=2**20)
-        names = _choose_columns(piece.uri, parquet.schema_arrow.names, source)
-        columns = [name for name in names if name is not None]
-        for group in range(piece.part, parquet.metadata.num_row_groups, piece.parts):
-            row = sum(parquet.metadata.row_group(earlier).num_rows for earlier in range(group))
-            for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=columns):
-                values = [to_texts(pa.chunked_array([batch.column(name)])) for name in columns]
-                for offset, record in enumerate(zip(*values, strict=True)):
-                    yield f"row {row + offset}", (*record, *[None] * (3 - len(record)), names[2] is not None)
-                row += batch.num_rows
-
-
-def _iterate_json(piece: SourcePiece, source: TextSource, compression: str) -> Iterator[tuple[str, Record | None]]:
-    start, end = (piece.size * piece.part // piece.parts, piece.size * (piece.part + 1) // piece.parts)
-    names: tuple[str, str, str | None] | None = None
-    for where, line in _iterate_span(piece, "jsonl", compression, start, end):
-        record = parse_object(line)
-        if record is None:
-            yield where, None
-            continue
-        names = names or _choose_columns(piece.uri, list(record), source)
-        found = record.get(names[0])
-        if found is None:  # objects of one file need not have the same keys
-            found = next((record[name] for name in source.id_names if record.get(name) is not None), None)
-        text = record.get(names[1])
-        yield where, (found, text, record.get(TITLE_NAME), source.role == "document" and TITLE_NAME in record)
-
-
-def _iterate_span(
-    piece: SourcePiece, kind: TextFormat, compression: str, start: int, end: int
-) -> Iterator[tuple[str, Any]]:
-    """Yield where each record is, in words, and the record, of those that begin in a span of bytes of a text."""
-    place = max(
-        0, start - 1
-    )  # up to the next line's end; a line that begins at `start` is so not taken for half of one
-    number = -1 if start > 0 else 0
-    for length, _, record in iterate_records(piece.uri, piece.size, piece.etag, kind, compression, place):
-        if number >= 0:
-            if place >= end and not compression:
-                return
-            if record or record is None:
-                yield f"byte {place}" if piece.part else f"line {number + 1}", record
-        number += 1
-        place += length
-
-
-def _iterate_fields(
-    piece: SourcePiece, source: TextSource, kind: TextFormat, compression: str
-) -> Iterator[tuple[str, Record | None]]:
-    records = iterate_records(piece.uri, piece.size, piece.etag, kind, compression)
-    header: list[str] = next((list(found) for _, _, found in records if isinstance(found, list) and found), [])
-    if not header:
-        return
-    first_row: list[list[str]] = []
-    if kind == "tsv" and len(header) == 2 and not {*header} & {*source.id_names, *source.text_names}:
-        first_row = [header] if piece.part == 0 else []
-        names: tuple[str, str, str | None] = ("id", "text", None)
-        header = ["id", "text"]
-    else:
-        names = _choose_columns(piece.uri, header, source)
-    places = [header.index(name) for name in names if name is not None]
-    start, end = (piece.size * piece.part // piece.parts, piece.size * (piece.part + 1) // piece.parts)
-    has_header = not first_row
-    for row in first_row:
-        yield "line 1", (row[0], row[1], None, False)
-    is_top = piece.part == 0
-    for where, row in _iterate_span(piece, kind, compression, start, end):
-        if is_top:  # the header, or the row that stood in its place
-            is_top = False
-            continue
-        if row is None or len(row) != len(header):
-            yield where, None
-            continue
-        found = [row[place] for place in places]
-        yield where, (*found, *[None] * (3 - len(found)), has_header and names[2] is not None)
-
-
-def _choose_columns(uri: str, names: list[str], source: TextSource) -> tuple[str, str, str | None]:
+def _choose_columns(uri: str, names: Sequence[str], source: TextSource) -> _Columns:
     """Return the columns of ids, of texts and of titles."""
-    found = []
+    chosen = []
     for what, known in (("ids", source.id_names), ("texts", source.text_names)):
         name = next((name for name in known if name in names), None)
         if name is None:
@@ -324,6 +250,27 @@ def _choose_columns(uri: str, names: list[str], source: TextSource) -> tuple[str
                 f"{', '.join(f'`{name}`' for name in known)} is wanted; rename it",
                 uri=uri,
             )
-        found.append(name)
-    title = TITLE_NAME if source.role == "document" and TITLE_NAME in names and TITLE_NAME not in found else None
-    return found[0], found[1], title
+        chosen.append(name)
+    is_titled = source.role == "document" and TITLE_NAME not in chosen
+    return _Columns((chosen[0],), chosen[1], TITLE_NAME if is_titled else "", is_titled and TITLE_NAME in names)
+
+
+def _make_texts(batch: Batch, columns: _Columns, uri: str, counts: _Counts) -> pa.Table:
+    """Return a batch's texts by id, and count what is left out of them."""
+    texts, titles = batch.values(columns.text), batch.values(columns.title)
+    ids = [next((value for value in row if value is not None), None) for row in _list_ids(batch, columns)]
+    rows: list[tuple[str, str | None, str | None]] = []
+    for row, (value, text, title) in enumerate(zip(ids, texts, titles, strict=True)):
+        key = read_id(value)
+        if row in batch.faults or key is None:
+            counts.leave_out(f"{uri}, {batch.describe(row)}", is_broken=row in batch.faults)
+        else:
+            rows.append((key, *_join(text, title, columns.has_title or title is not None)))
+    counts.rows += len(rows)
+    return pa.table([[row[column] for row in rows] for column in range(3)], schema=SCHEMA)
+
+
+def _list_ids(batch: Batch, columns: _Columns) -> Iterable[tuple[Any, ...]]:
+    """Return the values that may be each row's id; objects of one file need not have the same keys."""
+    present = [name for name in columns.ids if name in batch.columns]
+    return zip(*(batch.values(name) for name in present), strict=True) if present else [()] * batch.num_rows

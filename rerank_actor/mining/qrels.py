@@ -1,18 +1,18 @@
 """Judgements: which document is relevant to which query, from a qrels file.
 
-Reads TREC's four fields (query, iteration, document, relevance; blanks or tabs) and BEIR's TSV (query-id, corpus-id,
-score; with a header). Keeps what is positive, as two columns of ids, and marks pairs with it; ids are compared as text,
-exactly. Knows nothing of scores.
+Takes what `inputs.rankings` reads: TREC's four fields (query, iteration, document, relevance; blanks or tabs) and BEIR's TSV
+(query-id, corpus-id, score; with a header), also packed. Keeps what is positive, as two columns of ids, and marks pairs with
+it; ids are compared as text, exactly. Knows nothing of scores.
 """
-
-import gzip
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rerank_actor import storage
 from rerank_actor.errors import InputError
+from rerank_actor.inputs.batches import refuse_broken
+from rerank_actor.inputs.formats import find_format
+from rerank_actor.inputs.rankings import RankingFile, iterate_ranking
 
 SCHEMA = pa.schema({"query_id": pa.string(), "document_id": pa.string()})
 
@@ -24,47 +24,29 @@ def load_qrels(uri: str, min_relevance: float) -> pa.Table:
         InputError: it is not there, a line is no judgement, or none is positive.
         StorageError, JobError: it cannot be read.
     """
-    data = storage.read_bytes(uri)
-    try:
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"--qrels {uri}: not a text file ({type(error).__name__})", uri=uri) from None
     queries, documents = [], []
     total = 0
-    for number, line in enumerate(text.splitlines(), 1):
-        fields = line.split("\t") if "\t" in line else line.split()
-        if not any(fields) or (number == 1 and _is_header(fields)):
-            continue
-        total += 1
-        try:
-            query, document, relevance = fields if len(fields) == 3 else (fields[0], fields[2], fields[3])
-            is_positive = float(relevance) >= min_relevance
-        except (ValueError, IndexError):
-            raise InputError(
-                f"--qrels {uri}: line {number} is no judgement; expected query, iteration, document, relevance (TREC) or "
-                "query, document, relevance separated by tabs (BEIR)",
-                uri=uri,
-                row=number,
-            ) from None
-        if is_positive:
-            queries.append(query)
-            documents.append(document)
+    with refuse_broken(uri, "qrels", "--qrels"):
+        for line in iterate_ranking(RankingFile(uri, None, "", "qrels", find_format(uri)[1])):
+            if line.values is None:
+                raise InputError(
+                    f"--qrels {uri}: line {line.number} is no judgement ({line.fault}); expected query, iteration, "
+                    "document, relevance (TREC) or query, document, relevance separated by tabs (BEIR)",
+                    uri=uri,
+                    row=line.number,
+                )
+            total += 1
+            if line.values["relevance"] >= min_relevance:
+                queries.append(line.values["query_id"])
+                documents.append(line.values["document_id"])
     if not queries:
         raise InputError(
             f"--qrels {uri}: none of its {total:,} judgements has a relevance of at least {min_relevance:g}; check the "
             "file, or lower --min-relevance",
             uri=uri,
         )
-    found = pa.table([queries, documents], schema=SCHEMA)
-    return found.group_by(["query_id", "document_id"]).aggregate([])
-
-
-def _is_header(fields: list[str]) -> bool:
-    try:
-        float(fields[-1])
-    except ValueError:
-        return True
-    return False
+    judged = pa.table([queries, documents], schema=SCHEMA)
+    return judged.group_by(["query_id", "document_id"]).aggregate([])
 
 
 def mark_judged(query_ids: pa.ChunkedArray, document_ids: pa.ChunkedArray, qrels: pa.Table) -> tuple[np.ndarray, int]:

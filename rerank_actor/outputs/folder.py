@@ -17,7 +17,7 @@ from rerank_actor import storage
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.columns import read_own_table
 from rerank_actor.inputs.plan import Plan
-from rerank_actor.inputs.unit import Unit
+from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.histograms import NAMES
 
 RECORD_THREADS = 16

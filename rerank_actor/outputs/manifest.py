@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError
-from rerank_actor.inputs.unit import Unit
+from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.folder import RECORD_SCHEMA, Output
 from rerank_actor.outputs.part import PartCheck, check_part
 from rerank_actor.storage.lease import make_run_id

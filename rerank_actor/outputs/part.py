@@ -18,8 +18,7 @@ from rerank_actor.engines.base import compute_score
 from rerank_actor.inputs.columns import RESERVED_COLUMNS
 from rerank_actor.inputs.directions import DIRECTED_VALUES, find_directions, name_column
 from rerank_actor.inputs.pairs import INDEX_COLUMN
-from rerank_actor.inputs.rows import find_reason
-from rerank_actor.inputs.unit import Unit
+from rerank_actor.inputs.rows import Unit, find_reason
 
 ADDED_TYPES = dict(
     zip(RESERVED_COLUMNS, (pa.float32(), pa.float32(), pa.int32(), pa.int32(), pa.string()), strict=True)

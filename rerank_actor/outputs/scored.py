@@ -15,7 +15,7 @@ from rerank_actor import storage
 from rerank_actor.errors import InputError
 from rerank_actor.fingerprint import find_differing, hash_fingerprint
 from rerank_actor.inputs.plan import Plan
-from rerank_actor.inputs.unit import Unit
+from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.folder import Output, select_parts
 from rerank_actor.outputs.row_groups import open_part
 

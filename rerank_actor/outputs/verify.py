@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from rerank_actor import storage
 from rerank_actor.errors import RerankError
 from rerank_actor.fingerprint import hash_fingerprint
-from rerank_actor.inputs.unit import Unit
+from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.part import PartCheck, check_part
 from rerank_actor.outputs.scored import ScoredOutput, require_scored

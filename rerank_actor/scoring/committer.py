@@ -14,7 +14,7 @@ from typing import Any
 
 from rerank_actor import storage
 from rerank_actor.errors import RerankError, describe_cause
-from rerank_actor.inputs.unit import Unit
+from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.folder import Output, find_pending
 from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed, find_versions, limit_failures
 from rerank_actor.outputs.report.build import write_report

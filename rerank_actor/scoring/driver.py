@@ -14,7 +14,7 @@ import ray
 
 from rerank_actor.engines.base import EngineSpec
 from rerank_actor.errors import EngineStartError, JobError, RunInterruptedError, describe_cause
-from rerank_actor.inputs.unit import Unit
+from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.price import find_price
 from rerank_actor.runtime.background import run_in_background
 from rerank_actor.runtime.connection import Connection, is_pipeline_running

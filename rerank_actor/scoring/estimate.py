@@ -11,7 +11,7 @@ from rich.table import Table
 
 from rerank_actor import storage
 from rerank_actor.engines.model import load_tokenizer_json
-from rerank_actor.inputs.unit import Unit
+from rerank_actor.inputs.rows import Unit
 from rerank_actor.job import RunSettings, ScoreJob
 from rerank_actor.outputs.folder import find_pending
 from rerank_actor.progress import Reporter, format_seconds

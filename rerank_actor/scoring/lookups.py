@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from rerank_actor import storage
-from rerank_actor.inputs import shards
+from rerank_actor.inputs.formats import detect_format
 from rerank_actor.inputs.lookups import ScoreLookup, TextLookup
 from rerank_actor.inputs.text_sources import TextSource
 from rerank_actor.progress import Reporter
@@ -111,7 +111,7 @@ def _make_lookup(
 
 
 def _is_packed(uri: str) -> bool:
-    kind, compression = shards.detect_format(uri)
+    kind, compression = detect_format(uri)
     return bool(compression) or kind == "parquet"
 
 

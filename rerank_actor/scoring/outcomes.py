@@ -6,7 +6,7 @@ Takes the reports of units, says which are left, which have failed and what the 
 from dataclasses import dataclass, field
 from typing import Any
 
-from rerank_actor.inputs.unit import Unit
+from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.manifest import Totals
 
 

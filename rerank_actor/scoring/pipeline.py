@@ -21,7 +21,7 @@ from ray.data.datasource import Datasink, Datasource, ReadTask
 from rerank_actor import storage
 from rerank_actor.engines.base import EngineSpec
 from rerank_actor.errors import EngineError, RerankError
-from rerank_actor.inputs.unit import Unit
+from rerank_actor.inputs.rows import Unit
 from rerank_actor.runtime.pool import ActorPool
 from rerank_actor.runtime.watchdog import START_SECONDS, Watchdog
 from rerank_actor.scoring.actor import RerankActor

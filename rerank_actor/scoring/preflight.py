@@ -20,7 +20,7 @@ from rerank_actor.engines.start import encode_check_pairs
 from rerank_actor.engines.template import TEMPLATES
 from rerank_actor.errors import JobError, ModelError, OutputConflictError, StorageError
 from rerank_actor.fingerprint import find_differing, hash_fingerprint
-from rerank_actor.inputs import shards
+from rerank_actor.inputs.formats import detect_format, find_format
 from rerank_actor.inputs.listing import list_input
 from rerank_actor.inputs.lookups import ScoreLookup, TextLookup
 from rerank_actor.inputs.plan import Plan, PlanChange, make_plan
@@ -37,13 +37,6 @@ from rerank_actor.storage.hub import is_hub
 SHOWN_CHARACTERS = 300  # of a setting that differs
 
 Job = TypeVar("Job", bound=ModelSettings)
-
-# Names that tell the format of their object whatever is in it, packed or not.
-TOLD_SUFFIXES = tuple(
-    f".{name}{packed}"
-    for name in ("parquet", "pq", "arrow", "feather", "ipc", "jsonl", "ndjson", "json", "csv", "trec", "run")
-    for packed in ("", ".gz", ".zst")
-)
 
 
 @dataclass(frozen=True)
@@ -142,18 +135,17 @@ def _find_format(job: ScoreJob, reporter: Reporter) -> ScoreJob:
     """Return the job with the format of its rankings, which names like `test.tsv` or `run.txt` do not tell."""
     if job.format == "auto" and (job.queries or job.corpus) and not job.columns and not is_hub(job.input[0]):
         objects = storage.list_objects(job.input[0])
-        first = next((item for item in objects if not item.uri.lower().endswith(TOLD_SUFFIXES)), None)
+        first = next((item for item in objects if find_format(item.uri)[0] in (None, "tsv")), None)
         if first is not None:
-            compression = next((suffix for suffix in ("gz", "zst") if first.uri.lower().endswith(f".{suffix}")), "")
             try:
-                rankings_format = sniff_format(first.uri, first.size, compression)
+                rankings_format = sniff_format(first.uri, first.size, find_format(first.uri)[1])
             except (pa.ArrowException, OSError, EOFError):
                 rankings_format = None  # planning the input says what is wrong
             if rankings_format is not None:
                 reporter.info(f"{first.uri}: looks like --format {rankings_format}")
                 job = job.model_copy(update={"format": rankings_format})
     if job.top_k is not None and any(
-        shards.detect_format(item.uri, job.format)[0] not in RANKING_FORMATS for item in list_input(job.input_spec())
+        detect_format(item.uri, job.format)[0] not in RANKING_FORMATS for item in list_input(job.input_spec())
     ):
         raise JobError(
             f"--top-k goes with --format {', '.join(RANKING_FORMATS)}, whose lines are candidates of queries"

@@ -29,9 +29,8 @@ from rerank_actor.inputs.directions import Directions
 from rerank_actor.inputs.lookups import ScoreLookup, TextLookup
 from rerank_actor.inputs.pair_key import find_originals, make_pair_keys
 from rerank_actor.inputs.pairs import Pairs, make_pairs
-from rerank_actor.inputs.rows import Rows
+from rerank_actor.inputs.rows import Rows, Unit
 from rerank_actor.inputs.spec import InputSpec
-from rerank_actor.inputs.unit import Unit
 from rerank_actor.scoring.unit import UnitWork
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from rerank_actor import storage
 from rerank_actor.engines.model import load_tokenizer_json
 from rerank_actor.errors import RerankError, RunInterruptedError
-from rerank_actor.inputs.unit import Unit
+from rerank_actor.inputs.rows import Unit
 from rerank_actor.job import EngineJob, ScoreJob
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.runtime.connection import Connection, connect_ray, watch_signals

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from rerank_actor import storage
 from rerank_actor.engines.settings import EngineSettings
 from rerank_actor.errors import RerankError, StorageError
-from rerank_actor.inputs.unit import Unit
+from rerank_actor.inputs.rows import Unit
 from rerank_actor.job import ClusterSettings, RunSettings, ScoreJob
 from rerank_actor.outputs.folder import Output
 from rerank_actor.runtime.store_builder import RunTasks, run_all

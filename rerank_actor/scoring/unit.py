@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from rerank_actor.engines.prompts import Prompts
-from rerank_actor.inputs.unit import Unit
+from rerank_actor.inputs.rows import Unit
 
 
 @dataclass(frozen=True)

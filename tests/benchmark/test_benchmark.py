@@ -31,7 +31,7 @@ from rerank_actor.benchmark.suite import Suite, make_tables, run_suite
 from rerank_actor.benchmark.weights import SHAPES, make_tokenizer, write_weights
 from rerank_actor.benchmark.workload import KINDS, find_possible_share, make_workload, write_shards
 from rerank_actor.engines.prompts import PairEncoder
-from rerank_actor.inputs.unit import Unit
+from rerank_actor.inputs.rows import Unit
 from rerank_actor.job import ScoreJob
 from rerank_actor.scoring.run import run_job
 from rerank_actor.scoring.unit import UnitWork

@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ from commands import read_output
 from jobs.bitext import bitext
 from rerank_actor import Reranker
 from rerank_actor.bitext.filters import CandidateFilters, CharacterCounter, find_reasons
-from rerank_actor.bitext.ingest import ReadSpec, name_record, read_candidates
+from rerank_actor.bitext.ingest import ReadSpec, ShardSize, name_record, read_candidates
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.languages import parse_pair
 from rerank_actor.bitext.sources import choose_partitions, find_sources
 from rerank_actor.errors import InputError, JobError, OutputConflictError
+from rerank_actor.inputs.rows import ReadLimits
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.part import check_part
 from rerank_actor.outputs.verify import verify_output
@@ -40,27 +43,29 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def read_all(job: BitextJob, folder: Path) -> list[dict[str, Any]]:
+def read_all(job: BitextJob, folder: Path, **bounds: Any) -> list[dict[str, Any]]:
     for source in find_sources(job):
-        read_candidates(source, ReadSpec.of_job(job, str(folder)))
+        read_candidates(source, replace(ReadSpec.of_job(job, str(folder)), **bounds))
     tables = [pq.ParquetFile(path).read().to_pylist() for path in sorted(folder.glob("lang_pair=*/*.parquet"))]
     return [row for table in tables for row in table]
 
 
 def test_worker_with_a_language_identifier_goes_by_the_rules_of_the_driver(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     job = make_job(tmp_path, write(tmp_path / "c.deu-eng.tsv", "Guten Tag, Welt\tGood day, world\n"), format="pairs")
-    monkeypatch.setattr("rerank_actor.bitext.filters.IDENTIFIERS", {})
     spec = ReadSpec.of_job(job, str(tmp_path / "read"))
-    monkeypatch.setattr(
-        "rerank_actor.bitext.filters.IDENTIFIERS", {"json": "numpy"}
-    )  # stands for one that is installed
-    monkeypatch.setattr("rerank_actor.bitext.filters._load_identifier", lambda *names: lambda text: "en")
-    assert job.rules().identifier == "json"
+    site = tmp_path / "site"  # of a worker where one is installed, to which all is English
+    write(site / "py3langid.py", "def classify(text):\n    return 'en', 1.0\n")
+    write(site / "py3langid-0.3.dist-info/METADATA", "Metadata-Version: 2.1\nName: py3langid\nVersion: 0.3\n")
+    monkeypatch.syspath_prepend(site)
+    request.addfinalizer(lambda: sys.modules.pop("py3langid", None))
+    assert (job.rules().identifier, job.rules().identifier_version) == ("py3langid", "0.3")
     [source] = find_sources(job)
     record = read_candidates(source, spec)
     assert (record["reasons"], record["settings"]) == ({}, spec.settings)
+    record = read_candidates(source, replace(spec, rules=job.rules()))
+    assert list(record["reasons"]) == ["wrong language"]
 
 
 def write_format(kind: str, folder: Path) -> list[Path]:
@@ -256,16 +261,12 @@ def test_rows_that_rules_drop_are_no_errors_that_stop_a_run(tmp_path: Path) -> N
     )
 
 
-def test_file_with_rows_of_many_languages_is_read_in_bounded_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rerank_actor.bitext.readers.ROWS_AT_ONCE", 8)
-    monkeypatch.setattr("rerank_actor.bitext.ingest.SHARD_ROWS", 1000)
-    monkeypatch.setattr("rerank_actor.bitext.ingest.HELD_ROWS", 40)
+def test_file_with_rows_of_many_languages_is_read_in_bounded_memory(tmp_path: Path) -> None:
     codes = ["deu", "fra", "spa", "ita"]
     rows = [f"{codes[i * i % 4]}\teng\tsource {i}\ttarget {i}\n" for i in range(300)]
     path = write(tmp_path / "in/c.tsv", "source_language\ttarget_language\tsource\ttarget\n" + "".join(rows))
-    found = read_all(make_job(tmp_path, path, identifier="none"), tmp_path / "read")
+    bounds = {"limits": ReadLimits(batch_rows=8), "size": ShardSize(1000, held_rows=40)}
+    found = read_all(make_job(tmp_path, path, identifier="none"), tmp_path / "read", **bounds)
     assert sorted(row["input_line"] for row in found) == list(range(2, 302))
     assert all(row["source"] == f"source {row['input_line'] - 2}" for row in found)
     shards = [pq.read_metadata(shard).num_rows for shard in (tmp_path / "read").glob("lang_pair=*/*.parquet")]

@@ -15,7 +15,7 @@ from hub_server import HubServer
 
 from rerank_actor import storage
 from rerank_actor.errors import AccessDeniedError, InputError, JobError, ObjectChangedError, RerankError
-from rerank_actor.inputs import arrow, shards
+from rerank_actor.inputs import columnar, shards
 from rerank_actor.inputs.plan import Plan, make_plan
 from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.job import load_job
@@ -127,7 +127,7 @@ def test_arrow_file_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> N
 
 def test_arrow_file_is_scanned_by_its_narrowest_column() -> None:
     schema = pa.schema({"text": pa.string(), "number": pa.int64(), "flag": pa.bool_()})
-    assert arrow._find_narrowest(schema) == 2
+    assert columnar._find_narrowest(schema) == 2
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])

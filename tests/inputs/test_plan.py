@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rerank_actor.errors import InputError, JobError, OutputConflictError, RerankError
 from rerank_actor.inputs.listing import list_input
 from rerank_actor.inputs.plan import Plan, PlanChange, make_plan
-from rerank_actor.inputs.unit import Unit
+from rerank_actor.inputs.rows import Unit
 from rerank_actor.job import ScoreJob, load_job
 
 Write = Callable[..., Path]

@@ -16,10 +16,11 @@ import zstandard
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError, ShardError
-from rerank_actor.inputs import parquet, shards
+from rerank_actor.inputs import shards
+from rerank_actor.inputs.formats import detect_format
 from rerank_actor.inputs.plan import Plan, make_plan
+from rerank_actor.inputs.rows import LIMITS, ReadLimits, Unit
 from rerank_actor.inputs.spec import InputSpec
-from rerank_actor.inputs.unit import Unit
 from rerank_actor.job import load_job
 
 Write = Callable[..., Path]
@@ -55,7 +56,13 @@ def store(path: Path, data: bytes) -> Path:
     return path
 
 
-def read_back(path: Path, unit_rows: int, wanted: str = "auto", keep: list[str] | None = None) -> list[shards.Rows]:
+def read_back(
+    path: Path,
+    unit_rows: int,
+    wanted: str = "auto",
+    keep: list[str] | None = None,
+    limits: ReadLimits = LIMITS,
+) -> list[shards.Rows]:
     """Plan one shard and read all of its units."""
     flags = {"input": str(path), "output": str(path.parent.parent / "out"), "format": wanted, "unit_rows": unit_rows}
     plan, _ = make_plan(load_job(None, flags).input_spec(), Plan())
@@ -63,7 +70,7 @@ def read_back(path: Path, unit_rows: int, wanted: str = "auto", keep: list[str] 
     assert max(unit.num_rows for unit in units) <= unit_rows
     return [
         shards.read_rows(
-            unit, InputSpec(format=wanted, keep=tuple(keep) if keep is not None else None), plan.json_types
+            unit, InputSpec(format=wanted, keep=tuple(keep) if keep is not None else None), plan.json_types, limits
         )
         for unit in units
     ]
@@ -220,14 +227,11 @@ def test_parquet_bytes_that_are_no_utf8_leave_other_rows_readable(write_shard: W
 
 
 @pytest.mark.parametrize("keep", [None, [], ["id"], ["document", "query"]])
-def test_parquet_large_row_groups_read_piecewise_are_the_same(
-    write_shard: Write, monkeypatch: pytest.MonkeyPatch, keep: list[str] | None
-) -> None:
+def test_parquet_large_row_groups_read_piecewise_are_the_same(write_shard: Write, keep: list[str] | None) -> None:
     rows = [{"id": i, "query": f"q{i}", "document": f"d{i}", "lists": [str(i)]} for i in range(3000)]
     path = write_shard(pa.Table.from_pylist(rows), row_group_size=2500)
     whole = read_back(path, 700, keep=keep)
-    monkeypatch.setattr(parquet, "STREAMED_GROUP_BYTES", 1)
-    pieces = read_back(path, 700, keep=keep)
+    pieces = read_back(path, 700, keep=keep, limits=ReadLimits(group_bytes=1))
     assert [part.texts for part in pieces] == [part.texts for part in whole]
     assert all(a.table.equals(b.table) and a.faults == b.faults for a, b in zip(pieces, whole, strict=True))
     assert [text for part in pieces for text in part.texts["query"]] == [row["query"] for row in rows]
@@ -287,6 +291,6 @@ def test_parquet_columns_of_one_name_are_refused_by_name(write_shard: Write) -> 
 @pytest.mark.parametrize("name", ["rows.dat", "rows", "rows.dat.gz", "parquet"])
 def test_shard_of_unknown_suffix_is_refused_with_the_flag(name: str) -> None:
     with pytest.raises(InputError, match="--format"):
-        shards.detect_format(f"/data/{name}")
-    assert shards.detect_format("/data/rows.dat.gz", "csv") == ("csv", "gz")
-    assert shards.detect_format("s3://bucket/ROWS.PARQUET") == ("parquet", "")
+        detect_format(f"/data/{name}")
+    assert detect_format("/data/rows.dat.gz", "csv") == ("csv", "gz")
+    assert detect_format("s3://bucket/ROWS.PARQUET") == ("parquet", "")

@@ -11,11 +11,9 @@ import pytest
 from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError, ShardError
 from rerank_actor.inputs import shards, text_scan
-from rerank_actor.inputs import text as text_module
 from rerank_actor.inputs.plan import MAX_UNIT_ROWS, Plan, make_plan
-from rerank_actor.inputs.rows import ShardLayout
+from rerank_actor.inputs.rows import LIMITS, ReadLimits, ShardLayout, Unit
 from rerank_actor.inputs.spec import InputSpec
-from rerank_actor.inputs.unit import Unit
 from rerank_actor.job import load_job
 
 
@@ -25,9 +23,11 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
-def scan(path: Path, block_rows: int = 7, break_at: int = -1, **options: Any) -> ShardLayout:
+def scan(
+    path: Path, block_rows: int = 7, break_at: int = -1, limits: ReadLimits = LIMITS, **options: Any
+) -> ShardLayout:
     item = storage.StoredObject(str(path), path.stat().st_size, "")
-    return shards.scan_shard(item, InputSpec(unit_rows=block_rows, **options), break_at)
+    return shards.scan_shard(item, InputSpec(unit_rows=block_rows, **options), break_at, limits)
 
 
 def read(path: Path, layout: ShardLayout, **options: Any) -> list[shards.Rows]:
@@ -61,13 +61,12 @@ def make_lines(seed: int) -> list[str]:
 @pytest.mark.parametrize("range_bytes", [40, 977, 10**6])
 @pytest.mark.parametrize("end", ["\n", ""])
 def test_ranges_of_any_size_find_the_rows_that_lines_hold(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, range_bytes: int, packing: str, end: str
+    tmp_path: Path, range_bytes: int, packing: str, end: str
 ) -> None:
     made = make_lines(range_bytes)
     data = ("\n".join(made) + end).encode()
     path = write(tmp_path / f"rows.jsonl{packing}", gzip.compress(data) if packing else data)
-    monkeypatch.setattr(text_scan, "RANGE_BYTES", range_bytes)
-    layout = scan(path)
+    layout = scan(path, limits=ReadLimits(range_bytes=range_bytes))
     expected = [(number, line) for number, line in enumerate(made, start=1) if line.strip()]
     found = read(path, layout)
     assert layout.num_rows == len(expected)
@@ -139,30 +138,26 @@ def test_json_array_is_refused_with_the_cure(tmp_path: Path) -> None:
             scan(write(tmp_path / "rows.json", text.encode()))
 
 
-def test_line_without_end_is_refused_and_never_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_scan, "RANGE_BYTES", 100)
-    monkeypatch.setattr(text_module, "LONGEST_LINE", 1000)
+def test_line_without_end_is_refused_and_never_held(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", b'{"query": "' + b"x" * 5000 + b'"}')
     with pytest.raises(RerankError, match=f"{path}: a line of more than"):
-        scan(path)
+        scan(path, limits=ReadLimits(line_bytes=1000, range_bytes=100))
 
 
-def test_lines_parsed_by_arrow_have_the_types_that_python_finds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(text_scan, "RANGE_BYTES", 200)
+def test_lines_parsed_by_arrow_have_the_types_that_python_finds(tmp_path: Path) -> None:
+    limits = ReadLimits(range_bytes=200)
     objects = [{"query": "q", "n": 1, "when": "2026-01-01", "deep": {"a": [1.5]}} for _ in range(30)]
     path = write(tmp_path / "rows.jsonl", "".join(json.dumps(found) + "\n" for found in objects).encode())
-    types = scan(path).columns
+    types = scan(path, limits=limits).columns
     assert str(types["when"]) == "string"
     parsed = text_scan._parse_with_arrow(path.read_bytes(), types)
     assert parsed is not None and parsed.num_rows == 30
     objects[20]["n"] = "text"
     path.write_text("".join(json.dumps(found) + "\n" for found in objects))
-    assert str(scan(path).columns["n"]) == "string"
+    assert str(scan(path, limits=limits).columns["n"]) == "string"
     objects[20] = {"query": "q", "n": 1, "later": True}
     path.write_text("".join(json.dumps(found) + "\n" for found in objects))
-    assert str(scan(path).columns["later"]) == "bool"
+    assert str(scan(path, limits=limits).columns["later"]) == "bool"
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])

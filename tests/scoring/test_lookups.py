@@ -19,7 +19,7 @@ from jobs.score import score
 from rerank_actor import Reranker, storage
 from rerank_actor.errors import InputError, OutputConflictError, ShardError
 from rerank_actor.inputs.lookups import TextLookup
-from rerank_actor.inputs.text_sources import Piece, TextSource, find_sources
+from rerank_actor.inputs.text_sources import SourcePiece, TextSource, find_sources
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.verify import verify_output
 from rerank_actor.progress import QuietReporter
@@ -27,7 +27,7 @@ from rerank_actor.runtime.store_builder import build_store, run_here
 from rerank_actor.scoring.estimate import estimate_job
 from rerank_actor.scoring.preflight import prepare_job
 from rerank_actor.scoring.run import run_job
-from rerank_actor.storage.keyed_store import KEPT_SECONDS, Layout, Store, name_bucket
+from rerank_actor.storage.keyed_store import KEPT_SECONDS, BucketLayout, KeyedStore, name_bucket
 
 QUERIES = [{"_id": "q1", "text": "what is rain"}, {"_id": "q2", "text": "who wrote it"}, {"_id": "7", "text": "seven"}]
 CORPUS = [
@@ -69,9 +69,9 @@ def make_source(*paths: Path, role: Any = "document") -> TextSource:
     return dataclasses.replace(find_sources(job.source_specs())[0], role=role)
 
 
-def make_store(tmp_path: Path, source: TextSource, layout: Layout, uri: str = "") -> Store:
+def make_store(tmp_path: Path, source: TextSource, layout: BucketLayout, uri: str = "") -> KeyedStore:
     uri = uri or str(tmp_path / "store")
-    return Store(build_store(uri, source.digest, layout, source.cut(), source.read, run_here))
+    return KeyedStore(build_store(uri, source.digest, layout, source.cut(), source.read, run_here))
 
 
 def test_ids_are_joined_with_beir_files_and_missing_ones_are_errors_by_reason(tmp_path: Path, local_ray: str) -> None:
@@ -226,14 +226,14 @@ def test_every_format_of_a_corpus_gives_the_same_texts(tmp_path: Path, suffix: s
             file.writelines(mark.join(f"{quote}{value}{quote}" for value in row.values()) + "\n" for row in rows)
     else:
         write_lines(path, rows)
-    store = make_store(tmp_path, make_source(path), Layout(3, 5))
+    store = make_store(tmp_path, make_source(path), BucketLayout(3, 5))
     found = {row["key"]: row["text"] for row in store.find([f"d{i}" for i in range(60)])}
     assert found == {f"d{i}": f"T{i} body {i}, so" for i in range(50)}
 
 
 def test_tsv_of_two_columns_without_a_header_is_ids_and_texts(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "collection.tsv", ["0\tfirst passage", "1\tsecond"])
-    store = make_store(tmp_path, make_source(path), Layout(1, 1))
+    store = make_store(tmp_path, make_source(path), BucketLayout(1, 1))
     assert {row["key"]: row["text"] for row in store.find(["0", "1"])} == {"0": "first passage", "1": "second"}
 
 
@@ -248,7 +248,7 @@ def test_pieces_of_a_file_hold_each_line_once_wherever_they_are_cut(tmp_path: Pa
     for parts in range(1, item.size // 2):
         keys: list[str] = []
         for part in range(parts):
-            *tables, counts = source.read(Piece(item.uri, item.size, item.etag, part, parts))
+            *tables, counts = source.read(SourcePiece(item.uri, item.size, item.etag, part, parts))
             keys += [key for table in tables for key in table["key"].to_pylist()]
             assert counts["broken"] == 0
         assert keys == [str(i) for i in range(23)], parts
@@ -260,7 +260,7 @@ def test_a_store_in_s3_is_read_by_block_or_from_copies(
     monkeypatch.setenv("RERANK_ACTOR_CACHE", str(tmp_path / "cache"))
     rows = [{"_id": f"d{i}", "text": f"text {i}"} for i in range(400)]
     source = make_source(write_lines(tmp_path / "corpus.jsonl", rows))
-    store = make_store(tmp_path, source, Layout(4, 8), s3.uri("store"))
+    store = make_store(tmp_path, source, BucketLayout(4, 8), s3.uri("store"))
     lookup = TextLookup("document", store.spec)
     wanted = ["d3", "d399", "nope", "d7", "d3"]
     expected = ["text 3", "text 399", None, "text 7", "text 3"]
@@ -279,12 +279,14 @@ def test_a_store_in_s3_is_read_by_block_or_from_copies(
     assert kept == {store.spec.digest, "of-another-job"}, "copies that nobody reads any more do not fill the disk"
     storage.delete_objects([storage.join_uri(store.spec.uri, name) for name in copies])
     assert copying.find_texts(wanted)[0] == expected  # from the copies alone
-    assert build_store(store.spec.uri, source.digest, Layout(1, 1), [], source.read, run_here).layout == Layout(4, 8)
+    assert build_store(
+        store.spec.uri, source.digest, BucketLayout(1, 1), [], source.read, run_here
+    ).layout == BucketLayout(4, 8)
 
 
 def test_a_damaged_store_says_where(tmp_path: Path) -> None:
     source = make_source(write_lines(tmp_path / "corpus.jsonl", CORPUS))
-    store = make_store(tmp_path, source, Layout(1, 1))
+    store = make_store(tmp_path, source, BucketLayout(1, 1))
     path = Path(store.spec.uri) / name_bucket(0)
     path.write_bytes(b"\0" * 100 + path.read_bytes()[100:])
     with pytest.raises(ShardError, match=f"{path}: is damaged"):
@@ -309,7 +311,7 @@ def test_a_job_on_s3_goes_on_with_the_store_that_is_there(
     # As an earlier run left it; of other texts, so that it shows where they came from.
     other = make_source(write_lines(tmp_path / "corpus.jsonl", [{"_id": key, "text": "other"} for key in TEXTS]))
     uri = s3.uri(f"out/_job/stores/document-{source.digest}")
-    build_store(uri, source.digest, Layout(1, 1), other.cut(), other.read, run_here)
+    build_store(uri, source.digest, BucketLayout(1, 1), other.cut(), other.read, run_here)
 
     assert run_job(job).status == "complete"
     parts = [item for item in storage.list_objects(s3.uri("out")) if item.uri.endswith(".parquet")]

@@ -18,9 +18,9 @@ from rerank_actor.engines.base import compute_score
 from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.inputs.pairs import TextSpec
 from rerank_actor.inputs.plan import Plan, make_plan
+from rerank_actor.inputs.rows import Unit
 from rerank_actor.inputs.shards import scan_shard
 from rerank_actor.inputs.spec import InputSpec
-from rerank_actor.inputs.unit import Unit
 from rerank_actor.job import load_job
 from rerank_actor.outputs.part import check_part, read_part_metadata
 from rerank_actor.scoring.prepare import PrepareSpec, prepare_unit

@@ -27,8 +27,8 @@ from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.errors import AccessDeniedError, ObjectChangedError, ShardChangedError, StorageError, StorageFullError
 from rerank_actor.inputs import shards
 from rerank_actor.inputs.plan import Shard
+from rerank_actor.inputs.rows import Unit
 from rerank_actor.inputs.spec import InputSpec
-from rerank_actor.inputs.unit import Unit
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.verify import verify_output
 from rerank_actor.scoring.prepare import PrepareSpec, prepare_unit

@@ -5,29 +5,39 @@ found again whatever its space and punctuation. Without labels all are right, an
 sides is wrong, as in a gold standard. Knows nothing of scores.
 """
 
-import csv
-import io
-import json
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.bitext.languages import parse_pair
 from rerank_actor.bitext.selection.normalize import hash_texts, mix_hashes, normalize_texts
-from rerank_actor.bitext.sources import find_pair, split_name
+from rerank_actor.bitext.sources import find_pair
 from rerank_actor.errors import InputError
-from rerank_actor.inputs.text import decompress
+from rerank_actor.inputs.batches import Batch, read_batches, refuse_broken
+from rerank_actor.inputs.formats import TextFormat, find_format
+from rerank_actor.inputs.rows import LIMITS, ReadLimits
+from rerank_actor.inputs.text import BROKEN_FIELDS, NOT_UNICODE, TextFile, iterate_records, split_fields
+from rerank_actor.storage.utf8 import is_unicode
 
 TRUE, FALSE = ("1", "1.0", "true", "yes", "right"), ("0", "0.0", "false", "no", "wrong")
 NAMES = ("source", "target", "label")
-AT_ONCE = 65_536
+KINDS = ("parquet", "jsonl", "csv", "tsv")
+WANTED = "known pairs are source, target, label or source, target"
 
-Row = tuple[int, str, str, int | None]
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some known pairs of a file: lines, sides, and labels, None where there are none."""
+
+    lines: Sequence[int]
+    sources: list[str]
+    targets: list[str]
+    labels: list[int | None]
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,9 @@ class LabelledPairs:
         return found.astype(np.int8)
 
 
-def load_labelled(uris: list[str], source_column: str = "source", target_column: str = "target") -> LabelledPairs:
+def load_labelled(
+    uris: list[str], source_column: str = "source", target_column: str = "target", limits: ReadLimits = LIMITS
+) -> LabelledPairs:
     """Read known pairs.
 
     Raises:
@@ -68,18 +80,23 @@ def load_labelled(uris: list[str], source_column: str = "source", target_column:
     sources: list[np.ndarray] = []
     targets: list[np.ndarray] = []
     for uri in uris:
-        for rows in _chunk(_read_rows(uri, (source_column, target_column, "label"))):
-            sides = [hash_texts(normalize_texts(pa.array([row[side] for row in rows], pa.string()))) for side in (1, 2)]
-            sources.append(sides[0][:, 0])
-            targets.append(sides[1][:, 0])
-            for row, key in zip(rows, mix_hashes(sides[0][:, 0], sides[1][:, 0], 0).tolist(), strict=True):
-                label, where = seen.setdefault(key, (row[3], f"{uri}, line {row[0]:,}"))
-                if label != row[3]:
+        for rows in _read_rows(uri, source_column, target_column, limits):
+            sides = [
+                hash_texts(normalize_texts(pa.array(texts, pa.string())))[:, 0]
+                for texts in (rows.sources, rows.targets)
+            ]
+            sources.append(sides[0])
+            targets.append(sides[1])
+            for line, key, label in zip(
+                rows.lines, mix_hashes(sides[0], sides[1], 0).tolist(), rows.labels, strict=True
+            ):
+                first, where = seen.setdefault(key, (label, f"{uri}, line {line:,}"))
+                if first != label:
                     raise InputError(
-                        f"{uri}, line {row[0]:,}: the pair has the label {_tell(row[3])}, and {_tell(label)} in {where}; "
+                        f"{uri}, line {line:,}: the pair has the label {_describe(label)}, and {_describe(first)} in {where}; "
                         "give each known pair one label",
                         uri=uri,
-                        line=row[0],
+                        line=line,
                     )
     if not seen:
         raise InputError(f"--calibration {', '.join(uris)}: holds no pair")
@@ -91,7 +108,7 @@ def load_labelled(uris: list[str], source_column: str = "source", target_column:
     closed = 0 not in given
     pairs = np.array(sorted(seen), np.uint64)
     labels = np.array([1 if closed else seen[key][0] for key in pairs.tolist()], np.int8)
-    ends = [np.unique(np.concatenate(one)) for one in (sources, targets)] if closed else [None, None]
+    ends = [np.unique(np.concatenate(hashes)) for hashes in (sources, targets)] if closed else [None, None]
     digest = hash_texts(pa.array([pairs.tobytes() + labels.tobytes() + bytes([closed])], pa.binary()))
     return LabelledPairs(pairs, labels, ends[0], ends[1], digest.tobytes().hex())
 
@@ -110,107 +127,92 @@ def read_labelled(
     Raises:
         InputError, StorageError: as `load_labelled`; or the language pair is none.
     """
-    found: dict[str | None, list[tuple[Row, str]]] = {}
+    tables: dict[str | None, list[pa.Table]] = defaultdict(list)
+    labels: dict[str | None, set[int | None]] = defaultdict(set)
     for uri in uris:
         pair = parse_pair(lang_pair, languages, "--lang-pair") if lang_pair else find_pair(uri, languages)
-        rows = ((row, uri) for row in _read_rows(uri, (source_column, target_column, "label")))
-        found.setdefault(pair.name if pair is not None else None, []).extend(rows)
-    return {
-        name: pa.table(
-            {
-                "source": pa.array([row[1] for row, _ in own], pa.string()),
-                "target": pa.array([row[2] for row, _ in own], pa.string()),
-                "input_file": pa.array([uri for _, uri in own], pa.string()),
-                "input_line": pa.array([row[0] for row, _ in own], pa.int64()),
-            }
-        )
-        for name, own in found.items()
-        if {row[3] for row, _ in own} == {0, 1}
-    }
+        name = pair.name if pair is not None else None
+        for rows in _read_rows(uri, source_column, target_column, LIMITS):
+            tables[name].append(_make_table(rows, uri))
+            labels[name].update(rows.labels)
+    return {name: pa.concat_tables(tables[name]) for name, given in labels.items() if given == {0, 1}}
 
 
-def _tell(label: int | None) -> str:
+def _make_table(rows: _Rows, uri: str) -> pa.Table:
+    return pa.table(
+        {
+            "source": pa.array(rows.sources, pa.string()),
+            "target": pa.array(rows.targets, pa.string()),
+            "input_file": pa.array([uri] * len(rows.lines), pa.string()),
+            "input_line": pa.array(rows.lines, pa.int64()),
+        }
+    )
+
+
+def _describe(label: int | None) -> str:
     return "none" if label is None else str(label)
 
 
-def _chunk(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    held: list[Row] = []
-    for row in rows:
-        held.append(row)
-        if len(held) == AT_ONCE:
-            yield held
-            held = []
-    if held:
-        yield held
+def _read_rows(uri: str, source_column: str, target_column: str, limits: ReadLimits) -> Iterator[_Rows]:
+    """Yield the known pairs of a file; what is no known pair is refused with its line."""
+    file = _find_file(uri)
+    kind, compression = find_format(uri)
+    if kind not in KINDS:
+        kind = "tsv"
+    names = (source_column, target_column, "label")
+    with refuse_broken(uri, kind, "--calibration"):
+        is_bare = kind == "tsv" and _is_bare(file, compression, names)
+        names = NAMES if is_bare else names
+        header = NAMES if is_bare else ()
+        batches = read_batches(file, cast(TextFormat, kind), compression, header=header, wanted=names, limits=limits)
+        for batch in batches:
+            if batch.num_rows:
+                yield _take_pairs(batch, uri, names, is_bare=is_bare)
 
 
-def _read_rows(uri: str, names: tuple[str, str, str]) -> Iterator[Row]:
-    """Yield line, source, target and label of each known pair of a file."""
-    data = storage.read_if_present(uri)
-    if data is None:
+def _find_file(uri: str) -> storage.StoredObject:
+    file = next((item for item in storage.list_objects(uri) if item.uri == uri), None)
+    if file is None:
         raise InputError(f"--calibration {uri}: no such file", uri=uri)
-    name = uri.lower()
-    try:
-        stem, suffix, compression = split_name(name)
-        data, name = decompress(io.BytesIO(data), compression).read(), stem + suffix
-        if name.endswith((".parquet", ".pq")):
-            records = _name_rows(enumerate(pq.read_table(io.BytesIO(data)).to_pylist(), 1), uri, names)
-        elif name.endswith((".jsonl", ".ndjson")):
-            lines = enumerate(data.decode("utf-8-sig").split("\n"), 1)
-            records = _name_rows(((line, _parse_json(text)) for line, text in lines if text.strip()), uri, names)
-        elif name.endswith(".csv"):
-            reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-            records = _name_rows(((reader.line_num, row) for row in reader), uri, names)
-        else:
-            records = _read_tsv(data.decode("utf-8-sig"), uri, names)
-        for line, source, target, label in records:
-            if not isinstance(source, str) or not isinstance(target, str) or not source.strip() or not target.strip():
-                raise InputError(
-                    f"{uri}, line {line:,}: a side is empty or no text; a known pair has two", uri=uri, line=line
-                )
-            yield line, source, target, _parse_label(label, uri, line)
-    except (ValueError, EOFError, OSError, pa.ArrowException, csv.Error) as error:
-        raise InputError(f"--calibration {uri}: cannot be read ({type(error).__name__})", uri=uri) from error
+    return file
 
 
-def _parse_json(text: str) -> Any:
-    """Return what a line holds, None where it is no JSON."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+def _is_bare(file: storage.StoredObject, compression: str, names: tuple[str, str, str]) -> bool:
+    """Whether a TSV has no header; its first line has then two or three fields.
+
+    Raises:
+        InputError: it has others.
+    """
+    first = next(iterate_records(TextFile(file.uri, file.size, file.etag, "tsv", compression)), None)
+    if first is None:
+        return False
+    fields = split_fields(first.content) or []
+    if names[0] in fields and names[1] in fields:
+        return False
+    if len(fields) not in (2, 3):
+        raise _refuse(file.uri, first.line, f"has {len(fields)} fields; {WANTED}")
+    return True
 
 
-def _name_rows(rows: Any, uri: str, names: tuple[str, str, str]) -> Iterator[tuple[int, Any, Any, Any]]:
-    for line, row in rows:
-        lacking = [name for name in names[:2] if not isinstance(row, dict) or name not in row]
-        if lacking:
-            raise InputError(
-                f"{uri}, line {line:,}: has no `{lacking[0]}`; known pairs have source, target, label", uri=uri
-            )
-        yield line, row[names[0]], row[names[1]], row.get(names[2])
+def _take_pairs(batch: Batch, uri: str, names: tuple[str, str, str], *, is_bare: bool) -> _Rows:
+    lacking = [name for name in names[:2] if name not in batch.names]
+    if lacking and not batch.faults:
+        raise _refuse(uri, batch.numbers[0], f"has no `{lacking[0]}`; known pairs have source, target, label")
+    sources, targets, labels = (batch.values(name) for name in names)
+    for row, fault in sorted(batch.faults.items()):
+        if not (is_bare and fault == BROKEN_FIELDS and labels[row] is None and targets[row] is not None):
+            raise _refuse(uri, batch.numbers[row], f"{fault}; {WANTED}")
+    for row, sides in enumerate(zip(sources, targets, strict=True)):
+        if not all(isinstance(side, str) and side.strip() for side in sides):
+            raise _refuse(uri, batch.numbers[row], "a side is empty or no text; a known pair has two")
+        if not all(is_unicode(side) for side in sides):
+            raise _refuse(uri, batch.numbers[row], NOT_UNICODE)
+    given = [_parse_label(label, uri, line) for label, line in zip(labels, batch.numbers, strict=True)]
+    return _Rows(batch.numbers, sources, targets, given)
 
 
-def _read_tsv(text: str, uri: str, names: tuple[str, str, str]) -> Iterator[tuple[int, Any, Any, Any]]:
-    lines = text.split("\n")
-    header = lines[0].rstrip("\r").split("\t")
-    if names[0] in header and names[1] in header:
-        rows = (
-            (n, dict(zip(header, x.rstrip("\r").split("\t"), strict=False))) for n, x in enumerate(lines[1:], 2) if x
-        )
-        yield from _name_rows(rows, uri, names)
-        return
-    for line, content in enumerate(lines, 1):
-        fields = content.rstrip("\r").split("\t")
-        if fields == [""]:
-            continue
-        if len(fields) not in (2, 3):
-            raise InputError(
-                f"{uri}, line {line:,}: has {len(fields)} fields; known pairs are source, target, label or source, target",
-                uri=uri,
-                line=line,
-            )
-        yield line, fields[0], fields[1], fields[2] if len(fields) == 3 else None
+def _refuse(uri: str, line: int, reason: str) -> InputError:
+    return InputError(f"{uri}, line {line:,}: {reason}", uri=uri, line=line)
 
 
 def _parse_label(label: Any, uri: str, line: int) -> int | None:
@@ -219,4 +221,4 @@ def _parse_label(label: Any, uri: str, line: int) -> int | None:
     word = str(label).strip().lower()
     if word in TRUE or word in FALSE:
         return int(word in TRUE)
-    raise InputError(f"{uri}, line {line:,}: label is neither 1 nor 0 (true, false)", uri=uri, line=line)
+    raise _refuse(uri, line, "label is neither 1 nor 0 (true, false)")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rerank_actor.inputs.unit import Unit
+from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.folder import HISTOGRAM_COLUMNS, Output, is_as_recorded
 from rerank_actor.outputs.histograms import NAMES, ScoreHistograms
 from rerank_actor.outputs.manifest import Totals

@@ -15,8 +15,7 @@ import pyarrow.compute as pc
 
 from rerank_actor.errors import RerankError
 from rerank_actor.inputs.columns import RESERVED_COLUMNS
-from rerank_actor.inputs.rows import find_reason
-from rerank_actor.inputs.unit import Unit
+from rerank_actor.inputs.rows import Unit, find_reason
 from rerank_actor.outputs.histograms import ScoreHistograms
 from rerank_actor.outputs.part import flatten_columns
 from rerank_actor.outputs.report.facts import EXAMPLES, Facts

@@ -1,0 +1,180 @@
+"""Columnar shards, Parquet and Arrow: what they hold scanned, a range of their rows read.
+
+Of Parquet the footer is scanned, and over-large row groups are decoded piecewise. Of an Arrow file (Feather too) any batch
+can be read by its number, of a stream as `save_to_disk` writes it from its first byte on; where a stream has dictionaries,
+which lie between batches, it is read from its start. Knows nothing of texts. Source of the footer's layout: the Parquet
+format's specification.
+"""
+
+from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rerank_actor import storage
+from rerank_actor.inputs.columns import is_list
+from rerank_actor.inputs.rows import Block, Rows, ShardLayout, Unit, choose_columns, make_rows, refuse_doubled
+
+FOOTER_BYTES = 64 * 1024
+PIECE_ROWS = 1024  # of a row group that is decoded piecewise
+FILE_MAGIC = b"ARROW1"  # of Arrow's file format
+
+
+def scan_parquet(uri: str, size: int, list_column: str) -> ShardLayout:
+    """Find rows, columns and row groups from the footer; `list_column` may hold lists, whose elements are counted."""
+    if size < 12:
+        raise pa.ArrowInvalid(f"{size} bytes are too few for a Parquet file")
+    tail = storage.read_bytes(uri, tail_bytes=FOOTER_BYTES, size=size)
+    footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
+    if tail[-4:] == b"PAR1" and len(tail) < footer_bytes <= size:
+        tail = storage.read_bytes(uri, tail_bytes=footer_bytes, size=size)
+    file = pq.ParquetFile(pa.BufferReader(tail))
+    metadata = file.metadata
+    schema = file.schema_arrow
+    refuse_doubled(uri, schema.names)
+    leaf = _find_leaf(file, schema, list_column)
+    blocks = []
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        # A column chunk counts the elements of its lists, where empty and null lists count as one.
+        pairs = group.column(leaf).num_values if leaf is not None else 0
+        blocks.append(Block(group.num_rows, group.total_byte_size, num_pairs=pairs))
+    return ShardLayout(metadata.num_rows, dict(zip(schema.names, schema.types, strict=True)), blocks)
+
+
+def _find_leaf(file: pq.ParquetFile, schema: pa.Schema, list_column: str) -> int | None:
+    """Return the column chunk whose values are the elements of a column of lists."""
+    if schema.names.count(list_column) != 1 or not is_list(schema.field(list_column).type):
+        return None
+    for index in range(len(file.schema)):
+        column = file.schema.column(index)
+        if column.path.split(".")[0] == list_column and column.max_repetition_level == 1:
+            return index
+    return None
+
+
+def read_parquet(
+    unit: Unit, keep: Sequence[str] | None, drop: Container[str], text_columns: list[str], group_bytes: int
+) -> Rows:
+    """Read a unit's rows; columns as `make_rows` has them. Row groups of more than `group_bytes` are decoded piecewise."""
+    with storage.open_input(unit.uri, size=unit.size, etag=unit.etag) as source:
+        file = pq.ParquetFile(source, buffer_size=2**20)
+        names = file.schema_arrow.names
+        kept = choose_columns(names, keep, drop)
+        columns = list(dict.fromkeys([*kept, *(name for name in text_columns if name in names)]))
+        groups, skip = _find_groups(file.metadata, unit)
+        if any(file.metadata.row_group(group).total_byte_size > group_bytes for group in groups):
+            batches = file.iter_batches(batch_size=PIECE_ROWS, row_groups=groups, columns=columns)
+            schema = pa.schema([file.schema_arrow.field(name) for name in columns])
+            table = pa.Table.from_batches(_take_rows(batches, skip, unit.num_rows), schema=schema)
+        else:
+            table = file.read_row_groups(groups, columns=columns).slice(skip, unit.num_rows)
+    return make_rows(table, kept, text_columns)
+
+
+def _find_groups(metadata: pq.FileMetaData, unit: Unit) -> tuple[list[int], int]:
+    """Return the row groups that hold a unit's rows, and how many rows of the first come before them."""
+    groups: list[int] = []
+    skip = first = 0
+    for index in range(metadata.num_row_groups):
+        end = first + metadata.row_group(index).num_rows
+        if end > unit.row_start and first < unit.row_start + unit.num_rows:
+            skip = skip if groups else unit.row_start - first
+            groups.append(index)
+        first = end
+    return groups, skip
+
+
+def scan_arrow(uri: str, size: int, etag: str) -> ShardLayout:
+    """Find the batches of an Arrow file.
+
+    Raises:
+        InputError: two of its columns have one name.
+    """
+    with storage.open_input(uri, size=size, etag=etag) as source:
+        is_file, is_sequential, schema = _look_at(source)
+        refuse_doubled(uri, schema.names)
+        blocks: list[Block] = []
+        row = 0
+        if is_file:
+            narrow = pa.ipc.IpcReadOptions(included_fields=[_find_narrowest(schema)] if len(schema) else [])
+            file = pa.ipc.open_file(source, options=narrow)
+            lengths = [file.get_batch(index).num_rows for index in range(file.num_record_batches)]
+            for index, length in enumerate(lengths):
+                blocks.append(Block(length, size * length // max(1, sum(lengths)), index, row))
+                row += length
+        elif is_sequential:
+            source.seek(0)
+            for batch in pa.ipc.open_stream(source):
+                blocks.append(Block(batch.num_rows, batch.nbytes, 0, 0))
+                row += batch.num_rows
+        else:
+            for byte_start, num_bytes, batch in _iterate_stream(source, schema):
+                blocks.append(Block(batch.num_rows, num_bytes, byte_start, row))
+                row += batch.num_rows
+    columns = dict(zip(schema.names, schema.types, strict=True))
+    return ShardLayout(row, columns, [block for block in blocks if block.num_rows])
+
+
+def read_arrow(unit: Unit) -> pa.Table:
+    """Return a unit's rows of an Arrow file with all of its columns."""
+    with storage.open_input(unit.uri, size=unit.size, etag=unit.etag) as source:
+        is_file, is_sequential, schema = _look_at(source)
+        if is_file:
+            file = pa.ipc.open_file(source)
+            batches = (file.get_batch(index) for index in range(unit.byte_start, file.num_record_batches))
+        elif is_sequential:
+            source.seek(0)
+            batches = iter(pa.ipc.open_stream(source))
+        else:
+            source.seek(unit.byte_start)
+            batches = (batch for _, _, batch in _iterate_stream(source, schema))
+        slices = _take_rows(batches, unit.row_start - unit.number, unit.num_rows)
+    return pa.Table.from_batches(slices, schema=schema)
+
+
+def _take_rows(batches: Iterable[pa.RecordBatch], skip: int, num_rows: int) -> list[pa.RecordBatch]:
+    """Return so many rows of batches behind those to skip, and read no further."""
+    slices: list[pa.RecordBatch] = []
+    for batch in batches:
+        if skip >= batch.num_rows:
+            skip -= batch.num_rows
+            continue
+        slices.append(batch.slice(skip, num_rows))
+        skip, num_rows = 0, num_rows - slices[-1].num_rows
+        if num_rows == 0:
+            break
+    return slices
+
+
+def _look_at(source: Any) -> tuple[bool, bool, pa.Schema]:
+    """Return whether it is a file, whether a stream has to be read from its start, and the schema; leave it behind that."""
+    is_file = source.read(len(FILE_MAGIC)) == FILE_MAGIC
+    source.seek(0)
+    schema = pa.ipc.open_file(source).schema if is_file else pa.ipc.read_schema(pa.ipc.read_message(source))
+    return is_file, not is_file and any(_has_dictionary(kind) for kind in schema.types), schema
+
+
+def _has_dictionary(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _has_dictionary(kind.storage_type)
+    children = (kind.field(index).type for index in range(kind.num_fields))
+    return bool(pa.types.is_dictionary(kind)) or any(_has_dictionary(child) for child in children)
+
+
+def _find_narrowest(schema: pa.Schema) -> int:
+    """Return a column that is cheap to read, of which the number of rows is all that is wanted."""
+    widths = [field.type.bit_width if pa.types.is_primitive(field.type) else 10**6 for field in schema]
+    return min(range(len(widths)), key=widths.__getitem__)
+
+
+def _iterate_stream(source: Any, schema: pa.Schema) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+    """Yield first byte, size and content of each batch from where the stream stands."""
+    while True:
+        start = source.tell()
+        try:
+            message = pa.ipc.read_message(source)
+        except EOFError:
+            return
+        yield start, source.tell() - start, pa.ipc.read_record_batch(message, schema)

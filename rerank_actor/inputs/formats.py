@@ -1,0 +1,97 @@
+"""Names of files: the format and the packing that a name tells, in one table for all that reads files.
+
+Takes a URI, gives its format and how it is packed, or a refusal that says what to do: `.xz` and its like are not read, an
+unknown name wants a flag. Also tells by its first bytes what a file is packed as. Knows nothing of what a format holds.
+"""
+
+from typing import Literal, cast
+
+from rerank_actor.errors import InputError
+
+Format = Literal["parquet", "jsonl", "csv", "tsv", "arrow", "trec", "tevatron", "qrels"]
+TextFormat = Literal["jsonl", "csv", "tsv", "lines"]  # lines: each is a text, as in Moses files
+
+SUFFIXES: dict[str, Format] = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+    ".trec": "trec",
+    ".run": "trec",
+}
+COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
+UNPACKERS = {  # of what is not read, how it is unpacked
+    ".xz": "xz -dc FILE",
+    ".lzma": "xz -dc FILE",
+    ".bz2": "bzip2 -dc FILE",
+    ".zip": "unzip -p FILE",
+    ".7z": "7z x -so FILE",
+    ".lz4": "lz4 -dc FILE",
+    ".tar": "tar -xOf FILE",
+    ".tgz": "tar -xzOf FILE",
+}
+MAGICS = {
+    b"\x1f\x8b": ".gz",
+    b"\x28\xb5\x2f\xfd": ".zst",
+    b"\xfd7zXZ\0": ".xz",
+    b"BZh91AY&SY": ".bz2",
+    b"PK\x03\x04": ".zip",
+}
+MAGIC_BYTES = max(map(len, MAGICS))
+
+
+def split_name(uri: str) -> tuple[str, str, str]:
+    """Return a URI without its suffix, the suffix with its dot, and the compression (gz, zst or none)."""
+    compression = ""
+    for ending, codec in COMPRESSIONS.items():
+        if not compression and uri.lower().endswith(ending):
+            uri, compression = uri[: -len(ending)], codec
+    name = uri.rpartition("/")[2]
+    suffix = "." + name.rpartition(".")[2] if "." in name else ""
+    return (uri[: -len(suffix)] if suffix else uri), suffix, compression
+
+
+def find_format(uri: str, wanted: str = "auto") -> tuple[Format | None, str]:
+    """Return format, None where the name does not tell it, and compression (`""`, `gz` or `zst`) of a file by its name.
+
+    Raises:
+        InputError: it is packed as nothing here reads, whatever format is wanted.
+    """
+    _, suffix, compression = split_name(uri)
+    if suffix.lower() in UNPACKERS:
+        raise InputError(
+            f"{uri}: is packed as {suffix.lower()}, which is not read; unpack it, or pack it as .gz or .zst "
+            f"({UNPACKERS[suffix.lower()]} | zstd > NEW.zst)",
+            uri=uri,
+        )
+    return cast(Format, wanted) if wanted != "auto" else SUFFIXES.get(suffix.lower()), compression
+
+
+def detect_format(uri: str, wanted: str = "auto") -> tuple[Format, str]:
+    """Return format and compression of a file by its name.
+
+    Raises:
+        InputError: the name says nothing and no format was given, or it is packed as nothing here reads.
+    """
+    kind, compression = find_format(uri, wanted)
+    if kind is None:
+        raise InputError(f"{uri}: the name does not tell its format; name one with --format", uri=uri)
+    return kind, compression
+
+
+def find_mismatch(head: bytes, compression: str) -> str | None:
+    """Return what the first bytes of a file say against its name, None where they agree or there are none."""
+    ending = next((ending for magic, ending in MAGICS.items() if head.startswith(magic)), None)
+    named = next((ending for ending, codec in COMPRESSIONS.items() if codec == compression), None)
+    is_frame = named == ".zst" and head[1:4] == b"\x2a\x4d\x18"  # one that is to be skipped, before the first
+    if not head or ending == named or is_frame:
+        return None
+    if named is None:
+        return f"its content is packed as {ending}, which its name does not say"
+    return f"its name ends in {named}, its content is {f'packed as {ending}' if ending else 'not packed so'}"
