@@ -59,16 +59,16 @@ class CandidateFilters:
         """
         installed = [name for name in IDENTIFIERS if importlib.util.find_spec(name) is not None]
         if self.identifier == "auto":
-            found = installed[0] if installed else "none"
+            identifier = installed[0] if installed else "none"
         elif self.identifier == "none" or self.identifier in installed:
-            found = self.identifier
+            identifier = self.identifier
         else:
             raise JobError(
                 f"--identifier {self.identifier}: it is not installed; pip install {IDENTIFIERS[self.identifier]} on the "
                 "driver and on workers, or --identifier none"
             )
-        version = importlib.metadata.version(IDENTIFIERS[found]) if found != "none" else None
-        return replace(self, identifier=found, identifier_version=version)
+        version = importlib.metadata.version(IDENTIFIERS[identifier]) if identifier != "none" else None
+        return replace(self, identifier=identifier, identifier_version=version)
 
     def define(self) -> dict[str, Any]:
         """Return the rules as JSON values."""
@@ -86,22 +86,22 @@ def find_reasons(source: pa.Array, target: pa.Array, pair: LanguagePair, rules: 
     """
     source, target = pc.fill_null(source, ""), pc.fill_null(target, "")
     counts = [_count(*side) for side in ((source, pair.source), (target, pair.target))]
-    found: dict[str, np.ndarray] = {
+    rows: dict[str, np.ndarray] = {
         EMPTY_SOURCE: counts[0].shown == 0,
         EMPTY_TARGET: counts[1].shown == 0,
     }
     if rules.drop_identical:
         trimmed = (pc.utf8_trim_whitespace(source), pc.utf8_trim_whitespace(target))
-        found[IDENTICAL] = _to_numpy(pc.equal(*trimmed))
+        rows[IDENTICAL] = _to_numpy(pc.equal(*trimmed))
     if rules.max_length_ratio:
         lengths = [_to_numpy(pc.binary_length(side)).astype(np.float64) for side in (source, target)]
-        found[LENGTH_RATIO] = np.maximum(*lengths) > rules.max_length_ratio * np.minimum(*lengths)
+        rows[LENGTH_RATIO] = np.maximum(*lengths) > rules.max_length_ratio * np.minimum(*lengths)
     if rules.min_letters:
-        found[FEW_LETTERS] = np.any([side.letters < rules.min_letters * side.filled for side in counts], axis=0)
+        rows[FEW_LETTERS] = np.any([side.letters < rules.min_letters * side.filled for side in counts], axis=0)
     if rules.min_script:
-        found[WRONG_SCRIPT] = np.any([side.of_script < rules.min_script * side.letters for side in counts], axis=0)
+        rows[WRONG_SCRIPT] = np.any([side.of_script < rules.min_script * side.letters for side in counts], axis=0)
     reasons = np.full(len(source), None, object)
-    for reason, holds in reversed(found.items()):
+    for reason, holds in reversed(rows.items()):
         reasons[holds] = reason
     if rules.identifier != "none":
         left = np.flatnonzero(reasons == None)  # noqa: E711 - elementwise

@@ -93,5 +93,5 @@ def find_mismatch(head: bytes, compression: str) -> str | None:
     if not head or ending == named or is_frame:
         return None
     if named is None:
-        return f"its content is packed as {ending}, which its name does not say"
-    return f"its name ends in {named}, its content is {f'packed as {ending}' if ending else 'not packed so'}"
+        return f"its content is packed as {ending}, which its name does not say: rename it"
+    return f"its name ends in {named}, its content is {f'packed as {ending}' if ending else 'not packed so'}: rename it"

@@ -209,9 +209,13 @@ def read_header(file: TextFile) -> Header:
 
 
 def _refuse_document(file: TextFile, content: bytes) -> None:
-    if content == b"[" or content.startswith(b"[{"):
+    if content.startswith(b"[") and content[1:].lstrip()[:1] in (b"", b"{"):
         raise ShardError(
             f"{file.uri}: is one JSON array, not JSON lines; write an object a line (jq -c '.[]')", uri=file.uri
+        )
+    if content == b"{":
+        raise ShardError(
+            f"{file.uri}: holds JSON objects over several lines; write an object a line (jq -c .)", uri=file.uri
         )
 
 
