@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
-from rerank_actor.benchmark.contenders import Setting
+from rerank_actor.benchmark.contender import Setting
 
 FIGURES = ("pairs_per_second", "tokens_per_second", "cpu_seconds_per_pair", "cached_share", "busy_share", "peak_bytes")
 MODULE = "rerank_actor.benchmark.contenders"

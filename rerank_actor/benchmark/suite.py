@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rerank_actor.benchmark.contenders import Setting, make_encoder
+from rerank_actor.benchmark.contender import Setting, make_encoder
 from rerank_actor.benchmark.rounds import Entry, describe_machine, find_ratios, run_rounds
 from rerank_actor.benchmark.weights import SHAPES, Shape, make_tokenizer, write_weights
 from rerank_actor.benchmark.workload import find_possible_share, make_workload, write_shards

@@ -34,10 +34,9 @@ from rerank_actor.inputs.plan import share_out
 from rerank_actor.inputs.text import decompress
 from rerank_actor.outputs.folder import Output, find_pending
 from rerank_actor.progress import QuietReporter, Reporter
-from rerank_actor.scoring.budget import Budget, count_budget, print_budget
+from rerank_actor.scoring.budget import Budget, ModelSize, count_budget, print_budget, read_model_size
 from rerank_actor.scoring.estimate import Estimate, count_shared, find_rate, print_estimate
 from rerank_actor.scoring.preflight import fit_max_length, make_encoder_settings, refuse_dead_storage
-from rerank_actor.scoring.speed import ModelSize, read_model_size
 
 SAMPLED_FILES = 4  # of a language pair
 SAMPLED_ROWS = 250  # of each of them

@@ -195,8 +195,8 @@ class _Run:
 
     def _drive(self, units: dict[OutputCommitter, list[Unit]], connection: Connection) -> Iterator[OutputCommitter]:
         """Make what rows are joined with, start engines, and yield each output as soon as its units are settled."""
-        from rerank_actor.scoring.dedupe import score_shared_pairs
         from rerank_actor.scoring.driver import Driver, EngineSetup, OutputWork
+        from rerank_actor.scoring.shared_pairs import score_shared_pairs
 
         def check() -> None:
             connection.watch.check()

@@ -22,7 +22,7 @@ from s3_server import S3Server
 
 from jobs.benchmark import benchmark
 from rerank_actor.benchmark import rounds
-from rerank_actor.benchmark.contenders import STEADY_FROM, Setting, WholeJob, make_encoder
+from rerank_actor.benchmark.contender import STEADY_FROM, Setting, WholeJob, make_encoder
 from rerank_actor.benchmark.many_units import measure_resume, measure_schedule
 from rerank_actor.benchmark.meter import Meter, read_usage
 from rerank_actor.benchmark.ratios import compare_ratios, extract_ratios
@@ -176,12 +176,11 @@ def test_contender_that_dies_is_named_with_its_log(tmp_path: Path) -> None:
         worker.run_round()
 
 
-def test_whole_job_counts_steady_units_alone(tmp_path: Path, local_ray: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_job_counts_steady_units_alone(tmp_path: Path, local_ray: str) -> None:
     workload = make_workload("short", 400, make_tokenizer())
     write_shards(workload, tmp_path / "shards")
     model = write_weights(tmp_path / "model", SHAPES["tiny"], dtype="float32")
-    setting = Setting(str(model), str(tmp_path / "shards"), str(tmp_path), "float32", 512, 400, 25)
-    monkeypatch.setattr("rerank_actor.benchmark.contenders.JOB_ENGINE", "fake")
+    setting = Setting(str(model), str(tmp_path / "shards"), str(tmp_path), "float32", 512, 400, 25, job_engine="fake")
     found = WholeJob(setting).run_round()
     assert found.pairs == 400 - int(STEADY_FROM * 400)
     assert found.tokens > 40 * found.pairs

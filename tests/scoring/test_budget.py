@@ -20,9 +20,8 @@ from rerank_actor.outputs.price import find_price, load_gpu_types
 from rerank_actor.outputs.report.build import build_report
 from rerank_actor.outputs.status import print_status, read_status
 from rerank_actor.progress import QuietReporter
-from rerank_actor.scoring.budget import Budget, make_budget
+from rerank_actor.scoring.budget import ASSUMED_SHARE, Budget, ModelSize, assume_speed, make_budget
 from rerank_actor.scoring.run import run_job
-from rerank_actor.scoring.speed import ASSUMED_SHARE, ModelSize, assume_speed
 from rerank_actor.storage.lease import Lease
 
 QWEN_06B = {
