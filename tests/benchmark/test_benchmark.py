@@ -27,7 +27,7 @@ from rerank_actor.benchmark.many_units import measure_resume, measure_schedule
 from rerank_actor.benchmark.meter import Meter, read_usage
 from rerank_actor.benchmark.ratios import compare_ratios, extract_ratios
 from rerank_actor.benchmark.scale import measure_busy
-from rerank_actor.benchmark.suite import Suite, make_tables, run_suite
+from rerank_actor.benchmark.suite import Gpu, Suite, make_tables, run_suite
 from rerank_actor.benchmark.weights import SHAPES, make_tokenizer, write_weights
 from rerank_actor.benchmark.workload import KINDS, find_possible_share, make_workload, write_shards
 from rerank_actor.engines.prompts import PairEncoder
@@ -96,7 +96,7 @@ def test_rounds_go_around_all_contenders_and_leave_out_those_that_cannot(
         "         'cached_share': None, 'busy_share': 0.5})\n"
     )
     put_in_place(stub, tmp_path, monkeypatch)
-    setting = Setting("m", "s", str(tmp_path), "float32", 10, 5, 5)
+    setting = Setting("m", "s", str(tmp_path), "float32", 10, 5, 5, worker_module="stub")
     said: list[str] = []
     entries = [rounds.Entry("fast", 5), rounds.Entry("slow", 2), rounds.Entry("absent", 1)]
     found = rounds.run_rounds(entries, setting, 3, said.append, at_once=True)
@@ -112,7 +112,6 @@ def test_rounds_go_around_all_contenders_and_leave_out_those_that_cannot(
 def put_in_place(stub: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a stub stand for the contenders."""
     (folder / "stub.py").write_text(stub)
-    monkeypatch.setattr(rounds, "MODULE", "stub")
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
@@ -137,7 +136,7 @@ def test_knobs_are_turned_one_at_a_time_beside_the_engine_as_it_is(
         "half a GPU": ("engine", {"gpus_per_actor": 0.5}),
     }
     suite = Suite(("tiny",), ("short",), {"engine": 64}, 1, "float32", on_gpu=False, knobs=knobs)
-    [entry] = run_suite(suite, tmp_path, print, engine_args={"block_size": 32})["measured"]
+    [entry] = run_suite(suite, tmp_path, print, engine_args={"block_size": 32}, worker_module="stub")["measured"]
     rates = {name: found["pairs_per_second"] for name, found in entry["medians"].items()}
     assert rates == {"engine": 132, "two prompts": 232, "half a GPU": 132}
     assert entry["medians"]["half a GPU"]["busy_share"] == 0.5
@@ -150,10 +149,8 @@ def test_suite_of_a_gpu_tells_the_share_of_its_best_that_forward_passes_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_in_place(STUB, tmp_path, monkeypatch)
-    monkeypatch.setattr("rerank_actor.benchmark.suite._measure_peak", lambda dtype: 1e9)
-    monkeypatch.setattr("rerank_actor.benchmark.suite._name_gpu", lambda: "a GPU")
     suite = Suite(("tiny",), ("short",), {"job": 64, "engine": 64}, 1, "float32", on_gpu=True)
-    result = run_suite(suite, tmp_path, print)
+    result = run_suite(suite, tmp_path, print, measure_gpu=lambda dtype: Gpu("a GPU", 1e9), worker_module="stub")
     assert result["machine"]["gpu"] == "a GPU"
     [entry] = result["measured"]
     workload = make_workload("short", 64, make_tokenizer())
