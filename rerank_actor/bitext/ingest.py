@@ -81,12 +81,11 @@ def read_candidates(source: Source, spec: ReadSpec) -> dict[str, Any]:
         StorageError: it cannot be read or the shards cannot be written.
     """
     writer = _ShardWriter(name_record(source), spec)
-    with refuse_broken(source.file.uri, source.kind):
-        for candidates in read_candidate_batches(source, spec.job, spec.limits):
-            if candidates.table.num_rows:
-                for pair, table in split_candidates(candidates, source, spec.job, spec.rules):
-                    writer.add(pair, table)
-        writer.finish()
+    for candidates in _read_batches(source, spec):
+        if candidates.table.num_rows:
+            for pair, table in split_candidates(candidates, source, spec.job, spec.rules):
+                writer.add(pair, table)
+    writer.finish()
     record = {
         "files": source.identity,
         "kind": source.kind,
@@ -97,6 +96,12 @@ def read_candidates(source: Source, spec: ReadSpec) -> dict[str, Any]:
     name = storage.join_uri(spec.folder, "files", f"{name_record(source)}.json")
     storage.write_bytes(name, json.dumps(record, ensure_ascii=False).encode())
     return record
+
+
+def _read_batches(source: Source, spec: ReadSpec) -> Iterator[Candidates]:
+    """Yield a file's candidates; what is wrong with the file is said of it, and of nothing that is done with them."""
+    with refuse_broken(source.file.uri, source.kind):
+        yield from read_candidate_batches(source, spec.job, spec.limits)
 
 
 class _ShardWriter:

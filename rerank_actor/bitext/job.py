@@ -132,7 +132,7 @@ class BitextJob(
 
 
 def name_known(folder: str, *names: str) -> str:
-    """Return the Location of something of the known pairs that are scored beside the candidates of an output's folder."""
+    """Return the location of something of the known pairs that are scored beside the candidates of an output's folder."""
     return storage.join_uri(folder, "_known", *names)
 
 

@@ -190,12 +190,14 @@ def read_header(file: TextFile) -> Header:
         InputError: two columns have one name.
         As `iterate_records`.
     """
+    if file.header and file.kind != "jsonl":
+        return Header(file.header)
     first = next(iterate_records(file), None)
-    if first is not None and file.kind == "jsonl":
+    if first is None:
+        return Header(())
+    if file.kind == "jsonl":
         _refuse_document(file, cast(bytes, first.content))
         return Header(())
-    if first is None or file.header:
-        return Header(file.header)
     names = split_fields(first.content)
     if names is None:
         raise ShardError(
@@ -291,7 +293,7 @@ def read_lines(
 ) -> Rows:
     """Read the rows of a unit; columns as `shards.read_rows` says."""
     records = list(islice(iterate_records(file, unit.byte_start, unit.number), unit.num_rows))
-    names = file.header or read_header(file).names
+    names = () if file.kind == "jsonl" else file.header or read_header(file).names
     columns, faults = parse_records(file.kind, names, [record.content for record in records])
     if file.kind == "jsonl":
         names = tuple(dict.fromkeys([*types, *columns]))

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.json
 
 from rerank_actor import storage
+from rerank_actor.errors import ShardError
 from rerank_actor.inputs.columns import add_types, is_list, merge_types
 from rerank_actor.inputs.formats import TextFormat
 from rerank_actor.inputs.rows import UNIT_BYTES, Block, ShardLayout
@@ -260,7 +261,11 @@ def _break_block(scan: LineScan, blocks: list[Block], break_at: int) -> list[Blo
 def _break_at(scan: LineScan, block: Block, num_rows: int) -> tuple[Block, Block]:
     """Return a block's first rows as a block, and its others."""
     records = iterate_records(scan.file, block.byte_start, block.number)
-    border = next(islice(records, num_rows, None))
+    border = next(islice(records, num_rows, None), None)
+    if border is None:
+        raise ShardError(
+            f"{scan.file.uri}: has fewer lines than a moment ago; it changed while it was read", uri=scan.file.uri
+        )
     num_bytes = border.start - block.byte_start
     num_pairs = block.num_pairs * num_rows // block.num_rows
     tail = block._replace(

@@ -227,6 +227,8 @@ class _Run:
 
         def load_sound(units: list[MiningUnit], *, with_shuffled: bool) -> None:
             for _, record in self.output.records.load({unit.name for unit in units}):
+                if "objects" not in record:
+                    continue
                 objects = {storage.join_uri(self.output.uri, name): size for name, size in record["objects"].items()}
                 if with_shuffled and "shuffled" in record:
                     objects[record["shuffled"]["uri"]] = record["shuffled"]["size"]

@@ -5,6 +5,7 @@ lie in one unit is mined there, and only queries that lie in several units, or w
 by a shuffle. Every row so goes exactly one way. Knows nothing of Ray or of rules.
 """
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -239,10 +240,11 @@ def survey_parts(
     surveys: list[Survey] = []
     survey_some = functools.partial(_survey_some, columns=columns, qrels=qrels)
     bundles = batch_by_size(enumerate(parts), lambda numbered: numbered[1].size, TASK_BYTES, PARTS_PER_TASK)
-    for _, report in runner.run_tasks(survey_some, bundles):
-        if isinstance(report, TaskFailure):
-            raise InputError(f"{report.reason}; nothing was mined")
-        surveys.extend(Survey(**values) for values in report["surveys"])
+    with contextlib.closing(runner.run_tasks(survey_some, bundles)) as reports:
+        for _, report in reports:
+            if isinstance(report, TaskFailure):
+                raise InputError(f"{report.reason}; nothing was mined")
+            surveys.extend(Survey(**values) for values in report["surveys"])
     return sorted(surveys, key=lambda survey: (survey.part, survey.group))
 
 

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from rerank_actor import storage
 from rerank_actor.errors import InputError, suggest
 from rerank_actor.outputs.folder import Output, select_parts
-from rerank_actor.outputs.row_groups import open_part
+from rerank_actor.outputs.row_groups import open_part, refuse_damaged
 from rerank_actor.outputs.scored import open_scored
 from rerank_actor.outputs.scored_columns import VALUES, PairRows, describe_columns
 from rerank_actor.storage.exchange import Exchange, SlicedObject, assign_buckets, collect_slices, hash_keys, read_slices
@@ -146,7 +146,8 @@ def _read_part(part: storage.StoredObject, settings: dict[str, Any], spec: Expor
         columns = describe_columns(settings, file.schema_arrow)
         names = [spec.query_id_column or columns.query_id, spec.document_id_column or columns.document_id]
         _check_columns(part.uri, file.schema_arrow, names)
-        table = file.read(columns=list(dict.fromkeys([*names, *SPACES])))
+        with refuse_damaged(part.uri, UNREADABLE):
+            table = file.read(columns=list(dict.fromkeys([*names, *SPACES])))
     rows = PairRows(table, "score", part.uri)
     ids = {role: _as_ids(rows.spread(name)) for role, name in zip(("query", "document"), names, strict=True)}
     pairs = pa.table(ids | {space: rows.spread(space) for space in SPACES})

@@ -107,14 +107,23 @@ def open_part(
         verify_checksums: compare those of the pages that are read.
 
     Raises:
-        ShardError: or `kind`; it is no Parquet file, or is damaged where it is read.
+        ShardError: or `kind`; it is no Parquet file. What is damaged behind its footer, `refuse_damaged` says.
         StorageError, JobError: it cannot be reached, or is not the file with this size and version mark.
     """
+    with contextlib.ExitStack() as stack:
+        with refuse_damaged(part.uri, problem, kind):
+            source = stack.enter_context(storage.open_input(part.uri, size=part.size, etag=part.etag))
+            file = pq.ParquetFile(source, buffer_size=2**20, page_checksum_verification=verify_checksums)
+        yield file
+
+
+@contextlib.contextmanager
+def refuse_damaged(uri: str, problem: str = UNREADABLE, kind: type[RerankError] = ShardError) -> Iterator[None]:
+    """Say of a file what Arrow says while it is read; arguments as of `open_part`."""
     try:
-        with storage.open_input(part.uri, size=part.size, etag=part.etag) as source:
-            yield pq.ParquetFile(source, buffer_size=2**20, page_checksum_verification=verify_checksums)
+        yield
     except (pa.ArrowException, OSError) as error:
-        raise kind(f"{part.uri}: {problem.format(cause=describe_cause(error))}", uri=part.uri) from error
+        raise kind(f"{uri}: {problem.format(cause=describe_cause(error))}", uri=uri) from error
 
 
 def open_runs(

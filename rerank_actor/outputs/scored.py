@@ -81,7 +81,7 @@ def open_scored(uri: str, listed: Iterable[storage.StoredObject] | None = None) 
     Raises:
         JobError, StorageError: it cannot be read.
     """
-    objects = list(storage.list_objects(uri) if listed is None else listed)
+    objects = sorted(storage.list_objects(uri) if listed is None else listed, key=lambda item: item.uri)
     is_file = uri.endswith(PARQUET_SUFFIXES) or [item.uri for item in objects] == [uri]
     stored = None if is_file else Output(uri).load_plan()
     if stored is not None:

@@ -79,11 +79,11 @@ class BackgroundWork(Generic[Item]):
         """Yield each item in a list of its own, an empty list at each tick and at the end."""
         batch: list[Item] | None = []
         while batch is not None:
+            self._check()  # first, so that nothing that has come is dropped, and what has ended has ended well
             try:
                 batch = self._batches.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 batch = []
-            self._check()
             yield batch or []
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from rerank_actor.errors import JobError, RunInterruptedError, describe_cause
 
 CONNECT_SECONDS = 10.0
-PIPELINE_THREAD = "pipeline"
+PIPELINE_THREAD = "rerank-actor pipeline"
 
 
 def is_pipeline_running() -> bool:

@@ -122,7 +122,7 @@ class NotifyingReporter(Reporter):
 
     def warn(self, message: str) -> None:
         """Tell it here and where notices go."""
-        self.info(message)
+        self._reporter.warn(message)
         self._notifier.report_trouble(message, self._make_figures())
 
 

@@ -5,9 +5,10 @@ says that its task is done. Takes work, items by name and the folder of records;
 items, and why tasks failed. Knows nothing of what the work is or of what a record says.
 """
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -43,7 +44,7 @@ class TaskRunner:
 
     def run_tasks(
         self, work: Callable[[Item], Record], items: Sequence[Item]
-    ) -> Iterator[tuple[int, Record | TaskFailure]]:
+    ) -> Generator[tuple[int, Record | TaskFailure]]:
         """Do some work for each item, and yield the number of each with its report or its failure, as they come.
 
         Raises:
@@ -145,12 +146,13 @@ def run_step(
     left = [name for name in items if name not in kept]
 
     do = functools.partial(_do, work=work, records=records)
-    for number, report in runner.run_tasks(do, [(name, items[name]) for name in left]):
-        if isinstance(report, TaskFailure):
-            failures[left[number]] = report
-            on_failure(left[number], report)
-        else:
-            kept[left[number]] = keep(report)
+    with contextlib.closing(runner.run_tasks(do, [(name, items[name]) for name in left])) as reports:
+        for number, report in reports:
+            if isinstance(report, TaskFailure):
+                failures[left[number]] = report
+                on_failure(left[number], report)
+            else:
+                kept[left[number]] = keep(report)
     return StepOutcome([kept[name] for name in items if name in kept], failures, len(left))
 
 

@@ -1,6 +1,6 @@
 """What comes of a task: its report, or why it failed, and how a report travels from the worker to the driver.
 
-A report holds JSON values and, at any depth, NumPy arrays, which travel as bytes beside the JSON and come back as they were.
+A report holds JSON values and, at any depth, NumPy arrays, which travel as bytes beside the JSON and come back flat.
 Knows nothing of Ray or of the work.
 """
 

@@ -76,7 +76,7 @@ class Driver:
         self._engine_failures: list[str] = []
         self._standstills = 0
 
-    def score(self) -> Iterator[OutputCommitter]:
+    def score(self) -> Generator[OutputCommitter]:
         """Run the pipeline, round after round of units, again for those that are left, as long as that helps.
 
         Yields:
@@ -173,8 +173,8 @@ class Driver:
         return is_hopeless
 
     def _check_leases(self) -> None:
-        for output in self._open:
-            output.lease.check()
+        for item in self._work:
+            item.output.lease.check()
 
     def _count_settled(self) -> int:
         return sum(item.output.outcomes.num_settled for item in self._work)

@@ -20,7 +20,7 @@ from rerank_actor.fingerprint import find_differing, hash_fingerprint
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.part import read_part_metadata
-from rerank_actor.outputs.row_groups import batch_by_size, open_part
+from rerank_actor.outputs.row_groups import batch_by_size, open_part, refuse_damaged
 from rerank_actor.outputs.scored import require_scored
 from rerank_actor.outputs.scored_columns import PairRows, describe_columns
 
@@ -104,11 +104,13 @@ class ScoreSource:
                 )
             columns = describe_columns({}, file.schema_arrow)
             if not columns.keyed_logits:
-                raise pa.ArrowKeyError(f"no column {PAIR_KEY}")
+                cause = f"no column {PAIR_KEY}"
+                raise InputError(f"{part.uri}: {UNUSABLE.format(cause=cause)}", uri=part.uri)
             for key, logit in columns.keyed_logits:
-                for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[key, logit]):
-                    rows = PairRows(pa.Table.from_batches([batch]), logit, part.uri)
-                    yield _select_known(rows.spread(key), rows.spread(logit))
+                with refuse_damaged(part.uri, UNUSABLE, InputError):
+                    for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[key, logit]):
+                        rows = PairRows(pa.Table.from_batches([batch]), logit, part.uri)
+                        yield _select_known(rows.spread(key), rows.spread(logit))
 
 
 def _select_known(keys: pa.ChunkedArray, logits: pa.ChunkedArray) -> pa.Table:

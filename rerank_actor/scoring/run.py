@@ -186,14 +186,20 @@ class _Run:
             if units:
                 with watch_signals() as watch, connect_ray(self._owner, watch) as connection:
                     for group in _group_by_dtype(left):
-                        for output in self._drive({output: units[output] for output in group}, connection):
-                            left.remove(output)
-                            yield output
+                        work = {output: units[output] for output in group}
+                        with contextlib.closing(self._drive(work, connection)) as settled:
+                            for output in settled:
+                                left.remove(output)
+                                yield output
+                        for output in group if len(units) > 1 else []:  # what was alone in its group
+                            if output in left and output.outcomes.is_settled:
+                                left.remove(output)
+                                yield output
         finally:
             self._context.reporter.close()
         yield from left
 
-    def _drive(self, units: dict[OutputCommitter, list[Unit]], connection: Connection) -> Iterator[OutputCommitter]:
+    def _drive(self, units: dict[OutputCommitter, list[Unit]], connection: Connection) -> Generator[OutputCommitter]:
         """Make what rows are joined with, start engines, and yield each output as soon as its units are settled."""
         from rerank_actor.scoring.driver import Driver, EngineSetup, OutputWork
         from rerank_actor.scoring.shared_pairs import score_shared_pairs

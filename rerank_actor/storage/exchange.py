@@ -89,17 +89,20 @@ def collect_slices(objects: Iterable[SlicedObject], num_buckets: int) -> list[li
     return slices
 
 
-def read_slices(slices: list[Slice]) -> pa.Table | None:
+def read_slices(slices: list[Slice], *, widens: bool = False) -> pa.Table | None:
     """Return the rows of a bucket, in order of its slices; None where there are none.
 
-    Columns that one slice lacks are null in its rows, and types are widened where slices differ.
+    Args:
+        slices: of the bucket.
+        widens: where slices differ, take the wider type, and null for a column that one lacks; else that is an error.
 
     Raises:
         ShardError: a slice is damaged.
+        pyarrow.ArrowInvalid: slices differ.
         StorageError, JobError: an object cannot be read.
     """
     tables = [_read_slice(piece) for piece in slices]
-    return pa.concat_tables(tables, promote_options="permissive") if tables else None
+    return pa.concat_tables(tables, promote_options="permissive" if widens else "none") if tables else None
 
 
 def _read_slice(piece: Slice) -> pa.Table:

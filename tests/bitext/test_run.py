@@ -96,7 +96,7 @@ def test_partitions_share_engines_and_are_planned_and_finished_each_on_its_own(
     assert status([str(output)]) == 0
     assert re.search(r"lang_pair=deu-eng \W+ stopped +\W+ 20 +\W+ 30", capsys.readouterr().out)
 
-    # What one crew costs is shared out among the partitions that had it.
+    # What one set of engines costs is shared out among the partitions that had it.
     seconds = [manifests[language]["runs"][-1]["actor_seconds"] for language in LANGUAGES]
     assert seconds[0] == 0 < min(seconds[1:])
 

@@ -39,7 +39,7 @@ def assign_parts(rank: np.ndarray, tie: np.ndarray, starts: tuple[np.ndarray, np
 
 def fetch_texts(task: StepTask, spec: StepSpec) -> StepResult:
     """Read the rows of kept pairs; to their parts."""
-    result, slices = StepResult(), read_slices(task.slices)
+    result, slices = StepResult(), read_slices(task.slices, widens=True)
     if slices is None:
         return result
     unordered = KeptPairs.from_table(slices)
@@ -67,7 +67,7 @@ def fetch_texts(task: StepTask, spec: StepSpec) -> StepResult:
 
 def write_part(task: StepTask, spec: StepSpec) -> StepResult:
     """Write a part in each format, best pair first."""
-    result, table = StepResult(), read_slices(task.slices)
+    result, table = StepResult(), read_slices(task.slices, widens=True)
     if table is None:
         if spec.schema is None:
             return result

@@ -44,7 +44,7 @@ class StepTask:
 
     def read_pairs(self) -> HashedPairs | None:
         """Return the pairs of its slices, None where there are none."""
-        table = read_slices(self.slices)
+        table = read_slices(self.slices, widens=True)
         return HashedPairs.from_table(table) if table is not None else None
 
 

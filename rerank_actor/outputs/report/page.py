@@ -151,7 +151,7 @@ def _add_distributions(page: Page, facts: Facts, rows: Rows) -> None:
     histograms, origin = facts.histograms, ""
     if rows.histograms is not None:
         histograms = rows.histograms
-        origin = f"From a sample of {rows.sketched_parts:,} parts, because no unit record has counts of these scores."
+        origin = f"From a sample of {rows.sampled_parts:,} parts, because no unit record has counts of these scores."
     elif facts.unrecorded:
         origin = (
             f"From {facts.totals.units:,} of {facts.status.committed_units:,} committed units, those with a record."

@@ -37,14 +37,14 @@ class Rows:
         errors: by reason, a few rows with it: unit, shard, row, and ids.
         scored: rows with high, middling and low scores.
         histograms: of the pairs of some parts, where no unit has a record; else None.
-        sketched_parts: how many parts that is.
+        sampled_parts: how many parts that is.
         columns: names of the columns that tell a row, besides shard and row.
     """
 
     errors: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     scored: list[dict[str, Any]] = field(default_factory=list)
     histograms: ScoreHistograms | None = None
-    sketched_parts: int = 0
+    sampled_parts: int = 0
     columns: list[str] = field(default_factory=list)
 
 
@@ -69,7 +69,7 @@ def sample_rows(facts: Facts) -> Rows:
         rows.histograms = ScoreHistograms()
         for _, table in _read_parts(facts, _spread(committed, HISTOGRAM_PARTS), texts):
             rows.histograms.add(ScoreHistograms.of_columns(flatten_columns(table)))
-            rows.sketched_parts += 1
+            rows.sampled_parts += 1
     rows.columns = list(columns)
     return rows
 
