@@ -112,7 +112,7 @@ def measure_guard(place: Path, model: Path, units: int) -> dict[str, Any]:
     import ray
 
     from rerank_actor.runtime.watchdog import Watchdog
-    from rerank_actor.scoring.bisection import Slice
+    from rerank_actor.scoring.bisection import UnitSlice
     from rerank_actor.scoring.coordinator import start_coordinator
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -122,7 +122,7 @@ def measure_guard(place: Path, model: Path, units: int) -> dict[str, Any]:
     for number in range(units):
         name = f"unit-{number}"
         unit_slice = ray.get(coordinator.begin_slice.remote("an actor", name, 16_384))
-        if not isinstance(unit_slice, Slice):
+        if not isinstance(unit_slice, UnitSlice):
             raise RuntimeError("the coordinator handed out nothing")
         coordinator.limit_slice.remote(name, unit_slice.ticket, 60.0)
         with watchdog.limit(60.0):

@@ -22,7 +22,7 @@ from rerank_actor.engines.base import Engine, EngineSpec, compute_within_memory
 from rerank_actor.engines.start import EngineCheck, scores_as_before, start_engine
 from rerank_actor.errors import EngineError, EngineStartError, RerankError
 from rerank_actor.runtime.watchdog import START_SECONDS, AdaptiveTimeout, Watchdog
-from rerank_actor.scoring.bisection import Outcome, Slice
+from rerank_actor.scoring.bisection import Outcome, UnitSlice
 from rerank_actor.scoring.coordinator import START_ATTEMPTS
 from rerank_actor.scoring.metrics import ActorMeter
 from rerank_actor.scoring.unit import UnitWork
@@ -120,7 +120,7 @@ class RerankActor:
             if step is None:
                 raise EngineError("the run has ended", unit=name)
             facts = {
-                "attempts": step.ticket if isinstance(step, Slice) else max(1, step.attempts),
+                "attempts": step.ticket if isinstance(step, UnitSlice) else max(1, step.attempts),
                 **count_work(),
                 "engine_version": engine.version,
                 "dtype": engine.dtype,
@@ -140,7 +140,7 @@ class RerankActor:
                 if doubtful:
                     self._end()
 
-    def _try_slice(self, work: UnitWork, engine: Engine, unit_slice: Slice) -> np.ndarray | None:
+    def _try_slice(self, work: UnitWork, engine: Engine, unit_slice: UnitSlice) -> np.ndarray | None:
         """Return the logits of a slice; None when the engine raised, is still to be trusted, and the coordinator knows."""
         positions, ticket = work.prompts.scorable, unit_slice.ticket
         if unit_slice.positions is not None:

@@ -14,7 +14,7 @@ ENDS_ALLOWED = 64  # of actors, for one unit; each costs an engine's start
 
 
 @dataclass(frozen=True)
-class Slice:
+class UnitSlice:
     """Prompts to score in one go.
 
     Attributes:
@@ -81,14 +81,14 @@ class Bisection:
         """Whether a slice is handed out and not yet reported."""
         return self._current is not None
 
-    def begin(self) -> Slice | Outcome:
+    def begin(self) -> UnitSlice | Outcome:
         """Hand out the next slice, or say how the bisection ended. Call `fail` first for a slice that never came back."""
         if self._failure is not None or not self._stack:
             return Outcome(self._logits, self._given_up, self.attempts, self._failure)
         self._current = self._stack.pop()
         self.attempts += 1
         is_all = len(self._current.positions) == self.num_prompts
-        return Slice(
+        return UnitSlice(
             self.attempts,
             self._current.failures + 1,
             None if is_all else self._current.positions,

@@ -15,7 +15,7 @@ import numpy as np
 import ray
 
 from rerank_actor.runtime.watchdog import START_SECONDS
-from rerank_actor.scoring.bisection import NOT_FINITE, Bisection, Outcome, Slice
+from rerank_actor.scoring.bisection import NOT_FINITE, Bisection, Outcome, UnitSlice
 
 # Ends of actors in a row, with nothing scored in between, after which the run is hopeless.
 ENDS_ALLOWED, ENDS_ALLOWED_PER_ACTOR = 30, 10
@@ -250,7 +250,7 @@ class Coordinator:
         self._news.faults["memory_ran_out"] += 1
         self._news.least_batch_tokens = min(tokens, self._news.least_batch_tokens or tokens)
 
-    def begin_slice(self, actor: str, unit: str, num_prompts: int) -> Slice | Outcome | None:
+    def begin_slice(self, actor: str, unit: str, num_prompts: int) -> UnitSlice | Outcome | None:
         """Hand out what of a unit is to be scored next, or say how its bisection ended; None when the run has ended.
 
         A slice that is still in somebody's hand killed its actor, for Ray gives a unit to one at a time.
@@ -262,7 +262,7 @@ class Coordinator:
             self._note_death(unit)
         bisection = self._work.bisections.setdefault(unit, Bisection(num_prompts, self._max_attempts))
         step = bisection.begin()
-        if isinstance(step, Slice):
+        if isinstance(step, UnitSlice):
             self._work.assignments[unit] = _Assignment(actor, self._clock() + HAND_SECONDS)
         elif step.given_up:
             self._news.faults["pair_given_up"] += len(step.given_up)

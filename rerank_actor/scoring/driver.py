@@ -23,7 +23,7 @@ from rerank_actor.scoring.committer import EngineFacts, OutputCommitter
 from rerank_actor.scoring.context import RunContext
 from rerank_actor.scoring.coordinator import News, start_coordinator
 from rerank_actor.scoring.monitor import RunMonitor
-from rerank_actor.scoring.pipeline import PartSpec, ScoredOutput, restart_stuck_actors, score_units
+from rerank_actor.scoring.pipeline import PartSpec, UnitPath, restart_stuck_actors, score_units
 from rerank_actor.scoring.prepare import PrepareSpec
 
 DRAIN_SECONDS = 30.0
@@ -131,7 +131,7 @@ class Driver:
         for item in self._work:
             folder, metadata = item.output.output, item.output.make_part_metadata()
             part = PartSpec(folder.uri, metadata, folder.scratch, self._setup.environment)
-            outputs.append(ScoredOutput(item.spec, part))
+            outputs.append(UnitPath(item.spec, part))
         score_units(
             units,
             outputs,

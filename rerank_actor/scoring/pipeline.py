@@ -50,7 +50,7 @@ class PartSpec:
 
 
 @dataclass(frozen=True)
-class ScoredOutput:
+class UnitPath:
     """An output of the run: how its units are read, and where and as what they are written."""
 
     prepare: PrepareSpec
@@ -164,7 +164,7 @@ class PartSink(Datasink[None]):
 
 def score_units(
     units: Sequence[tuple[int, Unit]],
-    outputs: Sequence[ScoredOutput],
+    outputs: Sequence[UnitPath],
     tokenizer_json: str,
     engine: EngineSpec,
     pool: ActorPool,

@@ -14,13 +14,13 @@ from rerank_actor.errors import EngineError, EngineMemoryError
 from rerank_actor.runtime import watchdog
 from rerank_actor.runtime import watchdog as pace
 from rerank_actor.runtime.watchdog import AdaptiveTimeout
-from rerank_actor.scoring.bisection import ENDS_ALLOWED, NOT_FINITE, Bisection, Outcome, Slice
+from rerank_actor.scoring.bisection import ENDS_ALLOWED, NOT_FINITE, Bisection, Outcome, UnitSlice
 
 
 def run(bisection: Bisection, guilty: set[int], how: str) -> tuple[Outcome, list[int]]:
     """Try a unit with an engine that fails on guilty prompts; return how it ended and the sizes that were tried."""
     sizes = []
-    while isinstance(piece := bisection.begin(), Slice):
+    while isinstance(piece := bisection.begin(), UnitSlice):
         positions = np.arange(bisection.num_prompts) if piece.positions is None else piece.positions
         sizes.append(len(positions))
         struck = np.array([int(position) in guilty for position in positions])
@@ -53,7 +53,7 @@ def test_trial_of_a_passing_fault_tries_again_and_splits_nothing() -> None:
     bisection.begin()
     bisection.fail("it broke", ended=True)
     piece = bisection.begin()
-    assert isinstance(piece, Slice)
+    assert isinstance(piece, UnitSlice)
     assert (piece.attempt, piece.positions, piece.is_split) == (2, None, False)
     bisection.finish(np.arange(10, dtype=np.float32))
     verdict = bisection.begin()
@@ -71,7 +71,7 @@ def test_trial_that_only_kills_ends_with_a_failure() -> None:
 def test_ticket_of_an_earlier_piece_is_not_current() -> None:
     bisection = Bisection(2, 3)
     first = bisection.begin()
-    assert isinstance(first, Slice)
+    assert isinstance(first, UnitSlice)
     assert bisection.is_current(first.ticket)
     bisection.fail("it broke", ended=True)
     bisection.begin()
