@@ -93,7 +93,7 @@ def mine_with_sentence_transformers(num_pairs: int) -> int:
     documents, logits, _ = make_scores(num_pairs)
     texts = make_texts()
     queries = [f"what is said of number {number} in the long list of numbers" for number in range(len(documents))]
-    place = {text: number for number, text in enumerate(texts)}
+    position = {text: number for number, text in enumerate(texts)}
 
     class Model:
         device = torch.device("cpu")
@@ -102,13 +102,13 @@ def mine_with_sentence_transformers(num_pairs: int) -> int:
             return np.arange(len(texts), dtype=np.float32)[:, None]
 
         def encode_document(self, texts: list[str], **options: Any) -> np.ndarray:
-            return np.array([[place[text]] for text in texts], np.float32)
+            return np.array([[position[text]] for text in texts], np.float32)
 
         def similarity(self, queries: Any, corpus: Any) -> torch.Tensor:
             rows = np.asarray(queries)[:, 0].astype(int)
-            found = np.full((len(rows), len(texts)), -np.inf, np.float32)
-            np.put_along_axis(found, documents[rows], logits[rows], axis=1)
-            return torch.from_numpy(found)
+            scores = np.full((len(rows), len(texts)), -np.inf, np.float32)
+            np.put_along_axis(scores, documents[rows], logits[rows], axis=1)
+            return torch.from_numpy(scores)
 
         def similarity_pairwise(self, queries: Any, corpus: Any) -> torch.Tensor:
             return torch.from_numpy(logits[np.asarray(queries)[:, 0].astype(int), 0])
@@ -126,17 +126,17 @@ def main() -> None:
     parser.add_argument("--scattered", action="store_true")
     parser.add_argument("--sentence-transformers", action="store_true")
     parser.add_argument("--other-miner", action="store_true", help=argparse.SUPPRESS)
-    found = parser.parse_args()
-    if found.other_miner:
-        print(mine_with_sentence_transformers(found.pairs))
+    options = parser.parse_args()
+    if options.other_miner:
+        print(mine_with_sentence_transformers(options.pairs))
         return
-    scored = found.folder / ("scattered" if found.scattered else "grouped") / str(found.pairs)
+    scored = options.folder / ("scattered" if options.scattered else "grouped") / str(options.pairs)
     if not scored.exists():
-        write_parts(scored, found.pairs, scattered=found.scattered)
-    if found.sentence_transformers:
-        command = [sys.executable, __file__, "--other-miner", "--pairs", str(found.pairs)]
+        write_parts(scored, options.pairs, scattered=options.scattered)
+    if options.sentence_transformers:
+        command = [sys.executable, __file__, "--other-miner", "--pairs", str(options.pairs)]
     else:
-        output = found.folder / "mined"
+        output = options.folder / "mined"
         shutil.rmtree(output, ignore_errors=True)
         flags = [
             "--scored",
@@ -153,10 +153,10 @@ def main() -> None:
         rules = ["--absolute-margin", "1", "--num-negatives", "5"]
         command = [sys.executable, "-m", "jobs.mine", *map(str, flags), *rules]
     os.environ["PYTHONPATH"] = str(ROOT)
-    result = run_watched(command, found.folder / "log")
-    result["pairs_per_second"] = round(found.pairs / result["seconds"])
+    result = run_watched(command, options.folder / "log")
+    result["pairs_per_second"] = round(options.pairs / result["seconds"])
     print(json.dumps(result))
-    print((found.folder / "log").read_text()[-600:])
+    print((options.folder / "log").read_text()[-600:])
 
 
 if __name__ == "__main__":

@@ -35,9 +35,9 @@ def write_parts(folder: Path, num_pairs: int) -> None:
         forward, backward = (draw.normal(mean, 2.5).astype(np.float32) for _ in range(2))
         score = [(1 / (1 + np.exp(-logit.astype(float)))).astype(np.float32) for logit in (forward, backward)]
         sources = [
-            f"Was im langen Buch der Zahlen von der Nummer {one} gesagt wird, das gilt." for one in source.tolist()
+            f"Was im langen Buch der Zahlen von der Nummer {key} gesagt wird, das gilt." for key in source.tolist()
         ]
-        targets = [f"What is said of number {one} in the long book of numbers holds true." for one in target.tolist()]
+        targets = [f"What is said of number {key} in the long book of numbers holds true." for key in target.tolist()]
         both = (forward + backward) / 2
         table = pa.table(
             {
@@ -63,22 +63,22 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, default=Path("bench-out"))
     parser.add_argument("flags", nargs="*", help="of jobs.bitext, behind --")
-    found = parser.parse_args()
-    scored = found.folder / str(found.pairs)
+    options = parser.parse_args()
+    scored = options.folder / str(options.pairs)
     if not scored.exists():
-        write_parts(scored / "lang_pair=deu-eng", found.pairs)
-    output = found.folder / "delivered"
+        write_parts(scored / "lang_pair=deu-eng", options.pairs)
+    output = options.folder / "delivered"
     shutil.rmtree(output, ignore_errors=True)
     os.environ["PYTHONPATH"] = str(ROOT)
-    command = [sys.executable, "-m", "jobs.bitext", "--scored", str(scored), "--deliver", str(output), *found.flags]
-    result = run_watched(command, found.folder / "log")
-    result["pairs_per_second"] = round(found.pairs / result["seconds"])
+    command = [sys.executable, "-m", "jobs.bitext", "--scored", str(scored), "--deliver", str(output), *options.flags]
+    result = run_watched(command, options.folder / "log")
+    result["pairs_per_second"] = round(options.pairs / result["seconds"])
     report = output / "_select/lang_pair=deu-eng/result.json"
     if report.exists():
         numbers = json.loads(report.read_text())
         result |= {"kept": numbers["counts"]["kept"], "run": numbers["run"]}
     print(json.dumps(result))
-    print((found.folder / "log").read_text()[-600:])
+    print((options.folder / "log").read_text()[-600:])
 
 
 if __name__ == "__main__":

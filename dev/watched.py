@@ -21,13 +21,13 @@ def run_watched(command: list[str], log: Path) -> dict[str, Any]:
         def watch() -> None:
             while not done.wait(1.0):
                 total = 0
-                for one in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
+                for member in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
                     try:
-                        used, name = one.memory_full_info().pss, " ".join(one.cmdline()[:1])
+                        used, name = member.memory_full_info().pss, " ".join(member.cmdline()[:1])
                     except psutil.Error:
                         continue
                     total += used
-                    if one.pid == process.pid:
+                    if member.pid == process.pid:
                         peaks["driver"] = max(peaks["driver"], used)
                     elif name.startswith("ray::"):
                         peaks["largest_worker"] = max(peaks["largest_worker"], used)

@@ -18,8 +18,8 @@ from rerank_actor.errors import JobError
 
 def benchmark(arguments: Sequence[str] | None = None) -> int:
     """Measure a suite, print its tables and write its figures as JSON."""
-    found = _make_parser().parse(arguments)
-    folder = Path(found.folder).absolute()
+    args = _make_parser().parse(arguments)
+    folder = Path(args.folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
 
     def say(words: str) -> None:
@@ -28,22 +28,22 @@ def benchmark(arguments: Sequence[str] | None = None) -> int:
     def keep(result: dict[str, Any]) -> None:
         (folder / "result.json").write_text(json.dumps(result, indent=1))
 
-    if found.suite == "scale":
-        wanted = {name: FULL[name] for name in found.measurements or FULL}
+    if args.suite == "scale":
+        wanted = {name: FULL[name] for name in args.measurements or FULL}
         result = {"scale": measure_scale(folder, say, wanted)}
         print(make_scale_tables(result["scale"]))
     else:
-        if SUITES[found.suite].on_gpu:
-            _require_gpu(found.suite)
-        shapes = tuple(found.shapes) if found.shapes else None
+        if SUITES[args.suite].on_gpu:
+            _require_gpu(args.suite)
+        shapes = tuple(args.shapes) if args.shapes else None
         suite = choose_suite(
-            found.suite, workloads=found.workloads, contenders=found.contenders, shapes=shapes, rounds=found.rounds
+            args.suite, workloads=args.workloads, contenders=args.contenders, shapes=shapes, rounds=args.rounds
         )
-        result = run_suite(suite, folder, say, engine_args=found.engine_args, keep=keep)
+        result = run_suite(suite, folder, say, engine_args=args.engine_args, keep=keep)
         print(make_tables(result))
     keep(result)
     say(f"all figures: {folder / 'result.json'}")
-    _compare(extract_ratios(result), found.compare, found.store)
+    _compare(extract_ratios(result), args.compare, args.store)
     return 0
 
 

@@ -87,8 +87,8 @@ def bitext(arguments: Sequence[str] | None = None) -> int:
 
 def _check_selection(values: dict[str, Any], path: str | None, flags: dict[str, Any]) -> SelectJob:
     """Return the selection that a command line asks for; what only scoring needs is left aside."""
-    own = {name: value for name, value in values.items() if name in SelectJob.model_fields}
-    return check_job(SelectJob, own, path, flags).normalized()
+    selected = {name: value for name, value in values.items() if name in SelectJob.model_fields}
+    return check_job(SelectJob, selected, path, flags).normalized()
 
 
 def _select(values: dict[str, Any], path: str | None, flags: dict[str, Any], folders: list[str] | None = None) -> int:
@@ -112,9 +112,9 @@ def _print_results(results: dict[str, Selected]) -> None:
     """Print what was selected of each language pair, and how scores do on known pairs."""
     done = [result.numbers for result in results.values() if result.status != "failed"]
     whole = [result.numbers for result in results.values() if result.status == "complete"]
-    for one in done:
-        if one["calibration"]:
-            print_table(f"{one['lang_pair']}: known pairs", CALIBRATION, list_calibration(one))
+    for numbers in done:
+        if numbers["calibration"]:
+            print_table(f"{numbers['lang_pair']}: known pairs", CALIBRATION, list_calibration(numbers))
     if whole:
         print_table("selected", OVERVIEW, list_overview(whole))
     for name, result in results.items():

@@ -16,13 +16,13 @@ def cluster(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="a file of cluster/, with your own values")
     for path in parser.parse(arguments).files:
-        found = check_cluster_file(path)
-        for group in found.groups:
+        setup = check_cluster_file(path)
+        for group in setup.groups:
             each = f"{group.num_cpus:g} CPUs" + (f" and {group.num_gpus:g} GPUs" if group.num_gpus else "")
             print(f"{path}: {group.name}: {group.least:,} to {group.most:,} nodes with {each} each", file=sys.stderr)
-        if found.job is not None:
-            print(f"{path}: {found.job.model_name}, {found.job.actors} actors", file=sys.stderr)
-        print(found.command)
+        if setup.job is not None:
+            print(f"{path}: {setup.job.model_name}, {setup.job.actors} actors", file=sys.stderr)
+        print(setup.command)
     return 0
 
 

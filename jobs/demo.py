@@ -32,14 +32,14 @@ def demo(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--folder", default="demo-out", help="where pairs and scores go (default demo-out)")
     parser.add_argument("--engine", default="vllm", help="vllm, transformers or fake (default vllm)")
-    found = parser.parse(arguments)
-    folder = Path(found.folder)
+    options = parser.parse(arguments)
+    folder = Path(options.folder)
     pairs, scores = folder / "pairs", folder / "scores"
     write_sample_shards(pairs)
     write_ranking_shard(pairs)
     write_sample_groups(folder / "grouped" / "queries.jsonl")
     write_sample_ids(folder / "beir")
-    flags = ["--input", pairs, "--output", scores, "--model", DEMO_MODEL, "--engine", found.engine, "--check-scores"]
+    flags = ["--input", pairs, "--output", scores, "--model", DEMO_MODEL, "--engine", options.engine, "--check-scores"]
     command = [str(flag) for flag in flags]
     print("python -m jobs.score " + " ".join(command), file=sys.stderr)
     code = score(command)
@@ -78,11 +78,11 @@ def _print_quality(rows: list[dict[str, Any]]) -> None:
     ranked = [_rank(rows, query.query_id) for query in load_ranking_queries()]
     gains = [[float(row["relevant"]) for row in candidates] for candidates in ranked]
     scores = [[float(row["score"]) for row in candidates] for candidates in ranked]
-    found = list(map(compute_ndcg, scores, gains))
+    ndcgs = list(map(compute_ndcg, scores, gains))
     chance = list(map(compute_random_ndcg, gains))
     print(
         f"nDCG@10 over {len(ranked)} queries written by hand, none of them in the model's training: "
-        f"{sum(found) / len(found):.3f} (a random order: {sum(chance) / len(chance):.3f})"
+        f"{sum(ndcgs) / len(ndcgs):.3f} (a random order: {sum(chance) / len(chance):.3f})"
     )
 
 
@@ -90,7 +90,7 @@ def _print_figures(scores: Path) -> None:
     """Print what the manifest says of the run that scored, and where the result is."""
     manifest = json.loads((scores / "_job" / "manifest.json").read_text())
     run = next(run for run in reversed(manifest["runs"]) if run["pairs"] or run is manifest["runs"][0])
-    engine = next((e for e in manifest["engines"] if e["max_difference"] is not None), manifest["engines"][0])
+    engine = next((item for item in manifest["engines"] if item["max_difference"] is not None), manifest["engines"][0])
     print(
         f"{run['pairs']} pairs at {run['pairs_per_second'] or 0:.1f} pairs/s with {engine['engine']} {engine['version']} in "
         f"{engine['dtype']}, largest difference of the built-in pairs' logits from Transformers in float32: "

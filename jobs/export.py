@@ -31,18 +31,18 @@ def export(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--subset", default="default", help="subset of MTEB's predictions (default default)")
     parser.add_argument("--split", default="test", help="split of MTEB's predictions (default test)")
     parser.add_argument("--partial", action="store_true", help="export an output that is not complete")
-    found = vars(parser.parse(arguments))
-    flag, position = found.pop("scored_flag"), found.pop("scored")
+    options = vars(parser.parse(arguments))
+    flag, position = options.pop("scored_flag"), options.pop("scored")
     if (flag is None) == (position is None):
         raise JobError("name one scored output, as SCORED or with --scored")
-    if found["top_k"] is not None and found["top_k"] < 1:
+    if options["top_k"] is not None and options["top_k"] < 1:
         raise JobError("--top-k: expected a whole number from 1 on")
-    target = found.pop("output")
+    target = options.pop("output")
     result = export_scores(
         ExportSpec(
             scored=normalize_uri(flag or position),
             target=normalize_uri(target) if target not in (None, "-") else None,
-            **found,
+            **options,
         )
     )
     left_out = f"; left out {result.unscored:,} without a score" if result.unscored else ""

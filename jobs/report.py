@@ -20,13 +20,13 @@ def report(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", metavar="FILE", help="where to write it (default OUTPUT/_job/report.html); - prints it")
     parser.add_argument("--gpu-type", metavar="NAME", help="GPU that the actors ran on, for its price")
     parser.add_argument("--gpu-price", metavar="F", type=float, help="dollars an hour for one GPU")
-    found = parser.parse(arguments)
-    uri = storage.normalize_uri(found.output)
-    page = build_report(uri, find_price(found.gpu_type, found.gpu_price))
-    if found.to == "-":
+    options = parser.parse(arguments)
+    uri = storage.normalize_uri(options.output)
+    page = build_report(uri, find_price(options.gpu_type, options.gpu_price))
+    if options.to == "-":
         sys.stdout.write(page)
         return 0
-    target = storage.normalize_uri(found.to) if found.to else Output(uri).at("report.html")
+    target = storage.normalize_uri(options.to) if options.to else Output(uri).at("report.html")
     storage.write_bytes(target, page.encode())
     print(target)
     return 0

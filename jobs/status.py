@@ -17,27 +17,27 @@ def status(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m jobs.status", description="Say how far a job is, how fast, and which units failed.")
     parser.add_argument("output", metavar="OUTPUT", help="the job's --output, or --deliver, local or s3://")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    found = parser.parse(arguments)
-    uri = normalize_uri(found.output)
+    options = parser.parse(arguments)
+    uri = normalize_uri(options.output)
     outputs = list_outputs(uri)
     if outputs == [uri] and (delivered := read_selection_status(uri)):
-        _print_delivered(uri, delivered, as_json=found.json)
+        _print_delivered(uri, delivered, as_json=options.json)
     elif outputs == [uri]:
-        print_status(read_status(uri), as_json=found.json)
+        print_status(read_status(uri), as_json=options.json)
     else:  # of translation pairs: those that are begun
         begun = [output for output in outputs if Output(output).load_plan() is not None]
-        print_statuses([read_status(output) for output in begun], as_json=found.json)
+        print_statuses([read_status(output) for output in begun], as_json=options.json)
     return 0
 
 
 def _print_delivered(uri: str, delivered: list[SelectionStatus], *, as_json: bool) -> None:
     """Print what was selected into a folder, and what has not come to its end."""
-    states = [{"lang_pair": one.name, "state": "complete" if one.numbers else "not complete"} for one in delivered]
+    states = [{"lang_pair": item.name, "state": "complete" if item.numbers else "not complete"} for item in delivered]
     if as_json:
-        whole = [{**state, **(one.numbers or {})} for state, one in zip(states, delivered, strict=True)]
+        whole = [{**state, **(item.numbers or {})} for state, item in zip(states, delivered, strict=True)]
         print(json.dumps(whole, indent=2, ensure_ascii=False))
         return
-    if numbers := [one.numbers for one in delivered if one.numbers]:
+    if numbers := [item.numbers for item in delivered if item.numbers]:
         print_table(f"selected into {uri}", OVERVIEW, list_overview(numbers))
     for state in states:
         if state["state"] != "complete":

@@ -14,9 +14,9 @@ def tasks(arguments: Sequence[str] | None = None) -> int:
         prog="python -m jobs.tasks", description="List the instructions of well-known tasks, with their sources."
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
-    found = parser.parse(arguments)
+    options = parser.parse(arguments)
     presets = load_presets()
-    if found.json:
+    if options.json:
         print(json.dumps({name: asdict(preset) for name, preset in presets.items()}, indent=2, ensure_ascii=False))
         return 0
     for name, preset in presets.items():

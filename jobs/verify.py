@@ -23,8 +23,8 @@ def verify(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="delete damaged parts, so that the next run of the job scores them again; refused while a run is writing",
     )
-    found = parser.parse(arguments)
-    uri = normalize_uri(found.output)
+    options = parser.parse(arguments)
+    uri = normalize_uri(options.output)
     problems = 0
     outputs = list_outputs(uri)
     if outputs == [uri] and (delivered := read_selection_status(uri)):
@@ -36,7 +36,7 @@ def verify(arguments: Sequence[str] | None = None) -> int:
                 print("not begun")
                 continue
         result = verify_output(
-            output, delete_damaged=found.delete_damaged, tell=lambda message: print(message, file=sys.stderr)
+            output, delete_damaged=options.delete_damaged, tell=lambda message: print(message, file=sys.stderr)
         )
         _print_result(result)
         problems += len(result.problems)
@@ -45,10 +45,10 @@ def verify(arguments: Sequence[str] | None = None) -> int:
 
 def _verify_delivered(uri: str, delivered: list[SelectionStatus]) -> int:
     """Check the files that were selected into a folder, print what is wrong, and return 0 or 1."""
-    found = {one.name: check_delivered(uri, one) for one in delivered}
-    for name, problems in found.items():
+    problems_by_name = {status.name: check_delivered(uri, status) for status in delivered}
+    for name, problems in problems_by_name.items():
         print("\n".join(problems) if problems else f"{name}: right, its files are those that were written")
-    return EXIT_FAILED if any(found.values()) else 0
+    return EXIT_FAILED if any(problems_by_name.values()) else 0
 
 
 def _print_result(result: Verification) -> None:

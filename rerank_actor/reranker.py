@@ -104,7 +104,7 @@ class Reranker:
             shown = "; ".join(f"pair {index}: {fault}" for index, fault in faults[:5])
             raise InputError(
                 f"{len(faults)} of {len(pairs)} pairs cannot be scored ({shown})",
-                pairs=[i for i, _ in faults],
+                pairs=[position for position, _ in faults],
             )
         positions = prompts.scorable
         logits = np.empty(len(pairs), np.float32)

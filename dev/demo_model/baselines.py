@@ -36,8 +36,8 @@ def make_bm25(collection: Sequence[str], k: float = 1.2, b: float = 0.75) -> Sco
         for document in documents:
             counts = Counter(split_words(document))
             norm = k * (1 - b + b * sum(counts.values()) / mean_length)
-            found = [word for word in split_words(query) if counts[word]]
-            scores.append(sum(weigh(word) * counts[word] * (k + 1) / (counts[word] + norm) for word in found))
+            matched = [word for word in split_words(query) if counts[word]]
+            scores.append(sum(weigh(word) * counts[word] * (k + 1) / (counts[word] + norm) for word in matched))
         return scores
 
     return score

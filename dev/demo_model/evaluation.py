@@ -46,22 +46,22 @@ class Ranking:
 def load_held_out() -> list[Ranking]:
     """Return the queries written by hand, in groups by language."""
     return [
-        Ranking(found.language, found.query, found.documents, [float(right) for right in found.relevant])
-        for found in load_ranking_queries()
+        Ranking(query.language, query.query, query.documents, [float(right) for right in query.relevant])
+        for query in load_ranking_queries()
     ]
 
 
 def load_sample() -> list[Ranking]:
     """Return the sample pairs' queries, in groups by language, without the bad rows."""
     rows = [row for row in load_sample_rows() if isinstance(row["query"], str) and isinstance(row["document"], str)]
-    found = []
+    rankings = []
     for query_id in dict.fromkeys(row["query_id"] for row in rows):
         mine = [row for row in rows if row["query_id"] == query_id]
         documents = [row["document"] for row in mine]
-        found.append(
+        rankings.append(
             Ranking(mine[0]["language"], mine[0]["query"], documents, [float(row["relevant"]) for row in mine])
         )
-    return found
+    return rankings
 
 
 def load_known_pairs(folder: Path, *, limit: int = 200) -> dict[str, list[Ranking]]:
@@ -70,20 +70,20 @@ def load_known_pairs(folder: Path, *, limit: int = 200) -> dict[str, list[Rankin
     Takes `*.tsv` with two columns (a text and its translation) and `*.jsonl` with `query`, `documents` and `label` (a
     question and its right answer). Of a TSV file also duplicates: each first text among those that share most words.
     """
-    found = {}
+    rankings = {}
     for path in sorted([*folder.glob("*.tsv"), *folder.glob("*.jsonl")]):
         lines = path.read_text(encoding="utf-8").splitlines()
         if path.suffix == ".tsv":
             pairs = [(line.split("\t")[0], line.split("\t")[1]) for line in lines]
             firsts = [first for first, _ in pairs]
-            found[f"{path.stem}, duplicates"] = _rank_among(
-                path.stem, [(t, t) for t in firsts], firsts, limit, near=True
+            rankings[f"{path.stem}, duplicates"] = _rank_among(
+                path.stem, [(same, same) for same in firsts], firsts, limit, near=True
             )
         else:
             rows = [json.loads(line) for line in lines]
             pairs = [(row["query"], row["documents"][row["label"]]) for row in rows]
-        found[path.stem] = _rank_among(path.stem, pairs, [second for _, second in pairs], limit)
-    return found
+        rankings[path.stem] = _rank_among(path.stem, pairs, [second for _, second in pairs], limit)
+    return rankings
 
 
 def _rank_among(
@@ -105,20 +105,22 @@ def _rank_among(
 
 def measure(scores: Sequence[Sequence[float]], rankings: list[Ranking]) -> dict[str, Any]:
     """Return nDCG@10 of scores, in all and by group, and of the baselines."""
-    values = [compute_ndcg(mine, found.gains) for mine, found in zip(scores, rankings, strict=True)]
-    score_bm25 = make_bm25(list(dict.fromkeys(text for found in rankings for text in found.documents)))
-    groups = dict.fromkeys(found.group for found in rankings)
+    values = [compute_ndcg(mine, item.gains) for mine, item in zip(scores, rankings, strict=True)]
+    score_bm25 = make_bm25(list(dict.fromkeys(text for item in rankings for text in item.documents)))
+    groups = dict.fromkeys(item.group for item in rankings)
     figures: dict[str, Any] = {
         "queries": len(rankings),
         "ndcg": _average(values),
-        "word_overlap": _average([compute_ndcg(score_overlap(r.query, r.documents), r.gains) for r in rankings]),
-        "bm25": _average([compute_ndcg(score_bm25(r.query, r.documents), r.gains) for r in rankings]),
-        "random": _average([compute_random_ndcg(found.gains) for found in rankings]),
+        "word_overlap": _average(
+            [compute_ndcg(score_overlap(item.query, item.documents), item.gains) for item in rankings]
+        ),
+        "bm25": _average([compute_ndcg(score_bm25(item.query, item.documents), item.gains) for item in rankings]),
+        "random": _average([compute_random_ndcg(item.gains) for item in rankings]),
     }
     if len(groups) > 1:
         pairs = list(zip(values, rankings, strict=True))
         figures["by_language"] = {
-            group: _average([value for value, found in pairs if found.group == group]) for group in groups
+            group: _average([value for value, item in pairs if item.group == group]) for group in groups
         }
     return figures
 
@@ -129,11 +131,11 @@ def _average(values: Sequence[float]) -> float:
 
 def score_rankings(reranker: Reranker, rankings: list[Ranking]) -> list[list[float]]:
     """Return the scores of each ranking's candidates."""
-    flat = reranker.logits([(found.query, document) for found in rankings for document in found.documents])
+    flat = reranker.logits([(ranking.query, document) for ranking in rankings for document in ranking.documents])
     scores, start = [], 0
-    for found in rankings:
-        scores.append(flat[start : start + len(found.documents)].tolist())
-        start += len(found.documents)
+    for ranking in rankings:
+        scores.append(flat[start : start + len(ranking.documents)].tolist())
+        start += len(ranking.documents)
     return scores
 
 
@@ -146,8 +148,8 @@ def score_with_template(folder: Path, rankings: list[Ranking], template: Templat
     model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     scores = []
     with torch.inference_mode():
-        for found in rankings:
-            prompts = maker.make([found.query], [found.documents], DEFAULT_INSTRUCTION, template)
+        for ranking in rankings:
+            prompts = maker.make([ranking.query], [ranking.documents], DEFAULT_INSTRUCTION, template)
             tree = pack_tree(prompts.before, prompts.heads, prompts.documents, prompts.suffix)
             scores.append(compute_logits(model, tree, maker.yes, maker.no)[0].tolist())
     return scores

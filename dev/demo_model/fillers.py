@@ -118,12 +118,12 @@ def make_number(rng: random.Random, kind: str, *, like: Filler | None = None) ->
     """Return a year, a time of day or a number; with `like`, one that is easily mistaken for it."""
     if like is not None and rng.random() < 0.5:
         digits = list(like.key)
-        places = [place for place, digit in enumerate(digits) if digit.isdigit() and (place or kind == "number")]
-        place, other = rng.choice(places or [len(digits) - 1]), rng.choice(places or [0])
-        if digits[place] != digits[other] and "0" not in (digits[place], digits[other]):
-            digits[place], digits[other] = digits[other], digits[place]
+        indices = [index for index, digit in enumerate(digits) if digit.isdigit() and (index or kind == "number")]
+        index, other = rng.choice(indices or [len(digits) - 1]), rng.choice(indices or [0])
+        if digits[index] != digits[other] and "0" not in (digits[index], digits[other]):
+            digits[index], digits[other] = digits[other], digits[index]
         else:
-            digits[place] = rng.choice([digit for digit in "123456789" if digit != digits[place]])
+            digits[index] = rng.choice([digit for digit in "123456789" if digit != digits[index]])
         key = "".join(digits)
     elif kind == "year":
         key = str(rng.randint(1200, 2029))

@@ -37,7 +37,9 @@ class Tree:
 
 def pack_tree(before: list[int], heads: list[list[int]], documents: list[list[list[int]]], suffix: list[int]) -> Tree:
     """Return the batch of queries whose prompts are `before`, a head, one of its documents, `suffix`."""
-    rows = [sum(len(d) + len(suffix) for d in mine) + len(head) for head, mine in zip(heads, documents, strict=True)]
+    rows = [
+        sum(len(text) + len(suffix) for text in mine) + len(head) for head, mine in zip(heads, documents, strict=True)
+    ]
     count, width = len(heads), -(-max(rows) // 8) * 8
     ids = np.zeros((count, width), np.int64)
     positions = np.zeros((count, width), np.int64)

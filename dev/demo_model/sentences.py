@@ -124,12 +124,12 @@ class Writer:
 
     def write_word(self, filler: Filler) -> str:
         """Return the filler in one of its forms."""
-        place = (filler.key, self.language)
-        if place in self._known and self._rng.random() < self._loyalty:
-            form = self._known[place]
+        key = (filler.key, self.language)
+        if key in self._known and self._rng.random() < self._loyalty:
+            form = self._known[key]
         else:
             form = filler.write(self._rng, self.language)
-        self.written[place] = form
+        self.written[key] = form
         return form
 
     def write_noun(self, filler: Filler, quality: Filler | None = None) -> str:
@@ -222,7 +222,7 @@ class Writer:
             word = self._rng.choice(self._frames[f"ask_{asked}"]).split(" {")[0]
             return f"{word} {self.write_clause(meaning)}"
         frame = self._rng.choice(usable)
-        left = [n for n in roles if "{" + n + "}" not in frame and not (n == "A" and "{N}" in frame)]
+        left = [role for role in roles if "{" + role + "}" not in frame and not (role == "A" and "{N}" in frame)]
         rest = Meaning({name: roles[name] for name in left}, meaning.number_kind)
         return " ".join(part for part in [self.fill(frame, meaning), self.write_clause(rest) if left else ""] if part)
 

@@ -32,7 +32,7 @@ NEAR_EVEN = 0.3
 def list_slow_dimensions(head_dim: int) -> list[int]:
     """Return the dimensions of a head that turn slowly, without the slowest pair, which serves the sink."""
     half = head_dim // 2
-    return [place for pair in range(SLOW_FROM, half - 1) for place in (pair, pair + half)]
+    return [dimension for pair in range(SLOW_FROM, half - 1) for dimension in (pair, pair + half)]
 
 
 def list_content_dimensions(head: int, head_dim: int) -> slice:

@@ -64,9 +64,9 @@ def make_word_task(rng: random.Random, *, num_documents: int = 8) -> Task:
     words = [writer.write_word(make_filler(rng, name, unknown=0.1)) for name in names]
     num_right = rng.randint(1, num_documents // 2)
     documents: list[tuple[str, float]] = []
-    for place in range(num_documents):
+    for index in range(num_documents):
         kept = list(words)
-        if place >= num_right:
+        if index >= num_right:
             kept = kept[1:] if rng.random() < 0.7 else []
             rng.shuffle(words)
         others = [
@@ -74,7 +74,7 @@ def make_word_task(rng: random.Random, *, num_documents: int = 8) -> Task:
         ]
         text = kept + others
         rng.shuffle(text)
-        documents.append((" ".join(text), FULL if place < num_right else REPLACED["N"]))
+        documents.append((" ".join(text), FULL if index < num_right else REPLACED["N"]))
     return _finish_task(rng, "words", strew_function_words(rng, " ".join(words), language, 0.3), documents, False)
 
 
@@ -102,14 +102,14 @@ def make_meaning_task(rng: random.Random, *, num_documents: int = 8, ease: float
         query = strew_function_words(rng, query, language, STREWN_SHARE)
     documents: list[tuple[str, float]] = []
     num_right = rng.randint(1, max(1, num_documents // 2))
-    for place in range(num_documents):
-        if place < num_right:
+    for index in range(num_documents):
+        if index < num_right:
             changed, label, loyalty = meaning, FULL, 0.25
         else:
             changed, label = _spoil_meaning(rng, meaning, bool(asked))
             loyalty = 0.7
         if asked:
-            has_answer = place < num_right or (label < FULL and rng.random() < 0.6)
+            has_answer = index < num_right or (label < FULL and rng.random() < 0.6)
             if not has_answer:
                 label = min(label, LACKS_ANSWER)
             if has_answer:
@@ -117,7 +117,7 @@ def make_meaning_task(rng: random.Random, *, num_documents: int = 8, ease: float
         if rng.random() > ease:
             changed = _add_extras(rng, changed, names, asked)
         other = language if rng.random() < max(0.65, ease) else rng.choice(LANGUAGES)
-        if place >= num_right and rng.random() < QUESTION_SHARE * (1 - ease):
+        if index >= num_right and rng.random() < QUESTION_SHARE * (1 - ease):
             scribe = Writer(rng, other, known=writer.written, loyalty=0.8)
             text = scribe.write_question(meaning, rng.choice([role for role in "WPTMB" if role not in names + asked]))
             documents.append((f"{text[:1].upper()}{text[1:]}?", IS_QUESTION))
@@ -196,9 +196,9 @@ def make_relation_task(rng: random.Random, *, num_documents: int = 8) -> Task:
         query = strew_function_words(rng, query, language, STREWN_SHARE)
     documents: list[tuple[str, float]] = []
     num_right = rng.randint(1, max(1, num_documents // 2))
-    for place in range(num_documents):
+    for index in range(num_documents):
         other = language if rng.random() < 0.65 else rng.choice(LANGUAGES)
-        if place < num_right:
+        if index < num_right:
             text = _answer(rng, relation, fillers, Writer(rng, other, known=writer.written, loyalty=0.25))
             documents.append((text, FULL))
             continue
@@ -215,7 +215,7 @@ def make_relation_task(rng: random.Random, *, num_documents: int = 8) -> Task:
             changed[name] = _change_subject(rng, fillers[name])
             documents.append((_answer(rng, relation, changed, scribe), REPLACED["N"]))
         elif draw < 0.65:
-            different = rng.choice([found for found in load_relations() if found.name != relation.name])
+            different = rng.choice([candidate for candidate in load_relations() if candidate.name != relation.name])
             documents.append(
                 (_answer(rng, different, {**_make_subjects(rng, different), **fillers}, scribe), LACKS_ANSWER)
             )

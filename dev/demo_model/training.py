@@ -101,8 +101,8 @@ def train(model: Any, maker: PromptMaker, recipe: Recipe, report: Any = None, ev
     """Train the model in place; `report` is called with (step, loss) from time to time."""
     rng = random.Random(recipe.seed + 2)
     table = model.model.embed_tokens.weight
-    decayed = [p for p in model.parameters() if p.ndim > 1 and p is not table]
-    plain = [p for p in model.parameters() if p.ndim == 1]
+    decayed = [weight for weight in model.parameters() if weight.ndim > 1 and weight is not table]
+    plain = [weight for weight in model.parameters() if weight.ndim == 1]
     optimizer = torch.optim.AdamW(
         [
             {"params": decayed, "weight_decay": 0.02, "rate": recipe.learning_rate},

@@ -99,7 +99,7 @@ def load_topics() -> list[list[Concept]]:
             by_word.setdefault(form, concept)
     lines = (FOLDER / "topics.txt").read_text(encoding="utf-8").splitlines()
     words = [line.partition(":")[2].split() for line in lines]
-    return [[by_word[w.replace("_", " ")] for w in mine if w.replace("_", " ") in by_word] for mine in words]
+    return [[by_word[word.replace("_", " ")] for word in mine if word.replace("_", " ") in by_word] for mine in words]
 
 
 @cache

@@ -20,7 +20,7 @@ SENTENCE_WORDS = (4, 20)
 WRITTEN_AT_ONCE = 10_000
 
 
-def measure_bitext(place: Path, model: Path, rows: int) -> dict[str, Any]:
+def measure_bitext(folder: Path, model: Path, rows: int) -> dict[str, Any]:
     """Score so many candidates in both directions; return peaks, the seconds until scoring begins, and rates."""
     from rerank_actor.bitext.job import BitextJob
     from rerank_actor.bitext.run import score_bitext
@@ -32,7 +32,7 @@ def measure_bitext(place: Path, model: Path, rows: int) -> dict[str, Any]:
     )
     size = rows // (len(PARTITIONS) * FILES)
     for number in range(len(PARTITIONS) * FILES):
-        path = place / f"input/{number % FILES}.{PARTITIONS[number // FILES]}.tsv"
+        path = folder / f"input/{number % FILES}.{PARTITIONS[number // FILES]}.tsv"
         path.parent.mkdir(exist_ok=True)
         with path.open("w") as file:
             for start in range(0, size, WRITTEN_AT_ONCE):
@@ -40,8 +40,8 @@ def measure_bitext(place: Path, model: Path, rows: int) -> dict[str, Any]:
     job = check_job(
         BitextJob,
         {
-            "input": [str(place / "input")],
-            "output": str(place / "output"),
+            "input": [str(folder / "input")],
+            "output": str(folder / "output"),
             "engine": "fake",
             "model": str(model),
             "max_length": 4096,
@@ -53,12 +53,12 @@ def measure_bitext(place: Path, model: Path, rows: int) -> dict[str, Any]:
     seconds = time.time() - started
     if any(result.status != "complete" for result in results.values()):
         raise RuntimeError("the job is not complete")
-    steady = find_steady((place / "output").glob("lang_pair=*/_job/runs/*.parquet"))
-    candidates = sorted((place / "output/_candidates/files").glob("*.json"))
+    steady = find_steady((folder / "output").glob("lang_pair=*/_job/runs/*.parquet"))
+    candidates = sorted((folder / "output/_candidates/files").glob("*.json"))
     read_at = max(path.stat().st_mtime for path in candidates)
     return {
         **peaks,
-        "input_mib": sum(path.stat().st_size for path in (place / "input").iterdir()) >> 20,
+        "input_mib": sum(path.stat().st_size for path in (folder / "input").iterdir()) >> 20,
         "reading_seconds": round(read_at - started, 1),
         **({"pairs_per_second": round(steady.pairs / steady.seconds, 1)} if steady is not None else {}),
         "seconds": round(seconds, 1),

@@ -169,7 +169,7 @@ class CardVllm:
                     for query, document in zip(self._queries[start:stop], self._documents[start:stop], strict=True)
                 ]
                 ids = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
-                prompts = [TokensPrompt(prompt_token_ids=found[:room] + self._suffix) for found in ids]
+                prompts = [TokensPrompt(prompt_token_ids=token_ids[:room] + self._suffix) for token_ids in ids]
                 for output in self._llm.generate(prompts, self._parameters, use_tqdm=False):
                     logprobs = output.outputs[0].logprobs[-1]
                     yes, no = (
@@ -222,12 +222,12 @@ class CardTransformers:
         ids = self._tokenizer(
             texts, padding=False, truncation="longest_first", return_attention_mask=False, max_length=room
         )["input_ids"]
-        whole = [self._prefix + found + self._suffix for found in ids]
+        whole = [self._prefix + token_ids + self._suffix for token_ids in ids]
         inputs = self._tokenizer.pad({"input_ids": whole}, padding=True, return_tensors="pt").to(self._device)
         logits = self._model(**inputs).logits[:, -1, :]
         both = self._torch.stack([logits[:, self._no], logits[:, self._yes]], dim=1)
         self._torch.nn.functional.log_softmax(both.float(), dim=1)[:, 1].exp().tolist()
-        return sum(len(found) for found in whole)
+        return sum(len(token_ids) for token_ids in whole)
 
 
 class SentenceTransformers:

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 STEADY_FROM = 0.25
 
 
-def run_fake_job(place: Path, model: Path, engine_args: dict[str, Any], **settings: Any) -> dict[str, Any]:
-    """Score `place/input` into `place/output`.
+def run_fake_job(folder: Path, model: Path, engine_args: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    """Score `folder/input` into `folder/output`.
 
     Args:
-        place: folder.
+        folder: of the input and the output.
         model: folder.
         engine_args: of the fake engine.
         settings: of the job.
@@ -31,8 +31,8 @@ def run_fake_job(place: Path, model: Path, engine_args: dict[str, Any], **settin
     from rerank_actor.scoring.run import run_job
 
     job = ScoreJob(
-        input=[str(place / "input")],
-        output=str(place / "output"),
+        input=[str(folder / "input")],
+        output=str(folder / "output"),
         engine="fake",
         model=str(model),
         max_length=4096,
@@ -42,7 +42,7 @@ def run_fake_job(place: Path, model: Path, engine_args: dict[str, Any], **settin
     result = run_job(job)
     if result.status != "complete":
         raise RuntimeError(f"the job is {result.status}")
-    steady = find_steady((place / "output/_job/runs").glob("*.parquet"))
+    steady = find_steady((folder / "output/_job/runs").glob("*.parquet"))
     if steady is None:
         return {}
     busy = steady.engine_seconds / steady.seconds / max(1, result.run["actors"])

@@ -24,19 +24,20 @@ WORDS = np.array(["river", "market", "engine", "winter", "signal", "garden", "th
 TEXT_WORDS = 80  # some 540 bytes
 
 
-def measure_join(place: Path, model: Path, documents: int) -> dict[str, Any]:
+def measure_join(folder: Path, model: Path, documents: int) -> dict[str, Any]:
     """Score so many pairs of ids, joined with a corpus of so many documents; return peaks and sizes."""
     draw = np.random.default_rng(0)
-    (place / "input").mkdir()
-    with (place / "queries.jsonl").open("w") as file:
+    (folder / "input").mkdir()
+    with (folder / "queries.jsonl").open("w") as file:
         file.writelines(
-            json.dumps({"_id": f"q{n}", "text": text}) + "\n" for n, text in enumerate(_write(draw, NUM_QUERIES))
+            json.dumps({"_id": f"q{at}", "text": text}) + "\n" for at, text in enumerate(_write(draw, NUM_QUERIES))
         )
-    with (place / "corpus.jsonl").open("w") as file:
+    with (folder / "corpus.jsonl").open("w") as file:
         for start in range(0, documents, WRITTEN_AT_ONCE):
             texts = _write(draw, min(WRITTEN_AT_ONCE, documents - start))
             records = (
-                {"_id": f"d{start + n}", "title": f"number {start + n}", "text": text} for n, text in enumerate(texts)
+                {"_id": f"d{start + at}", "title": f"number {start + at}", "text": text}
+                for at, text in enumerate(texts)
             )
             file.writelines(json.dumps(record) + "\n" for record in records)
     query = np.sort(draw.integers(0, NUM_QUERIES, JOINED_PAIRS))
@@ -44,16 +45,16 @@ def measure_join(place: Path, model: Path, documents: int) -> dict[str, Any]:
         "query_id": [f"q{number}" for number in query],
         "document_id": [f"d{number}" for number in draw.integers(0, documents, JOINED_PAIRS)],
     }
-    pq.write_table(pa.table(ids), place / "input/pairs.parquet", row_group_size=16_384)
-    sources = {"queries": [str(place / "queries.jsonl")], "corpus": [str(place / "corpus.jsonl")]}
-    peaks, _, seconds = _run(place, model, unit_rows=4096, **sources)
-    return {"corpus_mib": (place / "corpus.jsonl").stat().st_size >> 20, **peaks, "seconds": seconds}
+    pq.write_table(pa.table(ids), folder / "input/pairs.parquet", row_group_size=16_384)
+    sources = {"queries": [str(folder / "queries.jsonl")], "corpus": [str(folder / "corpus.jsonl")]}
+    peaks, _, seconds = _run(folder, model, unit_rows=4096, **sources)
+    return {"corpus_mib": (folder / "corpus.jsonl").stat().st_size >> 20, **peaks, "seconds": seconds}
 
 
-def measure_dedupe(place: Path, model: Path, rows: int) -> dict[str, Any]:
+def measure_dedupe(folder: Path, model: Path, rows: int) -> dict[str, Any]:
     """Score so many pairs with `--dedupe global`, half of which stand in several shards; return peaks and passes saved."""
     draw = np.random.default_rng(0)
-    (place / "input").mkdir()
+    (folder / "input").mkdir()
     shared = _write(draw, max(1, int(rows * SHARE_REPEATED / 5)))
     for number, start in enumerate(range(0, rows, SHARD_ROWS)):
         count = min(SHARD_ROWS, rows - start)
@@ -61,15 +62,15 @@ def measure_dedupe(place: Path, model: Path, rows: int) -> dict[str, Any]:
         repeated = draw.random(count) < SHARE_REPEATED
         texts[repeated] = np.array(shared, object)[draw.integers(0, len(shared), int(repeated.sum()))]
         pairs = {"query": ["what is said of it"] * count, "document": texts.tolist()}
-        pq.write_table(pa.table(pairs), place / f"input/pairs-{number:05d}.parquet", row_group_size=16_384)
-    peaks, manifest, seconds = _run(place, model, unit_rows=4096, dedupe="global")
+        pq.write_table(pa.table(pairs), folder / f"input/pairs-{number:05d}.parquet", row_group_size=16_384)
+    peaks, manifest, seconds = _run(folder, model, unit_rows=4096, dedupe="global")
     return {**peaks, "seconds": seconds, "saved_forward_passes": manifest["totals"]["saved_forward_passes"]}
 
 
-def _run(place: Path, model: Path, **settings: Any) -> tuple[dict[str, int], dict[str, Any], float]:
+def _run(folder: Path, model: Path, **settings: Any) -> tuple[dict[str, int], dict[str, Any], float]:
     started = time.monotonic()
-    peaks, _ = find_peaks(lambda: run_fake_job(place, model, {}, **settings))
-    manifest = json.loads((place / "output/_job/manifest.json").read_text())
+    peaks, _ = find_peaks(lambda: run_fake_job(folder, model, {}, **settings))
+    manifest = json.loads((folder / "output/_job/manifest.json").read_text())
     return peaks, manifest, round(time.monotonic() - started, 1)
 
 

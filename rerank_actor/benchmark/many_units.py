@@ -24,13 +24,13 @@ STEADY_FROM = 0.25
 LOOK_SECONDS = 0.5
 
 
-def measure_resume(place: Path, model: Path, units: int) -> dict[str, Any]:
+def measure_resume(folder: Path, model: Path, units: int) -> dict[str, Any]:
     """Plan a job of so many units, and run it when they are all committed; return what planning and finding out take."""
     from rerank_actor.outputs.manifest import UnitRecords
     from rerank_actor.scoring.preflight import prepare_job
     from rerank_actor.scoring.run import run_job
 
-    job = _make_job(place, units)
+    job = _make_job(folder, units)
     process = psutil.Process()
     before, started = count_own_mib(process), time.monotonic()
     prepared = prepare_job(job)
@@ -42,7 +42,7 @@ def measure_resume(place: Path, model: Path, units: int) -> dict[str, Any]:
     prepared.output.write_own("plan.parquet", plan)
     records = UnitRecords(prepared.output, "20260101T000000-000000")
     for unit in prepared.plan.units():
-        path = place / "output" / unit.part_name
+        path = folder / "output" / unit.part_name
         path.write_bytes(b"-")
         mark = str(path.stat().st_mtime_ns)
         records.add(unit.name, {"rows": 1, "pairs": 1, "scored": 1, "part_bytes": 1, "part_etag": mark})
@@ -57,7 +57,7 @@ def measure_resume(place: Path, model: Path, units: int) -> dict[str, Any]:
     return {"seconds": round(seconds, 2), "added_mib": added, **planning, "plan_kib": len(plan) >> 10}
 
 
-def measure_schedule(place: Path, model: Path, units: int, stop_after: int) -> dict[str, Any]:
+def measure_schedule(folder: Path, model: Path, units: int, stop_after: int) -> dict[str, Any]:
     """Run a job of so many units until some are committed, and return what each costs, and the driver's memory.
 
     The first quarter of what is run does not count.
@@ -65,7 +65,7 @@ def measure_schedule(place: Path, model: Path, units: int, stop_after: int) -> d
     from rerank_actor.errors import RunInterruptedError
     from rerank_actor.scoring.run import run_job
 
-    job = _make_job(place, units)
+    job = _make_job(folder, units)
     driver = psutil.Process()
     peak = 0.0
 
@@ -76,13 +76,13 @@ def measure_schedule(place: Path, model: Path, units: int, stop_after: int) -> d
     started = time.monotonic()
     with (
         Meter(look) as meter,
-        _stop_after(place / "output", stop_after, stop_after < units) as seen,
+        _stop_after(folder / "output", stop_after, stop_after < units) as seen,
         contextlib.suppress(RunInterruptedError),
     ):
         run_job(job)
     steady = [moment for moment in seen if moment[1] >= STEADY_FROM * stop_after]
     if len(steady) < 2 or steady[-1][1] == steady[0][1]:
-        raise RuntimeError(f"{place}: too few units to measure by; take more")
+        raise RuntimeError(f"{folder}: too few units to measure by; take more")
     (begun, parts, cpu), (ended, parts_then, cpu_then) = steady[0], steady[-1]
     done = parts_then - parts
     return {
@@ -122,13 +122,13 @@ def _stop_after(output: Path, wanted: int, stops: bool) -> Iterator[list[tuple[f
         thread.join()
 
 
-def _make_job(place: Path, units: int) -> Any:
+def _make_job(folder: Path, units: int) -> Any:
     """Write so many rows as shards, and return a job with a unit for each."""
     from rerank_actor.job import ScoreJob
 
-    (place / "input").mkdir()
+    (folder / "input").mkdir()
     for shard, first in enumerate(range(0, units, ROWS_A_SHARD)):
         rows = min(ROWS_A_SHARD, units - first)
         table = pa.table({"query": ["a query"] * rows, "document": [f"document {number}" for number in range(rows)]})
-        pq.write_table(table, place / "input" / f"shard-{shard:06d}.parquet")
-    return ScoreJob(input=[str(place / "input")], output=str(place / "output"), engine="fake", unit_rows=1).normalized()
+        pq.write_table(table, folder / "input" / f"shard-{shard:06d}.parquet")
+    return ScoreJob(input=[f"{folder}/input"], output=f"{folder}/output", engine="fake", unit_rows=1).normalized()

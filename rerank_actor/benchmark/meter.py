@@ -103,5 +103,5 @@ class Meter:
         """Return the CPU seconds between two times (`time.time()`), between samples by proportion."""
         # A process that ends before its parent has waited for it is missing from one sample.
         cpu = np.maximum.accumulate(self._cpu)
-        found = np.interp([start, end], self._times, cpu)
-        return float(found[1] - found[0])
+        used = np.interp([start, end], self._times, cpu)
+        return float(used[1] - used[0])

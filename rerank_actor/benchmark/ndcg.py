@@ -33,10 +33,10 @@ def load_ranking_queries() -> list[RankingQuery]:
 
 def compute_ndcg(scores: Sequence[float], gains: Sequence[float], depth: int = DEPTH) -> float:
     """Return the nDCG of one query's candidates in the order of their scores; 0 where none has a gain."""
-    order = sorted(range(len(scores)), key=lambda place: (-scores[place], gains[place]))
-    found = sum(gains[place] * _discount(rank) for rank, place in enumerate(order[:depth]))
+    order = sorted(range(len(scores)), key=lambda index: (-scores[index], gains[index]))
+    gain = sum(gains[index] * _discount(rank) for rank, index in enumerate(order[:depth]))
     ideal = _compute_ideal(gains, depth)
-    return found / ideal if ideal else 0.0
+    return gain / ideal if ideal else 0.0
 
 
 def compute_random_ndcg(gains: Sequence[float], depth: int = DEPTH) -> float:

@@ -135,16 +135,16 @@ def run_rounds(
                 for worker in workers:
                     if worker.name in left_out or not (number or worker.warms_up):
                         continue
-                    found = worker.run_round()
-                    say(f"round {number}, {worker.name}: {found['pairs_per_second']:,.0f} pairs/s")
+                    figures = worker.run_round()
+                    say(f"round {number}, {worker.name}: {figures['pairs_per_second']:,.0f} pairs/s")
                     if number:
-                        rounds.setdefault(worker.name, []).append(found)
+                        rounds.setdefault(worker.name, []).append(figures)
         finally:
             for worker in workers:
                 worker.close()
     return {
         "rounds": rounds,
-        "medians": {name: _find_medians(found) for name, found in rounds.items()},
+        "medians": {name: _find_medians(figures) for name, figures in rounds.items()},
         "left_out": left_out,
     }
 
@@ -152,7 +152,7 @@ def run_rounds(
 def _find_medians(rounds: list[dict[str, Any]]) -> dict[str, float | None]:
     medians: dict[str, float | None] = {}
     for figure in FIGURES:
-        values = [found[figure] for found in rounds if found[figure] is not None]
+        values = [figures[figure] for figures in rounds if figures[figure] is not None]
         medians[figure] = statistics.median(values) if values else None
     return medians
 

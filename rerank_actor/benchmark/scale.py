@@ -61,53 +61,53 @@ def measure_scale(folder: Path, say: Callable[[str], None], wanted: dict[str, li
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = write_weights(folder / "model-tiny", SHAPES["tiny"], dtype="float32")
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for name, settings in wanted.items():
         for setting in settings:
             say(f"{name} {setting}")
-            place = folder / f"{name}-{'-'.join(map(str, setting.values()))}"
-            place.mkdir()
+            target = folder / f"{name}-{'-'.join(map(str, setting.values()))}"
+            target.mkdir()
             command = [
                 sys.executable,
                 "-m",
                 "rerank_actor.benchmark.scale",
                 name,
                 json.dumps(setting),
-                str(place),
+                str(target),
                 str(model),
             ]
-            with (place / "log").open("wb") as log:
+            with (target / "log").open("wb") as log:
                 ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, check=False)
             if ended.returncode:
-                raise RuntimeError(f"{name} {setting} ended with {ended.returncode}; its words are in {place / 'log'}")
-            found.setdefault(name, []).append({**setting, **json.loads(ended.stdout)})
-            say(str(found[name][-1]))
-    return found
+                raise RuntimeError(f"{name} {setting} ended with {ended.returncode}; its words are in {target / 'log'}")
+            figures.setdefault(name, []).append({**setting, **json.loads(ended.stdout)})
+            say(str(figures[name][-1]))
+    return figures
 
 
-def measure_memory(place: Path, model: Path, rows: int) -> dict[str, Any]:
+def measure_memory(folder: Path, model: Path, rows: int) -> dict[str, Any]:
     """Run a job of so many rows and return the peak memory of its driver, of one worker and of all together."""
-    _write_rows(place, rows)
-    peaks, figures = find_peaks(lambda: run_fake_job(place, model, {}, unit_rows=4096))
+    _write_rows(folder, rows)
+    peaks, figures = find_peaks(lambda: run_fake_job(folder, model, {}, unit_rows=4096))
     return {**peaks, **figures}
 
 
-def measure_actors(place: Path, model: Path, actors: int) -> dict[str, Any]:
+def measure_actors(folder: Path, model: Path, actors: int) -> dict[str, Any]:
     """Run a job on a Ray of two nodes with so many fake GPUs and return its rate."""
-    _write_rows(place, 8_000 * actors)
+    _write_rows(folder, 8_000 * actors)
     with _start_nodes(actors) as address:
         arguments = {"seconds_per_prompt": SCALED_SECONDS_PER_PROMPT}
-        return run_fake_job(place, model, arguments, unit_rows=500, ray_address=address)
+        return run_fake_job(folder, model, arguments, unit_rows=500, ray_address=address)
 
 
-def measure_busy(place: Path, model: Path, unit_rows: int, rows: int = BUSY_ROWS) -> dict[str, Any]:
+def measure_busy(folder: Path, model: Path, unit_rows: int, rows: int = BUSY_ROWS) -> dict[str, Any]:
     """Run a job whose engine takes as long as one on a fast GPU, and return the share of time it is at work."""
-    _write_rows(place, rows)
+    _write_rows(folder, rows)
     arguments = {"seconds_per_prompt": LATENCY_SECONDS / LATENCY_PROMPTS}
-    return run_fake_job(place, model, arguments, unit_rows=unit_rows)
+    return run_fake_job(folder, model, arguments, unit_rows=unit_rows)
 
 
-def measure_guard(place: Path, model: Path, units: int) -> dict[str, Any]:
+def measure_guard(folder: Path, model: Path, units: int) -> dict[str, Any]:
     """Return what bisection, watchdog and coordinator add to a unit without faults, and its share of one of 16,384 pairs."""
     import ray
 
@@ -136,16 +136,16 @@ def measure_guard(place: Path, model: Path, units: int) -> dict[str, Any]:
     return {"ms_a_unit": round(seconds * 1000, 3), "share_of_a_unit": round(seconds / unit_seconds, 5)}
 
 
-def measure_ray_checkpoint(place: Path, model: Path, rows: int) -> dict[str, Any]:
+def measure_ray_checkpoint(folder: Path, model: Path, rows: int) -> dict[str, Any]:
     """Run a Ray Data pipeline with its own checkpoint of row ids twice, and return what the second run takes."""
     import ray
     from ray.data.checkpoint import CheckpointConfig
 
-    (place / "input").mkdir()
+    (folder / "input").mkdir()
     size = 100_000
     for start in range(0, rows, size):
         ids = np.arange(start, min(rows, start + size))
-        pq.write_table(pa.table({"id": ids, "value": ids}), place / "input" / f"{start:012d}.parquet")
+        pq.write_table(pa.table({"id": ids, "value": ids}), folder / "input" / f"{start:012d}.parquet")
 
     def run(number: int) -> dict[str, Any]:
         ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
@@ -153,12 +153,12 @@ def measure_ray_checkpoint(place: Path, model: Path, rows: int) -> dict[str, Any
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = False
             context.checkpoint_config = CheckpointConfig(
-                id_column="id", checkpoint_path=str(place / "checkpoint"), delete_checkpoint_on_success=False
+                id_column="id", checkpoint_path=str(folder / "checkpoint"), delete_checkpoint_on_success=False
             )
             with Meter() as meter:
                 started = time.monotonic()
-                data = ray.data.read_parquet(str(place / "input")).map_batches(lambda batch: batch)
-                data.write_parquet(str(place / f"output-{number}"))
+                data = ray.data.read_parquet(str(folder / "input")).map_batches(lambda batch: batch)
+                data.write_parquet(str(folder / f"output-{number}"))
                 seconds = time.monotonic() - started
             return {"seconds": round(seconds, 2), "all_mib": meter.peak_bytes >> 20}
         finally:
@@ -168,15 +168,15 @@ def measure_ray_checkpoint(place: Path, model: Path, rows: int) -> dict[str, Any
     return {**second, "first_seconds": first["seconds"], "first_all_mib": first["all_mib"]}
 
 
-def _write_rows(place: Path, rows: int) -> None:
+def _write_rows(folder: Path, rows: int) -> None:
     """Write so many pairs as shards, the same some thousands again and again."""
     workload = make_workload("short", min(rows, 20_000), make_tokenizer())
-    (place / "input").mkdir()
+    (folder / "input").mkdir()
     size = min(rows, 50_000)
     for number in range(-(-rows // size)):
         wanted = np.arange(number * size, min(rows, (number + 1) * size)) % len(workload)
         table = pa.table({"query": workload.queries, "document": workload.documents}).take(wanted)
-        pq.write_table(table, place / "input" / f"pairs-{number:05d}.parquet", row_group_size=16_384)
+        pq.write_table(table, folder / "input" / f"pairs-{number:05d}.parquet", row_group_size=16_384)
 
 
 @contextlib.contextmanager
@@ -208,11 +208,11 @@ MEASUREMENTS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def _main(name: str, setting: str, place: str, model: str) -> None:
+def _main(name: str, setting: str, folder: str, model: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print does not belong to the answer
     measure = MEASUREMENTS[name]
-    answers.write(json.dumps(measure(Path(place), Path(model), **json.loads(setting))))
+    answers.write(json.dumps(measure(Path(folder), Path(model), **json.loads(setting))))
     answers.close()
 
 

@@ -159,13 +159,13 @@ def run_suite(
             fewer = LONG_WORKLOADS.get(name, 1)
             pairs = {contender: max(64, count // fewer) for contender, count in suite.pairs.items()}
             workload = make_workload(name, max(pairs.values()), tokenizer)
-            place = folder / f"{shape}-{name}-{time.time_ns()}"
-            place.mkdir(parents=True)
-            write_shards(workload, place / "shards")
+            run_folder = folder / f"{shape}-{name}-{time.time_ns()}"
+            run_folder.mkdir(parents=True)
+            write_shards(workload, run_folder / "shards")
             setting = Setting(
                 model=str(model),
-                shards=str(place / "shards"),
-                folder=str(place),
+                shards=str(run_folder / "shards"),
+                folder=str(run_folder),
                 dtype=suite.dtype,
                 max_length=MAX_LENGTH,
                 num_pairs=len(workload),
@@ -180,7 +180,7 @@ def run_suite(
             for label, (contender, turned) in suite.knobs.items():
                 merged = {**(engine_args or {}), **turned.get("engine_args", {})}
                 entries.append(Entry(contender, pairs[contender], {**turned, "engine_args": merged}, label))
-            found = run_rounds(
+            figures = run_rounds(
                 entries,
                 setting,
                 suite.rounds,
@@ -193,13 +193,13 @@ def run_suite(
                 "dtype": suite.dtype,
                 "tokens_per_pair": float(prompts.num_tokens.mean()),
                 "possible_cached_share": find_possible_share(workload, encoder),
-                **found,
+                **figures,
             }
             if gpu is not None:
                 _add_utilization(entry, SHAPES[shape], prompts.num_tokens, gpu.peak)
             base = "engine" if suite.knobs else "job"
-            if base in found["rounds"]:
-                entry[f"{base}_by_others"] = {figure: find_ratios(found, base, figure) for figure in RATIOS}
+            if base in figures["rounds"]:
+                entry[f"{base}_by_others"] = {figure: find_ratios(figures, base, figure) for figure in RATIOS}
             result["measured"].append(entry)
             result["seconds"] = round(time.monotonic() - started, 1)
             keep(result)

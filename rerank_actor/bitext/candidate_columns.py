@@ -123,11 +123,11 @@ def _choose_kept(
             continue
         target = job.rename_columns.get(name, name)
         if target in RESERVED or target in given or target in kept or name not in names:
-            what = "is not there"
+            problem = "is not there"
             if name in names:
-                what = f"has the name of a column that the output has already, `{target}`"
+                problem = f"has the name of a column that the output has already, `{target}`"
             raise InputError(
-                f"{uri}: column `{name}` {what}; rename it with --rename-columns {name}=NEW, or leave it out with "
+                f"{uri}: column `{name}` {problem}; rename it with --rename-columns {name}=NEW, or leave it out with "
                 "--drop-columns or --keep-columns",
                 uri=uri,
                 column=name,

@@ -127,20 +127,20 @@ def estimate_bitext(job: BitextJob, reporter: Reporter | None = None) -> BitextE
     encoder = PairEncoder(load_tokenizer_json(model), **settings)
     rules = job.rules()
     with ThreadPoolExecutor(THREADS) as pool:
-        found = list(chain.from_iterable(pool.map(lambda own: _look_at(own, job, rules), groups.values())))
-    if not found:
+        samples = list(chain.from_iterable(pool.map(lambda group: _look_at(group, job, rules), groups.values())))
+    if not samples:
         raise InputError(f"{', '.join(job.input)}: not a single candidate; nothing to score")
-    names = choose_partitions(job.partitions, [sample.pair.name for sample in found])
+    names = choose_partitions(job.partitions, [sample.pair.name for sample in samples])
     partitions = [
-        _estimate_partition([sample for sample in found if sample.pair.name == name], job, encoder) for name in names
+        _estimate_partition([sample for sample in samples if sample.pair.name == name], job, encoder) for name in names
     ]
     return BitextEstimate(partitions, *_count_all(partitions, job, model))
 
 
 def _look_at(sources: list[Source], job: BitextJob, rules: CandidateFilters) -> list[_Sample]:
     """Return a sample of each language pair in some files."""
-    places = np.unique(np.linspace(0, len(sources) - 1, min(SAMPLED_FILES, len(sources))).astype(int))
-    looks = [_look_at_file(sources[place], job, rules) for place in places]
+    positions = np.unique(np.linspace(0, len(sources) - 1, min(SAMPLED_FILES, len(sources))).astype(int))
+    looks = [_look_at_file(sources[position], job, rules) for position in positions]
     samples: dict[str, _Sample] = {}
     for look in looks:
         for pair, table in look.tables:
@@ -151,7 +151,7 @@ def _look_at(sources: list[Source], job: BitextJob, rules: CandidateFilters) -> 
             kept = table.filter(reasons.is_null()).slice(0, SAMPLED_ROWS)
             sample.texts += zip(kept["source"].to_pylist(), kept["target"].to_pylist(), strict=True)
     all_bytes = sum(source.num_bytes for source in sources)
-    seen_bytes = sum(sources[place].num_bytes for place in places)
+    seen_bytes = sum(sources[position].num_bytes for position in positions)
     rows = sum(look.rows for look in looks) * all_bytes / max(1, seen_bytes)
     is_counted = len(looks) == len(sources) and all(look.is_counted for look in looks)
     looked_at = sum(sample.looked_at for sample in samples.values())
@@ -232,31 +232,33 @@ def _count_all(
     """Return what all language pairs may cost together."""
     num_directions = 2 if job.direction == "both" else 1
     tokens, pending_tokens = (
-        sum(one.count_tokens(getattr(one, rows), num_directions) for one in partitions)
+        sum(partition.count_tokens(getattr(partition, rows), num_directions) for partition in partitions)
         for rows in ("rows", "pending_rows")
     )
-    manifests = [Output(storage.join_uri(job.output, f"lang_pair={one.name}")).load_manifest() for one in partitions]
+    manifests = [
+        Output(storage.join_uri(job.output, f"lang_pair={partition.name}")).load_manifest() for partition in partitions
+    ]
     newest = _join_newest(manifests)
     rate, rate_source = find_rate(job, newest)
-    weights = np.array([one.count_tokens(one.rows, num_directions) for one in partitions])
-    cached = float(weights @ np.array([one.cached_share for one in partitions]) / max(1.0, weights.sum()))
-    num_tokens = np.concatenate([one.num_tokens for one in partitions])
-    rows = sum(one.rows for one in partitions)
-    dropped = sum(one.dropped_share * one.rows for one in partitions) / max(1, rows)
+    weights = np.array([partition.count_tokens(partition.rows, num_directions) for partition in partitions])
+    cached = float(weights @ np.array([partition.cached_share for partition in partitions]) / max(1.0, weights.sum()))
+    num_tokens = np.concatenate([partition.num_tokens for partition in partitions])
+    rows = sum(partition.rows for partition in partitions)
+    dropped = sum(partition.dropped_share * partition.rows for partition in partitions) / max(1, rows)
 
     def count_units(rows: str) -> int:
-        return sum(math.ceil(getattr(one, rows) / (job.unit_rows or share_out(one.rows))) for one in partitions)
+        return sum(math.ceil(getattr(item, rows) / (job.unit_rows or share_out(item.rows))) for item in partitions)
 
     estimate = Estimate(
-        shards=sum(one.files for one in partitions),
+        shards=sum(partition.files for partition in partitions),
         units=count_units("rows"),
         rows=rows,
-        num_bytes=sum(one.num_bytes for one in partitions),
+        num_bytes=sum(partition.num_bytes for partition in partitions),
         pending_units=count_units("pending_rows"),
-        pending_rows=sum(one.pending_rows for one in partitions),
+        pending_rows=sum(partition.pending_rows for partition in partitions),
         unreadable=[],
         num_tokens=num_tokens,
-        truncated=sum(one.truncated for one in partitions),
+        truncated=sum(partition.truncated for partition in partitions),
         errors=round(len(num_tokens) * dropped / (1 - dropped)) if dropped < 1 else 0,
         pairs_per_row=num_directions * (1 - dropped),
         actors=job.actor_range[1] if job.actor_range else 1,
@@ -264,7 +266,7 @@ def _count_all(
         rate_source=rate_source,
         output=job.output,
         cached_share=cached,
-        is_counted=all(one.is_counted for one in partitions),
+        is_counted=all(partition.is_counted for partition in partitions),
     )
     size = read_model_size(model)
     return count_budget(job, estimate, newest, size, round(tokens), round(pending_tokens)), size
@@ -273,43 +275,43 @@ def _count_all(
 def _join_newest(manifests: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the newest run of some language pairs as that of one engine, which they shared; empty where none scored."""
     runs = [
-        (found, run)
-        for found in manifests
-        for run in found.get("runs", [])
+        (manifest, run)
+        for manifest in manifests
+        for run in manifest.get("runs", [])
         if run.get("tokens") and run["engine_seconds"]
     ]
     if not runs:
         return {}
     newest = max(str(run["run"]) for _, run in runs)
-    own = [run for _, run in runs if run["run"] == newest]
-    seconds = sum(float(run["engine_seconds"]) for run in own)
+    newest_runs = [run for _, run in runs if run["run"] == newest]
+    seconds = sum(float(run["engine_seconds"]) for run in newest_runs)
     joined = {
         "run": newest,
-        "tokens": sum(run["tokens"] for run in own),
+        "tokens": sum(run["tokens"] for run in newest_runs),
         "scoring_seconds": seconds,
-        "pairs_per_second": sum(run["pairs"] for run in own) / seconds,
+        "pairs_per_second": sum(run["pairs"] for run in newest_runs) / seconds,
         "actors": 1,
     }
-    return {**next(found for found, run in runs if run["run"] == newest), "runs": [joined]}
+    return {**next(manifest for manifest, run in runs if run["run"] == newest), "runs": [joined]}
 
 
-def print_bitext_estimate(found: BitextEstimate) -> None:
+def print_bitext_estimate(estimate: BitextEstimate) -> None:
     """Print a dry run's findings for a person."""
     console = Console(highlight=False)
     table = Table(title="Language pairs", title_justify="left")
     for name in ("language pair", "files", "candidates", "to score", "dropped", "tokens a prompt"):
         table.add_column(name, justify="left" if name == "language pair" else "right")
-    for one in found.partitions:
+    for partition in estimate.partitions:
         table.add_row(
-            one.name,
-            f"{one.files:,}",
-            f"{'' if one.is_counted else '~'}{one.rows:,}",
-            f"{'' if one.is_counted else '~'}{one.pending_rows:,}",
-            f"{100 * one.dropped_share:.1f} %",
-            f"{one.num_tokens.mean():,.0f}" if len(one.num_tokens) else "-",
+            partition.name,
+            f"{partition.files:,}",
+            f"{'' if partition.is_counted else '~'}{partition.rows:,}",
+            f"{'' if partition.is_counted else '~'}{partition.pending_rows:,}",
+            f"{100 * partition.dropped_share:.1f} %",
+            f"{partition.num_tokens.mean():,.0f}" if len(partition.num_tokens) else "-",
         )
     console.print(table)
-    if any(not one.is_counted for one in found.partitions):
+    if any(not partition.is_counted for partition in estimate.partitions):
         console.print("~ from the sizes of files and their first lines")
-    print_estimate(found.budget.estimate)
-    print_budget(found.budget, found.size)
+    print_estimate(estimate.budget.estimate)
+    print_budget(estimate.budget, estimate.size)

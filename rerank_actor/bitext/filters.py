@@ -129,14 +129,14 @@ class _Counts:
 def _count(texts: pa.Array, language: Language) -> _Counts:
     scripts = "".join(SCRIPTS[script] for script in language.scripts)
     # Digits and signs of a script are not letters, but then the letters are of it too.
-    own = rf"[{scripts}]|\p{{Inherited}}" if scripts else r"[\p{L}\p{M}]"
-    counter = make_counter(r"[^\s\p{Z}\p{C}]", r"[^\s\p{Z}]", r"[\p{L}\p{M}]", own)
+    letters = rf"[{scripts}]|\p{{Inherited}}" if scripts else r"[\p{L}\p{M}]"
+    counter = make_counter(r"[^\s\p{Z}\p{C}]", r"[^\s\p{Z}]", r"[\p{L}\p{M}]", letters)
     return _Counts(*counter.count(texts))
 
 
 def _to_numpy(values: pa.Array) -> np.ndarray:
-    found: np.ndarray = values.to_numpy(zero_copy_only=False)
-    return found
+    array: np.ndarray = values.to_numpy(zero_copy_only=False)
+    return array
 
 
 def _is_other_language(
@@ -145,7 +145,10 @@ def _is_other_language(
     codes = [_shorten(pair.source), _shorten(pair.target)]
     identify = _load_identifier(identifier, *codes)
     sides = [side.take(pa.array(rows)).to_pylist() for side in (source, target)]
-    return np.array([identify(a) == codes[1] or identify(b) == codes[0] for a, b in zip(*sides, strict=True)], bool)
+    return np.array(
+        [identify(first) == codes[1] or identify(second) == codes[0] for first, second in zip(*sides, strict=True)],
+        bool,
+    )
 
 
 def _shorten(language: Language) -> str:
@@ -166,8 +169,8 @@ def _load_identifier(name: str, first: str, second: str) -> Callable[[str], str 
     detector = LanguageDetectorBuilder.from_all_languages().build()
 
     def identify(text: str) -> str | None:
-        found = detector.detect_language_of(text)
-        return found.iso_code_639_1.name.lower() if found is not None else None
+        language = detector.detect_language_of(text)
+        return language.iso_code_639_1.name.lower() if language is not None else None
 
     return identify
 
@@ -203,11 +206,11 @@ class CharacterCounter:
         if not (flags >> _KNOWN).all():
             self._learn(np.unique(codes[flags >> _KNOWN == 0]))
             flags = self._flags[codes]
-        found = []
+        counts = []
         for bit in range(len(self._classes)):
             reached = np.concatenate([[0], np.cumsum(flags >> bit & 1, dtype=np.int64)])
-            found.append(reached[ends] - reached[starts])
-        return found
+            counts.append(reached[ends] - reached[starts])
+        return counts
 
     def _learn(self, codes: np.ndarray) -> None:
         characters = pa.array([chr(code) for code in codes.tolist()], pa.string())

@@ -149,5 +149,5 @@ def list_outputs(uri: str) -> list[str]:
     if storage.read_if_present(Output(uri).at("plan.parquet")) is not None:
         return [uri]
     candidates = storage.join_uri(uri, "_candidates") + "/"
-    found = {item.uri.removeprefix(candidates).partition("/")[0] for item in storage.list_objects(candidates[:-1])}
-    return [storage.join_uri(uri, name) for name in sorted(found) if name.startswith("lang_pair=")] or [uri]
+    names = {item.uri.removeprefix(candidates).partition("/")[0] for item in storage.list_objects(candidates[:-1])}
+    return [storage.join_uri(uri, name) for name in sorted(names) if name.startswith("lang_pair=")] or [uri]

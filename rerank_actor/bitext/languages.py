@@ -121,12 +121,12 @@ def parse_pair(text: str, names: Mapping[str, str], where: str) -> LanguagePair:
     Raises:
         InputError: it is none, or a code is unknown.
     """
-    found = _PAIR_FORM.fullmatch(text)
-    if found is None:
+    codes = _PAIR_FORM.fullmatch(text)
+    if codes is None:
         raise InputError(
             f"{where}: `{text}` is no language pair; write two ISO 639 codes as in deu-eng or zho_Hans-eng"
         )
-    return make_pair(found[1], found[2], names, where)
+    return make_pair(codes[1], codes[2], names, where)
 
 
 def make_pair(source: str, target: str, names: Mapping[str, str], where: str) -> LanguagePair:
@@ -152,9 +152,9 @@ def make_pair(source: str, target: str, names: Mapping[str, str], where: str) ->
 
 def find_pair_in_name(name: str, names: Mapping[str, str]) -> LanguagePair | None:
     """Return the language pair that a file's name shows (`tatoeba.deu-eng.tsv`), None where it shows none or several."""
-    found = []
+    pairs = []
     for match in _PAIR_IN_NAME.finditer(name):
         sides = [find_language(code, names) for code in match.groups()]
         if sides[0] is not None and sides[1] is not None and match[1] != match[2]:
-            found.append(LanguagePair(sides[0], sides[1]))
-    return found[0] if len(found) == 1 else None
+            pairs.append(LanguagePair(sides[0], sides[1]))
+    return pairs[0] if len(pairs) == 1 else None

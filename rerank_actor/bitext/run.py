@@ -62,7 +62,7 @@ def score_bitext(
     sources = choose_sources(find_sources(job), job.partitions)
     rows: Counter[str] = Counter()
     for record in _read_sources(sources, job, folder, reporter):
-        rows.update({name: own["rows"] for name, own in record["partitions"].items()})
+        rows.update({name: partition["rows"] for name, partition in record["partitions"].items()})
     if not rows:
         raise InputError(f"{', '.join(job.input)}: {len(sources)} files without a single row; nothing to score")
     _report_same_languages(job, sorted(rows), reporter)
@@ -72,8 +72,8 @@ def score_bitext(
         raise InputError(
             f"--reuse {job.reuse}: has no scores of any language pair of this job; leave it out", uri=job.reuse
         )
-    beside = [scoring for name in names if (scoring := _make_known(job, name, len(names), known or {}, reporter))]
-    return dict(zip(names, run_jobs([*jobs, *beside], reporter, job, limits), strict=False))
+    known_jobs = [scoring for name in names if (scoring := _make_known(job, name, len(names), known or {}, reporter))]
+    return dict(zip(names, run_jobs([*jobs, *known_jobs], reporter, job, limits), strict=False))
 
 
 def _make_known(
@@ -123,28 +123,28 @@ def _read_sources(sources: list[Source], job: BitextJob, folder: str, reporter: 
         records = dict(enumerate(pool.map(lambda source: _load_record(source, spec), sources)))
     from rerank_actor.runtime.tasks import run_tasks
 
-    left = [place for place, record in records.items() if record is None]
+    left = [index for index, record in records.items() if record is None]
     if left:
-        _delete_half_read(folder, {name_record(sources[place]) for place in left})
+        _delete_half_read(folder, {name_record(sources[index]) for index in left})
     work = functools.partial(read_candidates, spec=spec)
-    sizes = [sources[place].num_bytes for place in left]
+    sizes = [sources[index].num_bytes for index in left]
     if len(left) > 1 and sum(sizes) >= READ_ON_RAY_BYTES:
         reporter.info(f"reading {len(left):,} files of {sum(sizes):,} bytes")
         with watch_signals() as watch, connect_ray(job, watch):
-            environment, items = storage.capture_environment(), [sources[place] for place in left]
-            found = run_all(work, items, environment, run_tasks, watch.check, StorageError)
-            records.update({place: found[number] for number, place in enumerate(left)})
+            environment, items = storage.capture_environment(), [sources[index] for index in left]
+            read = run_all(work, items, environment, run_tasks, watch.check, StorageError)
+            records.update({index: read[number] for number, index in enumerate(left)})
     else:
-        records.update({place: work(sources[place]) for place in left})
-    for place in left:
-        _tell_reasons(sources[place].file.uri, records[place] or {}, reporter)
+        records.update({index: work(sources[index]) for index in left})
+    for index in left:
+        _tell_reasons(sources[index].file.uri, records[index] or {}, reporter)
     return [record for record in records.values() if record is not None]
 
 
 def _delete_half_read(folder: str, names: set[str]) -> None:
     """Delete the shards of files whose reading was ended; the files may be others by now."""
-    found = [item.uri for item in storage.list_objects(folder)]
-    storage.delete_objects([uri for uri in found if uri.rpartition("/")[2].partition("-")[0] in names])
+    uris = [item.uri for item in storage.list_objects(folder)]
+    storage.delete_objects([uri for uri in uris if uri.rpartition("/")[2].partition("-")[0] in names])
 
 
 def _load_record(source: Source, spec: ReadSpec) -> dict[str, Any] | None:

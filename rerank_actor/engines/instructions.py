@@ -22,10 +22,10 @@ class Preset:
 @lru_cache(maxsize=1)
 def load_presets() -> dict[str, Preset]:
     """Return the presets by name, in the order of the data file."""
-    found = yaml.safe_load(resources.files("rerank_actor").joinpath("data/tasks.yaml").read_text(encoding="utf-8"))
-    sources = found["sources"]
+    data = yaml.safe_load(resources.files("rerank_actor").joinpath("data/tasks.yaml").read_text(encoding="utf-8"))
+    sources = data["sources"]
     return {
-        name: Preset(task["instruction"], sources[task["source"]], task["for"]) for name, task in found["tasks"].items()
+        name: Preset(task["instruction"], sources[task["source"]], task["for"]) for name, task in data["tasks"].items()
     }
 
 

@@ -93,12 +93,12 @@ def fetch_model(name: str, revision: str | None = None, *, weights: bool = True,
 
 def _fetch_from_s3(uri: str, *, weights: bool, code: bool) -> Path:
     try:
-        found = storage.list_objects(uri)
+        objects = storage.list_objects(uri)
     except RerankError as error:
         raise ModelError(f"--model {error}", model=uri) from error
-    if not found:
+    if not objects:
         raise ModelError(f"{uri}: no such model folder; check --model", model=uri)
-    listing = json.dumps([item.identity for item in found] + [weights, *["code"] * code])
+    listing = json.dumps([item.identity for item in objects] + [weights, *["code"] * code])
     target = storage.find_cache("models") / hashlib.sha256(listing.encode()).hexdigest()[:24]
     if not target.is_dir():
         temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
@@ -166,10 +166,10 @@ def load_reranker_model(name: str, revision: str | None = None, *, trust_remote_
 
 def _refuse_code(name: str, folder: Path, config: dict[str, Any]) -> None:
     """Refuse a model that names Python code of its own in its configuration or its tokenizer's."""
-    found = {"config.json": config}
+    settings_by_file = {"config.json": config}
     if (folder / "tokenizer_config.json").is_file():
-        found["tokenizer_config.json"] = _read_config(folder, name, "tokenizer_config.json")
-    for file, settings in found.items():
+        settings_by_file["tokenizer_config.json"] = _read_config(folder, name, "tokenizer_config.json")
+    for file, settings in settings_by_file.items():
         if settings.get("auto_map"):
             raise ModelError(
                 f"{name}: {file} names Python code that the model brings along (auto_map), which is not run unasked; read "
@@ -279,7 +279,7 @@ def _find_answer_tokens(folder: Path, name: str) -> tuple[int, int]:
         raise ModelError(
             f"{name}: tokenizer.json is missing or cannot be read; a fast tokenizer is needed", model=name
         ) from error
-    found = []
+    token_ids = []
     for answer in ("yes", "no"):
         token_id = tokenizer.token_to_id(answer)
         if token_id is None:
@@ -287,8 +287,8 @@ def _find_answer_tokens(folder: Path, name: str) -> tuple[int, int]:
                 f"{name}: its vocabulary has no single token `{answer}`, so it is not a yes/no reranker",
                 model=name,
             )
-        found.append(int(token_id))
-    return found[0], found[1]
+        token_ids.append(int(token_id))
+    return token_ids[0], token_ids[1]
 
 
 def _max_positions(config: dict[str, Any]) -> int:

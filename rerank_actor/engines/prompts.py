@@ -128,8 +128,8 @@ class Prompts:
 
     def fill_in(self, logits: np.ndarray) -> np.ndarray:
         """Return the logits of all pairs, of those that the engine was given: float32 [num_pairs], NaN where none."""
-        own = np.where(np.isnan(self.known_logits), logits, self.known_logits)
-        return np.asarray(own[self.original], np.float32)
+        distinct = np.where(np.isnan(self.known_logits), logits, self.known_logits)
+        return np.asarray(distinct[self.original], np.float32)
 
     def to_batch(self) -> pa.RecordBatch:
         """Return the prompts as one Arrow batch, for the way between processes."""
@@ -220,7 +220,9 @@ class PairEncoder:
         errors, groups, heads = self._group_pairs(queries, documents, instructions)
         scorable = np.flatnonzero([error is None for error in errors])
         group = np.array(groups, np.int32)
-        head_ids, document_ids, owner = self._encode_bodies(heads, group[scorable], [documents[i] for i in scorable])
+        head_ids, document_ids, owner = self._encode_bodies(
+            heads, group[scorable], [documents[pair] for pair in scorable]
+        )
         head_lengths = np.array([len(ids) for ids in head_ids], np.int64)[owner]
         lengths = np.array([len(ids) for ids in document_ids], np.int64)
         room = self.max_length - len(self.prefix_ids) - len(self.suffix_ids) - head_lengths
@@ -235,9 +237,9 @@ class PairEncoder:
 
         def spread(values: np.ndarray) -> np.ndarray:
             """Return values of the pairs that have a prompt in their places among all pairs, 0 elsewhere."""
-            found = np.zeros(len(errors), np.int32)
-            found[scorable[fits]] = values
-            return found
+            spread_values = np.zeros(len(errors), np.int32)
+            spread_values[scorable[fits]] = values
+            return spread_values
 
         head_tokens = len(self.prefix_ids) + head_lengths[fits]
         num_tokens = spread(head_tokens + (lengths - truncated)[fits] + len(self.suffix_ids))
@@ -294,8 +296,8 @@ class PairEncoder:
         starts = np.stack([run_starts[owner], run_starts[document_runs], np.full(len(owner), run_starts[-1])], axis=1)
         sizes = np.stack([run_lengths[owner], lengths, np.full(len(owner), run_lengths[-1])], axis=1)
         starts, sizes = starts.ravel(), sizes.ravel()
-        places: np.ndarray = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
-        return np.asarray(source[places], np.int32)
+        positions: np.ndarray = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
+        return np.asarray(source[positions], np.int32)
 
     def _has_room(self, document_ids: list[int], room: int) -> bool:
         """Whether at least one token of the document itself, not only the space before it, fits."""
@@ -370,7 +372,9 @@ def _without_added_tokens(full: Tokenizer) -> Tokenizer:
     model = parsed["model"]
     if model["type"] == "Unigram":
         # Its vocabulary holds the control tokens too, where they would match like any other piece.
-        model["vocab"] = [[f"\0{i}" if piece in control else piece, s] for i, (piece, s) in enumerate(model["vocab"])]
+        model["vocab"] = [
+            [f"\0{i}" if piece in control else piece, score] for i, (piece, score) in enumerate(model["vocab"])
+        ]
     elif model["type"] != "BPE" or model.get("ignore_merges"):
         keep = model.get("unk_token")
         model["vocab"] = {

@@ -46,20 +46,20 @@ class TextEncoder:
         """Return the ids of each text."""
         if self._fast is None:
             return self._encode_slowly(texts)
-        found: list[list[int]] = []
+        encoded: list[list[int]] = []
         left: list[int] = []
         encode = self._fast.encode_ordinary
         for index, text in enumerate(texts):
             if text.isascii():
-                found.append(encode(text))
+                encoded.append(encode(text))
             elif self._is_unusual(text):
                 left.append(index)
-                found.append([])
+                encoded.append([])
             else:
-                found.append(encode(unicodedata.normalize("NFC", text)))
+                encoded.append(encode(unicodedata.normalize("NFC", text)))
         for index, ids in zip(left, self._encode_slowly([texts[index] for index in left]), strict=True):
-            found[index] = ids
-        return found
+            encoded[index] = ids
+        return encoded
 
     def _encode_slowly(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
@@ -77,7 +77,7 @@ def _find_unusual_characters() -> re.Pattern[str]:
         for code in range(0x10000)
         if old.category(chr(code)) == unicodedata.category(chr(code)) not in ("Cn", "Cs", "Co")
     ]
-    breaks = [0, *(i for i in range(1, len(usual)) if usual[i] != usual[i - 1] + 1), len(usual)]
+    breaks = [0, *(index for index in range(1, len(usual)) if usual[index] != usual[index - 1] + 1), len(usual)]
     ranges = [(usual[start], usual[end - 1]) for start, end in itertools.pairwise(breaks)]
     return re.compile("[^" + "".join(f"\\u{low:04x}-\\u{high:04x}" for low, high in ranges) + "]")
 

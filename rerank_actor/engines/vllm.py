@@ -133,12 +133,12 @@ class VllmEngine:
             from rerank_actor.engines.vllm_core import CoreFeed
 
             feed = CoreFeed(self._llm, max_num_seqs)
-            found, _ = feed.compute(prompts, [len(prompt) for prompt in prompts])
+            logits, _ = feed.compute(prompts, [len(prompt) for prompt in prompts])
         except Exception:
             logger.warning("vLLM %s cannot be fed directly; scoring is slower", self.version, exc_info=True)
             self._recover()
             return
-        difference = float(np.abs(found - expected).max())
+        difference = float(np.abs(logits - expected).max())
         if not difference <= allow_noise(self.dtype, expected):
             logger.warning("vLLM %s, fed directly, is off by %.3g; scoring is slower", self.version, difference)
             return

@@ -49,11 +49,11 @@ def check_columns(spec: InputSpec, layouts: Mapping[str, ShardLayout], is_backfi
                 )
     if layouts and not is_backfill:
         _refuse_unknown(spec, layouts)
-        for (flag, name), found in kinds.items():
-            expected = [texts.find_wrong_type(flag, kind) for kind in found] if flag != "--keep-columns" else [None]
+        for (flag, name), types in kinds.items():
+            expected = [texts.find_wrong_type(flag, kind) for kind in types] if flag != "--keep-columns" else [None]
             if all(expected):
                 raise InputError(
-                    f"column `{name}` is {found[0]} in every shard, expected {expected[0]}; choose with {flag}",
+                    f"column `{name}` is {types[0]} in every shard, expected {expected[0]}; choose with {flag}",
                     column=name,
                 )
 

@@ -52,5 +52,5 @@ def name_column(direction: str, value: str) -> str:
 def find_directions(names: list[str]) -> tuple[str, ...]:
     """Return the directions that a part with these columns was scored in, none where it was not scored so."""
     return tuple(
-        name for name in (FORWARD, BACKWARD) if all(name_column(name, one) in names for one in DIRECTED_VALUES)
+        name for name in (FORWARD, BACKWARD) if all(name_column(name, value) in names for value in DIRECTED_VALUES)
     )

@@ -49,7 +49,7 @@ def parse_template(text: str) -> FieldTemplate:
     """
     literals, names = [""], []
     try:
-        pieces = list(string.Formatter().parse(re.sub(r"\\[nt\\]", lambda found: _ESCAPES[found[0]], text)))
+        pieces = list(string.Formatter().parse(re.sub(r"\\[nt\\]", lambda escape: _ESCAPES[escape[0]], text)))
     except ValueError as error:
         raise ValueError(f"braces do not match ({error}); write {{name}} for a field and {{{{ for a brace") from None
     for literal, name, form, conversion in pieces:

@@ -27,7 +27,7 @@ def list_input(spec: InputSpec) -> list[storage.StoredObject]:
     Raises:
         InputError: an input matches nothing, or lies in the output or around it.
     """
-    found: dict[str, storage.StoredObject] = {}
+    shards: dict[str, storage.StoredObject] = {}
     has_splits = False
     for uri in spec.uris:
         _refuse_overlap(uri, spec.output)
@@ -50,14 +50,14 @@ def list_input(spec: InputSpec) -> list[storage.StoredObject]:
                 uri=uri,
             )
         for item in kept:
-            found.setdefault(item.uri, item)
+            shards.setdefault(item.uri, item)
     if (spec.split or spec.config) and not has_splits:
         raise InputError(
             "--split and --config choose from hf:// datasets and save_to_disk folders, and no input is one"
         )
-    for item in found.values():
+    for item in shards.values():
         detect_format(item.uri, spec.format)
-    return list(found.values())
+    return list(shards.values())
 
 
 def _refuse_overlap(uri: str, output: str) -> None:
@@ -67,9 +67,10 @@ def _refuse_overlap(uri: str, output: str) -> None:
         inside = storage.is_within(output, uri)
     around = storage.is_within(uri, output)
     if inside or around:
-        place = "inside the input" if inside else "around the input"
+        where = "inside the input" if inside else "around the input"
         raise InputError(
-            f"--output {output} lies {place} {uri}, so parts would be taken for shards; choose another folder", uri=uri
+            f"--output {output} lies {where} {uri}, so parts would be taken for shards; choose another folder",
+            uri=uri,
         )
 
 
@@ -106,9 +107,9 @@ def _resolve(uri: str, repository: str, commit: str, config: str | None) -> dict
             "network and HF_TOKEN",
             uri=uri,
         ) from error
-    found: Mapping[str, Iterable[str]] = builder.config.data_files or {}
+    splits: Mapping[str, Iterable[str]] = builder.config.data_files or {}
     mark = f"@{commit}/"
-    return {str(name): [str(file).partition(mark)[2] for file in files] for name, files in found.items()}
+    return {str(name): [str(file).partition(mark)[2] for file in files] for name, files in splits.items()}
 
 
 def _choose(uri: str, known: Sequence[str], split: str | None) -> list[str]:
@@ -118,9 +119,9 @@ def _choose(uri: str, known: Sequence[str], split: str | None) -> list[str]:
         return list(known)
     unknown = [name for name in wanted if name not in known]
     if unknown or (split is None and len(known) != 1):
-        said = f"has no split `{unknown[0]}`" if unknown else "has several splits" if known else "has no data files"
+        fault = f"has no split `{unknown[0]}`" if unknown else "has several splits" if known else "has no data files"
         raise InputError(
-            f"{uri}: {said}; it has {', '.join(known) or 'none'}; choose with --split (NAME,... or {ALL_SPLITS}; for a slice "
+            f"{uri}: {fault}; it has {', '.join(known) or 'none'}; choose with --split (NAME,... or {ALL_SPLITS}; for a slice "
             "--limit)",
             uri=uri,
         )
@@ -149,7 +150,7 @@ def pick_saved(uri: str, objects: list[storage.StoredObject], split: str | None)
         splits = [str(states[folder].get("_split")) for folder in folders]
         chosen = _choose(uri, list(dict.fromkeys(splits)), split)
         folders = [folder for folder, name in zip(folders, splits, strict=True) if name in chosen]
-    found = []
+    files = []
     for folder in folders:
         state = states[folder]
         if state.get("_indices_data_files"):
@@ -160,14 +161,15 @@ def pick_saved(uri: str, objects: list[storage.StoredObject], split: str | None)
                 raise InputError(
                     f"{file}: not found, though {STATE} beside it names it; copy the whole folder", uri=file
                 )
-            found.append(by_uri[file])
-    return found
+            files.append(by_uri[file])
+    return files
 
 
 def _read_state(uri: str) -> dict[str, Any]:
     try:
         state = json.loads(storage.read_bytes(uri))
-        if isinstance(state["_data_files"], list) and all(isinstance(e["filename"], str) for e in state["_data_files"]):
+        files = state["_data_files"]
+        if isinstance(files, list) and all(isinstance(file["filename"], str) for file in files):
             return dict(state)
     except (ValueError, KeyError, TypeError):
         pass

@@ -38,15 +38,15 @@ class TextLookup:
             ShardError, StorageError, JobError: the store cannot be read.
         """
         keys = [read_id(value) for value in ids]
-        found: dict[str, tuple[str | None, str | None]] = {}
+        values: dict[str, tuple[str | None, str | None]] = {}
         for row in KeyedStore(self.store).find(key for key in keys if key is not None):
             value = row["text"], f"{self.role} {row['fault']}" if row["fault"] else None
-            if found.setdefault(row["key"], value) != value:
-                found[row["key"]] = None, ID_AMBIGUOUS[self.role]
+            if values.setdefault(row["key"], value) != value:
+                values[row["key"]] = None, ID_AMBIGUOUS[self.role]
         texts: list[str | None] = []
         faults: dict[int, str] = {}
         for position, (value, key) in enumerate(zip(ids, keys, strict=True)):
-            text, fault = found.get(key, (None, ID_MISSING[self.role])) if key is not None else (None, None)
+            text, fault = values.get(key, (None, ID_MISSING[self.role])) if key is not None else (None, None)
             if key is None:
                 fault = (ID_NULL if value is None else ID_NOT_TEXT).format(role=self.role)
             texts.append(text)
@@ -73,7 +73,7 @@ class ScoreLookup:
         Raises:
             ShardError, StorageError, JobError: the store cannot be read.
         """
-        found = {
+        logits = {
             row["key"]: row["logit"] for row in KeyedStore(self.store).find(key for key in keys if key is not None)
         }
-        return np.array([np.nan if key is None else found.get(key, np.nan) for key in keys], np.float32)
+        return np.array([np.nan if key is None else logits.get(key, np.nan) for key in keys], np.float32)

@@ -40,9 +40,9 @@ def make_pair_keys(
             head = heads[task, query] = hashlib.blake2b(digest_size=16)
             _update(head, task)
             _update(head, query)
-        own = head.copy()
-        _update(own, document)
-        keys.append(own.hexdigest())
+        digest = head.copy()
+        _update(digest, document)
+        keys.append(digest.hexdigest())
     return keys
 
 
@@ -58,9 +58,9 @@ def find_originals(queries: Sequence[Any], documents: Sequence[Any], instruction
     A pair with anything but text is the same as no other.
     """
     first: dict[tuple[Any, str, str], int] = {}
-    found = np.arange(len(queries), dtype=np.int32)
+    originals = np.arange(len(queries), dtype=np.int32)
     given = instructions if instructions is not None else [None] * len(queries)
     for position, (query, document, instruction) in enumerate(zip(queries, documents, given, strict=True)):
         if type(query) is str and type(document) is str and (instruction is None or type(instruction) is str):
-            found[position] = first.setdefault((instruction, query, document), position)
-    return found
+            originals[position] = first.setdefault((instruction, query, document), position)
+    return originals

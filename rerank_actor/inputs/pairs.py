@@ -77,10 +77,10 @@ class TextSpec:
             required["--query-id-column" if self.query_is_id else "--query-column"] = [self.query_column]
         if self.document_template:
             document = columns.get(self.document_column)
-            own = {self.document_column, "text"} if document is not None else set()
-            own = set(list_fields(document)) or own
+            fields = {self.document_column, "text"} if document is not None else set()
+            fields = set(list_fields(document)) or fields
             names = parse_template(self.document_template).names
-            required["--document-template"] = [name for name in names if name not in own]
+            required["--document-template"] = [name for name in names if name not in fields]
         else:
             required["--document-id-column" if self.document_is_id else "--document-column"] = [self.document_column]
         if self.instruction_column:
@@ -140,36 +140,36 @@ def list_fields(kind: pa.DataType | None) -> list[str]:
 def make_pairs(rows: Rows, spec: TextSpec) -> Pairs:
     """Return the pairs of some rows, in order."""
     if spec.keep_fields is not None and spec.document_column in rows.table.column_names:
-        place = rows.table.column_names.index(spec.document_column)
-        if list_fields(rows.table.schema.field(place).type):
-            column = _select_fields(_combine(rows.table.column(place)), spec.keep_fields)
-            rows = replace(rows, table=rows.table.set_column(place, spec.document_column, column))
+        index = rows.table.column_names.index(spec.document_column)
+        if list_fields(rows.table.schema.field(index).type):
+            column = _select_fields(_combine(rows.table.column(index)), spec.keep_fields)
+            rows = replace(rows, table=rows.table.set_column(index, spec.document_column, column))
     count = rows.table.num_rows
     nothing: list[Any] = [None] * count
     row_errors = list(rows.faults)
-    found = rows.texts.get(spec.document_column, nothing)
+    texts = rows.texts.get(spec.document_column, nothing)
     queries = rows.texts.get(spec.query_column, nothing)
     if spec.query_template:
         template = parse_template(spec.query_template)
         queries = [template.fill(lambda name, at=row: rows.texts.get(name, nothing)[at]) for row in range(count)]  # type: ignore[misc]
     instructions = _find_instructions(rows, spec, row_errors)
     if spec.document_column not in rows.list_columns:
-        documents = [_write_document(spec, rows, row, found[row]) for row in range(count)]
+        documents = [_write_document(spec, rows, row, texts[row]) for row in range(count)]
         table = rows.table
         if spec.explode:
             table = table.append_column(INDEX_COLUMN, pa.array(np.zeros(count, np.int32)))
         return Pairs(table, queries, documents, instructions, row_errors, None)
-    for row, documents in enumerate(found):
+    for row, documents in enumerate(texts):
         if row_errors[row] is None and not isinstance(documents, list):
             row_errors[row] = LIST_NULL if documents is None else LIST_EXPECTED
     if spec.explode_columns:
-        _refuse_misaligned(rows.table, found, spec, row_errors)
-    lengths = np.array([-1 if row_errors[row] is not None else len(found[row]) for row in range(count)], np.int32)
+        _refuse_misaligned(rows.table, texts, spec, row_errors)
+    lengths = np.array([-1 if row_errors[row] is not None else len(texts[row]) for row in range(count)], np.int32)
     documents = [
         _write_document(spec, rows, row, document, is_element=True)
         for row in range(count)
         if lengths[row] > 0
-        for document in found[row]
+        for document in texts[row]
     ]
     if spec.explode:
         return _explode(rows.table, spec, queries, documents, instructions, row_errors, lengths)
@@ -194,10 +194,10 @@ def _find_instructions(rows: Rows, spec: TextSpec, row_errors: list[str | None])
     instructions: list[Any] = []
     names = rows.texts.get(spec.dataset_column, [None] * rows.table.num_rows)
     for row, name in enumerate(names):
-        found = known.get(name, fallback) if isinstance(name, str) else fallback
-        if found is None and row_errors[row] is None:
+        instruction = known.get(name, fallback) if isinstance(name, str) else fallback
+        if instruction is None and row_errors[row] is None:
             row_errors[row] = DATASET_NULL if name is None else DATASET_UNKNOWN
-        instructions.append(False if found is None else found)  # what is no text is not scored
+        instructions.append(False if instruction is None else instruction)  # what is no text is not scored
     return instructions
 
 
@@ -233,9 +233,9 @@ def join_title(document: Mapping[str, Any]) -> Any:
     return f"{title} {text}".strip()
 
 
-def _refuse_misaligned(table: pa.Table, found: list[Any], spec: TextSpec, row_errors: list[str | None]) -> None:
+def _refuse_misaligned(table: pa.Table, lists: list[Any], spec: TextSpec, row_errors: list[str | None]) -> None:
     """Give a fault to rows of which a list to take apart is not as long as the list of documents."""
-    wanted = np.array([len(documents) if isinstance(documents, list) else -1 for documents in found])
+    wanted = np.array([len(documents) if isinstance(documents, list) else -1 for documents in lists])
     for name in spec.explode_columns:
         if name in table.column_names:
             column = table.column(name)
@@ -299,5 +299,5 @@ def _take_elements(column: pa.ChunkedArray, owners: np.ndarray, index: np.ndarra
     column = _combine(column)
     lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
     starts = np.cumsum(lengths) - lengths  # among the elements of lists that are not null
-    places = starts[owners] + index
-    return pc.list_flatten(column).take(pa.array(places, pa.int64(), mask=~has_one))
+    positions = starts[owners] + index
+    return pc.list_flatten(column).take(pa.array(positions, pa.int64(), mask=~has_one))

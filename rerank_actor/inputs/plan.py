@@ -133,8 +133,8 @@ class Plan:
             metadata = table.schema.metadata
             types = pa.ipc.read_schema(pa.BufferReader(bytes.fromhex(metadata[b"json_types"].decode())))
             rows = table.to_pylist()
-            found = tuple(Shard(**{name: _freeze(value) for name, value in row.items()}) for row in rows)
-            return cls(found, dict(zip(types.names, types.types, strict=True))), json.loads(metadata[b"fingerprint"])
+            shards = tuple(Shard(**{name: _freeze(value) for name, value in row.items()}) for row in rows)
+            return cls(shards, dict(zip(types.names, types.types, strict=True))), json.loads(metadata[b"fingerprint"])
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise JobError(
                 f"the stored plan cannot be read ({type(error).__name__}); --overwrite starts afresh"
@@ -199,11 +199,11 @@ def make_plan(
     planned = {uri: shard for uri, shard in known.items() if uri not in scanned}
     left = spec.limit - sum(shard.planned_rows for shard in planned.values()) if spec.limit is not None else None
     for item in objects:
-        found = scanned.get(item.uri)
-        if isinstance(found, RerankError):
-            shard = Shard(item.uri, item.size, item.etag, 0, (), (), (), str(found))
-        elif found is not None:
-            shard = _cut(item, found, unit_size, left)
+        scan = scanned.get(item.uri)
+        if isinstance(scan, RerankError):
+            shard = Shard(item.uri, item.size, item.etag, 0, (), (), (), str(scan))
+        elif scan is not None:
+            shard = _cut(item, scan, unit_size, left)
             if left is not None and shard.planned_rows == 0 and item.uri not in known:
                 continue
         else:
@@ -301,8 +301,8 @@ def _json_types(
 
 
 def _cut(item: storage.StoredObject, layout: ShardLayout, unit_size: UnitSize, limit: int | None) -> Shard:
-    starts, places = _cut_blocks(layout, unit_size, 0, limit)
-    byte_starts, numbers = (tuple(place[at] for place in places) for at in (0, 1))
+    starts, block_starts = _cut_blocks(layout, unit_size, 0, limit)
+    byte_starts, numbers = (tuple(block_start[at] for block_start in block_starts) for at in (0, 1))
     return Shard(item.uri, item.size, item.etag, layout.num_rows, tuple(starts), byte_starts, numbers)
 
 
@@ -313,8 +313,8 @@ def _extend(shard: Shard, spec: InputSpec, unit_size: UnitSize, limit: int | Non
     layout = shards.scan_shard(
         storage.StoredObject(shard.uri, shard.size, shard.etag), spec, break_at=shard.planned_rows
     )
-    starts, places = _cut_blocks(layout, unit_size, shard.planned_rows, limit)
-    byte_starts, numbers = ([place[at] for place in places] for at in (0, 1))
+    starts, block_starts = _cut_blocks(layout, unit_size, shard.planned_rows, limit)
+    byte_starts, numbers = ([block_start[at] for block_start in block_starts] for at in (0, 1))
     return replace(
         shard,
         starts=(*shard.starts[:-1], *starts),
@@ -335,7 +335,7 @@ def _cut_blocks(
     """
     end_row = layout.num_rows if limit is None else min(layout.num_rows, first_row + max(0, limit))
     starts: list[int] = []
-    places: list[tuple[int, int]] = []
+    block_starts: list[tuple[int, int]] = []
     row = 0
     room_rows = room_pairs = room_bytes = 0.0
     for block in layout.blocks:
@@ -358,10 +358,10 @@ def _cut_blocks(
         pieces = -(-num_rows // max(1, most)) if block.is_divisible else 1
         for piece in range(pieces):
             starts.append(begin + num_rows * piece // pieces)
-            places.append((block.byte_start, block.number))
+            block_starts.append((block.byte_start, block.number))
         room_rows = unit_size.rows - (end - starts[-1])
         room_bytes = UNIT_BYTES - (end - starts[-1]) * bytes_per_row
         room_pairs = unit_size.pairs - (end - starts[-1]) * pairs_per_row
     if starts:
         starts.append(end_row)
-    return starts, places
+    return starts, block_starts

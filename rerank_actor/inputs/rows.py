@@ -164,5 +164,5 @@ def add_location(reason: str, uri: str, line: int) -> str:
 
 def find_reason(error: str) -> str:
     """Return a row's error without its place, so that errors can be counted by reason."""
-    found = _PLACE.search(error)
-    return error[: found.start()] if found and found.end() == len(error) else error
+    position = _PLACE.search(error)
+    return error[: position.start()] if position and position.end() == len(error) else error

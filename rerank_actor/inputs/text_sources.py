@@ -150,10 +150,10 @@ class _Counts:
     without_id: int = 0
     first_left_out: str = field(default="")
 
-    def leave_out(self, place: str, *, is_broken: bool) -> None:
+    def leave_out(self, where: str, *, is_broken: bool) -> None:
         self.broken += is_broken
         self.without_id += not is_broken
-        self.first_left_out = self.first_left_out or place
+        self.first_left_out = self.first_left_out or where
 
     def to_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -193,10 +193,10 @@ def _detect(uri: str, flag: str) -> tuple[Any, str]:
     except InputError as error:
         raise InputError(f"{flag} {error}", uri=uri) from error
     if kind not in KINDS:
-        what = (
+        problem = (
             f"is {kind} by its name, which holds no texts by id here" if kind else "the name does not tell its format"
         )
-        raise InputError(f"{flag} {uri}: {what}; {NAMES_WANTED}", uri=uri)
+        raise InputError(f"{flag} {uri}: {problem}; {NAMES_WANTED}", uri=uri)
     return kind, compression
 
 
@@ -241,12 +241,12 @@ def _find_header(item: storage.StoredObject, kind: str, compression: str, source
 def _choose_columns(uri: str, names: Sequence[str], source: TextSource) -> _Columns:
     """Return the columns of ids, of texts and of titles."""
     chosen = []
-    for what, known in (("ids", source.id_names), ("texts", source.text_names)):
+    for content, known in (("ids", source.id_names), ("texts", source.text_names)):
         name = next((name for name in known if name in names), None)
         if name is None:
             shown = ", ".join(f"`{name}`" for name in names[:20]) or "none"
             raise InputError(
-                f"{source.flag} {uri}: no column of {what}; it has {shown}, one of "
+                f"{source.flag} {uri}: no column of {content}; it has {shown}, one of "
                 f"{', '.join(f'`{name}`' for name in known)} is wanted; rename it",
                 uri=uri,
             )

@@ -59,15 +59,15 @@ class TrainingExamples:
     def split(self, num_queries: int) -> Iterator["TrainingExamples"]:
         """Yield the queries in runs of at most so many."""
         for start in range(0, self.num_queries, num_queries):
-            own = slice(start, start + num_queries)
+            queries = slice(start, start + num_queries)
             yield TrainingExamples(
                 table=self.table,
-                positives=_cut(self.positives, self.num_positives, own),
-                negatives=_cut(self.negatives, self.num_negatives, own),
-                ranking=_cut(self.ranking, self.num_ranked, own),
-                num_positives=self.num_positives[own],
-                num_negatives=self.num_negatives[own],
-                num_ranked=self.num_ranked[own],
+                positives=_cut(self.positives, self.num_positives, queries),
+                negatives=_cut(self.negatives, self.num_negatives, queries),
+                ranking=_cut(self.ranking, self.num_ranked, queries),
+                num_positives=self.num_positives[queries],
+                num_negatives=self.num_negatives[queries],
+                num_ranked=self.num_ranked[queries],
                 teacher=self.teacher,
             )
 
@@ -139,8 +139,8 @@ def compute_teacher(
     np.maximum.at(highest, query, values)
     if teacher.normalize == "min-max":
         span = (highest - lowest)[query]
-        found = np.where(span > 0, (values - lowest[query]) / np.where(span > 0, span, 1.0), 0.5)
+        normalized = np.where(span > 0, (values - lowest[query]) / np.where(span > 0, span, 1.0), 0.5)
     else:
         weight = np.exp(values - highest[query])
-        found = weight / np.bincount(query, weight, minlength=num_queries)[query]
-    return found.astype(np.float32)
+        normalized = weight / np.bincount(query, weight, minlength=num_queries)[query]
+    return normalized.astype(np.float32)

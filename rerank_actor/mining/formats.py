@@ -82,8 +82,8 @@ def describe_corpus() -> bytes:
 
 def _take(chosen: TrainingExamples, role: str, rows: np.ndarray) -> pa.Array:
     """Return a text column at some rows, as plain strings, which every reader of Parquet knows."""
-    found = chosen.table[role].take(pa.array(rows))
-    return found.combine_chunks().cast(pa.string()) if isinstance(found, pa.ChunkedArray) else found.cast(pa.string())
+    texts = chosen.table[role].take(pa.array(rows))
+    return texts.combine_chunks().cast(pa.string()) if isinstance(texts, pa.ChunkedArray) else texts.cast(pa.string())
 
 
 def _to_lists(values: pa.Array, lengths: np.ndarray) -> pa.Array:
@@ -110,8 +110,8 @@ def _build_tuples(chosen: TrainingExamples, num_negatives: int) -> pa.Table:
     is_whole = np.repeat(number, number) == num_negatives
     positives, negatives = chosen.positives[number == num_negatives], negative[is_whole].reshape(-1, num_negatives)
     columns = {"anchor": _take(chosen, "query", positives), "positive": _take(chosen, "document", positives)}
-    for place in range(num_negatives):
-        columns[f"negative_{place + 1}"] = _take(chosen, "document", negatives[:, place])
+    for index in range(num_negatives):
+        columns[f"negative_{index + 1}"] = _take(chosen, "document", negatives[:, index])
     if chosen.teacher is not None:
         values = chosen.teacher[np.concatenate([positives[:, None], negatives], axis=1)].ravel()
         columns["scores"] = _to_lists(pa.array(values), np.full(len(positives), num_negatives + 1))
@@ -264,10 +264,10 @@ def _list_distillation(chosen: TrainingExamples) -> list[dict[str, Any]]:
         {
             "query_id": query_id,
             "query": query,
-            "passages": [{"title": passage["title"], "text": passage["text"]} for passage in own],
-            "scores": [passage["score"] for passage in own],
+            "passages": [{"title": passage["title"], "text": passage["text"]} for passage in passage_list],
+            "scores": [passage["score"] for passage in passage_list],
         }
-        for query_id, query, own in zip(ids, queries, passages, strict=True)
+        for query_id, query, passage_list in zip(ids, queries, passages, strict=True)
     ]
 
 

@@ -27,9 +27,9 @@ def find_near_duplicates(
         positive_query: int64 [num_positives], the query of each, not falling.
         likeness: Jaccard similarity from which a text is a near-duplicate, above 0.
     """
-    found = np.zeros(len(texts), bool)
+    is_near = np.zeros(len(texts), bool)
     if not len(texts) or not len(positives):
-        return found
+        return is_near
     sizes = pc.utf8_length(texts).fill_null(0).to_numpy(zero_copy_only=False)
     cuts = np.searchsorted(
         np.cumsum(sizes), np.arange(CHUNK_CHARACTERS, sizes.sum() + CHUNK_CHARACTERS, CHUNK_CHARACTERS)
@@ -37,14 +37,14 @@ def find_near_duplicates(
     bounds = np.unique(np.concatenate([[0], cuts, [len(texts)]]))
     for start, end in zip(bounds[:-1], np.minimum(bounds[1:], len(texts)), strict=True):
         first, last = np.searchsorted(positive_query, [query[start], query[end - 1] + 1])
-        found[start:end] = _compare(
+        is_near[start:end] = _compare(
             _cut(texts.slice(start, end - start)),
             query[start:end],
             _cut(positives.slice(first, last - first)),
             positive_query[first:last],
             likeness,
         )
-    return found
+    return is_near
 
 
 def _cut(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -60,10 +60,10 @@ def _cut(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     number = np.maximum(0, lengths - PIECE + 1)
     starts = np.cumsum(lengths) - lengths
     owner = np.repeat(np.arange(len(lengths)), number)
-    place = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number) + starts[owner]
-    piece = np.zeros(len(place), np.uint64)
+    position = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number) + starts[owner]
+    piece = np.zeros(len(position), np.uint64)
     for offset in range(PIECE):
-        piece = (piece ^ characters[place + offset]) * _FACTOR
+        piece = (piece ^ characters[position + offset]) * _FACTOR
         piece ^= piece >> np.uint64(29)
     keys = _sort_by_owner(owner, piece >> _PIECE_SHIFT)
     is_first = np.ones(len(keys), bool)
@@ -100,14 +100,14 @@ def _compare(
     small, large = np.minimum(sizes[text], positive_sizes[positive]), np.maximum(sizes[text], positive_sizes[positive])
     likely = small >= likeness * large
     text, positive = text[likely], positive[likely]
-    found = np.zeros(len(query), bool)
+    is_near = np.zeros(len(query), bool)
     width = max(1, CHUNK_CHARACTERS // max(1, int(sizes.max(initial=1) + positive_sizes.max(initial=1))))
     for start in range(0, len(text), width):
         some, others = text[start : start + width], positive[start : start + width]
         shared = _count_shared(pieces, sizes, some, positive_pieces, positive_sizes, others)
         union = sizes[some] + positive_sizes[others] - shared
-        found[some[shared >= likeness * union]] = True
-    return found
+        is_near[some[shared >= likeness * union]] = True
+    return is_near
 
 
 def _count_shared(
@@ -133,5 +133,5 @@ def expand(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Return the concatenated ranges start, start + 1, ... of these lengths: int64 [sum of lengths]."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
-    places: np.ndarray = np.arange(total) - np.repeat(ends - lengths - starts, lengths)
-    return places
+    positions: np.ndarray = np.arange(total) - np.repeat(ends - lengths - starts, lengths)
+    return positions

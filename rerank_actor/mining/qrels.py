@@ -51,13 +51,13 @@ def load_qrels(uri: str, min_relevance: float) -> pa.Table:
 
 def mark_judged(query_ids: pa.ChunkedArray, document_ids: pa.ChunkedArray, qrels: pa.Table) -> tuple[np.ndarray, int]:
     """Return which pairs are judged positive, bool [num_pairs], and how many judgements of these queries no pair meets."""
-    own = pc.unique(query_ids)
-    qrels = qrels.filter(pc.is_in(qrels["query_id"], value_set=own))
+    known_queries = pc.unique(query_ids)
+    qrels = qrels.filter(pc.is_in(qrels["query_id"], value_set=known_queries))
     documents = pc.unique(qrels["document_id"])
     width = len(documents)
 
     def encode(queries: pa.ChunkedArray, names: pa.ChunkedArray) -> np.ndarray:
-        query = pc.index_in(queries, value_set=own).to_numpy().astype(np.float64)
+        query = pc.index_in(queries, value_set=known_queries).to_numpy().astype(np.float64)
         document = pc.index_in(names, value_set=documents).to_numpy().astype(np.float64)
         known = np.isfinite(query) & np.isfinite(document)
         return np.where(known, np.nan_to_num(query) * width + np.nan_to_num(document), -1).astype(np.int64)

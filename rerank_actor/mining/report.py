@@ -75,7 +75,8 @@ def summarize(tally: MiningTally, rules: MiningRules, *, examples: int) -> dict[
         },
         "rules": rules.define(),
         "examples": [
-            {name: value for name, value in one.items() if name != "ticket"} for one in tally.pick_examples(examples)
+            {name: value for name, value in example.items() if name != "ticket"}
+            for example in tally.pick_examples(examples)
         ],
     }
 
@@ -174,7 +175,7 @@ def render_report(numbers: dict[str, Any], about: dict[str, str]) -> str:
 
 
 def _list_counts(counts: dict[str, int]) -> list[tuple[str, int]]:
-    told = {
+    labels = {
         "queries": "queries with a scored pair",
         "queries_without_positive": "queries without a positive, left out",
         "queries_short": "queries with fewer negatives than --min-negatives, dropped",
@@ -183,7 +184,7 @@ def _list_counts(counts: dict[str, int]) -> list[tuple[str, int]]:
         "weak_positives": "positives below --min-positive-score",
         "promoted": "candidates promoted to positive",
     }
-    return [(words, counts.get(name, 0)) for name, words in told.items()]
+    return [(words, counts.get(name, 0)) for name, words in labels.items()]
 
 
 def _to_bins(bins: dict[str, int]) -> dict[int, int]:
@@ -192,8 +193,8 @@ def _to_bins(bins: dict[str, int]) -> dict[int, int]:
 
 def find_heaviest(tally: MiningTally) -> list[tuple[str, int]]:
     """Return the rules that removed candidates, in words, those that removed most first."""
-    found = [(STEPS[name], tally.removed[name]) for name in RULE_STEPS if tally.removed[name]]
-    return sorted(found, key=lambda one: -one[1])
+    removed = [(STEPS[name], tally.removed[name]) for name in RULE_STEPS if tally.removed[name]]
+    return sorted(removed, key=lambda count: -count[1])
 
 
 def tabulate_sets(tallies: dict[str, MiningTally]) -> list[dict[str, Any]]:

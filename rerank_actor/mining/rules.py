@@ -86,8 +86,8 @@ class MiningRules:
     @property
     def spaces(self) -> frozenset[Space]:
         """The spaces that the rules look at, each of which must be a column of the scores."""
-        found = [value for value in vars(self).values() if isinstance(value, Threshold)]
-        return frozenset({self.space, *(self.space_of(threshold) for threshold in found)})
+        thresholds = [value for value in vars(self).values() if isinstance(value, Threshold)]
+        return frozenset({self.space, *(self.space_of(threshold) for threshold in thresholds)})
 
     def resolve_depth(self, max_positives: int) -> int | None:
         """Return the rank at which the window ends, None for no end; `max_positives` is the most that any query has."""
@@ -102,28 +102,28 @@ class MiningRules:
 
     def define(self) -> dict[str, str]:
         """Return each rule that is in force in words, in the order in which they apply; s is a candidate's value."""
-        told = {
+        rules = {
             "space": f"values are compared as {self.space}s unless a rule names another space",
             "text": "of a query's candidates with one text the best-scored stands for all; one with a positive's text is none",
             "positives": "the labelled ones; p is the lowest value among those of a query",
         }
         if not self.labelled:
-            told["positives"] = f"a query's best-scored candidate, if s >= {self.min_positive_score}; p is its value"
+            rules["positives"] = f"a query's best-scored candidate, if s >= {self.min_positive_score}; p is its value"
         elif self.min_positive_score is not None:
-            what = "dropped, before p is found" if self.weak_positives == "drop" else "reported"
-            told["weak positives"] = f"positives with a value < {self.min_positive_score} are {what}"
+            fate = "dropped, before p is found" if self.weak_positives == "drop" else "reported"
+            rules["weak positives"] = f"positives with a value < {self.min_positive_score} are {fate}"
         depth = {"all": "all", "auto": "what sentence-transformers takes by default"}.get(
             str(self.depth), str(self.depth)
         )
-        told["depth"] = (
+        rules["depth"] = (
             f"of a query's ranking, the first DEPTH + most positives of any query are looked at; DEPTH is {depth}"
         )
-        told["false negatives"] = {
+        rules["false negatives"] = {
             "drop": "s > p is dropped",
             "promote": "s > the query's highest positive becomes a positive, else s > p is dropped",
             "report": "s > p is counted and stays",
         }[self.false_negatives]
-        said = {
+        forms = {
             "absolute_margin": "s + {} > p is dropped",
             "relative_margin": "s > p - |p| * {} is dropped",
             "margin_pos": "s >= p - {} is dropped (TopK-MarginPos)",
@@ -131,19 +131,19 @@ class MiningRules:
             "max_score": "s > {} is dropped",
             "min_score": "s < {} is dropped",
         }
-        told |= {
-            name: words.format(getattr(self, name)) for name, words in said.items() if getattr(self, name) is not None
+        rules |= {
+            name: words.format(getattr(self, name)) for name, words in forms.items() if getattr(self, name) is not None
         }
         if self.near_duplicates is not None:
-            told["near duplicates"] = (
+            rules["near duplicates"] = (
                 f"a candidate is dropped whose set of 5-character pieces, of the text in lower case without punctuation, "
                 f"has a Jaccard similarity >= {self.near_duplicates:g} with that of a positive of its query"
             )
-        told["window"] = f"of what is left, ranks from {self.skip_top} (counted from 0) to before DEPTH stay"
+        rules["window"] = f"of what is left, ranks from {self.skip_top} (counted from 0) to before DEPTH stay"
         how = "the first" if self.sampling == "top" else f"at random (seed {self.seed})"
-        told["sampling"] = f"{self.num_negatives} of these are taken, {how}"
-        told["min_negatives"] = f"queries with fewer than {self.min_negatives} are dropped"
-        return told
+        rules["sampling"] = f"{self.num_negatives} of these are taken, {how}"
+        rules["min_negatives"] = f"queries with fewer than {self.min_negatives} are dropped"
+        return rules
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rules as plain values, for the fingerprint."""

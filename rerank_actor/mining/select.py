@@ -186,9 +186,9 @@ class _Selector:
 
     def _find_extreme(self, space: Space, ufunc: np.ufunc, start: float) -> np.ndarray:
         """Return the lowest or highest positive of each query: float32 [num_queries]."""
-        found = np.full(self.num_queries, start, np.float32)
-        ufunc.at(found, self.query[self.positive], self.values[space][self.positive])
-        return found
+        extreme = np.full(self.num_queries, start, np.float32)
+        ufunc.at(extreme, self.query[self.positive], self.values[space][self.positive])
+        return extreme
 
     def _judge_false_negatives(self, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the candidates that stay, and those that became positives."""
@@ -213,35 +213,35 @@ class _Selector:
             space = rules.space_of(threshold)
             return self.values[space], self.lowest[space][self.query], threshold.value
 
-        found: list[tuple[str, np.ndarray]] = []
+        dropped: list[tuple[str, np.ndarray]] = []
         if rules.absolute_margin is not None:
             value, lowest, margin = read(rules.absolute_margin)
-            found.append(("absolute_margin", value + margin > lowest))
+            dropped.append(("absolute_margin", value + margin > lowest))
         if rules.relative_margin is not None:
             value, lowest, margin = read(rules.relative_margin)
-            found.append(("relative_margin", value > lowest - np.abs(lowest) * margin))
+            dropped.append(("relative_margin", value > lowest - np.abs(lowest) * margin))
         if rules.margin_pos is not None:
             value, lowest, margin = read(rules.margin_pos)
-            found.append(("margin_pos", value >= lowest - margin))
+            dropped.append(("margin_pos", value >= lowest - margin))
         if rules.perc_pos is not None:
             value, lowest, share = read(rules.perc_pos)
-            found.append(("perc_pos", value >= lowest - np.abs(lowest) * (1 - share)))
+            dropped.append(("perc_pos", value >= lowest - np.abs(lowest) * (1 - share)))
         if rules.max_score is not None:
             value, _, bound = read(rules.max_score)
-            found.append(("max_score", value > bound))
+            dropped.append(("max_score", value > bound))
         if rules.min_score is not None:
             value, _, bound = read(rules.min_score)
-            found.append(("min_score", value < bound))
-        return found
+            dropped.append(("min_score", value < bound))
+        return dropped
 
     def _look_for_near(self, keep: np.ndarray, promoted: np.ndarray) -> np.ndarray:
         if self.find_near is None:
             raise ValueError("near-duplicates cannot be found without a function that finds them")
-        found = np.zeros(len(keep), bool)
+        is_near = np.zeros(len(keep), bool)
         rows = np.flatnonzero(keep)
         positives = np.flatnonzero(self.positive | promoted)
-        found[rows] = self.find_near(self.rows[rows], self.query[rows], self.rows[positives])
-        return found
+        is_near[rows] = self.find_near(self.rows[rows], self.query[rows], self.rows[positives])
+        return is_near
 
     def _sample(self, keep: np.ndarray) -> np.ndarray:
         """Return which of the kept rows are taken."""

@@ -165,7 +165,7 @@ def _check_columns(uri: str, schema: pa.Schema, names: list[str]) -> None:
     for flag, name in zip(("--query-id-column", "--document-id-column"), names, strict=True):
         if name not in schema.names:
             raise InputError(
-                f"{uri}: no column `{name}`; it has {', '.join(f'`{found}`' for found in schema.names)}; choose with "
+                f"{uri}: no column `{name}`; it has {', '.join(f'`{column}`' for column in schema.names)}; choose with "
                 f"{flag}{suggest(name, schema.names)}",
                 uri=uri,
                 column=name,

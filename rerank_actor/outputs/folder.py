@@ -135,8 +135,8 @@ class Output(JobFolder):
 
     def list_failed(self) -> list[dict[str, Any]]:
         """Return the records of failed units."""
-        found = [storage.read_if_present(item.uri) for item in self._own_objects("failed")]
-        return [json.loads(data) for data in found if data]
+        records = [storage.read_if_present(item.uri) for item in self._own_objects("failed")]
+        return [json.loads(data) for data in records if data]
 
     def replace_failed(self, failed: dict[str, dict[str, Any]]) -> None:
         """Make the folder of failed units hold exactly these."""

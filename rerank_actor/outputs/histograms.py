@@ -24,13 +24,13 @@ def bin_tokens(tokens: np.ndarray) -> np.ndarray:
     return np.floor(np.log2(tokens.astype(np.float64)) * BINS_PER_DOUBLING + 1e-9)
 
 
-def find_edge(name: str, place: float) -> float:
+def find_edge(name: str, number: float) -> float:
     """Return the value at which a bin begins; `place` may lie between bins."""
     if name == "score":
-        return place * SCORE_WIDTH
+        return number * SCORE_WIDTH
     if name == "logit":
-        return LOGIT_FLOOR + place * LOGIT_WIDTH
-    return float(2 ** (place / BINS_PER_DOUBLING))
+        return LOGIT_FLOOR + number * LOGIT_WIDTH
+    return float(2 ** (number / BINS_PER_DOUBLING))
 
 
 def _count(bins: np.ndarray, size: int) -> np.ndarray:
@@ -59,7 +59,7 @@ class ScoreHistograms:
             "token": bin_tokens(tokens[tokens > 0]),
             "truncation": bin_tokens(cut[cut > 0]),
         }
-        return cls({name: _count(found, SIZES[name]) for name, found in bins.items()})
+        return cls({name: _count(numbers, SIZES[name]) for name, numbers in bins.items()})
 
     def to_record(self) -> dict[str, list[int]]:
         """Return the counts as lists without the zeros at their ends, under the names of the unit records."""
@@ -71,9 +71,9 @@ class ScoreHistograms:
         offsets = np.asarray(column.offsets)
         values = np.asarray(column.values)[offsets[0] : offsets[-1]] if len(offsets) else np.zeros(0, np.int64)
         lengths = np.diff(offsets)
-        places = np.arange(len(values)) - np.repeat(offsets[:-1] - offsets[0], lengths)
+        positions = np.arange(len(values)) - np.repeat(offsets[:-1] - offsets[0], lengths)
         self.bins[name] += np.bincount(
-            np.minimum(places, SIZES[name] - 1), weights=values, minlength=SIZES[name]
+            np.minimum(positions, SIZES[name] - 1), weights=values, minlength=SIZES[name]
         ).astype(np.int64)
 
     def add(self, other: "ScoreHistograms") -> None:
@@ -91,21 +91,21 @@ class ScoreHistograms:
         reached = np.cumsum(counts)
         if not reached[-1]:
             return None
-        found = []
+        quantiles = []
         for share in shares:
             rank = share * reached[-1]
-            place = int(np.searchsorted(reached, rank, side="left")) if rank > 0 else int(np.flatnonzero(counts)[0])
-            before = reached[place] - counts[place]
-            found.append(find_edge(name, place + float((rank - before) / counts[place])))
-        return found
+            number = int(np.searchsorted(reached, rank, side="left")) if rank > 0 else int(np.flatnonzero(counts)[0])
+            before = reached[number] - counts[number]
+            quantiles.append(find_edge(name, number + float((rank - before) / counts[number])))
+        return quantiles
 
     def estimate_mean(self, name: str) -> float | None:
         """Return the mean, as if each value lay in the middle of its bin."""
         counts = self.bins[name]
         total = counts.sum()
-        middles = [find_edge(name, place + 0.5) for place in range(len(counts))]
+        middles = [find_edge(name, number + 0.5) for number in range(len(counts))]
         return float(np.dot(counts, middles) / total) if total else None
 
     def to_shares(self, name: str) -> dict[int, int]:
         """Return the counts of the bins that have any, by number."""
-        return {int(place): int(self.bins[name][place]) for place in np.flatnonzero(self.bins[name])}
+        return {int(number): int(self.bins[name][number]) for number in np.flatnonzero(self.bins[name])}

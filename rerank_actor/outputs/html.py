@@ -157,8 +157,8 @@ def make_timeline(values: Sequence[float], ticks: Sequence[str], name: str) -> s
     for number, tick in enumerate(ticks):
         share = number / max(1, len(ticks) - 1)
         anchor = "start" if number == 0 else "end" if number == len(ticks) - 1 else "middle"
-        place = LEFT + share * (WIDTH - 2 * LEFT)
-        labels += f'<text x="{place:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{html.escape(tick)}</text>'
+        x = LEFT + share * (WIDTH - 2 * LEFT)
+        labels += f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{html.escape(tick)}</text>'
     label = html.escape(name, quote=True)
     return (
         f'<p class="soft"><span class="key k0"></span>{label}, at most {format_tick(most)}</p>'
@@ -175,37 +175,37 @@ def _gather(bins: Mapping[int, int], first: int, step: int, number_of_bars: int)
     return shares
 
 
-def _draw_series(place: int, shares: Sequence[float], most: float) -> str:
+def _draw_series(index: int, shares: Sequence[float], most: float) -> str:
     floor, width = HEIGHT - BOTTOM, (WIDTH - 2 * LEFT) / len(shares)
     path = f"M{LEFT} {floor}"
     for number, share in enumerate(shares):
         top = floor - share / most * (floor - 8)
         path += f"V{top:.1f}H{LEFT + (number + 1) * width:.1f}"
-    return f'<path class="series s{place}" d="{path}V{floor}Z"/>'
+    return f'<path class="series s{index}" d="{path}V{floor}Z"/>'
 
 
-def make_curves(places: Sequence[float], series: Mapping[str, Sequence[float]], mark: float | None = None) -> str:
+def make_curves(values: Sequence[float], series: Mapping[str, Sequence[float]], mark: float | None = None) -> str:
     """Return up to three curves of shares over one axis, from 0 at the bottom to 1 at the top.
 
     Args:
-        places: of the points, rising or falling.
-        series: by name, a share in [0, 1] at each place.
-        mark: a place to show by an upright line.
+        values: of the points, rising or falling.
+        series: by name, a share in [0, 1] at each value.
+        mark: a value to show by an upright line.
     """
-    if not places:
+    if not values:
         return make_text("no values")
-    first, last = min(places), max(places)
+    first, last = min(values), max(values)
     span, floor = (last - first) or 1.0, HEIGHT - BOTTOM
 
-    def find_x(value: float) -> float:
+    def to_x(value: float) -> float:
         return LEFT + (value - first) / span * (WIDTH - 2 * LEFT)
 
     shapes = ""
     for number, shares in enumerate(series.values()):
-        points = " ".join(f"{find_x(x):.1f},{floor - y * (floor - 8):.1f}" for x, y in zip(places, shares, strict=True))
+        points = " ".join(f"{to_x(x):.1f},{floor - y * (floor - 8):.1f}" for x, y in zip(values, shares, strict=True))
         shapes += f'<polyline class="curve s{number}" points="{points}"/>'
     if mark is not None:
-        shapes += f'<line class="axis" x1="{find_x(mark):.1f}" x2="{find_x(mark):.1f}" y1="8" y2="{floor}"/>'
+        shapes += f'<line class="axis" x1="{to_x(mark):.1f}" x2="{to_x(mark):.1f}" y1="8" y2="{floor}"/>'
     return _frame(series, shapes, lambda share: format_number(first + share * span))
 
 
@@ -214,8 +214,8 @@ def _frame(series: Iterable[str], shapes: str, write_tick: Callable[[float], str
     ticks = ""
     for share in (0, 0.25, 0.5, 0.75, 1):
         anchor = "start" if share == 0 else "end" if share == 1 else "middle"
-        place = LEFT + share * (WIDTH - 2 * LEFT)
-        ticks += f'<text x="{place:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{write_tick(share)}</text>'
+        x = LEFT + share * (WIDTH - 2 * LEFT)
+        ticks += f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{write_tick(share)}</text>'
     label = html.escape(", ".join(series), quote=True)
     keys = "".join(f'<span class="key k{number}"></span>{html.escape(name)}' for number, name in enumerate(series))
     floor = HEIGHT - BOTTOM

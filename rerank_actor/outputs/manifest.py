@@ -195,14 +195,14 @@ def check_committed(
             return PartCheck("is gone")
 
     with ThreadPoolExecutor(CHECK_THREADS) as pool:
-        for (name, unit), found in zip(doubtful.items(), pool.map(check, doubtful.values()), strict=True):
-            if found.problem is not None:
-                damaged[name] = found.problem
+        for (name, unit), check_result in zip(doubtful.items(), pool.map(check, doubtful.values()), strict=True):
+            if check_result.problem is not None:
+                damaged[name] = check_result.problem
                 continue
             part = parts[name]
-            totals.add(found.facts)
+            totals.add(check_result.facts)
             written = {"part_bytes": part.size, "part_etag": part.etag, "finished_at": part.modified_seconds}
-            records.add(unit.name, {**found.facts, **written})
+            records.add(unit.name, {**check_result.facts, **written})
     records.flush()
     return totals, damaged
 

@@ -61,14 +61,14 @@ def find_gpu_type(name: str) -> GpuType:
     Raises:
         JobError: there is none of that name.
     """
-    found = look_up_gpu_type(name)
-    if found is None:
+    gpu_type = look_up_gpu_type(name)
+    if gpu_type is None:
         types = load_gpu_types()
         raise JobError(
             f"--gpu-type: no type `{name}`{suggest(name.upper(), types)} in the table, which has {', '.join(types)}; "
             "for another give --gpu-price"
         )
-    return found
+    return gpu_type
 
 
 def find_price(gpu_type: str | None, gpu_price: float | None) -> Price | None:

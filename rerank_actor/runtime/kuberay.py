@@ -92,11 +92,11 @@ def _check_cluster(where: str, spec: Any) -> tuple[NodeGroup, ...]:
     images = {_check_pod(f"{where}.headGroupSpec.template", spec["headGroupSpec"]["template"])["image"]}
     groups = []
     for group in spec["workerGroupSpecs"]:
-        place = f"{where}.workerGroupSpecs[{group.get('groupName', '?')}]"
-        _check_fields(place, "WorkerGroupSpec", group, "groupName", "template")
-        container = _check_pod(f"{place}.template", group["template"])
+        group_path = f"{where}.workerGroupSpecs[{group.get('groupName', '?')}]"
+        _check_fields(group_path, "WorkerGroupSpec", group, "groupName", "template")
+        container = _check_pod(f"{group_path}.template", group["template"])
         images.add(container["image"])
-        groups.append(_read_group(place, group, container))
+        groups.append(_read_group(group_path, group, container))
     if len(images) > 1:
         raise JobError(
             f"{where}: the pods have different images ({', '.join(sorted(images))}), so other versions of Ray"
@@ -111,11 +111,11 @@ def _check_pod(where: str, template: Any) -> dict[str, Any]:
     _check_fields(f"{where}.spec", "PodSpec", pod, "containers")
     volumes = {volume["name"] for volume in pod.get("volumes", [])}
     for container in pod["containers"]:
-        place = f"{where}.spec.containers[{container.get('name', '?')}]"
-        _check_fields(place, "Container", container, "name", "image", "resources")
+        container_path = f"{where}.spec.containers[{container.get('name', '?')}]"
+        _check_fields(container_path, "Container", container, "name", "image", "resources")
         for mount in container.get("volumeMounts", []):
             if mount["name"] not in volumes:
-                raise JobError(f"{place}: mounts `{mount['name']}`, which is none of the pod's volumes")
+                raise JobError(f"{container_path}: mounts `{mount['name']}`, which is none of the pod's volumes")
     return dict(pod["containers"][0])
 
 
@@ -128,8 +128,8 @@ def _read_group(where: str, group: dict[str, Any], container: dict[str, Any]) ->
     if str(limits.get(GPU, 0)) != str(requests.get(GPU, 0)):
         raise JobError(f"{where}: {GPU} is {requests.get(GPU, 0)} in requests and {limits.get(GPU, 0)} in limits")
     hosts = int(group.get("numOfHosts", 1))
-    told = (group.get("rayStartParams") or {}).get("num-cpus")
-    cpus = _read_quantity(told or limits.get("cpu") or requests.get("cpu") or 0)
+    ray_cpus = (group.get("rayStartParams") or {}).get("num-cpus")
+    cpus = _read_quantity(ray_cpus or limits.get("cpu") or requests.get("cpu") or 0)
     return NodeGroup(str(group["groupName"]), least * hosts, most * hosts, cpus, float(limits.get(GPU, 0)))
 
 

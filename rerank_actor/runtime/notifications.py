@@ -84,12 +84,12 @@ class Notifier:
             webhook = self._job.webhook
             self._start("webhook", lambda: _post(webhook, payload), "--webhook")
 
-    def _start(self, name: str, work: Callable[[], None], what: str) -> None:
+    def _start(self, name: str, work: Callable[[], None], title: str) -> None:
         def attempt() -> None:
             try:
                 work()
             except Exception as error:  # whatever it is, the run goes on
-                self._reporter.info(f"{what} could not be carried out ({_describe(error)})")
+                self._reporter.info(f"{title} could not be carried out ({_describe(error)})")
 
         thread = threading.Thread(target=attempt, name=name, daemon=True)
         self._threads.append(thread)

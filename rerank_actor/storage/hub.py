@@ -92,8 +92,8 @@ def pin_revision(repository: str, revision: str) -> str:
         FileNotFoundError, PermissionError, OSError: the hub does not tell.
     """
     with _translate(f"{SCHEME}{DATASETS}{repository}"):
-        found = _api(_endpoint(), _token()).dataset_info(repository, revision=revision or None)
-    return str(found.sha)
+        info = _api(_endpoint(), _token()).dataset_info(repository, revision=revision or None)
+    return str(info.sha)
 
 
 def list_files(uri: str) -> list[tuple[str, int, str]]:
@@ -118,10 +118,10 @@ def look_at(uri: str) -> tuple[int, str]:
     repository, revision, path = split_hub_uri(uri)
     commit = pin_revision(repository, revision)
     with _translate(uri):
-        found = _api(_endpoint(), _token()).get_paths_info(repository, [path], revision=commit, repo_type="dataset")
-    if not found or not hasattr(found[0], "blob_id"):
+        paths = _api(_endpoint(), _token()).get_paths_info(repository, [path], revision=commit, repo_type="dataset")
+    if not paths or not hasattr(paths[0], "blob_id"):
         raise FileNotFoundError(uri)
-    return int(found[0].size), _get_mark(found[0])
+    return int(paths[0].size), _get_mark(paths[0])
 
 
 def read_range(uri: str, start: int, end: int) -> bytes:

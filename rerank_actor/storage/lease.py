@@ -116,17 +116,17 @@ class Lease:
         return json.dumps({"run": self._run_id, **self._here, "heartbeat": time.time()}).encode()
 
     def _take_over(self, tell: Callable[[str], None]) -> None:
-        found = storage.read_if_present(self._uri)
-        if found is not None and not _has_ended(_parse(found), self._here):
-            found = self._wait_for_silence(found, tell)
-        if found is not None:
-            self._claim(found)
+        lease = storage.read_if_present(self._uri)
+        if lease is not None and not _has_ended(_parse(lease), self._here):
+            lease = self._wait_for_silence(lease, tell)
+        if lease is not None:
+            self._claim(lease)
         elif not storage.create_bytes(self._uri, self._record()):
             raise self._conflict(_parse(storage.read_if_present(self._uri)))
 
-    def _wait_for_silence(self, found: bytes, tell: Callable[[str], None]) -> bytes | None:
+    def _wait_for_silence(self, lease: bytes, tell: Callable[[str], None]) -> bytes | None:
         """Return the lease once it has not been rewritten for a while, None when it was given back."""
-        holder = _parse(found)
+        holder = _parse(lease)
         if _is_alive_here(holder, self._here):
             raise self._conflict(holder)
         seconds = self._stale_seconds
@@ -135,11 +135,11 @@ class Lease:
         while time.monotonic() < deadline:
             time.sleep(min(1.0, seconds / 10))
             now = storage.read_if_present(self._uri)
-            if now != found:
+            if now != lease:
                 if now is None:
                     return None
                 raise self._conflict(_parse(now))
-        return found
+        return lease
 
     def _claim(self, stale: bytes) -> None:
         """Put this run's lease in the place of a stale one, or find that another run was first."""
@@ -195,9 +195,9 @@ class Lease:
     def _confirm(self) -> None:
         """Rewrite the lease if it is still this run's."""
         with self._lock:
-            found = storage.read_if_present(self._uri)
-            holder = _parse(found)
-            if found is None:
+            lease = storage.read_if_present(self._uri)
+            holder = _parse(lease)
+            if lease is None:
                 # Nobody takes over before a long silence, so it was deleted by hand; after one, a taker may have ended.
                 silent = time.monotonic() - self._confirmed >= self._stale_seconds
                 if silent or not storage.create_bytes(self._uri, self._record()):
@@ -214,10 +214,10 @@ class Lease:
 def _parse(data: bytes | None) -> dict[str, Any]:
     """Return a lease or a claim, empty where there is none or it is damaged."""
     try:
-        found = json.loads(data or b"{}")
+        record = json.loads(data or b"{}")
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def _name_holder(holder: dict[str, Any]) -> str:

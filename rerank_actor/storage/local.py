@@ -23,7 +23,7 @@ def list_local(uri: str) -> list[StoredObject]:
             root = uri
         elif any(character in uri for character in GLOB_CHARACTERS):
             paths = [path for path in globbing.glob(uri, recursive=True) if os.path.isfile(path)]
-            root = uri[: min(uri.find(c) for c in GLOB_CHARACTERS if c in uri)].rpartition("/")[0]
+            root = uri[: min(uri.find(mark) for mark in GLOB_CHARACTERS if mark in uri)].rpartition("/")[0]
         else:
             return []
         return [_stat_local(path) for path in sorted(paths) if not is_hidden(path, root)]

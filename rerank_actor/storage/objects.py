@@ -76,10 +76,10 @@ def open_input(uri: str, *, size: int | None = None, etag: str = "") -> BinaryIO
     if size is None and hub.is_hub(uri):
         size, etag = retrying()(look_at_hub, uri)
     if size is None:
-        found = retrying()(look_at, uri)
-        if not found:
+        objects = retrying()(look_at, uri)
+        if not objects:
             raise InputError(f"{uri}: not found while opening; check the bucket and the path", uri=uri)
-        size, etag = found[0].size, found[0].etag
+        size, etag = objects[0].size, objects[0].etag
     return io.BufferedReader(RemoteFile(uri, size, etag), buffer_size=2**20)
 
 
@@ -227,34 +227,34 @@ def delete_folder(uri: str) -> None:
     """Delete everything below a folder."""
     if is_s3(uri):
         with contextlib.suppress(InputError):
-            delete_objects([found.uri for found in list_below(uri.rstrip("/"))])
+            delete_objects([item.uri for item in list_below(uri.rstrip("/"))])
     else:
         retrying()(delete_tree, uri)
 
 
 def download_folder(uri: str, target: Path, *, skip: tuple[str, ...] = ()) -> None:
     """Copy the objects directly below a folder to a local one, leaving out names that end in one of `skip`."""
-    for found in list_objects(uri):
-        name = found.uri[len(uri) :].lstrip("/")
+    for item in list_objects(uri):
+        name = item.uri[len(uri) :].lstrip("/")
         if not name.endswith(skip) and "/" not in name:
-            _download(found, target / name)
+            _download(item, target / name)
 
 
-def _download(found: StoredObject, target: Path) -> None:
+def _download(item: StoredObject, target: Path) -> None:
     """Copy an object to a file, several blocks at a time."""
-    if not is_s3(found.uri):
-        with translate_errors(found.uri, "downloading"):
-            shutil.copyfile(found.uri, target)
+    if not is_s3(item.uri):
+        with translate_errors(item.uri, "downloading"):
+            shutil.copyfile(item.uri, target)
         return
     policy_is_patient, block = _patience.get(), current_limits().read_ahead_bytes
     with target.open("wb") as file, ThreadPoolExecutor(DOWNLOAD_THREADS) as pool:
 
         def copy(start: int) -> None:
-            end = min(found.size, start + block)
-            data, _ = retrying(policy_is_patient)(get_range, found.uri, start, end, found.size, found.etag)
+            end = min(item.size, start + block)
+            data, _ = retrying(policy_is_patient)(get_range, item.uri, start, end, item.size, item.etag)
             os.pwrite(file.fileno(), data, start)
 
-        copies = [pool.submit(copy, start) for start in range(0, found.size, block)]
+        copies = [pool.submit(copy, start) for start in range(0, item.size, block)]
         try:
             for done in copies:
                 done.result()

@@ -22,7 +22,7 @@ DELETED_AT_ONCE = 1000  # the most that S3 takes
 def list_hub(uri: str) -> list[StoredObject]:
     """List all files of the repository, whatever path follows its name."""
     with translate_errors(uri, "listing"):
-        return [StoredObject(*found) for found in hub.list_files(uri)]
+        return [StoredObject(*entry) for entry in hub.list_files(uri)]
 
 
 def list_s3(uri: str) -> list[StoredObject]:
@@ -30,16 +30,16 @@ def list_s3(uri: str) -> list[StoredObject]:
     (bucket, key), pattern = split_uri(uri.rstrip("/")), None
     if any(character in key for character in GLOB_CHARACTERS):
         pattern = re.compile(glob_to_pattern(key))
-        key = key[: min(key.find(c) for c in GLOB_CHARACTERS if c in key)].rpartition("/")[0]
+        key = key[: min(key.find(mark) for mark in GLOB_CHARACTERS if mark in key)].rpartition("/")[0]
     root = f"s3://{bucket}/{key}".rstrip("/")
-    found = list_below(root)
-    if not found and key:
-        found = retrying()(look_at, root)
+    objects = list_below(root)
+    if not objects and key:
+        objects = retrying()(look_at, root)
     start = len(f"s3://{bucket}/")
     return sorted(
         (
             item
-            for item in found
+            for item in objects
             if not item.uri.endswith("/")
             and not is_hidden(item.uri, root)
             and (pattern is None or pattern.fullmatch(item.uri[start:]))
@@ -51,26 +51,26 @@ def list_s3(uri: str) -> list[StoredObject]:
 def list_below(root: str) -> list[StoredObject]:
     """List all objects of an S3 folder, each page a request that is tried again by itself."""
     bucket, key = split_uri(root)
-    found: list[StoredObject] = []
-    place: dict[str, str] = {}
+    objects: list[StoredObject] = []
+    token: dict[str, str] = {}
     while True:
-        page = retrying()(_list_page, root, {"Prefix": f"{key}/" if key else "", **place})
-        found += [_to_object(f"s3://{bucket}/{entry['Key']}", entry, entry["Size"]) for entry in page["Contents"]]
+        page = retrying()(_list_page, root, {"Prefix": f"{key}/" if key else "", **token})
+        objects += [_to_object(f"s3://{bucket}/{entry['Key']}", entry, entry["Size"]) for entry in page["Contents"]]
         if not page.get("IsTruncated"):
-            return found
-        place = {"ContinuationToken": page["NextContinuationToken"]}
+            return objects
+        token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
-def _list_page(root: str, place: dict[str, str]) -> dict[str, Any]:
+def _list_page(root: str, token: dict[str, str]) -> dict[str, Any]:
     with translate_errors(root, "listing"):
-        return {"Contents": [], **call_s3("list_objects_v2", root, **place)}
+        return {"Contents": [], **call_s3("list_objects_v2", root, **token)}
 
 
 def look_at(uri: str) -> list[StoredObject]:
     """Return one S3 object in a list, which is empty where there is none."""
     with contextlib.suppress(InputError), translate_errors(uri, "listing"):
-        found = call_s3("head_object", uri, Key=split_uri(uri)[1])
-        return [_to_object(uri, found, found["ContentLength"])]
+        answer = call_s3("head_object", uri, Key=split_uri(uri)[1])
+        return [_to_object(uri, answer, answer["ContentLength"])]
     return []
 
 
@@ -137,26 +137,26 @@ def get_range(uri: str, start: int, end: int, size: int, etag: str) -> tuple[byt
             if get_error_code(error) == "InvalidRange":
                 raise ObjectChangedError(f"{uri}: is shorter than it was ({size} bytes)", uri=uri) from error
             raise
-    found = get_etag(answer)
-    if etag and found and found != etag:
-        raise ObjectChangedError(f"{uri}: is another object than it was (etag {found}, not {etag})", uri=uri)
+    found_etag = get_etag(answer)
+    if etag and found_etag and found_etag != etag:
+        raise ObjectChangedError(f"{uri}: is another object than it was (etag {found_etag}, not {etag})", uri=uri)
     total = answer.get("ContentRange", "").rpartition("/")[2]
     if total.isdecimal() and int(total) != size:
         raise ObjectChangedError(f"{uri}: has another size than it had ({total} bytes, not {size})", uri=uri)
     if len(data) != end - start:
         raise StorageError(f"{uri}: storage gave {len(data)} bytes where {end - start} were asked for", uri=uri)
-    return data, found
+    return data, found_etag
 
 
 def _get_hub_range(uri: str, start: int, end: int, size: int, etag: str) -> tuple[bytes, str]:
     with translate_errors(uri, "reading"):
-        found_size, found = hub.look_at(uri)
-        if found_size != size or (etag and found != etag):
-            raise ObjectChangedError(f"{uri}: is another file than it was ({found_size} bytes, hash {found})", uri=uri)
+        found_size, mark = hub.look_at(uri)
+        if found_size != size or (etag and mark != etag):
+            raise ObjectChangedError(f"{uri}: is another file than it was ({found_size} bytes, hash {mark})", uri=uri)
         data = hub.read_range(uri, start, end)
     if len(data) != end - start:
         raise StorageError(f"{uri}: the hub gave {len(data)} bytes where {end - start} were asked for", uri=uri)
-    return data, found
+    return data, mark
 
 
 def look_at_hub(uri: str) -> tuple[int, str]:

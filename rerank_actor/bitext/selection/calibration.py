@@ -82,14 +82,14 @@ class Curve:
     kept: np.ndarray
     best: int
 
-    def at(self, place: int) -> dict[str, Any]:
+    def at(self, index: int) -> dict[str, Any]:
         """Return a threshold and what it gives, as JSON values."""
         return {
-            "threshold": float(self.thresholds[place]),
-            "precision": float(self.precision[place]),
-            "recall": float(self.recall[place]),
-            "f1": float(self.f1[place]),
-            "kept": int(self.kept[place]),
+            "threshold": float(self.thresholds[index]),
+            "precision": float(self.precision[index]),
+            "recall": float(self.recall[index]),
+            "f1": float(self.f1[index]),
+            "kept": int(self.kept[index]),
         }
 
     def summarize(self) -> dict[str, Any]:
@@ -100,8 +100,8 @@ class Curve:
         points = sorted({*np.linspace(0, last, min(CURVE_POINTS, last + 1)).astype(int).tolist(), self.best})
         return {
             "best": self.at(self.best),
-            "table": [self.at(place) for place in rows],
-            "curve": [self.at(place) for place in points],
+            "table": [self.at(index) for index in rows],
+            "curve": [self.at(index) for index in points],
         }
 
 
@@ -117,10 +117,10 @@ def trace_curve(values: np.ndarray, labels: np.ndarray) -> Curve | None:
     order = np.argsort(-values, kind="stable")
     ordered, right = values[order], labels[order].astype(np.int64)
     ends = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
-    found = np.cumsum(right)[ends]
+    hits = np.cumsum(right)[ends]
     kept = ends + 1
-    precision, recall = found / kept, found / right.sum()
-    f1 = 2 * found / (kept + right.sum())
+    precision, recall = hits / kept, hits / right.sum()
+    f1 = 2 * hits / (kept + right.sum())
     thresholds = _find_thresholds(ordered[ends])
     finite = np.isfinite(thresholds)
     precision, recall, f1, kept = precision[finite], recall[finite], f1[finite], kept[finite]
@@ -129,14 +129,14 @@ def trace_curve(values: np.ndarray, labels: np.ndarray) -> Curve | None:
 
 def _find_thresholds(distinct: np.ndarray) -> np.ndarray:
     """Return, for each of some falling values, a threshold that keeps it and not the next; the value where it is the last."""
-    found = distinct.copy()
+    thresholds = distinct.copy()
     upper, lower = distinct[:-1], distinct[1:]
     with np.errstate(invalid="ignore", over="ignore"):
         middle = lower + (upper - lower) / 2
     middle = np.where(np.isposinf(upper) & np.isfinite(lower), np.nextafter(lower, np.inf), middle)
     middle = np.where(np.isneginf(lower), upper, middle)
-    found[:-1] = np.where(middle > lower, middle, upper)
-    return found
+    thresholds[:-1] = np.where(middle > lower, middle, upper)
+    return thresholds
 
 
 def estimate_share(right: int, total: int) -> dict[str, Any] | None:

@@ -109,12 +109,12 @@ class SelectJob(ClusterSettings, DirectionSettings, PairSettings):
         if value is None or value == "auto":
             return value
         try:
-            found = float(value)
+            threshold = float(value)
         except (TypeError, ValueError):
             raise ValueError("expected a number or auto") from None
-        if found != found:
+        if threshold != threshold:
             raise ValueError("expected a number or auto")
-        return found
+        return threshold
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -59,12 +59,12 @@ class LabelledPairs:
 
     def find_labels(self, pairs: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Return what is known of some pairs: int8, 1 right, 0 wrong, -1 nothing."""
-        place = np.minimum(np.searchsorted(self.pairs, pairs), len(self.pairs) - 1)
-        found = np.where(self.pairs[place] == pairs, self.labels[place], np.int8(-1))
+        index = np.minimum(np.searchsorted(self.pairs, pairs), len(self.pairs) - 1)
+        labels = np.where(self.pairs[index] == pairs, self.labels[index], np.int8(-1))
         if self.sources is not None and self.targets is not None:
             near = np.isin(sources, self.sources) | np.isin(targets, self.targets)
-            found = np.where((found < 0) & near, np.int8(0), found)
-        return found.astype(np.int8)
+            labels = np.where((labels < 0) & near, np.int8(0), labels)
+        return labels.astype(np.int8)
 
 
 def load_labelled(

@@ -26,10 +26,10 @@ def normalize_texts(texts: pa.Array) -> pa.Array:
         [unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()) for text in texts.to_pylist()],
         pa.string(),
     )
-    found = pc.replace_substring_regex(folded, _INVISIBLE, "")
-    bare = pc.replace_substring_regex(found, _PUNCTUATION, r"\1")
+    visible = pc.replace_substring_regex(folded, _INVISIBLE, "")
+    bare = pc.replace_substring_regex(visible, _PUNCTUATION, r"\1")
     bare = pc.utf8_trim_whitespace(pc.replace_substring_regex(bare, _SPACE, " "))
-    kept = pc.utf8_trim_whitespace(pc.replace_substring_regex(found, _SPACE, " "))
+    kept = pc.utf8_trim_whitespace(pc.replace_substring_regex(visible, _SPACE, " "))
     return pc.if_else(pc.equal(bare, ""), kept, bare)
 
 
@@ -44,11 +44,11 @@ def hash_texts(texts: pa.Array) -> np.ndarray:
 def mix_hashes(first: np.ndarray, second: np.ndarray, seed: int = 0) -> np.ndarray:
     """Return one 64-bit hash of two, in which their order counts: uint64 [num_hashes]."""
     with np.errstate(over="ignore"):
-        found: np.ndarray = first * _MIX[0]
-        found = found + second * _MIX[1] + np.uint64(seed)
-        found = (found ^ (found >> np.uint64(29))) * _MIX[2]
-        found = found ^ (found >> np.uint64(32))
-    return found
+        mixed: np.ndarray = first * _MIX[0]
+        mixed = mixed + second * _MIX[1] + np.uint64(seed)
+        mixed = (mixed ^ (mixed >> np.uint64(29))) * _MIX[2]
+        mixed = mixed ^ (mixed >> np.uint64(32))
+    return mixed
 
 
 def flatten_texts(texts: pa.Array) -> tuple[pa.Array, int]:
@@ -62,5 +62,5 @@ def clean_for_xml(texts: pa.Array) -> tuple[pa.Array, int]:
 
 
 def _replace(texts: pa.Array, pattern: str) -> tuple[pa.Array, int]:
-    found = pc.replace_substring_regex(texts, pattern, " ")
-    return found, pc.sum(pc.not_equal(found, texts)).as_py() or 0
+    replaced = pc.replace_substring_regex(texts, pattern, " ")
+    return replaced, pc.sum(pc.not_equal(replaced, texts)).as_py() or 0

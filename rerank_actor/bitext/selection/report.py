@@ -29,24 +29,24 @@ CURVE_NAMES = ("precision", "recall", "f1")
 SHOWN_PAIRS = 200
 
 
-def list_overview(found: Sequence[dict[str, Any]]) -> list[list[Any]]:
+def list_overview(results: Sequence[dict[str, Any]]) -> list[list[Any]]:
     """Return a row for each language pair."""
     rows = []
-    for one in found:
-        counts = one["counts"]
+    for result in results:
+        counts = result["counts"]
         total, kept = counts.get("rows", 0), counts.get("kept", 0)
-        unscored = sum(step["removed"] for step in one["funnel"] if step["step"] == "without a score")
-        mean = one["mean_score"]["kept"]
+        unscored = sum(step["removed"] for step in result["funnel"] if step["step"] == "without a score")
+        mean = result["mean_score"]["kept"]
         rows.append(
             [
-                one["lang_pair"],
+                result["lang_pair"],
                 total,
                 total - unscored,
                 kept,
                 f"{kept / total:.1%}" if total else "-",
                 "-" if mean is None else f"{mean:.4g}",
-                one["space"],
-                tell_share(one["estimated_precision"]),
+                result["space"],
+                tell_share(result["estimated_precision"]),
             ]
         )
     return rows
@@ -59,10 +59,10 @@ def tell_share(share: dict[str, Any] | None) -> str:
     return f"{share['value']:.1%} ({share['low']:.1%} to {share['high']:.1%}, {share['known']:,} known pairs)"
 
 
-def list_calibration(one: dict[str, Any]) -> list[list[Any]]:
+def list_calibration(result: dict[str, Any]) -> list[list[Any]]:
     """Return a row for each kind of score and threshold; the best of a kind is marked."""
     rows = []
-    for kind, curve in one["calibration"].items():
+    for kind, curve in result["calibration"].items():
         for point in curve["table"]:
             best = "best" if point["threshold"] == curve["best"]["threshold"] else ""
             measures = [f"{point[name]:.4f}" for name in CURVE_NAMES]
@@ -76,38 +76,38 @@ CALIBRATION = ("score", "threshold", "precision", "recall", "F1", "known pairs k
 def print_table(title: str, header: Sequence[str], rows: list[list[Any]]) -> None:
     """Print a table for a person."""
     table = Table(title=title, title_justify="left")
-    for place, name in enumerate(header):
-        table.add_column(name, justify="left" if place == 0 else "right")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
-def render_report(found: Sequence[dict[str, Any]], deliver: str, title: str = "Selected translation pairs") -> str:
+def render_report(results: Sequence[dict[str, Any]], deliver: str, title: str = "Selected translation pairs") -> str:
     """Return the page over all language pairs."""
-    page = Page(title, about=f"{len(found):,} language pairs in {deliver}")
-    kept = sum(one["counts"].get("kept", 0) for one in found)
-    rows = sum(one["counts"].get("rows", 0) for one in found)
-    figures = {"language pairs": f"{len(found):,}", "candidates": f"{rows:,}", "kept": f"{kept:,}"}
-    page.add("In short", make_figures(figures), make_table(OVERVIEW, list_overview(found)))
-    for one in found[:SHOWN_PAIRS]:
-        _add_pair(page, one)
-    if len(found) > SHOWN_PAIRS:
-        page.add("More", make_text(f"{len(found) - SHOWN_PAIRS:,} more language pairs stand in report.json."))
+    page = Page(title, about=f"{len(results):,} language pairs in {deliver}")
+    kept = sum(result["counts"].get("kept", 0) for result in results)
+    rows = sum(result["counts"].get("rows", 0) for result in results)
+    figures = {"language pairs": f"{len(results):,}", "candidates": f"{rows:,}", "kept": f"{kept:,}"}
+    page.add("In short", make_figures(figures), make_table(OVERVIEW, list_overview(results)))
+    for result in results[:SHOWN_PAIRS]:
+        _add_pair(page, result)
+    if len(results) > SHOWN_PAIRS:
+        page.add("More", make_text(f"{len(results) - SHOWN_PAIRS:,} more language pairs stand in report.json."))
     return page.render()
 
 
-def _add_pair(page: Page, one: dict[str, Any]) -> None:
-    bars = {"candidates": one["counts"].get("rows", 0)}
-    bars |= {step["step"]: step["removed"] for step in one["funnel"]}
-    bars["kept"] = one["counts"].get("kept", 0)
-    width = BIN_WIDTHS[one["space"]]
-    bins = {name: {int(number): count for number, count in own.items()} for name, own in one["bins"].items()}
+def _add_pair(page: Page, result: dict[str, Any]) -> None:
+    bars = {"candidates": result["counts"].get("rows", 0)}
+    bars |= {step["step"]: step["removed"] for step in result["funnel"]}
+    bars["kept"] = result["counts"].get("kept", 0)
+    width = BIN_WIDTHS[result["space"]]
+    bins = {name: {int(number): count for number, count in counts.items()} for name, counts in result["bins"].items()}
     blocks = [make_text("What each rule removed, in order, and what is kept."), make_bars(bars)]
-    if one["unscored_reasons"]:
-        blocks.append(make_table(["why without a score", "candidates"], list(one["unscored_reasons"].items())))
-    blocks += [make_text(f"Combined scores ({one['space']})."), make_histogram(bins, width)]
-    for kind, curve in one["calibration"].items():
+    if result["unscored_reasons"]:
+        blocks.append(make_table(["why without a score", "candidates"], list(result["unscored_reasons"].items())))
+    blocks += [make_text(f"Combined scores ({result['space']})."), make_histogram(bins, width)]
+    for kind, curve in result["calibration"].items():
         best = curve["best"]
         words = (
             f"{kind}: best F1 {best['f1']:.4f} at {format_number(best['threshold'])} (precision {best['precision']:.4f}, "
@@ -116,9 +116,9 @@ def _add_pair(page: Page, one: dict[str, Any]) -> None:
         thresholds = [point["threshold"] for point in curve["curve"]]
         series = {name: [point[name] for point in curve["curve"]] for name in CURVE_NAMES}
         blocks += [make_text(words), make_curves(thresholds, series, mark=best["threshold"])]
-    if one["calibration"]:
-        blocks.append(make_table(CALIBRATION, list_calibration(one)))
-        blocks.append(make_text(f"Estimated precision of what is kept: {tell_share(one['estimated_precision'])}."))
-        blocks.append(make_text(f"Known right pairs that are kept: {tell_share(one['estimated_recall'])}."))
-    blocks.append(make_table(["rule", "definition"], list(one["rules"].items())))
-    page.add(one["lang_pair"], *blocks)
+    if result["calibration"]:
+        blocks.append(make_table(CALIBRATION, list_calibration(result)))
+        blocks.append(make_text(f"Estimated precision of what is kept: {tell_share(result['estimated_precision'])}."))
+        blocks.append(make_text(f"Known right pairs that are kept: {tell_share(result['estimated_recall'])}."))
+    blocks.append(make_table(["rule", "definition"], list(result["rules"].items())))
+    page.add(result["lang_pair"], *blocks)

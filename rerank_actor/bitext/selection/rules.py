@@ -80,19 +80,19 @@ class SelectionRules:
         """Return each rule that is in force in words, in the order in which they apply."""
         others = f"the {self.neighbors} best other candidates" if self.neighbors else "all other candidates"
         combined = COMBINED[self.combine, self.space] if self.direction == "both" else f"{self.direction}, {self.space}"
-        told = {"score": combined}
+        rules = {"score": combined}
         if self.deduplicate != "none":
-            told["duplicates"] = "pairs of the same two texts are one, the best-scored stays"
+            rules["duplicates"] = "pairs of the same two texts are one, the best-scored stays"
         if self.deduplicate == "normalized":
-            told["normalized"] = "so are pairs whose texts differ in NFKC form, case, space or punctuation alone"
-        told["margin"] = f"combined log-odds minus the mean, over both sides, of those of {others}"
-        told["ratio margin"] = f"cosine over the mean, over both sides, of its {self.neighbors or 'all'} best cosines"
+            rules["normalized"] = "so are pairs whose texts differ in NFKC form, case, space or punctuation alone"
+        rules["margin"] = f"combined log-odds minus the mean, over both sides, of those of {others}"
+        rules["ratio margin"] = f"cosine over the mean, over both sides, of its {self.neighbors or 'all'} best cosines"
         for name in ("threshold", "forward_threshold", "backward_threshold", "margin", "ratio_margin"):
             value = getattr(self, name)
             if value is not None:
-                told[f"--{name.replace('_', '-')}"] = f"at least {value:.6g}"
-        told["mode"] = f"{MODES[self.mode]}, by {self.rank_by}; ties by a hash of both texts"
-        return told
+                rules[f"--{name.replace('_', '-')}"] = f"at least {value:.6g}"
+        rules["mode"] = f"{MODES[self.mode]}, by {self.rank_by}; ties by a hash of both texts"
+        return rules
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rules as JSON values."""

@@ -118,7 +118,7 @@ def _add_records(facts: Facts) -> None:
                 examples = facts.error_units.setdefault(reason, [])
                 if len(examples) < EXAMPLES:
                     examples.append(record["unit"])
-        slowest = heapq.nlargest(SLOWEST_UNITS, slowest, key=lambda one: one[0])
+        slowest = heapq.nlargest(SLOWEST_UNITS, slowest, key=lambda entry: entry[0])
         finished.append(plain["finished_at"].fill_null(0.0).to_numpy())
         pairs.append(plain["pairs"].fill_null(0).to_numpy())
         for name in NAMES:

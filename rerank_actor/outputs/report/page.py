@@ -120,14 +120,14 @@ def _compare_estimate(facts: Facts) -> str:
     scored = [run for run in facts.runs if run.get("scoring_seconds") and run.get("tokens")]
     actor_seconds = sum(float(run["scoring_seconds"]) * (count_actors(run) or 1) for run in scored)
     speed = sum(int(run["tokens"]) for run in scored) / actor_seconds if actor_seconds else None
-    found: dict[str, tuple[Any, float | None]] = {
+    figures: dict[str, tuple[Any, float | None]] = {
         "prompt tokens": (planned.get("tokens"), float(facts.totals.tokens)),
         "tokens a second of an actor": (planned.get("tokens_per_second"), speed),
         "wall hours": (planned.get("wall_hours"), scoring / 3600 if scoring else None),
         "GPU hours": (planned.get("gpu_hours"), facts.gpu_hours),
         "cost in dollars": (planned.get("cost"), facts.cost),
     }
-    for name, (wanted, measured) in found.items():
+    for name, (wanted, measured) in figures.items():
         if not isinstance(wanted, int | float):
             continue
         ratio = f"{measured / wanted:.2f} x" if measured is not None and wanted else "-"
@@ -162,8 +162,8 @@ def _add_distributions(page: Page, facts: Facts, rows: Rows) -> None:
         return
 
     def draw(name: str) -> str:
-        def find(place: float) -> float:
-            edge = find_edge(name, place)
+        def find(number: float) -> float:
+            edge = find_edge(name, number)
             return edge if name in ("score", "logit") else round(edge)
 
         return make_histogram({name: histograms.to_shares(name)}, find_edge=find)
@@ -183,9 +183,9 @@ def _show_quantiles(histograms: ScoreHistograms) -> str:
     names = {"score": "score", "logit": "logit", "token": "prompt tokens"}
     columns = [histograms.find_quantiles(name, list(QUANTILES.values())) for name in names]
     rows: list[list[object]] = []
-    for place, label in enumerate(QUANTILES):
+    for index, label in enumerate(QUANTILES):
         score, logit, tokens = ([] if column is None else column for column in columns)
-        rows.append([label, f"{score[place]:.3f}", f"{logit[place]:.2f}", f"{tokens[place]:,.0f}"])
+        rows.append([label, f"{score[index]:.3f}", f"{logit[index]:.2f}", f"{tokens[index]:,.0f}"])
     means = [histograms.estimate_mean(name) or 0.0 for name in names]
     rows.append(["mean", f"{means[0]:.3f}", f"{means[1]:.2f}", f"{means[2]:,.0f}"])
     words = (
@@ -220,12 +220,12 @@ def _add_errors(page: Page, facts: Facts, rows: Rows) -> None:
                 ["unit", "rows", "attempts", "reason"],
                 [
                     [
-                        str(one["unit"]),
-                        f"{one['row_start']:,} to {one['row_start'] + one['num_rows']:,} of {one['shard']}",
-                        int(one["attempts"]),
-                        str(one["error"]),
+                        str(unit["unit"]),
+                        f"{unit['row_start']:,} to {unit['row_start'] + unit['num_rows']:,} of {unit['shard']}",
+                        int(unit["attempts"]),
+                        str(unit["error"]),
                     ]
-                    for one in facts.status.failed[:SHOWN_FAILURES]
+                    for unit in facts.status.failed[:SHOWN_FAILURES]
                 ],
             ),
         )
@@ -235,15 +235,15 @@ def _format_percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.3g} %" if whole else "-"
 
 
-def _name_examples(found: Sequence[Mapping[str, Any]]) -> str:
-    return "; ".join(_name_row(one) for one in found) or "-"
+def _name_examples(examples: Sequence[Mapping[str, Any]]) -> str:
+    return "; ".join(_name_row(example) for example in examples) or "-"
 
 
 def _name_row(row: Mapping[str, Any]) -> str:
     shard = str(row["shard"]).rpartition("/")[2]
-    place = f", document {row['place']:,}" if row["place"] else ""
+    document = f", document {row['place']:,}" if row["place"] else ""
     ids = [f"{name} {value}" for name, value in row.items() if name not in _ROW_KEYS and value]
-    return f"{shard} row {row['row']:,}{place}" + (f" ({', '.join(ids)})" if ids else "")
+    return f"{shard} row {row['row']:,}{document}" + (f" ({', '.join(ids)})" if ids else "")
 
 
 _ROW_KEYS = frozenset({"shard", "row", "place", "unit", "score", "logit", "num_tokens"})
@@ -251,15 +251,15 @@ _ROW_KEYS = frozenset({"shard", "row", "place", "unit", "score", "logit", "num_t
 
 def _show_scored(rows: Rows) -> str:
     header = ["score", "logit", "tokens", "row", *rows.columns]
-    found = []
+    lines = []
     for row in rows.scored:
         shard = str(row["shard"]).rpartition("/")[2]
-        place = f" ({row['place']:,})" if row["place"] else ""
+        document = f" ({row['place']:,})" if row["place"] else ""
         ids = [str(row.get(name, "")) for name in rows.columns]
-        found.append(
-            [f"{row['score']:.4f}", f"{row['logit']:.3f}", row["num_tokens"], f"{shard} {row['row']:,}{place}", *ids]
+        lines.append(
+            [f"{row['score']:.4f}", f"{row['logit']:.3f}", row["num_tokens"], f"{shard} {row['row']:,}{document}", *ids]
         )
-    return make_text("From a few parts; rows count from 0 in their shard.") + make_table(header, found)
+    return make_text("From a few parts; rows count from 0 in their shard.") + make_table(header, lines)
 
 
 def _add_runs(page: Page, facts: Facts) -> None:
@@ -268,9 +268,9 @@ def _add_runs(page: Page, facts: Facts) -> None:
         page.add("Runs", make_text("No run has left figures yet; they come once a minute and at the end of a run."))
         return
     table = []
-    for place, run in enumerate(runs):
+    for index, run in enumerate(runs):
         status = str(run.get("status", ""))
-        if status == "running" and (place < len(runs) - 1 or facts.status.state != "running"):
+        if status == "running" and (index < len(runs) - 1 or facts.status.state != "running"):
             status = "killed"  # it never came to say how it ended
         gpu_hours = float(run["gpu_seconds"]) / 3600 if run.get("gpu_seconds") else None
         cost = gpu_hours * facts.price.dollars if gpu_hours is not None and facts.price is not None else None
@@ -304,7 +304,7 @@ def _add_runs(page: Page, facts: Facts) -> None:
     faults = facts.manifest.get("faults") or {}
     if faults:
         named = {str(kind).replace("_", " "): int(count) for kind, count in faults.items()}
-        page.add("Faults survived", make_bars(dict(sorted(named.items(), key=lambda one: -one[1]))))
+        page.add("Faults survived", make_bars(dict(sorted(named.items(), key=lambda item: -item[1]))))
     tried = facts.totals.units_by_attempts
     if set(tried) - {1}:
         named = {f"{count} attempt{'s' if count > 1 else ''}": units for count, units in sorted(tried.items())}
@@ -339,11 +339,11 @@ def _list_settings(facts: Facts) -> list[list[str]]:
     manifest = facts.manifest
     model, job = manifest.get("model") or {}, manifest.get("job") or {}
     engines = manifest.get("engines") or []
-    kinds = sorted({f"{one.get('engine')} {one.get('version')} {one.get('dtype')}" for one in engines})
-    starts = sorted(float(one["start_seconds"]) for one in engines if one.get("start_seconds") is not None)
-    differences = [float(one["max_difference"]) for one in engines if one.get("max_difference") is not None]
+    kinds = sorted({f"{engine.get('engine')} {engine.get('version')} {engine.get('dtype')}" for engine in engines})
+    starts = sorted(float(engine["start_seconds"]) for engine in engines if engine.get("start_seconds") is not None)
+    differences = [float(engine["max_difference"]) for engine in engines if engine.get("max_difference") is not None]
     price = facts.price
-    found = {
+    settings = {
         "output": facts.output.uri,
         "input": ", ".join(map(str, job.get("input") or [])),
         "model": " ".join(str(model[name]) for name in ("name", "revision") if model.get(name)),
@@ -365,7 +365,7 @@ def _list_settings(facts: Facts) -> list[list[str]]:
         "fingerprint": str(manifest.get("fingerprint") or ""),
         "versions": ", ".join(f"{name} {version}" for name, version in (manifest.get("versions") or {}).items()),
     }
-    return [[name, value] for name, value in found.items() if value]
+    return [[name, value] for name, value in settings.items() if value]
 
 
 def _format_time(seconds: float) -> str:

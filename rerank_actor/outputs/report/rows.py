@@ -92,8 +92,8 @@ def _may_be_id(kind: pa.DataType) -> bool:
 
 def _spread(units: Sequence[Unit], number: int) -> list[Unit]:
     """Return some units, evenly from first to last."""
-    places = np.unique(np.linspace(0, len(units) - 1, min(number, len(units))).round().astype(int))
-    return [units[place] for place in places]
+    positions = np.unique(np.linspace(0, len(units) - 1, min(number, len(units))).round().astype(int))
+    return [units[position] for position in positions]
 
 
 def _read_parts(facts: Facts, units: Iterable[Unit], texts: Container[str]) -> Iterator[tuple[Unit, pa.Table]]:
@@ -114,34 +114,34 @@ def _explode(table: pa.Table, name: str) -> tuple[pa.Array, np.ndarray, np.ndarr
     if isinstance(column, pa.ChunkedArray):  # of no rows
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     if not pa.types.is_list(column.type):
-        places = np.arange(len(column))
-        return column, places, np.zeros(len(column), np.int64)
+        rows = np.arange(len(column))
+        return column, rows, np.zeros(len(column), np.int64)
     parents = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
     firsts = np.searchsorted(parents, parents)
     return pc.list_flatten(column), parents, np.arange(len(parents)) - firsts
 
 
-def _name_row(unit: Unit, table: pa.Table, row: int, place: int) -> dict[str, Any]:
+def _name_row(unit: Unit, table: pa.Table, row: int, position: int) -> dict[str, Any]:
     """Return where a row is, and its ids, shortened."""
-    named: dict[str, Any] = {"shard": unit.uri, "row": unit.row_start + row, "place": place, "unit": unit.name}
+    named: dict[str, Any] = {"shard": unit.uri, "row": unit.row_start + row, "place": position, "unit": unit.name}
     for name in _list_others(table):
         value = table[name][row].as_py()
         if isinstance(value, list):  # one for each document of the row
-            value = value[place] if place < len(value) else None
+            value = value[position] if position < len(value) else None
         text = "" if value is None else str(value)
         named[name] = text if len(text) <= ID_LENGTH else text[: ID_LENGTH - 1] + "…"
     return named
 
 
 def _pick_scored(unit: Unit, table: pa.Table) -> list[dict[str, Any]]:
-    logits, parents, places = _explode(table, "logit")
+    logits, parents, positions = _explode(table, "logit")
     scores, tokens = _explode(table, "score")[0], _explode(table, "num_tokens")[0]
     values = logits.to_numpy(zero_copy_only=False).astype(np.float64)
     scored = np.flatnonzero(np.isfinite(values))
     order = scored[np.argsort(-values[scored], kind="stable")]
     picked = []
     for at in _thin(order.tolist()):
-        row = _name_row(unit, table, int(parents[at]), int(places[at]))
+        row = _name_row(unit, table, int(parents[at]), int(positions[at]))
         picked.append(
             row | {"score": scores[at].as_py(), "logit": logits[at].as_py(), "num_tokens": tokens[at].as_py()}
         )
@@ -157,9 +157,9 @@ def _thin(ordered: list[Any]) -> list[Any]:
 
 
 def _pick_errors(unit: Unit, table: pa.Table, left: dict[str, int]) -> Iterator[tuple[str, dict[str, Any]]]:
-    errors, parents, places = _explode(table, "error")
+    errors, parents, positions = _explode(table, "error")
     for at in np.flatnonzero(errors.is_valid().to_numpy(zero_copy_only=False)):
         reason = find_reason(str(errors[at].as_py()))  # which is how the records count them
         if left.get(reason, 0) > 0:
             left[reason] -= 1
-            yield reason, _name_row(unit, table, int(parents[at]), int(places[at]))
+            yield reason, _name_row(unit, table, int(parents[at]), int(positions[at]))
