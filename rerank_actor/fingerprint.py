@@ -16,7 +16,7 @@ def hash_fingerprint(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:32]
 
 
-def find_differing(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def list_differing(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the names of settings that are not the same in both, in order."""
     return sorted(name for name in {*earlier, *now} if earlier.get(name) != now.get(name))
 
@@ -34,7 +34,7 @@ def refuse_other_rules(uri: str, holds: str, cure: str, earlier: Mapping[str, An
     Raises:
         OutputConflictError: they differ; says in what.
     """
-    differing = find_differing(earlier, now)
+    differing = list_differing(earlier, now)
     if differing:
         shown = "; ".join(_tell_difference(name, earlier.get(name), now.get(name)) for name in differing)
         raise OutputConflictError(

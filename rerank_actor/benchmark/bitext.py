@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rerank_actor.benchmark.fake_run import find_steady
-from rerank_actor.benchmark.meter import find_peaks
+from rerank_actor.benchmark.meter import measure_peaks
 
 PARTITIONS = ("deu-eng", "fra-eng")
 FILES = 4  # of a partition
@@ -49,7 +49,7 @@ def measure_bitext(folder: Path, model: Path, rows: int) -> dict[str, Any]:
         },
     ).normalized()
     started = time.time()
-    peaks, results = find_peaks(lambda: score_bitext(job))
+    peaks, results = measure_peaks(lambda: score_bitext(job))
     seconds = time.time() - started
     if any(result.status != "complete" for result in results.values()):
         raise RuntimeError("the job is not complete")

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_actor.benchmark.fake_run import run_fake_job
-from rerank_actor.benchmark.meter import find_peaks
+from rerank_actor.benchmark.meter import measure_peaks
 
 JOINED_PAIRS = 100_000
 NUM_QUERIES = 1_000
@@ -69,7 +69,7 @@ def measure_dedupe(folder: Path, model: Path, rows: int) -> dict[str, Any]:
 
 def _run(folder: Path, model: Path, **settings: Any) -> tuple[dict[str, int], dict[str, Any], float]:
     started = time.monotonic()
-    peaks, _ = find_peaks(lambda: run_fake_job(folder, model, {}, **settings))
+    peaks, _ = measure_peaks(lambda: run_fake_job(folder, model, {}, **settings))
     manifest = json.loads((folder / "output/_job/manifest.json").read_text())
     return peaks, manifest, round(time.monotonic() - started, 1)
 

@@ -35,7 +35,7 @@ def read_usage(root: psutil.Process) -> Usage:
     return Usage(cpu, memory)
 
 
-def find_peaks(run: Callable[[], Any]) -> tuple[dict[str, int], Any]:
+def measure_peaks(run: Callable[[], Any]) -> tuple[dict[str, int], Any]:
     """Call a function and return the peak memory of this process, of one Ray worker and of all together, and its result."""
     root = psutil.Process()
     peaks = {"driver_mib": 0.0, "largest_worker_mib": 0.0}

@@ -144,12 +144,12 @@ def run_rounds(
                 worker.close()
     return {
         "rounds": rounds,
-        "medians": {name: _find_medians(figures) for name, figures in rounds.items()},
+        "medians": {name: _compute_medians(figures) for name, figures in rounds.items()},
         "left_out": left_out,
     }
 
 
-def _find_medians(rounds: list[dict[str, Any]]) -> dict[str, float | None]:
+def _compute_medians(rounds: list[dict[str, Any]]) -> dict[str, float | None]:
     medians: dict[str, float | None] = {}
     for figure in FIGURES:
         values = [figures[figure] for figures in rounds if figures[figure] is not None]
@@ -157,7 +157,7 @@ def _find_medians(rounds: list[dict[str, Any]]) -> dict[str, float | None]:
     return medians
 
 
-def find_ratios(result: dict[str, Any], base: str, figure: str) -> dict[str, float]:
+def compute_ratios(result: dict[str, Any], base: str, figure: str) -> dict[str, float]:
     """Return the medians over rounds of base's figure by each other contender's in the same round."""
     rounds = result["rounds"]
     return {

@@ -22,7 +22,7 @@ from rerank_actor.benchmark.bitext import measure_bitext
 from rerank_actor.benchmark.fake_run import run_fake_job
 from rerank_actor.benchmark.layouts import measure_dedupe, measure_join
 from rerank_actor.benchmark.many_units import measure_resume, measure_schedule
-from rerank_actor.benchmark.meter import Meter, find_peaks
+from rerank_actor.benchmark.meter import Meter, measure_peaks
 from rerank_actor.benchmark.weights import SHAPES, make_tokenizer, write_weights
 from rerank_actor.benchmark.workload import make_workload
 
@@ -88,7 +88,7 @@ def measure_scale(folder: Path, say: Callable[[str], None], wanted: dict[str, li
 def measure_memory(folder: Path, model: Path, rows: int) -> dict[str, Any]:
     """Run a job of so many rows and return the peak memory of its driver, of one worker and of all together."""
     _write_rows(folder, rows)
-    peaks, figures = find_peaks(lambda: run_fake_job(folder, model, {}, unit_rows=4096))
+    peaks, figures = measure_peaks(lambda: run_fake_job(folder, model, {}, unit_rows=4096))
     return {**peaks, **figures}
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from rerank_actor.benchmark.contender import Setting, make_encoder
-from rerank_actor.benchmark.rounds import Entry, describe_machine, find_ratios, run_rounds
+from rerank_actor.benchmark.rounds import Entry, compute_ratios, describe_machine, run_rounds
 from rerank_actor.benchmark.weights import SHAPES, Shape, make_tokenizer, write_weights
-from rerank_actor.benchmark.workload import find_possible_share, make_workload, write_shards
+from rerank_actor.benchmark.workload import compute_possible_share, make_workload, write_shards
 
 MAX_LENGTH = 4096
 NUM_UNITS = 16  # of the job; each must last some seconds, as in a job of many millions of pairs
@@ -192,14 +192,14 @@ def run_suite(
                 "workload": name,
                 "dtype": suite.dtype,
                 "tokens_per_pair": float(prompts.num_tokens.mean()),
-                "possible_cached_share": find_possible_share(workload, encoder),
+                "possible_cached_share": compute_possible_share(workload, encoder),
                 **figures,
             }
             if gpu is not None:
                 _add_utilization(entry, SHAPES[shape], prompts.num_tokens, gpu.peak)
             base = "engine" if suite.knobs else "job"
             if base in figures["rounds"]:
-                entry[f"{base}_by_others"] = {figure: find_ratios(figures, base, figure) for figure in RATIOS}
+                entry[f"{base}_by_others"] = {figure: compute_ratios(figures, base, figure) for figure in RATIOS}
             result["measured"].append(entry)
             result["seconds"] = round(time.monotonic() - started, 1)
             keep(result)

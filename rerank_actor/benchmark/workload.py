@@ -91,7 +91,7 @@ def write_shards(workload: Workload, folder: Path) -> None:
         pq.write_table(table.slice(number * size, size), folder / f"pairs-{number}.parquet")
 
 
-def find_possible_share(workload: Workload, encoder: PairEncoder) -> float:
+def compute_possible_share(workload: Workload, encoder: PairEncoder) -> float:
     """Return the share of prompt tokens that some earlier prompt had at its start too: what a cache could save at most."""
     prompts = encoder.encode(workload.queries, workload.documents)
     _, first = np.unique(prompts.group, return_index=True)

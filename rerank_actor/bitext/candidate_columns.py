@@ -65,7 +65,7 @@ def name_columns(batch: Batch, source: Source, job: BitextJob) -> Candidates:
     uri = source.file.uri
     table, not_unicode = batch.to_table()
     faults = {**dict.fromkeys(not_unicode, NOT_UNICODE), **batch.faults}
-    roles = _find_roles(batch.names, uri, job)
+    roles = _assign_roles(batch.names, uri, job)
     columns: dict[str, Any] = {}
     for role, name in roles.items():
         is_there = name in table.column_names
@@ -77,7 +77,7 @@ def name_columns(batch: Batch, source: Source, job: BitextJob) -> Candidates:
     return Candidates(pa.table(columns), batch.numbers, faults)
 
 
-def _find_roles(names: Sequence[str], uri: str, job: BitextJob) -> dict[str, str]:
+def _assign_roles(names: Sequence[str], uri: str, job: BitextJob) -> dict[str, str]:
     """Return which column of a file is what of a candidate.
 
     Raises:

@@ -23,7 +23,7 @@ from rerank_actor.bitext.ingest import split_candidates
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.languages import LanguagePair
 from rerank_actor.bitext.readers import read_candidate_batches
-from rerank_actor.bitext.sources import Source, choose_partitions, choose_sources, find_sources
+from rerank_actor.bitext.sources import Source, choose_partitions, choose_sources, list_sources
 from rerank_actor.engines.model import RerankerModel, load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.errors import InputError
@@ -32,7 +32,7 @@ from rerank_actor.inputs.directions import Directions
 from rerank_actor.inputs.formats import split_name
 from rerank_actor.inputs.plan import share_out
 from rerank_actor.inputs.text import decompress
-from rerank_actor.outputs.folder import Output, find_pending
+from rerank_actor.outputs.folder import Output, list_pending
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.scoring.budget import Budget, ModelSize, count_budget, print_budget, read_model_size
 from rerank_actor.scoring.estimate import Estimate, count_shared, find_rate, print_estimate
@@ -121,7 +121,7 @@ def estimate_bitext(job: BitextJob, reporter: Reporter | None = None) -> BitextE
     model = load_reranker_model(job.model_name, job.revision, trust_remote_code=job.trust_remote_code)
     job = fit_max_length(job, model, reporter)
     groups: dict[str | None, list[Source]] = defaultdict(list)
-    for source in choose_sources(find_sources(job), job.partitions):
+    for source in choose_sources(list_sources(job), job.partitions):
         groups[source.pair.name if source.pair is not None else None].append(source)
     settings = make_encoder_settings(job, model, "")  # each direction has an instruction of its own
     encoder = PairEncoder(load_tokenizer_json(model), **settings)
@@ -193,7 +193,7 @@ def _estimate_partition(samples: list[_Sample], job: BitextJob, encoder: PairEnc
     pair = samples[0].pair
     texts = [couple for sample in samples for couple in sample.texts]
     prompts = encoder.encode(
-        *_find_directions(job, pair).turn(*([couple[side] for couple in texts] for side in (0, 1)))
+        *_list_directions(job, pair).turn(*([couple[side] for couple in texts] for side in (0, 1)))
     )
     scorable = prompts.scorable
     num_tokens = prompts.num_tokens[scorable]
@@ -213,7 +213,7 @@ def _estimate_partition(samples: list[_Sample], job: BitextJob, encoder: PairEnc
     )
 
 
-def _find_directions(job: BitextJob, pair: LanguagePair) -> Directions:
+def _list_directions(job: BitextJob, pair: LanguagePair) -> Directions:
     """Return the directions in which a language pair will be scored."""
     return job.to_scoring(pair, job.input[0], storage.join_uri(job.output, pair.folder)).directions()
 
@@ -223,7 +223,7 @@ def _count_committed(job: BitextJob, pair: LanguagePair) -> int:
     stored = None if job.overwrite else output.load_plan()
     if stored is None:
         return 0
-    return stored[0].num_rows - sum(unit.num_rows for unit in find_pending(stored[0], output.list_parts()))
+    return stored[0].num_rows - sum(unit.num_rows for unit in list_pending(stored[0], output.list_parts()))
 
 
 def _count_all(

@@ -75,7 +75,7 @@ class CandidateFilters:
         return asdict(self)
 
 
-def find_reasons(source: pa.Array, target: pa.Array, pair: LanguagePair, rules: CandidateFilters) -> pa.Array:
+def compute_reasons(source: pa.Array, target: pa.Array, pair: LanguagePair, rules: CandidateFilters) -> pa.Array:
     """Return why each pair is dropped, null where it is not: string [num_pairs], the first reason that holds.
 
     Args:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.bitext.candidate_columns import NOT_A_NUMBER, TEXT, Candidates
-from rerank_actor.bitext.filters import EMPTY_SOURCE, EMPTY_TARGET, CandidateFilters, find_reasons
+from rerank_actor.bitext.filters import EMPTY_SOURCE, EMPTY_TARGET, CandidateFilters, compute_reasons
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.languages import LanguagePair, make_pair
 from rerank_actor.bitext.readers import read_candidate_batches
@@ -173,7 +173,7 @@ def split_candidates(
         chosen_faults = faults if rows is None else faults.take(rows)
         names = [name for name in chosen.column_names if name not in ("source_language", "target_language")]
         texts = [chosen[name].combine_chunks() for name in ("source", "target")]
-        reasons = pc.coalesce(chosen_faults, find_reasons(texts[0], texts[1], pair, rules))
+        reasons = pc.coalesce(chosen_faults, compute_reasons(texts[0], texts[1], pair, rules))
         yield pair, chosen.select(names).append_column(REASON_COLUMN, reasons)
 
 

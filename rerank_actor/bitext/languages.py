@@ -101,10 +101,10 @@ def find_language(code: str, names: Mapping[str, str]) -> Language | None:
         return Language(code, given, (script.title(),) if script else ()) if given else None
     alpha_3 = str(known.alpha_3)
     name = given or _NAMES.get(alpha_3) or re.sub(r"\s*\(.*?\)", "", str(getattr(known, "common_name", known.name)))
-    return Language(code, name, (script.title(),) if script else _find_scripts(alpha_3))
+    return Language(code, name, (script.title(),) if script else _list_scripts(alpha_3))
 
 
-def _find_scripts(alpha_3: str) -> tuple[str, ...]:
+def _list_scripts(alpha_3: str) -> tuple[str, ...]:
     if alpha_3 in _SEVERAL.split():
         return ()
     return tuple(script for script, codes in _WRITTEN_IN.items() if alpha_3 in codes.split()) or ("Latn",)

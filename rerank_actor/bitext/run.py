@@ -20,7 +20,7 @@ from rerank_actor import storage
 from rerank_actor.bitext.ingest import TOLD, ReadSpec, name_record, read_candidates
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob, DirectedJob, name_known
 from rerank_actor.bitext.languages import LanguagePair, parse_pair
-from rerank_actor.bitext.sources import Source, choose_partitions, choose_sources, find_sources
+from rerank_actor.bitext.sources import Source, choose_partitions, choose_sources, list_sources
 from rerank_actor.errors import InputError, OutputConflictError, StorageError
 from rerank_actor.outputs.folder import Output
 from rerank_actor.progress import QuietReporter, Reporter
@@ -59,7 +59,7 @@ def score_bitext(
     folder = storage.join_uri(job.output, "_candidates")
     if job.overwrite:
         storage.delete_folder(folder)
-    sources = choose_sources(find_sources(job), job.partitions)
+    sources = choose_sources(list_sources(job), job.partitions)
     rows: Counter[str] = Counter()
     for record in _read_sources(sources, job, folder, reporter):
         rows.update({name: partition["rows"] for name, partition in record["partitions"].items()})

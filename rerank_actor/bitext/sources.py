@@ -54,7 +54,7 @@ class Source:
         return [file for file in (self.file, self.twin) if file is not None]
 
 
-def find_sources(job: BitextJob) -> list[Source]:
+def list_sources(job: BitextJob) -> list[Source]:
     """Return the job's files, each once, those of left-out partitions not among them.
 
     Raises:

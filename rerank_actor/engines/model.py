@@ -99,7 +99,7 @@ def _fetch_from_s3(uri: str, *, weights: bool, code: bool) -> Path:
     if not objects:
         raise ModelError(f"{uri}: no such model folder; check --model", model=uri)
     listing = json.dumps([item.identity for item in objects] + [weights, *["code"] * code])
-    target = storage.find_cache("models") / hashlib.sha256(listing.encode()).hexdigest()[:24]
+    target = storage.choose_cache("models") / hashlib.sha256(listing.encode()).hexdigest()[:24]
     if not target.is_dir():
         temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
         temporary.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def load_reranker_model(name: str, revision: str | None = None, *, trust_remote_
         _refuse_code(name, folder, config)
     architecture = str((config.get("architectures") or [config.get("model_type", "none")])[0])
     kind, template = _classify(name, architecture, config)
-    yes_id, no_id = _find_answer_tokens(folder, name) if kind == "yes_no" else (-1, -1)
+    yes_id, no_id = _load_answer_tokens(folder, name) if kind == "yes_no" else (-1, -1)
     commit = folder.name if folder.parent.name == "snapshots" else None
     _refuse_pickled_weights(name, _list_files(name, commit, folder))
     return RerankerModel(
@@ -272,7 +272,7 @@ def _classify(
     )
 
 
-def _find_answer_tokens(folder: Path, name: str) -> tuple[int, int]:
+def _load_answer_tokens(folder: Path, name: str) -> tuple[int, int]:
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the tokenizers library raises bare Exception

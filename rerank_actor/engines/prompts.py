@@ -109,7 +109,7 @@ class Prompts:
         """Return the prompts of pairs of which these are the different ones, in order of first sight.
 
         Args:
-            original: int32 [num_pairs], position of the first pair that is the same, as `find_originals` gives it.
+            original: int32 [num_pairs], position of the first pair that is the same, as `compute_originals` gives it.
         """
         is_own = original == np.arange(len(original))
         own = np.cumsum(is_own)[original] - 1

@@ -35,7 +35,7 @@ class TextEncoder:
     def __init__(self, tokenizer: Tokenizer, *, is_plain: bool) -> None:
         self._tokenizer = tokenizer
         self._fast = _make_tiktoken(tokenizer) if is_plain else None
-        self._is_unusual = _find_unusual_characters().search
+        self._is_unusual = _make_unusual_pattern().search
 
     @property
     def is_fast(self) -> bool:
@@ -66,7 +66,7 @@ class TextEncoder:
 
 
 @functools.cache
-def _find_unusual_characters() -> re.Pattern[str]:
+def _make_unusual_pattern() -> re.Pattern[str]:
     """Return a pattern of the characters that are not, with one category, in Unicode from 3.2 to Python's version.
 
     What was a letter in 2002 and is one today is a letter in any tables that a tokenizer was built with.

@@ -63,7 +63,7 @@ def read_parquet(
         names = file.schema_arrow.names
         kept = choose_columns(names, keep, drop)
         columns = list(dict.fromkeys([*kept, *(name for name in text_columns if name in names)]))
-        groups, skip = _find_groups(file.metadata, unit)
+        groups, skip = _list_groups(file.metadata, unit)
         if any(file.metadata.row_group(group).total_byte_size > group_bytes for group in groups):
             batches = file.iter_batches(batch_size=PIECE_ROWS, row_groups=groups, columns=columns)
             schema = pa.schema([file.schema_arrow.field(name) for name in columns])
@@ -73,7 +73,7 @@ def read_parquet(
     return make_rows(table, kept, text_columns)
 
 
-def _find_groups(metadata: pq.FileMetaData, unit: Unit) -> tuple[list[int], int]:
+def _list_groups(metadata: pq.FileMetaData, unit: Unit) -> tuple[list[int], int]:
     """Return the row groups that hold a unit's rows, and how many rows of the first come before them."""
     groups: list[int] = []
     skip = first = 0
@@ -98,7 +98,7 @@ def scan_arrow(uri: str, size: int, etag: str) -> ShardLayout:
         blocks: list[Block] = []
         row = 0
         if is_file:
-            narrow = pa.ipc.IpcReadOptions(included_fields=[_find_narrowest(schema)] if len(schema) else [])
+            narrow = pa.ipc.IpcReadOptions(included_fields=[_choose_narrowest(schema)] if len(schema) else [])
             file = pa.ipc.open_file(source, options=narrow)
             lengths = [file.get_batch(index).num_rows for index in range(file.num_record_batches)]
             for index, length in enumerate(lengths):
@@ -163,7 +163,7 @@ def _has_dictionary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_dictionary(kind)) or any(_has_dictionary(child) for child in children)
 
 
-def _find_narrowest(schema: pa.Schema) -> int:
+def _choose_narrowest(schema: pa.Schema) -> int:
     """Return a column that is cheap to read, of which the number of rows is all that is wanted."""
     widths = [field.type.bit_width if pa.types.is_primitive(field.type) else 10**6 for field in schema]
     return min(range(len(widths)), key=widths.__getitem__)

@@ -49,7 +49,7 @@ def name_column(direction: str, value: str) -> str:
     return f"{direction}_{value}"
 
 
-def find_directions(names: list[str]) -> tuple[str, ...]:
+def list_directions(names: list[str]) -> tuple[str, ...]:
     """Return the directions that a part with these columns was scored in, none where it was not scored so."""
     return tuple(
         name for name in (FORWARD, BACKWARD) if all(name_column(name, value) in names for value in DIRECTED_VALUES)

@@ -31,7 +31,7 @@ class TextLookup:
     role: Role
     store: StoreSpec
 
-    def find_texts(self, ids: Sequence[Any]) -> tuple[list[str | None], dict[int, str]]:
+    def load_texts(self, ids: Sequence[Any]) -> tuple[list[str | None], dict[int, str]]:
         """Return the text of each id, and why there is none, by position; a null text is the encoder's to judge.
 
         Raises:
@@ -67,7 +67,7 @@ class ScoreLookup:
     kind: Literal["reused", "shared"]
     store: StoreSpec
 
-    def find_logits(self, keys: Sequence[str | None]) -> np.ndarray:
+    def load_logits(self, keys: Sequence[str | None]) -> np.ndarray:
         """Return the logit of each pair, NaN where it is not known: float32 [num_pairs].
 
         Raises:

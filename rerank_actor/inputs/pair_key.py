@@ -52,7 +52,9 @@ def _update(digest: Any, text: str) -> None:
     digest.update(data)
 
 
-def find_originals(queries: Sequence[Any], documents: Sequence[Any], instructions: Sequence[Any] | None) -> np.ndarray:
+def compute_originals(
+    queries: Sequence[Any], documents: Sequence[Any], instructions: Sequence[Any] | None
+) -> np.ndarray:
     """Return for each pair the position of the first that is the same: int32 [num_pairs].
 
     A pair with anything but text is the same as no other.

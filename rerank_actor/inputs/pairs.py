@@ -152,7 +152,7 @@ def make_pairs(rows: Rows, spec: TextSpec) -> Pairs:
     if spec.query_template:
         template = parse_template(spec.query_template)
         queries = [template.fill(lambda name, at=row: rows.texts.get(name, nothing)[at]) for row in range(count)]  # type: ignore[misc]
-    instructions = _find_instructions(rows, spec, row_errors)
+    instructions = _list_instructions(rows, spec, row_errors)
     if spec.document_column not in rows.list_columns:
         documents = [_write_document(spec, rows, row, texts[row]) for row in range(count)]
         table = rows.table
@@ -184,7 +184,7 @@ def make_pairs(rows: Rows, spec: TextSpec) -> Pairs:
     )
 
 
-def _find_instructions(rows: Rows, spec: TextSpec, row_errors: list[str | None]) -> list[Any] | None:
+def _list_instructions(rows: Rows, spec: TextSpec, row_errors: list[str | None]) -> list[Any] | None:
     """Return an instruction for each row, None for the job's own; what is not in the map is a fault of its row."""
     if spec.instruction_column is not None:
         return rows.texts.get(spec.instruction_column)

@@ -187,7 +187,7 @@ def make_plan(
         if (shard.uri in present and not _differs(present[shard.uri], shard))
         or any(unit.part_name in committed for unit in shard.units())
     }
-    changed = _find_changed(spec, objects, known)
+    changed = _list_changed(spec, objects, known)
     to_scan = [
         item for item in objects if item.uri not in known or item.uri in changed or known[item.uri].error is not None
     ]
@@ -227,7 +227,7 @@ def make_plan(
     return plan, PlanChange(vanished, stale)
 
 
-def _find_changed(spec: InputSpec, objects: list[storage.StoredObject], known: dict[str, Shard]) -> list[str]:
+def _list_changed(spec: InputSpec, objects: list[storage.StoredObject], known: dict[str, Shard]) -> list[str]:
     """Return known shards that are not what they were when planned, where the job allows that."""
     changed = [
         item.uri

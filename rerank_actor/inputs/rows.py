@@ -162,7 +162,7 @@ def add_location(reason: str, uri: str, line: int) -> str:
     return f"{reason} ({uri}, line {line})"
 
 
-def find_reason(error: str) -> str:
+def strip_location(error: str) -> str:
     """Return a row's error without its place, so that errors can be counted by reason."""
     position = _PLACE.search(error)
     return error[: position.start()] if position and position.end() == len(error) else error

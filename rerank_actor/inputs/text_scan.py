@@ -167,7 +167,7 @@ def _join(stretch: _Stretch, following: _Stretch) -> None:
 
 def _scan_data(scan: LineScan, data: bytes, position: int, expected: dict[str, pa.DataType]) -> _Stretch:
     """Scan some whole lines that begin at byte `position`."""
-    starts, stops, numbers, num_lines = _find_rows(data, scan.file.kind)
+    starts, stops, numbers, num_lines = _locate_rows(data, scan.file.kind)
     stretch = _Stretch(num_lines)
     pairs = np.ones(len(starts), np.int64)
     if scan.file.kind == "jsonl":
@@ -188,7 +188,7 @@ def _scan_data(scan: LineScan, data: bytes, position: int, expected: dict[str, p
     return stretch
 
 
-def _find_rows(data: bytes, kind: TextFormat) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+def _locate_rows(data: bytes, kind: TextFormat) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Return where lines that are not blank begin and end, their numbers from 1, and how many lines there are."""
     view = np.frombuffer(data, np.uint8)
     stops = np.flatnonzero(view == ord("\n"))

@@ -129,7 +129,7 @@ class TextSource:
                 item,
                 kind,
                 compression,
-                header=_find_header(item, kind, compression, self),
+                header=_read_header(item, kind, compression, self),
                 wanted={*self.id_names, *self.text_names, TITLE_NAME},
                 part=piece.part,
                 parts=piece.parts,
@@ -159,17 +159,17 @@ class _Counts:
         return dict(vars(self))
 
 
-def find_sources(specs: Iterable[SourceSpec]) -> list[TextSource]:
+def list_sources(specs: Iterable[SourceSpec]) -> list[TextSource]:
     """List queries and corpus, those that are named, and look at the columns of the first object of each.
 
     Raises:
         InputError: nothing is there, or there is no column of ids or of texts.
         StorageError, JobError: it cannot be reached.
     """
-    return [_find_source(spec) for spec in specs]
+    return [_make_source(spec) for spec in specs]
 
 
-def _find_source(spec: SourceSpec) -> TextSource:
+def _make_source(spec: SourceSpec) -> TextSource:
     flag = "--queries" if spec.role == "query" else "--corpus"
     objects: dict[str, storage.StoredObject] = {}
     for uri in spec.uris:
@@ -228,7 +228,7 @@ class _Columns(NamedTuple):
     has_title: bool = False
 
 
-def _find_header(item: storage.StoredObject, kind: str, compression: str, source: TextSource) -> tuple[str, ...]:
+def _read_header(item: storage.StoredObject, kind: str, compression: str, source: TextSource) -> tuple[str, ...]:
     """Return the names of the columns of a TSV of ids and texts without a header, none for any other object."""
     if kind != "tsv":
         return ()

@@ -206,14 +206,14 @@ def _list_flagembedding(chosen: TrainingExamples, prompt: str | None) -> list[di
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _find_ids(chosen: TrainingExamples, rows: np.ndarray) -> pa.Array:
+def _list_ids(chosen: TrainingExamples, rows: np.ndarray) -> pa.Array:
     """Return the ids of documents; where there are none, 16 hex digits that follow from the text."""
     if "document_id" in chosen.table.column_names:
         return _take(chosen, "document_id", rows)
     return _hash_texts(_take(chosen, "document", rows))
 
 
-def _find_query_ids(chosen: TrainingExamples) -> list[str]:
+def _list_query_ids(chosen: TrainingExamples) -> list[str]:
     rows = chosen.first_positives
     if "query_id" in chosen.table.column_names:
         return list(_take(chosen, "query_id", rows).to_pylist())
@@ -230,7 +230,7 @@ def _build_passages(chosen: TrainingExamples, rows: np.ndarray) -> pa.Array:
     """Return Tevatron's passages: docid, title, text and, where wanted, score."""
     has_title = "title" in chosen.table.column_names
     columns = {
-        "docid": _find_ids(chosen, rows),
+        "docid": _list_ids(chosen, rows),
         "title": _take(chosen, "title", rows) if has_title else pa.array([""] * len(rows), pa.string()),
         "text": _take(chosen, "document", rows),
     }
@@ -248,7 +248,7 @@ def _list_tevatron(chosen: TrainingExamples) -> list[dict[str, Any]]:
     return [
         {"query_id": query_id, "query": query, "positive_passages": positive, "negative_passages": negative}
         for query_id, query, positive, negative in zip(
-            _find_query_ids(chosen), queries, positives, negatives, strict=True
+            _list_query_ids(chosen), queries, positives, negatives, strict=True
         )
     ]
 
@@ -257,7 +257,7 @@ def _list_distillation(chosen: TrainingExamples) -> list[dict[str, Any]]:
     """Tevatron's distillation data: for each positive its passages, itself first, and the teacher's values of these."""
     rows, positives, lengths, _ = _list_rows(chosen)
     number = chosen.negatives_of_positives()
-    ids = np.repeat(np.array(_find_query_ids(chosen), object), chosen.num_positives)[number > 0]
+    ids = np.repeat(np.array(_list_query_ids(chosen), object), chosen.num_positives)[number > 0]
     queries = _take(chosen, "query", positives).to_pylist()
     passages = _to_lists(_build_passages(chosen, rows), lengths).to_pylist()
     return [
@@ -278,14 +278,14 @@ def _rank(chosen: TrainingExamples) -> bytes:
     query = _take(chosen, role, rows)
     query = query if role == "query_id" else _hash_texts(query)
     value = chosen.table["logit" if "logit" in chosen.table.column_names else "score"].to_numpy()[rows]
-    lines = pc.binary_join_element_wise(query, _find_ids(chosen, rows), pa.array(value).cast(pa.string()), "\t")
+    lines = pc.binary_join_element_wise(query, _list_ids(chosen, rows), pa.array(value).cast(pa.string()), "\t")
     return "".join(line + "\n" for line in lines.to_pylist()).encode()
 
 
 def _build_nemo(name: str, unit: str, chosen: TrainingExamples) -> dict[str, bytes]:
     """NeMo Automodel's corpus-id JSON (August 2026), and the unit's share of the corpus."""
     rows = np.concatenate([chosen.positives, chosen.negatives])
-    ids = _find_ids(chosen, rows)
+    ids = _list_ids(chosen, rows)
     documents = pa.table({"id": ids, "text": _take(chosen, "document", rows)})
     documents = documents.group_by(["id", "text"], use_threads=False).aggregate([])
     if len(pc.unique(documents["id"])) != documents.num_rows:
@@ -302,7 +302,7 @@ def _build_nemo(name: str, unit: str, chosen: TrainingExamples) -> dict[str, byt
     data = [
         {"question_id": query_id, "question": query, "corpus_id": CORPUS, "pos_doc": positive, "neg_doc": negative}
         for query_id, query, positive, negative in zip(
-            _find_query_ids(chosen), queries, positives, negatives, strict=True
+            _list_query_ids(chosen), queries, positives, negatives, strict=True
         )
     ]
     content = json.dumps({"corpus": [{"path": CORPUS}], "data": data}, ensure_ascii=False).encode()

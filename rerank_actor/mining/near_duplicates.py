@@ -15,7 +15,7 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _PIECE_BITS, _PIECE_SHIFT, _PIECE_MASK = np.uint64(40), np.uint64(24), np.uint64(2**40 - 1)
 
 
-def find_near_duplicates(
+def mark_near_duplicates(
     texts: pa.Array, query: np.ndarray, positives: pa.Array, positive_query: np.ndarray, likeness: float
 ) -> np.ndarray:
     """Return which texts are as like one of their query's positives as asked: bool [num_texts].

@@ -75,11 +75,11 @@ def prepare_mining(job: MineJob) -> PreparedMining:
         )
     stored, replaces = None, job.overwrite
     if not job.overwrite and not job.what_if:
-        stored, replaces = _find_earlier(output, settings)
+        stored, replaces = _load_earlier(output, settings)
     return PreparedMining(job, output, scored, qrels, rule_sets, settings, stored, replaces)
 
 
-def _find_earlier(output: MineOutput, settings: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
+def _load_earlier(output: MineOutput, settings: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
     """Return what an earlier run stored, if it can be gone on with, and whether its leavings are to be deleted."""
     stored = output.load_stored_plan()
     has_data = any(item.uri.rpartition("/")[2].startswith("part-") for item in output.list_data())

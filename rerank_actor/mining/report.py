@@ -115,7 +115,7 @@ def list_remarks(tally: MiningTally, job: MineJob, rules: MiningRules, source: s
 
 def explain_empty(tally: MiningTally) -> str:
     """Return why no negative is left, and what to loosen."""
-    heaviest = ", ".join(f"{words} {number:,}" for words, number in find_heaviest(tally)[:4])
+    heaviest = ", ".join(f"{words} {number:,}" for words, number in list_heaviest(tally)[:4])
     counts = tally.counts
     if counts["queries_without_positive"] == counts["queries"]:
         return f"none of {counts['queries']:,} queries has a positive; lower --min-positive-score"
@@ -191,7 +191,7 @@ def _to_bins(bins: dict[str, int]) -> dict[int, int]:
     return {int(number): count for number, count in bins.items()}
 
 
-def find_heaviest(tally: MiningTally) -> list[tuple[str, int]]:
+def list_heaviest(tally: MiningTally) -> list[tuple[str, int]]:
     """Return the rules that removed candidates, in words, those that removed most first."""
     removed = [(STEPS[name], tally.removed[name]) for name in RULE_STEPS if tally.removed[name]]
     return sorted(removed, key=lambda count: -count[1])

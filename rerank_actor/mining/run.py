@@ -24,7 +24,7 @@ from rerank_actor.mining.scored import APART
 from rerank_actor.mining.survey import MiningPlan, MiningUnit, plan_units, require_pairs, survey_parts
 from rerank_actor.mining.tally import MiningTally
 from rerank_actor.mining.unit import MiningSpec, count_positives, mine_bucket, mine_unit
-from rerank_actor.outputs.manifest import find_versions
+from rerank_actor.outputs.manifest import read_versions
 from rerank_actor.outputs.scored import compare_fingerprints
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.runtime.connection import connect_ray, watch_signals
@@ -246,7 +246,7 @@ class _Run:
         rules = self.prepared.rule_sets["as given"]
         settings = {name: value for name, value in self.prepared.settings.items() if name != "inputs"}
         definition = {"fingerprint": self.prepared.fingerprint, "definition": rules.define(), "settings": settings}
-        self.output.write_json("definition.json", {**definition, "versions": find_versions()})
+        self.output.write_json("definition.json", {**definition, "versions": read_versions()})
         self.output.write_own("job.yaml", self.job.model_copy(update={"overwrite": False}).to_yaml().encode())
 
     def _finish(self, plan: MiningPlan, mined_pairs: int) -> MineResult:

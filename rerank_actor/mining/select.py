@@ -61,7 +61,7 @@ class Selection:
 
 
 def select(
-    candidates: Candidates, rules: MiningRules, max_positives: int, find_near: NearDuplicates | None = None
+    candidates: Candidates, rules: MiningRules, max_positives: int, mark_near: NearDuplicates | None = None
 ) -> Selection:
     """Choose positives and negatives.
 
@@ -69,19 +69,19 @@ def select(
         candidates: of whole queries.
         rules: to follow.
         max_positives: the most that any query of the whole input has; as in sentence-transformers it widens the window.
-        find_near: tells of candidates (rows), their queries and all positives (rows) which candidates are
+        mark_near: tells of candidates (rows), their queries and all positives (rows) which candidates are
             near-duplicates of one of their query's positives: bool [num_candidates]. Needed for that rule alone.
     """
-    return _Selector(candidates, rules, max_positives, find_near).run()
+    return _Selector(candidates, rules, max_positives, mark_near).run()
 
 
 class _Selector:
     """One selection under way. Rows are in order of query and falling value throughout; `rows` maps them back."""
 
     def __init__(
-        self, candidates: Candidates, rules: MiningRules, max_positives: int, find_near: NearDuplicates | None
+        self, candidates: Candidates, rules: MiningRules, max_positives: int, mark_near: NearDuplicates | None
     ) -> None:
-        self.rules, self.max_positives, self.find_near = rules, max_positives, find_near
+        self.rules, self.max_positives, self.mark_near = rules, max_positives, mark_near
         self.num_queries, self.query_hash = candidates.num_queries, candidates.query_hash
         self.removed: dict[str, int] = {}
         self.counts = {"pairs": len(candidates.query), "queries": candidates.num_queries}
@@ -98,7 +98,7 @@ class _Selector:
         """Apply the steps in their order."""
         rules = self.rules
         self._merge_equal_texts()
-        self._find_positives()
+        self._choose_positives()
         keep = ~self.positive
         self._count("positive", int(self.positive.sum()))
         depth = rules.resolve_depth(self.max_positives)
@@ -164,7 +164,7 @@ class _Selector:
         self.positive[order[is_first]] = is_positive
         self._shrink(keep)
 
-    def _find_positives(self) -> None:
+    def _choose_positives(self) -> None:
         """Settle what each query's positives are, and forget queries that have none."""
         least, labelled = self.rules.min_positive_score, self.rules.labelled
         if not labelled:
@@ -182,9 +182,9 @@ class _Selector:
         self.counts["queries_without_positive"] = int((~has_positive).sum())
         self._count("no_positive", int((~has_positive[self.query]).sum()))
         self._shrink(has_positive[self.query])
-        self.lowest = {space: self._find_extreme(space, np.minimum, np.inf) for space in self.values}
+        self.lowest = {space: self._compute_extreme(space, np.minimum, np.inf) for space in self.values}
 
-    def _find_extreme(self, space: Space, ufunc: np.ufunc, start: float) -> np.ndarray:
+    def _compute_extreme(self, space: Space, ufunc: np.ufunc, start: float) -> np.ndarray:
         """Return the lowest or highest positive of each query: float32 [num_queries]."""
         extreme = np.full(self.num_queries, start, np.float32)
         ufunc.at(extreme, self.query[self.positive], self.values[space][self.positive])
@@ -197,7 +197,7 @@ class _Selector:
         self.counts["suspected_false_negatives"] = int(suspect.sum())
         promoted = np.zeros(len(value), bool)
         if self.rules.false_negatives == "promote":
-            promoted = suspect & (value > self._find_extreme(self.rules.space, np.maximum, -np.inf)[self.query])
+            promoted = suspect & (value > self._compute_extreme(self.rules.space, np.maximum, -np.inf)[self.query])
         self.counts["promoted"] = int(promoted.sum())
         if promoted.any():
             self._count("promoted", int(promoted.sum()))
@@ -235,12 +235,12 @@ class _Selector:
         return dropped
 
     def _look_for_near(self, keep: np.ndarray, promoted: np.ndarray) -> np.ndarray:
-        if self.find_near is None:
+        if self.mark_near is None:
             raise ValueError("near-duplicates cannot be found without a function that finds them")
         is_near = np.zeros(len(keep), bool)
         rows = np.flatnonzero(keep)
         positives = np.flatnonzero(self.positive | promoted)
-        is_near[rows] = self.find_near(self.rows[rows], self.query[rows], self.rows[positives])
+        is_near[rows] = self.mark_near(self.rows[rows], self.query[rows], self.rows[positives])
         return is_near
 
     def _sample(self, keep: np.ndarray) -> np.ndarray:

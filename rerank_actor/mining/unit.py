@@ -13,7 +13,7 @@ import pyarrow as pa
 from rerank_actor import storage
 from rerank_actor.mining.examples import Teacher, group_examples
 from rerank_actor.mining.formats import build_objects
-from rerank_actor.mining.near_duplicates import find_near_duplicates
+from rerank_actor.mining.near_duplicates import mark_near_duplicates
 from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.pairs import TEXT_ROLES, Columns, encode_keys, encode_texts, read_pairs
 from rerank_actor.mining.qrels import mark_judged
@@ -181,6 +181,6 @@ class _Queries:
             def take(wanted: np.ndarray) -> pa.Array:
                 return self.table["document"].take(pa.array(wanted)).combine_chunks()
 
-            return find_near_duplicates(take(rows), query, take(positives), self.candidates.query[positives], likeness)
+            return mark_near_duplicates(take(rows), query, take(positives), self.candidates.query[positives], likeness)
 
         return find

@@ -24,7 +24,7 @@ def bin_tokens(tokens: np.ndarray) -> np.ndarray:
     return np.floor(np.log2(tokens.astype(np.float64)) * BINS_PER_DOUBLING + 1e-9)
 
 
-def find_edge(name: str, number: float) -> float:
+def compute_edge(name: str, number: float) -> float:
     """Return the value at which a bin begins; `place` may lie between bins."""
     if name == "score":
         return number * SCORE_WIDTH
@@ -85,7 +85,7 @@ class ScoreHistograms:
         """Return how many values there are."""
         return int(self.bins[name].sum())
 
-    def find_quantiles(self, name: str, shares: Sequence[float]) -> list[float] | None:
+    def compute_quantiles(self, name: str, shares: Sequence[float]) -> list[float] | None:
         """Return the values below which these shares lie, within a bin's width; None where there is no value."""
         counts = self.bins[name]
         reached = np.cumsum(counts)
@@ -96,14 +96,14 @@ class ScoreHistograms:
             rank = share * reached[-1]
             number = int(np.searchsorted(reached, rank, side="left")) if rank > 0 else int(np.flatnonzero(counts)[0])
             before = reached[number] - counts[number]
-            quantiles.append(find_edge(name, number + float((rank - before) / counts[number])))
+            quantiles.append(compute_edge(name, number + float((rank - before) / counts[number])))
         return quantiles
 
     def estimate_mean(self, name: str) -> float | None:
         """Return the mean, as if each value lay in the middle of its bin."""
         counts = self.bins[name]
         total = counts.sum()
-        middles = [find_edge(name, number + 0.5) for number in range(len(counts))]
+        middles = [compute_edge(name, number + 0.5) for number in range(len(counts))]
         return float(np.dot(counts, middles) / total) if total else None
 
     def to_shares(self, name: str) -> dict[int, int]:

@@ -120,16 +120,16 @@ def make_histogram(
     series: Mapping[str, Mapping[int, int]],
     bin_width: float = 1.0,
     *,
-    find_edge: Callable[[float], float] | None = None,
+    compute_edge: Callable[[float], float] | None = None,
 ) -> str:
     """Return the shares of up to three distributions over one axis.
 
     Args:
         series: by name, the number of values in each bin; bin n begins at n times the bin's width.
         bin_width: of all bins.
-        find_edge: where a bin begins, given its number, for bins of other widths.
+        compute_edge: where a bin begins, given its number, for bins of other widths.
     """
-    find_edge = find_edge or (lambda place: place * bin_width)
+    compute_edge = compute_edge or (lambda place: place * bin_width)
     used = [number for bins in series.values() for number in bins]
     if not used:
         return make_text("no values")
@@ -139,7 +139,7 @@ def make_histogram(
     bars = {name: _gather(bins, first, step, number_of_bars) for name, bins in series.items()}
     most = max(max(shares) for shares in bars.values()) or 1.0
     shapes = "".join(_draw_series(place, shares, most) for place, shares in enumerate(bars.values()))
-    return _frame(series, shapes, lambda share: format_tick(find_edge(first + share * number_of_bars * step)))
+    return _frame(series, shapes, lambda share: format_tick(compute_edge(first + share * number_of_bars * step)))
 
 
 def make_timeline(values: Sequence[float], ticks: Sequence[str], name: str) -> str:

@@ -207,7 +207,7 @@ def check_committed(
     return totals, damaged
 
 
-def find_versions() -> dict[str, str]:
+def read_versions() -> dict[str, str]:
     """Return the versions of what computes and stores, of this machine."""
     versions = {"python": platform.python_version()}
     for name in VERSIONED:

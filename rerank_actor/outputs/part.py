@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from rerank_actor.engines.base import compute_score
 from rerank_actor.inputs.columns import RESERVED_COLUMNS
-from rerank_actor.inputs.directions import DIRECTED_VALUES, find_directions, name_column
+from rerank_actor.inputs.directions import DIRECTED_VALUES, list_directions, name_column
 from rerank_actor.inputs.pairs import INDEX_COLUMN
-from rerank_actor.inputs.rows import Unit, find_reason
+from rerank_actor.inputs.rows import Unit, strip_location
 
 ADDED_TYPES = dict(
     zip(RESERVED_COLUMNS, (pa.float32(), pa.float32(), pa.int32(), pa.int32(), pa.string()), strict=True)
@@ -133,7 +133,7 @@ def _check_scores(table: pa.Table) -> str | None:
 
 def _check_directions(table: pa.Table) -> str | None:
     """Check that each direction's scores are the sigmoid of its logits, and that a scored row has both."""
-    directions = find_directions(table.column_names)
+    directions = list_directions(table.column_names)
     for direction in directions:
         score, logit = (table.column(name_column(direction, name)).combine_chunks() for name in ("score", "logit"))
         if not pc.is_valid(score).equals(pc.is_valid(logit)):
@@ -156,7 +156,7 @@ def _compare_with_facts(table: pa.Table, facts: dict[str, Any]) -> str | None:
     reasons = [columns["error"].drop_null()]
     if pa.types.is_list(table.schema.field("error").type):  # a row without a list has its reason alone
         reasons.append(pc.list_flatten(pc.filter(table.column("error"), pc.is_null(table.column("score")))))
-    if directions := find_directions(table.column_names):  # each row is a pair in each
+    if directions := list_directions(table.column_names):  # each row is a pair in each
         columns = {
             name: pa.concat_arrays([table.column(name_column(one, name)).combine_chunks() for one in directions])
             for name in DIRECTED_VALUES
@@ -167,7 +167,7 @@ def _compare_with_facts(table: pa.Table, facts: dict[str, Any]) -> str | None:
         "scored": len(columns["score"]) - columns["score"].null_count,
         "truncated": int(pc.sum(pc.greater(columns["truncated_tokens"], 0)).as_py() or 0),
         "tokens": int(pc.sum(columns["num_tokens"]).as_py() or 0),
-        "errors": dict(Counter(find_reason(reason) for values in reasons for reason in values.to_pylist())),
+        "errors": dict(Counter(strip_location(reason) for values in reasons for reason in values.to_pylist())),
     }
     for name, count in counted.items():
         if facts.get(name) != count:

@@ -55,7 +55,7 @@ def look_up_gpu_type(name: str) -> GpuType | None:
     return next((kind for key, kind in load_gpu_types().items() if key.lower() == name.lower()), None)
 
 
-def find_gpu_type(name: str) -> GpuType:
+def require_gpu_type(name: str) -> GpuType:
     """Return a type by its name, in whatever case.
 
     Raises:
@@ -81,7 +81,7 @@ def find_price(gpu_type: str | None, gpu_price: float | None) -> Price | None:
         return Price(gpu_price, "as given")
     if gpu_type is None:
         return None
-    kind = find_gpu_type(gpu_type)
+    kind = require_gpu_type(gpu_type)
     return Price(kind.price, f"{kind.name} in {kind.instance}, {kind.source} of {kind.date:%Y-%m-%d}")
 
 

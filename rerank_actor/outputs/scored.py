@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError
-from rerank_actor.fingerprint import find_differing, hash_fingerprint
+from rerank_actor.fingerprint import hash_fingerprint, list_differing
 from rerank_actor.inputs.plan import Plan
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.folder import Output, select_parts
@@ -150,7 +150,7 @@ def compare_settings(settings: Mapping[str, dict[str, Any]], flag: str, cure: st
     (first, expected), *others = settings.items()
     for uri, other in others:
         if hash_fingerprint(other) != hash_fingerprint(expected):
-            differing = find_differing(expected, other)
+            differing = list_differing(expected, other)
             shown = "; ".join(f"{name}: {expected.get(name)!r} and {other.get(name)!r}" for name in differing)
             raise InputError(
                 f"{flag} {first} and {uri} have different fingerprints, so that their scores may not be comparable "

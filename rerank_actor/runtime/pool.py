@@ -54,7 +54,7 @@ def join_gpus(num_gpus: float, group_size: int) -> float:
     return float(max(num_gpus, group_size)) if num_gpus and group_size > 1 else num_gpus
 
 
-def find_nodes() -> list[Node]:
+def list_nodes() -> list[Node]:
     """Return the nodes of the cluster that Ray is connected to."""
     import ray
 
@@ -84,7 +84,7 @@ def plan_pool(
     Raises:
         JobError: the nodes do not hold the least number of actors, and the job does not let the cluster grow.
     """
-    num_gpus = _find_gpus_per_actor(nodes, gpus_per_actor, group_size)
+    num_gpus = _choose_gpus_per_actor(nodes, gpus_per_actor, group_size)
     if not num_gpus:
         return _plan_without_gpus(sum(node.num_cpus for node in nodes), actor_range, num_units)
     fitting = sum(node.count_fitting(num_gpus) for node in nodes)
@@ -102,7 +102,7 @@ def plan_pool(
     return ActorPool(least, most, initial, _share_cpus(nodes, num_gpus, most), num_gpus, fitting)
 
 
-def _find_gpus_per_actor(nodes: Sequence[Node], wanted: float | None, group_size: int) -> float:
+def _choose_gpus_per_actor(nodes: Sequence[Node], wanted: float | None, group_size: int) -> float:
     num_gpus = join_gpus(wanted if wanted is not None else float(any(node.num_gpus for node in nodes)), group_size)
     if num_gpus > 1 and num_gpus != int(num_gpus):
         raise JobError(

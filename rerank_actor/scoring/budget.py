@@ -24,11 +24,11 @@ from rerank_actor.job import EngineJob, ScoreJob
 from rerank_actor.outputs.price import (
     GpuType,
     Price,
-    find_gpu_type,
     find_price,
     format_dollars,
     load_gpu_types,
     look_up_gpu_type,
+    require_gpu_type,
 )
 from rerank_actor.outputs.status import count_actors
 from rerank_actor.progress import Reporter, format_seconds
@@ -227,7 +227,7 @@ def _find_speed(
     lengths = estimate.num_tokens
     if job.pairs_per_second is not None and len(lengths):
         return Speed(job.pairs_per_second * float(lengths.mean()), "given in pairs a second")
-    gpu = find_gpu_type(job.gpu_type) if job.gpu_type else None
+    gpu = require_gpu_type(job.gpu_type) if job.gpu_type else None
     for run in reversed(manifest.get("runs", [])):
         actors = count_actors(run)
         if run.get("tokens") and run.get("scoring_seconds") and actors:

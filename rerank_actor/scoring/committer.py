@@ -15,8 +15,8 @@ from typing import Any
 from rerank_actor import storage
 from rerank_actor.errors import RerankError, describe_cause
 from rerank_actor.inputs.rows import Unit
-from rerank_actor.outputs.folder import Output, find_pending
-from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed, find_versions, limit_failures
+from rerank_actor.outputs.folder import Output, list_pending
+from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed, limit_failures, read_versions
 from rerank_actor.outputs.report.build import write_report
 from rerank_actor.scoring.context import RunContext
 from rerank_actor.scoring.outcomes import UnitOutcomes
@@ -107,7 +107,7 @@ class OutputCommitter:
         output.delete_parts(list(prepared.change.stale_parts))
         parts = output.list_parts()
         totals, damaged = self._check_parts(parts)
-        pending = find_pending(prepared.plan, parts)
+        pending = list_pending(prepared.plan, parts)
         if pending:
             storage.delete_objects([output.success_uri])
         if prepared.plan != prepared.earlier:
@@ -241,7 +241,7 @@ class OutputCommitter:
         self.lease.check(fresh=True)
         parts = self.output.list_parts()
         self._add_unreported(parts)
-        missing = find_pending(self.prepared.plan, parts)
+        missing = list_pending(self.prepared.plan, parts)
         failed = {unit.name: outcomes.failed[unit.name] for unit in missing if unit.name in outcomes.failed}
         if len(missing) > len(failed):
             reporter.info(f"{len(missing) - len(failed):,} units were not tried before the run ended")
@@ -324,7 +324,7 @@ class OutputCommitter:
             "faults": dict(sorted((Counter(earlier.get("faults", {})) + self._count_faults()).items())),
             "least_batch_tokens": engine_facts.least_batch_tokens or earlier.get("least_batch_tokens"),
             "engines": engine_facts.engines[:LISTED_ENGINES] or earlier.get("engines", []),
-            "versions": find_versions(),
+            "versions": read_versions(),
             "job": prepared.job.to_record(),
         }
         self.output.write_own("manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False).encode())

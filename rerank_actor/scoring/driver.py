@@ -18,7 +18,7 @@ from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.price import find_price
 from rerank_actor.runtime.background import run_in_background
 from rerank_actor.runtime.connection import Connection, is_pipeline_running
-from rerank_actor.runtime.pool import ActorPool, find_nodes, plan_pool
+from rerank_actor.runtime.pool import ActorPool, list_nodes, plan_pool
 from rerank_actor.scoring.committer import EngineFacts, OutputCommitter
 from rerank_actor.scoring.context import RunContext
 from rerank_actor.scoring.coordinator import News, start_coordinator
@@ -117,7 +117,7 @@ class Driver:
     def _plan_pool(self, num_units: int) -> ActorPool:
         """Return how many actors are to be started, and say so."""
         job, reporter = self._work[0].output.prepared.job, self._context.reporter
-        pool = plan_pool(find_nodes(), job.actor_range, job.gpus_per_actor, job.group_size, num_units)
+        pool = plan_pool(list_nodes(), job.actor_range, job.gpus_per_actor, job.group_size, num_units)
         self.facts.gpus_per_actor = pool.num_gpus
         count = f"{pool.most}" if pool.least == pool.most else f"{pool.least} to {pool.most}"
         reporter.info(f"starting {count} {job.engine} actor(s); an engine takes a while to start")
@@ -213,7 +213,7 @@ class Driver:
             return
         self._standstills += 1
         gpus = self.facts.gpus_per_actor
-        if gpus and not any(node.count_fitting(gpus) for node in find_nodes()):
+        if gpus and not any(node.count_fitting(gpus) for node in list_nodes()):
             reporter.info("there is no node with a GPU for an actor; waiting for one")
             return
         count = restart_stuck_actors()

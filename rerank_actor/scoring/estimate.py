@@ -13,7 +13,7 @@ from rerank_actor import storage
 from rerank_actor.engines.model import load_tokenizer_json
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.job import RunSettings, ScoreJob
-from rerank_actor.outputs.folder import find_pending
+from rerank_actor.outputs.folder import list_pending
 from rerank_actor.progress import Reporter, format_seconds
 from rerank_actor.scoring.lookups import sample_lookups
 from rerank_actor.scoring.preflight import PreparedJob, make_prepare_spec, prepare_job
@@ -88,7 +88,7 @@ def estimate_prepared(prepared: PreparedJob, reporter: Reporter | None = None) -
     """Sample a job that is prepared."""
     job = prepared.job
     units = list(prepared.plan.units())
-    pending = find_pending(prepared.plan, {} if job.overwrite else prepared.output.list_parts())
+    pending = list_pending(prepared.plan, {} if job.overwrite else prepared.output.list_parts())
     readable = [unit for unit in units if unit.num_rows]
     tokenizer_json = load_tokenizer_json(prepared.model)
     num_tokens: list[np.ndarray] = []

@@ -19,13 +19,13 @@ from rerank_actor.engines.settings import ModelSettings
 from rerank_actor.engines.start import encode_check_pairs
 from rerank_actor.engines.template import TEMPLATES
 from rerank_actor.errors import JobError, ModelError, OutputConflictError, StorageError
-from rerank_actor.fingerprint import find_differing, hash_fingerprint
+from rerank_actor.fingerprint import hash_fingerprint, list_differing
 from rerank_actor.inputs.formats import detect_format, find_format
 from rerank_actor.inputs.listing import list_input
 from rerank_actor.inputs.lookups import ScoreLookup, TextLookup
 from rerank_actor.inputs.plan import Plan, PlanChange, make_plan
 from rerank_actor.inputs.rankings import RANKING_FORMATS, sniff_format
-from rerank_actor.inputs.text_sources import TextSource, find_sources
+from rerank_actor.inputs.text_sources import TextSource, list_sources
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.price import find_price
@@ -88,8 +88,8 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
     find_price(job.gpu_type, job.gpu_price)
     model = model or load_reranker_model(job.model_name, job.revision, trust_remote_code=job.trust_remote_code)
     job = fit_max_length(job, model, reporter)
-    sources = find_sources(job.source_specs())
-    job = _find_format(job, reporter)
+    sources = list_sources(job.source_specs())
+    job = _detect_format(job, reporter)
     settings = {
         **job.scoring_settings(),
         **{source.flag.removeprefix("--"): source.describe() for source in sources},
@@ -131,7 +131,7 @@ def is_up_to_date(prepared: PreparedJob) -> bool:
     return stored == (prepared.earlier, prepared.settings)
 
 
-def _find_format(job: ScoreJob, reporter: Reporter) -> ScoreJob:
+def _detect_format(job: ScoreJob, reporter: Reporter) -> ScoreJob:
     """Return the job with the format of its rankings, which names like `test.tsv` or `run.txt` do not tell."""
     if job.format == "auto" and (job.queries or job.corpus) and not job.columns and not is_hub(job.input[0]):
         objects = storage.list_objects(job.input[0])
@@ -170,7 +170,7 @@ def fit_max_length(job: Job, model: RerankerModel, reporter: Reporter) -> Job:
 
 
 def _refuse_other_job(output: Output, stored: dict[str, Any], settings: dict[str, Any]) -> None:
-    differing = find_differing(stored, settings)
+    differing = list_differing(stored, settings)
     shown = "; ".join(
         f"{name}: there {_shorten(stored.get(name))}, now {_shorten(settings.get(name))}" for name in differing
     )
@@ -226,7 +226,7 @@ def make_prepare_spec(
     )
 
 
-def _find_gpu_share(job: ScoreJob) -> float:
+def _compute_gpu_share(job: ScoreJob) -> float:
     """Return the part of a GPU that is one engine's; GPUs that share a model are shared with no other."""
     wanted = job.gpus_per_actor or 1.0
     return wanted if wanted < 1 and job.group_size == 1 else 1.0
@@ -244,6 +244,6 @@ def make_engine_spec(prepared: PreparedJob, tokenizer_json: str) -> EngineSpec:
         tensor_parallel_size=job.tensor_parallel_size,
         engine_args=job.engine_args,
         check_prompts=encode_check_pairs(encoder),
-        gpu_share=_find_gpu_share(job),
+        gpu_share=_compute_gpu_share(job),
         check_scores=job.check_scores,
     )

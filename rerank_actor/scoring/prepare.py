@@ -27,7 +27,7 @@ from rerank_actor.errors import RerankError, ShardChangedError, ShardError
 from rerank_actor.inputs import shards
 from rerank_actor.inputs.directions import Directions
 from rerank_actor.inputs.lookups import ScoreLookup, TextLookup
-from rerank_actor.inputs.pair_key import find_originals, make_pair_keys
+from rerank_actor.inputs.pair_key import compute_originals, make_pair_keys
 from rerank_actor.inputs.pairs import Pairs, make_pairs
 from rerank_actor.inputs.rows import Rows, Unit
 from rerank_actor.inputs.spec import InputSpec
@@ -95,10 +95,10 @@ def read_new_pairs(unit: Unit, spec: PrepareSpec) -> pa.Table:
     rows = _read_rows(unit, spec, _make_policy(spec))
     instruction = str(spec.encoder["instruction"])
     with storage.patient():
-        pairs, _ = _find_pairs(rows, spec)
+        pairs, _ = _look_up_pairs(rows, spec)
         keys = make_pair_keys(pairs.queries, pairs.documents, pairs.instructions, instruction)
         for scores in spec.known:
-            logits = scores.find_logits(keys)
+            logits = scores.load_logits(keys)
             keys = [None if np.isfinite(logit) else key for key, logit in zip(keys, logits, strict=True)]
     firsts = {key: position for position, key in reversed(list(enumerate(keys))) if key is not None}
     tasks = pairs.instructions
@@ -126,13 +126,13 @@ def _read_rows(unit: Unit, spec: PrepareSpec, policy: Retrying) -> Rows:
         return policy(shards.read_rows, unit, spec.input, spec.json_types)
 
 
-def _find_pairs(rows: Rows, spec: PrepareSpec) -> tuple[Pairs, dict[int, str]]:
+def _look_up_pairs(rows: Rows, spec: PrepareSpec) -> tuple[Pairs, dict[int, str]]:
     """Return the pairs of some rows, ids as their texts, and why an id has none, by position of the pair."""
     pairs = make_pairs(rows, spec.input.texts)
     missing: dict[int, str] = {}
     for lookup in spec.lookups:
         is_query = lookup.role == "query"
-        texts, faults = lookup.find_texts(pairs.queries if is_query else pairs.documents)
+        texts, faults = lookup.load_texts(pairs.queries if is_query else pairs.documents)
         pairs = replace(pairs, queries=texts) if is_query else replace(pairs, documents=texts)
         missing = {**faults, **missing}
     if spec.input.directions is not None:
@@ -161,7 +161,7 @@ def prepare_rows(unit: Unit, rows: Rows, spec: PrepareSpec, encoder: PairEncoder
     Raises:
         ShardError, StorageError, JobError: texts or scores cannot be looked up.
     """
-    pairs, missing = _find_pairs(rows, spec)
+    pairs, missing = _look_up_pairs(rows, spec)
     prompts = _encode(pairs.queries, pairs.documents, pairs.instructions, encoder, dedupes=spec.dedupes)
     prompts = prompts.with_errors(missing) if missing else prompts
     keys: list[str | None] | None = None
@@ -194,7 +194,7 @@ def _fill_in_known(
     logits = np.full(len(prompts), np.nan, np.float32)
     for scores in known:
         is_left = can_be & np.isnan(logits)
-        earlier = scores.find_logits([key if wanted else None for key, wanted in zip(keys, is_left, strict=True)])
+        earlier = scores.load_logits([key if wanted else None for key, wanted in zip(keys, is_left, strict=True)])
         counts[scores.kind] = int(np.isfinite(earlier).sum())
         logits = np.where(np.isnan(logits), earlier, logits)
     return replace(prompts, known_logits=logits) if known else prompts, counts
@@ -206,7 +206,7 @@ def _encode(
     """Encode pairs, those that are the same once."""
     if not dedupes:
         return encoder.encode(queries, documents, instructions)
-    original = find_originals(queries, documents, instructions)
+    original = compute_originals(queries, documents, instructions)
     different = np.flatnonzero(original == np.arange(len(original))).tolist()
     if len(different) == len(original):
         return encoder.encode(queries, documents, instructions)

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, OutputConflictError
-from rerank_actor.fingerprint import find_differing, hash_fingerprint
+from rerank_actor.fingerprint import hash_fingerprint, list_differing
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.part import read_part_metadata
@@ -129,7 +129,7 @@ def load_reused(uri: str, settings: dict[str, Any]) -> ScoreSource:
     """
     scored = require_scored(uri)
     stored = scored.settings
-    differing = [name for name in find_differing(stored, settings) if name not in FREE_SETTINGS | {"with_pair_key"}]
+    differing = [name for name in list_differing(stored, settings) if name not in FREE_SETTINGS | {"with_pair_key"}]
     if differing:
         shown = "; ".join(f"{name}: there {stored.get(name)!r}, now {settings.get(name)!r}" for name in differing)
         raise OutputConflictError(

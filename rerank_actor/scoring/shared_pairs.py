@@ -57,7 +57,7 @@ class SharedPairs:
     passes_before: int = 0
 
 
-def find_shared(
+def collect_shared(
     output: Output,
     units: Sequence[Unit],
     num_bytes: int,
@@ -172,7 +172,7 @@ def score_shared_pairs(
         OutputConflictError: another run took over an output.
         RunInterruptedError: a signal came.
     """
-    shared = [_find_pairs(item, context, check) for item in work]
+    shared = [_collect_pairs(item, context, check) for item in work]
     inner = {
         index: _open_inner(item, pairs, context)
         for index, (item, pairs) in enumerate(zip(work, shared, strict=True))
@@ -187,9 +187,9 @@ def score_shared_pairs(
     return done, faults
 
 
-def _find_pairs(item: OutputWork, context: RunContext, check: Check) -> SharedPairs:
+def _collect_pairs(item: OutputWork, context: RunContext, check: Check) -> SharedPairs:
     units, num_bytes = list(item.output.outcomes.left.values()), item.output.prepared.plan.num_bytes
-    pairs = find_shared(item.output.output, units, num_bytes, item.spec, run_tasks, check)
+    pairs = collect_shared(item.output.output, units, num_bytes, item.spec, run_tasks, check)
     context.reporter.info(f"--dedupe global: {pairs.num_pairs:,} pairs are in several units; they are scored first")
     return pairs
 

@@ -20,7 +20,7 @@ from rerank_actor import storage
 from rerank_actor.engines.base import compute_score
 from rerank_actor.inputs.directions import DIRECTED_VALUES, name_column
 from rerank_actor.inputs.pair_key import PAIR_KEY
-from rerank_actor.inputs.rows import find_reason
+from rerank_actor.inputs.rows import strip_location
 from rerank_actor.outputs.histograms import ScoreHistograms
 from rerank_actor.outputs.part import METADATA_PREFIX, flatten_columns
 from rerank_actor.scoring.unit import UnitWork
@@ -58,13 +58,13 @@ def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
     if work.directions:
         columns = _join_directions(work.directions, columns, work.row_errors)
         pair_errors = columns["error"].to_numpy(zero_copy_only=False)
-    errors = Counter(find_reason(str(reason)) for reason in pair_errors if reason is not None)
+    errors = Counter(strip_location(str(reason)) for reason in pair_errors if reason is not None)
     if work.list_lengths is not None:
         lacking = work.list_lengths < 0
         offsets = np.concatenate([[0], np.cumsum(np.maximum(work.list_lengths, 0))]).astype(np.int32)
         lists = {name: _to_lists(offsets, values, lacking) for name, values in columns.items() if name != "error"}
         columns = {**columns, **lists, "error": _list_errors(work.row_errors.to_pylist(), offsets, pair_errors)}
-        errors.update(find_reason(str(reason)) for reason in work.row_errors.to_pylist() if reason is not None)
+        errors.update(strip_location(str(reason)) for reason in work.row_errors.to_pylist() if reason is not None)
     table = pa.ipc.open_stream(work.rows).read_all()
     for name, values in columns.items():
         table = table.append_column(name, values)
@@ -157,11 +157,11 @@ def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: s
     uri = storage.join_uri(output, work.unit.part_name)
     with storage.patient():
         storage.write_bytes(uri, data, scratch=scratch)
-    written = {"part_bytes": len(data), "part_etag": _find_etag(uri, data), "finished_at": time.time()}
+    written = {"part_bytes": len(data), "part_etag": _compute_etag(uri, data), "finished_at": time.time()}
     return {**facts, **written}
 
 
-def _find_etag(uri: str, data: bytes) -> str:
+def _compute_etag(uri: str, data: bytes) -> str:
     """Return the version mark that a listing will show of a part just written.
 
     In S3 that is the MD5 of the bytes, save for uploads in pieces and buckets encrypted with keys of their own; there

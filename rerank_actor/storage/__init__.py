@@ -7,11 +7,11 @@ the project's own errors. Knows nothing of Ray, nor of what the rows mean.
 """
 
 from rerank_actor.storage.objects import (
+    choose_cache,
     create_bytes,
     delete_folder,
     delete_objects,
     download_folder,
-    find_cache,
     list_objects,
     open_input,
     read_bytes,
@@ -28,11 +28,11 @@ __all__ = [
     "StoredObject",
     "adopt_environment",
     "capture_environment",
+    "choose_cache",
     "create_bytes",
     "delete_folder",
     "delete_objects",
     "download_folder",
-    "find_cache",
     "glob_to_pattern",
     "is_s3",
     "is_within",

@@ -57,7 +57,7 @@ class BucketLayout:
         buckets = min(MAX_BUCKETS, max(1, -(-num_bytes // BUCKET_BYTES)))
         return cls(buckets, max(1, -(-num_bytes // (buckets * BLOCK_BYTES))))
 
-    def find_bucket_and_block(self, keys: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    def compute_bucket_and_block(self, keys: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Return bucket and block of each key: int64 [num_keys] both."""
         hashes = hash_keys(keys)
         block: np.ndarray = (hashes >> np.uint64(40)) % np.uint64(self.num_blocks)
@@ -113,7 +113,7 @@ def name_bucket(number: int) -> str:
 
 def spill_rows(table: pa.Table, layout: BucketLayout, exchange: Exchange, name: str) -> SlicedObject:
     """Write some rows of the source, which have a string column `key`, as an object of an exchange; return its record."""
-    bucket, _ = layout.find_bucket_and_block(table.column("key").combine_chunks())
+    bucket, _ = layout.compute_bucket_and_block(table.column("key").combine_chunks())
     return exchange.write(name, table, bucket)
 
 
@@ -122,7 +122,7 @@ def pack_bucket(slices: list[Slice], layout: BucketLayout) -> bytes:
     table = read_slices(slices)
     if table is None:
         return b""
-    _, block = layout.find_bucket_and_block(table.column("key").combine_chunks())
+    _, block = layout.compute_bucket_and_block(table.column("key").combine_chunks())
     data, offsets = pack_slices(table, block, layout.num_blocks)
     return data + offsets.astype("<i8").tobytes()
 
@@ -148,7 +148,7 @@ class KeyedStore:
         wanted = set(keys)
         if not wanted:
             return
-        bucket, block = self.spec.layout.find_bucket_and_block(pa.array(wanted, pa.string()))
+        bucket, block = self.spec.layout.compute_bucket_and_block(pa.array(wanted, pa.string()))
         blocks_of: dict[int, set[int]] = {}
         for number, block_number in zip(bucket.tolist(), block.tolist(), strict=True):
             blocks_of.setdefault(number, set()).add(block_number)
@@ -178,7 +178,7 @@ class KeyedStore:
 
     def _copy(self, number: int, uri: str, size: int) -> str:
         """Return the path of this machine's copy of a bucket, or where it is in storage if there is no room for one."""
-        path = storage.find_cache("stores") / self.spec.digest / name_bucket(number)
+        path = storage.choose_cache("stores") / self.spec.digest / name_bucket(number)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.utime(path.parent)

@@ -34,7 +34,7 @@ from rerank_actor.storage.uri import StoredObject, is_s3
 DOWNLOAD_THREADS = 8
 
 
-def find_cache(kind: str) -> Path:
+def choose_cache(kind: str) -> Path:
     """Return this machine's folder for copies of one kind, below `RERANK_ACTOR_CACHE` or the user's cache."""
     base = os.environ.get("RERANK_ACTOR_CACHE") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rerank-actor"

@@ -29,7 +29,7 @@ from rerank_actor.benchmark.ratios import compare_ratios, extract_ratios
 from rerank_actor.benchmark.scale import measure_busy
 from rerank_actor.benchmark.suite import Gpu, Suite, make_tables, run_suite
 from rerank_actor.benchmark.weights import SHAPES, make_tokenizer, write_weights
-from rerank_actor.benchmark.workload import KINDS, find_possible_share, make_workload, write_shards
+from rerank_actor.benchmark.workload import KINDS, compute_possible_share, make_workload, write_shards
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.job import ScoreJob
@@ -66,7 +66,7 @@ def test_possible_share_counts_what_earlier_prompts_had(encoder: PairEncoder) ->
         shared += int(head) if heads else (len(encoder.prefix_ids) if seen else 0)
         seen.append(ids)
     first = len(encoder.prefix_ids)  # the very first prompt has nothing to read, which weighs nothing among many
-    assert find_possible_share(workload, encoder) == pytest.approx((shared + first) / prompts.num_tokens.sum())
+    assert compute_possible_share(workload, encoder) == pytest.approx((shared + first) / prompts.num_tokens.sum())
 
 
 def test_meter_counts_processes_that_have_ended_too() -> None:
@@ -104,7 +104,7 @@ def test_rounds_go_around_all_contenders_and_leave_out_those_that_cannot(
     assert [entry["pairs_per_second"] for entry in found["rounds"]["slow"]] == [20, 30, 40]
     assert found["medians"]["slow"]["pairs_per_second"] == 30
     assert found["medians"]["fast"]["cached_share"] is None
-    assert rounds.find_ratios(found, "fast", "pairs_per_second") == {"slow": pytest.approx(100 / 30)}
+    assert rounds.compute_ratios(found, "fast", "pairs_per_second") == {"slow": pytest.approx(100 / 30)}
     order = [words.split(", ")[1].split(":")[0] for words in said if words.startswith("round")]
     assert order == ["slow", "fast", "slow", "fast", "slow", "fast", "slow"]
 

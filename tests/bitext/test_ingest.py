@@ -17,11 +17,11 @@ from commands import read_output
 
 from jobs.bitext import bitext
 from rerank_actor import Reranker
-from rerank_actor.bitext.filters import CandidateFilters, CharacterCounter, find_reasons
+from rerank_actor.bitext.filters import CandidateFilters, CharacterCounter, compute_reasons
 from rerank_actor.bitext.ingest import ReadSpec, ShardSize, name_record, read_candidates
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.languages import parse_pair
-from rerank_actor.bitext.sources import choose_partitions, find_sources
+from rerank_actor.bitext.sources import choose_partitions, list_sources
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.inputs.rows import ReadLimits
 from rerank_actor.outputs.folder import Output
@@ -44,7 +44,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def read_all(job: BitextJob, folder: Path, **bounds: Any) -> list[dict[str, Any]]:
-    for source in find_sources(job):
+    for source in list_sources(job):
         read_candidates(source, replace(ReadSpec.of_job(job, str(folder)), **bounds))
     tables = [pq.ParquetFile(path).read().to_pylist() for path in sorted(folder.glob("lang_pair=*/*.parquet"))]
     return [row for table in tables for row in table]
@@ -61,7 +61,7 @@ def test_worker_with_a_language_identifier_goes_by_the_rules_of_the_driver(
     monkeypatch.syspath_prepend(site)
     request.addfinalizer(lambda: sys.modules.pop("py3langid", None))
     assert (job.rules().identifier, job.rules().identifier_version) == ("py3langid", "0.3")
-    [source] = find_sources(job)
+    [source] = list_sources(job)
     record = read_candidates(source, spec)
     assert (record["reasons"], record["settings"]) == ({}, spec.settings)
     record = read_candidates(source, replace(spec, rules=job.rules()))
@@ -138,7 +138,7 @@ def test_language_columns_part_the_rows_and_unknown_codes_are_refused(tmp_path: 
 def test_rules_give_the_first_reason_that_holds(source: str, target: str, reason: str | None) -> None:
     pair = parse_pair("deu-eng", {}, "here")
     rules = CandidateFilters(identifier="none")
-    assert find_reasons(pa.array([source]), pa.array([target]), pair, rules).to_pylist() == [reason]
+    assert compute_reasons(pa.array([source]), pa.array([target]), pair, rules).to_pylist() == [reason]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_rules_give_the_first_reason_that_holds(source: str, target: str, reason
 def test_scripts_with_marks_and_without_spaces_pass(code: str, text: str) -> None:
     pair = parse_pair(f"{code}-eng", {}, "here")
     rules = CandidateFilters(identifier="none")
-    assert find_reasons(pa.array([text]), pa.array(["This is a pen"]), pair, rules).to_pylist() == [None]
+    assert compute_reasons(pa.array([text]), pa.array(["This is a pen"]), pair, rules).to_pylist() == [None]
 
 
 def test_partitions_are_named_by_glob_and_range() -> None:
@@ -277,7 +277,7 @@ def test_file_with_rows_of_many_languages_is_read_in_bounded_memory(tmp_path: Pa
 def test_shards_of_a_file_that_was_read_half_are_not_scored(tmp_path: Path, local_ray: str) -> None:
     path = write(tmp_path / "in/a.deu-eng.tsv", "Guten Morgen\tGood morning\n")
     output = tmp_path / "out"
-    [source] = find_sources(make_job(tmp_path, path))
+    [source] = list_sources(make_job(tmp_path, path))
     stale = output / f"_candidates/lang_pair=deu-eng/{name_record(source)}-00001.parquet"
     write(stale, "what a killed run left of a longer file")
     assert bitext(["--input", str(path), "--output", str(output), "--engine", "fake", "--identifier", "none"]) == 0

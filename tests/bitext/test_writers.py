@@ -24,7 +24,7 @@ from rerank_actor.bitext.languages import parse_pair
 from rerank_actor.bitext.selection.calibration import estimate_share, trace_curve
 from rerank_actor.bitext.selection.labelled_pairs import load_labelled
 from rerank_actor.bitext.selection.report import render_report
-from rerank_actor.bitext.selection.writers import build_objects, find_tag
+from rerank_actor.bitext.selection.writers import build_objects, make_tag
 from rerank_actor.errors import InputError
 
 LANG = "{http://www.w3.org/XML/1998/namespace}lang"
@@ -116,7 +116,7 @@ def test_any_text_survives_in_every_format(text: str) -> None:
     [("deu", "de"), ("eng", "en"), ("de", "de"), ("zho_Hans", "zh-Hans"), ("ast", "ast"), ("cmn", "cmn")],
 )
 def test_tmx_names_languages_by_their_shortest_code(code: str, tag: str) -> None:
-    assert find_tag(code) == tag
+    assert make_tag(code) == tag
 
 
 def test_delivered_files_hold_the_same_pairs_in_every_format(tmp_path: Path, local_ray: str) -> None:

@@ -20,7 +20,7 @@ from rerank_actor import storage
 from rerank_actor.bitext.ingest import ReadSpec, read_candidates
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.selection.labelled_pairs import load_labelled, read_labelled
-from rerank_actor.bitext.sources import find_sources
+from rerank_actor.bitext.sources import list_sources
 from rerank_actor.errors import InputError, RerankError
 from rerank_actor.inputs.batches import read_batches
 from rerank_actor.inputs.formats import detect_format
@@ -29,7 +29,7 @@ from rerank_actor.inputs.rows import LIMITS, ReadLimits, Unit
 from rerank_actor.inputs.shards import read_rows, scan_shard
 from rerank_actor.inputs.spec import InputSpec, SourceSpec
 from rerank_actor.inputs.text_sources import SourcePiece, TextSource
-from rerank_actor.inputs.text_sources import find_sources as find_text_sources
+from rerank_actor.inputs.text_sources import list_sources as find_text_sources
 from rerank_actor.mining.qrels import load_qrels
 from rerank_actor.storage.utf8 import is_unicode
 
@@ -93,7 +93,7 @@ def read_as_candidates(path: Path, limits: ReadLimits = LIMITS) -> Outcome:
     job = BitextJob(
         input=[str(path)], output=str(path.parent / "out"), engine="fake", lang_pair="deu-eng", identifier="none"
     ).normalized()
-    for source in find_sources(job):
+    for source in list_sources(job):
         read_candidates(source, replace(ReadSpec.of_job(job, str(folder)), limits=limits))
     rows = [row for file in sorted(folder.glob("lang_pair=*/*.parquet")) for row in pq.read_table(file).to_pylist()]
     whole = [row for row in rows if row["dropped"] is None]

@@ -127,7 +127,7 @@ def test_arrow_file_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> N
 
 def test_arrow_file_is_scanned_by_its_narrowest_column() -> None:
     schema = pa.schema({"text": pa.string(), "number": pa.int64(), "flag": pa.bool_()})
-    assert columnar._find_narrowest(schema) == 2
+    assert columnar._choose_narrowest(schema) == 2
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])

@@ -7,7 +7,7 @@ import pytest
 from rerank_actor.inputs.columns import is_list, merge_types, to_array, to_texts
 from rerank_actor.inputs.field_template import parse_template
 from rerank_actor.inputs.pairs import TextSpec, join_title, make_pairs
-from rerank_actor.inputs.rows import Rows, add_location, find_reason
+from rerank_actor.inputs.rows import Rows, add_location, strip_location
 
 
 def make_rows(columns: dict[str, list[object]]) -> Rows:
@@ -163,7 +163,7 @@ def test_json_structs_of_mixed_values_keep_a_type_of_structs() -> None:
 
 def test_reason_is_an_error_without_its_place() -> None:
     for uri in ("/a b (1)/x.jsonl", "s3://b/k, line 3)"):
-        assert find_reason(add_location("line is not a JSON object", uri, 7)) == "line is not a JSON object"
+        assert strip_location(add_location("line is not a JSON object", uri, 7)) == "line is not a JSON object"
         assert add_location("r", uri, 7) == f"r ({uri}, line 7)"
-    assert find_reason("engine died (3 times)") == "engine died (3 times)"
-    assert np.unique([find_reason("query is null")]).tolist() == ["query is null"]
+    assert strip_location("engine died (3 times)") == "engine died (3 times)"
+    assert np.unique([strip_location("query is null")]).tolist() == ["query is null"]

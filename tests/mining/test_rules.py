@@ -14,7 +14,7 @@ from rerank_actor.engines.base import compute_score
 from rerank_actor.errors import JobError
 from rerank_actor.job_file import check_job
 from rerank_actor.mining.job import MineJob
-from rerank_actor.mining.near_duplicates import find_near_duplicates
+from rerank_actor.mining.near_duplicates import mark_near_duplicates
 from rerank_actor.mining.rules import MiningRules, Threshold
 from rerank_actor.mining.select import Candidates, Selection, select
 
@@ -365,7 +365,7 @@ words = st.lists(st.sampled_from(["das", "Haus", "steht", "noch", "天気がい�
 def test_near_duplicates_are_those_of_the_sets_of_pieces(
     texts: list[str], positives: list[str], likeness: float
 ) -> None:
-    found = find_near_duplicates(
+    found = mark_near_duplicates(
         pa.array(texts, pa.large_string()),
         np.zeros(len(texts), np.int64),
         pa.array(positives, pa.large_string()),
@@ -377,7 +377,7 @@ def test_near_duplicates_are_those_of_the_sets_of_pieces(
 
 def test_near_duplicates_look_at_their_own_query_and_at_small_differences() -> None:
     texts = pa.array(["The cat sat on the mat!", "the cat  sat on the mat", "a dog", "the cat sat on the mat"])
-    found = find_near_duplicates(
+    found = mark_near_duplicates(
         texts, np.array([0, 0, 0, 1]), pa.array(["The cat sat, on the mat.", "a dog"]), np.array([0, 1]), 1.0
     )
     assert found.tolist() == [True, True, False, False]

@@ -17,7 +17,7 @@ from jobs.report import report
 from rerank_actor import storage
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.folder import Output
-from rerank_actor.outputs.histograms import ScoreHistograms, find_edge
+from rerank_actor.outputs.histograms import ScoreHistograms, compute_edge
 from rerank_actor.outputs.part import flatten_columns
 from rerank_actor.outputs.report.build import build_report
 from rerank_actor.outputs.report.facts import Facts, gather_facts
@@ -237,11 +237,13 @@ def test_sketches_add_up_and_their_quantiles_are_near() -> None:
         assert added.bins[name].tolist() == whole.bins[name].tolist()
     shares = [0, 0.01, 0.1, 0.5, 0.9, 0.99, 1]
     for name, values, near in (("score", scores, 0.02), ("logit", logits, 0.25)):
-        found = whole.find_quantiles(name, shares)
+        found = whole.compute_quantiles(name, shares)
         assert found == pytest.approx(np.quantile(values, shares).tolist(), abs=near)
-    assert whole.find_quantiles("token", shares) == pytest.approx(np.quantile(tokens, shares).tolist(), rel=0.1, abs=1)
-    assert whole.find_quantiles("truncation", shares) is None
-    assert find_edge("token", 80) == 1024
+    assert whole.compute_quantiles("token", shares) == pytest.approx(
+        np.quantile(tokens, shares).tolist(), rel=0.1, abs=1
+    )
+    assert whole.compute_quantiles("truncation", shares) is None
+    assert compute_edge("token", 80) == 1024
 
 
 def test_sketch_of_extremes_loses_no_value() -> None:

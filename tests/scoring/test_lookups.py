@@ -19,7 +19,7 @@ from jobs.score import score
 from rerank_actor import Reranker, storage
 from rerank_actor.errors import InputError, OutputConflictError, ShardError
 from rerank_actor.inputs.lookups import TextLookup
-from rerank_actor.inputs.text_sources import SourcePiece, TextSource, find_sources
+from rerank_actor.inputs.text_sources import SourcePiece, TextSource, list_sources
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.verify import verify_output
 from rerank_actor.progress import QuietReporter
@@ -66,7 +66,7 @@ def score_texts(pairs: list[tuple[str, str]]) -> list[float]:
 
 def make_source(*paths: Path, role: Any = "document") -> TextSource:
     job = ScoreJob(input=["x"], output="y", corpus=[str(path) for path in paths])
-    return dataclasses.replace(find_sources(job.source_specs())[0], role=role)
+    return dataclasses.replace(list_sources(job.source_specs())[0], role=role)
 
 
 def make_store(tmp_path: Path, source: TextSource, layout: BucketLayout, uri: str = "") -> KeyedStore:
@@ -264,7 +264,7 @@ def test_a_store_in_s3_is_read_by_block_or_from_copies(
     lookup = TextLookup("document", store.spec)
     wanted = ["d3", "d399", "nope", "d7", "d3"]
     expected = ["text 3", "text 399", None, "text 7", "text 3"]
-    assert lookup.find_texts(wanted) == (expected, {2: "document id is not in --corpus"})
+    assert lookup.load_texts(wanted) == (expected, {2: "document id is not in --corpus"})
     assert not (tmp_path / "cache/stores").exists()
 
     for name, age in (("of-a-job-long-ended", 3 * KEPT_SECONDS), ("of-another-job", 60.0)):
@@ -272,13 +272,13 @@ def test_a_store_in_s3_is_read_by_block_or_from_copies(
         folder.mkdir(parents=True)
         os.utime(folder, (time.time() - age,) * 2)
     copying = TextLookup("document", dataclasses.replace(store.spec, keeps_copies=True))
-    assert copying.find_texts(wanted)[0] == expected
+    assert copying.load_texts(wanted)[0] == expected
     copies = {path.name for path in (tmp_path / "cache/stores").rglob("bucket-*.bin")}
     assert copies
     kept = {path.name for path in (tmp_path / "cache/stores").iterdir()}
     assert kept == {store.spec.digest, "of-another-job"}, "copies that nobody reads any more do not fill the disk"
     storage.delete_objects([storage.join_uri(store.spec.uri, name) for name in copies])
-    assert copying.find_texts(wanted)[0] == expected  # from the copies alone
+    assert copying.load_texts(wanted)[0] == expected  # from the copies alone
     assert build_store(
         store.spec.uri, source.digest, BucketLayout(1, 1), [], source.read, run_here
     ).layout == BucketLayout(4, 8)

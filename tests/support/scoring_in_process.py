@@ -8,7 +8,7 @@ from rerank_actor import storage
 from rerank_actor.engines.fake import FakeEngine
 from rerank_actor.engines.model import load_tokenizer_json
 from rerank_actor.job import ScoreJob
-from rerank_actor.outputs.folder import find_pending
+from rerank_actor.outputs.folder import list_pending
 from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed
 from rerank_actor.progress import QuietReporter
 from rerank_actor.runtime.store_builder import run_here
@@ -35,7 +35,7 @@ def score_here(job: ScoreJob, run_id: str = "run", *, records: bool = True) -> O
     output.write_own("plan.parquet", prepared.plan.to_bytes(prepared.settings))
     parts = output.list_parts()
     totals, damaged = check_committed(output, parts, prepared.plan.units(), prepared.fingerprint, notes.append)
-    pending = find_pending(prepared.plan, {name: part for name, part in parts.items() if name not in damaged})
+    pending = list_pending(prepared.plan, {name: part for name, part in parts.items() if name not in damaged})
     output.delete_parts(list(damaged))
     tokenizer_json = load_tokenizer_json(prepared.model)
     reporter = QuietReporter()

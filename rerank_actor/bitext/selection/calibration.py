@@ -121,13 +121,13 @@ def trace_curve(values: np.ndarray, labels: np.ndarray) -> Curve | None:
     kept = ends + 1
     precision, recall = hits / kept, hits / right.sum()
     f1 = 2 * hits / (kept + right.sum())
-    thresholds = _find_thresholds(ordered[ends])
+    thresholds = _compute_thresholds(ordered[ends])
     finite = np.isfinite(thresholds)
     precision, recall, f1, kept = precision[finite], recall[finite], f1[finite], kept[finite]
     return Curve(thresholds[finite], precision, recall, f1, kept, int(np.argmax(f1)))
 
 
-def _find_thresholds(distinct: np.ndarray) -> np.ndarray:
+def _compute_thresholds(distinct: np.ndarray) -> np.ndarray:
     """Return, for each of some falling values, a threshold that keeps it and not the next; the value where it is the last."""
     thresholds = distinct.copy()
     upper, lower = distinct[:-1], distinct[1:]

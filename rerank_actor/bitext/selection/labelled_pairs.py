@@ -57,7 +57,7 @@ class LabelledPairs:
     targets: np.ndarray | None
     digest: str
 
-    def find_labels(self, pairs: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    def look_up_labels(self, pairs: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Return what is known of some pairs: int8, 1 right, 0 wrong, -1 nothing."""
         index = np.minimum(np.searchsorted(self.pairs, pairs), len(self.pairs) - 1)
         labels = np.where(self.pairs[index] == pairs, self.labels[index], np.int8(-1))
@@ -155,7 +155,7 @@ def _describe(label: int | None) -> str:
 
 def _read_rows(uri: str, source_column: str, target_column: str, limits: ReadLimits) -> Iterator[_Rows]:
     """Yield the known pairs of a file; what is no known pair is refused with its line."""
-    file = _find_file(uri)
+    file = _look_up_file(uri)
     kind, compression = find_format(uri)
     if kind not in KINDS:
         kind = "tsv"
@@ -170,7 +170,7 @@ def _read_rows(uri: str, source_column: str, target_column: str, limits: ReadLim
                 yield _take_pairs(batch, uri, names, is_bare=is_bare)
 
 
-def _find_file(uri: str) -> storage.StoredObject:
+def _look_up_file(uri: str) -> storage.StoredObject:
     file = next((item for item in storage.list_objects(uri) if item.uri == uri), None)
     if file is None:
         raise InputError(f"--calibration {uri}: no such file", uri=uri)

@@ -24,7 +24,7 @@ from rerank_actor.bitext.selection.steps import do_task
 from rerank_actor.bitext.selection.tally import SelectionTally
 from rerank_actor.errors import InputError, RerankError
 from rerank_actor.fingerprint import hash_fingerprint
-from rerank_actor.outputs.manifest import find_versions
+from rerank_actor.outputs.manifest import read_versions
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.runtime.steps import StepRecords, TaskRunner, run_step
 from rerank_actor.storage.exchange import collect_slices
@@ -272,7 +272,7 @@ class LanguagePairSelection:
             **self._summarize(),
             "fingerprint": hash_fingerprint(self.settings),
             "settings": {name: value for name, value in self.settings.items() if name != "inputs"},
-            "versions": find_versions(),
+            "versions": read_versions(),
             "run": {
                 "seconds": round(seconds, 3),
                 "pairs_per_second": round(self.scored.num_rows / seconds, 1),

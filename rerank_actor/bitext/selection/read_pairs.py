@@ -111,7 +111,7 @@ def read_pairs(
                 backward=(nothing if backward is None else backward).astype(np.float32)[chosen],
                 logit=logit[chosen],
                 cosine=_read_cosines(table, columns.cosine, uri, rules)[chosen],
-                label=_find_labels(source, target, known),
+                label=_look_up_labels(source, target, known),
             )
         )
     return (concatenate(pieces) if pieces else None), counts
@@ -181,9 +181,9 @@ def _name_hashes(source: _SideHashes, target: _SideHashes) -> dict[str, np.ndarr
     return exact | {f"n{word}": mix_hashes(source.normal[:, word], target.normal[:, word], word) for word in (0, 1)}
 
 
-def _find_labels(source: _SideHashes, target: _SideHashes, known: LabelledPairs | None) -> np.ndarray:
+def _look_up_labels(source: _SideHashes, target: _SideHashes, known: LabelledPairs | None) -> np.ndarray:
     """Return what is known of each pair: int8, -1 nothing."""
     if known is None:
         return np.full(len(source.normal), -1, np.int8)
     sides = source.normal[:, 0], target.normal[:, 0]
-    return known.find_labels(mix_hashes(*sides), *sides)
+    return known.look_up_labels(mix_hashes(*sides), *sides)

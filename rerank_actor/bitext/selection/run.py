@@ -47,7 +47,7 @@ def select_pairs(job: SelectJob, folders: list[str], reporter: Reporter | None =
     results: dict[str, Selected] = {}
     errors: list[InputError] = []
     settings = {name: _collect_settings(scored, job, known) for name, scored in pairs.items()}
-    earlier = {name: _find_earlier(SelectOutput(job.deliver, name), values, job) for name, values in settings.items()}
+    earlier = {name: _load_earlier(SelectOutput(job.deliver, name), values, job) for name, values in settings.items()}
     with contextlib.ExitStack() as stack:
         connect = _Connector(job, stack)
         for name, scored in pairs.items():
@@ -121,7 +121,7 @@ def _collect_settings(scored: ScoredPair, job: SelectJob, known: LabelledPairs |
     }
 
 
-def _find_earlier(output: SelectOutput, settings: dict[str, Any], job: SelectJob) -> dict[str, Any] | None:
+def _load_earlier(output: SelectOutput, settings: dict[str, Any], job: SelectJob) -> dict[str, Any] | None:
     """Return the settings of an earlier selection that can be gone on with, None where there is none or it is replaced.
 
     Raises:

@@ -89,7 +89,7 @@ def _to_parquet(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def find_tag(code: str) -> str:
+def make_tag(code: str) -> str:
     """Return the BCP 47 tag of a language code: `deu` is `de`, `zho_Hans` is `zh-Hans`, `ast` stays."""
     base, _, script = code.partition("_")
     known = pycountry.languages.get(alpha_3=base.lower()) if len(base) == 3 else None
@@ -98,7 +98,7 @@ def find_tag(code: str) -> str:
 
 
 def _to_tmx(scores: list[str], sources: pa.Array, targets: pa.Array, pair: LanguagePair) -> bytes:
-    tags = [find_tag(language.code) for language in (pair.source, pair.target)]
+    tags = [make_tag(language.code) for language in (pair.source, pair.target)]
     head = (
         '<?xml version="1.0" encoding="UTF-8"?>\n<tmx version="1.4">\n'
         f'<header creationtool="rerank-actor" creationtoolversion="{version("rerank-actor")}" segtype="sentence" '

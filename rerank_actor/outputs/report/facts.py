@@ -76,7 +76,7 @@ class Facts:
         """Dollars of all runs."""
         return self.gpu_hours * self.price.dollars if self.gpu_hours is not None and self.price is not None else None
 
-    def find_units(self, names: set[str]) -> dict[str, Unit]:
+    def select_units(self, names: set[str]) -> dict[str, Unit]:
         """Return units of the plan by name."""
         return {unit.name: unit for unit in self.scored.plan.units() if unit.name in names}
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rerank_actor.outputs.histograms import ScoreHistograms, find_edge
+from rerank_actor.outputs.histograms import ScoreHistograms, compute_edge
 from rerank_actor.outputs.html import (
     Page,
     format_number,
@@ -163,10 +163,10 @@ def _add_distributions(page: Page, facts: Facts, rows: Rows) -> None:
 
     def draw(name: str) -> str:
         def find(number: float) -> float:
-            edge = find_edge(name, number)
+            edge = compute_edge(name, number)
             return edge if name in ("score", "logit") else round(edge)
 
-        return make_histogram({name: histograms.to_shares(name)}, find_edge=find)
+        return make_histogram({name: histograms.to_shares(name)}, compute_edge=find)
 
     page.add("Scores", note, draw("score"), _show_quantiles(histograms))
     page.add("Logits", make_text("Log-odds; they do not saturate where scores do."), draw("logit"))
@@ -181,7 +181,7 @@ def _add_distributions(page: Page, facts: Facts, rows: Rows) -> None:
 
 def _show_quantiles(histograms: ScoreHistograms) -> str:
     names = {"score": "score", "logit": "logit", "token": "prompt tokens"}
-    columns = [histograms.find_quantiles(name, list(QUANTILES.values())) for name in names]
+    columns = [histograms.compute_quantiles(name, list(QUANTILES.values())) for name in names]
     rows: list[list[object]] = []
     for index, label in enumerate(QUANTILES):
         score, logit, tokens = ([] if column is None else column for column in columns)
@@ -316,7 +316,7 @@ def _list_faults(faults: Mapping[str, Any]) -> str:
 
 
 def _show_slowest(facts: Facts) -> str:
-    units = facts.find_units({record["unit"] for record in facts.slowest})
+    units = facts.select_units({record["unit"] for record in facts.slowest})
     table = []
     for record in facts.slowest:
         unit, seconds = units[record["unit"]], float(record["seconds"] or 0)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from rerank_actor.errors import RerankError
 from rerank_actor.inputs.columns import RESERVED_COLUMNS
-from rerank_actor.inputs.rows import Unit, find_reason
+from rerank_actor.inputs.rows import Unit, strip_location
 from rerank_actor.outputs.histograms import ScoreHistograms
 from rerank_actor.outputs.part import flatten_columns
 from rerank_actor.outputs.report.facts import EXAMPLES, Facts
@@ -59,7 +59,7 @@ def sample_rows(facts: Facts) -> Rows:
         columns |= dict.fromkeys(_list_others(table))
         rows.scored += _pick_scored(unit, table)
     rows.scored = _thin(sorted(rows.scored, key=lambda row: -float(row["logit"])))
-    wanted = facts.find_units({name for names in facts.error_units.values() for name in names})
+    wanted = facts.select_units({name for names in facts.error_units.values() for name in names})
     reasons_left = {reason: EXAMPLES for reason in facts.error_units}
     for unit, table in _read_parts(facts, list(wanted.values())[:ERROR_PARTS], texts):
         columns |= dict.fromkeys(_list_others(table))
@@ -159,7 +159,7 @@ def _thin(ordered: list[Any]) -> list[Any]:
 def _pick_errors(unit: Unit, table: pa.Table, left: dict[str, int]) -> Iterator[tuple[str, dict[str, Any]]]:
     errors, parents, positions = _explode(table, "error")
     for at in np.flatnonzero(errors.is_valid().to_numpy(zero_copy_only=False)):
-        reason = find_reason(str(errors[at].as_py()))  # which is how the records count them
+        reason = strip_location(str(errors[at].as_py()))  # which is how the records count them
         if left.get(reason, 0) > 0:
             left[reason] -= 1
             yield reason, _name_row(unit, table, int(parents[at]), int(positions[at]))
