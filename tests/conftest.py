@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from s3_server import S3Server
-
-from rerank_actor.benchmark.sample import write_sample_model
+from sample_model import write_sample_model
 
 BUCKET_NUMBERS = itertools.count()
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -1,8 +1,7 @@
-"""Sample data and small models with the parts of a Qwen3 reranker, for the first run and the tests.
+"""Sample data, and a tokenizer with the parts of a Qwen3 reranker's, for the first run and the tests.
 
-The demo's model comes with the package and ranks (data/demo_model, its card says what it is good for). The sample model
-has random weights: it runs through every line that a real one does, and its ranking means nothing. Its tokenizer is a
-byte-level BPE of a few hundred tokens trained on the sample texts, with the family's control tokens. The pairs were
+The demo's model comes with the package and ranks (data/demo_model, its card says what it is good for). The tokenizer is
+a byte-level BPE of a few hundred tokens trained on the sample texts, with the family's control tokens. The pairs were
 written for the project: several languages, grouped by query, a few bad rows among them.
 """
 
@@ -163,66 +162,3 @@ def train_sample_tokenizer(texts: Iterable[str], vocabulary_size: int = VOCABULA
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in THINK_TOKENS])
     return tokenizer
-
-
-def write_sample_model(
-    folder: Path,
-    *,
-    seed: int = 0,
-    hidden_size: int = 128,
-    num_layers: int = 4,
-    max_positions: int = 8192,
-    tie_word_embeddings: bool = True,
-    tokenizer: Any = None,
-    spread: float = 3.0,
-) -> Path:
-    """Write a random Qwen3ForCausalLM with tokenizer, as float32 safetensors; an existing folder stays as it is.
-
-    Args:
-        folder: where to.
-        seed: of the weights.
-        hidden_size: width of the model, a multiple of 64.
-        num_layers: its depth.
-        max_positions: longest prompt in tokens.
-        tie_word_embeddings: as in 0.6B and 4B; false as in 8B.
-        tokenizer: a `tokenizers.Tokenizer`; by default one trained on the sample pairs.
-        spread: rough standard deviation of the log-odds.
-    """
-    if (folder / "config.json").exists():
-        return folder
-    import torch
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    if tokenizer is None:
-        rows = load_sample_rows()
-        tokenizer = train_sample_tokenizer(text for row in rows for text in (row["query"], row["document"]) if text)
-    config = Qwen3Config(
-        vocab_size=-(-tokenizer.get_vocab_size() // 64) * 64,
-        hidden_size=hidden_size,
-        intermediate_size=3 * hidden_size,
-        num_hidden_layers=num_layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=max_positions,
-        tie_word_embeddings=tie_word_embeddings,
-        initializer_range=0.1,
-    )
-    torch.manual_seed(seed)
-    model = Qwen3ForCausalLM(config).float().eval()
-    with torch.no_grad():
-        head = model.lm_head.weight
-        yes, no = tokenizer.token_to_id("yes"), tokenizer.token_to_id("no")
-        # The final norm gives positions a length of sqrt(hidden_size), so this difference has about that spread.
-        difference = torch.randn(hidden_size) * spread / hidden_size**0.5
-        middle = (head[yes] + head[no]) / 2
-        head[yes], head[no] = middle + difference / 2, middle - difference / 2
-    folder.mkdir(parents=True, exist_ok=True)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
-    )
-    fast.save_pretrained(folder)
-    model.save_pretrained(folder)
-    return folder

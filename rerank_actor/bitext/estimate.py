@@ -28,7 +28,6 @@ from rerank_actor.engines.model import RerankerModel, load_reranker_model, load_
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.batches import refuse_broken
-from rerank_actor.inputs.directions import Directions
 from rerank_actor.inputs.formats import split_name
 from rerank_actor.inputs.plan import share_out
 from rerank_actor.inputs.text import decompress
@@ -192,9 +191,8 @@ def _count_rows(source: Source) -> tuple[int, bool]:
 def _estimate_partition(samples: list[_Sample], job: BitextJob, encoder: PairEncoder) -> PartitionEstimate:
     pair = samples[0].pair
     texts = [couple for sample in samples for couple in sample.texts]
-    prompts = encoder.encode(
-        *_list_directions(job, pair).turn(*([couple[side] for couple in texts] for side in (0, 1)))
-    )
+    directions = job.to_scoring(pair, job.input[0], storage.join_uri(job.output, pair.folder)).directions()
+    prompts = encoder.encode(*directions.turn(*([couple[side] for couple in texts] for side in (0, 1))))
     scorable = prompts.scorable
     num_tokens = prompts.num_tokens[scorable]
     shared = count_shared(prompts.ids_at(scorable), prompts.head_tokens[scorable])
@@ -211,11 +209,6 @@ def _estimate_partition(samples: list[_Sample], job: BitextJob, encoder: PairEnc
         truncated=int((prompts.truncated_tokens[scorable] > 0).sum()),
         cached_share=shared / max(1, int(num_tokens.sum())),
     )
-
-
-def _list_directions(job: BitextJob, pair: LanguagePair) -> Directions:
-    """Return the directions in which a language pair will be scored."""
-    return job.to_scoring(pair, job.input[0], storage.join_uri(job.output, pair.folder)).directions()
 
 
 def _count_committed(job: BitextJob, pair: LanguagePair) -> int:

@@ -194,7 +194,7 @@ def _to_bins(bins: dict[str, int]) -> dict[int, int]:
 def list_heaviest(tally: MiningTally) -> list[tuple[str, int]]:
     """Return the rules that removed candidates, in words, those that removed most first."""
     removed = [(STEPS[name], tally.removed[name]) for name in RULE_STEPS if tally.removed[name]]
-    return sorted(removed, key=lambda count: -count[1])
+    return sorted(removed, key=lambda step: -step[1])
 
 
 def tabulate_sets(tallies: dict[str, MiningTally]) -> list[dict[str, Any]]:

@@ -81,7 +81,9 @@ def _verify(scored: ScoredOutput, cure: str | None = None) -> tuple[Verification
     """Check an output; return what was found and the names of damaged parts, for which `cure` is said where given."""
     result = Verification(units=scored.num_planned)
     result.problems += [
-        f"{unit.part_name}: missing (rows {_range(unit)} of {unit.uri}); run the job again" for unit in scored.missing
+        f"{unit.part_name}: missing (rows {unit.row_start} to {unit.row_start + unit.num_rows} of {unit.uri}); run the job "
+        "again"
+        for unit in scored.missing
     ]
     result.problems += [f"{name}: in no plan; delete it" for name in scored.strays]
     damaged = _check_parts(scored, result)
@@ -119,10 +121,6 @@ def _check_parts(scored: ScoredOutput, result: Verification) -> dict[str, str]:
                 result.scored += check.facts["scored"]
                 result.errors += sum(check.facts["errors"].values())
     return damaged
-
-
-def _range(unit: Unit) -> str:
-    return f"{unit.row_start} to {unit.row_start + unit.num_rows}"
 
 
 def _read_and_check(unit: Unit, part: storage.StoredObject, fingerprint: str) -> PartCheck | RerankError:

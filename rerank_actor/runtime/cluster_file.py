@@ -32,11 +32,6 @@ class ClusterFile:
     job: ScoreJob | None
     command: str
 
-    @property
-    def most_gpus(self) -> float:
-        """GPUs of all groups at their largest."""
-        return sum(group.most * group.num_gpus for group in self.groups)
-
 
 def check_cluster_file(path: str) -> ClusterFile:
     """Return what a file sets up.

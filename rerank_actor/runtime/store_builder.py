@@ -17,7 +17,6 @@ from rerank_actor.storage.keyed_store import BucketLayout, StoreSpec, name_bucke
 
 ROUNDS = 3
 FINAL_KINDS = ("InputError", "JobError", "AccessDeniedError")  # of failures that another try does not mend
-SPILL_BYTES = 64 * 2**20
 
 # What reads a piece: yields tables with a column `key`, and returns JSON facts that are added up.
 Read = Callable[[Any], Iterator[Any]]

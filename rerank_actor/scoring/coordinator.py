@@ -177,10 +177,11 @@ class Coordinator:
         """Return what was reported since the last call, and forget it."""
         since = self._clock() - PRESENCE_SECONDS
         self._seen = {actor: at for actor, at in self._seen.items() if at >= since}
+        allowed = max(ENDS_ALLOWED, ENDS_ALLOWED_PER_ACTOR * len(self._starts))
         news = replace(
             self._news,
             faults=+self._news.faults,
-            hopeless=self._ends.reason if self._ends.count > self._allow_ends() else None,
+            hopeless=self._ends.reason if self._ends.count > allowed else None,
             idle_seconds=self._count_idle_seconds(),
             actors=len(self._seen),
             units_queued=len(self._work.queued),
@@ -310,9 +311,6 @@ class Coordinator:
         self._work.bisections[unit].fail(reason, ended=ended)
         self._count(kind, unit, splits)
         self._ends.add(reason, ended=ended)
-
-    def _allow_ends(self) -> int:
-        return max(ENDS_ALLOWED, ENDS_ALLOWED_PER_ACTOR * len(self._starts))
 
     def _count(self, kind: str, unit: str, splits_before: int) -> None:
         self._news.faults[kind] += 1

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from rerank_actor import storage
 from rerank_actor.engines.model import load_tokenizer_json
-from rerank_actor.inputs.rows import Unit
 from rerank_actor.job import RunSettings, ScoreJob
 from rerank_actor.outputs.folder import list_pending
 from rerank_actor.progress import Reporter, format_seconds
@@ -99,7 +98,8 @@ def estimate_prepared(prepared: PreparedJob, reporter: Reporter | None = None) -
         readable = readable if lookups is not None else []
         spec = replace(make_prepare_spec(prepared, storage.capture_environment(), lookups or ()), dedupes=False)
         for index in np.unique(np.linspace(0, len(readable) - 1, min(SAMPLED_UNITS, len(readable))).astype(int)):
-            work = prepare_unit(_head_of(readable[index]), spec, tokenizer_json)
+            head = replace(readable[index], num_rows=min(readable[index].num_rows, SAMPLED_ROWS))
+            work = prepare_unit(head, spec, tokenizer_json)
             if work.failure is not None:
                 continue
             scorable = work.prompts.scorable
@@ -141,11 +141,6 @@ def count_shared(prompts: list[np.ndarray], head_tokens: np.ndarray) -> int:
             shared += CACHE_BLOCK if block in seen else 0
             seen.add(block)
     return shared
-
-
-def _head_of(unit: Unit) -> Unit:
-    """Return a unit's first rows, as a unit."""
-    return replace(unit, num_rows=min(unit.num_rows, SAMPLED_ROWS))
 
 
 def find_rate(job: RunSettings, manifest: dict[str, object]) -> tuple[float | None, str]:

@@ -157,7 +157,7 @@ class KeyedStore:
             for number, blocks in items:
                 yield from self._read(number, blocks, wanted)
             return
-        with storage_threads() as pool:
+        with ThreadPoolExecutor(READ_THREADS) as pool:
             for rows in pool.map(lambda item: list(self._read(item[0], item[1], wanted)), items):
                 yield from rows
 
@@ -208,11 +208,6 @@ def _delete_unused(folder: Path) -> None:
         with contextlib.suppress(OSError):  # another process deletes it
             if time.time() - copies.stat().st_mtime > KEPT_SECONDS:
                 shutil.rmtree(copies)
-
-
-def storage_threads() -> ThreadPoolExecutor:
-    """Return threads for reads that mostly wait."""
-    return ThreadPoolExecutor(READ_THREADS)
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import reference
 import torch
 from safetensors.torch import load_file, save_file
+from sample_model import write_sample_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from rerank_actor import Reranker
-from rerank_actor.benchmark.sample import load_sample_rows, train_sample_tokenizer, write_sample_model
+from rerank_actor.benchmark.sample import load_sample_rows, train_sample_tokenizer
 from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.errors import EngineStartError, InputError, ModelError

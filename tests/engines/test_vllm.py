@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import reference
 from commands import ROOT
+from sample_model import write_sample_model
 
 from rerank_actor import Reranker
-from rerank_actor.benchmark.sample import load_sample_rows, write_sample_model
+from rerank_actor.benchmark.sample import load_sample_rows
 from rerank_actor.engines.vllm import BLOCK_SIZE
 from rerank_actor.errors import EngineError
 

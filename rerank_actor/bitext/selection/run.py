@@ -52,7 +52,8 @@ def select_pairs(job: SelectJob, folders: list[str], reporter: Reporter | None =
         connect = _Connector(job, stack)
         for name, scored in pairs.items():
             output = SelectOutput(_name_folder(job), name)
-            runner = TaskRunner(connect, _make_lease(output), storage.capture_environment())
+            lease = Lease(output.lease_uri, output.uri, make_run_id())
+            runner = TaskRunner(connect, lease, storage.capture_environment())
             selection = LanguagePairSelection(scored, job, known, output, settings[name], runner, reporter)
             try:
                 results[name] = _select_pair(selection, earlier[name])
@@ -73,10 +74,6 @@ def select_pairs(job: SelectJob, folders: list[str], reporter: Reporter | None =
 def _name_folder(job: SelectJob) -> str:
     """Return the folder of what is written; known pairs alone are looked at in one that is deleted."""
     return storage.join_uri(job.deliver, "_select", "calibrate") if job.calibrate_only else job.deliver
-
-
-def _make_lease(output: SelectOutput) -> Lease:
-    return Lease(output.lease_uri, output.uri, make_run_id())
 
 
 def check_selection(job: SelectJob, folders: list[str]) -> LabelledPairs | None:

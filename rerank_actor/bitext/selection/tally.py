@@ -49,10 +49,6 @@ class SelectionTally:
         for name, value in other.sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
-    def compute_mean(self, name: str) -> float | None:
-        """Return the mean score of `candidates` or `kept`, None of none."""
-        return self.sums[name] / self.counts[name] if self.counts[name] else None
-
     def summarize(self, rules: SelectionRules) -> dict[str, Any]:
         """Return what a selection by some rules came to, as JSON values."""
         left, funnel = self.counts["rows"], []
@@ -65,7 +61,10 @@ class SelectionTally:
         return {
             "counts": dict(sorted(self.counts.items())),
             "funnel": funnel,
-            "mean_score": {name: self.compute_mean(name) for name in ("candidates", "kept")},
+            "mean_score": {
+                name: self.sums[name] / self.counts[name] if self.counts[name] else None
+                for name in ("candidates", "kept")
+            },
             "space": rules.space,
             "bins": {
                 name: {str(number): count for number, count in sorted(bins.items())} for name, bins in self.bins.items()

@@ -4,7 +4,7 @@ Takes `Facts` and `Rows`, gives the text of a page. Knows nothing of storage.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rerank_actor.outputs.histograms import ScoreHistograms, compute_edge
@@ -204,7 +204,12 @@ def _add_errors(page: Page, facts: Facts, rows: Rows) -> None:
             make_table(
                 ["reason", "pairs", "share", "for example"],
                 [
-                    [reason, count, _format_percent(count, totals.pairs), _name_examples(rows.errors.get(reason, []))]
+                    [
+                        reason,
+                        count,
+                        _format_percent(count, totals.pairs),
+                        "; ".join(map(_name_row, rows.errors.get(reason, []))) or "-",
+                    ]
                     for reason, count in most
                 ],
             )
@@ -233,10 +238,6 @@ def _add_errors(page: Page, facts: Facts, rows: Rows) -> None:
 
 def _format_percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.3g} %" if whole else "-"
-
-
-def _name_examples(examples: Sequence[Mapping[str, Any]]) -> str:
-    return "; ".join(_name_row(example) for example in examples) or "-"
 
 
 def _name_row(row: Mapping[str, Any]) -> str:
