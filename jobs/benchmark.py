@@ -22,7 +22,7 @@ def benchmark(arguments: Sequence[str] | None = None) -> int:
     folder = Path(args.folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
 
-    def say(words: str) -> None:
+    def report(words: str) -> None:
         print(words, file=sys.stderr, flush=True)
 
     def keep(result: dict[str, Any]) -> None:
@@ -30,7 +30,7 @@ def benchmark(arguments: Sequence[str] | None = None) -> int:
 
     if args.suite == "scale":
         wanted = {name: FULL[name] for name in args.measurements or FULL}
-        result = {"scale": measure_scale(folder, say, wanted)}
+        result = {"scale": measure_scale(folder, report, wanted)}
         print(make_scale_tables(result["scale"]))
     else:
         if SUITES[args.suite].on_gpu:
@@ -39,10 +39,10 @@ def benchmark(arguments: Sequence[str] | None = None) -> int:
         suite = choose_suite(
             args.suite, workloads=args.workloads, contenders=args.contenders, shapes=shapes, rounds=args.rounds
         )
-        result = run_suite(suite, folder, say, engine_args=args.engine_args, keep=keep)
+        result = run_suite(suite, folder, report, engine_args=args.engine_args, keep=keep)
         print(make_tables(result))
     keep(result)
-    say(f"all figures: {folder / 'result.json'}")
+    report(f"all figures: {folder / 'result.json'}")
     _compare(extract_ratios(result), args.compare, args.store)
     return 0
 

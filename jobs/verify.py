@@ -36,7 +36,7 @@ def verify(arguments: Sequence[str] | None = None) -> int:
                 print("not begun")
                 continue
         result = verify_output(
-            output, delete_damaged=options.delete_damaged, tell=lambda message: print(message, file=sys.stderr)
+            output, delete_damaged=options.delete_damaged, report=lambda message: print(message, file=sys.stderr)
         )
         _print_result(result)
         problems += len(result.problems)

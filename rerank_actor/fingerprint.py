@@ -36,13 +36,13 @@ def refuse_other_rules(uri: str, holds: str, cure: str, earlier: Mapping[str, An
     """
     differing = list_differing(earlier, now)
     if differing:
-        shown = "; ".join(_tell_difference(name, earlier.get(name), now.get(name)) for name in differing)
+        shown = "; ".join(_format_difference(name, earlier.get(name), now.get(name)) for name in differing)
         raise OutputConflictError(
             f"{uri}: holds {holds} other rules or from other scores ({shown}); {cure}", uri=uri, differing=differing
         )
 
 
-def _tell_difference(name: str, there: Any, now: Any) -> str:
+def _format_difference(name: str, there: Any, now: Any) -> str:
     if name == "inputs":
         before, after = {tuple(item) for item in there or []}, {tuple(item) for item in now or []}
         return f"scored files: {len(before - after):,} there that are gone or changed, {len(after - before):,} new or changed"

@@ -222,7 +222,7 @@ class ScoreJob(EngineJob, RescoreSettings, ListSettings, RowSettings, Instructio
         )
 
     def input_spec(self) -> InputSpec:
-        """Return what the job says of its input."""
+        """Return the input as planning and reading take it."""
         added = {*([INDEX_COLUMN] if self.explode else []), *([PAIR_KEY] if self.adds_pair_key else [])}
         return InputSpec(
             uris=tuple(self.input),

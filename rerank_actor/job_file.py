@@ -38,7 +38,7 @@ class Settings(BaseModel):
         return {name: _normalize(value) for name in names if (value := getattr(self, name))}
 
     def pick(self, *sections: type["Settings"]) -> dict[str, Any]:
-        """Return what was given of some sections of the job, for another job that has them too."""
+        """Return the values that were given of some sections of the job, for another job that has them too."""
         names = [name for section in sections for name in section.model_fields]
         return {name: getattr(self, name) for name in names if name in self.model_fields_set}
 

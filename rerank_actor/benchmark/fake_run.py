@@ -1,4 +1,4 @@
-"""A run of the whole job with the fake engine, and the rate that it came to.
+"""A run of the whole job with the fake engine, and the rate that it reaches.
 
 Takes a folder with an input, gives figures of the steady part. Knows nothing of what is measured around it.
 """
@@ -59,7 +59,7 @@ class Steady:
 
 
 def find_steady(records: Iterable[Path]) -> Steady | None:
-    """Return what units came to after the first quarter of the pairs, by their records; None for a run too short."""
+    """Return the rates after the first quarter of the pairs, by the records of units; None for a run too short."""
     columns = ["pairs", "finished_at", "seconds"]
     table = pa.concat_tables([pq.read_table(path, columns=columns) for path in records]).sort_by("finished_at")
     pairs, finished, seconds = (table[name].to_numpy() for name in columns)

@@ -25,7 +25,7 @@ class Usage:
 
 
 def read_usage(root: psutil.Process) -> Usage:
-    """Return what a process and its descendants have used so far."""
+    """Return CPU seconds and memory that a process and its descendants have used so far."""
     cpu, memory = 0.0, 0
     for process in [root, *root.children(recursive=True)]:
         with contextlib.suppress(psutil.Error):

@@ -104,7 +104,7 @@ class Worker:
 
 
 def run_rounds(
-    entries: Iterable[Entry], setting: Setting, num_rounds: int, say: Callable[[str], None], *, at_once: bool
+    entries: Iterable[Entry], setting: Setting, num_rounds: int, report: Callable[[str], None], *, at_once: bool
 ) -> dict[str, Any]:
     """Let contenders score the pairs in turn.
 
@@ -112,7 +112,7 @@ def run_rounds(
         entries: who takes part.
         setting: what they are given.
         num_rounds: rounds that count; one that does not goes before them.
-        say: is told what happens.
+        report: is told what happens.
         at_once: keep all of them started and go around, which an accelerator's memory does not allow.
 
     Returns:
@@ -125,18 +125,18 @@ def run_rounds(
         workers: list[Worker] = []
         try:
             for entry in group:
-                say(f"starting {entry.title}")
+                report(f"starting {entry.title}")
                 worker = Worker(entry, setting, Path(setting.folder) / f"{entry.title.replace(' ', '-')}.log")
                 workers.append(worker)
                 if worker.left_out is not None:
                     left_out[entry.title] = worker.left_out
-                    say(f"{entry.title} is left out: {worker.left_out}")
+                    report(f"{entry.title} is left out: {worker.left_out}")
             for number in range(num_rounds + 1):
                 for worker in workers:
                     if worker.name in left_out or not (number or worker.warms_up):
                         continue
                     figures = worker.run_round()
-                    say(f"round {number}, {worker.name}: {figures['pairs_per_second']:,.0f} pairs/s")
+                    report(f"round {number}, {worker.name}: {figures['pairs_per_second']:,.0f} pairs/s")
                     if number:
                         rounds.setdefault(worker.name, []).append(figures)
         finally:
@@ -170,7 +170,7 @@ def compute_ratios(result: dict[str, Any], base: str, figure: str) -> dict[str, 
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return what was measured on."""
+    """Return the machine and the versions that were measured."""
     versions = {}
     for name in VERSIONED:
         try:

@@ -48,12 +48,14 @@ FULL = {
 }
 
 
-def measure_scale(folder: Path, say: Callable[[str], None], wanted: dict[str, list[dict[str, int]]]) -> dict[str, Any]:
+def measure_scale(
+    folder: Path, report: Callable[[str], None], wanted: dict[str, list[dict[str, int]]]
+) -> dict[str, Any]:
     """Measure how the job grows.
 
     Args:
         folder: for inputs and outputs.
-        say: is told what happens.
+        report: is told what happens.
         wanted: arguments of each measurement by its name, as in `FULL`.
 
     Returns:
@@ -64,7 +66,7 @@ def measure_scale(folder: Path, say: Callable[[str], None], wanted: dict[str, li
     figures: dict[str, Any] = {}
     for name, settings in wanted.items():
         for setting in settings:
-            say(f"{name} {setting}")
+            report(f"{name} {setting}")
             target = folder / f"{name}-{'-'.join(map(str, setting.values()))}"
             target.mkdir()
             command = [
@@ -81,7 +83,7 @@ def measure_scale(folder: Path, say: Callable[[str], None], wanted: dict[str, li
             if ended.returncode:
                 raise RuntimeError(f"{name} {setting} ended with {ended.returncode}; its words are in {target / 'log'}")
             figures.setdefault(name, []).append({**setting, **json.loads(ended.stdout)})
-            say(str(figures[name][-1]))
+            report(str(figures[name][-1]))
     return figures
 
 
@@ -108,7 +110,7 @@ def measure_busy(folder: Path, model: Path, unit_rows: int, rows: int = BUSY_ROW
 
 
 def measure_guard(folder: Path, model: Path, units: int) -> dict[str, Any]:
-    """Return what bisection, watchdog and coordinator add to a unit without faults, and its share of one of 16,384 pairs."""
+    """Return the time that retries and watchdog add to a unit without faults, and its share of one of 16,384 pairs."""
     import ray
 
     from rerank_actor.runtime.watchdog import Watchdog

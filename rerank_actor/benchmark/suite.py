@@ -126,7 +126,7 @@ class Gpu:
 def run_suite(
     suite: Suite,
     folder: Path,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
     *,
     engine_args: dict[str, Any] | None = None,
     keep: Callable[[dict[str, Any]], None] = lambda result: None,
@@ -138,7 +138,7 @@ def run_suite(
     Args:
         suite: what.
         folder: for models, pairs, outputs and logs.
-        say: is told what happens.
+        report: is told what happens.
         engine_args: further arguments of the job's engine.
         keep: is given the result as far as it is, after each workload, so that a measurement that is ended is not lost.
         measure_gpu: gives the GPU for a dtype, where a suite wants one; None measures this machine's.
@@ -184,7 +184,7 @@ def run_suite(
                 entries,
                 setting,
                 suite.rounds,
-                say,
+                report,
                 at_once=not suite.on_gpu,
             )
             entry = {
@@ -278,7 +278,7 @@ def make_tables(result: dict[str, Any]) -> str:
 
 
 def make_scale_tables(scale: dict[str, Any]) -> str:
-    """Return what `scale.measure_scale` found as Markdown."""
+    """Return the figures of `scale.measure_scale` as Markdown."""
     lines = []
     for name, rows in scale.items():
         columns = list(dict.fromkeys(key for row in rows for key in row))

@@ -222,7 +222,7 @@ def _count_committed(job: BitextJob, pair: LanguagePair) -> int:
 def _count_all(
     partitions: list[PartitionEstimate], job: BitextJob, model: RerankerModel
 ) -> tuple[Budget, ModelSize | None]:
-    """Return what all language pairs may cost together."""
+    """Return the budget of all language pairs together, and the size of the model."""
     num_directions = 2 if job.direction == "both" else 1
     tokens, pending_tokens = (
         sum(partition.count_tokens(getattr(partition, rows), num_directions) for partition in partitions)

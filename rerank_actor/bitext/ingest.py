@@ -64,7 +64,7 @@ class ReadSpec:
 
     @classmethod
     def of_job(cls, job: BitextJob, folder: str) -> Self:
-        """Return what all files of a job have in common."""
+        """Return the spec that all files of a job have in common."""
         return cls(job, folder, job.rules(), hash_fingerprint(job.candidate_settings()))
 
 

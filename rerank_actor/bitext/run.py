@@ -137,7 +137,7 @@ def _read_sources(sources: list[Source], job: BitextJob, folder: str, reporter: 
     else:
         records.update({index: work(sources[index]) for index in left})
     for index in left:
-        _tell_reasons(sources[index].file.uri, records[index] or {}, reporter)
+        _report_reasons(sources[index].file.uri, records[index] or {}, reporter)
     return [record for record in records.values() if record is not None]
 
 
@@ -168,7 +168,7 @@ def _load_record(source: Source, spec: ReadSpec) -> dict[str, Any] | None:
     return record
 
 
-def _tell_reasons(uri: str, record: dict[str, Any], reporter: Reporter) -> None:
+def _report_reasons(uri: str, record: dict[str, Any], reporter: Reporter) -> None:
     for reason, (count, line) in record["reasons"].items():
         if reason in TOLD:
             more = f", as in {count - 1:,} more of its lines" if count > 1 else ""

@@ -123,7 +123,7 @@ def compute_within_memory(
     engine: Engine,
     prompts: Sequence[np.ndarray],
     head_tokens: Sequence[int] | None = None,
-    tell: Callable[[int], object] | None = None,
+    report: Callable[[int], object] | None = None,
 ) -> np.ndarray:
     """Return the log-odds of each prompt, in smaller and smaller batches while memory runs out.
 
@@ -131,7 +131,7 @@ def compute_within_memory(
         engine: the engine.
         prompts: as `Engine.compute_logits` takes them.
         head_tokens: as it takes them.
-        tell: is told each new budget in tokens.
+        report: is told each new budget in tokens.
 
     Raises:
         EngineError: the batch could not be computed, however small.
@@ -143,6 +143,6 @@ def compute_within_memory(
             budget = engine.shrink_batches()
             if budget is None:
                 raise
-            if tell is not None:
-                tell(budget)
+            if report is not None:
+                report(budget)
             logger.warning("%s; the %s engine goes on with %d tokens at once", error, engine.name, budget)

@@ -35,7 +35,7 @@ class FakeEngine:
 
     - a kind (raise, nan, die, hang, hang_with_lock) to its probability for a batch,
     - `guilty_token` to a token id and `guilty_kind` to what happens on each prompt that holds it,
-    - `start` to a kind that befalls the engine's start, `start_probability` to how often (default always), `start_mark` to a
+    - `start` to a kind that happens at the engine's start, `start_probability` to how often (default always), `start_mark` to a
       file that does not exist, so that only the engine that makes it is struck,
     - `memory_tokens` to the tokens above which a batch does not fit,
     - `seed` to a number.
@@ -91,7 +91,7 @@ def _meet(folder: str, number: int) -> None:
 
 
 class _Faults:
-    """What befalls a fake engine."""
+    """The faults of a fake engine."""
 
     def __init__(self, wanted: Mapping[str, Any], check_prompts: Sequence[Sequence[int]]) -> None:
         known = {

@@ -223,7 +223,7 @@ def fetch_weights(model: RerankerModel) -> Path:
 
 
 def _identify(name: str, commit: str | None, folder: Path, *, code: bool) -> str:
-    """Return what changes when the model does, without fetching weights that only the actors need."""
+    """Return an identity that changes when the model does, without fetching weights that only the actors need."""
     if commit:
         return f"{name}@{commit}"
     if storage.is_s3(name):

@@ -52,12 +52,12 @@ def encode_check_pairs(encoder: PairEncoder) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(token) for token in prompt[-encoder.max_length :]) for prompt in ids)
 
 
-def start_engine(spec: EngineSpec, tell: Callable[[int], object] | None = None) -> tuple[Engine, EngineCheck]:
+def start_engine(spec: EngineSpec, report: Callable[[int], object] | None = None) -> tuple[Engine, EngineCheck]:
     """Start an engine and let it score the built-in pairs; `auto` settles its dtype on what comes out finite.
 
     Args:
         spec: what to start.
-        tell: is told a budget in tokens, when memory runs out already on these pairs.
+        report: is told a budget in tokens, when memory runs out already on these pairs.
 
     Raises:
         EngineStartError: it cannot start, or its logits are not finite, all equal, or too far from the reference.
@@ -68,7 +68,7 @@ def start_engine(spec: EngineSpec, tell: Callable[[int], object] | None = None) 
         started = time.monotonic()
         try:
             prompts = [np.array(ids, np.int32) for ids in spec.check_prompts]
-            logits = compute_within_memory(engine, prompts, tell=tell)
+            logits = compute_within_memory(engine, prompts, report=report)
         except RerankError as error:
             raise EngineStartError(f"the {spec.kind} engine started but cannot score: {error}") from error
         if np.isfinite(logits).all():

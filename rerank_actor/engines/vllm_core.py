@@ -93,7 +93,7 @@ class CoreFeed:
         return request
 
     def forget(self) -> bool:
-        """Drop all requests and the cache; return whether the core is as good as new."""
+        """Drop all requests and the cache; return whether the core can go on as after its start."""
         self._scheduler.finish_requests(None, RequestStatus.FINISHED_ABORTED)
         # A step that was still under way would write into blocks that are given to others.
         is_idle = not self._core.batch_queue and not self._scheduler.has_unfinished_requests()

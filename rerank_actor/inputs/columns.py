@@ -221,7 +221,7 @@ def _has_extension(kind: pa.DataType) -> bool:
 
 
 def _strip_extensions(kind: pa.DataType) -> pa.DataType:
-    """Return what texts, or lists of them, are stored as."""
+    """Return the storage type of texts, or of lists of them."""
     if isinstance(kind, pa.BaseExtensionType):
         return _strip_extensions(kind.storage_type)
     if is_list(kind):

@@ -86,7 +86,7 @@ def detect_format(uri: str, wanted: str = "auto") -> tuple[Format, str]:
 
 
 def find_mismatch(head: bytes, compression: str) -> str | None:
-    """Return what the first bytes of a file say against its name, None where they agree or there are none."""
+    """Return how the first bytes of a file contradict its name, None where they agree or there are none."""
     ending = next((ending for magic, ending in MAGICS.items() if head.startswith(magic)), None)
     named = next((ending for ending, codec in COMPRESSIONS.items() if codec == compression), None)
     is_frame = named == ".zst" and head[1:4] == b"\x2a\x4d\x18"  # one that is to be skipped, before the first

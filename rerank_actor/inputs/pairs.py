@@ -92,7 +92,7 @@ class TextSpec:
         return required
 
     def find_wrong_type(self, flag: str, kind: pa.DataType) -> str | None:
-        """Return what was expected where a column of this type cannot serve a flag, else None."""
+        """Return the kind of column that a flag takes, where one of this type is none, else None."""
         if flag.endswith("-template"):
             return None
         if flag == "--explode-columns":

@@ -84,7 +84,7 @@ class TextSource:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
     def describe(self) -> str:
-        """Return what the fingerprint says of the source."""
+        """Return the source as the fingerprint has it."""
         return f"{len(self.objects)} objects of {self.num_bytes} bytes, {self.digest}"
 
     def cut(self) -> list[SourcePiece]:

@@ -83,7 +83,7 @@ class TrainingExamples:
 
 
 def group_examples(table: pa.Table, query: np.ndarray, selection: Selection, teacher: Teacher) -> TrainingExamples:
-    """Return what was selected, by kept query.
+    """Return the selected examples, by kept query.
 
     Args:
         table: the pairs.

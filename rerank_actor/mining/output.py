@@ -35,7 +35,7 @@ class MineOutput(JobFolder):
         return storage.list_objects(self.uri)
 
     def load_stored_plan(self) -> dict[str, Any] | None:
-        """Return what was stored before the first unit, None for a new output or a damaged one."""
+        """Return the plan and settings that were stored before the first unit, None for a new output or a damaged one."""
         stored = self.read_own("plan.json")
         return stored if "settings" in stored else None
 

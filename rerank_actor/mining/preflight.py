@@ -80,7 +80,7 @@ def prepare_mining(job: MineJob) -> PreparedMining:
 
 
 def _load_earlier(output: MineOutput, settings: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
-    """Return what an earlier run stored, if it can be gone on with, and whether its leavings are to be deleted."""
+    """Return the stored plan of an earlier run that can be continued, and whether what is left of it is to be deleted."""
     stored = output.load_stored_plan()
     has_data = any(item.uri.rpartition("/")[2].startswith("part-") for item in output.list_data())
     if stored is None:

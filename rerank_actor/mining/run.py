@@ -201,20 +201,20 @@ class _Run:
         run(functools.partial(mine_bucket, spec=spec), buckets)
 
     def _keep(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Add up what a committed unit came to; the rest of its record is kept."""
+        """Add a committed unit to the sums; the rest of its record is kept."""
         for name, tally in record["tallies"].items():
             self.tallies[name].merge(MiningTally.from_dict(tally))
         kept = {name: value for name, value in record.items() if name != "tallies"}
         self.records[record["unit"]] = kept
-        self._say_how_far()
+        self._report_progress()
         return kept
 
     def _note_failure(self, unit: str, failure: TaskFailure) -> None:
         self.failed[unit] = failure.reason
         self.reporter.info(f"unit {unit} failed: {failure.reason}")
-        self._say_how_far()
+        self._report_progress()
 
-    def _say_how_far(self) -> None:
+    def _report_progress(self) -> None:
         """Say now and then how many units are committed."""
         if self.total and time.monotonic() - self.said >= LINE_SECONDS:
             self.said = time.monotonic()

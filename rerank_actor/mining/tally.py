@@ -91,7 +91,7 @@ class Distribution:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Distribution":
-        """Return what `to_dict` gave."""
+        """Rebuild the record that `to_dict` wrote."""
         bins = Counter({int(number): count for number, count in values["bins"].items()})
         limits = {} if values["count"] else {"lowest": float("inf"), "highest": float("-inf")}
         return cls(**{**values, **limits, "bins": bins})
@@ -163,7 +163,7 @@ class MiningTally:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "MiningTally":
-        """Return what `to_dict` gave."""
+        """Rebuild the record that `to_dict` wrote."""
         tally = cls(values["space"], Counter(values["counts"]), Counter(values["removed"]), values["examples"])
         for name in ("positives", "negatives", "margins"):
             setattr(tally, name, Distribution.from_dict(values[name]))

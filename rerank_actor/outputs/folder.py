@@ -130,7 +130,7 @@ class Output(JobFolder):
         return self.read_own("manifest.json")
 
     def load_estimate(self) -> dict[str, Any]:
-        """Return what `jobs.plan` foresaw, empty where it was not asked."""
+        """Return the estimate that `jobs.plan` stored, empty where there is none."""
         return self.read_own("estimate.json")
 
     def list_failed(self) -> list[dict[str, Any]]:

@@ -159,7 +159,7 @@ def check_committed(
     parts: dict[str, storage.StoredObject],
     units: Iterable[Unit],
     fingerprint: str,
-    tell: Callable[[str], None] | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> tuple[Totals, dict[str, str]]:
     """Return the totals of the units that are committed and sound, and what is wrong with the other parts.
 
@@ -171,7 +171,7 @@ def check_committed(
         parts: its parts by name; those of no unit are left alone.
         units: the plan's.
         fingerprint: the plan's.
-        tell: is told when parts are read.
+        report: is told when parts are read.
 
     Returns:
         Totals, and the fault of each damaged part by name. Nothing was deleted.
@@ -184,8 +184,8 @@ def check_committed(
     for name, record in output.match_records({name: parts[name] for name in doubtful}):
         totals.add(record)
         del doubtful[name]
-    if doubtful and tell is not None:
-        tell(f"reading {len(doubtful):,} parts that no record of an earlier run vouches for")
+    if doubtful and report is not None:
+        report(f"reading {len(doubtful):,} parts that no record of an earlier run vouches for")
     records = UnitRecords(output, f"checked-{make_run_id()}")
 
     def check(unit: Unit) -> PartCheck:

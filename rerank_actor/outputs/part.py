@@ -27,7 +27,7 @@ METADATA_PREFIX = "rerank_actor."
 
 
 def read_part_metadata(schema: pa.Schema) -> dict[str, str]:
-    """Return what the project wrote into a part's Parquet metadata, empty where it wrote nothing."""
+    """Return the entries that the project wrote into a part's Parquet metadata, empty where it wrote nothing."""
     return {
         name.decode()[len(METADATA_PREFIX) :]: value.decode()
         for name, value in (schema.metadata or {}).items()

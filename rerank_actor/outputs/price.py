@@ -1,4 +1,4 @@
-"""What GPUs cost: a small table of types and prices, and what GPU time comes to.
+"""What GPUs cost: a small table of types and prices, and what GPU time costs.
 
 Takes the job's `--gpu-type` and `--gpu-price`, gives dollars. The table is `data/gpus.yaml`, each price with its source
 and date. Knows nothing of runs or clusters.

@@ -66,7 +66,7 @@ def batch_by_size(
 
 
 def share_out_groups(groups: Iterable[SizedGroup], most_bytes: int) -> list[tuple[RowGroups, ...]]:
-    """Return what each unit of work reads, none of which is larger than `most_bytes` unless a single group is."""
+    """Return the row groups of each unit of work; none is larger than `most_bytes` unless a single group is."""
     units: list[tuple[RowGroups, ...]] = []
     start = 0
     for batch in batch_by_size(groups, lambda group: group.num_bytes, most_bytes):

@@ -37,7 +37,7 @@ class JobStatus:
         totals: of the manifest, as of the last run's end.
         faults: survived by all runs, by kind, as of then.
         gpu_hours: of all runs, None where there was no GPU or no run has told it.
-        cost: dollars that these came to at the job's own price, None where it told none.
+        cost: dollars that these cost at the job's own price, None where it has none.
         planned: what `jobs.plan` foresaw, empty where it was not asked.
     """
 

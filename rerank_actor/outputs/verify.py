@@ -39,14 +39,14 @@ class Verification:
 
 
 def verify_output(
-    uri: str, *, delete_damaged: bool = False, tell: Callable[[str], None] = lambda message: None
+    uri: str, *, delete_damaged: bool = False, report: Callable[[str], None] = lambda message: None
 ) -> Verification:
     """Check an output against its plan.
 
     Args:
         uri: the output folder.
         delete_damaged: delete damaged parts, so that the next run scores their units; no run can write meanwhile.
-        tell: is told when it takes a while to see whether a run is writing.
+        report: is told when it takes a while to see whether a run is writing.
 
     Raises:
         InputError: there is no job.
@@ -57,7 +57,7 @@ def verify_output(
     if not delete_damaged:
         return _verify(require_scored(uri))[0]
     output.require_plan()  # before a lease is written where there is no job
-    with _hold(output, tell) as lease:
+    with _hold(output, report) as lease:
         result, damaged = _verify(require_scored(uri), "deleted, run the job again")
         if damaged:
             lease.check(fresh=True)
@@ -68,9 +68,9 @@ def verify_output(
 
 
 @contextlib.contextmanager
-def _hold(output: Output, tell: Callable[[str], None]) -> Iterator[Lease]:
+def _hold(output: Output, report: Callable[[str], None]) -> Iterator[Lease]:
     lease = Lease(output.lease_uri, output.uri, f"verify-{secrets.token_hex(6)}")
-    lease.acquire(tell)
+    lease.acquire(report)
     try:
         yield lease
     finally:

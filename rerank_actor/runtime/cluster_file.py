@@ -34,7 +34,7 @@ class ClusterFile:
 
 
 def check_cluster_file(path: str) -> ClusterFile:
-    """Return what a file sets up.
+    """Check a file and return the node groups and the job that it sets up.
 
     Raises:
         JobError: a value is still to be set, or the file does not fit KubeRay, Ray's launcher or the job that it holds.

@@ -19,7 +19,7 @@ PIPELINE_THREAD = "rerank-actor pipeline"
 def is_pipeline_running() -> bool:
     """Whether a pipeline is at work that could not be stopped.
 
-    Then Ray is left as it is, and this process must leave without Ray's farewell: Ray would end it, with a code of its own,
+    Then Ray is left as it is, and this process must leave without Ray's exit hook: Ray would end it, with a code of its own,
     when the pipeline's thread speaks to it after a shutdown.
     """
     return any(thread.name == PIPELINE_THREAD for thread in threading.enumerate())

@@ -167,7 +167,7 @@ def _run_command(command: str, payload: dict[str, Any]) -> None:
 
 
 def _describe(error: Exception) -> str:
-    """Return what went wrong without an address or a command, which may hold a secret."""
+    """Return the cause of a failure without an address or a command, which may hold a secret."""
     if isinstance(error, subprocess.TimeoutExpired):
         return f"it took more than {COMMAND_SECONDS:.0f} s"
     if isinstance(error, ValueError) and str(error).startswith("it "):

@@ -40,7 +40,7 @@ def pack_report(report: dict[str, Any]) -> tuple[str, list[bytes]]:
 
 
 def unpack_report(text: str, arrays: list[bytes]) -> dict[str, Any]:
-    """Return what `pack_report` was given; arrays are flat and cannot be written to."""
+    """Rebuild the report that `pack_report` packed; arrays are flat and cannot be written to."""
 
     def restore(values: dict[str, Any]) -> Any:
         return np.frombuffer(arrays[values[INDEX]], values[DTYPE]) if values.keys() == {INDEX, DTYPE} else values

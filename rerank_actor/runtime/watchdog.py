@@ -30,11 +30,11 @@ class Watchdog:
     @contextlib.contextmanager
     def limit(self, seconds: float) -> Iterator[None]:
         """End this process with SIGKILL unless the block ends within some seconds."""
-        self._tell(seconds)
+        self._notify(seconds)
         try:
             yield
         finally:
-            self._tell(0)
+            self._notify(0)
 
     def close(self) -> None:
         """End the watchdog."""
@@ -43,7 +43,7 @@ class Watchdog:
             self._process.wait()
             self._process = None
 
-    def _tell(self, seconds: float) -> None:
+    def _notify(self, seconds: float) -> None:
         message = f"{seconds:.3f}\n".encode()
         with contextlib.suppress(OSError):
             if self._process is not None and self._process.poll() is None:

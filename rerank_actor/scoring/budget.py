@@ -150,7 +150,7 @@ class Budget:
         return (self.start_seconds + tokens / (speed * actors)) / 3600 if tokens else 0.0
 
     def to_record(self) -> dict[str, Any]:
-        """Return what is stored: the figures for all planned rows, whatever is committed already."""
+        """Return the record that is stored: the figures for all planned rows, whatever is committed already."""
         hours = self.count_hours(self.actors, self.tokens)
         gpu_hours = hours * self.actors * self.gpus_per_actor if hours is not None else None
         return {
@@ -193,7 +193,7 @@ def count_budget(
     tokens: int,
     pending_tokens: int,
 ) -> Budget:
-    """Return what a job may cost whose prompts hold so many tokens.
+    """Return the budget of a job whose prompts hold so many tokens.
 
     Args:
         job: names GPUs, actors and speeds.

@@ -34,7 +34,7 @@ class RunResult:
         status: `complete`, or `failed` when units are missing.
         totals: of everything committed, earlier runs included.
         failed: records of the units that failed for good.
-        untried: how many units the run did not come to before it ended.
+        untried: how many units the run did not begin before it ended.
         run: figures of this run alone.
     """
 
@@ -60,7 +60,7 @@ class EngineFacts:
 
 @dataclass
 class _SharedFacts:
-    """What scoring pairs that several units have came to; `dedupe` is how the manifest says it."""
+    """Figures of pairs that several units have and that were scored first; `dedupe` is their entry in the manifest."""
 
     dedupe: dict[str, Any] = field(default_factory=dict)
     dtype: str | None = None
@@ -160,7 +160,7 @@ class OutputCommitter:
         self._lookup_facts = facts
 
     def record_shared(self, num_pairs: int, forward_passes: int, dtype: str | None, actor_seconds: float) -> None:
-        """Record what it came to that pairs which several units have were scored first."""
+        """Record the figures of pairs that several units have and that were scored first."""
         self.outcomes.totals.shared_passes = forward_passes
         self._shared = _SharedFacts({"shared_pairs": num_pairs, "forward_passes": forward_passes}, dtype)
         self.add_actor_seconds(actor_seconds)
@@ -205,17 +205,17 @@ class OutputCommitter:
                 self._write_manifest("running", self.outcomes.failed)
 
     def find_dtype(self) -> str | None:
-        """Return what the engines compute in, None while that is open."""
+        """Return the dtype that the engines compute in, None while that is open."""
         return self._engine_facts.engines[0]["dtype"] if self._engine_facts.engines else None
 
     def find_earlier_dtype(self) -> str | None:
-        """Return what `--dtype auto` came to in an earlier run, so that all parts have one dtype."""
+        """Return the dtype that `--dtype auto` chose in an earlier run, so that all parts have one dtype."""
         if self._earlier.get("dtype"):
             return str(self._earlier["dtype"])
         return self._shared.dtype or (self.prepared.reused.dtype if self.prepared.reused is not None else None)
 
     def make_part_metadata(self) -> dict[str, str]:
-        """Return what the metadata of each part say."""
+        """Return the entries of the metadata of each part."""
         prepared = self.prepared
         return {
             "fingerprint": prepared.fingerprint,

@@ -174,7 +174,7 @@ class Coordinator:
         self._active_at = self._clock()
 
     def drain(self) -> News:
-        """Return what was reported since the last call, and forget it."""
+        """Return the news since the last call, and forget it."""
         since = self._clock() - PRESENCE_SECONDS
         self._seen = {actor: at for actor, at in self._seen.items() if at >= since}
         allowed = max(ENDS_ALLOWED, ENDS_ALLOWED_PER_ACTOR * len(self._starts))
@@ -198,7 +198,7 @@ class Coordinator:
             self._starts[actor].seen = self._seen[actor]
 
     def agree_dtype(self, dtype: str) -> str:
-        """Return the dtype of the run: the first that an engine came to, or that of the output's earlier runs."""
+        """Return the dtype of the run: the first that an engine chose, or that of the output's earlier runs."""
         self._dtype = self._dtype or dtype
         return self._dtype
 

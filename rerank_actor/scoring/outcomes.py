@@ -72,6 +72,6 @@ class UnitOutcomes:
         }
 
     def merge(self, totals: Totals) -> None:
-        """Add units of this run of which no report came to the sums."""
+        """Add to the sums units of this run of which no report arrived."""
         self.totals.merge(totals)
         self.scored_now.merge(totals)

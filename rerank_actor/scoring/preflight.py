@@ -233,7 +233,7 @@ def _compute_gpu_share(job: ScoreJob) -> float:
 
 
 def make_engine_spec(prepared: PreparedJob, tokenizer_json: str) -> EngineSpec:
-    """Return what an actor needs to start its engine, and to check it with the built-in pairs."""
+    """Return the spec with which an actor starts its engine and checks it with the built-in pairs."""
     job = prepared.job
     encoder = PairEncoder(tokenizer_json, **make_encoder_settings(job, prepared.model, job.instruction))
     return EngineSpec(

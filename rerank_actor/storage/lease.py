@@ -72,7 +72,7 @@ class Lease:
         """Whether another run has been seen to hold the lease."""
         return self._taker is not None
 
-    def acquire(self, tell: Callable[[str], None]) -> None:
+    def acquire(self, report: Callable[[str], None]) -> None:
         """Take the lease, waiting only where the holder may be dead on another machine.
 
         Raises:
@@ -80,7 +80,7 @@ class Lease:
             JobError, StorageError: the output cannot be written to.
         """
         if not storage.create_bytes(self._uri, self._record()):
-            self._take_over(tell)
+            self._take_over(report)
         self._confirmed = time.monotonic()
         self._thread.start()
 
@@ -115,22 +115,22 @@ class Lease:
     def _record(self) -> bytes:
         return json.dumps({"run": self._run_id, **self._here, "heartbeat": time.time()}).encode()
 
-    def _take_over(self, tell: Callable[[str], None]) -> None:
+    def _take_over(self, report: Callable[[str], None]) -> None:
         lease = storage.read_if_present(self._uri)
         if lease is not None and not _has_ended(_parse(lease), self._here):
-            lease = self._wait_for_silence(lease, tell)
+            lease = self._wait_for_silence(lease, report)
         if lease is not None:
             self._claim(lease)
         elif not storage.create_bytes(self._uri, self._record()):
             raise self._conflict(_parse(storage.read_if_present(self._uri)))
 
-    def _wait_for_silence(self, lease: bytes, tell: Callable[[str], None]) -> bytes | None:
+    def _wait_for_silence(self, lease: bytes, report: Callable[[str], None]) -> bytes | None:
         """Return the lease once it has not been rewritten for a while, None when it was given back."""
         holder = _parse(lease)
         if _is_alive_here(holder, self._here):
             raise self._conflict(holder)
         seconds = self._stale_seconds
-        tell(f"another run ({_name_holder(holder)}) left a lease; seeing for {seconds:.0f} s if it is alive")
+        report(f"another run ({_name_holder(holder)}) left a lease; seeing for {seconds:.0f} s if it is alive")
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             time.sleep(min(1.0, seconds / 10))
@@ -240,7 +240,7 @@ def _boot_id() -> str:
 
 
 def _pid_namespace() -> str:
-    """Return what tells process numbers of one container from those of another on the same machine."""
+    """Return the id of the namespace of process numbers, which differs between containers of one machine."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:

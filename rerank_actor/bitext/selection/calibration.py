@@ -53,7 +53,7 @@ class LabelledScores:
         return int((self.labels == 0).sum())
 
     def estimate(self, least: Mapping[str, float | None]) -> dict[str, Any]:
-        """Return what thresholds make of these pairs, by kind of score: estimated precision and recall, as JSON values."""
+        """Return, by kind of score, what thresholds give on these pairs: estimated precision and recall, as JSON values."""
         passes = np.ones(len(self.labels), bool)
         for name, threshold in least.items():
             if threshold is not None and name in self.values:

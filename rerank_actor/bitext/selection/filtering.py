@@ -66,7 +66,7 @@ def _drop_exact(pairs: HashedPairs) -> HashedPairs:
 
 
 def look_at_sources(task: StepTask, spec: StepSpec) -> StepResult:
-    """Add what the other candidates of each source come to; to the buckets of targets."""
+    """Add the sums over the other candidates of each source; to the buckets of targets."""
     result, pairs = StepResult(), task.read_pairs()
     if pairs is not None:
         rest, near = _average_neighbors(pairs, pairs.s0, pairs.s1, spec.rules.neighbors)

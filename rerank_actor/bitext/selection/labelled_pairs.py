@@ -58,7 +58,7 @@ class LabelledPairs:
     digest: str
 
     def look_up_labels(self, pairs: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Return what is known of some pairs: int8, 1 right, 0 wrong, -1 nothing."""
+        """Return the labels of some pairs: int8, 1 right, 0 wrong, -1 not labelled."""
         index = np.minimum(np.searchsorted(self.pairs, pairs), len(self.pairs) - 1)
         labels = np.where(self.pairs[index] == pairs, self.labels[index], np.int8(-1))
         if self.sources is not None and self.targets is not None:

@@ -152,10 +152,10 @@ class LanguagePairSelection:
 
     def _calibrate(self, scores: LabelledScores) -> None:
         """Trace the curves of known pairs, and take thresholds from them where they are asked for."""
-        self._say_known(scores, "are among its candidates")
+        self._report_labelled(scores, "are among its candidates")
         if not (scores.num_right and scores.num_wrong) and self.scored.beside is not None:
-            self.beside = scores = self._look_beside(self.scored.beside)
-            self._say_known(scores, "were scored beside them")
+            self.beside = scores = self._score_labelled(self.scored.beside)
+            self._report_labelled(scores, "were scored beside them")
         self.tally.counts.update({"known_right": scores.num_right, "known_wrong": scores.num_wrong})
         self.curves = calibrate(scores)
         for flag in ("threshold", "margin"):
@@ -174,12 +174,12 @@ class LanguagePairSelection:
             )
             self.reporter.info(f"{self.name}: --{flag} {best:.6g} has the best F1 on known pairs")
 
-    def _say_known(self, scores: LabelledScores, where: str) -> None:
+    def _report_labelled(self, scores: LabelledScores, where: str) -> None:
         self.reporter.info(
             f"{self.name}: {scores.num_right:,} known right and {scores.num_wrong:,} known wrong pairs {where}"
         )
 
-    def _look_beside(self, scored: ScoredPair) -> LabelledScores:
+    def _score_labelled(self, scored: ScoredPair) -> LabelledScores:
         """Return the scores of known pairs that are no candidates; their rivals are the known pairs of the same sides."""
         output = SelectOutput(storage.join_uri(self.output.uri, "_select", "known"), self.output.pair)
         selection = LanguagePairSelection(scored, self.job, self.known, output, {}, self.runner, QuietReporter())
@@ -243,7 +243,7 @@ class LanguagePairSelection:
     def _step(
         self, step: str, tasks: list[StepTask], spec: StepSpec, used: list[StepRecord] | None = None
     ) -> list[StepRecord]:
-        """Do the tasks of a step that are not done, add up what all of them came to, and delete what they have used."""
+        """Do the tasks of a step that are not done, add up their results, and delete what they have used."""
         outcome = run_step(
             functools.partial(do_task, step=step, spec=spec),
             {task.name: task for task in tasks},
@@ -289,7 +289,7 @@ class LanguagePairSelection:
         return Selected("complete", numbers)
 
     def _summarize(self) -> dict[str, Any]:
-        """Return what is known of the pairs by now, as JSON values; known pairs beside the candidates say what to expect."""
+        """Return the numbers of the selection so far, as JSON values; labelled pairs estimate its precision and recall."""
         least = {kind: getattr(self.rules, name) for name, kind in LOOKS_AT.items()}
         return {
             "lang_pair": self.name,

@@ -94,7 +94,7 @@ def read_selection_status(uri: str) -> list[SelectionStatus]:
 
 
 def check_delivered(uri: str, status: SelectionStatus) -> list[str]:
-    """Return what is wrong with the files of a language pair, in sentences; nothing where all are as they were written.
+    """Return the faults of the files of a language pair, in sentences; nothing where all are as they were written.
 
     Raises:
         JobError, StorageError: the folder cannot be read.

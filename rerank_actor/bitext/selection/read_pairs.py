@@ -182,7 +182,7 @@ def _name_hashes(source: _SideHashes, target: _SideHashes) -> dict[str, np.ndarr
 
 
 def _look_up_labels(source: _SideHashes, target: _SideHashes, known: LabelledPairs | None) -> np.ndarray:
-    """Return what is known of each pair: int8, -1 nothing."""
+    """Return the label of each pair: int8, -1 where it has none."""
     if known is None:
         return np.full(len(source.normal), -1, np.int8)
     sides = source.normal[:, 0], target.normal[:, 0]

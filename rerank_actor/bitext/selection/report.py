@@ -46,13 +46,13 @@ def list_overview(results: Sequence[dict[str, Any]]) -> list[list[Any]]:
                 f"{kept / total:.1%}" if total else "-",
                 "-" if mean is None else f"{mean:.4g}",
                 result["space"],
-                tell_share(result["estimated_precision"]),
+                format_share(result["estimated_precision"]),
             ]
         )
     return rows
 
 
-def tell_share(share: dict[str, Any] | None) -> str:
+def format_share(share: dict[str, Any] | None) -> str:
     """Return an estimated share in words."""
     if share is None:
         return "-"
@@ -118,7 +118,7 @@ def _add_pair(page: Page, result: dict[str, Any]) -> None:
         blocks += [make_text(words), make_curves(thresholds, series, mark=best["threshold"])]
     if result["calibration"]:
         blocks.append(make_table(CALIBRATION, list_calibration(result)))
-        blocks.append(make_text(f"Estimated precision of what is kept: {tell_share(result['estimated_precision'])}."))
-        blocks.append(make_text(f"Known right pairs that are kept: {tell_share(result['estimated_recall'])}."))
+        blocks.append(make_text(f"Estimated precision of what is kept: {format_share(result['estimated_precision'])}."))
+        blocks.append(make_text(f"Known right pairs that are kept: {format_share(result['estimated_recall'])}."))
     blocks.append(make_table(["rule", "definition"], list(result["rules"].items())))
     page.add(result["lang_pair"], *blocks)

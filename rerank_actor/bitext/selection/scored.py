@@ -123,10 +123,10 @@ def load_scored(job: SelectJob, folders: list[str]) -> dict[str, ScoredPair]:
     scored = {name: _make_scored(name, objects[name], job) for name in chosen}
     if not job.calibration:
         return scored
-    return {name: replace(pair, beside=_load_beside(name, list(objects[name]), job)) for name, pair in scored.items()}
+    return {name: replace(pair, beside=_load_labelled(name, list(objects[name]), job)) for name, pair in scored.items()}
 
 
-def _load_beside(name: str, roots: list[str], job: SelectJob) -> ScoredPair | None:
+def _load_labelled(name: str, roots: list[str], job: SelectJob) -> ScoredPair | None:
     """Return the known pairs of a language pair that were scored beside its candidates."""
     objects: dict[str, dict[str, storage.StoredObject]] = {}
     for root in roots:
@@ -153,7 +153,7 @@ def _locate_pair(uri: str, job: SelectJob) -> tuple[str, str]:
 
 
 def _make_scored(name: str, objects: dict[str, dict[str, storage.StoredObject]], job: SelectJob) -> ScoredPair:
-    """Return what is scored of a language pair in some folders, of each of which the objects are known."""
+    """Return the scored parts of a language pair in some folders, whose objects are listed already."""
     outputs = [open_scored(root, objects[root].values()) for root in sorted(objects)]
     if not job.allow_incomplete:
         for output in outputs:

@@ -84,7 +84,7 @@ class StepSpec:
 
 
 def make_step_spec(scored: ScoredPair, job: SelectJob, known: LabelledPairs | None, output: SelectOutput) -> StepSpec:
-    """Return what is the same for all tasks of a language pair, with the rules as the job gives them.
+    """Return the spec that is the same for all tasks of a language pair, with the rules as the job gives them.
 
     Raises:
         InputError: there is no scored part, or it lacks a column that is needed.
@@ -143,7 +143,7 @@ class Rows(NamedTuple):
 
 @dataclass
 class StepResult:
-    """What a task came to: rows for buckets of later steps, a tally, and facts for its record."""
+    """The result of a task: rows for buckets of later steps, a tally, and facts for its record."""
 
     tally: SelectionTally = field(default_factory=SelectionTally)
     facts: dict[str, Any] = field(default_factory=dict)

@@ -50,7 +50,7 @@ class SelectionTally:
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def summarize(self, rules: SelectionRules) -> dict[str, Any]:
-        """Return what a selection by some rules came to, as JSON values."""
+        """Return the counts, funnel and mean scores of a selection by some rules, as JSON values."""
         left, funnel = self.counts["rows"], []
         for step, words in STEPS.items():
             if removed := self.removed[step]:
@@ -80,7 +80,7 @@ class SelectionTally:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "SelectionTally":
-        """Return what `to_dict` gave."""
+        """Rebuild the tally that `to_dict` wrote."""
         tally = cls()
         tally.counts.update(values["counts"])
         tally.removed.update(values["removed"])

@@ -82,7 +82,7 @@ class Facts:
 
 
 def gather_facts(uri: str, price: Price | None = None, *, running: bool | None = None) -> Facts:
-    """Return what is known of the job of an output folder.
+    """Gather the figures of the job of an output folder.
 
     Args:
         uri: the folder.
