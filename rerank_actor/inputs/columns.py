@@ -7,7 +7,7 @@ a type may run code. Knows nothing of formats.
 
 import contextlib
 import json
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, cast
 
 import pyarrow as pa
@@ -59,10 +59,13 @@ def merge_types(first: pa.DataType | None, second: pa.DataType) -> pa.DataType:
         return pa.string()
 
 
-def add_types(types: dict[str, pa.DataType], objects: list[dict[str, Any]]) -> None:
-    """Widen the types of JSON columns by those of some more rows."""
-    for name in dict.fromkeys(name for item in objects for name in item):
-        types[name] = merge_types(types.get(name), _infer_type([item.get(name) for item in objects]))
+def widen_types(types: Mapping[str, pa.DataType], objects: list[dict[str, Any]]) -> dict[str, pa.DataType]:
+    """Return the types of JSON columns, widened by those of some more rows."""
+    names = dict.fromkeys(name for item in objects for name in item)
+    return {
+        **types,
+        **{name: merge_types(types.get(name), _infer_type([item.get(name) for item in objects])) for name in names},
+    }
 
 
 def _list_not_unicode(values: list[Any]) -> list[int]:

@@ -9,7 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ import pyarrow.json
 
 from rerank_actor import storage
 from rerank_actor.errors import ShardError
-from rerank_actor.inputs.columns import add_types, is_list, merge_types
+from rerank_actor.inputs.columns import is_list, merge_types, widen_types
 from rerank_actor.inputs.formats import TextFormat
 from rerank_actor.inputs.rows import UNIT_BYTES, Block, ShardLayout
 from rerank_actor.inputs.text import (
@@ -171,7 +171,7 @@ def _scan_data(scan: LineScan, data: bytes, position: int, expected: dict[str, p
     stretch = _Stretch(num_lines)
     pairs = np.ones(len(starts), np.int64)
     if scan.file.kind == "jsonl":
-        pairs = _look_at_objects(scan, data, starts, stops, expected, stretch.types)
+        pairs, stretch.types = _look_at_objects(scan, data, starts, stops, expected)
     bounds, sums = np.append(starts, len(data)), np.concatenate([[0], np.cumsum(pairs)])
     row = 0
     while row < len(starts):
@@ -208,21 +208,16 @@ def _is_blank(line: bytes, kind: TextFormat) -> bool:
 
 
 def _look_at_objects(
-    scan: LineScan,
-    data: bytes,
-    starts: np.ndarray,
-    stops: np.ndarray,
-    expected: dict[str, pa.DataType],
-    types: dict[str, pa.DataType],
-) -> np.ndarray:
-    """Widen `types` by the JSON objects of some lines, and return the number of pairs of each."""
+    scan: LineScan, data: bytes, starts: np.ndarray, stops: np.ndarray, expected: dict[str, pa.DataType]
+) -> tuple[np.ndarray, dict[str, pa.DataType]]:
+    """Return the number of pairs of the JSON object in each of some lines, and the types of their columns."""
     table = _parse_with_arrow(data, expected) if expected else None
     if table is not None and table.num_rows == len(starts):
-        types.update(expected)
         if scan.list_column not in expected or not is_list(expected[scan.list_column]):
-            return np.ones(len(starts), np.int64)
+            return np.ones(len(starts), np.int64), dict(expected)
         lengths = pc.list_value_length(table.column(scan.list_column)).fill_null(1).to_numpy().astype(np.int64)
-        return cast(np.ndarray, np.maximum(lengths, 1))
+        return np.maximum(lengths, 1), dict(expected)
+    types: dict[str, pa.DataType] = {}
     pairs = np.ones(len(starts), np.int64)
     for first in range(0, len(starts), TYPED_ROWS):
         objects = []
@@ -231,8 +226,8 @@ def _look_at_objects(
             objects.append(value)
             documents = value.get(scan.list_column)
             pairs[index] = max(1, len(documents)) if isinstance(documents, list) else 1
-        add_types(types, objects)
-    return pairs
+        types = widen_types(types, objects)
+    return pairs, types
 
 
 def _parse_with_arrow(data: bytes, expected: dict[str, pa.DataType]) -> pa.Table | None:

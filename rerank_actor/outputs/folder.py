@@ -202,6 +202,6 @@ def select_parts(objects: Iterable[storage.StoredObject]) -> dict[str, storage.S
     return {name: item for name, item in named.items() if name.startswith("part-") and name.endswith(".parquet")}
 
 
-def list_pending(plan: Plan, parts: dict[str, storage.StoredObject]) -> list[Unit]:
+def list_pending(plan: Plan, parts: Container[str]) -> list[Unit]:
     """Return the units that are not committed, in the plan's order."""
     return [unit for unit in plan.units() if unit.part_name not in parts]

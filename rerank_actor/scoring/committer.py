@@ -107,7 +107,7 @@ class OutputCommitter:
         output.delete_parts(list(prepared.change.stale_parts))
         parts = output.list_parts()
         totals, damaged = self._check_parts(parts)
-        pending = list_pending(prepared.plan, parts)
+        pending = list_pending(prepared.plan, parts.keys() - damaged)
         if pending:
             storage.delete_objects([output.success_uri])
         if prepared.plan != prepared.earlier:
@@ -124,7 +124,7 @@ class OutputCommitter:
         return self._drop_unreadable(pending)
 
     def _check_parts(self, parts: dict[str, storage.StoredObject]) -> tuple[Totals, list[str]]:
-        """Return the totals of what is committed, and the names of damaged parts, which are taken out of `parts`."""
+        """Return the totals of what is committed, and the names of damaged parts."""
         output, reporter = self.output, self._context.reporter
         units = self.prepared.plan.units()
         totals, damaged = check_committed(output, parts, units, self.prepared.fingerprint, reporter.info)
@@ -132,7 +132,6 @@ class OutputCommitter:
         totals.shared_passes = int(self._shared.dedupe.get("forward_passes", 0))
         for name, problem in damaged.items():
             reporter.info(f"{storage.join_uri(output.uri, name)} {problem}; its unit is scored again")
-            del parts[name]
         return totals, list(damaged)
 
     def _report_plan(self, num_units: int, num_pending: int) -> None:
@@ -240,8 +239,7 @@ class OutputCommitter:
         outcomes, reporter = self.outcomes, self._context.reporter
         self.lease.check(fresh=True)
         parts = self.output.list_parts()
-        self._add_unreported(parts)
-        missing = list_pending(self.prepared.plan, parts)
+        missing = list_pending(self.prepared.plan, parts.keys() - self._add_unreported(parts))
         failed = {unit.name: outcomes.failed[unit.name] for unit in missing if unit.name in outcomes.failed}
         if len(missing) > len(failed):
             reporter.info(f"{len(missing) - len(failed):,} units were not tried before the run ended")
@@ -275,16 +273,15 @@ class OutputCommitter:
                 "tries again"
             )
 
-    def _add_unreported(self, parts: dict[str, storage.StoredObject]) -> None:
-        """Count the parts of which no report came, because a worker or the coordinator died before it."""
+    def _add_unreported(self, parts: dict[str, storage.StoredObject]) -> set[str]:
+        """Count the parts of which no report came, because a worker or the coordinator died; return damaged ones, deleted."""
         unreported = [unit for unit in self.outcomes.left.values() if unit.part_name in parts]
         if not unreported:
-            return
+            return set()
         totals, damaged = check_committed(self.output, parts, unreported, self.prepared.fingerprint)
         self.outcomes.merge(totals)
         self.output.delete_parts(list(damaged))
-        for name in damaged:
-            del parts[name]
+        return set(damaged)
 
     def _is_checked(self) -> bool:
         """Whether an engine was compared with the reference."""

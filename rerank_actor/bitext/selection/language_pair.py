@@ -88,7 +88,7 @@ class LanguagePairSelection:
         self.tally = SelectionTally()
         self.rules = job.rules()
         self.curves: dict[str, Curve] = {}
-        self.beside: LabelledScores | None = None  # of known pairs that are no candidates
+        self.labelled: LabelledScores | None = None  # of known pairs that are no candidates
         self.kept: list[StepRecord] = []
         self.computed = 0  # tasks of this run
 
@@ -153,8 +153,8 @@ class LanguagePairSelection:
     def _calibrate(self, scores: LabelledScores) -> None:
         """Trace the curves of known pairs, and take thresholds from them where they are asked for."""
         self._report_labelled(scores, "are among its candidates")
-        if not (scores.num_right and scores.num_wrong) and self.scored.beside is not None:
-            self.beside = scores = self._score_labelled(self.scored.beside)
+        if not (scores.num_right and scores.num_wrong) and self.scored.labelled is not None:
+            self.labelled = scores = self._score_labelled(self.scored.labelled)
             self._report_labelled(scores, "were scored beside them")
         self.tally.counts.update({"known_right": scores.num_right, "known_wrong": scores.num_wrong})
         self.curves = calibrate(scores)
@@ -294,7 +294,7 @@ class LanguagePairSelection:
         return {
             "lang_pair": self.name,
             **self.tally.summarize(self.rules),
-            **(self.beside.estimate(least) if self.beside is not None else {}),
+            **(self.labelled.estimate(least) if self.labelled is not None else {}),
             "unscored_reasons": self.reasons,
             "calibration": {name: curve.summarize() for name, curve in self.curves.items()},
             "rules": self.rules.define(),

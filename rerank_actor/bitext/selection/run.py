@@ -114,7 +114,7 @@ def _collect_settings(scored: ScoredPair, job: SelectJob, known: LabelledPairs |
         "calibration": known.digest if known is not None else None,
         "definition_version": DEFINITION_VERSION,
         "inputs": [part.identity for part in scored.parts],
-        **({"known_inputs": [part.identity for part in scored.beside.parts]} if scored.beside is not None else {}),
+        **({"known_inputs": [part.identity for part in scored.labelled.parts]} if scored.labelled is not None else {}),
     }
 
 

@@ -35,14 +35,14 @@ class ScoredPair:
         parts: the files, in order of inputs and names.
         num_rows: of all of them.
         units: of runs, each bounded in memory.
-        beside: known pairs that were scored beside the candidates; None where there are none.
+        labelled: known pairs that were scored beside the candidates; None where there are none.
     """
 
     pair: LanguagePair
     parts: tuple[storage.StoredObject, ...]
     num_rows: int
     units: tuple[tuple[RowGroups, ...], ...]
-    beside: "ScoredPair | None" = None
+    labelled: "ScoredPair | None" = None
 
 
 @dataclass(frozen=True)
@@ -123,16 +123,18 @@ def load_scored(job: SelectJob, folders: list[str]) -> dict[str, ScoredPair]:
     scored = {name: _make_scored(name, objects[name], job) for name in chosen}
     if not job.calibration:
         return scored
-    return {name: replace(pair, beside=_load_labelled(name, list(objects[name]), job)) for name, pair in scored.items()}
+    return {
+        name: replace(pair, labelled=_load_labelled(name, list(objects[name]), job)) for name, pair in scored.items()
+    }
 
 
 def _load_labelled(name: str, roots: list[str], job: SelectJob) -> ScoredPair | None:
     """Return the known pairs of a language pair that were scored beside its candidates."""
     objects: dict[str, dict[str, storage.StoredObject]] = {}
     for root in roots:
-        beside = name_known(root.rpartition("/")[0], f"lang_pair={name}")
-        if listed := storage.list_objects(beside):
-            objects[beside] = {item.uri: item for item in listed}
+        known = name_known(root.rpartition("/")[0], f"lang_pair={name}")
+        if listed := storage.list_objects(known):
+            objects[known] = {item.uri: item for item in listed}
     return _make_scored(name, objects, job) if objects else None
 
 

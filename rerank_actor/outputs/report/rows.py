@@ -5,7 +5,7 @@ of HTML.
 """
 
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,10 +60,13 @@ def sample_rows(facts: Facts) -> Rows:
         rows.scored += _pick_scored(unit, table)
     rows.scored = _thin(sorted(rows.scored, key=lambda row: -float(row["logit"])))
     wanted = facts.select_units({name for names in facts.error_units.values() for name in names})
-    reasons_left = {reason: EXAMPLES for reason in facts.error_units}
+
+    def is_wanted(reason: str) -> bool:
+        return reason in facts.error_units and len(rows.errors.get(reason, ())) < EXAMPLES
+
     for unit, table in _read_parts(facts, list(wanted.values())[:ERROR_PARTS], texts):
         columns |= dict.fromkeys(_list_others(table))
-        for reason, row in _pick_errors(unit, table, reasons_left):
+        for reason, row in _pick_errors(unit, table, is_wanted):
             rows.errors.setdefault(reason, []).append(row)
     if not facts.totals.units and committed:
         rows.histograms = ScoreHistograms()
@@ -156,10 +159,9 @@ def _thin(ordered: list[Any]) -> list[Any]:
     return ordered[:LISTED_ROWS] + ordered[middle : middle + LISTED_ROWS] + ordered[-LISTED_ROWS:]
 
 
-def _pick_errors(unit: Unit, table: pa.Table, left: dict[str, int]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _pick_errors(unit: Unit, table: pa.Table, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, dict[str, Any]]]:
     errors, parents, positions = _explode(table, "error")
     for at in np.flatnonzero(errors.is_valid().to_numpy(zero_copy_only=False)):
         reason = strip_location(str(errors[at].as_py()))  # which is how the records count them
-        if left.get(reason, 0) > 0:
-            left[reason] -= 1
+        if is_wanted(reason):
             yield reason, _name_row(unit, table, int(parents[at]), int(positions[at]))
