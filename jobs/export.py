@@ -25,7 +25,7 @@ def export(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--document-id-column", metavar="NAME", help="column with the document's id (default: the job's)"
     )
-    parser.add_argument("--space", choices=SPACES, default="score", help="the number to write (default score)")
+    parser.add_argument("--space", choices=SPACES, default="logit", help="the number to write (default logit)")
     parser.add_argument("--top-k", type=int, metavar="K", help="candidates of each query at most")
     parser.add_argument("--tag", default="rerank-actor", help="last field of a TREC run (default rerank-actor)")
     parser.add_argument("--subset", default="default", help="subset of MTEB's predictions (default default)")

@@ -23,6 +23,7 @@ STEPS = {
     "unscored": "no score",
     "duplicate": "same text as a better-scored candidate",
     "equal_to_positive": "same text as a positive",
+    "unusable": "empty, or the query itself",
     "weak_positives": "weak positives",
     "no_positive": "of queries without a positive",
     "positive": "are positives",

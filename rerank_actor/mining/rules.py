@@ -104,7 +104,8 @@ class MiningRules:
         """Return each rule that is in force in words, in the order in which they apply; s is a candidate's value."""
         rules = {
             "space": f"values are compared as {self.space}s unless a rule names another space",
-            "text": "of a query's candidates with one text the best-scored stands for all; one with a positive's text is none",
+            "text": "of a query's candidates with one text the best-scored stands for all; one with a positive's text is none, "
+            "nor is an empty one or the query itself",
             "positives": "the labelled ones; p is the lowest value among those of a query",
         }
         if not self.labelled:

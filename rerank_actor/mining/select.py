@@ -24,6 +24,7 @@ class Candidates:
         text: int64 [num_pairs], equal for pairs with equal document text.
         values: float32 [num_pairs] by space, all finite.
         positive: bool [num_pairs].
+        unusable: bool [num_pairs], documents that are empty or the query itself.
         position: int64 [num_pairs], place in the input; it settles ties.
         query_hash: uint64 [num_queries], of the query's key; it seeds random sampling.
     """
@@ -32,6 +33,7 @@ class Candidates:
     text: np.ndarray
     values: dict[Space, np.ndarray]
     positive: np.ndarray
+    unusable: np.ndarray
     position: np.ndarray
     query_hash: np.ndarray
 
@@ -92,12 +94,16 @@ class _Selector:
         self.text = candidates.text[self.rows]
         self.values = {space: values[self.rows] for space, values in candidates.values.items()}
         self.positive = candidates.positive[self.rows]
+        self.unusable = candidates.unusable[self.rows]
         self.position = candidates.position[self.rows]
 
     def run(self) -> Selection:
         """Apply the steps in their order."""
         rules = self.rules
         self._merge_equal_texts()
+        unusable = self.unusable & ~self.positive
+        self._count("unusable", int(unusable.sum()))
+        self._shrink(~unusable)
         self._choose_positives()
         keep = ~self.positive
         self._count("positive", int(self.positive.sum()))
@@ -144,7 +150,8 @@ class _Selector:
     def _shrink(self, keep: np.ndarray) -> None:
         """Forget all other rows."""
         self.rows, self.query, self.text = self.rows[keep], self.query[keep], self.text[keep]
-        self.positive, self.position = self.positive[keep], self.position[keep]
+        self.positive, self.unusable = self.positive[keep], self.unusable[keep]
+        self.position = self.position[keep]
         self.values = {space: values[keep] for space, values in self.values.items()}
 
     def _merge_equal_texts(self) -> None:
@@ -192,18 +199,26 @@ class _Selector:
 
     def _judge_false_negatives(self, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the candidates that stay, and those that became positives."""
-        value = self.values[self.rules.space]
-        suspect = keep & (value > self.lowest[self.rules.space][self.query])
+        suspect = keep & self._is_above(self.lowest)
         self.counts["suspected_false_negatives"] = int(suspect.sum())
-        promoted = np.zeros(len(value), bool)
+        promoted = np.zeros(len(keep), bool)
         if self.rules.false_negatives == "promote":
-            promoted = suspect & (value > self._compute_extreme(self.rules.space, np.maximum, -np.inf)[self.query])
+            highest = {space: self._compute_extreme(space, np.maximum, -np.inf) for space in self.values}
+            promoted = suspect & self._is_above(highest)
         self.counts["promoted"] = int(promoted.sum())
         if promoted.any():
             self._count("promoted", int(promoted.sum()))
         if self.rules.false_negatives != "report":
             keep = self._drop("false_negatives", keep & ~promoted, suspect)
         return keep, promoted
+
+    def _is_above(self, extreme: dict[Space, np.ndarray]) -> np.ndarray:
+        """Return which rows are above a value of their query; equal scores are told apart by logits, which do not saturate."""
+        space: Space = self.rules.space
+        order: Space = "logit" if "logit" in self.values else space
+        value, bound = self.values[space], extreme[space][self.query]
+        above: np.ndarray = (value > bound) | ((value == bound) & (self.values[order] > extreme[order][self.query]))
+        return above
 
     def _compare(self) -> list[tuple[str, np.ndarray]]:
         """Return, for each rule on values that is in force, which rows it drops."""

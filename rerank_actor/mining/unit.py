@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rerank_actor import storage
 from rerank_actor.mining.examples import Teacher, group_examples
@@ -112,6 +113,13 @@ def _mark_positives(table: pa.Table, qrels: pa.Table | None) -> tuple[np.ndarray
     return np.zeros(table.num_rows, bool), 0
 
 
+def _mark_unusable(table: pa.Table) -> np.ndarray:
+    """Return which documents are empty or the query itself, blanks around them apart."""
+    document, query = (pc.utf8_trim_whitespace(table[name]) for name in ("document", "query"))
+    unusable: np.ndarray = pc.or_(pc.equal(document, ""), pc.equal(document, query)).to_numpy()
+    return unusable
+
+
 def _finish(unit: MiningUnit, table: pa.Table | None, spec: MiningSpec, begun: dict[str, Any]) -> dict[str, Any]:
     """Select and write, and return the record that is begun."""
     objects, tallies = mine_table(unit.name, table, spec)
@@ -167,6 +175,7 @@ class _Queries:
             text=text,
             values={space: table[space].to_numpy() for space in ("score", "logit") if space in table.column_names},
             positive=positive,
+            unusable=_mark_unusable(table),
             position=table["position"].to_numpy(),
             query_hash=hash_keys(keys),
         )

@@ -43,7 +43,7 @@ class ExportSpec:
         format: one of `FORMATS`.
         target: file or s3:// object to write, packed where its name ends in .gz; None for standard output.
         query_id_column, document_id_column: columns with ids; None for those of the job.
-        space: `score` or `logit`, the number that is written.
+        space: `score` or `logit`, the number that is written; a score that no longer tells candidates apart is refused.
         top_k: candidates of each query at most.
         tag: last field of a TREC run.
         subset, split: of MTEB's predictions.
@@ -56,7 +56,7 @@ class ExportSpec:
     target: str | None = None
     query_id_column: str | None = None
     document_id_column: str | None = None
-    space: str = "score"
+    space: str = "logit"
     top_k: int | None = None
     tag: str = "rerank-actor"
     subset: str = "default"
@@ -198,11 +198,20 @@ def _write_queries(table: pa.Table, spec: ExportSpec, writer: "_Writer", result:
     for end in ends.tolist():
         rows = table.slice(start, end - start)
         best: dict[str, float] = {}
-        for document, score in zip(rows["document"].to_pylist(), rows[spec.space].to_pylist(), strict=True):
+        last = None
+        for document, score, logit in zip(*(rows[name].to_pylist() for name in ("document", *SPACES)), strict=True):
             if document in best:
                 result.doubled += 1
             elif spec.top_k is None or len(best) < spec.top_k:
-                best[document] = score
+                if spec.space == "score" and last is not None and last[0] == score and last[1] != logit:
+                    raise InputError(
+                        f"{spec.scored}: candidates of query {rows['query'][0].as_py()!r} have one score where their logits "
+                        "differ (a score is 1 from a logit of about 17 on), so that sorting by it loses their order; "
+                        "--space logit",
+                        uri=spec.scored,
+                    )
+                best[document] = score if spec.space == "score" else logit
+                last = (score, logit)
         writer.write(rows["query"][0].as_py(), best)
         result.queries += 1
         result.candidates += len(best)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +14,7 @@ from commands import read_output, run_command
 
 from jobs.export import export
 from rerank_actor import Reranker
+from rerank_actor.engines.base import compute_score
 from rerank_actor.errors import InputError, JobError
 from rerank_actor.inputs.rankings import RankingFile, parse_line, read_ranking, scan_ranking, sniff_format
 from rerank_actor.job import ScoreJob
@@ -87,7 +89,8 @@ def test_trec_run_is_scored_line_by_line_and_exported_best_first(tmp_path: Path,
     ranked = sorted(good, key=lambda pair: (pair[0], -scores[pair]))
     assert [(query, document) for query, _, document, *_ in fields] == ranked
     assert [int(rank) for _, _, _, rank, _, _ in fields] == [1, 2, 3, 1, 2]
-    assert [float(score) for *_, score, _ in fields] == pytest.approx([scores[pair] for pair in ranked], abs=1e-8)
+    logits = {(row["query_id"], row["document_id"]): row["logit"] for row in table.to_pylist()}
+    assert [np.float32(score) for *_, score, _ in fields] == [np.float32(logits[pair]) for pair in ranked]
     assert {(constant, tag) for _, constant, *_, tag in fields} == {("Q0", "ours")}
 
     # What was exported is a run to score again, the best of each query alone.
@@ -108,16 +111,50 @@ def test_mteb_predictions_and_tevatron_hold_the_scores_of_the_output(tmp_path: P
     rows = [row for row in read_output(tmp_path / "out").to_pylist() if row["error"] is None]
     expected: dict[str, dict[str, float]] = {}
     for row in rows:
-        expected.setdefault(row["query_id"], {})[row["document_id"]] = pytest.approx(row["score"], abs=1e-8)
+        expected.setdefault(row["query_id"], {})[row["document_id"]] = pytest.approx(row["logit"], abs=1e-6)
     assert found["default"]["test"] == expected
 
     target = tmp_path / "ranklist.tsv.gz"
-    result = export_scores(ExportSpec(str(tmp_path / "out"), "tevatron", str(target), space="logit", top_k=2))
+    result = export_scores(ExportSpec(str(tmp_path / "out"), "tevatron", str(target), space="score", top_k=2))
     assert (result.queries, result.candidates, result.unscored) == (2, 4, 2)
     lines = [line.split("\t") for line in gzip.decompress(target.read_bytes()).decode().splitlines()]
-    logits = {(row["query_id"], row["document_id"]): row["logit"] for row in rows}
-    assert [float(score) for *_, score in lines] == pytest.approx([logits[q, d] for q, d, _ in lines], abs=1e-5)
+    scores = {(row["query_id"], row["document_id"]): row["score"] for row in rows}
+    assert [float(score) for *_, score in lines] == pytest.approx([scores[q, d] for q, d, _ in lines], abs=1e-8)
     assert sniff_format(str(target), target.stat().st_size, "gz") == "tevatron"
+
+
+def write_part(folder: Path, logits: list[float]) -> Path:
+    """Write an output of one query with these logits."""
+    logit = np.array(logits, np.float32)
+    ids = {"query_id": ["q"] * len(logit), "document_id": [f"d{number:02d}" for number in range(len(logit))]}
+    folder.mkdir()
+    columns = {**ids, "score": compute_score(logit), "logit": logit, "error": pa.nulls(len(logit), pa.string())}
+    pq.write_table(pa.table(columns), folder / "part-0123456789ab-00000.parquet")
+    (folder / "_SUCCESS").touch()
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["trec", "tevatron", "mteb-predictions"])
+def test_exported_numbers_alone_give_the_order_of_logits_that_saturate(tmp_path: Path, kind: str) -> None:
+    """Tools for TREC read a number as float32 and break ties by id."""
+    logits = [17.5, 25.0, 18.0, np.nextafter(np.float32(18), np.float32(19)), 40.0, -90.0, -91.0, 0.25]
+    target = tmp_path / "ranking"
+    ids = {"query_id_column": "query_id", "document_id_column": "document_id"}
+    scored = str(write_part(tmp_path / "out", logits))
+    export_scores(ExportSpec(scored, kind, str(target), **ids))
+    text = target.read_text()
+    if kind == "mteb-predictions":
+        numbers = {name: np.float32(value) for name, value in json.loads(text)["default"]["test"]["q"].items()}
+    else:
+        fields = [line.split() for line in text.splitlines()]
+        numbers = {line[2 if kind == "trec" else 1]: np.float32(line[4 if kind == "trec" else 2]) for line in fields}
+    expected = [f"d{number:02d}" for number in np.argsort(-np.array(logits, np.float32), kind="stable")]
+    assert list(numbers) == expected
+    assert sorted(numbers, key=lambda name: -numbers[name]) == expected
+    assert len(set(numbers.values())) == len(logits)
+    with pytest.raises(InputError, match="--space logit"):
+        export_scores(ExportSpec(scored, kind, str(tmp_path / "by score"), space="score", **ids))
+    assert not (tmp_path / "by score").exists()
 
 
 @pytest.mark.parametrize(

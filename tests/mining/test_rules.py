@@ -31,6 +31,7 @@ def make_candidates(rows: list[tuple[Any, ...]]) -> Candidates:
         text=np.array([texts[row[1]] for row in rows], np.int64),
         values={"score": compute_score(logits), "logit": logits},
         positive=np.array([bool(row[3]) for row in rows]),
+        unusable=np.array([row[1] == "" for row in rows]),
         position=np.arange(len(rows)),
         query_hash=np.array([hash(query) % 2**61 for query in numbers], np.uint64),
     )
@@ -115,6 +116,30 @@ def test_false_negatives_above_the_lowest_positive_are_dropped_reported_or_promo
     )
     assert [found.counts["suspected_false_negatives"] for found in (dropped, reported, promoted)] == [2, 2, 2]
     assert (promoted.counts["promoted"], promoted.removed["false_negatives"]) == (1, 1)
+
+
+@pytest.mark.parametrize("space", ["score", "logit"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_candidate_above_a_positive_is_told_where_both_scores_are_one(space: Any, order: int) -> None:
+    """A score is 1 from a logit of about 17 on."""
+    rows = logit_rows([18, 19], 25, 18.5, 17.9, 3)[::order]
+    dropped, promoted = (
+        mine(rows, replace(EVERY, space=space, false_negatives=what), 2) for what in ("drop", "promote")
+    )
+    assert [text for _, text in name_chosen(rows, dropped.negatives)] == ["17.9", "3"]
+    assert dropped.counts["suspected_false_negatives"] == 2
+    assert [text for _, text in name_chosen(rows, promoted.positives)][-1] == "25"
+    assert promoted.counts["promoted"] == 1
+
+
+def test_empty_text_is_neither_negative_nor_the_best_candidate() -> None:
+    rows = [("q", "", 9, False), ("q", "a", 3, True), ("q", "b", 1, False), ("r", "", 2, True), ("r", "b", 1, False)]
+    found = mine(rows, LOGIT)
+    assert name_chosen(rows, found.negatives) == [("q", "b"), ("r", "b")]
+    assert name_chosen(rows, found.positives) == [("q", "a"), ("r", "")], "what is labelled stays"
+    assert found.removed["unusable"] == 1
+    best = mine(rows[:3], LOGIT, labelled=False, min_positive_score=Threshold(1))
+    assert name_chosen(rows, best.positives) == [("q", "a")]
 
 
 def test_weak_positives_are_counted_or_dropped_before_margins_are_taken() -> None:
