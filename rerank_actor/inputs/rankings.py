@@ -102,10 +102,14 @@ def parse_line(kind: str, text: str) -> dict[str, Any] | None:
 
 
 def sniff_format(uri: str, size: int, compression: str) -> str | None:
-    """Return the format that the first lines of a text show; None where they show none."""
+    """Return the format that the first lines of a text show; None where they show none.
+
+    Raises:
+        InputError: they may be a ranklist with scores as well as ranks or ids.
+    """
     with open_text(TextFile(uri, size, "", "lines", compression)) as stream:
         head = stream.read(HEAD_BYTES).removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace")
-    lines = [line for line in head.splitlines() if line.strip()][:2]
+    lines = [line for line in head.splitlines() if line.strip()]
     if not lines:
         return None
     fields = lines[0].split()
@@ -115,12 +119,21 @@ def sniff_format(uri: str, size: int, compression: str) -> str | None:
         return "qrels"
     if (
         _split_line("qrels", lines[0]) == BEIR_HEADER
-        and len(lines) == 2
+        and len(lines) > 1
         and len(lines[1].split("\t")) == 3
         and parse_line("qrels", lines[1])
     ):
         return "qrels"
-    return "tevatron" if len(lines[0].split("\t")) == 3 and parse_line("tevatron", lines[0]) else None
+    if len(lines[0].split("\t")) != 3 or not parse_line("tevatron", lines[0]):
+        return None
+    if all(line.rpartition("\t")[2].strip().isdecimal() for line in lines[: None if len(lines) == 1 else -1]):
+        raise InputError(
+            f"{uri}: its third column holds whole numbers alone, which may be scores, ranks (MS MARCO's qid, pid, rank) or "
+            "ids; --format tevatron reads them as scores, where the highest is best. Ranks go in as a TREC run: awk "
+            """'{print $1, "Q0", $2, $3, -$3, "run"}'""",
+            uri=uri,
+        )
+    return "tevatron"
 
 
 def _split_line(kind: str, text: str) -> list[str]:

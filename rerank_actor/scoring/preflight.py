@@ -34,6 +34,7 @@ from rerank_actor.scoring.prepare import PrepareSpec
 from rerank_actor.scoring.reuse import ScoreSource, load_reused
 from rerank_actor.storage.hub import is_hub
 
+SNIFFED_FILES = 100  # of rankings whose names do not tell their format; each is a request
 SHOWN_CHARACTERS = 300  # of a setting that differs
 
 Job = TypeVar("Job", bound=ModelSettings)
@@ -134,16 +135,9 @@ def is_up_to_date(prepared: PreparedJob) -> bool:
 def _detect_format(job: ScoreJob, reporter: Reporter) -> ScoreJob:
     """Return the job with the format of its rankings, which names like `test.tsv` or `run.txt` do not tell."""
     if job.format == "auto" and (job.queries or job.corpus) and not job.columns and not is_hub(job.input[0]):
-        objects = storage.list_objects(job.input[0])
-        first = next((item for item in objects if find_format(item.uri)[0] in (None, "tsv")), None)
-        if first is not None:
-            try:
-                rankings_format = sniff_format(first.uri, first.size, find_format(first.uri)[1])
-            except (pa.ArrowException, OSError, EOFError):
-                rankings_format = None  # planning the input says what is wrong
-            if rankings_format is not None:
-                reporter.info(f"{first.uri}: looks like --format {rankings_format}")
-                job = job.model_copy(update={"format": rankings_format})
+        rankings_format = _sniff_rankings([item for uri in job.input for item in storage.list_objects(uri)], reporter)
+        if rankings_format is not None:
+            job = job.model_copy(update={"format": rankings_format})
     if job.top_k is not None and any(
         detect_format(item.uri, job.format)[0] not in RANKING_FORMATS for item in list_input(job.input_spec())
     ):
@@ -151,6 +145,39 @@ def _detect_format(job: ScoreJob, reporter: Reporter) -> ScoreJob:
             f"--top-k goes with --format {', '.join(RANKING_FORMATS)}, whose lines are candidates of queries"
         )
     return job
+
+
+def _sniff_rankings(objects: list[storage.StoredObject], reporter: Reporter) -> str | None:
+    """Return the format that the first lines of rankings show whose names do not tell it; None where there are none.
+
+    Raises:
+        JobError: files are of several formats, of which a job reads one.
+    """
+    formats: dict[str, str] = {}  # by the first file of each
+    untold = [item for item in objects if find_format(item.uri)[0] in (None, "tsv")]
+    for item in untold[:SNIFFED_FILES]:
+        try:
+            shown = sniff_format(item.uri, item.size, find_format(item.uri)[1])
+        except (pa.ArrowException, OSError, EOFError):
+            continue  # planning the input says what is wrong
+        if shown is not None:
+            formats.setdefault(shown, item.uri)
+    if not formats:
+        return None
+    (ranking, first), *_ = formats.items()
+    reporter.info(f"{first}: looks like --format {ranking}")
+    for item in objects:
+        named = find_format(item.uri)[0]
+        if named not in (None, "tsv"):
+            formats.setdefault(named, item.uri)
+    if len(formats) > 1:
+        other, uri = list(formats.items())[1]
+        raise JobError(
+            f"{first} looks like --format {ranking} and {uri} like {other}, and a job reads its --input as one format; score "
+            "them apart",
+            uri=uri,
+        )
+    return ranking
 
 
 def fit_max_length(job: Job, model: RerankerModel, reporter: Reporter) -> Job:

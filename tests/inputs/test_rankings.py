@@ -162,7 +162,7 @@ def test_exported_numbers_alone_give_the_order_of_logits_that_saturate(tmp_path:
     [
         ("test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td2\t0\n", "qrels", "relevance"),
         ("qrels.txt", "q1 0 d1 1\nq2 0 d2 0\n", "qrels", "relevance"),
-        ("rank.txt", "q1\td1\t1\nq2\td2\t0\n", "tevatron", "retrieval_score"),
+        ("rank.txt", "q1\td1\t1.0\nq2\td2\t0.0\n", "tevatron", "retrieval_score"),
     ],
 )
 def test_formats_are_told_by_their_first_lines(tmp_path: Path, name: str, text: str, kind: str, column: str) -> None:
@@ -177,6 +177,28 @@ def test_formats_are_told_by_their_first_lines(tmp_path: Path, name: str, text: 
     if kind == "qrels":
         judged = load_qrels(str(path), 0.0).to_pydict()
         assert judged == {name: expected[name] for name in ("query_id", "document_id")}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["q1\td1\t1\nq1\td2\t2\nq2\td1\t1\n", "q1\td1\t7067032\nq1\td2\t42\n", "q1\td1\t1\n"],
+    ids=["ranks", "ids of documents", "one line"],
+)
+def test_whole_numbers_behind_two_ids_are_not_guessed_to_be_scores(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "run.dev.small.tsv", text)
+    with pytest.raises(InputError, match=r"run\.dev\.small\.tsv: its third column.*--format tevatron"):
+        prepare_job(make_job(tmp_path, path))
+    assert prepare_job(make_job(tmp_path, path, format="tevatron")).plan.num_rows == text.count("\n")
+
+
+@pytest.mark.parametrize("other", ["bm25.run", "bm25.txt", "pairs.jsonl"])
+def test_run_and_qrels_in_one_input_are_refused(tmp_path: Path, other: str) -> None:
+    folder = tmp_path / "rankings"
+    folder.mkdir()
+    write(folder / "qrels.tsv", "query-id\tcorpus-id\tscore\nq1\td1\t1\n")
+    write(folder / other, '{"query_id": "q1", "document_id": "d1"}\n' if other.endswith("jsonl") else RUN)
+    with pytest.raises(JobError, match="score them apart"):
+        prepare_job(make_job(tmp_path, folder))
 
 
 @pytest.mark.parametrize("name", ["run.trec", "run.trec.gz"])
