@@ -8,7 +8,7 @@ import pytest
 
 from rerank_actor.errors import JobError, OutputConflictError, RerankError
 from rerank_actor.runtime.background import run_in_background
-from rerank_actor.runtime.connection import Connection, SignalWatch, is_pipeline_running
+from rerank_actor.runtime.connection import PIPELINE_THREAD, Connection, SignalWatch, is_pipeline_running
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_check_that_raises_ends_the_work_and_closes_it_in_its_thread(connection:
         run_in_background(work(), connection, refuse, lambda: hurried.append(True)) as running,
     ):
         list(running)
-    assert closed_in == ["pipeline"]
+    assert closed_in == [PIPELINE_THREAD]
     assert hurried == [True]
     assert not is_pipeline_running()
 
