@@ -36,6 +36,7 @@ UNPACKERS = {  # of what is not read, how it is unpacked
     ".tar": "tar -xOf FILE",
     ".tgz": "tar -xzOf FILE",
 }
+ARCHIVES = (".tar", ".tgz", ".7z")  # of these, what holds many files
 MAGICS = {
     b"\x1f\x8b": ".gz",
     b"\x28\xb5\x2f\xfd": ".zst",
@@ -71,6 +72,18 @@ def find_format(uri: str, wanted: str = "auto") -> tuple[Format | None, str]:
             uri=uri,
         )
     return cast(Format, wanted) if wanted != "auto" else SUFFIXES.get(suffix.lower()), compression
+
+
+def is_shard(uri: str, wanted: str = "auto") -> bool:
+    """Whether a file beside others is a shard by its name; an archive of several files is none, as no unknown name is.
+
+    Raises:
+        InputError: it is packed as nothing here reads, and may hold rows.
+    """
+    name, suffix, _ = split_name(uri)
+    if wanted == "auto" and suffix.lower() in ARCHIVES and split_name(name)[1].lower() not in SUFFIXES:
+        return False
+    return find_format(uri, wanted)[0] is not None
 
 
 def detect_format(uri: str, wanted: str = "auto") -> tuple[Format, str]:

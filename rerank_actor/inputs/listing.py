@@ -13,7 +13,7 @@ from typing import Any
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, describe_cause
-from rerank_actor.inputs.formats import SUFFIXES, detect_format, find_format
+from rerank_actor.inputs.formats import SUFFIXES, detect_format, is_shard
 from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.storage.hub import is_hub, pin_revision, split_hub_uri
 
@@ -42,7 +42,7 @@ def list_input(spec: InputSpec) -> list[storage.StoredObject]:
                 f"{uri}: nothing there; --input takes files, folders and globs, local or s3://, and hf:// datasets",
                 uri=uri,
             )
-        kept = [item for item in objects if len(objects) == 1 or find_format(item.uri, spec.format)[0] is not None]
+        kept = [item for item in objects if len(objects) == 1 or is_shard(item.uri, spec.format)]
         if not kept:
             raise InputError(
                 f"{uri}: {len(objects)} objects, none named like a shard ({', '.join(sorted(SUFFIXES))}, "

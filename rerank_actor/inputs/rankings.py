@@ -29,7 +29,6 @@ COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "qrels": {**_IDS, "relevance": pa.float64()},
 }
 BEIR_HEADER = ["query-id", "corpus-id", "score"]
-RELEVANCE_NAMES = ("score", "relevance", "rel", "label", "judgment", "judgement", "grade")  # that end a header of qrels
 BROKEN = {
     "trec": "line is not of a TREC run (query, Q0, document, rank, score, tag)",
     "tevatron": "line is not of a Tevatron ranklist (query, document, score)",
@@ -39,7 +38,16 @@ BROKEN = {
 
 @dataclass(frozen=True)
 class RankingFile:
-    """A ranking as it was listed, and how it is to be read."""
+    """A ranking as it was listed, and how it is to be read.
+
+    Attributes:
+        uri, size, etag: the object.
+        kind, compression: its format.
+        top_k: candidates of each query at most.
+        line_bytes: of a line at most.
+        any_header: whether any first line of qrels that does not end in a number is a header. Rows of a plan are counted
+            with BEIR's header alone, and what else stands there is a row with its reason.
+    """
 
     uri: str
     size: int | None
@@ -48,6 +56,7 @@ class RankingFile:
     compression: str = ""
     top_k: int | None = None
     line_bytes: int = LIMITS.line_bytes
+    any_header: bool = False
 
     @property
     def text(self) -> TextFile:
@@ -257,14 +266,22 @@ def iterate_ranking(file: RankingFile, start: int = 0) -> Iterator[RankingLine]:
     """
     for record in iterate_records(file.text, start):
         text = cast(bytes, record.content).decode("utf-8", "surrogateescape")
-        if not text.strip() or (file.kind == "qrels" and record.start == 0 and _is_header(text)):
+        if not text.strip() or (file.kind == "qrels" and record.start == 0 and _is_header(file, text)):
             continue
         values = parse_line(file.kind, text) if is_unicode(text) else None
         fault = None if values is not None else BROKEN[file.kind] if is_unicode(text) else NOT_UNICODE
         yield RankingLine(record.start, record.end, record.line, values, fault)
 
 
-def _is_header(text: str) -> bool:
-    """Whether a first line of qrels names columns: its last field is a word for relevance, as in BEIR's."""
+def _is_header(file: RankingFile, text: str) -> bool:
+    """Whether a first line of qrels names columns."""
     fields = _split_line("qrels", text)
-    return len(fields) in (3, 4) and fields[-1].lower() in RELEVANCE_NAMES
+    return fields == BEIR_HEADER or (file.any_header and not _is_number(fields[-1]))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,8 +1,8 @@
 """Judgements: which document is relevant to which query, from a qrels file.
 
 Takes what `inputs.rankings` reads: TREC's four fields (query, iteration, document, relevance; blanks or tabs) and BEIR's TSV
-(query-id, corpus-id, score; with a header), also packed. Keeps what is positive, as two columns of ids, and marks pairs with
-it; ids are compared as text, exactly. Knows nothing of scores.
+(query-id, corpus-id, score; with or without a header), also packed. Keeps what is positive, as two columns of ids, and marks
+pairs with it; ids are compared as text, blanks around them apart. Knows nothing of scores.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ def load_qrels(uri: str, min_relevance: float) -> pa.Table:
     queries, documents = [], []
     total = 0
     with refuse_broken(uri, "qrels", "--qrels"):
-        for line in iterate_ranking(RankingFile(uri, None, "", "qrels", find_format(uri)[1])):
+        for line in iterate_ranking(RankingFile(uri, None, "", "qrels", find_format(uri)[1], any_header=True)):
             if line.values is None:
                 raise InputError(
                     f"--qrels {uri}: line {line.number} is no judgement ({line.fault}); expected query, iteration, "

@@ -20,7 +20,7 @@ from rerank_actor.engines.start import encode_check_pairs
 from rerank_actor.engines.template import TEMPLATES
 from rerank_actor.errors import JobError, ModelError, OutputConflictError, StorageError
 from rerank_actor.fingerprint import hash_fingerprint, list_differing
-from rerank_actor.inputs.formats import detect_format, find_format
+from rerank_actor.inputs.formats import UNPACKERS, detect_format, find_format, split_name
 from rerank_actor.inputs.listing import list_input
 from rerank_actor.inputs.lookups import ScoreLookup, TextLookup
 from rerank_actor.inputs.plan import Plan, PlanChange, make_plan
@@ -154,6 +154,7 @@ def _sniff_rankings(objects: list[storage.StoredObject], reporter: Reporter) -> 
         JobError: files are of several formats, of which a job reads one.
     """
     formats: dict[str, str] = {}  # by the first file of each
+    objects = [item for item in objects if split_name(item.uri)[1].lower() not in UNPACKERS]
     untold = [item for item in objects if find_format(item.uri)[0] in (None, "tsv")]
     for item in untold[:SNIFFED_FILES]:
         try:

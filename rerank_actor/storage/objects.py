@@ -58,6 +58,17 @@ def list_objects(uri: str) -> list[StoredObject]:
     return list_s3(uri) if is_s3(uri) else retrying()(list_local, uri)
 
 
+def look_at_object(uri: str) -> StoredObject | None:
+    """Return what storage says of one local file or S3 object, None where there is none; the URI is no glob.
+
+    Raises:
+        JobError: no permission, no credentials, or no valid name.
+        StorageError: storage kept failing.
+    """
+    found = retrying()(look_at if is_s3(uri) else list_local, uri)
+    return next((item for item in found if item.uri == uri), None)
+
+
 def open_input(uri: str, *, size: int | None = None, etag: str = "") -> BinaryIO:
     """Open an object for reading; the caller closes it. Reads raise the same errors.
 

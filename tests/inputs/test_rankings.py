@@ -191,6 +191,30 @@ def test_whole_numbers_behind_two_ids_are_not_guessed_to_be_scores(tmp_path: Pat
     assert prepare_job(make_job(tmp_path, path, format="tevatron")).plan.num_rows == text.count("\n")
 
 
+def test_header_of_qrels_that_is_not_beirs_is_a_row_of_a_plan_and_none_of_judgements(tmp_path: Path) -> None:
+    """A plan counts rows, so that another notion of a header would shift those of outputs that are there."""
+    path = write(tmp_path / "qrels.tsv", "qid\tdocid\trelevance\nq1\td1\t1\nq1\td2\t0\n")
+    prepared = prepare_job(make_job(tmp_path, path, format="qrels"))
+    assert prepared.plan.num_rows == 3
+    table, faults = read_ranking(open_ranking(path, "qrels"), 0, 3, 1)
+    assert table["document_id"].to_pylist() == [None, "d1", "d2"]
+    assert [fault is None for fault in faults] == [False, True, True]
+    assert load_qrels(str(path), 1.0).to_pylist() == [{"query_id": "q1", "document_id": "d1"}]
+
+
+@pytest.mark.parametrize("name", ["src.tar.gz", "code.tgz", "old.7z"])
+def test_archive_beside_shards_is_none_of_them(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    write(folder / "a.run", RUN)
+    write(folder / name, "no text")
+    prepared = prepare_job(make_job(tmp_path, folder))
+    assert [shard.uri for shard in prepared.plan.shards] == [str(folder / "a.run")]
+    write(folder / "b.run.tgz", "no text")
+    with pytest.raises(InputError, match=r"b\.run\.tgz: is packed as \.tgz"):
+        prepare_job(make_job(tmp_path, folder))
+
+
 @pytest.mark.parametrize("other", ["bm25.run", "bm25.txt", "pairs.jsonl"])
 def test_run_and_qrels_in_one_input_are_refused(tmp_path: Path, other: str) -> None:
     folder = tmp_path / "rankings"

@@ -171,7 +171,7 @@ def _read_rows(uri: str, source_column: str, target_column: str, limits: ReadLim
 
 
 def _look_up_file(uri: str) -> storage.StoredObject:
-    file = next((item for item in storage.list_objects(uri) if item.uri == uri), None)
+    file = storage.look_at_object(uri)
     if file is None:
         raise InputError(f"--calibration {uri}: no such file", uri=uri)
     return file
