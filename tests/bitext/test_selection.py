@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from s3_server import S3Server
@@ -48,7 +49,7 @@ from rerank_actor.bitext.selection.run import select_pairs
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.job_file import check_job
 
-TATOEBA = Path("/work/shared/data/tatoeba.deu-eng.tsv")
+TATOEBA = ROOT.parent / "shared/data/tatoeba.deu-eng.tsv"
 
 
 def select(scored: Path, deliver: Path, **values: Any) -> dict[str, Selected]:
