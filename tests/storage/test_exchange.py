@@ -43,15 +43,17 @@ def test_each_row_is_read_once_from_the_bucket_of_its_key_in_order_of_pieces(tmp
     assert not list(tmp_path.glob("*.bin"))
 
 
-def test_slices_with_other_columns_are_read_together(tmp_path: Path) -> None:
+def test_slices_with_other_columns_are_read_together_where_that_is_wanted_alone(tmp_path: Path) -> None:
     exchange = Exchange(str(tmp_path), 2)
     tables = [pa.table({"a": [1]}), pa.table({"a": [2], "b": ["x"]})]
     written = [exchange.write(f"{number}.bin", table, np.array([1])) for number, table in enumerate(tables)]
     empty, both = collect_slices(written, 2)
     assert read_slices(empty) is None
-    table = read_slices(both)
+    table = read_slices(both, widens=True)
     assert table is not None
     assert table.to_pylist() == [{"a": 1, "b": None}, {"a": 2, "b": "x"}]
+    with pytest.raises(pa.ArrowInvalid, match="Schema"):
+        read_slices(both)
 
 
 def test_damaged_slice_is_refused_with_its_bytes(tmp_path: Path) -> None:
