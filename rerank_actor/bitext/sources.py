@@ -17,7 +17,7 @@ from rerank_actor.bitext.languages import LanguagePair, find_pair_in_name, parse
 from rerank_actor.errors import InputError, JobError, suggest
 from rerank_actor.inputs.batches import refuse_broken
 from rerank_actor.inputs.formats import find_format, split_name
-from rerank_actor.inputs.text import TextFile, iterate_records, split_fields
+from rerank_actor.inputs.text import TextFile, is_number, iterate_records, split_fields
 
 Kind = Literal["parquet", "jsonl", "csv", "tsv", "laser", "pairs", "moses"]
 
@@ -152,7 +152,7 @@ def _find_kind(file: storage.StoredObject, job: BitextJob) -> Kind | None:
     fields = (split_fields(first.content) if first is not None else None) or []
     if job.source_column in fields and job.target_column in fields:
         return "tsv"
-    if len(fields) == 3 and _is_number(fields[0]):
+    if len(fields) == 3 and is_number(fields[0]):
         return "laser"
     if len(fields) == 2 or first is None:
         return "pairs"
@@ -163,14 +163,6 @@ def _find_kind(file: storage.StoredObject, job: BitextJob) -> Kind | None:
         uri=file.uri,
         line=first.line,
     )
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def choose_sources(sources: list[Source], partitions: list[str]) -> list[Source]:

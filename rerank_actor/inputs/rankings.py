@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.rows import LIMITS, Block, add_location
-from rerank_actor.inputs.text import BYTE_ORDER_MARK, NOT_UNICODE, TextFile, iterate_records, open_text
+from rerank_actor.inputs.text import BYTE_ORDER_MARK, NOT_UNICODE, TextFile, is_number, iterate_records, open_text
 from rerank_actor.storage.utf8 import is_unicode
 
 RankingFormat = Literal["trec", "tevatron", "qrels"]
@@ -276,12 +276,4 @@ def iterate_ranking(file: RankingFile, start: int = 0) -> Iterator[RankingLine]:
 def _is_header(file: RankingFile, text: str) -> bool:
     """Whether a first line of qrels names columns."""
     fields = _split_line("qrels", text)
-    return fields == BEIR_HEADER or (file.any_header and not _is_number(fields[-1]))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return fields == BEIR_HEADER or (file.any_header and not is_number(fields[-1]))

@@ -274,6 +274,15 @@ def _decode(contents: Sequence[bytes]) -> list[str]:
         return [content.decode("utf-8", "surrogateescape") for content in contents]
 
 
+def is_number(text: str) -> bool:
+    """Whether a field of a line is a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def parse_object(line: bytes) -> dict[str, Any] | None:
     """Return the JSON object of a line, None where it holds none."""
     try:

@@ -135,7 +135,8 @@ def is_up_to_date(prepared: PreparedJob) -> bool:
 def _detect_format(job: ScoreJob, reporter: Reporter) -> ScoreJob:
     """Return the job with the format of its rankings, which names like `test.tsv` or `run.txt` do not tell."""
     if job.format == "auto" and (job.queries or job.corpus) and not job.columns and not is_hub(job.input[0]):
-        rankings_format = _sniff_rankings([item for uri in job.input for item in storage.list_objects(uri)], reporter)
+        listed = [item for uri in job.input if not is_hub(uri) for item in storage.list_objects(uri)]
+        rankings_format = _sniff_rankings(listed, reporter)
         if rankings_format is not None:
             job = job.model_copy(update={"format": rankings_format})
     if job.top_k is not None and any(

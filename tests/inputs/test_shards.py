@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from s3_server import S3Server
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError, ShardError
@@ -294,3 +295,25 @@ def test_shard_of_unknown_suffix_is_refused_with_the_flag(name: str) -> None:
         detect_format(f"/data/{name}")
     assert detect_format("/data/rows.dat.gz", "csv") == ("csv", "gz")
     assert detect_format("s3://bucket/ROWS.PARQUET") == ("parquet", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "header", "requests"),
+    [
+        ("a.jsonl", b'{"query": "q", "document": "d"}\n' * 3, (), 1),
+        ("a.tsv", b"q\td\n" * 3, ("query", "document"), 1),
+        ("b.tsv", b"query\tdocument\n" + b"q\td\n" * 3, (), 2),
+    ],
+    ids=["json lines", "names that were given", "names of the first line"],
+)
+def test_unit_of_text_in_s3_takes_a_request_and_one_for_a_header(
+    s3: S3Server, name: str, data: bytes, header: tuple[str, ...], requests: int
+) -> None:
+    s3.put(f"in/{name}", data)
+    [item] = storage.list_objects(s3.uri(f"in/{name}"))
+    spec = InputSpec(header=header)
+    [block] = shards.scan_shard(item, spec).blocks
+    unit = Unit("", item.uri, item.size, item.etag, 0, block.num_rows, block.byte_start, block.number)
+    s3.requests.clear()
+    assert shards.read_rows(unit, spec).texts["query"] == ["q"] * 3
+    assert [method for method, _ in s3.requests] == ["GET"] * requests

@@ -17,7 +17,7 @@ from rerank_actor.errors import JobError
 from rerank_actor.job import ScoreJob, load_job
 from rerank_actor.job_file import check_job
 from rerank_actor.progress import QuietReporter
-from rerank_actor.runtime.notifications import Notifier
+from rerank_actor.runtime.notifications import Notifier, NotifyingReporter
 from rerank_actor.scoring.run import RunLimits, run_job
 
 SECRET = "T00/B00/xoxb-hook-secret"
@@ -173,3 +173,25 @@ def test_trouble_is_told_once_in_a_while(tmp_path: Path, hook: Hook) -> None:
 def test_webhook_that_is_no_address_is_refused() -> None:
     with pytest.raises(JobError, match=r"--webhook: expected an address that begins with https://"):
         load_job(None, {"input": ["a"], "output": "b", "webhook": "hooks.example.com/x"})
+
+
+def test_warning_reaches_a_reporter_of_the_callers_own_as_a_warning(tmp_path: Path) -> None:
+    class Own(QuietReporter):
+        def __init__(self) -> None:
+            self.heard: list[tuple[str, str]] = []
+
+        def info(self, message: str) -> None:
+            self.heard.append(("info", message))
+
+        def warn(self, message: str) -> None:
+            self.heard.append(("warn", message))
+
+    own, trouble = Own(), tmp_path / "trouble.json"
+    job = ScoreJob(input=["in"], output=str(tmp_path / "out"), engine="fake", on_trouble=f"cat > {trouble}")
+    notifier = Notifier(job, "run", own)
+    reporter = NotifyingReporter(own, notifier, lambda: {"rows": 3})
+    reporter.info("as it goes")
+    reporter.warn("look at this")
+    notifier.report_end("complete", "done", {})
+    assert own.heard[:2] == [("info", "as it goes"), ("warn", "look at this")]
+    assert json.loads(trouble.read_text())["rows"] == 3
