@@ -1,1 +1,1 @@
-"""Entry points: each module parses a command line, calls `rerank_actor` and turns errors into exit codes."""
+"""What `ray job submit -- python -m jobs.NAME` starts: the commands of `rerank_actor.commands`, one module each."""

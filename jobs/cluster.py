@@ -1,30 +1,7 @@
-"""Check a file that sets up a cluster, before anything is paid for: `python -m jobs.cluster FILE`."""
+"""`python -m jobs.cluster`: see `rerank_actor.commands.cluster`."""
 
-import sys
-from collections.abc import Sequence
-
-from jobs.command_line import Parser, run_command
-from rerank_actor.runtime.cluster_file import check_cluster_file
-
-
-def cluster(arguments: Sequence[str] | None = None) -> int:
-    """Check the files that are named, say what each sets up, and print the commands that do so."""
-    parser = Parser(
-        prog="python -m jobs.cluster",
-        description="Check files of cluster/ (KubeRay's, or of Ray's cluster launcher): values that are still to be set, "
-        "unknown fields, room for the job's actors. Prints the command that is next, on stdout. Exit codes: 0 ready, 2 not.",
-    )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a file of cluster/, with your own values")
-    for path in parser.parse(arguments).files:
-        setup = check_cluster_file(path)
-        for group in setup.groups:
-            each = f"{group.num_cpus:g} CPUs" + (f" and {group.num_gpus:g} GPUs" if group.num_gpus else "")
-            print(f"{path}: {group.name}: {group.least:,} to {group.most:,} nodes with {each} each", file=sys.stderr)
-        if setup.job is not None:
-            print(f"{path}: {setup.job.model_name}, {setup.job.actors} actors", file=sys.stderr)
-        print(setup.command)
-    return 0
-
+from rerank_actor.commands.cluster import cluster
+from rerank_actor.commands.command_line import run_command
 
 if __name__ == "__main__":
     run_command(cluster)

@@ -1,72 +1,7 @@
-"""Score query-document pairs: `python -m jobs.score [JOB.yaml] [flags]`. Running it again resumes."""
+"""`python -m jobs.score`: see `rerank_actor.commands.score`."""
 
-import contextlib
-import sys
-from collections.abc import Sequence
-from typing import Any
-
-from jobs.command_line import EXIT_FAILED, Parser, add_job_flags, run_command
-from rerank_actor.job import ScoreJob, load_job
-from rerank_actor.progress import make_reporter
-from rerank_actor.scoring.run import RunResult, run_job
-
-
-def make_parser() -> Parser:
-    """Return the parser of the main job."""
-    parser = Parser(
-        prog="python -m jobs.score",
-        description="Score query-document pairs with a reranker and write them back as Parquet. The same command again "
-        "resumes. Exit codes: 0 everything scored, 1 some units failed, 2 bad job, 3 the output belongs to another job or "
-        "run, 130 or 143 stopped by a signal.",
-    )
-    parser.add_argument(
-        "job_file", nargs="?", metavar="JOB.yaml", help="keys are the flags below with _ for -; flags win"
-    )
-    add_job_flags(parser, ScoreJob)
-    return parser
-
-
-def score(arguments: Sequence[str] | None = None) -> int:
-    """Run the main job and return its exit code."""
-    flags: dict[str, Any] = vars(make_parser().parse(arguments))
-    job_file = flags.pop("job_file")
-    job = load_job(job_file, flags)
-    reporter = make_reporter()
-    if job.dry_run:
-        from rerank_actor.scoring.estimate import estimate_job, print_estimate
-
-        print_estimate(estimate_job(job, reporter))
-        return 0
-    with contextlib.redirect_stdout(sys.stderr):  # Ray prints what happens to its workers; stdout is the output's URI
-        result = run_job(job, reporter)
-    _print_result(result)
-    if result.failed:
-        print(
-            f"python -m jobs.status {job.output} names the failed units; the same command tries them again",
-            file=sys.stderr,
-        )
-    print(job.output)
-    return EXIT_FAILED if result.status == "failed" else 0
-
-
-def _print_result(result: RunResult) -> None:
-    """Print a line about all that is committed."""
-    totals, rate = result.totals, result.run.get("pairs_per_second")
-    saved = totals.saved_forward_passes
-    reasons = "; ".join(f"{count:,} x {reason}" for reason, count in sorted(totals.errors.items()))
-    figures = [
-        f"{totals.rows:,} rows",
-        f"{totals.scored:,} scored",
-        f"{totals.failed_pairs:,} with an error" + (f" ({reasons})" if reasons else ""),
-        f"{totals.truncated:,} truncated",
-        f"{len(result.failed):,} units failed",
-        *([f"{saved:,} copied from pairs that are the same"] if saved else []),
-        *([f"{totals.reused:,} reused"] if totals.reused else []),
-    ]
-    figures += [f"{result.untried:,} not tried"] if result.untried else []
-    figures += [f"{rate:,.1f} pairs/s"] if rate else []
-    print(f"{result.status}: {', '.join(figures)}", file=sys.stderr)
-
+from rerank_actor.commands.command_line import run_command
+from rerank_actor.commands.score import score
 
 if __name__ == "__main__":
     run_command(score)

@@ -1,7 +1,7 @@
 """Score query-document pairs with an LLM reranker, from one call in Python to a job over billions of pairs.
 
 `Reranker` scores pairs in this process. The distributed job is `rerank_actor.scoring.run.run_job`, started by
-`python -m jobs.score`. Importing this package loads neither Ray, torch nor vLLM.
+`rerank score` or `python -m jobs.score`. Importing this package loads neither Ray, torch nor vLLM.
 """
 
 from typing import TYPE_CHECKING, Any

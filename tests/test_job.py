@@ -10,8 +10,8 @@ import pytest
 from commands import run_command
 from sample_model import write_sample_model
 
-from jobs import command_line
-from jobs.score import make_parser, score
+from rerank_actor.commands import command_line
+from rerank_actor.commands.score import make_parser, score
 from rerank_actor.errors import JobError
 from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.job import load_job

@@ -18,12 +18,12 @@ from datasets import Dataset, DatasetDict, load_dataset
 from demo import LEAST_NDCG, measure_ndcg
 from hub_server import HubServer
 
-from jobs.demo import demo
-from jobs.export import export
-from jobs.mine import mine
-from jobs.score import score
-from jobs.verify import verify
 from rerank_actor.benchmark.sample import DEMO_MODEL
+from rerank_actor.commands.demo import demo
+from rerank_actor.commands.export import export
+from rerank_actor.commands.mine import mine
+from rerank_actor.commands.score import score
+from rerank_actor.commands.verify import verify
 
 README = (ROOT / "README.md").read_text()
 

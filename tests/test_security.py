@@ -22,8 +22,8 @@ import pytest
 from commands import ROOT, run_command
 from s3_server import S3Server
 
-from jobs import command_line
-from jobs.score import score
+from rerank_actor.commands import command_line
+from rerank_actor.commands.score import score
 from rerank_actor.engines.model import fetch_weights, load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.options import HARMLESS_ENGINE_ARGS, SCORING_ENGINE_ARGS
 from rerank_actor.errors import JobError, ModelError

@@ -20,7 +20,6 @@ import pytest
 from commands import ROOT
 from s3_server import S3Server
 
-from jobs.benchmark import benchmark
 from rerank_actor.benchmark import rounds
 from rerank_actor.benchmark.contender import STEADY_FROM, Setting, WholeJob, make_encoder
 from rerank_actor.benchmark.many_units import measure_resume, measure_schedule
@@ -30,6 +29,7 @@ from rerank_actor.benchmark.scale import measure_busy
 from rerank_actor.benchmark.suite import Gpu, Suite, make_tables, run_suite
 from rerank_actor.benchmark.weights import SHAPES, make_tokenizer, write_weights
 from rerank_actor.benchmark.workload import KINDS, compute_possible_share, make_workload, write_shards
+from rerank_actor.commands.benchmark import benchmark
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.job import ScoreJob

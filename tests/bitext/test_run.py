@@ -19,13 +19,13 @@ import pytest
 from commands import ROOT, read_output, wait_until
 from s3_server import S3Server
 
-from jobs.bitext import bitext
-from jobs.command_line import call_command
-from jobs.status import status
-from jobs.verify import verify
 from rerank_actor.bitext.estimate import estimate_bitext
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.selection.calibration import trace_curve
+from rerank_actor.commands.bitext import bitext
+from rerank_actor.commands.command_line import call_command
+from rerank_actor.commands.status import status
+from rerank_actor.commands.verify import verify
 from rerank_actor.errors import InputError, JobError
 from rerank_actor.outputs.verify import verify_output
 

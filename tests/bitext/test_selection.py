@@ -28,9 +28,6 @@ from selection_inputs import (
     write_scored,
 )
 
-from jobs.bitext import bitext
-from jobs.status import status
-from jobs.verify import verify
 from rerank_actor.bitext.selection.delivery import assign_parts
 from rerank_actor.bitext.selection.job import SelectJob
 from rerank_actor.bitext.selection.language_pair import Selected
@@ -46,6 +43,9 @@ from rerank_actor.bitext.selection.margins import (
 )
 from rerank_actor.bitext.selection.normalize import normalize_texts
 from rerank_actor.bitext.selection.run import select_pairs
+from rerank_actor.commands.bitext import bitext
+from rerank_actor.commands.status import status
+from rerank_actor.commands.verify import verify
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.job_file import check_job
 

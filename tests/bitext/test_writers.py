@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_inputs import make_row, read_delivered, write_scored
 
-from jobs.bitext import bitext
 from rerank_actor.bitext.languages import parse_pair
 from rerank_actor.bitext.selection.calibration import estimate_share, trace_curve
 from rerank_actor.bitext.selection.labelled_pairs import load_labelled
 from rerank_actor.bitext.selection.report import render_report
 from rerank_actor.bitext.selection.writers import build_objects, make_tag
+from rerank_actor.commands.bitext import bitext
 from rerank_actor.errors import InputError
 
 LANG = "{http://www.w3.org/XML/1998/namespace}lang"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.tasks import tasks
+from rerank_actor.commands.tasks import tasks
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION, load_presets
 from rerank_actor.errors import InputError, JobError
 from rerank_actor.fingerprint import hash_fingerprint

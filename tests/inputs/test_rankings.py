@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from commands import read_output, run_command
 
-from jobs.export import export
 from rerank_actor import Reranker
+from rerank_actor.commands.export import export
 from rerank_actor.engines.base import compute_score
 from rerank_actor.errors import InputError, JobError
 from rerank_actor.inputs.rankings import RankingFile, parse_line, read_ranking, scan_ranking, sniff_format

@@ -16,8 +16,8 @@ from mining_in_process import make_job, mine_in_process
 from mining_inputs import FINGERPRINT, group, make_pairs, read_mined, scatter, sort_rows, write_scored
 from s3_server import S3Server
 
-from jobs.mine import mine
-from jobs.score import score
+from rerank_actor.commands.mine import mine
+from rerank_actor.commands.score import score
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.preflight import prepare_mining

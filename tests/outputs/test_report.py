@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from commands import read_output, run_command
 
-from jobs.report import report
 from rerank_actor import storage
+from rerank_actor.commands.report import report
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.histograms import ScoreHistograms, compute_edge

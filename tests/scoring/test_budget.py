@@ -12,7 +12,7 @@ import pytest
 from commands import run_command
 from sample_model import write_sample_model
 
-from jobs.plan import plan
+from rerank_actor.commands.plan import plan
 from rerank_actor.errors import JobError
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.folder import Output

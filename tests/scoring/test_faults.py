@@ -17,8 +17,8 @@ import pytest
 import ray
 from commands import ROOT, read_output
 
-from jobs.status import status
 from rerank_actor import Reranker
+from rerank_actor.commands.status import status
 from rerank_actor.errors import EngineStartError
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.verify import verify_output

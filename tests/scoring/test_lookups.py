@@ -15,8 +15,8 @@ import pytest
 from commands import read_output
 from s3_server import S3Server
 
-from jobs.score import score
 from rerank_actor import Reranker, storage
+from rerank_actor.commands.score import score
 from rerank_actor.errors import InputError, OutputConflictError, ShardError
 from rerank_actor.inputs.lookups import TextLookup
 from rerank_actor.inputs.text_sources import SourcePiece, TextSource, list_sources

@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 from commands import read_output, run_command
 
-from jobs.score import score
-from jobs.status import status
 from rerank_actor import Reranker
+from rerank_actor.commands.score import score
+from rerank_actor.commands.status import status
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 from rerank_actor.engines.template import QWEN3_RERANKER
 from rerank_actor.errors import OutputConflictError

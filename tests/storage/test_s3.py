@@ -19,8 +19,8 @@ import pytest
 from commands import ROOT, run_command
 from s3_server import SECRET, S3Server, put_table
 
-from jobs.status import status
 from rerank_actor import Reranker, storage
+from rerank_actor.commands.status import status
 from rerank_actor.engines.base import EngineSpec
 from rerank_actor.engines.model import load_reranker_model
 from rerank_actor.engines.start import start_engine

@@ -1,4 +1,4 @@
-"""What the entry points share: flags made from a model's fields, unknown ones refused, errors turned into exit codes."""
+"""What the commands share: flags made from a model's fields, unknown ones refused, errors turned into exit codes."""
 
 import argparse
 import atexit
@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin
 
@@ -15,6 +16,7 @@ from rerank_actor.errors import JobError, OutputConflictError, RerankError, RunI
 from rerank_actor.job_file import Settings
 from rerank_actor.runtime.connection import is_pipeline_running
 
+CONSOLE_SCRIPT = "rerank"
 EXIT_FAILED, EXIT_BAD_JOB, EXIT_REFUSED = 1, 2, 3
 
 
@@ -37,6 +39,11 @@ class Parser(argparse.ArgumentParser):
         """Say what is wrong in one line."""
         print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
         sys.exit(EXIT_BAD_JOB)
+
+
+def name_program(command: str) -> str:
+    """Return how a command was started, for its usage line: `rerank score` or `python -m jobs.score`."""
+    return f"{CONSOLE_SCRIPT} {command}" if Path(sys.argv[0]).name == CONSOLE_SCRIPT else f"python -m jobs.{command}"
 
 
 def add_job_flags(parser: Parser, *kinds: type[Settings]) -> None:

@@ -1,0 +1,32 @@
+"""Make the report of a job: `python -m jobs.report OUTPUT`. Reads the output alone; works while a run is at work."""
+
+import sys
+from collections.abc import Sequence
+
+from rerank_actor import storage
+from rerank_actor.commands.command_line import Parser, name_program
+from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.price import find_price
+from rerank_actor.outputs.report.build import build_report
+
+
+def report(arguments: Sequence[str] | None = None) -> int:
+    """Write the report, print where it is, and return 0."""
+    parser = Parser(
+        prog=name_program("report"),
+        description="Make one HTML file of what ran, what it cost and what came out. It names rows by ids, never by texts.",
+    )
+    parser.add_argument("output", metavar="OUTPUT", help="the job's --output, local or s3://")
+    parser.add_argument("--to", metavar="FILE", help="where to write it (default OUTPUT/_job/report.html); - prints it")
+    parser.add_argument("--gpu-type", metavar="NAME", help="GPU that the actors ran on, for its price")
+    parser.add_argument("--gpu-price", metavar="F", type=float, help="dollars an hour for one GPU")
+    options = parser.parse(arguments)
+    uri = storage.normalize_uri(options.output)
+    page = build_report(uri, find_price(options.gpu_type, options.gpu_price))
+    if options.to == "-":
+        sys.stdout.write(page)
+        return 0
+    target = storage.normalize_uri(options.to) if options.to else Output(uri).at("report.html")
+    storage.write_bytes(target, page.encode())
+    print(target)
+    return 0

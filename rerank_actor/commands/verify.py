@@ -1,0 +1,62 @@
+"""Check an output: `python -m jobs.verify OUTPUT`. Exit code 0 when every planned row is there exactly once, else 1."""
+
+import sys
+from collections.abc import Sequence
+
+from rerank_actor.bitext.job import list_outputs
+from rerank_actor.bitext.selection.output import SelectionStatus, check_delivered, read_selection_status
+from rerank_actor.commands.command_line import EXIT_FAILED, Parser, name_program
+from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.verify import Verification, verify_output
+from rerank_actor.storage.uri import normalize_uri
+
+
+def verify(arguments: Sequence[str] | None = None) -> int:
+    """Verify an output folder, print what is wrong, and return 0 or 1."""
+    parser = Parser(
+        prog=name_program("verify"),
+        description="Check that every planned row is present exactly once, that parts are readable and of one fingerprint.",
+    )
+    parser.add_argument("output", metavar="OUTPUT", help="the job's --output, or --deliver, local or s3://")
+    parser.add_argument(
+        "--delete-damaged",
+        action="store_true",
+        help="delete damaged parts, so that the next run of the job scores them again; refused while a run is writing",
+    )
+    options = parser.parse(arguments)
+    uri = normalize_uri(options.output)
+    problems = 0
+    outputs = list_outputs(uri)
+    if outputs == [uri] and (delivered := read_selection_status(uri)):
+        return _verify_delivered(uri, delivered)
+    for output in outputs:
+        if output != uri:
+            print(f"{output}:")
+            if Output(output).load_plan() is None:
+                print("not begun")
+                continue
+        result = verify_output(
+            output, delete_damaged=options.delete_damaged, report=lambda message: print(message, file=sys.stderr)
+        )
+        _print_result(result)
+        problems += len(result.problems)
+    return EXIT_FAILED if problems else 0
+
+
+def _verify_delivered(uri: str, delivered: list[SelectionStatus]) -> int:
+    """Check the files that were selected into a folder, print what is wrong, and return 0 or 1."""
+    problems_by_name = {status.name: check_delivered(uri, status) for status in delivered}
+    for name, problems in problems_by_name.items():
+        print("\n".join(problems) if problems else f"{name}: right, its files are those that were written")
+    return EXIT_FAILED if any(problems_by_name.values()) else 0
+
+
+def _print_result(result: Verification) -> None:
+    for problem in result.problems:
+        print(problem)
+    verdict = "not right" if result.problems else "right"
+    deleted = f", {result.deleted:,} damaged parts deleted" if result.deleted else ""
+    print(
+        f"{verdict}: {result.rows:,} rows in {result.units:,} units, {result.scored:,} scores, {result.errors:,} errors, "
+        f"{len(result.problems):,} problems{deleted}"
+    )
