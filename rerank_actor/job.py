@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 from rerank_actor.engines.options import HARMLESS_ENGINE_ARGS
 from rerank_actor.engines.settings import EngineSettings, InstructionSettings
 from rerank_actor.inputs.columns import RESERVED_COLUMNS
@@ -203,6 +204,16 @@ class ScoreJob(EngineJob, RescoreSettings, ListSettings, RowSettings, Instructio
     def directions(self) -> Directions | None:
         """Return in which directions each row is scored; None where the query is a query and the document a document."""
         return None
+
+    def list_instruction_flags(self) -> list[str]:
+        """Return the flags that ask the model for something of the user's own."""
+        given = {
+            "--task": self.task,
+            "--instruction-column": self.instruction_column,
+            "--instruction-map": self.instruction_map,
+            "--instruction": self.task is None and self.instruction != DEFAULT_INSTRUCTION,
+        }
+        return [flag for flag, value in given.items() if value]
 
     def text_spec(self) -> TextSpec:
         """Return where the job says that texts are."""

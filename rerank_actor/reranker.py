@@ -67,6 +67,7 @@ class Reranker:
             max_length=min(max_length, self.model.max_positions),
             parse_special_tokens=parse_special_tokens,
         )
+        self._refuse_instruction(instruction if instruction != DEFAULT_INSTRUCTION else None)
         spec = EngineSpec(
             kind=engine,
             model=self.model,
@@ -93,8 +94,10 @@ class Reranker:
 
         Raises:
             InputError: a pair cannot be scored (not text, or its query leaves no room); nothing was computed.
+            ModelError: an instruction was given to a model that takes none.
             EngineError: the engine failed, or gave a logit that is not finite.
         """
+        self._refuse_instruction(instruction)
         queries = [query for query, _ in pairs]
         documents = [document for _, document in pairs]
         instructions = [instruction] * len(pairs) if instruction is not None else None
@@ -125,6 +128,12 @@ class Reranker:
         Arguments, order and errors as `logits`.
         """
         return compute_score(self.logits(pairs, instruction))
+
+    def _refuse_instruction(self, instruction: str | None) -> None:
+        if instruction is not None and not self._encoder.template.takes_instruction:
+            raise ModelError(
+                f"{self.model.name} takes no instruction, its prompt is the query and the document alone; leave it out"
+            )
 
     def close(self) -> None:
         """Give the model's memory back; the reranker is of no use afterwards."""

@@ -38,12 +38,17 @@ class DirectedJob(ScoreJob):
     backward_instruction: str = ""
     direction: Direction = "both"
     _candidates: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _instruction_flags: list[str] = PrivateAttr(default_factory=list)
 
-    def with_candidates(self, settings: dict[str, Any]) -> "DirectedJob":
-        """Return the job with the settings that the candidates were read with."""
+    def with_origin(self, candidates: dict[str, Any], instruction_flags: list[str]) -> "DirectedJob":
+        """Return the job with the settings that the candidates were read with, and the flags that its instructions are of."""
         job = self.model_copy()
-        job._candidates = settings
+        job._candidates, job._instruction_flags = candidates, instruction_flags
         return job
+
+    def list_instruction_flags(self) -> list[str]:
+        """Return the flags that ask the model for something of the user's own."""
+        return self._instruction_flags
 
     def directions(self) -> Directions:
         """Return the instruction of each direction that is asked for."""
@@ -121,7 +126,8 @@ class BitextJob(
                 "reuse": reuse,
             },
         )
-        return job.with_candidates(self.candidate_settings())
+        own = [name for name in ("instruction", "backward_instruction", "preset") if name in self.model_fields_set]
+        return job.with_origin(self.candidate_settings(), [f"--{name.replace('_', '-')}" for name in own])
 
     def candidate_settings(self) -> dict[str, Any]:
         """Return the settings that can change a candidate as it is read: its columns, or whether it is scored at all."""

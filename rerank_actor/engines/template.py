@@ -30,6 +30,11 @@ class Template:
         return before_query.replace("{instruction}", instruction, 1) + query + after_query
 
     @property
+    def takes_instruction(self) -> bool:
+        """Whether the instruction is part of the prompt."""
+        return "{instruction}" in self.head
+
+    @property
     def digest(self) -> str:
         """Short hash of the template's bytes, for the fingerprint."""
         parts = (self.prefix, self.head, self.document_separator, self.suffix)

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rerank_actor import storage
-from rerank_actor.errors import InputError, describe_cause
+from rerank_actor.errors import InputError, StorageError, describe_cause
 from rerank_actor.inputs.formats import SUFFIXES, detect_format, is_shard
 from rerank_actor.inputs.spec import InputSpec
-from rerank_actor.storage.hub import is_hub, pin_revision, split_hub_uri
+from rerank_actor.storage.hub import is_hub, pin_revision, split_hub_uri, translate_hub_errors
 
 STATE, INFO, DICT = "state.json", "dataset_info.json", "dataset_dict.json"
 ALL_SPLITS = "all"
@@ -97,10 +97,10 @@ def list_repository(uri: str, config: str | None, split: str | None) -> list[sto
 
 def _resolve(uri: str, repository: str, commit: str, config: str | None) -> dict[str, list[str]]:
     """Return the paths of data files by split."""
-    from datasets import load_dataset_builder
-
     try:
-        builder = load_dataset_builder(repository, config, revision=commit)
+        builder = storage.retrying()(_load_builder, uri, repository, commit, config)
+    except StorageError:
+        raise
     except Exception as error:  # of several libraries; a missing or unknown configuration is a plain ValueError
         raise InputError(
             f"{uri}: the datasets library cannot resolve it ({describe_cause(error, 400)}); check --config, the name, the "
@@ -110,6 +110,18 @@ def _resolve(uri: str, repository: str, commit: str, config: str | None) -> dict
     splits: Mapping[str, Iterable[str]] = builder.config.data_files or {}
     mark = f"@{commit}/"
     return {str(name): [str(file).partition(mark)[2] for file in files] for name, files in splits.items()}
+
+
+def _load_builder(uri: str, repository: str, commit: str, config: str | None) -> Any:
+    from datasets import load_dataset_builder
+
+    try:
+        with translate_hub_errors(uri):
+            return load_dataset_builder(repository, config, revision=commit)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except OSError as error:
+        raise StorageError(f"{uri}: the hub failed while resolving ({describe_cause(error)})", uri=uri) from error
 
 
 def _choose(uri: str, known: Sequence[str], split: str | None) -> list[str]:

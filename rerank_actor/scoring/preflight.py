@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.engines.base import EngineSpec
-from rerank_actor.engines.model import RerankerModel, load_reranker_model
+from rerank_actor.engines.model import RerankerModel, load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.engines.settings import ModelSettings
 from rerank_actor.engines.start import encode_check_pairs
@@ -35,6 +35,7 @@ from rerank_actor.scoring.reuse import ScoreSource, load_reused
 from rerank_actor.storage.hub import is_hub
 
 SNIFFED_FILES = 100  # of rankings whose names do not tell their format; each is a request
+CONTROL_TOKENS = 16  # that a tokenizer adds around the texts at most
 SHOWN_CHARACTERS = 300  # of a setting that differs
 
 Job = TypeVar("Job", bound=ModelSettings)
@@ -88,7 +89,9 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
         reporter.info(f"--trust-remote-code: {job.model_name} may run Python code of its own, here and on workers")
     find_price(job.gpu_type, job.gpu_price)
     model = model or load_reranker_model(job.model_name, job.revision, trust_remote_code=job.trust_remote_code)
+    refuse_instruction(job, model)
     job = fit_max_length(job, model, reporter)
+    _refuse_short_prompts(job, model)
     sources = list_sources(job.source_specs())
     job = _detect_format(job, reporter)
     settings = {
@@ -196,6 +199,37 @@ def fit_max_length(job: Job, model: RerankerModel, reporter: Reporter) -> Job:
         )
     reporter.info(f"--max-length is {model.max_positions}, the longest that {model.name} was built for")
     return job.model_copy(update={"max_length": model.max_positions})
+
+
+def refuse_instruction(job: ScoreJob, model: RerankerModel) -> None:
+    """Refuse an instruction for a model that reads none; its scores would be those without it.
+
+    Raises:
+        ModelError: one was given.
+    """
+    flags = job.list_instruction_flags()
+    if flags and not TEMPLATES[model.template_name].takes_instruction:
+        raise ModelError(
+            f"{model.name} takes no instruction, its prompt is the query and the document alone: leave out {', '.join(flags)}",
+            model=model.name,
+        )
+
+
+def _refuse_short_prompts(job: ScoreJob, model: RerankerModel) -> None:
+    """Refuse a `--max-length` that the template alone fills; the tokenizer is loaded only where that may be."""
+    template = TEMPLATES[model.template_name]
+    has_own = job.instruction_column or job.instructions or job.directions()
+    instruction = "" if has_own else job.instruction
+    text = template.prefix + template.format_head(instruction, "") + template.suffix
+    if job.max_length > len(text.encode()) + CONTROL_TOKENS:  # no token is less than a byte
+        return
+    encoder = PairEncoder(load_tokenizer_json(model), **make_encoder_settings(job, model, instruction))
+    own_tokens = int(encoder.with_max_length(10**9).encode([""], [""]).num_tokens[0])
+    if job.max_length <= own_tokens:
+        raise ModelError(
+            f"--max-length {job.max_length} leaves no room for a query and a document beside the {own_tokens} tokens of the "
+            "template; raise it"
+        )
 
 
 def _refuse_other_job(output: Output, stored: dict[str, Any], settings: dict[str, Any]) -> None:

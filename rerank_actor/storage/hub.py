@@ -63,8 +63,8 @@ def _api(endpoint: str | None, token: str | None) -> Any:
 
 
 @contextmanager
-def _translate(uri: str) -> Iterator[None]:
-    """Turn the library's errors into Python's own."""
+def translate_hub_errors(uri: str) -> Iterator[None]:
+    """Turn errors of the hub's library, and of the one that it speaks HTTP with, into Python's own."""
     from huggingface_hub import errors
 
     try:
@@ -78,10 +78,21 @@ def _translate(uri: str) -> Iterator[None]:
         if status in (401, 403):
             raise PermissionError(f"{uri}: the hub refused it ({status})") from error
         raise OSError(f"the hub answered {status or 'nothing'}") from error
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] in ("httpx", "httpcore", "requests"):
-            raise OSError(f"the hub was not reached ({type(error).__name__})") from error
-        raise
+    except _transport_errors() as error:
+        raise OSError(f"the hub was not reached ({type(error).__name__})") from error
+
+
+@lru_cache(maxsize=1)
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """Return the roots of the errors of the HTTP library, which is another in each major version of the hub's.
+
+    Its answers with an error status derive from that library's root: requests in 0.x, httpx in 1.x, httpx2 in 2.x.
+    """
+    from huggingface_hub import errors
+
+    own = errors.__name__.partition(".")[0]
+    mro = errors.HfHubHTTPError.__mro__
+    return tuple(kind for kind in mro if kind.__module__.partition(".")[0] not in ("builtins", own))
 
 
 @lru_cache(maxsize=256)
@@ -91,7 +102,7 @@ def pin_revision(repository: str, revision: str) -> str:
     Raises:
         FileNotFoundError, PermissionError, OSError: the hub does not tell.
     """
-    with _translate(f"{SCHEME}{DATASETS}{repository}"):
+    with translate_hub_errors(f"{SCHEME}{DATASETS}{repository}"):
         info = _api(_endpoint(), _token()).dataset_info(repository, revision=revision or None)
     return str(info.sha)
 
@@ -101,7 +112,7 @@ def list_files(uri: str) -> list[tuple[str, int, str]]:
     repository, revision, _ = split_hub_uri(uri)
     commit = pin_revision(repository, revision)
     root = f"{SCHEME}{DATASETS}{repository}" + (f"@{revision.replace('/', '%2F')}" if revision else "")
-    with _translate(uri):
+    with translate_hub_errors(uri):
         api = _api(_endpoint(), _token())
         tree = list(api.list_repo_tree(repository, recursive=True, revision=commit, repo_type="dataset"))
     files = [item for item in tree if hasattr(item, "blob_id")]
@@ -117,7 +128,7 @@ def look_at(uri: str) -> tuple[int, str]:
     """Return size and version mark of a file."""
     repository, revision, path = split_hub_uri(uri)
     commit = pin_revision(repository, revision)
-    with _translate(uri):
+    with translate_hub_errors(uri):
         paths = _api(_endpoint(), _token()).get_paths_info(repository, [path], revision=commit, repo_type="dataset")
     if not paths or not hasattr(paths[0], "blob_id"):
         raise FileNotFoundError(uri)
@@ -135,7 +146,7 @@ def read_range(uri: str, start: int, end: int) -> bytes:
         repository, path, repo_type="dataset", revision=pin_revision(repository, revision), endpoint=_endpoint()
     )
     headers = {**build_hf_headers(token=_token()), "Range": f"bytes={start}-{end - 1}"}
-    with _translate(uri):
+    with translate_hub_errors(uri):
         answer = get_session().get(url, headers=headers, timeout=REQUEST_SECONDS, follow_redirects=True)
         hf_raise_for_status(answer)
     data = bytes(answer.content)

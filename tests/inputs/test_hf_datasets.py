@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict
 from hub_server import HubServer
 
 from rerank_actor import storage
-from rerank_actor.errors import AccessDeniedError, InputError, JobError, ObjectChangedError, RerankError
+from rerank_actor.errors import AccessDeniedError, InputError, JobError, ObjectChangedError, RerankError, StorageError
 from rerank_actor.inputs import columnar, shards
 from rerank_actor.inputs.plan import Plan, make_plan
 from rerank_actor.inputs.spec import InputSpec
@@ -229,6 +229,24 @@ def test_hub_that_refuses_or_does_not_answer_says_what_to_check(
     with pytest.raises(JobError, match="not supported"):
         plan(tmp_path, input="hf://org/pairs", output="hf://org/scores")
     assert issubclass(AccessDeniedError, JobError)
+
+
+def test_hub_that_is_not_reached_is_one_sentence(
+    tmp_path: Path, hub_server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    with pytest.raises(StorageError, match=r"hf://datasets/org/pairs: storage failed while listing.*was not reached"):
+        plan(tmp_path, input="hf://org/pairs")
+
+
+@pytest.mark.parametrize("dropped", range(1, 9))
+def test_hub_connection_that_is_reset_is_tried_again(tmp_path: Path, hub_server: HubServer, dropped: int) -> None:
+    """Whichever request it is: of the revision, the listing, a footer, or rows."""
+    hub_server.commit("org/pairs", make_repository())
+    hub_server.dropped = dropped
+    assert len(read_all(plan(tmp_path, input="hf://datasets/org/pairs/data/train-*", unit_rows=40))) == 190
+    assert len(hub_server.requests) > dropped
 
 
 def test_hub_dataset_is_scored_by_split_and_resumes(tmp_path: Path, local_ray: str, hub_server: HubServer) -> None:

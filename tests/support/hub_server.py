@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import socket
+import struct
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -15,6 +17,7 @@ class HubServer:
         repositories: files by path, by commit, by repository; the last commit is `main`.
         branches: commit by repository and name, besides main.
         requests: method, path and Range of each request.
+        dropped: which request, from 1, finds its connection reset; 0 for none.
     """
 
     def __init__(self) -> None:
@@ -22,6 +25,7 @@ class HubServer:
         self.branches: dict[tuple[str, str], str] = {}
         self.requests: list[tuple[str, str, str]] = []
         self.token: str | None = None
+        self.dropped = 0
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -41,6 +45,11 @@ class HubServer:
 
             def _answer(self, body: bytes) -> None:
                 hub.requests.append((self.command, self.path, self.headers.get("Range", "")))
+                if len(hub.requests) == hub.dropped:
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.connection.close()
+                    self.close_connection = True
+                    return
                 if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
                     status, headers, data = 401, {"X-Error-Code": "RepoNotFound"}, b"{}"
                 else:
