@@ -28,7 +28,7 @@ chaos: setup ## put a job through twenty storms of faults (about half an hour)
 
 bench: setup ## measure the job beside other tools (half an hour), and print which ratios moved
 	$(BIN)/python -m jobs.benchmark --workloads grouped shuffled --compare docs/benchmarks.json
-	$(BIN)/python -m jobs.benchmark --suite scale --folder benchmark-out/scale-$$$$ --compare docs/benchmarks.json
+	$(BIN)/python dev/bench_scale.py --folder benchmark-out/scale-$$$$ --compare docs/benchmarks.json
 
 lint: setup ## check style, types and imports
 	$(BIN)/ruff check $(SOURCES)

@@ -1,9 +1,11 @@
 """Ratios of a benchmark: what may be compared between machines, stored in the repository, and what of it moved.
 
 Absolute times are of a machine and an hour; how the job stands to its engine and to other tools is not. Takes results of
-`suite.run_suite` and `scale.measure_scale`, gives flat mappings of names to numbers.
+`suite.run_suite` and of `dev/bench_scale.py`, gives flat mappings of names to numbers.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 MOVED = 0.1  # less than this share is the machine's noise
@@ -47,3 +49,16 @@ def compare_ratios(measured: dict[str, float], stored: dict[str, float]) -> list
             change = measured[name] / stored[name] - 1 if stored[name] else float("inf")
             lines.append(f"moved: {name} is {measured[name]:.4g}, was {stored[name]:.4g} ({change:+.0%})")
     return lines
+
+
+def report_moved(ratios: dict[str, float], path: Path) -> None:
+    """Print which ratios moved from those stored in a file, of the kinds that were measured."""
+    measured = {name.split("/")[0] for name in ratios}
+    stored = {name: value for name, value in json.loads(path.read_text()).items() if name.split("/")[0] in measured}
+    print("\n".join(compare_ratios(ratios, stored)) or "no ratio moved by a tenth or more")
+
+
+def store_ratios(ratios: dict[str, float], path: Path) -> None:
+    """Put ratios into those stored in a file."""
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(dict(sorted((stored | ratios).items())), indent=1) + "\n")

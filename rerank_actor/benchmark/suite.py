@@ -277,18 +277,6 @@ def make_tables(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def make_scale_tables(scale: dict[str, Any]) -> str:
-    """Return the figures of `scale.measure_scale` as Markdown."""
-    lines = []
-    for name, rows in scale.items():
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        lines += [f"### {name.replace('_', ' ')}", "", _join(column.replace("_", " ") for column in columns)]
-        lines.append("|" + "---|" * len(columns))
-        lines += [_join(f"{row[column]:,}" if column in row else "" for column in columns) for row in rows]
-        lines.append("")
-    return "\n".join(lines)
-
-
 def _join(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 

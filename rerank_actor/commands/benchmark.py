@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rerank_actor.benchmark.contenders import CONTENDERS
-from rerank_actor.benchmark.ratios import compare_ratios, extract_ratios
-from rerank_actor.benchmark.scale import FULL, measure_scale
-from rerank_actor.benchmark.suite import SUITES, choose_suite, make_scale_tables, make_tables, run_suite
+from rerank_actor.benchmark.ratios import extract_ratios, report_moved, store_ratios
+from rerank_actor.benchmark.suite import SUITES, choose_suite, make_tables, run_suite
 from rerank_actor.benchmark.weights import SHAPES
 from rerank_actor.benchmark.workload import KINDS
 from rerank_actor.commands.command_line import Parser, name_program
@@ -28,22 +27,21 @@ def benchmark(arguments: Sequence[str] | None = None) -> int:
     def keep(result: dict[str, Any]) -> None:
         (folder / "result.json").write_text(json.dumps(result, indent=1))
 
-    if args.suite == "scale":
-        wanted = {name: FULL[name] for name in args.measurements or FULL}
-        result = {"scale": measure_scale(folder, report, wanted)}
-        print(make_scale_tables(result["scale"]))
-    else:
-        if SUITES[args.suite].on_gpu:
-            _require_gpu(args.suite)
-        shapes = tuple(args.shapes) if args.shapes else None
-        suite = choose_suite(
-            args.suite, workloads=args.workloads, contenders=args.contenders, shapes=shapes, rounds=args.rounds
-        )
-        result = run_suite(suite, folder, report, engine_args=args.engine_args, keep=keep)
-        print(make_tables(result))
+    if SUITES[args.suite].on_gpu:
+        _require_gpu(args.suite)
+    shapes = tuple(args.shapes) if args.shapes else None
+    suite = choose_suite(
+        args.suite, workloads=args.workloads, contenders=args.contenders, shapes=shapes, rounds=args.rounds
+    )
+    result = run_suite(suite, folder, report, engine_args=args.engine_args, keep=keep)
+    print(make_tables(result))
     keep(result)
     report(f"all figures: {folder / 'result.json'}")
-    _compare(extract_ratios(result), args.compare, args.store)
+    ratios = extract_ratios(result)
+    if args.compare:
+        report_moved(ratios, Path(args.compare))
+    if args.store:
+        store_ratios(ratios, Path(args.store))
     return 0
 
 
@@ -51,15 +49,12 @@ def _make_parser() -> Parser:
     parser = Parser(
         prog=name_program("benchmark"),
         description="Score the same pairs with the job, with its engine alone and with other tools, in turn, and compare; "
-        "or, with --suite scale, measure how memory, speed and resuming grow; cpu-knobs and gpu-knobs turn the engine's "
+        "cpu-knobs and gpu-knobs turn the engine's "
         "settings, one at a time.",
     )
-    parser.add_argument(
-        "--suite", choices=[*sorted(SUITES), "scale"], default="cpu", help="what to measure (default cpu)"
-    )
+    parser.add_argument("--suite", choices=sorted(SUITES), default="cpu", help="what to measure (default cpu)")
     parser.add_argument("--workloads", nargs="+", choices=sorted(KINDS), default=(), help="some of the suite's")
     parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=(), help="some of the suite's")
-    parser.add_argument("--measurements", nargs="+", choices=list(FULL), default=(), help="some of the suite scale's")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), help="models, instead of the suite's")
     parser.add_argument("--rounds", type=int, help="rounds that count, instead of the suite's")
     parser.add_argument("--engine-args", type=json.loads, default={}, metavar="JSON", help="for the job's engine")
@@ -67,20 +62,6 @@ def _make_parser() -> Parser:
     parser.add_argument("--compare", metavar="FILE", help="print which ratios moved from those stored there")
     parser.add_argument("--store", metavar="FILE", help="put the ratios into those stored there")
     return parser
-
-
-def _compare(ratios: dict[str, float], compare: str | None, store: str | None) -> None:
-    if compare is not None:
-        stored = json.loads(Path(compare).read_text())
-        measured = {name.split("/")[0] for name in ratios}
-        lines = compare_ratios(
-            ratios, {name: value for name, value in stored.items() if name.split("/")[0] in measured}
-        )
-        print("\n".join(lines) if lines else "no ratio moved by a tenth or more")
-    if store is not None:
-        path = Path(store)
-        before = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps(dict(sorted((before | ratios).items())), indent=1) + "\n")
 
 
 def _require_gpu(suite: str) -> None:

@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 from commands import ROOT
 from s3_server import S3Server
+from scale.many_units import measure_resume, measure_schedule
+from scale.measurements import measure_busy
 
 from rerank_actor.benchmark import rounds
 from rerank_actor.benchmark.contender import STEADY_FROM, Setting, WholeJob, make_encoder
-from rerank_actor.benchmark.many_units import measure_resume, measure_schedule
 from rerank_actor.benchmark.meter import Meter, read_usage
 from rerank_actor.benchmark.ratios import compare_ratios, extract_ratios
-from rerank_actor.benchmark.scale import measure_busy
 from rerank_actor.benchmark.suite import Gpu, Suite, make_tables, run_suite
 from rerank_actor.benchmark.weights import SHAPES, make_tokenizer, write_weights
 from rerank_actor.benchmark.workload import KINDS, compute_possible_share, make_workload, write_shards

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rerank_actor.benchmark.bitext import measure_bitext
-from rerank_actor.benchmark.fake_run import run_fake_job
-from rerank_actor.benchmark.layouts import measure_dedupe, measure_join
-from rerank_actor.benchmark.many_units import measure_resume, measure_schedule
 from rerank_actor.benchmark.meter import Meter, measure_peaks
 from rerank_actor.benchmark.weights import SHAPES, make_tokenizer, write_weights
 from rerank_actor.benchmark.workload import make_workload
+from scale.bitext import measure_bitext
+from scale.fake_run import run_fake_job
+from scale.layouts import measure_dedupe, measure_join
+from scale.many_units import measure_resume, measure_schedule
 
 HOST = "127.0.0.2"  # Ray 2.60 puts the machine's outer address in the place of 127.0.0.1
 LATENCY_SECONDS, LATENCY_PROMPTS = 0.05, 256  # of an engine on a fast GPU
@@ -69,22 +69,36 @@ def measure_scale(
             report(f"{name} {setting}")
             target = folder / f"{name}-{'-'.join(map(str, setting.values()))}"
             target.mkdir()
-            command = [
-                sys.executable,
-                "-m",
-                "rerank_actor.benchmark.scale",
-                name,
-                json.dumps(setting),
-                str(target),
-                str(model),
-            ]
+            command = [sys.executable, "-m", __name__, name, json.dumps(setting), str(target), str(model)]
             with (target / "log").open("wb") as log:
-                ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, check=False)
+                ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, check=False, env=_environment())
             if ended.returncode:
                 raise RuntimeError(f"{name} {setting} ended with {ended.returncode}; its words are in {target / 'log'}")
             figures.setdefault(name, []).append({**setting, **json.loads(ended.stdout)})
             report(str(figures[name][-1]))
     return figures
+
+
+def make_scale_tables(scale: dict[str, Any]) -> str:
+    """Return the figures of `measure_scale` as Markdown."""
+    lines = []
+    for name, rows in scale.items():
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        lines += [f"### {name.replace('_', ' ')}", "", _join(column.replace("_", " ") for column in columns)]
+        lines.append("|" + "---|" * len(columns))
+        lines += [_join(f"{row[column]:,}" if column in row else "" for column in columns) for row in rows]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _join(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment with the folder of this package on the path."""
+    paths = [str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def measure_memory(folder: Path, model: Path, rows: int) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from rerank_actor.benchmark.fake_run import find_steady
 from rerank_actor.benchmark.meter import measure_peaks
+from scale.fake_run import find_steady
 
 PARTITIONS = ("deu-eng", "fra-eng")
 FILES = 4  # of a partition

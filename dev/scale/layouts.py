@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rerank_actor.benchmark.fake_run import run_fake_job
 from rerank_actor.benchmark.meter import measure_peaks
+from scale.fake_run import run_fake_job
 
 JOINED_PAIRS = 100_000
 NUM_QUERIES = 1_000
