@@ -85,6 +85,17 @@ def refuse_credentials(value: Any) -> Any:
     return value
 
 
+def refuse_empty(value: Any) -> Any:
+    """Return a location or a list of them as they are.
+
+    Raises:
+        ValueError: one is empty, which would be the folder that the command was given in.
+    """
+    if any(uri is not None and not uri.strip() for uri in (value if isinstance(value, list) else [value])):
+        raise ValueError("a location is empty; give a local path or s3://bucket/key")
+    return value
+
+
 def accept_one(value: Any) -> Any:
     """Return a text as a list of it, and a list as it is."""
     return [value] if isinstance(value, str) else value
@@ -101,9 +112,11 @@ def _normalize(value: Any) -> Any:
 
 # Types of settings. Locations are refused with what looks like a credential, and get one spelling as a job is normalized.
 _LOCATION = "location"
-Location = Annotated[str, AfterValidator(refuse_credentials), _LOCATION]
-OptionalLocation = Annotated[str | None, AfterValidator(refuse_credentials), _LOCATION]
-Locations = Annotated[list[str], BeforeValidator(accept_one), AfterValidator(refuse_credentials), _LOCATION]
+Location = Annotated[str, AfterValidator(refuse_credentials), AfterValidator(refuse_empty), _LOCATION]
+OptionalLocation = Annotated[str | None, AfterValidator(refuse_credentials), AfterValidator(refuse_empty), _LOCATION]
+Locations = Annotated[
+    list[str], BeforeValidator(accept_one), AfterValidator(refuse_credentials), AfterValidator(refuse_empty), _LOCATION
+]
 Names = Annotated[list[str], BeforeValidator(split_names)]
 
 

@@ -20,6 +20,7 @@ from rerank_actor.job_file import (
     accept_one,
     make_flag,
     refuse_credentials,
+    refuse_empty,
     split_names,
 )
 from rerank_actor.storage import hub
@@ -51,9 +52,9 @@ Template = Annotated[str | None, AfterValidator(_check_template)]
 class InputSettings(Settings):
     """What is scored."""
 
-    input: Annotated[list[str], BeforeValidator(accept_one), AfterValidator(refuse_credentials)] = make_flag(
-        [], "input", "files, folders or globs to score, local or s3://; hf:// datasets", "URI", nargs="+"
-    )
+    input: Annotated[
+        list[str], BeforeValidator(accept_one), AfterValidator(refuse_credentials), AfterValidator(refuse_empty)
+    ] = make_flag([], "input", "files, folders or globs to score, local or s3://; hf:// datasets", "URI", nargs="+")
 
     def normal_values(self) -> dict[str, Any]:
         """Return the settings that `normalized` changes."""

@@ -12,6 +12,7 @@ from rerank_actor.storage.objects import (
     delete_folder,
     delete_objects,
     download_folder,
+    list_everything,
     list_objects,
     look_at_object,
     open_input,
@@ -23,9 +24,21 @@ from rerank_actor.storage.objects import (
 )
 from rerank_actor.storage.retry import patient, retries_made, retrying
 from rerank_actor.storage.s3_client import adopt_environment, capture_environment
-from rerank_actor.storage.uri import StoredObject, glob_to_pattern, is_s3, is_within, join_uri, normalize_uri
+from rerank_actor.storage.uri import (
+    Listing,
+    StoredObject,
+    find_root,
+    glob_to_pattern,
+    is_glob,
+    is_s3,
+    is_within,
+    join_uri,
+    normalize_uri,
+    resolve_links,
+)
 
 __all__ = [
+    "Listing",
     "StoredObject",
     "adopt_environment",
     "capture_environment",
@@ -34,10 +47,13 @@ __all__ = [
     "delete_folder",
     "delete_objects",
     "download_folder",
+    "find_root",
     "glob_to_pattern",
+    "is_glob",
     "is_s3",
     "is_within",
     "join_uri",
+    "list_everything",
     "list_objects",
     "look_at_object",
     "normalize_uri",
@@ -47,6 +63,7 @@ __all__ = [
     "read_if_present",
     "read_range",
     "refuse_changed",
+    "resolve_links",
     "retries_made",
     "retrying",
     "write_bytes",

@@ -4,33 +4,72 @@ import contextlib
 import glob as globbing
 import os
 import shutil
+import stat
 from pathlib import Path
 from typing import BinaryIO
 
 from rerank_actor.errors import InputError, ObjectChangedError
 from rerank_actor.storage.retry import translate_errors
-from rerank_actor.storage.uri import GLOB_CHARACTERS, StoredObject, is_hidden
+from rerank_actor.storage.uri import Listing, StoredObject, find_root, is_glob, is_hidden
 
 
-def list_local(uri: str) -> list[StoredObject]:
+def list_local(uri: str) -> Listing:
     """List a file, the files below a folder at any depth, or those that a glob matches."""
     with translate_errors(uri, "listing"):
-        if Path(uri).is_file():
-            return [_stat_local(uri)]
-        if Path(uri).is_dir():
-            os.scandir(uri).close()  # raises PermissionError, which os.walk would swallow
-            paths = [os.path.join(folder, name) for folder, _, names in os.walk(uri) for name in names]
-            root = uri
-        elif any(character in uri for character in GLOB_CHARACTERS):
-            paths = [path for path in globbing.glob(uri, recursive=True) if os.path.isfile(path)]
-            root = uri[: min(uri.find(mark) for mark in GLOB_CHARACTERS if mark in uri)].rpartition("/")[0]
-        else:
-            return []
-        return [_stat_local(path) for path in sorted(paths) if not is_hidden(path, root)]
+        if os.path.isdir(uri):
+            os.scandir(uri).close()  # raises whatever is wrong, which os.walk would swallow
+            return _make_listing(uri, _walk(uri))
+        if os.path.lexists(uri):
+            return Listing([_stat_local(uri)])
+        if not is_glob(uri):
+            return Listing()
+        matches = globbing.glob(uri, recursive=True, include_hidden=True)
+        paths = [path for path in matches if not os.path.isdir(path)]
+        deeper = {path for folder in matches if os.path.isdir(folder) for path in _walk(folder)}
+        return _make_listing(find_root(uri), paths, sorted(deeper.difference(paths)))
+
+
+def _walk(root: str) -> list[str]:
+    """Return the files below a folder, through links too, but into no folder twice by links that go round."""
+    paths: list[str] = []
+    entered = {os.path.realpath(root)}
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_refuse_closed):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in links:
+            target = os.path.realpath(os.path.join(folder, name))
+            if target in entered:
+                folders.remove(name)
+            entered.add(target)
+        paths += [os.path.join(folder, name) for name in names]
+    return paths
+
+
+def _refuse_closed(error: OSError) -> None:
+    """Raise what says that a folder may not be read; one that has just gone is none."""
+    if isinstance(error, PermissionError):
+        raise error
+
+
+def _make_listing(root: str, paths: list[str], deeper: list[str] | None = None) -> Listing:
+    hidden = {path for path in paths if is_hidden(path, root)}
+    objects = [_stat_local(path) for path in sorted(paths) if path not in hidden]
+    return Listing(objects, sorted(hidden), [path for path in deeper or [] if not is_hidden(path, root)])
 
 
 def _stat_local(path: str) -> StoredObject:
-    status = os.stat(path)
+    """Return what a file is.
+
+    Raises:
+        InputError: it is a pipe, a device or a socket, whose reading may never end, or a link to nothing.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        if not os.path.islink(path):
+            raise
+        raise InputError(f"{path}: is a link to nothing ({os.readlink(path)}); mend or delete it", uri=path) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: is a pipe, a device or a socket, not a file; leave it out", uri=path)
     return StoredObject(path, status.st_size, str(status.st_mtime_ns), status.st_mtime)
 
 

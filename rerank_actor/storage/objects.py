@@ -29,7 +29,7 @@ from rerank_actor.storage.remote import (
 )
 from rerank_actor.storage.retry import _patience, retrying, translate_errors
 from rerank_actor.storage.s3_client import get_error_code, get_s3, put_s3
-from rerank_actor.storage.uri import StoredObject, is_s3
+from rerank_actor.storage.uri import Listing, StoredObject, is_s3
 
 DOWNLOAD_THREADS = 8
 
@@ -53,6 +53,11 @@ def list_objects(uri: str) -> list[StoredObject]:
         JobError: no permission or no credentials.
         StorageError: storage kept failing.
     """
+    return list_everything(uri).objects
+
+
+def list_everything(uri: str) -> Listing:
+    """List as `list_objects` does, with what it passes over. Errors as there."""
     if hub.is_hub(uri):
         return retrying()(list_hub, uri)
     return list_s3(uri) if is_s3(uri) else retrying()(list_local, uri)
@@ -65,7 +70,7 @@ def look_at_object(uri: str) -> StoredObject | None:
         JobError: no permission, no credentials, or no valid name.
         StorageError: storage kept failing.
     """
-    found = retrying()(look_at if is_s3(uri) else list_local, uri)
+    found = retrying()(look_at, uri) if is_s3(uri) else retrying()(list_local, uri).objects
     return next((item for item in found if item.uri == uri), None)
 
 

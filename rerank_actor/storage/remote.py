@@ -14,38 +14,36 @@ from rerank_actor.storage import hub
 from rerank_actor.storage.limits import current_limits
 from rerank_actor.storage.retry import _patience, retrying, translate_errors
 from rerank_actor.storage.s3_client import call_s3, get_error_code, get_etag, get_s3
-from rerank_actor.storage.uri import GLOB_CHARACTERS, StoredObject, glob_to_pattern, is_hidden, split_uri
+from rerank_actor.storage.uri import Listing, StoredObject, find_root, glob_to_pattern, is_glob, is_hidden, split_uri
 
 DELETED_AT_ONCE = 1000  # the most that S3 takes
 
 
-def list_hub(uri: str) -> list[StoredObject]:
+def list_hub(uri: str) -> Listing:
     """List all files of the repository, whatever path follows its name."""
     with translate_errors(uri, "listing"):
-        return [StoredObject(*entry) for entry in hub.list_files(uri)]
+        return Listing([StoredObject(*entry) for entry in hub.list_files(uri)])
 
 
-def list_s3(uri: str) -> list[StoredObject]:
-    """List an object, the objects below a prefix at any depth, or those that a glob matches."""
-    (bucket, key), pattern = split_uri(uri.rstrip("/")), None
-    if any(character in key for character in GLOB_CHARACTERS):
-        pattern = re.compile(glob_to_pattern(key))
-        key = key[: min(key.find(mark) for mark in GLOB_CHARACTERS if mark in key)].rpartition("/")[0]
-    root = f"s3://{bucket}/{key}".rstrip("/")
+def list_s3(uri: str) -> Listing:
+    """List an object, the objects below a prefix at any depth, or those that a glob matches and that no key is."""
+    root, pattern = uri.rstrip("/"), None
+    if is_glob(root):
+        if found := retrying()(look_at, root):
+            return Listing(found)
+        pattern, root = re.compile(glob_to_pattern(root)), find_root(root)
     objects = list_below(root)
-    if not objects and key:
+    if not objects and split_uri(root)[1]:
         objects = retrying()(look_at, root)
-    start = len(f"s3://{bucket}/")
-    return sorted(
-        (
-            item
-            for item in objects
-            if not item.uri.endswith("/")
-            and not is_hidden(item.uri, root)
-            and (pattern is None or pattern.fullmatch(item.uri[start:]))
-        ),
-        key=lambda item: item.uri,
-    )
+    objects = sorted((item for item in objects if not item.uri.endswith("/")), key=lambda item: item.uri)
+    hidden = {item.uri for item in objects if is_hidden(item.uri, root)}
+    shown = [item for item in objects if item.uri not in hidden]
+    if pattern is None:
+        return Listing(shown, sorted(hidden))
+    matched = [item for item in shown if pattern.fullmatch(item.uri)]
+    folders = re.compile(f"(?:{pattern.pattern})/.*")
+    deeper = sorted({item.uri for item in shown if folders.fullmatch(item.uri)} - {item.uri for item in matched})
+    return Listing(matched, [name for name in sorted(hidden) if pattern.fullmatch(name)], deeper)
 
 
 def list_below(root: str) -> list[StoredObject]:

@@ -5,7 +5,7 @@ Knows nothing of how storage is reached.
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rerank_actor.errors import JobError
@@ -28,6 +28,21 @@ class StoredObject:
         return [self.uri, self.size, self.etag]
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What is at a place.
+
+    Attributes:
+        objects: those that its URI names, sorted by URI.
+        hidden: URIs below a folder whose names, or a folder's on the way, begin with `_` or `.`.
+        deeper: URIs below folders that a glob matches, whose files it does not.
+    """
+
+    objects: list[StoredObject] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    deeper: list[str] = field(default_factory=list)
+
+
 def is_s3(uri: str) -> bool:
     """Whether the URI names an object or prefix in S3."""
     return uri.startswith(("s3://", "s3a://"))
@@ -37,15 +52,35 @@ def normalize_uri(text: str) -> str:
     """Return the one spelling of a location that the project uses: `s3://bucket/key` or an absolute path.
 
     Raises:
-        JobError: the scheme is neither a local path nor S3.
+        JobError: it is empty, names no bucket, or its scheme is neither a local path nor S3.
     """
     if is_s3(text):
-        return "s3://" + text.split("://", 1)[1].rstrip("/")
-    if text.startswith("file://"):
-        text = text[len("file://") :]
-    elif "://" in text:
+        bucket, _, key = text.split("://", 1)[1].rstrip("/").partition("/")
+        if not bucket:
+            raise JobError(f"{text}: names no bucket; give s3://bucket/key", uri=text)
+        return f"s3://{bucket}/{key}".rstrip("/")
+    path = re.sub(r"^file:(//(localhost)?)?(?=/[^/])", "", text)
+    if "://" in path:
         raise JobError(f"{text}: storage of this kind is not supported; give a local path or s3://bucket/key", uri=text)
-    return os.path.abspath(os.path.expanduser(text))
+    if not path.strip():
+        raise JobError("a location is empty; give a local path or s3://bucket/key", uri=text)
+    absolute = os.path.abspath(os.path.expanduser(path))
+    return "/" + absolute.lstrip("/")  # POSIX keeps two slashes at the start
+
+
+def resolve_links(uri: str) -> str:
+    """Return a URI with a local path's symbolic links followed; two names of one file give the same."""
+    return uri if "://" in uri else os.path.realpath(uri)
+
+
+def is_glob(uri: str) -> bool:
+    """Whether a URI has wildcards, which may yet be part of a name."""
+    return any(character in uri for character in GLOB_CHARACTERS)
+
+
+def find_root(uri: str) -> str:
+    """Return the folder below which all lies that a glob matches."""
+    return uri[: min(uri.find(mark) for mark in GLOB_CHARACTERS if mark in uri)].rpartition("/")[0]
 
 
 def join_uri(base: str, *names: str) -> str:

@@ -69,6 +69,16 @@ def test_listing_of_many_pages_is_one_paginated_listing(s3: S3Server) -> None:
     assert all(method == "GET" and "list-type=2" in path for method, path in s3.requests)
 
 
+@pytest.mark.parametrize("key", ["a?b.jsonl", "a*b.jsonl", "a[1].jsonl"])
+def test_key_that_holds_a_wildcard_is_that_object_alone(s3: S3Server, key: str) -> None:
+    for name in (key, "a+b.jsonl", "a1.jsonl", "a/b.jsonl", "_a.jsonl"):
+        s3.put(f"n/{name}", b"x")
+    assert [item.uri for item in storage.list_objects(s3.uri(f"n/{key}"))] == [s3.uri(f"n/{key}")]
+    found = storage.list_everything(s3.uri("n/*"))
+    assert s3.uri("n/a1.jsonl") in [item.uri for item in found.objects] and len(found.objects) == 3
+    assert (found.hidden, found.deeper) == ([s3.uri("n/_a.jsonl")], [s3.uri("n/a/b.jsonl")])
+
+
 def test_listing_skips_hidden_names_neighbours_and_folder_marks(s3: S3Server) -> None:
     keys = ["in/a.parquet", "in/deeper/b c+%20\u00fc.parquet", "in/_SUCCESS", "in/_job/x", "in/.crc", "in/deeper/_y/z"]
     for key in [*keys, "in2/a.parquet", "in.parquet"]:

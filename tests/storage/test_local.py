@@ -1,0 +1,83 @@
+"""Local files: what a listing finds, passes over and refuses, and how a location is spelt."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from rerank_actor import storage
+from rerank_actor.errors import InputError, JobError
+
+
+def write(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("x")
+    return path
+
+
+def list_names(uri: Path | str, root: Path) -> list[str]:
+    return [os.path.relpath(item.uri, root) for item in storage.list_objects(str(uri))]
+
+
+def test_folder_gives_files_hidden_ones_and_those_behind_links(tmp_path: Path) -> None:
+    for name in ("in/a", "in/b/c", "in/_job/d", "in/.e", "elsewhere/f"):
+        write(tmp_path / name)
+    (tmp_path / "in/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "in")
+    found = storage.list_everything(str(tmp_path / "in"))
+    assert list_names(tmp_path / "in", tmp_path) == ["in/a", "in/b/c", "in/linked/f"]
+    assert [os.path.relpath(name, tmp_path) for name in found.hidden] == ["in/.e", "in/_job/d"]
+    assert found.deeper == []
+
+
+def test_glob_gives_files_and_says_which_lie_in_folders_that_it_matches(tmp_path: Path) -> None:
+    for name in ("in/a", "in/b/c", "in/.e", "in/x[1]"):
+        write(tmp_path / name)
+    found = storage.list_everything(str(tmp_path / "in/*"))
+    assert [os.path.basename(item.uri) for item in found.objects] == ["a", "x[1]"]
+    assert [os.path.basename(name) for name in found.hidden] == [".e"]
+    assert found.deeper == [str(tmp_path / "in/b/c")]
+    assert storage.list_everything(str(tmp_path / "in/**")).deeper == []
+    assert list_names(tmp_path / "in/x[1]", tmp_path) == ["in/x[1]"]
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    write(tmp_path / "in/a")
+    os.mkfifo(tmp_path / "in/pipe")
+    for uri in (tmp_path / "in", tmp_path / "in/*", tmp_path / "in/pipe", Path("/dev/null")):
+        with pytest.raises(InputError, match=r"(pipe|/dev/null): is a pipe, a device or a socket"):
+            storage.list_objects(str(uri))
+    (tmp_path / "in/pipe").unlink()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "in/s"))
+        with pytest.raises(InputError, match=r"/s: is a pipe, a device or a socket"):
+            storage.list_objects(str(tmp_path / "in"))
+    (tmp_path / "in/s").unlink()
+    (tmp_path / "in/gone").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"/gone: is a link to nothing \(.*/nowhere\)"):
+        storage.list_objects(str(tmp_path / "in"))
+
+
+@pytest.mark.parametrize(
+    ("text", "uri"),
+    [
+        ("//data//a/./b/../c/", "/data/a/c"),
+        ("file:///data/a", "/data/a"),
+        ("file://localhost/data/a", "/data/a"),
+        ("file:/data/a", "/data/a"),
+        ("s3a://bucket/key/", "s3://bucket/key"),
+        ("s3://bucket/", "s3://bucket"),
+        ("s3://bucket//key", "s3://bucket//key"),
+    ],
+)
+def test_location_has_one_spelling(text: str, uri: str) -> None:
+    assert storage.normalize_uri(text) == uri
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "file://", "s3://", "s3:///key", "s3a://", "gs://bucket/key", "file://host/key"]
+)
+def test_location_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(JobError, match=r"s3://bucket/key"):
+        storage.normalize_uri(text)
