@@ -62,7 +62,7 @@ class Reranker:
         self.model = load_reranker_model(name, revision, trust_remote_code=trust_remote_code)
         self._encoder = PairEncoder(
             load_tokenizer_json(self.model),
-            template_name=self.model.template_name,
+            template=self.model.description.template,
             instruction=instruction,
             max_length=min(max_length, self.model.max_positions),
             parse_special_tokens=parse_special_tokens,

@@ -26,6 +26,7 @@ from rerank_actor.commands import command_line
 from rerank_actor.commands.score import score
 from rerank_actor.engines.model import fetch_weights, load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.options import HARMLESS_ENGINE_ARGS, SCORING_ENGINE_ARGS
+from rerank_actor.engines.template import QWEN3_RERANKER
 from rerank_actor.errors import JobError, ModelError
 from rerank_actor.inputs.columns import RESERVED_COLUMNS
 from rerank_actor.inputs.plan import Plan
@@ -400,7 +401,7 @@ def test_pickled_objects_in_a_shard_are_not_unpickled(tmp_path: Path, trace: Pat
     shard = tmp_path / "a.parquet"
     pq.write_table(pa.table({**columns, column: NESTINGS[nesting](make_pickles(trace))}), shard)
     unit = Unit("0-0", str(shard), shard.stat().st_size, "", 0, 2, -1)
-    encoder = {"template_name": "qwen3-reranker", "instruction": "i", "max_length": 512}
+    encoder = {"template": QWEN3_RERANKER, "instruction": "i", "max_length": 512}
     spec = PrepareSpec(encoder, InputSpec(), {}, 1, {})
     work = prepare_unit(unit, spec, load_tokenizer_json(load_reranker_model("bytes")))
     if column == "kept":

@@ -113,7 +113,7 @@ def make_encoder(setting: Setting) -> Any:
     model = load_reranker_model(setting.model)
     return PairEncoder(
         load_tokenizer_json(model),
-        template_name=model.template_name,
+        template=model.description.template,
         instruction=DEFAULT_INSTRUCTION,
         max_length=setting.max_length,
     )

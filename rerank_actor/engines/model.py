@@ -10,13 +10,15 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from rerank_actor import storage
+from rerank_actor.engines.families.description import ModelDescription, Runtime, TokenHead
+from rerank_actor.engines.families.detect import describe_model, get_architecture
 from rerank_actor.engines.options import BUILT_IN_TOKENIZER
-from rerank_actor.engines.template import CROSS_ENCODER, QWEN3_RERANKER, Template
+from rerank_actor.engines.template import CROSS_ENCODER, QWEN3_RERANKER
 from rerank_actor.errors import ModelError, RerankError, describe_cause
 
 # Formats of weights that are pickles or that no engine here loads: never fetched, never opened.
@@ -24,6 +26,7 @@ REFUSED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".onnx", ".
 HUB_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")
 CODE_SUFFIX = ".py"
 UNLIMITED_POSITIONS = 10**9
+KNOWN_BEFORE = (QWEN3_RERANKER.name, CROSS_ENCODER.name)  # whose earlier outputs name no description
 
 
 # 256 windows of 64 KiB spread over each weight file: any retraining or merge touches them, and 16 GB cost 16 MB.
@@ -40,10 +43,8 @@ class RerankerModel:
         folder: local folder, or the name of the built-in tokenizer.
         digest: changes when the weights, the configuration or the tokenizer change.
         revision: commit of a hub model, else None.
-        kind: `yes_no` (a causal language model that answers yes or no) or `cross_encoder` (one label).
+        description: its prompt, its head and what runs it.
         architecture: the class named in `config.json`.
-        template_name: key of `template.TEMPLATES`.
-        yes_id, no_id: token ids of the two answers; -1 for a cross-encoder.
         max_positions: longest prompt in tokens that the model was built for.
         trust_remote_code: whether the user lets the model's own code run.
     """
@@ -52,17 +53,19 @@ class RerankerModel:
     folder: str
     digest: str
     revision: str | None
-    kind: Literal["yes_no", "cross_encoder"]
+    description: ModelDescription
     architecture: str
-    template_name: str
-    yes_id: int
-    no_id: int
     max_positions: int
     trust_remote_code: bool = False
 
     def fingerprint_settings(self) -> dict[str, Any]:
         """Return the model's share of the fingerprint; the folder's place is not part of it."""
-        return {"model": self.digest, "revision": self.revision, "template": self.template_name}
+        described = self.description
+        settings = {"model": self.digest, "revision": self.revision, "template": described.name}
+        settings["template_digest"] = described.template.digest
+        if described.name not in KNOWN_BEFORE:
+            settings["description"] = described.digest
+        return settings
 
 
 def fetch_model(name: str, revision: str | None = None, *, weights: bool = True, code: bool = False) -> Path:
@@ -139,14 +142,13 @@ def load_reranker_model(name: str, revision: str | None = None, *, trust_remote_
             that it was not said to trust, or its weights are not safetensors.
     """
     if name == BUILT_IN_TOKENIZER:
-        return RerankerModel(name, name, name, None, "yes_no", "none", QWEN3_RERANKER.name, 1, 0, UNLIMITED_POSITIONS)
+        described = ModelDescription(QWEN3_RERANKER.name, QWEN3_RERANKER, TokenHead(1, 0), Runtime("none"))
+        return RerankerModel(name, name, name, None, described, "none", UNLIMITED_POSITIONS)
     folder = fetch_model(name, revision, weights=False, code=trust_remote_code)
     config = _read_config(folder, name)
     if not trust_remote_code:
         _refuse_code(name, folder, config)
-    architecture = str((config.get("architectures") or [config.get("model_type", "none")])[0])
-    kind, template = _classify(name, architecture, config)
-    yes_id, no_id = _load_answer_tokens(folder, name) if kind == "yes_no" else (-1, -1)
+    description = describe_model(name, folder, config)
     commit = folder.name if folder.parent.name == "snapshots" else None
     _refuse_pickled_weights(name, _list_files(name, commit, folder))
     return RerankerModel(
@@ -154,11 +156,8 @@ def load_reranker_model(name: str, revision: str | None = None, *, trust_remote_
         folder=str(folder),
         digest=_identify(name, commit, folder, code=trust_remote_code),
         revision=commit or revision,
-        kind=kind,
-        architecture=architecture,
-        template_name=template.name,
-        yes_id=yes_id,
-        no_id=no_id,
+        description=description,
+        architecture=get_architecture(config),
         max_positions=_max_positions(config),
         trust_remote_code=trust_remote_code,
     )
@@ -242,53 +241,6 @@ def _read_config(folder: Path, name: str, file: str = "config.json") -> dict[str
     if not isinstance(config, dict):
         raise ModelError(f"{name}: {file} is not a JSON object; check --model", model=name)
     return config
-
-
-def _classify(
-    name: str, architecture: str, config: dict[str, Any]
-) -> tuple[Literal["yes_no", "cross_encoder"], Template]:
-    if architecture == "Qwen3ForCausalLM":
-        return "yes_no", QWEN3_RERANKER
-    if architecture.endswith("ForSequenceClassification"):
-        labels = config.get("num_labels") or len(config.get("id2label") or {}) or 2
-        if labels != 1:
-            raise ModelError(
-                f"{name}: {architecture} with {labels} labels is a classifier, not a reranker; a reranker has one label",
-                model=name,
-            )
-        if architecture.startswith("Qwen3"):
-            return "cross_encoder", QWEN3_RERANKER
-        if int(config.get("type_vocab_size") or 0) > 1:
-            raise ModelError(
-                f"{name}: {architecture} tells query from document by segment ids (type_vocab_size "
-                f"{config['type_vocab_size']}), which prompts of token ids alone cannot carry; use a model without them",
-                model=name,
-            )
-        return "cross_encoder", CROSS_ENCODER
-    raise ModelError(
-        f"{name}: {architecture} is not a reranker that this job knows; it takes Qwen3ForCausalLM models that answer "
-        "yes or no (Qwen3-Reranker) and ...ForSequenceClassification models with one label",
-        model=name,
-    )
-
-
-def _load_answer_tokens(folder: Path, name: str) -> tuple[int, int]:
-    try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise ModelError(
-            f"{name}: tokenizer.json is missing or cannot be read; a fast tokenizer is needed", model=name
-        ) from error
-    token_ids = []
-    for answer in ("yes", "no"):
-        token_id = tokenizer.token_to_id(answer)
-        if token_id is None:
-            raise ModelError(
-                f"{name}: its vocabulary has no single token `{answer}`, so it is not a yes/no reranker",
-                model=name,
-            )
-        token_ids.append(int(token_id))
-    return token_ids[0], token_ids[1]
 
 
 def _max_positions(config: dict[str, Any]) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from rerank_actor.engines.template import TEMPLATES
+from rerank_actor.engines.template import Template
 from rerank_actor.engines.tokenization import TextEncoder
 from rerank_actor.storage.utf8 import is_unicode
 
@@ -167,7 +167,7 @@ class PairEncoder:
 
     Args:
         tokenizer_json: text of the model's `tokenizer.json`.
-        template_name: key of `template.TEMPLATES`.
+        template: how the texts of a pair make a prompt.
         instruction: used where a pair has none of its own.
         max_length: tokens of a prompt at most, prefix and suffix included.
         parse_special_tokens: let special tokens in the texts act as such; otherwise they are encoded as plain text.
@@ -177,12 +177,12 @@ class PairEncoder:
         self,
         tokenizer_json: str,
         *,
-        template_name: str,
+        template: Template,
         instruction: str,
         max_length: int,
         parse_special_tokens: bool = False,
     ) -> None:
-        self.template = TEMPLATES[template_name]
+        self.template = template
         self.instruction = instruction
         self.max_length = max_length
         full = Tokenizer.from_str(tokenizer_json)

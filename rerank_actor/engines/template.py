@@ -56,6 +56,3 @@ QWEN3_RERANKER = Template(
 
 # A classic cross-encoder has no template text: its tokenizer joins the two texts with its own control tokens.
 CROSS_ENCODER = Template(name="cross-encoder", prefix="", head="{query}", suffix="", document_separator="")
-
-
-TEMPLATES = {template.name: template for template in (QWEN3_RERANKER, CROSS_ENCODER)}

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from rerank_actor.engines.base import EngineSpec
+from rerank_actor.engines.families.description import TokenHead
 from rerank_actor.engines.model import fetch_weights
 from rerank_actor.errors import EngineError, EngineMemoryError, describe_cause
 
@@ -35,7 +36,8 @@ class TransformersEngine:
         self.dtype = spec.dtype
         self._batch_tokens = BATCH_TOKENS
         self._device = torch.device("cuda" if torch.cuda.is_available() and spec.device == "auto" else "cpu")
-        self._answers = [spec.model.no_id, spec.model.yes_id] if spec.model.kind == "yes_no" else None
+        head = spec.model.description.head
+        self._answers = [head.false_id, head.true_id] if isinstance(head, TokenHead) else None
         auto: Any = (
             transformers.AutoModelForCausalLM if self._answers else transformers.AutoModelForSequenceClassification
         )

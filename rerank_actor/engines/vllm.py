@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from rerank_actor.engines.base import EngineSpec, allow_noise, let_threads_sleep
+from rerank_actor.engines.families.description import TokenHead
 from rerank_actor.engines.model import fetch_weights
 from rerank_actor.errors import EngineError, EngineMemoryError, EngineStartError, describe_cause
 
@@ -96,9 +97,9 @@ class VllmEngine:
             arguments["gpu_memory_utilization"] = round(GPU_MEMORY_SHARE * spec.gpu_share, 3)
         if on_cpu:
             arguments["enforce_eager"] = True  # compiling takes a minute, which a CPU run seldom earns back
-        if spec.model.kind == "yes_no":
+        if isinstance(spec.model.description.head, TokenHead):
             arguments["hf_overrides"] = {
-                "architectures": ["Qwen3ForSequenceClassification"],
+                "architectures": [spec.model.description.runtime.vllm],
                 "classifier_from_token": ["no", "yes"],
                 "is_original_qwen3_reranker": True,
             }

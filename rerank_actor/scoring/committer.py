@@ -221,7 +221,7 @@ class OutputCommitter:
             "model": prepared.model.name,
             "model_digest": prepared.model.digest,
             "revision": prepared.model.revision or "",
-            "template": prepared.model.template_name,
+            "template": prepared.model.description.name,
             "instruction": prepared.job.instruction,
             "instruction_column": prepared.job.instruction_column or "",
             **({"explode": "true"} if prepared.job.explode else {}),

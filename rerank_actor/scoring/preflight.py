@@ -17,7 +17,6 @@ from rerank_actor.engines.model import RerankerModel, load_reranker_model, load_
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.engines.settings import ModelSettings
 from rerank_actor.engines.start import encode_check_pairs
-from rerank_actor.engines.template import TEMPLATES
 from rerank_actor.errors import JobError, ModelError, OutputConflictError, StorageError
 from rerank_actor.fingerprint import hash_fingerprint, list_differing
 from rerank_actor.inputs.formats import UNPACKERS, detect_format, find_format, split_name
@@ -98,7 +97,6 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
         **job.scoring_settings(),
         **{source.flag.removeprefix("--"): source.describe() for source in sources},
         **model.fingerprint_settings(),
-        "template_digest": TEMPLATES[model.template_name].digest,
     }
     if job.reuse is not None and job.reuse.rstrip("/") == job.output.rstrip("/"):
         raise JobError(
@@ -208,7 +206,7 @@ def refuse_instruction(job: ScoreJob, model: RerankerModel) -> None:
         ModelError: one was given.
     """
     flags = job.list_instruction_flags()
-    if flags and not TEMPLATES[model.template_name].takes_instruction:
+    if flags and not model.description.template.takes_instruction:
         raise ModelError(
             f"{model.name} takes no instruction, its prompt is the query and the document alone: leave out {', '.join(flags)}",
             model=model.name,
@@ -217,7 +215,7 @@ def refuse_instruction(job: ScoreJob, model: RerankerModel) -> None:
 
 def _refuse_short_prompts(job: ScoreJob, model: RerankerModel) -> None:
     """Refuse a `--max-length` that the template alone fills; the tokenizer is loaded only where that may be."""
-    template = TEMPLATES[model.template_name]
+    template = model.description.template
     has_own = job.instruction_column or job.instructions or job.directions()
     instruction = "" if has_own else job.instruction
     text = template.prefix + template.format_head(instruction, "") + template.suffix
@@ -253,7 +251,7 @@ def _shorten(value: Any) -> str:
 def make_encoder_settings(job: ModelSettings, model: RerankerModel, instruction: str) -> dict[str, Any]:
     """Return the keyword arguments of a job's `PairEncoder`."""
     return {
-        "template_name": model.template_name,
+        "template": model.description.template,
         "instruction": instruction,
         "max_length": job.max_length,
         "parse_special_tokens": job.parse_special_tokens,

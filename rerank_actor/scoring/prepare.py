@@ -5,7 +5,6 @@ The path of a unit is `prepare_unit` (read task, on a CPU) -> `RerankActor` (fil
 merge it; the actor sees token ids and never a text. Knows nothing of Ray.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -60,8 +59,8 @@ class PrepareSpec:
 
 
 @lru_cache(maxsize=2)
-def _encoder(tokenizer_json: str, encoder: str) -> PairEncoder:
-    return PairEncoder(tokenizer_json, **json.loads(encoder))
+def _encoder(tokenizer_json: str, encoder: tuple[tuple[str, Any], ...]) -> PairEncoder:
+    return PairEncoder(tokenizer_json, **dict(encoder))
 
 
 def prepare_unit(unit: Unit, spec: PrepareSpec, tokenizer_json: str) -> UnitWork:
@@ -73,7 +72,7 @@ def prepare_unit(unit: Unit, spec: PrepareSpec, tokenizer_json: str) -> UnitWork
     except RerankError as error:
         facts = {"attempts": policy.statistics.get("attempt_number", 1)}
         return UnitWork.failed(unit, str(error), {**facts, "read_retries": storage.retries_made() - retries_before})
-    encoder = _encoder(tokenizer_json, json.dumps(spec.encoder))
+    encoder = _encoder(tokenizer_json, tuple(spec.encoder.items()))
     try:
         with storage.patient():
             work = prepare_rows(unit, rows, spec, encoder)

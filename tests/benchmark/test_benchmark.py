@@ -31,6 +31,7 @@ from rerank_actor.benchmark.weights import SHAPES, make_tokenizer, write_weights
 from rerank_actor.benchmark.workload import KINDS, compute_possible_share, make_workload, write_shards
 from rerank_actor.commands.benchmark import benchmark
 from rerank_actor.engines.prompts import PairEncoder
+from rerank_actor.engines.template import QWEN3_RERANKER
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.job import ScoreJob
 from rerank_actor.scoring.run import run_job
@@ -40,7 +41,7 @@ from rerank_actor.scoring.unit import UnitWork
 @pytest.fixture(scope="module")
 def encoder() -> PairEncoder:
     tokenizer = make_tokenizer().to_str()
-    return PairEncoder(tokenizer, template_name="qwen3-reranker", instruction="find it", max_length=4096)
+    return PairEncoder(tokenizer, template=QWEN3_RERANKER, instruction="find it", max_length=4096)
 
 
 def test_workloads_have_the_lengths_and_orders_they_promise(encoder: PairEncoder) -> None:

@@ -12,6 +12,7 @@ from demo_model.evaluation import load_held_out, measure
 
 from rerank_actor.benchmark.ndcg import compute_ndcg, compute_random_ndcg, load_ranking_queries
 from rerank_actor.benchmark.sample import DEMO_MODEL, load_sample_rows, write_ranking_shard
+from rerank_actor.engines.families.description import TokenHead
 from rerank_actor.engines.model import load_reranker_model
 
 CARD = (DEMO_MODEL / "README.md").read_text()
@@ -65,8 +66,8 @@ def test_demo_model_is_small_and_of_the_family() -> None:
     assert config["architectures"] == ["Qwen3ForCausalLM"]
     assert config["tie_word_embeddings"] is True
     model = load_reranker_model(str(DEMO_MODEL))
-    assert model.kind == "yes_no"
-    assert model.template_name == "qwen3-reranker"
+    assert isinstance(model.description.head, TokenHead)
+    assert model.description.name == "qwen3-reranker"
 
 
 def test_held_out_queries_have_twenty_candidates_and_share_none_with_the_words_or_the_sample() -> None:

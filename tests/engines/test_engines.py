@@ -21,6 +21,7 @@ from transformers import (
 
 from rerank_actor import Reranker
 from rerank_actor.benchmark.sample import load_sample_rows, train_sample_tokenizer
+from rerank_actor.engines.families.description import LabelHead
 from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.errors import EngineStartError, InputError, ModelError
@@ -153,7 +154,7 @@ def test_cross_encoder_of_qwen_kind_gives_its_raw_output(tmp_path: Path, tokeniz
     with torch.no_grad():
         expected = [model(torch.tensor([reference.encode(fast, *pair)])).logits[0, 0].item() for pair in pairs]
     with Reranker(str(tmp_path), engine="transformers", dtype="float32", check_scores=True) as found:
-        assert found.model.kind == "cross_encoder"
+        assert found.model.description.head == LabelHead()
         assert np.abs(found.logits(pairs) - expected).max() < 1e-5
         assert np.abs(found.score(pairs) - 1 / (1 + np.exp(-np.array(expected)))).max() < 1e-6
 
@@ -187,7 +188,9 @@ def test_cross_encoder_ids_equal_its_tokenizer_on_pairs(classic: tuple[Path, Any
     folder, fast, _ = classic
     model = load_reranker_model(str(folder))
     assert model.max_positions == 64
-    encoder = PairEncoder(load_tokenizer_json(model), template_name=model.template_name, instruction="", max_length=64)
+    encoder = PairEncoder(
+        load_tokenizer_json(model), template=model.description.template, instruction="", max_length=64
+    )
     pairs = [(query[:20], document) for query, document in PAIRS]
     prompts = encoder.encode(*zip(*pairs, strict=True))
     columns = [list(column) for column in zip(*pairs, strict=True)]

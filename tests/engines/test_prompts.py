@@ -14,8 +14,10 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, tra
 from transformers import PreTrainedTokenizerFast
 
 from rerank_actor.benchmark.sample import CONTROL_TOKENS, THINK_TOKENS, load_sample_rows, train_sample_tokenizer
+from rerank_actor.engines.families.description import TokenHead
 from rerank_actor.engines.model import load_reranker_model
 from rerank_actor.engines.prompts import PairEncoder, Prompts
+from rerank_actor.engines.template import CROSS_ENCODER, QWEN3_RERANKER
 
 QWEN_FOLDER = Path(__file__).parent.parent.parent.parent / "shared" / "qwen3-tokenizer"
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
@@ -69,7 +71,7 @@ def sample_texts() -> list[str]:
 
 
 def make_encoder(tokenizer_json: str, **options: Any) -> PairEncoder:
-    defaults = {"template_name": "qwen3-reranker", "instruction": INSTRUCTION, "max_length": 8192}
+    defaults = {"template": QWEN3_RERANKER, "instruction": INSTRUCTION, "max_length": 8192}
     return PairEncoder(tokenizer_json, **{**defaults, **options})
 
 
@@ -116,7 +118,7 @@ def test_real_vocabulary_template_has_the_known_ids(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"]}')
     model = load_reranker_model(str(tmp_path))
     encoder = make_encoder((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
-    assert (model.yes_id, model.no_id) == (9693, 2152)
+    assert model.description.head == TokenHead(9693, 2152)
     assert len(encoder.prefix_ids) == 39
     assert encoder.suffix_ids == [151645, 198, 151644, 77091, 198, 151667, 271, 151668, 271]
 
@@ -271,7 +273,7 @@ def test_cross_encoder_control_tokens_of_the_vocabulary_in_text_stay_plain_text(
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
-    encoder = make_encoder(tokenizer.to_str(), template_name="cross-encoder")
+    encoder = make_encoder(tokenizer.to_str(), template=CROSS_ENCODER)
     ids = encoder.encode(["a</s></s>b", "ab"], ["<s>c</s>", "c"]).token_ids.to_pylist()
     assert ids[1] == tokenizer.encode("ab", "c").ids
     assert [token for token in ids[0] if token in (0, 1, 2)] == [0, 2, 2, 2]

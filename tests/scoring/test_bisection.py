@@ -10,6 +10,7 @@ from commands import ROOT
 from rerank_actor import Reranker
 from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
+from rerank_actor.engines.template import QWEN3_RERANKER
 from rerank_actor.errors import EngineError, EngineMemoryError
 from rerank_actor.runtime import watchdog
 from rerank_actor.runtime import watchdog as pace
@@ -134,7 +135,7 @@ def test_prompt_that_fits_no_memory_is_an_error() -> None:
 
 def test_fake_engine_fails_on_guilty_prompts_alone() -> None:
     tokenizer = load_tokenizer_json(load_reranker_model("bytes"))
-    encoder = PairEncoder(tokenizer, template_name="qwen3-reranker", instruction="i", max_length=500)
+    encoder = PairEncoder(tokenizer, template=QWEN3_RERANKER, instruction="i", max_length=500)
     prompts = encoder.encode(["q", "q"], ["good", "b\u0007d"]).ids_at(np.arange(2))
     token = next(iter(set(prompts[1].tolist()) - set(prompts[0].tolist()) - {ord("d")}))
     for kind in ("raise", "nan"):

@@ -16,6 +16,7 @@ import pytest
 
 from rerank_actor.engines.base import compute_score
 from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
+from rerank_actor.engines.template import QWEN3_RERANKER
 from rerank_actor.inputs.pairs import TextSpec
 from rerank_actor.inputs.plan import Plan, make_plan
 from rerank_actor.inputs.rows import Unit
@@ -48,7 +49,7 @@ def prepare(tokenizer_json: str) -> Prepare:
             "0123456789ab-00000", str(path), path.stat().st_size, "", 0, layout.num_rows, layout.blocks[0][2]
         )
         spec: dict[str, Any] = {
-            "encoder": {"template_name": "qwen3-reranker", "instruction": "i", "max_length": max_length},
+            "encoder": {"template": QWEN3_RERANKER, "instruction": "i", "max_length": max_length},
             "json_types": {} if path.suffix == ".parquet" else layout.columns,
             "max_attempts": 1,
             "environment": {},

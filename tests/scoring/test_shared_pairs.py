@@ -11,6 +11,7 @@ from commands import read_output
 
 from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
+from rerank_actor.engines.template import QWEN3_RERANKER
 from rerank_actor.errors import EngineStartError
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.verify import verify_output
@@ -146,7 +147,7 @@ def test_a_pair_that_brings_engines_down_is_given_up_with_all_that_are_the_same(
 def test_prompts_of_different_pairs_are_what_they_are_without_the_others(length: int) -> None:
     encoder = PairEncoder(
         load_tokenizer_json(load_reranker_model("bytes")),
-        template_name="qwen3-reranker",
+        template=QWEN3_RERANKER,
         instruction="i",
         max_length=length + 330,
     )

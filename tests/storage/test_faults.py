@@ -24,6 +24,7 @@ from s3_server import Fault, S3Server, put_table
 
 from rerank_actor import storage
 from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
+from rerank_actor.engines.template import QWEN3_RERANKER
 from rerank_actor.errors import AccessDeniedError, ObjectChangedError, ShardChangedError, StorageError, StorageFullError
 from rerank_actor.inputs import shards
 from rerank_actor.inputs.plan import Shard
@@ -396,7 +397,7 @@ def test_local_file_overwritten_in_mid_read_is_refused(tmp_path: Path) -> None:
 def prepare(planned: storage.StoredObject, **unit: Any) -> Any:
     """Prepare the shard's rows as one unit."""
     tokenizer_json = load_tokenizer_json(load_reranker_model("bytes"))
-    encoder = {"template_name": "qwen3-reranker", "instruction": "i", "max_length": 512}
+    encoder = {"template": QWEN3_RERANKER, "instruction": "i", "max_length": 512}
     values = {"size": planned.size, "etag": planned.etag, "row_start": 0, "num_rows": 4000, "byte_start": 0, **unit}
     spec = PrepareSpec(encoder, InputSpec(), {}, 3, {})
     return prepare_unit(Unit("0-0", planned.uri, **values), spec, tokenizer_json)

@@ -1,0 +1,76 @@
+"""What a reranker is, in one frozen description: its prompt, its head, what its logit means and what can run it.
+
+Encoders read the prompt from it, engines the head, whoever writes scores the scale. Knows nothing of files: `detect`
+finds the description of a model folder.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from rerank_actor.engines.template import Template
+
+
+@dataclass(frozen=True)
+class TokenHead:
+    """The logit is that of a token after the prompt, less that of another: of `true_id`, and `false_id` or nothing."""
+
+    true_id: int
+    false_id: int | None = None
+
+
+@dataclass(frozen=True)
+class LabelHead:
+    """The logit is an output of a classifier, less another: label `row`, and `minus` or nothing."""
+
+    row: int = 0
+    minus: int | None = None
+
+
+@dataclass(frozen=True)
+class ScoreScale:
+    """The score of a logit is `sigmoid((logit - shift) / scale)`; the logit itself is the model's raw output."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What runs the model.
+
+    Attributes:
+        vllm: the class that vLLM is given, empty where it has none.
+        without_vllm: why vLLM cannot run it.
+    """
+
+    vllm: str
+    without_vllm: str = ""
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """One reranker.
+
+    Attributes:
+        name: of the family; stands in outputs as `template`.
+        template: the prompt, and which of its texts loses tokens.
+        head: what the logit is read from.
+        runtime: what runs it.
+        score: how the score follows from the logit.
+        group: what is scored at once; a pair, until listwise models are known.
+    """
+
+    name: str
+    template: Template
+    head: TokenHead | LabelHead
+    runtime: Runtime
+    score: ScoreScale = field(default_factory=ScoreScale)
+    group: Literal["pair"] = "pair"
+
+    @property
+    def digest(self) -> str:
+        """Short hash of all that can change a logit or a score, for the fingerprint."""
+        described = {**asdict(self), "template": self.template.digest}
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
