@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rerank_actor.bitext.job import BitextJob, DirectedJob
-from rerank_actor.bitext.languages import parse_pair
+from rerank_actor.bitext.language_pairs import parse_pair
 from rerank_actor.bitext.selection.job import SelectJob
 from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.job import ScoreJob

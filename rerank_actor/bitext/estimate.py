@@ -21,7 +21,7 @@ from rerank_actor import storage
 from rerank_actor.bitext.filters import CandidateFilters
 from rerank_actor.bitext.ingest import split_candidates
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
-from rerank_actor.bitext.languages import LanguagePair
+from rerank_actor.bitext.language_pairs import LanguagePair
 from rerank_actor.bitext.readers import read_candidate_batches
 from rerank_actor.bitext.sources import Source, choose_partitions, choose_sources, list_sources
 from rerank_actor.engines.model import RerankerModel, load_reranker_model, load_tokenizer_json

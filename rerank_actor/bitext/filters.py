@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pycountry
 
-from rerank_actor.bitext.languages import SCRIPTS, Language, LanguagePair
+from rerank_actor.bitext.language_pairs import LanguagePair
+from rerank_actor.bitext.languages import SCRIPTS, Language
 from rerank_actor.errors import JobError
 
 EMPTY_SOURCE, EMPTY_TARGET = "source is empty", "target is empty"
@@ -142,19 +142,13 @@ def _to_numpy(values: pa.Array) -> np.ndarray:
 def _is_other_language(
     source: pa.Array, target: pa.Array, rows: np.ndarray, pair: LanguagePair, identifier: str
 ) -> np.ndarray:
-    codes = [_shorten(pair.source), _shorten(pair.target)]
+    codes = [pair.source.short, pair.target.short]
     identify = _load_identifier(identifier, *codes)
     sides = [side.take(pa.array(rows)).to_pylist() for side in (source, target)]
     return np.array(
         [identify(first) == codes[1] or identify(second) == codes[0] for first, second in zip(*sides, strict=True)],
         bool,
     )
-
-
-def _shorten(language: Language) -> str:
-    base = language.code.partition("_")[0].lower()
-    known = pycountry.languages.get(alpha_3=base) if len(base) == 3 else None
-    return str(getattr(known, "alpha_2", base))
 
 
 @lru_cache(maxsize=8)

@@ -22,7 +22,7 @@ from rerank_actor import storage
 from rerank_actor.bitext.candidate_columns import NOT_A_NUMBER, TEXT, Candidates
 from rerank_actor.bitext.filters import EMPTY_SOURCE, EMPTY_TARGET, CandidateFilters, compute_reasons
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
-from rerank_actor.bitext.languages import LanguagePair, make_pair
+from rerank_actor.bitext.language_pairs import LanguagePair, make_pair
 from rerank_actor.bitext.readers import read_candidate_batches
 from rerank_actor.bitext.sources import Source
 from rerank_actor.errors import InputError

@@ -11,7 +11,7 @@ from pydantic import PrivateAttr, model_validator
 
 from rerank_actor import storage
 from rerank_actor.bitext.filters import REASONS
-from rerank_actor.bitext.languages import LanguagePair
+from rerank_actor.bitext.language_pairs import LanguagePair
 from rerank_actor.bitext.settings import (
     PRESETS,
     CandidateSettings,

@@ -1,20 +1,19 @@
-"""Languages: codes, English names and scripts of the two sides of a language pair.
+"""Languages: tags, English names and scripts of languages.
 
-Takes codes of ISO 639-1 or 639-3, also with a script (`zho_Hans`, as FLORES writes them), gives `LanguagePair`. Names come
-from pycountry, the shortest that people use; a job may add languages of its own. Scripts are those of ISO 15924; a language
-that is not in the table is taken to be written in Latin letters. Knows nothing of texts.
+Takes tags of BCP 47 (`de`, `pt-BR`, `zh_Hant`) and codes of ISO 639-3, also with a script as FLORES writes them
+(`zho_Hans`), gives `Language`. Two spellings of one tag are one language, two tags never are: langcodes knows them.
+Names come from pycountry, the shortest that people use; a job may add languages of its own. Scripts are those of ISO 15924;
+a language that is not in the table is taken to be written in Latin letters. Knows nothing of texts.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
+import langcodes
 import pycountry
-
-from rerank_actor.errors import InputError
-
-_PAIR_FORM = re.compile(r"([A-Za-z]{2,3}(?:_[A-Za-z]{4})?)-([A-Za-z]{2,3}(?:_[A-Za-z]{4})?)")
-_PAIR_IN_NAME = re.compile(rf"(?<![A-Za-z]){_PAIR_FORM.pattern}(?![A-Za-z])")
 
 # Where ISO's name is not what a model will have read most often.
 _NAMES = {
@@ -52,109 +51,125 @@ _WRITTEN_IN = {
 _SEVERAL = "srp bos aze kur kmr uzb tuk crh ber tzm zgh kab ban jav sun msa min bjn ace hau kaz tat mon kas snd mni sat nan pan"
 
 
+# What CLDR calls them; elsewhere the region stands behind the name. A script alone changes no name, because names are part
+# of the fingerprints of outputs whose codes were FLORES's.
+_REGIONAL = {
+    "deu_AT": "Austrian German", "deu_CH": "Swiss German", "eng_AU": "Australian English", "eng_CA": "Canadian English",
+    "eng_GB": "British English", "eng_US": "American English", "fra_CA": "Canadian French", "fra_CH": "Swiss French",
+    "nld_BE": "Flemish", "por_BR": "Brazilian Portuguese", "por_PT": "European Portuguese", "ron_MD": "Moldovan",
+    "spa_419": "Latin American Spanish", "spa_ES": "European Spanish", "spa_MX": "Mexican Spanish",
+}  # fmt: skip
+_AREAS = {"001": "World", "150": "Europe", "419": "Latin America"}  # of UN M.49
+_CHINESE = {"Hans": "Simplified Chinese", "Hant": "Traditional Chinese"}
+
+
 @dataclass(frozen=True)
 class Language:
     """One side's language.
 
     Attributes:
-        code: as the input writes it.
+        code: its tag in one spelling, subtags with `_` between: `deu`, `pt_BR`, `zho_Hans`.
         name: in English, for the instruction.
         scripts: ISO 15924 codes; empty where a language has several and the code does not say which.
+        tag: as BCP 47 writes it: `de`, `pt-BR`, `zh-Hans`.
     """
 
     code: str
     name: str
     scripts: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class LanguagePair:
-    """Source and target language: a partition of the output."""
-
-    source: Language
-    target: Language
+    tag: str = ""
 
     @property
-    def name(self) -> str:
-        """`deu-eng`."""
-        return f"{self.source.code}-{self.target.code}"
+    def short(self) -> str:
+        """ISO 639-1 code of the language alone, 639-3 where it has none."""
+        return self.tag.partition("-")[0]
 
-    @property
-    def folder(self) -> str:
-        """Name of its folder in the input and the output."""
-        return f"lang_pair={self.name}"
+
+def spell_tag(text: str) -> str | None:
+    """Return a tag in the one spelling that outputs have of it, `pt_BR` of `pt-br`; None where it has not a tag's form."""
+    try:
+        return langcodes.Language.get(text, normalize=False).to_tag().replace("-", "_") if text else None
+    except ValueError:
+        return None
 
 
 def find_language(code: str, names: Mapping[str, str]) -> Language | None:
-    """Return the language of a code, None where there is none.
+    """Return the language of a tag, None where there is none.
 
     Args:
-        code: of two or three letters, with or without a script behind `_`.
+        code: of BCP 47, also with `_` for `-` and with a code of ISO 639-3.
         names: names that the job gives to codes, which need not be known otherwise.
     """
-    base, _, script = code.partition("_")
-    if script and script.title() not in SCRIPTS:
+    spelled = spell_tag(code)
+    if spelled is None or not _is_registered(spelled):
         return None
-    known = pycountry.languages.get(**{"alpha_2" if len(base) == 2 else "alpha_3": base.lower()})
-    given = names.get(code) or names.get(base)
-    if known is None:
-        return Language(code, given, (script.title(),) if script else ()) if given else None
-    alpha_3 = str(known.alpha_3)
-    name = given or _NAMES.get(alpha_3) or re.sub(r"\s*\(.*?\)", "", str(getattr(known, "common_name", known.name)))
-    return Language(code, name, (script.title(),) if script else _list_scripts(alpha_3))
+    known, base = _find_iso(spelled), spelled.partition("_")[0]
+    given = {spell_tag(key): name for key, name in names.items()}
+    plain = given.get(base) or (_name_plainly(known) if known is not None else None)
+    alpha_3 = str(known.alpha_3) if known is not None else base
+    name = given.get(spelled) or (_name_regionally(plain, alpha_3, spelled) if plain else None)
+    if name is None:
+        return None
+    script = langcodes.Language.get(spelled, normalize=False).script
+    scripts = _list_scripts(alpha_3) if known is not None else ()
+    if script is not None:
+        scripts = (script,) if script in SCRIPTS else ()
+    tag = "-".join([str(getattr(known, "alpha_2", alpha_3)), *spelled.split("_")[1:]])
+    return Language(spelled, name, scripts, langcodes.standardize_tag(spelled) if _is_irregular(spelled) else tag)
+
+
+def _is_irregular(code: str) -> bool:
+    """Whether a tag begins with more than a language, as `zh_yue` and `i_klingon` do."""
+    return re.match(r"[a-z]{2,3}(_(?![a-z]{3}(_|$))|$)", code) is None
+
+
+@lru_cache(maxsize=4096)
+def _is_registered(code: str) -> bool:
+    """Whether all that a tag has behind its language is in the registry of BCP 47."""
+    tag = langcodes.Language.get(code)
+    rest = langcodes.Language.make(script=tag.script, territory=tag.territory, variants=tag.variants)
+    return not tag.extlangs and rest.is_valid()
+
+
+@lru_cache(maxsize=4096)
+def _find_iso(code: str) -> Any:
+    """Return pycountry's record of a tag's language, by what is written or else by what that is an old code of."""
+    written, preferred = code.partition("_")[0], langcodes.Language.get(code).language or ""
+    for base in (preferred, written) if _is_irregular(code) else (written, preferred):
+        known = pycountry.languages.get(**{"alpha_2" if len(base) == 2 else "alpha_3": base})
+        if known is not None:
+            return known
+    return None
+
+
+def _name_plainly(known: Any) -> str:
+    name = str(getattr(known, "common_name", known.name))
+    return _NAMES.get(str(known.alpha_3)) or re.sub(r"\s*\(.*?\)", "", name)
+
+
+def _name_regionally(plain: str, alpha_3: str, code: str) -> str:
+    """Return a language's name with what tells it from others of that language; a script alone does not."""
+    tag = langcodes.Language.get(code, normalize=False)
+    territory = langcodes.Language.get(code).territory if tag.territory else None  # UK is GB
+    if f"{alpha_3}_{territory}" in _REGIONAL:
+        return _REGIONAL[f"{alpha_3}_{territory}"]
+    details = [_name_region(territory)] if territory else []
+    if alpha_3 == "zho" and territory:
+        script = tag.maximize().script
+        plain = _CHINESE.get(str(script), plain)
+        if langcodes.Language.make("zh", script=script).maximize().territory == territory:
+            details = []
+    details += [*(tag.variants or []), *([tag.private] if tag.private else [])]
+    return f"{plain} ({', '.join(details)})" if details else plain
+
+
+def _name_region(territory: str) -> str:
+    known = pycountry.countries.get(numeric=territory) or pycountry.countries.get(alpha_2=territory)
+    name = str(getattr(known, "common_name", getattr(known, "name", territory)))
+    return _AREAS.get(territory, name.partition(",")[0])
 
 
 def _list_scripts(alpha_3: str) -> tuple[str, ...]:
     if alpha_3 in _SEVERAL.split():
         return ()
     return tuple(script for script, codes in _WRITTEN_IN.items() if alpha_3 in codes.split()) or ("Latn",)
-
-
-def parse_pair(text: str, names: Mapping[str, str], where: str) -> LanguagePair:
-    """Return the language pair of `deu-eng`.
-
-    Args:
-        text: two codes with a hyphen between.
-        names: that the job gives to codes.
-        where: what to say of the place where it stands.
-
-    Raises:
-        InputError: it is none, or a code is unknown.
-    """
-    codes = _PAIR_FORM.fullmatch(text)
-    if codes is None:
-        raise InputError(
-            f"{where}: `{text}` is no language pair; write two ISO 639 codes as in deu-eng or zho_Hans-eng"
-        )
-    return make_pair(codes[1], codes[2], names, where)
-
-
-def make_pair(source: str, target: str, names: Mapping[str, str], where: str) -> LanguagePair:
-    """Return the language pair of two codes.
-
-    Raises:
-        InputError: a code is unknown, or both are one language.
-    """
-    sides = []
-    for code in (source, target):
-        language = find_language(code, names)
-        if language is None:
-            raise InputError(
-                f"{where}: language code `{code[:40]}` is unknown; use ISO 639 (deu, de, zho_Hans), or name it with "
-                "--languages CODE=NAME",
-                code=code,
-            )
-        sides.append(language)
-    if source == target:
-        raise InputError(f"{where}: source and target are both `{source}`; a pair has two languages")
-    return LanguagePair(*sides)
-
-
-def find_pair_in_name(name: str, names: Mapping[str, str]) -> LanguagePair | None:
-    """Return the language pair that a file's name shows (`tatoeba.deu-eng.tsv`), None where it shows none or several."""
-    pairs = []
-    for match in _PAIR_IN_NAME.finditer(name):
-        sides = [find_language(code, names) for code in match.groups()]
-        if sides[0] is not None and sides[1] is not None and match[1] != match[2]:
-            pairs.append(LanguagePair(sides[0], sides[1]))
-    return pairs[0] if len(pairs) == 1 else None

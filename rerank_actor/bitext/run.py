@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from rerank_actor import storage
 from rerank_actor.bitext.ingest import TOLD, ReadSpec, name_record, read_candidates
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob, DirectedJob, name_known
-from rerank_actor.bitext.languages import LanguagePair, parse_pair
+from rerank_actor.bitext.language_pairs import LanguagePair, parse_pair
 from rerank_actor.bitext.sources import Source, choose_partitions, choose_sources, list_sources
 from rerank_actor.errors import InputError, OutputConflictError, StorageError
 from rerank_actor.outputs.folder import Output
@@ -164,6 +164,12 @@ def _load_record(source: Source, spec: ReadSpec) -> dict[str, Any] | None:
             f"{spec.job.output}: its candidates were read with other columns or rules; choose another --output, or "
             "--overwrite to start afresh",
             uri=spec.job.output,
+        )
+    if source.pair is not None and (others := set(record["partitions"]) - {source.pair.name}):
+        raise OutputConflictError(
+            f"{uri}: its language pair is {source.pair.name}, and its candidates were read as {', '.join(sorted(others))}; "
+            "choose another --output, or --overwrite to start afresh",
+            uri=uri,
         )
     return record
 

@@ -73,15 +73,19 @@ class PairSettings(Settings):
     lang_pair: str | None = make_flag(
         None,
         "input",
-        "language pair of all input, as in deu-eng (default: of a folder lang_pair=deu-eng, of the file's name, or of the "
-        "language columns)",
+        "language pair of all input, as in deu-eng or en-pt_BR (default: of a folder lang_pair=deu-eng, of the file's "
+        "name, or of the language columns)",
         "SRC-TGT",
     )
     partitions: Annotated[list[str], BeforeValidator(accept_one)] = make_flag(
         [], "input", "language pairs to work on: names, globs, or ranges FIRST:LAST (default all)", "PAIR", "+"
     )
     languages: Annotated[dict[str, str], BeforeValidator(_parse_names)] = make_flag(
-        {}, "input", "English names of language codes, CODE=NAME, for codes that ISO 639 lacks", "CODE=NAME", "+"
+        {},
+        "input",
+        "English names of language codes, CODE=NAME, for codes that ISO 639 lacks or names otherwise",
+        "CODE=NAME",
+        "+",
     )
     source_column: str = make_flag("source", "input", "column with the source text", "NAME")
     target_column: str = make_flag("target", "input", "column with the target text", "NAME")

@@ -13,7 +13,8 @@ from typing import Any, Literal, cast, get_args
 
 from rerank_actor import storage
 from rerank_actor.bitext.job import BitextJob
-from rerank_actor.bitext.languages import LanguagePair, find_pair_in_name, parse_pair
+from rerank_actor.bitext.language_pairs import LanguagePair, find_pair_in_name, parse_pair
+from rerank_actor.bitext.languages import spell_tag
 from rerank_actor.errors import InputError, JobError, suggest
 from rerank_actor.inputs.batches import refuse_broken
 from rerank_actor.inputs.formats import find_format, split_name
@@ -112,8 +113,9 @@ def _join_moses(
     for uri, file in files.items():
         stem, suffix, _ = split_name(uri)
         pair = pairs[uri]
-        if pair is not None and suffix[1:] in (pair.source.code, pair.target.code):
-            by_name[stem, suffix[1:]] = file
+        code = spell_tag(suffix[1:])
+        if pair is not None and code in (pair.source.code, pair.target.code):
+            by_name[stem, code] = file
         else:
             others.append(file)
     if job.format == "moses" and others:
@@ -186,10 +188,11 @@ def choose_partitions(wanted: list[str], present: list[str]) -> list[str]:
     chosen: set[str] = set()
     for item in wanted:
         first, separator, last = item.partition(":")
+        first, last = _spell_partition(first), _spell_partition(last)
         if separator:
             names = [name for name in present if (not first or name >= first) and (not last or name <= last)]
         else:
-            names = fnmatch.filter(present, item)
+            names = [name for name in present if name == first or fnmatch.fnmatch(name.lower(), first.lower())]
         if not names:
             raise JobError(
                 f"--partitions {item}: no such language pair in the input{suggest(item, present)}; there are "
@@ -197,3 +200,13 @@ def choose_partitions(wanted: list[str], present: list[str]) -> list[str]:
             )
         chosen.update(names)
     return sorted(chosen)
+
+
+def _spell_partition(name: str) -> str:
+    """Return a language pair as folders have it, also of another spelling; a glob or a beginning as it is."""
+    codes = [spell_tag(code) for code in name.split("-")]
+    if len(codes) == 2 and all(codes):
+        return "-".join(map(str, codes))
+    if len(codes) < 3 or set(name) & set("*?["):
+        return name
+    return parse_pair(name, {}, "--partitions").name

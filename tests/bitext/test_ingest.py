@@ -19,7 +19,7 @@ from rerank_actor import Reranker
 from rerank_actor.bitext.filters import CandidateFilters, CharacterCounter, compute_reasons
 from rerank_actor.bitext.ingest import ReadSpec, ShardSize, name_record, read_candidates
 from rerank_actor.bitext.job import BitextJob
-from rerank_actor.bitext.languages import parse_pair
+from rerank_actor.bitext.language_pairs import parse_pair
 from rerank_actor.bitext.sources import choose_partitions, list_sources
 from rerank_actor.commands.bitext import bitext
 from rerank_actor.errors import InputError, JobError, OutputConflictError

@@ -19,11 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_inputs import make_row, read_delivered, write_scored
 
-from rerank_actor.bitext.languages import parse_pair
+from rerank_actor.bitext.language_pairs import parse_pair
+from rerank_actor.bitext.languages import find_language
 from rerank_actor.bitext.selection.calibration import estimate_share, trace_curve
 from rerank_actor.bitext.selection.labelled_pairs import load_labelled
 from rerank_actor.bitext.selection.report import render_report
-from rerank_actor.bitext.selection.writers import build_objects, make_tag
+from rerank_actor.bitext.selection.writers import build_objects
 from rerank_actor.commands.bitext import bitext
 from rerank_actor.errors import InputError
 
@@ -113,10 +114,21 @@ def test_any_text_survives_in_every_format(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("code", "tag"),
-    [("deu", "de"), ("eng", "en"), ("de", "de"), ("zho_Hans", "zh-Hans"), ("ast", "ast"), ("cmn", "cmn")],
+    [
+        ("deu", "de"),
+        ("eng", "en"),
+        ("de", "de"),
+        ("zho_Hans", "zh-Hans"),
+        ("ast", "ast"),
+        ("cmn", "cmn"),
+        ("pt_BR", "pt-BR"),
+        ("iw", "he"),
+    ],
 )
 def test_tmx_names_languages_by_their_shortest_code(code: str, tag: str) -> None:
-    assert make_tag(code) == tag
+    language = find_language(code, {})
+    assert language is not None
+    assert language.tag == tag
 
 
 def test_delivered_files_hold_the_same_pairs_in_every_format(tmp_path: Path, local_ray: str) -> None:

@@ -14,7 +14,7 @@ from commands import read_output
 from scoring_in_process import score_here
 
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
-from rerank_actor.bitext.languages import parse_pair
+from rerank_actor.bitext.language_pairs import parse_pair
 from rerank_actor.bitext.selection.job import SelectJob
 from rerank_actor.bitext.selection.read_pairs import read_pairs as read_translations
 from rerank_actor.bitext.selection.scored import load_scored as load_translations

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from rerank_actor import storage
-from rerank_actor.bitext.languages import parse_pair
+from rerank_actor.bitext.language_pairs import parse_pair
 from rerank_actor.bitext.selection.normalize import hash_texts, mix_hashes, normalize_texts
 from rerank_actor.bitext.sources import find_pair
 from rerank_actor.errors import InputError

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.bitext.job import name_known
-from rerank_actor.bitext.languages import LanguagePair, find_pair_in_name, parse_pair
+from rerank_actor.bitext.language_pairs import LanguagePair, find_pair_in_name, parse_pair
 from rerank_actor.bitext.selection.job import SelectJob
 from rerank_actor.bitext.sources import choose_partitions
 from rerank_actor.errors import InputError, suggest

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from rerank_actor import storage
-from rerank_actor.bitext.languages import LanguagePair
+from rerank_actor.bitext.language_pairs import LanguagePair
 from rerank_actor.bitext.selection.hashed_pairs import ROW_BITS, HashedPairs, KeptPairs
 from rerank_actor.bitext.selection.job import Format, SelectJob
 from rerank_actor.bitext.selection.labelled_pairs import LabelledPairs

@@ -14,9 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import pycountry
 
-from rerank_actor.bitext.languages import LanguagePair
+from rerank_actor.bitext.language_pairs import LanguagePair
 from rerank_actor.bitext.selection.job import Format
 from rerank_actor.bitext.selection.normalize import clean_for_xml, flatten_texts
 
@@ -89,16 +88,8 @@ def _to_parquet(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def make_tag(code: str) -> str:
-    """Return the BCP 47 tag of a language code: `deu` is `de`, `zho_Hans` is `zh-Hans`, `ast` stays."""
-    base, _, script = code.partition("_")
-    known = pycountry.languages.get(alpha_3=base.lower()) if len(base) == 3 else None
-    tag = str(getattr(known, "alpha_2", base.lower()))
-    return f"{tag}-{script.title()}" if script else tag
-
-
 def _to_tmx(scores: list[str], sources: pa.Array, targets: pa.Array, pair: LanguagePair) -> bytes:
-    tags = [make_tag(language.code) for language in (pair.source, pair.target)]
+    tags = [pair.source.tag, pair.target.tag]
     head = (
         '<?xml version="1.0" encoding="UTF-8"?>\n<tmx version="1.4">\n'
         f'<header creationtool="rerank-actor" creationtoolversion="{version("rerank-actor")}" segtype="sentence" '
