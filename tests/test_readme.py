@@ -20,6 +20,7 @@ from hub_server import HubServer
 
 from rerank_actor.benchmark.sample import DEMO_MODEL
 from rerank_actor.commands.demo import demo
+from rerank_actor.commands.evaluate import evaluate
 from rerank_actor.commands.export import export
 from rerank_actor.commands.mine import mine
 from rerank_actor.commands.score import score
@@ -115,16 +116,23 @@ def test_readme_grouped_sample_gives_the_scores_of_the_pairs(demo_folder: Path, 
         assert row["score"] == [pairs[row["query"], found["text"]] for found in row["documents"]]
 
 
-def test_readme_sample_of_ids_gives_the_scores_of_the_texts(demo_folder: Path, local_ray: str) -> None:
-    found = re.findall(
-        r"^\.venv/bin/python -m jobs\.(score|export) (.*demo-out/(?:beir|id-scores).+?(?:\\\n.+?)*)$", README, re.M
-    )
-    assert [name for name, _ in found] == ["score", "export"]
-    flags, to_export = (
+def test_readme_sample_of_ids_gives_the_scores_of_the_texts(
+    demo_folder: Path, local_ray: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = r"^\.venv/bin/python -m jobs\.(score|export|evaluate) (.*demo-out/(?:beir|id-scores).+?(?:\\\n.+?)*)$"
+    found = re.findall(command, README, re.M)
+    assert [name for name, _ in found] == ["score", "export", "evaluate"]
+    flags, to_export, to_evaluate = (
         shlex.split(text.replace("\\\n", " ").replace("demo-out/", f"{demo_folder}/")) for _, text in found
     )
     assert score([*flags, "--engine", "fake", "--ray-address", local_ray]) == 0
     assert export(to_export) == 0
+    capsys.readouterr()
+    assert evaluate(to_evaluate) == 0
+    table = capsys.readouterr().out
+    assert table.startswith("64 queries\n")
+    assert "| best possible order | 100.00 " in table
+    assert "| candidates' own order | " in table
     of_texts = {
         (row["query"], row["document"]): row["score"] for row in read_output(demo_folder / "scores").to_pylist()
     }

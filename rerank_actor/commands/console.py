@@ -19,6 +19,7 @@ COMMANDS = {
     "verify": "check that every planned row is there exactly once",
     "report": "write an output's report anew",
     "export": "write scores as a TREC run or in another tool's format",
+    "evaluate": "say how well scores rank, by judgements",
     "mine": "make training data from scores",
     "bitext": "score translation pairs in both directions and select from them",
     "tasks": "list the instructions of well-known tasks",

@@ -1,9 +1,12 @@
 """Judgements: which document is relevant to which query, from a qrels file.
 
 Takes what `inputs.rankings` reads: TREC's four fields (query, iteration, document, relevance; blanks or tabs) and BEIR's TSV
-(query-id, corpus-id, score; with or without a header), also packed. Keeps what is positive, as two columns of ids, and marks
-pairs with it; ids are compared as text, blanks around them apart. Knows nothing of scores.
+(query-id, corpus-id, score; with or without a header), also packed. Gives all of it by query and document, or what is
+positive as two columns of ids, and marks pairs with it; ids are compared as text, blanks around them apart. Knows nothing of
+scores.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +20,13 @@ from rerank_actor.inputs.rankings import RankingFile, iterate_ranking
 SCHEMA = pa.schema({"query_id": pa.string(), "document_id": pa.string()})
 
 
-def load_qrels(uri: str, min_relevance: float) -> pa.Table:
-    """Return the positive judgements of a file: string columns `query_id` and `document_id`, each pair once.
+def iterate_qrels(uri: str) -> Iterator[tuple[str, str, float]]:
+    """Yield query, document and relevance of each judgement of a file.
 
     Raises:
-        InputError: it is not there, a line is no judgement, or none is positive.
+        InputError: it is not there, or a line is no judgement.
         StorageError, JobError: it cannot be read.
     """
-    queries, documents = [], []
-    total = 0
     with refuse_broken(uri, "qrels", "--qrels"):
         for line in iterate_ranking(RankingFile(uri, None, "", "qrels", find_format(uri)[1], any_header=True)):
             if line.values is None:
@@ -35,10 +36,23 @@ def load_qrels(uri: str, min_relevance: float) -> pa.Table:
                     uri=uri,
                     row=line.number,
                 )
-            total += 1
-            if line.values["relevance"] >= min_relevance:
-                queries.append(line.values["query_id"])
-                documents.append(line.values["document_id"])
+            yield line.values["query_id"], line.values["document_id"], line.values["relevance"]
+
+
+def load_qrels(uri: str, min_relevance: float) -> pa.Table:
+    """Return the positive judgements of a file: string columns `query_id` and `document_id`, each pair once.
+
+    Raises:
+        InputError: as `iterate_qrels`, or none is positive.
+        StorageError, JobError: it cannot be read.
+    """
+    queries, documents = [], []
+    total = 0
+    for query, document, relevance in iterate_qrels(uri):
+        total += 1
+        if relevance >= min_relevance:
+            queries.append(query)
+            documents.append(document)
     if not queries:
         raise InputError(
             f"--qrels {uri}: none of its {total:,} judgements has a relevance of at least {min_relevance:g}; check the "
@@ -47,6 +61,31 @@ def load_qrels(uri: str, min_relevance: float) -> pa.Table:
         )
     judged = pa.table([queries, documents], schema=SCHEMA)
     return judged.group_by(["query_id", "document_id"]).aggregate([])
+
+
+def load_judgements(uri: str) -> dict[str, dict[str, int]]:
+    """Return all judgements of a file: relevance by query and document.
+
+    Raises:
+        InputError: as `iterate_qrels`, a relevance is no whole number, or one pair has two.
+        StorageError, JobError: it cannot be read.
+    """
+    judgements: dict[str, dict[str, int]] = {}
+    for query, document, relevance in iterate_qrels(uri):
+        if not relevance.is_integer():
+            raise InputError(
+                f"--qrels {uri}: the relevance {relevance:g} of document {document!r} for query {query!r} is no whole number, "
+                "which measures of graded relevance need",
+                uri=uri,
+            )
+        first = judgements.setdefault(query, {}).setdefault(document, int(relevance))
+        if first != relevance:
+            raise InputError(
+                f"--qrels {uri}: document {document!r} is judged twice for query {query!r}, with {first} and {relevance:g}; "
+                "leave one of them",
+                uri=uri,
+            )
+    return judgements
 
 
 def mark_judged(query_ids: pa.ChunkedArray, document_ids: pa.ChunkedArray, qrels: pa.Table) -> tuple[np.ndarray, int]:

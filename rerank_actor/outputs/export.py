@@ -49,6 +49,7 @@ class ExportSpec:
         subset, split: of MTEB's predictions.
         partial: export an output that is not complete.
         pairs_at_once: pairs in memory.
+        more_columns: further columns that `iterate_candidates` gives, of those that are there.
     """
 
     scored: str
@@ -63,6 +64,7 @@ class ExportSpec:
     split: str = "test"
     partial: bool = False
     pairs_at_once: int = PAIRS_AT_ONCE
+    more_columns: tuple[str, ...] = ()
 
 
 @dataclass
@@ -83,6 +85,29 @@ def export_scores(spec: ExportSpec) -> Exported:
         ShardError: a part is damaged.
         StorageError, JobError: storage failed.
     """
+    manifest = Output(spec.scored).load_manifest()
+    result = Exported()
+    with _open_target(spec.target) as file:
+        writer = _Writer(file, spec, manifest.get("model", {}))
+        for table in iterate_candidates(spec, result):
+            _write_queries(table, spec, writer, result)
+        writer.finish()
+    return result
+
+
+def iterate_candidates(spec: ExportSpec, result: Exported) -> Iterator[pa.Table]:
+    """Yield the scored pairs of an output as tables that hold each query whole.
+
+    Args:
+        spec: what to read; of how to write it nothing is taken.
+        result: counts what is left out.
+
+    Yields:
+        Columns `query` and `document` (ids, as text), `score` and `logit`, and those of `spec.more_columns`, in any order.
+
+    Raises:
+        As `export_scores`.
+    """
     output = Output(spec.scored)
     scored = open_scored(spec.scored)
     # In the order of names, in which exports have always had their queries.
@@ -95,15 +120,9 @@ def export_scores(spec: ExportSpec) -> Exported:
             "what is there with --partial",
             uri=spec.scored,
         )
-    manifest = output.load_manifest()
-    settings = {**scored.settings, **manifest.get("job", {})}
-    result = Exported()
-    with tempfile.TemporaryDirectory() as folder, _open_target(spec.target) as file:
-        writer = _Writer(file, spec, manifest.get("model", {}))
-        for table in _bring_together(parts, settings, spec, result, Path(folder)):
-            _write_queries(table, spec, writer, result)
-        writer.finish()
-    return result
+    settings = {**scored.settings, **output.load_manifest().get("job", {})}
+    with tempfile.TemporaryDirectory() as folder:
+        yield from _bring_together(parts, settings, spec, result, Path(folder))
 
 
 def _bring_together(
@@ -147,10 +166,11 @@ def _read_part(part: storage.StoredObject, settings: dict[str, Any], spec: Expor
         names = [spec.query_id_column or columns.query_id, spec.document_id_column or columns.document_id]
         _check_columns(part.uri, file.schema_arrow, names)
         with refuse_damaged(part.uri, UNREADABLE):
-            table = file.read(columns=list(dict.fromkeys([*names, *SPACES])))
+            more = [name for name in spec.more_columns if name in file.schema_arrow.names]
+            table = file.read(columns=list(dict.fromkeys([*names, *SPACES, *more])))
     rows = PairRows(table, "score", part.uri)
     ids = {role: _as_ids(rows.spread(name)) for role, name in zip(("query", "document"), names, strict=True)}
-    pairs = pa.table(ids | {space: rows.spread(space) for space in SPACES})
+    pairs = pa.table(ids | {name: rows.spread(name) for name in (*SPACES, *more)})
     scored = pairs.filter(pc.is_valid(pairs["score"]))
     result.unscored += rows.num_without + pairs.num_rows - scored.num_rows
     for role, name in zip(("query", "document"), names, strict=True):

@@ -1,0 +1,204 @@
+"""The evaluation of scored outputs: each one's ranking, its candidates' own order, and the best order of the same candidates.
+
+Takes outputs and judgements, gives measures with intervals. A judged query that has no candidates counts with 0, as it would
+where it is searched for; a query that nobody judged does not count. Both are counted. A part of the pairs is in memory at a
+time. Knows nothing of files that are written.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rerank_actor.errors import InputError
+from rerank_actor.evaluation.intervals import compute_interval
+from rerank_actor.evaluation.measures import Judgements, Measure, Scores, compute_measures
+from rerank_actor.outputs.export import Exported, ExportSpec, iterate_candidates
+from rerank_actor.outputs.folder import Output
+
+RETRIEVAL_COLUMN = "retrieval_score"
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """What to evaluate.
+
+    Attributes:
+        scored: outputs of the scoring job, of the same queries.
+        measures: in the order of the table.
+        query_id_column, document_id_column: columns with ids; None for those of the job.
+        retrieval_column: column with the score that the candidates were retrieved by; where it is not there, their own order
+            is not known.
+        ignore_identical_ids: leave out candidates whose id is the query's, as MTEB does for some tasks (ArguAna).
+        partial: evaluate outputs that are not complete.
+        seed: of the intervals.
+    """
+
+    scored: tuple[str, ...]
+    measures: tuple[Measure, ...]
+    query_id_column: str | None = None
+    document_id_column: str | None = None
+    retrieval_column: str = RETRIEVAL_COLUMN
+    ignore_identical_ids: bool = False
+    partial: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One ranking's line of the table.
+
+    Attributes:
+        name: the output and its model, or whose order it is.
+        values: float64 [num_queries, num_measures].
+        means, intervals: of each measure.
+        differences: of each measure, the bounds of the mean difference from the first row; none for the first row.
+    """
+
+    name: str
+    values: np.ndarray
+    means: list[float]
+    intervals: list[tuple[float, float]]
+    differences: list[tuple[float, float]]
+
+
+@dataclass
+class Evaluation:
+    """What came of it: the rows in the order of the table, the queries that count, and what does not, by output and reason."""
+
+    measures: tuple[Measure, ...]
+    queries: list[str]
+    rows: list[Row] = field(default_factory=list)
+    left_out: dict[str, Counter[str]] = field(default_factory=dict)
+
+
+@dataclass
+class _Ranked:
+    """The measures of one output's queries, by query, of each order of its candidates."""
+
+    reranked: dict[str, np.ndarray] = field(default_factory=dict)
+    retrieved: dict[str, np.ndarray] = field(default_factory=dict)
+    best: dict[str, np.ndarray] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def evaluate_outputs(spec: EvaluationSpec, judgements: Judgements) -> Evaluation:
+    """Evaluate scored outputs.
+
+    Args:
+        spec: what to evaluate.
+        judgements: relevance by query and document; queries without a relevant document do not count.
+
+    Raises:
+        InputError: an output has no ids, is not complete, or has none of the judged queries.
+        ShardError: a part is damaged.
+        StorageError, JobError: storage failed.
+    """
+    judged = {query: documents for query, documents in judgements.items() if max(documents.values(), default=0) > 0}
+    queries = sorted(judged)
+    result = Evaluation(spec.measures, queries)
+    for uri in spec.scored:
+        ranked = _rank_output(spec, uri, judged)
+        name = _name_output(uri)
+        _add_rows(result, spec, name, ranked, alone=len(spec.scored) == 1)
+        result.left_out[uri] = ranked.left_out
+    return result
+
+
+def _rank_output(spec: EvaluationSpec, uri: str, judged: Judgements) -> _Ranked:
+    ranked, exported = _Ranked(), Exported()
+    for scores, retrieved in _iterate_queries(spec, uri, exported, ranked.left_out, judged):
+        names = list(scores)
+        best = {query: {name: judged[query].get(name, 0) for name in found} for query, found in scores.items()}
+        orders: list[tuple[dict[str, np.ndarray], Scores | None]] = [
+            (ranked.reranked, scores),
+            (ranked.retrieved, retrieved),
+            (ranked.best, best),
+        ]
+        for by_query, values in orders:
+            if values is not None:
+                by_query.update(zip(names, compute_measures(judged, values, spec.measures, names), strict=True))
+    if not ranked.reranked:
+        raise InputError(
+            f"{uri}: none of its queries is among the {len(judged):,} judged ones with a relevant document; check that --qrels "
+            "belongs to it, and which column holds the ids (--query-id-column, --document-id-column)",
+            uri=uri,
+        )
+    ranked.left_out["candidates without a score"] += exported.unscored
+    ranked.left_out["judged queries without a candidate, which count with 0"] += len(judged) - len(ranked.reranked)
+    return ranked
+
+
+def _iterate_queries(
+    spec: EvaluationSpec, uri: str, exported: Exported, left_out: Counter[str], judged: Judgements
+) -> Iterator[tuple[dict[str, dict[str, float]], dict[str, dict[str, float]] | None]]:
+    """Yield the logits, and the scores of the retrieval, of some judged queries: whole ones, by query and document."""
+    reading = ExportSpec(
+        uri,
+        "trec",
+        query_id_column=spec.query_id_column,
+        document_id_column=spec.document_id_column,
+        partial=spec.partial,
+        more_columns=(spec.retrieval_column,),
+    )
+    for table in iterate_candidates(reading, exported):
+        if spec.ignore_identical_ids:
+            kept = table.filter(pc.not_equal(table["query"], table["document"]))
+            left_out["candidates with the id of their query"] += table.num_rows - kept.num_rows
+            table = kept
+        known = pc.is_in(table["query"], value_set=pa.array(list(judged), pa.string()))
+        unjudged = table.filter(pc.invert(known))
+        left_out["queries without a judgement of a relevant document"] += len(pc.unique(unjudged["query"]))
+        # The best of those that are there twice comes last, and stays.
+        table = table.filter(known).sort_by("logit")
+        has_order = spec.retrieval_column in table.column_names and not table[spec.retrieval_column].null_count
+        scores = _group(table, "logit")
+        left_out["candidates that are there twice"] += table.num_rows - sum(map(len, scores.values()))
+        yield scores, _group(table, spec.retrieval_column) if has_order else None
+
+
+def _group(table: pa.Table, value: str) -> dict[str, dict[str, float]]:
+    grouped: dict[str, dict[str, float]] = {}
+    columns = (table[name].to_pylist() for name in ("query", "document", value))
+    for query, document, score in zip(*columns, strict=True):
+        grouped.setdefault(query, {})[document] = float(score)
+    return grouped
+
+
+def _name_output(uri: str) -> str:
+    model = Output(uri).load_manifest().get("model", {}).get("name")
+    return f"{model} ({uri})" if model else uri
+
+
+def _add_rows(result: Evaluation, spec: EvaluationSpec, name: str, ranked: _Ranked, *, alone: bool) -> None:
+    """Add the rows of an output; the orders of its candidates only where an output before has not the same."""
+    whose = "" if alone else f" of {name}"
+    orders = {
+        name: ranked.reranked,
+        f"candidates' own order{whose}": ranked.retrieved,
+        f"best possible order{whose}": ranked.best,
+    }
+    for title, by_query in orders.items():
+        if not by_query:
+            continue
+        nothing = np.zeros(len(spec.measures))
+        values = np.array([by_query.get(query, nothing) for query in result.queries])
+        if title != name and any(np.array_equal(values, row.values) for row in result.rows if " order" in row.name):
+            continue
+        first = result.rows[0].values if result.rows else None
+        result.rows.append(
+            Row(
+                title,
+                values,
+                values.mean(axis=0).tolist(),
+                _bound(values, spec.seed),
+                [] if first is None else _bound(values - first, spec.seed),
+            )
+        )
+
+
+def _bound(values: np.ndarray, seed: int) -> list[tuple[float, float]]:
+    return [compute_interval(column, seed) for column in values.T]

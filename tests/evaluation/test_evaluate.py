@@ -1,0 +1,189 @@
+"""Evaluation of scored outputs: measures against a few lines of Python, what does not count, and the table."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scoring_in_process import score_here
+
+from rerank_actor.commands.command_line import call_command
+from rerank_actor.commands.evaluate import evaluate
+from rerank_actor.errors import JobError
+from rerank_actor.evaluation.intervals import compute_interval
+from rerank_actor.evaluation.measures import compute_measures, parse_measure
+from rerank_actor.job import ScoreJob
+
+IDS = st.sampled_from([f"d{number}" for number in range(12)])
+# What trec_eval's 32-bit scores tell apart, as float32 logits are.
+NUMBERS = st.floats(-30, 30, width=32, allow_subnormal=False)
+
+
+def expect(judged: dict[str, int], scores: dict[str, float], kind: str, depth: int) -> float:
+    """Return a measure of one query by its definition."""
+    ranking = sorted(scores, key=lambda name: (scores[name], name), reverse=True)
+    gains = [max(0, judged.get(name, 0)) for name in ranking]
+    hits = [gain > 0 for gain in gains]
+    relevant = sum(value > 0 for value in judged.values())
+    match kind:
+        case "ndcg":
+            ideal = sorted((value for value in judged.values() if value > 0), reverse=True)
+            dcg, best = (
+                sum(gain / math.log2(at + 2) for at, gain in enumerate(found[:depth])) for found in (gains, ideal)
+            )
+            return dcg / best
+        case "map":
+            return sum(sum(hits[: at + 1]) / (at + 1) for at, hit in enumerate(hits[:depth]) if hit) / relevant
+        case "mrr":
+            return next((1 / (at + 1) for at, hit in enumerate(hits[:depth]) if hit), 0.0)
+        case "recall":
+            return sum(hits[:depth]) / relevant
+        case "precision":
+            return sum(hits[:depth]) / depth
+    return float(any(hits[:depth]))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.dictionaries(IDS, st.integers(-1, 3), min_size=1).filter(lambda found: max(found.values()) > 0),
+    st.dictionaries(IDS, NUMBERS, min_size=1),
+    st.sampled_from(["ndcg", "map", "mrr", "recall", "precision", "success"]),
+    st.integers(1, 12),
+)
+def test_measures_are_those_of_their_definitions(
+    judged: dict[str, int], scores: dict[str, float], kind: str, depth: int
+) -> None:
+    found = compute_measures({"q": judged}, {"q": scores}, [parse_measure(f"{kind}@{depth}")], ["q"])
+    assert found[0, 0] == pytest.approx(expect(judged, scores, kind, depth), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["ndcg@0", "recall", "ndcg@x", "hits@10", "", "ndcg@10@3"])
+def test_measure_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(JobError, match="is no measure; take ndcg@K"):
+        parse_measure(name)
+
+
+def test_interval_holds_the_mean_and_narrows_with_queries() -> None:
+    draw = np.random.default_rng(1)
+    few, many = draw.random(20), draw.random(2000)
+    low, high = compute_interval(few)
+    assert low < few.mean() < high
+    assert np.diff(compute_interval(many))[0] < (high - low) / 5
+    assert np.diff(compute_interval(many))[0] == pytest.approx(2 * 1.96 * many.std() / math.sqrt(2000), rel=0.1)
+    assert compute_interval(np.full(7, 0.25)) == (0.25, 0.25)
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> Path:
+    """An output of ids: three queries with four candidates, of which one has no judgement, and one candidate is no text."""
+    rows = [
+        {"query_id": f"q{query}", "document_id": f"d{document}", "query": f"query {query}",
+         "retrieval_score": 1.0 - document / 8,
+         "document": f"what {document} says of {query}" if (query, document) != (2, 3) else None}
+        for query in range(3)
+        for document in range(4)
+    ]  # fmt: skip
+    (tmp_path / "input").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "input/pairs.parquet")
+    job = ScoreJob(input=[str(tmp_path / "input")], output=str(tmp_path / "out"), engine="fake").normalized()
+    score_here(job)
+    (tmp_path / "qrels.tsv").write_text(
+        "query-id\tcorpus-id\tscore\nq0\td0\t2\nq0\td3\t1\nq0\td9\t1\nq1\td2\t0\nq2\td1\t1\nq9\td1\t1\n"
+    )
+    return tmp_path
+
+
+def read_logits(output: Path) -> dict[str, dict[str, float]]:
+    logits: dict[str, dict[str, float]] = {}
+    for part in sorted(output.glob("part-*")):
+        for row in pq.read_table(part).to_pylist():
+            if row["logit"] is not None:
+                logits.setdefault(row["query_id"], {})[row["document_id"]] = row["logit"]
+    return logits
+
+
+def run(*flags: Any) -> int:
+    return call_command(lambda: evaluate([str(flag) for flag in flags]))
+
+
+def test_evaluation_of_an_output(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--measures", "ndcg@3", "mrr@10", "--output", scored / "told"]
+    assert run("--scored", scored / "out", "--qrels", scored / "qrels.tsv", *flags) == 0
+    logits = read_logits(scored / "out")
+    judged = {"q0": {"d0": 2, "d3": 1, "d9": 1}, "q2": {"d1": 1}, "q9": {"d1": 1}}
+    expected = {query: expect(judged[query], logits[query], "ndcg", 3) for query in ("q0", "q2")} | {"q9": 0.0}
+    record = json.loads((scored / "told/evaluation.json").read_text())
+    reranked, retrieved, best = record["rankings"]
+    assert {query: values["ndcg@3"] for query, values in reranked["by_query"].items()} == pytest.approx(expected)
+    assert reranked["means"]["ndcg@3"] == pytest.approx(sum(expected.values()) / 3)
+    in_order = {f"d{number}": -number for number in range(4)}
+    assert retrieved["by_query"]["q0"]["ndcg@3"] == pytest.approx(expect(judged["q0"], in_order, "ndcg", 3))
+    assert best["by_query"]["q0"]["ndcg@3"] == pytest.approx(
+        expect(judged["q0"], {"d0": 2, "d3": 1, "d1": 0}, "ndcg", 3)
+    )
+    assert best["by_query"]["q2"]["mrr@10"] == 1
+    assert set(retrieved["differences_from_the_first"]) == {"ndcg@3", "mrr@10"}
+    printed = capsys.readouterr().out
+    assert (scored / "told/table.md").read_text() == printed
+    assert printed.startswith("3 queries\n")
+    for line in (
+        "1 candidates without a score",
+        "1 judged queries without a candidate, which count with 0",
+        "1 queries without a judgement of a relevant document",
+    ):
+        assert f"- {scored / 'out'}: {line}\n" in printed
+
+
+def test_two_outputs_are_compared_query_by_query(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--qrels", scored / "qrels.tsv", "--measures", "ndcg@10", "--output", scored / "told"]
+    assert run("--scored", scored / "out", scored / "out", *flags) == 0
+    record = json.loads((scored / "told/evaluation.json").read_text())
+    assert len(record["rankings"]) == 4, "orders of the same candidates stand there once"
+    again = next(ranking for ranking in record["rankings"][1:] if "order" not in ranking["name"])
+    assert again["differences_from_the_first"] == {"ndcg@10": [0.0, 0.0]}
+
+
+@pytest.mark.parametrize(
+    ("qrels", "said"),
+    [
+        ("q7\t0\td1\t1\n", "none of its queries is among the 1 judged ones"),
+        (
+            "query-id\tcorpus-id\tscore\nq0\td1\t0.5\n",
+            "relevance 0.5 of document 'd1' for query 'q0' is no whole number",
+        ),
+        ("q0 0 d1 1\nq0 0 d1 2\n", "document 'd1' is judged twice for query 'q0', with 1 and 2"),
+        ("q0 0 d1 0\n", "none of its queries is among the 0 judged ones"),
+    ],
+)
+def test_judgements_that_do_not_fit(scored: Path, qrels: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (scored / "other.tsv").write_text(qrels)
+    assert run("--scored", scored / "out", "--qrels", scored / "other.tsv") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_output_that_is_not_complete_is_refused(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (scored / "out/_SUCCESS").unlink()
+    flags = ["--scored", scored / "out", "--qrels", scored / "qrels.tsv"]
+    assert run(*flags) == 2
+    assert "is not complete" in capsys.readouterr().err
+    assert run(*flags, "--partial") == 0
+
+
+def test_candidates_with_the_id_of_their_query(scored: Path) -> None:
+    parts = list((scored / "out").glob("part-*"))
+    assert len(parts) == 1
+    table = pq.read_table(parts[0])
+    alike = pa.array([name.replace("d", "q") if name == "d0" else name for name in table["document_id"].to_pylist()])
+    pq.write_table(table.set_column(table.schema.get_field_index("document_id"), "document_id", alike), parts[0])
+    (scored / "other.tsv").write_text("q0 0 q0 1\nq0 0 d1 1\n")
+    flags = ["--scored", scored / "out", "--qrels", scored / "other.tsv", "--output", scored / "told", "--partial"]
+    assert run(*flags, "--ignore-identical-ids", "--measures", "recall@10") == 0
+    record = json.loads((scored / "told/evaluation.json").read_text())
+    assert record["rankings"][0]["by_query"]["q0"]["recall@10"] == 0.5
+    assert record["left_out"][str(scored / "out")]["candidates with the id of their query"] == 1
