@@ -152,7 +152,7 @@ def list_outputs(uri: str) -> list[str]:
     Raises:
         JobError, StorageError: as `storage.list_objects`.
     """
-    if storage.read_if_present(Output(uri).at("plan.parquet")) is not None:
+    if Output(uri).has_plan():
         return [uri]
     candidates = storage.join_uri(uri, "_candidates") + "/"
     names = {item.uri.removeprefix(candidates).partition("/")[0] for item in storage.list_objects(candidates[:-1])}

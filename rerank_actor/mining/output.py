@@ -5,6 +5,7 @@ stored before the first unit; another definition in the same folder is refused. 
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -19,7 +20,8 @@ from rerank_actor.storage.exchange import Exchange
 
 OWN_FOLDERS = ("units", "shuffle", "what-if", "tmp")
 OWN_OBJECTS = ("plan.json", "split.bin", "job.yaml", "definition.json", "report.html", "report.json", "what-if.json")
-DATA_NAMES = ("part-", "ranklist-", "corpus/train-", "corpus/merlin_metadata.json")
+DATA_FOLDERS = ("", "corpus")
+DATA_NAME = re.compile(r"(part|ranklist|corpus/train)-\d{5,}\..+|corpus/merlin_metadata\.json")
 CARD = "README.md"
 CARD_MARK = b"- config_name: mined-"
 
@@ -31,8 +33,10 @@ class MineOutput(JobFolder):
     own_folder: ClassVar[str] = "_mine"
 
     def list_data(self) -> list[storage.StoredObject]:
-        """Return the objects of training data."""
-        return storage.list_objects(self.uri)
+        """Return the objects of training data, by the names that mining gives; what else lies there is another's."""
+        start = len(self.uri) + 1
+        listed = [item for folder in DATA_FOLDERS for item in storage.list_children(f"{self.uri}/{folder}".rstrip("/"))]
+        return [item for item in listed if DATA_NAME.fullmatch(item.uri[start:])]
 
     def load_stored_plan(self) -> dict[str, Any] | None:
         """Return the plan and settings that were stored before the first unit, None for a new output or a damaged one."""
@@ -60,8 +64,7 @@ class MineOutput(JobFolder):
     def clear(self) -> None:
         """Delete everything that an earlier mining left, but the lease."""
         storage.delete_objects([self.success_uri])
-        start = len(self.uri) + 1
-        storage.delete_objects([item.uri for item in self.list_data() if item.uri[start:].startswith(DATA_NAMES)])
+        storage.delete_objects([item.uri for item in self.list_data()])
         if self.owns_card():
             storage.delete_objects([storage.join_uri(self.uri, CARD)])
         for folder in OWN_FOLDERS:

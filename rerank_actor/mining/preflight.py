@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rerank_actor import storage
 from rerank_actor.errors import OutputConflictError
 from rerank_actor.fingerprint import hash_fingerprint, refuse_other_rules
 from rerank_actor.mining.job import MineJob
@@ -82,7 +83,7 @@ def prepare_mining(job: MineJob) -> PreparedMining:
 def _load_earlier(output: MineOutput, settings: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
     """Return the stored plan of an earlier run that can be continued, and whether what is left of it is to be deleted."""
     stored = output.load_stored_plan()
-    has_data = any(item.uri.rpartition("/")[2].startswith("part-") for item in output.list_data())
+    has_data = any(item.uri.rpartition("/")[2].startswith("part-") for item in storage.list_children(output.uri))
     if stored is None:
         if has_data:
             raise OutputConflictError(

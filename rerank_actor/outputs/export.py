@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, suggest
-from rerank_actor.outputs.folder import Output, select_parts
+from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.row_groups import open_part, refuse_damaged
 from rerank_actor.outputs.scored import open_scored
 from rerank_actor.outputs.scored_columns import VALUES, PairRows, describe_columns
@@ -111,7 +111,10 @@ def iterate_candidates(spec: ExportSpec, result: Exported) -> Iterator[pa.Table]
     output = Output(spec.scored)
     scored = open_scored(spec.scored)
     # In the order of names, in which exports have always had their queries.
-    parts = [part for _, part in sorted(select_parts(scored.parts).items())]
+    named = {part.uri: part.uri.rpartition("/")[2] for part in scored.parts}
+    parts = sorted(
+        (part for part in scored.parts if named[part.uri].startswith("part-")), key=lambda part: named[part.uri]
+    )
     if not parts:
         raise InputError(f"{spec.scored}: holds no scored parts; name the --output of jobs.score", uri=spec.scored)
     if not spec.partial and not output.has_success():

@@ -6,6 +6,7 @@ Ray or of what is in a part.
 """
 
 import json
+import re
 from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,13 +15,15 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from rerank_actor import storage
-from rerank_actor.errors import InputError
+from rerank_actor.errors import InputError, JobError
 from rerank_actor.inputs.columns import read_own_table
 from rerank_actor.inputs.plan import Plan
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.histograms import NAMES
 
 RECORD_THREADS = 16
+PARQUET_SUFFIXES = (".parquet", ".pq")
+PART_NAME = re.compile(r"part-[0-9a-f]{12,}-\d{5,}\.parquet")
 OWN_FILES = ("plan.parquet", "job.yaml", "manifest.json", "report.html", "estimate.json")
 HISTOGRAM_COLUMNS = frozenset(f"{name}_bins" for name in NAMES)
 RECORD_SCHEMA = pa.schema(
@@ -104,8 +107,12 @@ class Output(JobFolder):
     """Names and contents of an output folder."""
 
     def list_parts(self) -> dict[str, storage.StoredObject]:
-        """Return the committed parts by file name."""
-        return select_parts(storage.list_objects(self.uri))
+        """Return the parts in the folder itself by file name; what lies deeper is not this job's."""
+        return select_parts(storage.list_children(self.uri))
+
+    def has_plan(self) -> bool:
+        """Whether a scoring job has planned here, though its plan may be damaged."""
+        return storage.read_if_present(self.at("plan.parquet")) is not None
 
     def load_plan(self) -> tuple[Plan, dict[str, Any]] | None:
         """Return the stored plan and the settings of its fingerprint, None for a new output."""
@@ -166,15 +173,26 @@ class Output(JobFolder):
                 yield name, record
 
     def _own_objects(self, folder: str) -> list[storage.StoredObject]:
-        return storage.list_objects(self.at(folder))
+        return storage.list_children(self.at(folder))
 
     def clear(self) -> None:
-        """Delete everything that an earlier job left, but the lease."""
+        """Delete everything that an earlier job left, but the lease: the parts that its plan names, and no neighbour."""
         storage.delete_objects([self.success_uri])
-        storage.delete_objects([item.uri for item in self.list_parts().values()])
+        storage.delete_objects([item.uri for item in self._list_own_parts()])
         for folder in ("failed", "runs", "tmp", "stores", "dedupe"):
             storage.delete_folder(self.at(folder))
         storage.delete_objects([self.at(name) for name in OWN_FILES])
+
+    def _list_own_parts(self) -> list[storage.StoredObject]:
+        """Return the parts that the stored plan names; without one, those whose names only a plan of ours gives."""
+        parts = self.list_parts()
+        try:
+            stored = self.load_plan()
+        except JobError:
+            stored = None
+        if stored is None:
+            return [item for name, item in parts.items() if PART_NAME.fullmatch(name)]
+        return [parts[unit.part_name] for unit in stored[0].units() if unit.part_name in parts]
 
     def delete_parts(self, names: list[str]) -> None:
         """Delete parts that are no longer valid."""
@@ -200,6 +218,12 @@ def select_parts(objects: Iterable[storage.StoredObject]) -> dict[str, storage.S
     """Return those of some objects that are parts, by file name; an empty object is none."""
     named = {item.uri.rpartition("/")[2]: item for item in objects if item.size > 0}
     return {name: item for name, item in named.items() if name.startswith("part-") and name.endswith(".parquet")}
+
+
+def list_strays(objects: Iterable[storage.StoredObject], own: Container[str]) -> list[str]:
+    """Return the names of Parquet files that are not the job's own, though whoever reads the folder reads them with it."""
+    names = (item.uri.rpartition("/")[2] for item in objects if item.uri.endswith(PARQUET_SUFFIXES))
+    return sorted(name for name in names if name not in own)
 
 
 def list_pending(plan: Plan, parts: Container[str]) -> list[Unit]:

@@ -16,10 +16,8 @@ from rerank_actor.errors import InputError
 from rerank_actor.fingerprint import hash_fingerprint, list_differing
 from rerank_actor.inputs.plan import Plan
 from rerank_actor.inputs.rows import Unit
-from rerank_actor.outputs.folder import Output, select_parts
+from rerank_actor.outputs.folder import PARQUET_SUFFIXES, Output, list_strays, select_parts
 from rerank_actor.outputs.row_groups import open_part
-
-PARQUET_SUFFIXES = (".parquet", ".pq")
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class ScoredOutput:
         parts: in the plan's order; of bare Parquet in that of names.
         units: what each part holds; empty for bare Parquet.
         missing: units that have no part.
-        strays: what else lies there: names of parts that are in no plan; beside bare Parquet, objects that are none.
+        strays: what else lies there: names of Parquet files that are in no plan; beside bare Parquet, objects that are none.
         plan: of the job, empty for bare Parquet.
         settings: those of the job's fingerprint, empty for bare Parquet.
     """
@@ -76,7 +74,7 @@ def open_scored(uri: str, listed: Iterable[storage.StoredObject] | None = None) 
 
     Args:
         uri: the place.
-        listed: the objects there where the caller has listed them.
+        listed: the objects there where the caller has listed them; an output of the scoring job is listed here.
 
     Raises:
         JobError, StorageError: it cannot be read.
@@ -85,7 +83,7 @@ def open_scored(uri: str, listed: Iterable[storage.StoredObject] | None = None) 
     is_file = uri.endswith(PARQUET_SUFFIXES) or [item.uri for item in objects] == [uri]
     stored = None if is_file else Output(uri).load_plan()
     if stored is not None:
-        return _match_plan(uri, objects, *stored)
+        return _match_plan(uri, *stored)
     parts: list[storage.StoredObject] = []
     strays: list[str] = []
     for item in objects:
@@ -104,12 +102,12 @@ def require_scored(uri: str) -> ScoredOutput:
         JobError, StorageError: it cannot be read.
     """
     stored = Output(uri).require_plan()
-    return _match_plan(uri, storage.list_objects(uri), *stored)
+    return _match_plan(uri, *stored)
 
 
-def _match_plan(
-    uri: str, objects: Iterable[storage.StoredObject], plan: Plan, settings: dict[str, Any]
-) -> ScoredOutput:
+def _match_plan(uri: str, plan: Plan, settings: dict[str, Any]) -> ScoredOutput:
+    """Return what of a plan is committed: what lies in the folder itself, for what lies deeper is another's."""
+    objects = storage.list_children(uri)
     present = select_parts(objects)
     units: list[Unit] = []
     parts: list[storage.StoredObject] = []
@@ -117,10 +115,11 @@ def _match_plan(
     for unit in plan.units():
         if unit.part_name in present:
             units.append(unit)
-            parts.append(present.pop(unit.part_name))
+            parts.append(present[unit.part_name])
         else:
             missing.append(unit)
-    return ScoredOutput(uri, tuple(parts), tuple(units), tuple(missing), tuple(sorted(present)), plan, settings)
+    strays = list_strays(objects, {unit.part_name for unit in plan.units()})
+    return ScoredOutput(uri, tuple(parts), tuple(units), tuple(missing), tuple(strays), plan, settings)
 
 
 def read_schema(part: storage.StoredObject) -> pa.Schema:

@@ -85,7 +85,9 @@ def _verify(scored: ScoredOutput, cure: str | None = None) -> tuple[Verification
         "again"
         for unit in scored.missing
     ]
-    result.problems += [f"{name}: in no plan; delete it" for name in scored.strays]
+    result.problems += [
+        f"{name}: in no plan, though whoever reads the folder reads it; move or delete it" for name in scored.strays
+    ]
     damaged = _check_parts(scored, result)
     output = Output(scored.uri)
     doubted = {

@@ -15,7 +15,7 @@ from typing import Any
 from rerank_actor import storage
 from rerank_actor.errors import RerankError, describe_cause
 from rerank_actor.inputs.rows import Unit
-from rerank_actor.outputs.folder import Output, list_pending
+from rerank_actor.outputs.folder import Output, list_pending, list_strays, select_parts
 from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed, limit_failures, read_versions
 from rerank_actor.outputs.report.build import write_report
 from rerank_actor.scoring.context import RunContext
@@ -105,7 +105,9 @@ class OutputCommitter:
         earlier = output.load_manifest()
         self._earlier = earlier if earlier.get("fingerprint") == prepared.fingerprint else {}
         output.delete_parts(list(prepared.change.stale_parts))
-        parts = output.list_parts()
+        listed = storage.list_children(output.uri)
+        parts = select_parts(listed)
+        self._report_strays(list_strays(listed, {unit.part_name for unit in prepared.plan.units()}))
         totals, damaged = self._check_parts(parts)
         pending = list_pending(prepared.plan, parts.keys() - damaged)
         if pending:
@@ -133,6 +135,13 @@ class OutputCommitter:
         for name, problem in damaged.items():
             reporter.info(f"{storage.join_uri(output.uri, name)} {problem}; its unit is scored again")
         return totals, list(damaged)
+
+    def _report_strays(self, names: list[str]) -> None:
+        if names:
+            self._context.reporter.warn(
+                f"{self.output.uri}: {len(names):,} Parquet files there are in no plan of this job ({names[0]}), though "
+                "whoever reads the folder reads them; move or delete them"
+            )
 
     def _report_plan(self, num_units: int, num_pending: int) -> None:
         plan, reporter = self.prepared.plan, self._context.reporter

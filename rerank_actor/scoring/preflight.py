@@ -26,7 +26,7 @@ from rerank_actor.inputs.plan import Plan, PlanChange, make_plan
 from rerank_actor.inputs.rankings import RANKING_FORMATS, sniff_format
 from rerank_actor.inputs.text_sources import TextSource, list_sources
 from rerank_actor.job import ScoreJob
-from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.folder import PART_NAME, Output, list_strays, select_parts
 from rerank_actor.outputs.price import find_price
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.scoring.prepare import PrepareSpec
@@ -104,7 +104,10 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
         )
     reused = load_reused(job.reuse, settings) if job.reuse is not None else None
     stored = None if job.overwrite else output.load_plan()
-    parts = {} if job.overwrite else output.list_parts()
+    listed = storage.list_children(output.uri)
+    if stored is None:
+        _refuse_foreign(output, listed)
+    parts = {} if job.overwrite else select_parts(listed)
     if stored is not None and stored[1] != settings:
         if parts:
             _refuse_other_job(output, stored[1], settings)
@@ -123,6 +126,17 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
 
     plan, change = make_plan(job.input_spec(), earlier, parts, report)
     return PreparedJob(job, output, model, settings, earlier, plan, change, sources, reused)
+
+
+def _refuse_foreign(output: Output, listed: list[storage.StoredObject]) -> None:
+    """Refuse a folder without a plan that holds Parquet files of others, which would be read with the scores."""
+    foreign = [name for name in list_strays(listed, ()) if not PART_NAME.fullmatch(name)]
+    if foreign and not output.has_plan():
+        raise OutputConflictError(
+            f"{output.uri}: holds {len(foreign):,} Parquet files that no scoring job wrote ({foreign[0]}), and whoever reads "
+            "the scores there would read them too; choose another --output",
+            uri=output.uri,
+        )
 
 
 def is_up_to_date(prepared: PreparedJob) -> bool:

@@ -56,6 +56,21 @@ def _make_listing(root: str, paths: list[str], deeper: list[str] | None = None) 
     return Listing(objects, sorted(hidden), [path for path in deeper or [] if not is_hidden(path, root)])
 
 
+def list_local_children(uri: str) -> list[StoredObject]:
+    """List the files in a folder itself; one that goes meanwhile is left out, and no folder is an empty list."""
+    with translate_errors(uri, "listing"):
+        try:
+            entries = [entry for entry in os.scandir(uri) if not is_hidden(entry.name, "")]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        listed = []
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_file():
+                    listed.append(_stat_local(entry.path))
+        return listed
+
+
 def _stat_local(path: str) -> StoredObject:
     """Return what a file is.
 

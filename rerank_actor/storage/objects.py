@@ -15,7 +15,15 @@ from typing import BinaryIO
 from rerank_actor.errors import InputError
 from rerank_actor.storage import hub
 from rerank_actor.storage.limits import current_limits
-from rerank_actor.storage.local import compare_status, delete_local, delete_tree, list_local, open_local, sync_folder
+from rerank_actor.storage.local import (
+    compare_status,
+    delete_local,
+    delete_tree,
+    list_local,
+    list_local_children,
+    open_local,
+    sync_folder,
+)
 from rerank_actor.storage.remote import (
     DELETED_AT_ONCE,
     RemoteFile,
@@ -24,6 +32,7 @@ from rerank_actor.storage.remote import (
     list_below,
     list_hub,
     list_s3,
+    list_s3_children,
     look_at,
     look_at_hub,
 )
@@ -61,6 +70,15 @@ def list_everything(uri: str) -> Listing:
     if hub.is_hub(uri):
         return retrying()(list_hub, uri)
     return list_s3(uri) if is_s3(uri) else retrying()(list_local, uri)
+
+
+def list_children(uri: str) -> list[StoredObject]:
+    """List the objects in a folder itself, sorted by URI: none below it, none whose name begins with `_` or `.`.
+
+    Raises:
+        InputError, JobError, StorageError: as `list_objects`.
+    """
+    return list_s3_children(uri) if is_s3(uri) else retrying()(list_local_children, uri)
 
 
 def look_at_object(uri: str) -> StoredObject | None:

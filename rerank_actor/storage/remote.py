@@ -46,13 +46,20 @@ def list_s3(uri: str) -> Listing:
     return Listing(matched, [name for name in sorted(hidden) if pattern.fullmatch(name)], deeper)
 
 
-def list_below(root: str) -> list[StoredObject]:
+def list_s3_children(uri: str) -> list[StoredObject]:
+    """List the objects in an S3 folder itself, in order of names."""
+    root = uri.rstrip("/")
+    objects = [item for item in list_below(root, Delimiter="/") if not item.uri.endswith("/")]
+    return sorted((item for item in objects if not is_hidden(item.uri, root)), key=lambda item: item.uri)
+
+
+def list_below(root: str, **options: str) -> list[StoredObject]:
     """List all objects of an S3 folder, each page a request that is tried again by itself."""
     bucket, key = split_uri(root)
     objects: list[StoredObject] = []
     token: dict[str, str] = {}
     while True:
-        page = retrying()(_list_page, root, {"Prefix": f"{key}/" if key else "", **token})
+        page = retrying()(_list_page, root, {"Prefix": f"{key}/" if key else "", **options, **token})
         objects += [_to_object(f"s3://{bucket}/{entry['Key']}", entry, entry["Size"]) for entry in page["Contents"]]
         if not page.get("IsTruncated"):
             return objects

@@ -408,8 +408,7 @@ def test_parts_that_are_in_no_plan_are_read_by_nobody(tmp_path: Path) -> None:
     score_here(job)
     folder = Path(job.output)
     before = open_scored(job.output)
-    (folder / "old").mkdir()
-    shutil.copy(before.parts[0].uri, folder / "old/part-stray-00000.parquet")
+    shutil.copy(before.parts[0].uri, folder / "part-stray-00000.parquet")
     scored = open_scored(job.output)
     assert (scored.parts, scored.strays) == (before.parts, ("part-stray-00000.parquet",))
     assert load_scored(make_mine_job(folder, output=tmp_path / "mined")).parts == before.parts
@@ -417,7 +416,9 @@ def test_parts_that_are_in_no_plan_are_read_by_nobody(tmp_path: Path) -> None:
     exported = export_scores(ExportSpec(job.output, "tevatron", str(tmp_path / "x")))
     assert (exported.candidates, exported.doubled) == (11, 0)
     assert read_status(job.output).committed_rows == 12
-    assert verify_output(job.output).problems == ["part-stray-00000.parquet: in no plan; delete it"]
+    assert verify_output(job.output).problems == [
+        "part-stray-00000.parquet: in no plan, though whoever reads the folder reads it; move or delete it"
+    ]
 
 
 def test_part_with_other_rows_than_planned_is_read_as_it_is_and_told_by_verify(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ it is known how a selection stands, and whether its files are those written. Kno
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 from rerank_actor import storage
 from rerank_actor.bitext.selection.job import FORMATS
 from rerank_actor.outputs.folder import JobFolder
+
+PART_NAME = re.compile(r"part-\d{5,}\..+")
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,13 @@ class SelectOutput(JobFolder):
 
     def list_data(self) -> dict[str, storage.StoredObject]:
         """Return the delivered objects of all formats, by URI."""
-        return {item.uri: item for kind in FORMATS for item in storage.list_objects(self.data_folder(kind))}
+        return {item.uri: item for kind in FORMATS for item in storage.list_children(self.data_folder(kind))}
 
     def clear(self) -> None:
         """Delete what an earlier selection of this pair left, but the lease."""
         for kind in FORMATS:
-            storage.delete_folder(self.data_folder(kind))
+            storage.delete_objects([storage.join_uri(self.data_folder(kind), "_SUCCESS")])
+        storage.delete_objects([uri for uri in self.list_data() if PART_NAME.fullmatch(uri.rpartition("/")[2])])
         for folder in ("steps", "tmp"):
             storage.delete_folder(self.at(folder))
         storage.delete_objects([self.at(name) for name in ("result.json", "settings.json")])

@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from rerank_actor import storage
-from rerank_actor.bitext.job import name_known
+from rerank_actor.bitext.job import list_outputs, name_known
 from rerank_actor.bitext.language_pairs import LanguagePair, find_pair_in_name, parse_pair
 from rerank_actor.bitext.selection.job import SelectJob
 from rerank_actor.bitext.sources import choose_partitions
 from rerank_actor.errors import InputError, suggest
 from rerank_actor.inputs.directions import BACKWARD, FORWARD, name_column
+from rerank_actor.outputs.folder import PARQUET_SUFFIXES, Output
 from rerank_actor.outputs.row_groups import RowGroups, SizedGroup, open_part, share_out_groups
-from rerank_actor.outputs.scored import PARQUET_SUFFIXES, open_scored
+from rerank_actor.outputs.scored import open_scored
 from rerank_actor.outputs.scored_columns import describe_columns
 
 TO_THE_END = "score to the end, or give --allow-incomplete to select from what is there"
@@ -113,12 +114,20 @@ def load_scored(job: SelectJob, folders: list[str]) -> dict[str, ScoredPair]:
     """
     objects: dict[str, dict[str, dict[str, storage.StoredObject]]] = {}  # by language pair, root and URI
     for uri in folders:
-        listed = [item for item in storage.list_objects(uri) if item.uri.endswith(PARQUET_SUFFIXES) and item.size]
+        places = [(output, storage.list_children(output)) for output in _list_jobs(uri)] or [
+            ("", storage.list_objects(uri))
+        ]
+        listed = [
+            (output, item)
+            for output, items in places
+            for item in items
+            if item.uri.endswith(PARQUET_SUFFIXES) and item.size
+        ]
         if not listed:
             raise InputError(f"--scored {uri}: no scored Parquet file there; it takes outputs of jobs.bitext", uri=uri)
-        for item in listed:
+        for output, item in listed:
             root, name = _locate_pair(item.uri, job)
-            objects.setdefault(name, {}).setdefault(root, {})[item.uri] = item
+            objects.setdefault(name, {}).setdefault(output or root, {})[item.uri] = item
     chosen = choose_partitions(job.partitions, list(objects))
     scored = {name: _make_scored(name, objects[name], job) for name in chosen}
     if not job.calibration:
@@ -128,12 +137,18 @@ def load_scored(job: SelectJob, folders: list[str]) -> dict[str, ScoredPair]:
     }
 
 
+def _list_jobs(uri: str) -> list[str]:
+    """Return the outputs of a scoring job at a place, beside which nothing is read; none for bare Parquet."""
+    outputs = list_outputs(uri)
+    return outputs if outputs != [uri] or Output(uri).load_plan() is not None else []
+
+
 def _load_labelled(name: str, roots: list[str], job: SelectJob) -> ScoredPair | None:
     """Return the known pairs of a language pair that were scored beside its candidates."""
     objects: dict[str, dict[str, storage.StoredObject]] = {}
     for root in roots:
         known = name_known(root.rpartition("/")[0], f"lang_pair={name}")
-        if listed := storage.list_objects(known):
+        if listed := storage.list_children(known):
             objects[known] = {item.uri: item for item in listed}
     return _make_scored(name, objects, job) if objects else None
 
