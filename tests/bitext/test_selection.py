@@ -309,6 +309,30 @@ def test_duplicates_leave_the_best_scored_pair(tmp_path: Path, local_ray: str) -
     assert [row["margin"] for row in kept] == [3.0, -3.0]
 
 
+@pytest.mark.parametrize("mode", ["greedy", "intersection", "forward"])
+def test_sides_are_one_text_where_pairs_of_them_are_one_pair(tmp_path: Path, local_ray: str, mode: str) -> None:
+    # Forms of two sources and two targets, each pair of texts with a logit of its own.
+    sources = ["Hola mundo.", "Hola mundo. ", "HOLA MUNDO", "Adios"]
+    targets = ["Hello world.", "hello  world", "See you"]
+    values = np.random.default_rng(3).permutation(len(sources) * len(targets)).tolist()
+    rows = [make_row(a, b, values.pop(), candidate_score=1.0) for a in sources for b in targets]
+    scored = write_scored(tmp_path / "scored", rows, part_rows=5)
+    normal = dict(zip((*sources, *targets), normalize_texts(pa.array([*sources, *targets])).to_pylist(), strict=True))
+
+    def compare(row: dict[str, Any], kind: str) -> dict[str, Any]:
+        return {**row, **{side: normal[row[side]] for side in ("source", "target")}} if kind == "normalized" else row
+
+    for kind in ("exact", "normalized"):
+        plain = [compare(row, kind) for row in rows]
+        select(scored, tmp_path / kind, mode=mode, deduplicate=kind, bucket_rows=4, local_rows=0)
+        found = [compare(row, kind) for row in read_delivered(tmp_path / kind)]
+        assert name_pairs(found) == name_pairs(select_plainly(keep_best(plain), mode))
+        # A form of a side is no other candidate of it.
+        own = {(row["source"], row["target"]): row["margin"] for row in add_margins(keep_best(plain), 4)}
+        for row in found:
+            assert row["margin"] == pytest.approx(own[row["source"], row["target"]])
+
+
 def test_thresholds_remove_in_order_and_are_in_their_space(tmp_path: Path, local_ray: str) -> None:
     rows = [
         make_row("a", "x", 4, 2, candidate_score=0.9),

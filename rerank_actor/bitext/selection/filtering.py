@@ -19,6 +19,7 @@ from rerank_actor.bitext.selection.margins import (
     to_space,
 )
 from rerank_actor.bitext.selection.matching import mark_best_of_targets
+from rerank_actor.bitext.selection.normalize import mix_hashes
 from rerank_actor.bitext.selection.read_pairs import LISTED_REASONS, read_pairs
 from rerank_actor.bitext.selection.rules import SelectionRules
 from rerank_actor.bitext.selection.step_task import StepResult, StepSpec, StepTask
@@ -26,14 +27,15 @@ from rerank_actor.storage.exchange import assign_buckets
 
 
 def read_unit(task: StepTask, spec: StepSpec) -> StepResult:
-    """Read scored rows; to the buckets of their normalized texts."""
+    """Read scored rows; to the buckets of their texts as they are compared."""
     pairs, counts = read_pairs(task.number, task.runs, spec.parts, spec.columns, spec.rules, spec.known)
     reasons = dict(counts.reasons.most_common(LISTED_REASONS))
     result = StepResult(facts={"fingerprints": counts.fingerprints, "reasons": reasons})
     result.tally.counts["rows"] = counts.rows
     result.tally.removed["unscored"] = counts.reasons.total()
     if pairs is not None:
-        result.send("pairs", pairs, assign_buckets(pairs.n0, spec.num_buckets), spec.num_buckets)
+        both = mix_hashes(pairs.s0, pairs.t0)
+        result.send("pairs", pairs, assign_buckets(both, spec.num_buckets), spec.num_buckets)
     return result
 
 
@@ -44,22 +46,21 @@ def drop_duplicates(task: StepTask, spec: StepSpec) -> StepResult:
         return result
     if spec.rules.deduplicate != "none":
         before = len(pairs)
-        pairs = _drop_exact(pairs)
+        pairs = _keep_best(pairs, pairs.tie, pairs.rest)
         result.tally.removed["exact"] = before - len(pairs)
     if spec.rules.deduplicate == "normalized":
-        best = mark_best(pairs.n0, pairs.n1, pairs.logit, pairs.ties, pairs.position)
-        result.tally.removed["normalized"] = int((~best).sum())
-        pairs = pairs.select(best)
-    pairs = replace(pairs, n0=NOT_YET, n1=NOT_YET)
+        before = len(pairs)
+        pairs = _keep_best(pairs, pairs.s0, pairs.s1, pairs.t0, pairs.t1)
+        result.tally.removed["normalized"] = before - len(pairs)
+    pairs = replace(pairs, rest=NOT_YET)
     result.tally.add_scores("candidates", to_space(pairs.logit, spec.rules.space), spec.rules.space)
     result.send("pairs", pairs, assign_buckets(pairs.s0, spec.num_buckets), spec.num_buckets)
     return result
 
 
-def _drop_exact(pairs: HashedPairs) -> HashedPairs:
-    """Return the best-scored of pairs with the same texts, which are told apart by all four words of their hashes."""
-    words = (pairs.s0, pairs.s1, pairs.t0, pairs.t1)
-    rows = sort_groups(*words, -pairs.logit, pairs.position).order
+def _keep_best(pairs: HashedPairs, *words: np.ndarray) -> HashedPairs:
+    """Return the best-scored of pairs that are one, which all words of a hash tell."""
+    rows = sort_groups(words[0], words[1], *words[2:], -pairs.logit, pairs.tie, pairs.position).order
     differs = np.ones(len(rows), bool)
     differs[1:] = np.any([word[rows][1:] != word[rows][:-1] for word in words], axis=0)
     return pairs.select(rows[differs])
@@ -79,11 +80,10 @@ def _average_neighbors(
     pairs: HashedPairs, high: np.ndarray, low: np.ndarray, neighbors: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the means of other log-odds and of cosines over the pairs of each text of a side."""
-    ties = pairs.ties
-    rest = average_others(pairs.logit, sort_groups(high, low, -pairs.logit, ties), neighbors)
+    rest = average_others(pairs.logit, sort_groups(high, low, -pairs.logit, pairs.tie), neighbors)
     if not np.isfinite(pairs.cosine).any():
         return rest, np.full(len(pairs), np.nan)
-    return rest, average_best(pairs.cosine, sort_groups(high, low, -pairs.cosine, ties), neighbors)
+    return rest, average_best(pairs.cosine, sort_groups(high, low, -pairs.cosine, pairs.tie), neighbors)
 
 
 def look_at_targets(task: StepTask, spec: StepSpec) -> StepResult:
@@ -154,7 +154,7 @@ def _filter(pairs: HashedPairs, spec: StepSpec, result: StepResult) -> None:
     if spec.rules.mode == "all":
         result.deliver(passed, spec)
     elif spec.rules.mode == "backward":
-        best = mark_best(passed.t0, passed.t1, passed.rank, passed.ties, passed.position)
+        best = mark_best(passed.t0, passed.t1, passed.rank, passed.tie, passed.position)
         result.tally.removed["mode"] = int((~best).sum())
         result.deliver(passed.select(best), spec)
     else:

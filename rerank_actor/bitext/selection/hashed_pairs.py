@@ -1,7 +1,8 @@
 """Hashed pairs: scored pairs without their texts, as numbers that can be exchanged, sorted and grouped.
 
-A row is 128-bit hashes of source and target, where the pair lies, its log-odds, its cosine and what is known of it; steps
-add columns. Texts stay in the scored parts until it is certain which are delivered. Knows nothing of thresholds or modes.
+A row is 128-bit hashes of source and target, equal where `--deduplicate` takes them for one text, where the pair lies, its
+log-odds, its cosine and what is known of it; steps add columns. Texts stay in the scored parts until it is certain which are
+delivered. Knows nothing of thresholds or modes.
 """
 
 from dataclasses import dataclass, field
@@ -9,8 +10,6 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
-
-from rerank_actor.bitext.selection.normalize import mix_hashes
 
 ROW_BITS = 32  # of a position; above them stands the number of the unit
 NOT_YET = np.zeros(0)  # a column that no step has added
@@ -49,12 +48,13 @@ class HashedPairs(_Rows):
 
     Attributes:
         position: int64, number of the unit and, in the lower bits, of the row in it.
-        s0, s1, t0, t1: uint64, the two words of the hashes of source and target.
+        s0, s1, t0, t1: uint64, the two words of the hashes of source and target as they are compared.
+        tie: uint64, what ties go by: a hash of both texts as they are, the same however pairs lie in files.
         forward, backward: float32, log-odds of each direction, NaN where there is none.
         logit: float64, combined log-odds.
         cosine: float64, of the candidate generator, NaN where there is none.
         label: int8, 1 known right, 0 known wrong, -1 unknown.
-        n0, n1: uint64, the hash of the pair of normalized texts; until duplicates are dropped.
+        rest: uint64, with `tie` the hash of both texts as they are; until duplicates are dropped.
         source_rest, source_near: float64, means of the other candidates of the source; until there are margins.
         margin, ratio: float64, NaN for none.
         rank: float64, what modes compare.
@@ -65,24 +65,19 @@ class HashedPairs(_Rows):
     s1: np.ndarray
     t0: np.ndarray
     t1: np.ndarray
+    tie: np.ndarray
     forward: np.ndarray
     backward: np.ndarray
     logit: np.ndarray
     cosine: np.ndarray
     label: np.ndarray
-    n0: np.ndarray = field(default_factory=_not_yet)
-    n1: np.ndarray = field(default_factory=_not_yet)
+    rest: np.ndarray = field(default_factory=_not_yet)
     source_rest: np.ndarray = field(default_factory=_not_yet)
     source_near: np.ndarray = field(default_factory=_not_yet)
     margin: np.ndarray = field(default_factory=_not_yet)
     ratio: np.ndarray = field(default_factory=_not_yet)
     rank: np.ndarray = field(default_factory=_not_yet)
     mark: np.ndarray = field(default_factory=_not_yet)
-
-    @property
-    def ties(self) -> np.ndarray:
-        """What ties go by: uint64 [num_pairs], a hash of both texts, the same however pairs lie in files."""
-        return mix_hashes(self.s0, self.t0)
 
 
 @dataclass(frozen=True, eq=False)

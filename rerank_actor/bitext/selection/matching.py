@@ -18,7 +18,7 @@ TARGET_BEST, TAKEN = 1, 2
 
 def mark_best_of_targets(pairs: HashedPairs) -> HashedPairs:
     """Return the pairs with a mark on the best of each target."""
-    best = mark_best(pairs.t0, pairs.t1, pairs.rank, pairs.ties, pairs.position)
+    best = mark_best(pairs.t0, pairs.t1, pairs.rank, pairs.tie, pairs.position)
     return replace(pairs, mark=np.where(best, TARGET_BEST, 0).astype(np.int8))
 
 
@@ -26,7 +26,7 @@ def choose_pairs(task: StepTask, spec: StepSpec) -> StepResult:
     """Keep the best of each source, of both sides for the intersection."""
     result, pairs = StepResult(), task.read_pairs()
     if pairs is not None:
-        best = mark_best(pairs.s0, pairs.s1, pairs.rank, pairs.ties, pairs.position)
+        best = mark_best(pairs.s0, pairs.s1, pairs.rank, pairs.tie, pairs.position)
         if spec.rules.mode == "intersection":
             best &= pairs.mark == TARGET_BEST
         result.tally.removed["mode"] = int((~best).sum())
@@ -38,7 +38,7 @@ def match_pairs(task: StepTask, spec: StepSpec) -> StepResult:
     """Match one to one all pairs that are left, in one task."""
     result, pairs = StepResult(), task.read_pairs()
     if pairs is not None:
-        order = np.lexsort((pairs.position, pairs.ties, -pairs.rank))
+        order = np.lexsort((pairs.position, pairs.tie, -pairs.rank))
         taken = match_greedily(_number(pairs.s0, pairs.s1), _number(pairs.t0, pairs.t1), order)
         result.tally.removed["mode"] = int((~taken).sum())
         result.deliver(pairs.select(taken), spec)
@@ -67,7 +67,7 @@ def match_sources(task: StepTask, spec: StepSpec) -> StepResult:
     result, pairs = StepResult(), task.read_pairs()
     if pairs is None:
         return result
-    best = mark_best(pairs.s0, pairs.s1, pairs.rank, pairs.ties, pairs.position)
+    best = mark_best(pairs.s0, pairs.s1, pairs.rank, pairs.tie, pairs.position)
     taken = best & (pairs.mark == TARGET_BEST)
     left = ~_spread(taken, pairs.s0, pairs.s1)
     result.tally.removed["mode"] = int((~left & ~taken).sum())

@@ -106,7 +106,7 @@ def read_pairs(
         pieces.append(
             HashedPairs(
                 position=(np.int64(number) << ROW_BITS) + before + chosen.astype(np.int64),
-                **_name_hashes(source, target),
+                **_name_hashes(source, target, rules),
                 forward=(nothing if forward is None else forward).astype(np.float32)[chosen],
                 backward=(nothing if backward is None else backward).astype(np.float32)[chosen],
                 logit=logit[chosen],
@@ -171,14 +171,16 @@ def _hash_side(side: pa.Array) -> _SideHashes:
     return _SideHashes(hash_texts(encoded.dictionary)[index], hash_texts(normalize_texts(encoded.dictionary))[index])
 
 
-def _name_hashes(source: _SideHashes, target: _SideHashes) -> dict[str, np.ndarray]:
-    """Return the columns of `HashedPairs` that hold hashes."""
-    exact = {
-        f"{side}{word}": hashes.exact[:, word].copy()
+def _name_hashes(source: _SideHashes, target: _SideHashes, rules: SelectionRules) -> dict[str, np.ndarray]:
+    """Return the columns of `HashedPairs` that hold hashes; sides are compared as the pairs of them are."""
+    is_normal = rules.deduplicate == "normalized"
+    compared = {
+        f"{side}{word}": (hashes.normal if is_normal else hashes.exact)[:, word].copy()
         for side, hashes in (("s", source), ("t", target))
         for word in (0, 1)
     }
-    return exact | {f"n{word}": mix_hashes(source.normal[:, word], target.normal[:, word], word) for word in (0, 1)}
+    tie, rest = (mix_hashes(source.exact[:, word], target.exact[:, word], word) for word in (0, 1))
+    return {**compared, "tie": tie, "rest": rest}
 
 
 def _look_up_labels(source: _SideHashes, target: _SideHashes, known: LabelledPairs | None) -> np.ndarray:

@@ -50,7 +50,8 @@ class SelectionRules:
     Attributes:
         direction: `both` combines what directions there are; `forward` and `backward` take one.
         combine, space: how two directions become one score, and what scores and their thresholds are.
-        deduplicate: which pairs are one pair; of such the best-scored stays.
+        deduplicate: which pairs are one pair, of which the best-scored stays, and which sides are one text for margins and
+            modes; with `none` sides that are equal.
         neighbors: how many other candidates of a side a margin looks at, and how many cosines; 0 for all.
         threshold, forward_threshold, backward_threshold: least score, None for no such rule.
         margin, ratio_margin: least margin. A pair whose sides have no other candidate passes the first.
@@ -84,7 +85,9 @@ class SelectionRules:
         if self.deduplicate != "none":
             rules["duplicates"] = "pairs of the same two texts are one, the best-scored stays"
         if self.deduplicate == "normalized":
-            rules["normalized"] = "so are pairs whose texts differ in NFKC form, case, space or punctuation alone"
+            rules["normalized"] = (
+                "so are pairs, and sides, whose texts differ in NFKC form, case, space or punctuation alone"
+            )
         rules["margin"] = f"combined log-odds minus the mean, over both sides, of those of {others}"
         rules["ratio margin"] = f"cosine over the mean, over both sides, of its {self.neighbors or 'all'} best cosines"
         for name in ("threshold", "forward_threshold", "backward_threshold", "margin", "ratio_margin"):

@@ -156,7 +156,7 @@ class StepResult:
 
     def deliver(self, pairs: HashedPairs, spec: StepSpec) -> None:
         """Pass on to where their texts are the pairs that the mode keeps."""
-        ties, space = pairs.ties, spec.rules.space
+        ties, space = pairs.tie, spec.rules.space
         self.tally.add_scores("kept", to_space(pairs.logit, space), space)
         right, wrong = int((pairs.label == 1).sum()), int((pairs.label == 0).sum())
         self.tally.counts.update({"kept_right": right, "kept_wrong": wrong})
