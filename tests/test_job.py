@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from sample_model import write_sample_model
 
 from rerank_actor.commands import command_line
 from rerank_actor.commands.score import make_parser, score
+from rerank_actor.engines.base import compute_score
 from rerank_actor.errors import JobError
 from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.job import load_job
@@ -292,3 +294,24 @@ def test_score_as_a_command_without_arguments_exits_2_in_one_line() -> None:
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: --input is missing") and len(ended.stderr.splitlines()) == 1
     assert run_command("score", "--help").returncode == 0
+
+
+def test_exception_of_a_library_is_one_sentence_and_its_traceback_lies_in_a_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def raise_as_a_library() -> int:
+        return int(compute_score("no logits")[0])
+
+    assert command_line.call_command(raise_as_a_library) == 1
+    said = capsys.readouterr().err
+    [file] = tmp_path.glob("rerank-error-*.txt")
+    assert said.startswith("error: stopped in compute_score (base.py:") and len(said.splitlines()) == 1
+    assert str(file) in said
+    assert "raise_as_a_library" in file.read_text()
+    assert file.stat().st_mode & 0o077 == 0  # a traceback may hold a text
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert command_line.call_command(raise_as_a_library) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback") and "the traceback is in what stands above" in said

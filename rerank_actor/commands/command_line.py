@@ -7,12 +7,22 @@ import logging
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin
 
-from rerank_actor.errors import JobError, OutputConflictError, RerankError, RunInterruptedError, suggest
+import rerank_actor
+from rerank_actor.errors import (
+    JobError,
+    OutputConflictError,
+    RerankError,
+    RunInterruptedError,
+    describe_cause,
+    suggest,
+)
 from rerank_actor.job_file import Settings
 from rerank_actor.runtime.connection import is_pipeline_running
 
@@ -124,6 +134,30 @@ def call_command(command: Callable[[], int]) -> int:
         return EXIT_FAILED
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else EXIT_FAILED * bool(error.code)
+    except Exception as error:  # of a library, or of ours and not meant: a defect whatever it is
+        print(f"error: {_describe_defect(error)}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _describe_defect(error: Exception) -> str:
+    """Return in a sentence what was being done when something was raised that nobody expected, and where the traceback is."""
+    own = str(Path(rerank_actor.__file__).parent)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(own)]
+    doing = f"in {frames[-1].name} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else "at the start"
+    lines = traceback.format_exception(error)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="rerank-error-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.writelines(lines)
+        place = file.name
+    except OSError:  # no room
+        sys.stderr.writelines(lines)
+        place = "what stands above"
+    return (
+        f"stopped {doing} by what this program did not foresee, which is a defect of it ({describe_cause(error)}); "
+        f"everything committed stays; the traceback is in {place}"
+    )
 
 
 def _leave(code: int) -> NoReturn:

@@ -207,8 +207,11 @@ def read_own_table(data: bytes, skip: Container[str] = ()) -> pa.Table:
     Raises:
         pyarrow.ArrowException: it is damaged or not the project's.
     """
-    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-    table = file.read([name for name in file.schema_arrow.names if name not in skip])
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        table = file.read([name for name in file.schema_arrow.names if name not in skip])
+    except (OSError, UnicodeDecodeError) as error:  # of damaged headers
+        raise pa.ArrowInvalid(str(error)) from error
     if any(_has_extension(kind) for kind in table.schema.types):
         raise pa.ArrowTypeError("a column is of an extension type")
     return table

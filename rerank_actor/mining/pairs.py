@@ -59,6 +59,10 @@ class Columns:
                     uri=uri,
                     column=space,
                 )
+            kind = schema.field(space).type
+            kind = kind.value_type if is_list(kind) else kind
+            if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+                raise InputError(f"{uri}: column `{space}` holds {kind}, not scores", uri=uri, column=space)
         self._check_names(uri, schema.names)
         lists = {name: is_list(schema.field(name).type) for name in (self.document, *self.spaces)}
         if len(set(lists.values())) > 1:
@@ -152,7 +156,7 @@ def read_pairs(
 def _spread_pairs(rows: PairRows, uri: str, names: dict[str, str], columns: Columns) -> pa.Table:
     """Return a row for each pair under the roles' names."""
     values: dict[str, Any] = {role: _to_text(rows.spread(name), uri, name) for role, name in names.items()}
-    values |= {space: rows.spread(space).cast(pa.float32()).fill_null(np.nan) for space in columns.spaces}
+    values |= {space: rows.spread(space).cast(pa.float32(), safe=False).fill_null(np.nan) for space in columns.spaces}
     if columns.label is not None:
         label = rows.table[columns.label]
         if rows.lengths is not None and not is_list(label.type):

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rerank_actor import storage
-from rerank_actor.errors import InputError, suggest
+from rerank_actor.errors import InputError, describe_cause, suggest
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.row_groups import open_part, refuse_damaged
 from rerank_actor.outputs.scored import open_scored
@@ -172,7 +172,7 @@ def _read_part(part: storage.StoredObject, settings: dict[str, Any], spec: Expor
             more = [name for name in spec.more_columns if name in file.schema_arrow.names]
             table = file.read(columns=list(dict.fromkeys([*names, *SPACES, *more])))
     rows = PairRows(table, "score", part.uri)
-    ids = {role: _as_ids(rows.spread(name)) for role, name in zip(("query", "document"), names, strict=True)}
+    ids = {role: _read_ids(rows, name, role, part.uri) for role, name in zip(("query", "document"), names, strict=True)}
     pairs = pa.table(ids | {name: rows.spread(name) for name in (*SPACES, *more)})
     scored = pairs.filter(pc.is_valid(pairs["score"]))
     result.unscored += rows.num_without + pairs.num_rows - scored.num_rows
@@ -198,12 +198,24 @@ def _check_columns(uri: str, schema: pa.Schema, names: list[str]) -> None:
         raise InputError(f"{uri}: no column `{lacking[0]}`, so that it is no scored output", uri=uri)
 
 
-def _as_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_floating(column.type):
-        column = column.cast(pa.int64())
-    return column.cast(pa.string())
+def _read_ids(rows: PairRows, name: str, role: str, uri: str) -> pa.ChunkedArray:
+    """Return the ids of a column as text, for each pair."""
+    column = rows.spread(name)
+    try:
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if pa.types.is_floating(column.type):
+            column = column.cast(pa.int64())
+        ids = column.cast(pa.string())
+        ids.validate(full=True)
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{uri}: column `{name}` ({column.type}) holds what is no id ({describe_cause(error)}); choose another with "
+            f"--{role}-id-column",
+            uri=uri,
+            column=name,
+        ) from error
+    return ids
 
 
 def _write_queries(table: pa.Table, spec: ExportSpec, writer: "_Writer", result: Exported) -> None:
@@ -290,6 +302,10 @@ def _open_target(target: str | None) -> Iterator[IO[str]]:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ranking"
-        with gzip.open(path, "wt", encoding="utf-8") if target.endswith(".gz") else path.open("w") as file:
+        with (
+            gzip.open(path, "wt", encoding="utf-8")
+            if target.endswith(".gz")
+            else path.open("w", encoding="utf-8") as file
+        ):
             yield file
         storage.write_bytes(target, path.read_bytes())

@@ -141,9 +141,9 @@ class Output(JobFolder):
         return self.read_own("estimate.json")
 
     def list_failed(self) -> list[dict[str, Any]]:
-        """Return the records of failed units."""
-        records = [storage.read_if_present(item.uri) for item in self._own_objects("failed")]
-        return [json.loads(data) for data in records if data]
+        """Return the records of failed units, without those that are damaged."""
+        names = [item.uri.rpartition("/")[2] for item in self._own_objects("failed")]
+        return [record for name in names if (record := self.read_own(f"failed/{name}"))]
 
     def replace_failed(self, failed: dict[str, dict[str, Any]]) -> None:
         """Make the folder of failed units hold exactly these."""

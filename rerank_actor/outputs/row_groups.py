@@ -122,7 +122,7 @@ def refuse_damaged(uri: str, problem: str = UNREADABLE, kind: type[RerankError] 
     """Say of a file what Arrow says while it is read; arguments as of `open_part`."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a damaged footer
         raise kind(f"{uri}: {problem.format(cause=describe_cause(error))}", uri=uri) from error
 
 

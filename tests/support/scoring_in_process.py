@@ -7,6 +7,7 @@ import numpy as np
 from rerank_actor import storage
 from rerank_actor.engines.fake import FakeEngine
 from rerank_actor.engines.model import load_tokenizer_json
+from rerank_actor.errors import ShardError
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.folder import list_pending
 from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed
@@ -45,6 +46,8 @@ def score_here(job: ScoreJob, run_id: str = "run", *, records: bool = True) -> O
     engine, unit_records = FakeEngine(make_engine_spec(prepared, tokenizer_json)), UnitRecords(output, run_id)
     for unit in pending:
         work = prepare_unit(unit, prepare, tokenizer_json)
+        if work.failure is not None:
+            raise ShardError(work.failure)
         logits = np.full(len(work.prompts), np.nan, np.float32)
         logits[work.prompts.scorable] = engine.compute_logits(work.prompts.ids_at(work.prompts.scorable))
         done = work.with_logits(logits, {"attempts": 1, "seconds": 0.0, "engine_version": "1", "dtype": "float32"})
