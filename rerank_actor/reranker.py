@@ -23,7 +23,8 @@ class Reranker:
         engine: `vllm`, `transformers` or `fake`.
         revision: branch, tag or commit of a hub model.
         dtype: `auto` (float16, or bfloat16 where that is not finite), `float32`, `float16` or `bfloat16`.
-        max_length: tokens of a prompt at most; longer documents are cut. Lowered to what the model was built for.
+        max_length: tokens of a prompt at most; longer documents are cut. By default 8192, or less where the model says so;
+            lowered to what it was built for.
         instruction: the task, used where `score` gets none.
         parse_special_tokens: let special tokens in the texts act as such.
         check_scores: compare the engine with Transformers in float32 before the first score.
@@ -47,7 +48,7 @@ class Reranker:
         *,
         revision: str | None = None,
         dtype: str = "auto",
-        max_length: int = 8192,
+        max_length: int | None = None,
         instruction: str = DEFAULT_INSTRUCTION,
         parse_special_tokens: bool = False,
         check_scores: bool = False,
@@ -59,12 +60,12 @@ class Reranker:
             raise ModelError(f"engine {engine!r} is not known; take vllm, transformers or fake")
         let_threads_sleep()
         name = model or (BUILT_IN_TOKENIZER if engine == "fake" else DEFAULT_MODEL)
-        self.model = load_reranker_model(name, revision, trust_remote_code=trust_remote_code)
+        self.model = load_reranker_model(name, revision, trust_remote_code=trust_remote_code, weights=engine != "fake")
         self._encoder = PairEncoder(
             load_tokenizer_json(self.model),
             template=self.model.description.template,
             instruction=instruction,
-            max_length=min(max_length, self.model.max_positions),
+            max_length=min(max_length or self.model.default_length, self.model.max_positions),
             parse_special_tokens=parse_special_tokens,
         )
         self._refuse_instruction(instruction if instruction != DEFAULT_INSTRUCTION else None)

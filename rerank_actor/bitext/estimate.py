@@ -24,7 +24,7 @@ from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.language_pairs import LanguagePair
 from rerank_actor.bitext.readers import read_candidate_batches
 from rerank_actor.bitext.sources import Source, choose_partitions, choose_sources, list_sources
-from rerank_actor.engines.model import RerankerModel, load_reranker_model, load_tokenizer_json
+from rerank_actor.engines.model import RerankerModel, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.batches import refuse_broken
@@ -35,7 +35,7 @@ from rerank_actor.outputs.folder import Output, list_pending
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.scoring.budget import Budget, ModelSize, count_budget, print_budget, read_model_size
 from rerank_actor.scoring.estimate import Estimate, count_shared, find_rate, print_estimate
-from rerank_actor.scoring.preflight import fit_max_length, make_encoder_settings, refuse_dead_storage
+from rerank_actor.scoring.preflight import fit_max_length, look_at_model, make_encoder_settings, refuse_dead_storage
 
 SAMPLED_FILES = 4  # of a language pair
 SAMPLED_ROWS = 250  # of each of them
@@ -117,7 +117,7 @@ def estimate_bitext(job: BitextJob, reporter: Reporter | None = None) -> BitextE
         JobError: the job, the model or its input is wrong.
     """
     reporter = reporter or QuietReporter()
-    model = load_reranker_model(job.model_name, job.revision, trust_remote_code=job.trust_remote_code)
+    model = look_at_model(job)
     job = fit_max_length(job, model, reporter)
     groups: dict[str | None, list[Source]] = defaultdict(list)
     for source in choose_sources(list_sources(job), job.partitions):

@@ -15,14 +15,20 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from rerank_actor import storage
+from rerank_actor.engines.checkpoint.files import list_model_files
+from rerank_actor.engines.checkpoint.folder import (
+    check_checkpoint,
+    make_loaded_folder,
+    read_usual_length,
+    refuse_adapter,
+)
+from rerank_actor.engines.checkpoint.weights import REFUSED_SUFFIXES, choose_weights, refuse_pointers
 from rerank_actor.engines.families.description import ModelDescription, Runtime, TokenHead
 from rerank_actor.engines.families.detect import describe_model, get_architecture
-from rerank_actor.engines.options import BUILT_IN_TOKENIZER
+from rerank_actor.engines.options import BUILT_IN_TOKENIZER, DEFAULT_MAX_LENGTH
 from rerank_actor.engines.template import CROSS_ENCODER, QWEN3_RERANKER
 from rerank_actor.errors import ModelError, RerankError, describe_cause
 
-# Formats of weights that are pickles or that no engine here loads: never fetched, never opened.
-REFUSED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".onnx", ".h5", ".msgpack")
 HUB_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")
 CODE_SUFFIX = ".py"
 UNLIMITED_POSITIONS = 10**9
@@ -46,6 +52,7 @@ class RerankerModel:
         description: its prompt, its head and what runs it.
         architecture: the class named in `config.json`.
         max_positions: longest prompt in tokens that the model was built for.
+        usual_length: longest prompt by the settings of sentence-transformers, None where they say nothing.
         trust_remote_code: whether the user lets the model's own code run.
     """
 
@@ -57,6 +64,12 @@ class RerankerModel:
     architecture: str
     max_positions: int
     trust_remote_code: bool = False
+    usual_length: int | None = None
+
+    @property
+    def default_length(self) -> int:
+        """Tokens of a prompt at most, where nothing else is asked for."""
+        return min(DEFAULT_MAX_LENGTH, self.max_positions, self.usual_length or DEFAULT_MAX_LENGTH)
 
     def fingerprint_settings(self) -> dict[str, Any]:
         """Return the model's share of the fingerprint; the folder's place is not part of it."""
@@ -129,28 +142,34 @@ def _fetch_from_hub(name: str, revision: str | None, *, weights: bool, code: boo
         ) from error
 
 
-def load_reranker_model(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> RerankerModel:
-    """Read what kind of reranker a model is.
+def load_reranker_model(
+    name: str, revision: str | None = None, *, trust_remote_code: bool = False, weights: bool = True
+) -> RerankerModel:
+    """Read what kind of reranker a model is, and whether its weight files are those of that model.
 
     Args:
         name: hub name, local folder or s3:// folder.
         revision: branch, tag or commit of a hub model.
         trust_remote_code: let the model's own Python code run.
+        weights: look at its weight files too; of no use for a rehearsal, which loads none.
 
     Raises:
         ModelError: it is not there, it is not a reranker (no yes and no tokens, no head with one label), it brings code
-            that it was not said to trust, or its weights are not safetensors.
+            that it was not said to trust, or its weight files are not safetensors, not whole or of another model.
     """
     if name == BUILT_IN_TOKENIZER:
         described = ModelDescription(QWEN3_RERANKER.name, QWEN3_RERANKER, TokenHead(1, 0), Runtime("none"))
         return RerankerModel(name, name, name, None, described, "none", UNLIMITED_POSITIONS)
     folder = fetch_model(name, revision, weights=False, code=trust_remote_code)
+    commit = folder.name if folder.parent.name == "snapshots" else None
+    files = list_model_files(name, folder, commit)
+    refuse_adapter(name, files)
+    refuse_pointers(name, files)
     config = _read_config(folder, name)
     if not trust_remote_code:
         _refuse_code(name, folder, config)
     description = describe_model(name, folder, config)
-    commit = folder.name if folder.parent.name == "snapshots" else None
-    _refuse_pickled_weights(name, _list_files(name, commit, folder))
+    check_checkpoint(name, folder, files, config, description.auto_class if weights else None)
     return RerankerModel(
         name=name,
         folder=str(folder),
@@ -160,6 +179,7 @@ def load_reranker_model(name: str, revision: str | None = None, *, trust_remote_
         architecture=get_architecture(config),
         max_positions=_max_positions(config),
         trust_remote_code=trust_remote_code,
+        usual_length=read_usual_length(folder),
     )
 
 
@@ -177,30 +197,6 @@ def _refuse_code(name: str, folder: Path, config: dict[str, Any]) -> None:
             )
 
 
-def _list_files(name: str, commit: str | None, folder: Path) -> list[str]:
-    """Return the names of a model's files where it lies, weights included, which may not have been fetched."""
-    if storage.is_s3(name):
-        return [item.uri.rpartition("/")[2] for item in storage.list_objects(name)]
-    if not Path(name).expanduser().is_dir():
-        from huggingface_hub import HfApi
-
-        try:
-            return [file for file in HfApi().list_repo_files(name, revision=commit) if "/" not in file]
-        except Exception:  # no network; what the cache holds is looked at again where the weights are loaded
-            pass
-    return [path.name for path in folder.iterdir()]
-
-
-def _refuse_pickled_weights(name: str, files: list[str]) -> None:
-    refused = sorted(file for file in files if file.endswith(REFUSED_SUFFIXES))
-    if refused and not any(file.endswith(".safetensors") for file in files):
-        raise ModelError(
-            f"{name}: has no weights as safetensors, only {refused[0]}, and loading that could run code; convert it "
-            "(Transformers: `model.save_pretrained(folder)`) or take a --revision that has them",
-            model=name,
-        )
-
-
 def fetch_weights(model: RerankerModel) -> Path:
     """Return a local folder with the model and its weights, on the machine that is to load it.
 
@@ -216,9 +212,11 @@ def fetch_weights(model: RerankerModel) -> Path:
             f"{model.folder}: this machine has no such model folder; use a path that all nodes share, s3:// or a hub name",
             model=model.name,
         )
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{model.name}: has no weights as safetensors, and no others are loaded", model=model.name)
-    return folder
+    files = list_model_files(str(folder), folder, None)
+    refuse_pointers(model.name, files)
+    config = _read_config(folder, model.name)
+    check_checkpoint(model.name, folder, files, config, model.description.auto_class)
+    return make_loaded_folder(folder, choose_weights(model.name, files, config))
 
 
 def _identify(name: str, commit: str | None, folder: Path, *, code: bool) -> str:

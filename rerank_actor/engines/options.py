@@ -9,6 +9,7 @@ from typing import Any
 from rerank_actor.errors import suggest
 
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
+DEFAULT_MAX_LENGTH = 8192  # of the Qwen3-Reranker model card
 
 BUILT_IN_TOKENIZER = "bytes"  # the model name that stands for the fake engine's own byte tokenizer
 

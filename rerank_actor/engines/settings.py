@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rerank_actor import storage
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION, load_presets
-from rerank_actor.engines.options import BUILT_IN_TOKENIZER, DEFAULT_MODEL, check_engine_args
+from rerank_actor.engines.options import BUILT_IN_TOKENIZER, DEFAULT_MAX_LENGTH, DEFAULT_MODEL, check_engine_args
 from rerank_actor.errors import suggest
 from rerank_actor.job_file import Settings, make_flag, read_instruction_map, refuse_credentials
 
@@ -88,7 +88,10 @@ class ModelSettings(Settings):
         "auto", "model", "auto takes float16, and bfloat16 where float16 is not finite"
     )
     max_length: Annotated[int, Field(ge=1)] = make_flag(
-        8192, "model", "tokens of a prompt at most, prefix and suffix included; documents are cut to fit", "N"
+        DEFAULT_MAX_LENGTH,
+        "model",
+        "tokens of a prompt at most, prefix and suffix included; documents are cut to fit",
+        "N",
     )
     parse_special_tokens: bool = make_flag(
         False, "model", "let special tokens written in the texts act as such, as the publisher's example does"

@@ -15,7 +15,7 @@ import transformers
 from rerank_actor.engines.base import EngineSpec
 from rerank_actor.engines.families.description import TokenHead
 from rerank_actor.engines.model import fetch_weights
-from rerank_actor.errors import EngineError, EngineMemoryError, describe_cause
+from rerank_actor.errors import EngineError, EngineMemoryError, EngineStartError, describe_cause
 
 BATCH_TOKENS = 8192
 BATCH_PROMPTS = 64
@@ -38,15 +38,16 @@ class TransformersEngine:
         self._device = torch.device("cuda" if torch.cuda.is_available() and spec.device == "auto" else "cpu")
         head = spec.model.description.head
         self._answers = [head.false_id, head.true_id] if isinstance(head, TokenHead) else None
-        auto: Any = (
-            transformers.AutoModelForCausalLM if self._answers else transformers.AutoModelForSequenceClassification
-        )
-        self._model: Any = auto.from_pretrained(
+        auto: Any = getattr(transformers, spec.model.description.auto_class)
+        model, report = auto.from_pretrained(
             folder,
             dtype=getattr(torch, spec.dtype),
             use_safetensors=True,  # never a pickle
             trust_remote_code=spec.model.trust_remote_code,
+            output_loading_info=True,
         )
+        _refuse_made_up(spec.model.name, report)
+        self._model: Any = model
         self._model.to(self._device).eval()
         if self._answers is None:
             # Decoder classifiers pool the last token that is not padding; our batches have none.
@@ -89,6 +90,17 @@ class TransformersEngine:
         self._model = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _refuse_made_up(name: str, report: dict[str, Any]) -> None:
+    """Refuse a model of which Transformers has made up tensors at random; it says so in its log alone."""
+    made_up = sorted({*report["missing_keys"], *(tensor for tensor, *_ in report["mismatched_keys"])})
+    if made_up:
+        raise EngineStartError(
+            f"{name}: its weight files lack {made_up[0]} and {len(made_up) - 1:,} more tensors, which Transformers would "
+            "make up at random; fetch the model again",
+            model=name,
+        )
 
 
 def _batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:

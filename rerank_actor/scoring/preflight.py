@@ -15,7 +15,7 @@ from rerank_actor import storage
 from rerank_actor.engines.base import EngineSpec
 from rerank_actor.engines.model import RerankerModel, load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
-from rerank_actor.engines.settings import ModelSettings
+from rerank_actor.engines.settings import EngineSettings, ModelSettings
 from rerank_actor.engines.start import encode_check_pairs
 from rerank_actor.errors import JobError, ModelError, OutputConflictError, StorageError
 from rerank_actor.fingerprint import hash_fingerprint, list_differing
@@ -87,7 +87,7 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
     if job.trust_remote_code and model is None:
         reporter.info(f"--trust-remote-code: {job.model_name} may run Python code of its own, here and on workers")
     find_price(job.gpu_type, job.gpu_price)
-    model = model or load_reranker_model(job.model_name, job.revision, trust_remote_code=job.trust_remote_code)
+    model = model or look_at_model(job)
     refuse_instruction(job, model)
     job = fit_max_length(job, model, reporter)
     _refuse_short_prompts(job, model)
@@ -137,6 +137,17 @@ def _refuse_foreign(output: Output, listed: list[storage.StoredObject]) -> None:
             "the scores there would read them too; choose another --output",
             uri=output.uri,
         )
+
+
+def look_at_model(job: EngineSettings) -> RerankerModel:
+    """Return what a job's model is.
+
+    Raises:
+        ModelError: it is no reranker, or its files are not whole.
+    """
+    return load_reranker_model(
+        job.model_name, job.revision, trust_remote_code=job.trust_remote_code, weights=job.engine != "fake"
+    )
 
 
 def is_up_to_date(prepared: PreparedJob) -> bool:
@@ -203,14 +214,23 @@ def fit_max_length(job: Job, model: RerankerModel, reporter: Reporter) -> Job:
     Raises:
         ModelError: longer ones were asked for.
     """
-    if job.max_length <= model.max_positions:
-        return job
     if "max_length" in job.model_fields_set:
-        raise ModelError(
-            f"--max-length {job.max_length} is more than {model.name} was built for ({model.max_positions} tokens); lower it"
-        )
-    reporter.info(f"--max-length is {model.max_positions}, the longest that {model.name} was built for")
-    return job.model_copy(update={"max_length": model.max_positions})
+        if job.max_length > model.max_positions:
+            raise ModelError(
+                f"--max-length {job.max_length} is more than {model.name} was built for ({model.max_positions} tokens); "
+                "lower it"
+            )
+        return job
+    length = model.default_length
+    if length == job.max_length:
+        return job
+    reason = (
+        "the longest that {} was built for"
+        if length == model.max_positions
+        else "the max_seq_length in the files of {}"
+    )
+    reporter.info(f"--max-length is {length}, {reason.format(model.name)}")
+    return job.model_copy(update={"max_length": length})
 
 
 def refuse_instruction(job: ScoreJob, model: RerankerModel) -> None:

@@ -1,4 +1,4 @@
-"""Files of dataset repositories on the Hugging Face hub, read in place: `hf://datasets/owner/name[@revision]/path`.
+"""Files of repositories on the Hugging Face hub, read in place: `hf://datasets/owner/name[@revision]/path`, and of models.
 
 A branch is looked up once in a process and read at the commit that was found, so that a file cannot change in mid-read;
 a file's version mark is its hash, so that a commit that leaves it alone changes nothing. Errors are Python's own; what to
@@ -137,14 +137,37 @@ def look_at(uri: str) -> tuple[int, str]:
 
 def read_range(uri: str, start: int, end: int) -> bytes:
     """Return some bytes of a file."""
+    repository, revision, path = split_hub_uri(uri)
+    return _get_range(uri, (repository, path), "dataset", pin_revision(repository, revision), start, end)
+
+
+def list_model_files(repository: str, commit: str) -> dict[str, int]:
+    """Return the size of each file at the top of a model's repository.
+
+    Raises:
+        FileNotFoundError, PermissionError, OSError: the hub does not tell.
+    """
+    with translate_hub_errors(repository):
+        tree = list(_api(_endpoint(), _token()).list_repo_tree(repository, revision=commit))
+    return {str(item.path): int(item.size) for item in tree if hasattr(item, "blob_id")}
+
+
+def read_model_range(repository: str, commit: str, path: str, start: int, end: int) -> bytes:
+    """Return some bytes of a file of a model's repository.
+
+    Raises:
+        FileNotFoundError, PermissionError, OSError: the hub does not give them.
+    """
+    return _get_range(repository, (repository, path), "model", commit, start, end)
+
+
+def _get_range(uri: str, file: tuple[str, str], kind: str, commit: str, start: int, end: int) -> bytes:
+    """Return some bytes of a file, given as repository and path."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils._headers import build_hf_headers
     from huggingface_hub.utils._http import get_session, hf_raise_for_status
 
-    repository, revision, path = split_hub_uri(uri)
-    url = hf_hub_url(
-        repository, path, repo_type="dataset", revision=pin_revision(repository, revision), endpoint=_endpoint()
-    )
+    url = hf_hub_url(*file, repo_type=kind, revision=commit, endpoint=_endpoint())
     headers = {**build_hf_headers(token=_token()), "Range": f"bytes={start}-{end - 1}"}
     with translate_hub_errors(uri):
         answer = get_session().get(url, headers=headers, timeout=REQUEST_SECONDS, follow_redirects=True)

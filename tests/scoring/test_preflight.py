@@ -79,3 +79,14 @@ def test_max_length_that_the_template_fills_is_refused_with_its_tokens(
     with pytest.raises(ModelError, match="leaves no room"):
         prepare(max_length=own_tokens, **flags)
     assert prepare(max_length=own_tokens + 1, **flags).plan.num_rows == 1
+
+
+def test_length_that_comes_with_a_model_is_the_default_and_said(
+    prepare: Callable[..., PreparedJob], cross_encoder: str
+) -> None:
+    assert prepare(model=cross_encoder).job.max_length == 512
+    (Path(cross_encoder) / "sentence_bert_config.json").write_text('{"max_seq_length": 128}')
+    assert prepare(model=cross_encoder).job.max_length == 128
+    assert prepare(model=cross_encoder, max_length=256).job.max_length == 256
+    with pytest.raises(ModelError, match=r"--max-length 600 is more than .* \(512 tokens\)"):
+        prepare(model=cross_encoder, max_length=600)

@@ -70,6 +70,11 @@ class ModelDescription:
     group: Literal["pair"] = "pair"
 
     @property
+    def auto_class(self) -> str:
+        """Class of Transformers by which the model is loaded."""
+        return "AutoModelForCausalLM" if isinstance(self.head, TokenHead) else "AutoModelForSequenceClassification"
+
+    @property
     def digest(self) -> str:
         """Short hash of all that can change a logit or a score, for the fingerprint."""
         described = {**asdict(self), "template": self.template.digest}

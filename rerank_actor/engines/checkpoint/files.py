@@ -1,0 +1,82 @@
+"""The files of a model where they lie: their sizes, and any range of their bytes, whether they were fetched or not.
+
+One view of a local folder, an S3 folder and a hub repository at a commit. Subfolders are left out, since no engine loads
+weights from them. Knows nothing of what the files hold.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rerank_actor import storage
+from rerank_actor.storage import hub
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Files by name.
+
+    Attributes:
+        sizes: bytes of each.
+        read: gives the bytes of a file from one position to another, fewer where it ends before.
+        is_complete: whether these are all files that the model has; false for a copy without the hub to compare it with.
+        is_near: whether they lie on this machine's disks, so that reading much of them costs little.
+    """
+
+    sizes: Mapping[str, int]
+    read: Callable[[str, int, int], bytes]
+    is_complete: bool = True
+    is_near: bool = True
+
+
+def list_model_files(name: str, folder: Path, commit: str | None) -> ModelFiles:
+    """Return the files of a model.
+
+    Args:
+        name: as the user gave it.
+        folder: local folder with the model, perhaps without its weights.
+        commit: of a hub model, else None.
+
+    Raises:
+        JobError, StorageError: storage does not answer.
+    """
+    if storage.is_s3(name):
+        return _list_s3(storage.normalize_uri(name))
+    if commit is not None:
+        try:
+            sizes = hub.list_model_files(name, commit)
+            return ModelFiles(sizes, partial(_read_hub, name, commit, folder), is_near=False)
+        except OSError:  # no network: what was fetched before is all there is
+            return ModelFiles(_list_folder(folder), partial(_read_folder, folder), is_complete=False)
+    return ModelFiles(_list_folder(folder), partial(_read_folder, folder))
+
+
+def _list_folder(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def _read_folder(folder: Path, file: str, start: int, end: int) -> bytes:
+    with (folder / file).open("rb") as opened:
+        opened.seek(start)
+        return opened.read(end - start)
+
+
+def _read_hub(name: str, commit: str, folder: Path, file: str, start: int, end: int) -> bytes:
+    if (folder / file).is_file():
+        return _read_folder(folder, file, start, end)
+    return hub.read_model_range(name, commit, file, start, end)
+
+
+def _list_s3(uri: str) -> ModelFiles:
+    objects = {
+        item.uri.rpartition("/")[2]: item
+        for item in storage.list_objects(uri)
+        if item.uri.count("/") == uri.count("/") + 1
+    }
+
+    def read(file: str, start: int, end: int) -> bytes:
+        item = objects[file]
+        return storage.read_range(item.uri, start, min(end, item.size), item.size)
+
+    return ModelFiles({file: item.size for file, item in objects.items()}, read, is_near=False)
