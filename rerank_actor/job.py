@@ -17,6 +17,7 @@ from rerank_actor.inputs.directions import Directions
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.pairs import INDEX_COLUMN, TextSpec
 from rerank_actor.inputs.settings import (
+    DialectSettings,
     InputSettings,
     ListSettings,
     OutputSettings,
@@ -189,7 +190,16 @@ class EngineJob(
         return self
 
 
-class ScoreJob(EngineJob, RescoreSettings, ListSettings, RowSettings, InstructionSettings, TextSettings, ShardSettings):
+class ScoreJob(
+    EngineJob,
+    RescoreSettings,
+    ListSettings,
+    RowSettings,
+    InstructionSettings,
+    TextSettings,
+    DialectSettings,
+    ShardSettings,
+):
     """One scoring job: pairs of queries and documents."""
 
     @model_validator(mode="after")
@@ -240,6 +250,7 @@ class ScoreJob(EngineJob, RescoreSettings, ListSettings, RowSettings, Instructio
             output=self.output,
             format=self.format,
             header=tuple(self.columns),
+            dialect=self.dialect,
             config=self.config,
             split=self.split,
             limit=self.limit,
@@ -251,7 +262,7 @@ class ScoreJob(EngineJob, RescoreSettings, ListSettings, RowSettings, Instructio
             rename=self.rename_columns,
             reserved=frozenset(RESERVED_COLUMNS) | added,
             texts=self.text_spec(),
-            sources=self.source_specs(),
+            sources=self.source_specs(self.dialect),
             directions=self.directions(),
         )
 
@@ -284,6 +295,8 @@ class ScoreJob(EngineJob, RescoreSettings, ListSettings, RowSettings, Instructio
             "drop_columns": sorted(self.drop_columns),
             "rename_columns": self.rename_columns,
             "columns": self.columns,
+            "quoting": self.quoting if self.quoting != "auto" else None,
+            "csv_escape": self.csv_escape,
             "keep_fields": self.keep_fields,
             "explode": self.explode,
             "explode_columns": sorted(self.explode_columns),

@@ -20,8 +20,8 @@ from rerank_actor.mining.job import MineJob
 
 FLAGS = {
     "score": """
-        --input --format --top-k --columns --config --split --query-column --document-column --queries --corpus
-        --query-id-column --document-id-column --query-template --document-template --instruction
+        --input --format --top-k --columns --config --split --quoting --csv-escape --query-column --document-column
+        --queries --corpus --query-id-column --document-id-column --query-template --document-template --instruction
         --instruction-column --instruction-map --dataset-column --task --limit --output --keep-columns
         --drop-columns --rename-columns --keep-fields --explode --explode-columns --with-pair-key --reuse
         --overwrite --rescore-changed --model --revision --dtype --max-length --parse-special-tokens
@@ -32,8 +32,8 @@ FLAGS = {
     """,
     "plan": "--json --list-gpus",
     "bitext": """
-        --input --format --lang-pair --partitions --languages --source-column --target-column --source-id-column
-        --target-id-column --source-language-column --target-language-column --score-column --instruction
+        --input --format --quoting --csv-escape --lang-pair --partitions --languages --source-column --target-column
+        --source-id-column --target-id-column --source-language-column --target-language-column --score-column --instruction
         --preset --backward-instruction --direction --output --keep-columns --drop-columns --rename-columns
         --with-pair-key --reuse --overwrite --model --revision --dtype --max-length --parse-special-tokens
         --trust-remote-code --check-scores --engine --gpus-per-actor --tensor-parallel-size --engine-args
@@ -71,7 +71,9 @@ FLAGS["plan"] += FLAGS["score"]
 
 # Keys that are no flags: those of the selection bound its memory, those of a language pair are made from others.
 KEYS_ALONE = {SelectJob: "unit_mb bucket_rows local_rows", DirectedJob: "backward_instruction direction"}
-SHARED_WITH_SCORING = "lang_pair partitions languages source_column target_column direction ray_address"
+SHARED_WITH_SCORING = (
+    "quoting csv_escape lang_pair partitions languages source_column target_column direction ray_address"
+)
 FIRST_OF_SELECTION = "--scored"
 
 

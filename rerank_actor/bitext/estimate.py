@@ -30,7 +30,7 @@ from rerank_actor.errors import InputError
 from rerank_actor.inputs.batches import refuse_broken
 from rerank_actor.inputs.formats import split_name
 from rerank_actor.inputs.plan import share_out
-from rerank_actor.inputs.text import decompress
+from rerank_actor.inputs.text import decompress, may_span_lines
 from rerank_actor.outputs.folder import Output, list_pending
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.scoring.budget import Budget, ModelSize, count_budget, print_budget, read_model_size
@@ -163,13 +163,13 @@ def _look_at(sources: list[Source], job: BitextJob, rules: CandidateFilters) -> 
 
 def _look_at_file(source: Source, job: BitextJob, rules: CandidateFilters) -> _Look:
     with refuse_broken(source.file.uri, source.kind):
-        rows, is_counted = _count_rows(source)
+        rows, is_counted = _count_rows(source, job)
         candidates = next((some for some in read_candidate_batches(source, job) if some.table.num_rows), None)
         tables = list(split_candidates(candidates, source, job, rules)) if candidates is not None else []
     return _Look(rows if tables else 0, is_counted, tables)
 
 
-def _count_rows(source: Source) -> tuple[int, bool]:
+def _count_rows(source: Source, job: BitextJob) -> tuple[int, bool]:
     """Return how many rows a file may have, from its first lines, and whether these were all."""
     file = source.file
     with storage.open_input(file.uri, size=file.size, etag=file.etag) as raw:
@@ -183,7 +183,7 @@ def _count_rows(source: Source) -> tuple[int, bool]:
             lines, lengths = lines + 1, lengths + len(line)
         header = int(source.kind in WITH_HEADER)
         if lines < most:
-            return max(0, lines - header), source.kind != "csv"  # whose rows may span lines
+            return max(0, lines - header), not may_span_lines(source.kind, job.dialect)
         read = raw.tell() if compression else lengths
     return max(lines, round(lines * file.size / read)) - header, False
 

@@ -29,9 +29,10 @@ from rerank_actor.errors import InputError
 from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.inputs.batches import refuse_broken
 from rerank_actor.inputs.rows import LIMITS, ReadLimits
-from rerank_actor.inputs.text import BROKEN_CSV, BROKEN_FIELDS, BROKEN_JSON, NOT_UNICODE
+from rerank_actor.inputs.syntax.quoted import CSV_FAULTS
+from rerank_actor.inputs.text import BROKEN_FIELDS, BROKEN_JSON, NOT_UNICODE
 
-TOLD = (BROKEN_FIELDS, BROKEN_CSV, BROKEN_JSON, NOT_UNICODE, NOT_A_NUMBER, EMPTY_SOURCE, EMPTY_TARGET)
+TOLD = (BROKEN_FIELDS, *CSV_FAULTS, BROKEN_JSON, NOT_UNICODE, NOT_A_NUMBER, EMPTY_SOURCE, EMPTY_TARGET)
 
 
 @dataclass(frozen=True)

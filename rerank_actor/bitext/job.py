@@ -25,6 +25,7 @@ from rerank_actor.bitext.settings import (
 )
 from rerank_actor.engines.settings import EngineSettings
 from rerank_actor.inputs.directions import BACKWARD, FORWARD, Directions
+from rerank_actor.inputs.settings import DialectSettings
 from rerank_actor.job import ClusterSettings, EngineJob, PriceSettings, ReuseSettings, RunSettings, ScoreJob
 from rerank_actor.job_file import OptionalLocation, check_job, make_flag
 from rerank_actor.outputs.folder import Output
@@ -72,6 +73,7 @@ class BitextJob(
     PairSettings,
     EngineJob,
     InstructionSettings,
+    DialectSettings,
     CandidateSettings,
 ):
     """One bitext job: candidates of translation pairs, scored in both directions."""
@@ -133,7 +135,12 @@ class BitextJob(
         """Return the settings that can change a candidate as it is read: its columns, or whether it is scored at all."""
         names = ("format", "source_column", "target_column", "source_id_column", "target_id_column", "score_column")
         more = ("source_language_column", "target_language_column", "lang_pair", "keep_columns")
-        later = {name: getattr(self, name) for name in ("drop_columns", "rename_columns") if getattr(self, name)}
+        later = {
+            name: getattr(self, name)
+            for name in ("drop_columns", "rename_columns", "csv_escape")
+            if getattr(self, name)
+        }
+        later |= {"quoting": self.quoting} if self.quoting != "auto" else {}
         return {**{name: getattr(self, name) for name in (*names, *more)}, **later, "rules": self.rules().define()}
 
 

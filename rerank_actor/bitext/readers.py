@@ -34,7 +34,8 @@ def read_candidate_batches(source: Source, job: BitextJob, limits: ReadLimits = 
         return
     header = HEADERS.get(source.kind, ())
     kind = cast(TextFormat, "tsv" if header else source.kind)
-    for batch in read_batches(source.file, kind, split_name(source.file.uri)[2], header=header, limits=limits):
+    compression = split_name(source.file.uri)[2]
+    for batch in read_batches(source.file, kind, compression, header=header, dialect=job.dialect, limits=limits):
         yield name_candidates(batch) if header else name_columns(batch, source, job)
 
 

@@ -150,7 +150,8 @@ def _find_kind(file: storage.StoredObject, job: BitextJob) -> Kind | None:
     if kind != "tsv":
         return cast(Kind, kind) if kind in get_args(Kind) else None
     with refuse_broken(file.uri, "tsv"):
-        first = next(iterate_records(TextFile(file.uri, file.size, file.etag, "tsv", compression)), None)
+        text = TextFile(file.uri, file.size, file.etag, "tsv", compression, dialect=job.dialect)
+        first = next(iterate_records(text), None)
     fields = (split_fields(first.content) if first is not None else None) or []
     if job.source_column in fields and job.target_column in fields:
         return "tsv"

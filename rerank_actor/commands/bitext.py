@@ -58,7 +58,9 @@ def bitext(arguments: Sequence[str] | None = None) -> int:
         selection = _check_selection(values, path, flags)
         check_selection(selection, [job.output])  # before hours of scoring, not after them
         columns = selection.source_column, selection.target_column
-        known = read_labelled(selection.calibration, *columns, selection.lang_pair, selection.languages)
+        known = read_labelled(
+            selection.calibration, *columns, selection.lang_pair, selection.languages, selection.dialect
+        )
     if job.dry_run:
         from rerank_actor.bitext.estimate import estimate_bitext, print_bitext_estimate
 

@@ -19,6 +19,7 @@ from rerank_actor.errors import InputError, ShardError, describe_cause
 from rerank_actor.inputs.columns import to_texts, to_whole_array
 from rerank_actor.inputs.formats import TextFormat
 from rerank_actor.inputs.rows import LIMITS, ReadLimits, refuse_doubled
+from rerank_actor.inputs.syntax.quoted import AUTO, Dialect
 from rerank_actor.inputs.text import (
     READ_ERRORS,
     Content,
@@ -28,6 +29,7 @@ from rerank_actor.inputs.text import (
     iterate_records,
     parse_records,
     read_header,
+    refuse_other,
 )
 
 
@@ -90,6 +92,7 @@ def read_batches(
     compression: str = "",
     *,
     header: tuple[str, ...] = (),
+    dialect: Dialect = AUTO,
     wanted: Container[str] | None = None,
     part: int = 0,
     parts: int = 1,
@@ -102,8 +105,9 @@ def read_batches(
         kind: its format.
         compression: its packing, `gz`, `zst` or none.
         header: names of the columns of CSV, TSV and bare lines whose first line does not have them.
+        dialect: of CSV and TSV.
         wanted: columns of Parquet to read, those that are there; None for all.
-        part: of `parts` about equal ones, which to read; of packed text and CSV there is only one.
+        part: of `parts` about equal ones, which to read; of packed text and of what may span lines there is only one.
         parts: how many there are.
         limits: of a batch and of a line.
 
@@ -116,7 +120,8 @@ def read_batches(
     if kind == "parquet":
         yield from _read_parquet(file, wanted, part, parts, limits)
         return
-    text = TextFile(file.uri, file.size, file.etag, kind, compression, header, limits.line_bytes)
+    text = TextFile(file.uri, file.size, file.etag, kind, compression, header, limits.line_bytes, dialect)
+    refuse_other(text)
     top = read_header(text)
     records = iterate_records(text, top.start, top.line) if parts == 1 else _iterate_piece(text, top, part, parts)
     yield from _gather(text, top, records, "byte" if part else "line", limits)
@@ -144,7 +149,7 @@ def _gather(
     is_first = True
 
     def flush() -> Batch:
-        columns, faults = parse_records(file.kind, top.names, contents)
+        columns, faults = parse_records(file, top.names, contents)
         names.update(dict.fromkeys(columns))
         return Batch(tuple(names), columns, numbers, faults, counts)
 

@@ -45,6 +45,24 @@ MAGICS = {
     b"PK\x03\x04": ".zip",
 }
 MAGIC_BYTES = max(map(len, MAGICS))
+FOREIGN = {  # first bytes of what is no text of lines, and what it is
+    b"PAR1": "is Parquet; name it .parquet, or give --format parquet",
+    b"ARROW1": "is an Arrow file; name it .arrow, or give --format arrow",
+    b"ORC": "is ORC, which is not read; write it as Parquet",
+    b"Obj\x01": "is Avro, which is not read; write it as Parquet",
+    b"SQLite format 3\0": "is an SQLite database; export its table as CSV",
+    b"\x89HDF": "is HDF5, which is not read; write it as Parquet",
+    b"%PDF": "is a PDF document, and holds no rows",
+    b"\xd0\xcf\x11\xe0": "is an old Office document; save it as CSV in UTF-8",
+    b"\x80\x04\x95": "is a Python pickle, which is never read; write it as Parquet",
+    b"version https://git-lfs.github.com/spec/": "is a pointer to a file in Git LFS; fetch that with git lfs pull",
+}
+WIDE_TEXT = {
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 
 
 def split_name(uri: str) -> tuple[str, str, str]:
@@ -96,6 +114,26 @@ def detect_format(uri: str, wanted: str = "auto") -> tuple[Format, str]:
     if kind is None:
         raise InputError(f"{uri}: the name does not tell its format; name one with --format", uri=uri)
     return kind, compression
+
+
+def find_foreign(head: bytes) -> str | None:
+    """Return what the first bytes of a text show it to be, and what to do, where it is not one of lines in UTF-8."""
+    for magic, what in FOREIGN.items():
+        if head.startswith(magic):
+            return what
+    wide = next((name for mark, name in WIDE_TEXT.items() if head.startswith(mark)), None)
+    if wide is None and len(head) > 3 and 0 in head[:4] and any(head[:4]):
+        # JSON and names of columns begin with ASCII, of which the other bytes are then zero.
+        shape = "".join("x" if byte else "0" for byte in head[:4])
+        wide = {"x0x0": "UTF-16LE", "0x0x": "UTF-16BE", "x000": "UTF-32LE", "000x": "UTF-32BE"}.get(shape)
+    if wide is not None:
+        return f"is {wide}, not UTF-8; change it (iconv -f {wide} -t UTF-8 FILE > NEW)"
+    start = head[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "is a page of HTML, as a server sends in place of a file; fetch the file again"
+    if start.startswith((b"<?xml", b"<error>")):
+        return "is XML, which is not read here"
+    return None
 
 
 def find_mismatch(head: bytes, compression: str) -> str | None:

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.rows import LIMITS, Block, add_location
-from rerank_actor.inputs.text import BYTE_ORDER_MARK, NOT_UNICODE, TextFile, is_number, iterate_records, open_text
+from rerank_actor.inputs.syntax.quoted import BYTE_ORDER_MARK
+from rerank_actor.inputs.text import NOT_UNICODE, TextFile, is_number, iterate_records, open_text
 from rerank_actor.storage.utf8 import is_unicode
 
 RankingFormat = Literal["trec", "tevatron", "qrels"]

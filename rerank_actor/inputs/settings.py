@@ -12,6 +12,7 @@ from rerank_actor import storage
 from rerank_actor.errors import JobError
 from rerank_actor.inputs.field_template import parse_template
 from rerank_actor.inputs.spec import SourceSpec
+from rerank_actor.inputs.syntax.quoted import AUTO, Dialect
 from rerank_actor.job_file import (
     Location,
     Locations,
@@ -29,6 +30,12 @@ from rerank_actor.storage import hub
 def _check_template(value: str | None) -> str | None:
     if value is not None:
         parse_template(value)
+    return value
+
+
+def _check_escape(value: str) -> str:
+    if value not in ("", "none") and (len(value) != 1 or value.isalnum() or not value.isprintable() or value in '",'):
+        raise ValueError("expected one character that is no letter, digit, quote or comma, or none")
     return value
 
 
@@ -59,6 +66,29 @@ class InputSettings(Settings):
     def normal_values(self) -> dict[str, Any]:
         """Return the settings that `normalized` changes."""
         return {**super().normal_values(), "input": [_normalize_input(uri) for uri in self.input]}
+
+
+class DialectSettings(Settings):
+    """How fields of CSV and TSV are written."""
+
+    quoting: Literal["auto", "csv", "none"] = make_flag(
+        "auto",
+        "input",
+        "whether fields of CSV and TSV may be in quotes: csv, as RFC 4180 has them; none, where quotes are text; auto is csv "
+        "for CSV, none for TSV, and refuses a TSV that looks quoted",
+    )
+    csv_escape: Annotated[str, AfterValidator(_check_escape)] = make_flag(
+        "",
+        "input",
+        "character that takes its meaning from the next in CSV and TSV, as the backslash of Spark and MySQL; none where a "
+        "backslash before a quote is text (default: such a row is an error)",
+        "CHAR",
+    )
+
+    @property
+    def dialect(self) -> Dialect:
+        """What both say."""
+        return Dialect(self.quoting, self.csv_escape)
 
 
 class ShardSettings(InputSettings):
@@ -147,10 +177,10 @@ class TextSettings(Settings):
         """The same of the document."""
         return self.document_id_column if self.corpus else self.document_column
 
-    def source_specs(self) -> tuple[SourceSpec, ...]:
-        """Return where the texts are that rows name by id."""
-        queries = SourceSpec("query", tuple(self.queries), self.query_id_column, self.query_column)
-        corpus = SourceSpec("document", tuple(self.corpus), self.document_id_column, self.document_column)
+    def source_specs(self, dialect: Dialect = AUTO) -> tuple[SourceSpec, ...]:
+        """Return where the texts are that rows name by id, in files of a dialect."""
+        queries = SourceSpec("query", tuple(self.queries), self.query_id_column, self.query_column, dialect)
+        corpus = SourceSpec("document", tuple(self.corpus), self.document_id_column, self.document_column, dialect)
         return tuple(spec for spec in (queries, corpus) if spec.uris)
 
 

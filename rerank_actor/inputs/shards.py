@@ -64,7 +64,7 @@ def scan_shard(
 def _name_text(item: storage.StoredObject | Unit, spec: InputSpec, limits: ReadLimits) -> TextFile:
     kind, compression = detect_format(item.uri, spec.format)
     text = cast(TextFormat, kind)
-    return TextFile(item.uri, item.size, item.etag, text, compression, spec.header, limits.line_bytes)
+    return TextFile(item.uri, item.size, item.etag, text, compression, spec.header, limits.line_bytes, spec.dialect)
 
 
 def _refuse_unreadable(uri: str, kind: str, error: Exception) -> ShardError:

@@ -11,6 +11,7 @@ from typing import Literal
 from rerank_actor.inputs.columns import RESERVED_COLUMNS
 from rerank_actor.inputs.directions import Directions
 from rerank_actor.inputs.pairs import TextSpec
+from rerank_actor.inputs.syntax.quoted import AUTO, Dialect
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,14 @@ class SourceSpec:
         role: what the texts are.
         uris: files, folders and globs.
         id_column, text_column: columns that are looked for first, before the usual names.
+        dialect: of CSV and TSV.
     """
 
     role: Literal["query", "document"]
     uris: tuple[str, ...]
     id_column: str
     text_column: str
+    dialect: Dialect = AUTO
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class InputSpec:
         output: the folder that no input may lie in or around.
         format: `auto`, which goes by names, or the format of all shards.
         header: names of the columns of CSV and TSV whose first line does not have them.
+        dialect: of CSV and TSV.
         config, split: of hf:// datasets and save_to_disk folders.
         limit: rows to plan, None for all.
         unit_rows: rows of a unit at most, None to choose by the size of the input.
@@ -56,6 +60,7 @@ class InputSpec:
     output: str = ""
     format: str = "auto"
     header: tuple[str, ...] = ()
+    dialect: Dialect = AUTO
     config: str | None = None
     split: str | None = None
     limit: int | None = None

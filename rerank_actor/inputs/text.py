@@ -1,4 +1,4 @@
-"""Text formats: JSON lines, CSV (RFC 4180, with a header), TSV (a header, no quoting) and bare lines, also packed.
+"""Text formats: JSON lines, CSV (RFC 4180, with a header), TSV (a header, no quotes) and bare lines, also packed.
 
 `iterate_records` finds the records of a file, `read_header` the names of its columns, `parse_records` makes columns of
 records: whoever reads text goes through these three. Blank lines are no rows, but of bare lines; a byte order mark is none
@@ -7,10 +7,10 @@ of a line's. Where a record cannot be parsed, the row stays and its fault says w
 
 import csv
 import io
-import json
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -19,19 +19,31 @@ import pyarrow as pa
 from rerank_actor import storage
 from rerank_actor.errors import ShardError
 from rerank_actor.inputs.columns import as_text, is_list, to_array
-from rerank_actor.inputs.formats import MAGIC_BYTES, TextFormat, find_mismatch
+from rerank_actor.inputs.formats import MAGIC_BYTES, TextFormat, find_foreign, find_mismatch
 from rerank_actor.inputs.rows import LIMITS, Rows, Unit, add_location, choose_columns, refuse_doubled
-
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+from rerank_actor.inputs.syntax.json_values import find_no_lines, parse_object
+from rerank_actor.inputs.syntax.quoted import (
+    AUTO,
+    BYTE_ORDER_MARK,
+    LOOKS_QUOTED,
+    Dialect,
+    Line,
+    Syntax,
+    find_quotes,
+    iterate_quoted,
+    looks_quoted,
+)
 
 BROKEN_JSON = "line is not a JSON object"
-BROKEN_CSV = "row is not CSV"
 BROKEN_FIELDS = "row has another number of fields than the header"
 NOT_UNICODE = "not valid Unicode"
 
 READ_ERRORS = (pa.ArrowException, EOFError, OSError, ValueError, csv.Error)  # of a file that is not what it should be
 
-Content = bytes | list[str] | None
+HEAD_BYTES = 256 * 1024  # of a TSV, in which it shows whether fields are in quotes
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+
+Content = bytes | list[str | None] | str
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,7 @@ class TextFile:
         kind, compression: its format.
         header: names of the columns where the first line does not have them.
         line_bytes: of a line at most; a longer one is refused and never held.
+        dialect: of CSV and TSV.
     """
 
     uri: str
@@ -52,10 +65,24 @@ class TextFile:
     compression: str = ""
     header: tuple[str, ...] = ()
     line_bytes: int = LIMITS.line_bytes
+    dialect: Dialect = AUTO
+
+    @property
+    def spans_lines(self) -> bool:
+        """Whether a record may span lines, so that records are found from the first on alone."""
+        return may_span_lines(self.kind, self.dialect)
+
+
+def may_span_lines(kind: str, dialect: Dialect) -> bool:
+    """Whether a record of a format may span lines."""
+    has_quotes = dialect.quoting == "csv" or (dialect.quoting == "auto" and kind == "csv")
+    return kind in DELIMITERS and (has_quotes or dialect.escape not in ("", "none"))
 
 
 class Record(NamedTuple):
-    """A record that is a row or a header: `content` is the line without its end, or the fields of CSV, None for no CSV.
+    """A record that is a row or a header.
+
+    Its content is the line without its end; where records may span lines its fields, or as text why it has none.
 
     Bytes are those of the uncompressed text, lines count from the one that reading began at.
     """
@@ -126,15 +153,25 @@ def iterate_records(file: TextFile, start: int = 0, line: int = 1) -> Iterator[R
         StorageError, JobError: it cannot be reached.
     """
     with open_text(file, start) as stream:
-        if file.kind == "csv":
-            yield from _iterate_csv(stream, file, start, line)
+        lines = _iterate_lines(stream, file, start)
+        if file.spans_lines:
+            yield from _iterate_spanning(file, lines, line)
             return
-        for begin, end, raw in _iterate_lines(stream, file, start):
+        for begin, end, raw in lines:
             content = raw.removeprefix(BYTE_ORDER_MARK)
             content = content.strip() if file.kind == "jsonl" else content.rstrip(b"\r\n")
             if content or file.kind == "lines":
                 yield Record(begin, end, line, 1, content)
             line += 1
+
+
+def _iterate_spanning(file: TextFile, lines: Iterator[tuple[int, int, bytes]], line: int) -> Iterator[Record]:
+    """Yield records, which may span lines."""
+    numbered = (Line(begin, end, number, raw) for number, (begin, end, raw) in enumerate(lines, start=line))
+    is_plain = file.dialect.quoting == "auto" and file.kind == "tsv"
+    dialect = replace(file.dialect, quoting="none") if is_plain else file.dialect
+    for first, last, fields in iterate_quoted(numbered, Syntax(DELIMITERS[file.kind], dialect, file.line_bytes)):
+        yield Record(first.start, last.end, first.number, last.number - first.number + 1, fields)
 
 
 def _iterate_lines(stream: Any, file: TextFile, start: int) -> Iterator[tuple[int, int, bytes]]:
@@ -155,33 +192,6 @@ def refuse_long_line(file: TextFile, byte: int) -> ShardError:
     )
 
 
-def _iterate_csv(stream: Any, file: TextFile, start: int, line: int) -> Iterator[Record]:
-    """Yield records, which may span lines."""
-    end, num_lines = start, 0
-
-    def lines() -> Iterator[str]:
-        nonlocal end, num_lines
-        for _, line_end, raw in _iterate_lines(stream, file, start):
-            end, num_lines = line_end, num_lines + 1
-            yield raw.removeprefix(BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
-
-    csv.field_size_limit(file.line_bytes)
-    reader = csv.reader(lines())
-    while True:
-        begin, first = end, num_lines
-        fields: list[str] | None
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error:
-            if end - begin >= file.line_bytes:
-                raise
-            fields = None
-        if fields is None or fields:
-            yield Record(begin, end, line + first, num_lines - first, fields)
-
-
 def read_header(file: TextFile) -> Header:
     """Return the names of the columns: those that were given, else what the first line says that is not blank.
 
@@ -192,49 +202,72 @@ def read_header(file: TextFile) -> Header:
     """
     if file.header and file.kind != "jsonl":
         return Header(file.header)
-    first = next(iterate_records(file), None)
+    first = next(iterate_records(file), None) if file.kind != "jsonl" else None
     if first is None:
         return Header(())
-    if file.kind == "jsonl":
-        _refuse_document(file, cast(bytes, first.content))
-        return Header(())
-    names = split_fields(first.content)
-    if names is None:
+    fields = split_fields(first.content, DELIMITERS[file.kind])
+    if fields is None:
         raise ShardError(
-            f"{file.uri}, line {first.line}: is not CSV, so that its columns have no names; where its lines end with a "
-            "carriage return alone, change that (tr '\\r' '\\n')",
-            uri=file.uri,
+            f"{file.uri}, line {first.line}: {first.content!s}, so that its columns have no names", uri=file.uri
         )
-    names = [str(as_text(name)) for name in names]
+    names = [str(as_text(name)) for name in fields]
     refuse_doubled(file.uri, names)
     return Header(tuple(names), first.end, first.line + first.num_lines)
 
 
-def _refuse_document(file: TextFile, content: bytes) -> None:
-    if content.startswith(b"[") and content[1:].lstrip()[:1] in (b"", b"{"):
-        raise ShardError(
-            f"{file.uri}: is one JSON array, not JSON lines; write an object a line (jq -c '.[]')", uri=file.uri
+def refuse_other(file: TextFile) -> None:
+    """Refuse a file whose first lines show that it is not what it is taken for, or has two readings.
+
+    Raises:
+        ShardError: it is another thing than text of lines, no line is a JSON object, or a TSV has fields in quotes.
+        As `iterate_records`.
+    """
+    head, is_whole = _read_head(file)
+    problem = find_foreign(head)
+    is_object = file.kind == "jsonl" and is_whole and parse_object(head) is not None
+    if problem is None and b"\r" in head.rstrip() and b"\n" not in head and not is_object:
+        problem = r"has lines that end with a carriage return alone; change that (tr '\r' '\n')"
+    if problem is None and file.kind == "jsonl":
+        problem = find_no_lines(head, is_whole)
+    if problem is None and _is_unsettled(file) and find_quotes(_list_lines(head, is_whole), is_whole) == "quoted":
+        problem = (
+            "some of its fields are in quotes, which a CSV writer puts around them; --quoting csv takes them off (pandas' "
+            "to_csv, Python's csv), --quoting none reads them as text"
         )
-    if content == b"{":
-        raise ShardError(
-            f"{file.uri}: holds JSON objects over several lines; write an object a line (jq -c .)", uri=file.uri
-        )
+    if problem is not None:
+        raise ShardError(f"{file.uri}: {problem}", uri=file.uri)
 
 
-def split_fields(content: Content) -> list[str] | None:
-    """Return the fields of a record of CSV or TSV, with lone surrogates for what is not UTF-8; None where it is no CSV."""
+def _read_head(file: TextFile) -> tuple[bytes, bool]:
+    """Return the first bytes of a text, and whether they are all of it."""
+    with open_text(file) as stream:
+        return stream.read(HEAD_BYTES), not stream.read(1)
+
+
+def _list_lines(head: bytes, is_whole: bool) -> list[Line]:
+    lines = io.BytesIO(head if is_whole else head[: head.rfind(b"\n") + 1])
+    return [Line(0, 0, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _is_unsettled(file: TextFile) -> bool:
+    """Whether nobody said what quotes are, and the format does not."""
+    return file.kind == "tsv" and file.dialect.quoting == "auto"
+
+
+def split_fields(content: Content, delimiter: str = "\t") -> list[str] | None:
+    """Return the fields of a record of CSV or TSV, with lone surrogates for what is not UTF-8; None where it has none."""
     if isinstance(content, bytes):
-        return content.decode("utf-8", "surrogateescape").split("\t")
-    return content
+        return content.decode("utf-8", "surrogateescape").split(delimiter)
+    return [field or "" for field in content] if isinstance(content, list) else None
 
 
 def parse_records(
-    kind: TextFormat, names: Sequence[str], contents: Sequence[Content]
+    file: TextFile, names: Sequence[str], contents: Sequence[Content]
 ) -> tuple[dict[str, list[Any]], dict[int, str]]:
     """Make columns of records.
 
     Args:
-        kind: their format.
+        file: where they are from.
         names: of the columns; of JSON lines none are needed.
         contents: as `Record` has them.
 
@@ -242,21 +275,39 @@ def parse_records(
         By name the values of each column, None where a row has none and with lone surrogates where it is not Unicode; and
         by row why some could not be parsed.
     """
-    if kind == "jsonl":
+    if file.kind == "jsonl":
         return _parse_objects(cast(Sequence[bytes], contents))
-    rows: list[list[str] | None]
-    if kind == "csv":
-        rows = list(cast(Sequence[list[str] | None], contents))
-    else:
-        texts = _decode(cast(Sequence[bytes], contents))
-        rows = [[text] for text in texts] if kind == "lines" else [text.split("\t") for text in texts]
+    num_names = len(names)
     faults: dict[int, str] = {}
-    for row, fields in enumerate(rows):
-        if fields is None or len(fields) != len(names):
-            faults[row] = BROKEN_CSV if fields is None else BROKEN_FIELDS
-            rows[row] = cast(list[str], [*(fields or ()), *[None] * len(names)][: len(names)])
-    columns = zip(*cast(list[list[str]], rows), strict=True) if rows else [()] * len(names)
+    rows: list[Sequence[str | None]] = []
+    for row, content in enumerate(contents if file.spans_lines else _split_lines(file, contents, faults)):
+        if isinstance(content, str):
+            faults[row] = content
+        elif len(content) != num_names:
+            faults.setdefault(row, BROKEN_FIELDS)
+        fields = () if isinstance(content, str) else cast(Sequence[str | None], content)
+        rows.append(fields if len(fields) == num_names else [*fields, *[None] * num_names][:num_names])
+    columns = zip(*rows, strict=True) if rows else [()] * num_names
     return {name: list(column) for name, column in zip(names, columns, strict=True)}, faults
+
+
+def _split_lines(file: TextFile, contents: Sequence[Content], faults: dict[int, str]) -> list[list[str]]:
+    """Return the fields of lines that are records, and note those of which some may be in quotes."""
+    texts = _decode(cast(Sequence[bytes], contents))
+    if file.kind == "lines":
+        return [[text] for text in texts]
+    if _is_unsettled(file):
+        rows = [row for row, text in enumerate(texts) if looks_quoted(text, is_text=False)]
+        is_text = bool(rows) and _has_plain_quotes(file)
+        faults.update((row, LOOKS_QUOTED) for row in rows if looks_quoted(texts[row], is_text))
+    return [text.split(DELIMITERS[file.kind]) for text in texts]
+
+
+@lru_cache(maxsize=64)
+def _has_plain_quotes(file: TextFile) -> bool:
+    """Whether the first lines of a TSV show that quotes are text, so that those of other lines are."""
+    head, is_whole = _read_head(file)
+    return find_quotes(_list_lines(head, is_whole), is_whole) == "text"
 
 
 def _parse_objects(lines: Sequence[bytes]) -> tuple[dict[str, list[Any]], dict[int, str]]:
@@ -283,15 +334,6 @@ def is_number(text: str) -> bool:
     return True
 
 
-def parse_object(line: bytes) -> dict[str, Any] | None:
-    """Return the JSON object of a line, None where it holds none."""
-    try:
-        value = json.loads(line.decode("utf-8", "surrogateescape"))
-    except (ValueError, RecursionError):
-        return None
-    return {str(as_text(name)): item for name, item in value.items()} if isinstance(value, dict) else None
-
-
 def read_lines(
     file: TextFile,
     unit: Unit,
@@ -302,8 +344,8 @@ def read_lines(
 ) -> Rows:
     """Read the rows of a unit; columns as `shards.read_rows` says."""
     records = list(islice(iterate_records(file, unit.byte_start, unit.number), unit.num_rows))
-    names = () if file.kind == "jsonl" else file.header or read_header(file).names
-    columns, faults = parse_records(file.kind, names, [record.content for record in records])
+    names = read_header(file).names
+    columns, faults = parse_records(file, names, [record.content for record in records])
     if file.kind == "jsonl":
         names = tuple(dict.fromkeys([*types, *columns]))
     else:

@@ -21,14 +21,15 @@ from rerank_actor.errors import ShardError
 from rerank_actor.inputs.columns import is_list, merge_types, widen_types
 from rerank_actor.inputs.formats import TextFormat
 from rerank_actor.inputs.rows import UNIT_BYTES, Block, ShardLayout
+from rerank_actor.inputs.syntax.json_values import parse_object
+from rerank_actor.inputs.syntax.quoted import BEHIND, BYTE_ORDER_MARK
 from rerank_actor.inputs.text import (
-    BYTE_ORDER_MARK,
     TextFile,
     iterate_records,
     open_text,
-    parse_object,
     read_header,
     refuse_long_line,
+    refuse_other,
 )
 
 RANGES_AT_ONCE = 8  # in this process, whatever the number of shards; each takes some five times its size
@@ -76,8 +77,9 @@ class _Stretch:
 
 def scan_lines(scan: LineScan, break_at: int = -1) -> ShardLayout:
     """Find rows, columns and unit borders of a text shard; a block also begins at row `break_at`."""
+    refuse_other(scan.file)
     kind, header = scan.file.kind, read_header(scan.file)
-    scan_rows = _scan_csv if kind == "csv" else _scan_packed if scan.file.compression else _scan_ranges
+    scan_rows = _scan_spanning if scan.file.spans_lines else _scan_packed if scan.file.compression else _scan_ranges
     stretch = scan_rows(scan, header.start, header.line)
     columns = stretch.types if kind == "jsonl" else dict.fromkeys(header.names, pa.string())
     return ShardLayout(
@@ -85,8 +87,8 @@ def scan_lines(scan: LineScan, break_at: int = -1) -> ShardLayout:
     )
 
 
-def _scan_csv(scan: LineScan, start: int, line: int) -> _Stretch:
-    """Read CSV from its first row on, record by record, because a line end may lie inside quotes."""
+def _scan_spanning(scan: LineScan, start: int, line: int) -> _Stretch:
+    """Read from the first row on, record by record, because a line end may lie inside quotes."""
     stretch = _Stretch()
     rows, end, first_byte, first_line = 0, start, start, line
 
@@ -94,7 +96,8 @@ def _scan_csv(scan: LineScan, start: int, line: int) -> _Stretch:
         stretch.blocks.append(Block(rows, byte - first_byte, first_byte, first_line, is_divisible=False))
 
     for record in iterate_records(scan.file, start, line):
-        if rows and (rows >= scan.block_rows or record.end - first_byte > UNIT_BYTES):
+        is_full = rows >= scan.block_rows or record.end - first_byte > UNIT_BYTES
+        if rows and is_full and record.content != BEHIND:
             end_block(record.start)
             rows, first_byte, first_line = 0, record.start, record.line
         rows, end = rows + 1, record.end
@@ -260,6 +263,12 @@ def _break_at(scan: LineScan, block: Block, num_rows: int) -> tuple[Block, Block
     if border is None:
         raise ShardError(
             f"{scan.file.uri}: has fewer lines than a moment ago; it changed while it was read", uri=scan.file.uri
+        )
+    if border.content == BEHIND:
+        raise ShardError(
+            f"{scan.file.uri}, line {border.line}: --limit ended where a quote was not closed; give the larger --limit an "
+            "--output of its own",
+            uri=scan.file.uri,
         )
     num_bytes = border.start - block.byte_start
     num_pairs = block.num_pairs * num_rows // block.num_rows

@@ -21,7 +21,8 @@ from rerank_actor.inputs.batches import Batch, read_batches, refuse_broken
 from rerank_actor.inputs.formats import find_format
 from rerank_actor.inputs.rows import LIMITS, ReadLimits
 from rerank_actor.inputs.spec import SourceSpec
-from rerank_actor.inputs.text import TextFile, iterate_records, split_fields
+from rerank_actor.inputs.syntax.quoted import AUTO, Dialect
+from rerank_actor.inputs.text import TextFile, iterate_records, may_span_lines, split_fields
 from rerank_actor.storage.utf8 import is_unicode
 
 ID_NAMES = ("_id", "id", "docid", "doc_id", "pid", "qid", "document_id", "query_id")
@@ -59,12 +60,14 @@ class TextSource:
         role: what the texts are.
         objects: in order of the flag and of names.
         id_names, text_names: columns that may hold ids and texts; of each, the first that an object has.
+        dialect: of CSV and TSV.
     """
 
     role: Literal["query", "document"]
     objects: tuple[storage.StoredObject, ...]
     id_names: tuple[str, ...]
     text_names: tuple[str, ...]
+    dialect: Dialect = AUTO
 
     @property
     def flag(self) -> str:
@@ -80,7 +83,7 @@ class TextSource:
     def digest(self) -> str:
         """Twenty-four hex digits that follow from the objects and from how they are read."""
         listing = [item.identity for item in self.objects]
-        facts = [VERSION, self.role, self.id_names, self.text_names, listing]
+        facts = [VERSION, self.role, self.id_names, self.text_names, listing, *self.dialect.list_given()]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
     def describe(self) -> str:
@@ -88,11 +91,11 @@ class TextSource:
         return f"{len(self.objects)} objects of {self.num_bytes} bytes, {self.digest}"
 
     def cut(self) -> list[SourcePiece]:
-        """Return the source's pieces. Compressed text and CSV, whose records may span lines, are read whole."""
+        """Return the source's pieces. Compressed text and CSV whose records may span lines are read whole."""
         pieces = []
         for item in self.objects:
             kind, compression = _detect(item.uri, self.flag)
-            can_cut = not compression and kind != "csv"
+            can_cut = not compression and not may_span_lines(kind, self.dialect)
             parts = max(1, -(-item.size // PIECE_BYTES)) if can_cut else 1
             pieces += [SourcePiece(item.uri, item.size, item.etag, part, parts) for part in range(parts)]
         return pieces
@@ -130,6 +133,7 @@ class TextSource:
                 kind,
                 compression,
                 header=_read_header(item, kind, compression, self),
+                dialect=self.dialect,
                 wanted={*self.id_names, *self.text_names, TITLE_NAME},
                 part=piece.part,
                 parts=piece.parts,
@@ -181,7 +185,7 @@ def _make_source(spec: SourceSpec) -> TextSource:
             objects.setdefault(item.uri, item)
     id_names = tuple(dict.fromkeys((spec.id_column, *ID_NAMES)))
     text_names = tuple(dict.fromkeys((spec.text_column, *TEXT_NAMES)))
-    source = TextSource(spec.role, tuple(objects.values()), id_names, text_names)
+    source = TextSource(spec.role, tuple(objects.values()), id_names, text_names, spec.dialect)
     item = source.objects[0]
     next(source.read_batches(SourcePiece(item.uri, item.size, item.etag), replace(LIMITS, batch_rows=LOOK_ROWS)), None)
     return source
@@ -232,7 +236,8 @@ def _read_header(item: storage.StoredObject, kind: str, compression: str, source
     """Return the names of the columns of a TSV of ids and texts without a header, none for any other object."""
     if kind != "tsv":
         return ()
-    first = next(iterate_records(TextFile(item.uri, item.size, item.etag, "tsv", compression)), None)
+    file = TextFile(item.uri, item.size, item.etag, "tsv", compression, dialect=source.dialect)
+    first = next(iterate_records(file), None)
     fields = split_fields(first.content) if first is not None else None
     is_bare = fields is not None and len(fields) == 2 and not {*fields} & {*source.id_names, *source.text_names}
     return ("id", "text") if is_bare else ()

@@ -91,7 +91,7 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
     refuse_instruction(job, model)
     job = fit_max_length(job, model, reporter)
     _refuse_short_prompts(job, model)
-    sources = list_sources(job.source_specs())
+    sources = list_sources(job.source_specs(job.dialect))
     job = _detect_format(job, reporter)
     settings = {
         **job.scoring_settings(),

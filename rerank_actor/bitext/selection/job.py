@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rerank_actor.bitext.selection.rules import Combine, Deduplicate, Mode, RankBy, SelectionRules, Space
 from rerank_actor.bitext.settings import DirectionSettings, PairSettings
+from rerank_actor.inputs.settings import DialectSettings
 from rerank_actor.job import ClusterSettings
 from rerank_actor.job_file import Location, Locations, make_flag
 
@@ -20,7 +21,7 @@ FORMATS: tuple[Format, ...] = ("parquet", "tsv", "moses", "tmx")
 Threshold = float | Literal["auto"] | None
 
 
-class SelectJob(ClusterSettings, DirectionSettings, PairSettings):
+class SelectJob(ClusterSettings, DirectionSettings, PairSettings, DialectSettings):
     """One selection job: which scored pairs are delivered, and how."""
 
     scored: Locations = make_flag(

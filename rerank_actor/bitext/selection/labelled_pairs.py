@@ -21,6 +21,7 @@ from rerank_actor.errors import InputError
 from rerank_actor.inputs.batches import Batch, read_batches, refuse_broken
 from rerank_actor.inputs.formats import TextFormat, find_format
 from rerank_actor.inputs.rows import LIMITS, ReadLimits
+from rerank_actor.inputs.syntax.quoted import AUTO, Dialect
 from rerank_actor.inputs.text import BROKEN_FIELDS, NOT_UNICODE, TextFile, iterate_records, split_fields
 from rerank_actor.storage.utf8 import is_unicode
 
@@ -68,7 +69,11 @@ class LabelledPairs:
 
 
 def load_labelled(
-    uris: list[str], source_column: str = "source", target_column: str = "target", limits: ReadLimits = LIMITS
+    uris: list[str],
+    source_column: str = "source",
+    target_column: str = "target",
+    dialect: Dialect = AUTO,
+    limits: ReadLimits = LIMITS,
 ) -> LabelledPairs:
     """Read known pairs.
 
@@ -80,7 +85,7 @@ def load_labelled(
     sources: list[np.ndarray] = []
     targets: list[np.ndarray] = []
     for uri in uris:
-        for rows in _read_rows(uri, source_column, target_column, limits):
+        for rows in _read_rows(uri, source_column, target_column, dialect, limits):
             sides = [
                 hash_texts(normalize_texts(pa.array(texts, pa.string())))[:, 0]
                 for texts in (rows.sources, rows.targets)
@@ -114,7 +119,12 @@ def load_labelled(
 
 
 def read_labelled(
-    uris: list[str], source_column: str, target_column: str, lang_pair: str | None, languages: Mapping[str, str]
+    uris: list[str],
+    source_column: str,
+    target_column: str,
+    lang_pair: str | None,
+    languages: Mapping[str, str],
+    dialect: Dialect = AUTO,
 ) -> dict[str | None, pa.Table]:
     """Return known pairs with labels of both kinds, to be scored by themselves.
 
@@ -132,7 +142,7 @@ def read_labelled(
     for uri in uris:
         pair = parse_pair(lang_pair, languages, "--lang-pair") if lang_pair else find_pair(uri, languages)
         name = pair.name if pair is not None else None
-        for rows in _read_rows(uri, source_column, target_column, LIMITS):
+        for rows in _read_rows(uri, source_column, target_column, dialect, LIMITS):
             tables[name].append(_make_table(rows, uri))
             labels[name].update(rows.labels)
     return {name: pa.concat_tables(tables[name]) for name, given in labels.items() if given == {0, 1}}
@@ -153,7 +163,9 @@ def _describe(label: int | None) -> str:
     return "none" if label is None else str(label)
 
 
-def _read_rows(uri: str, source_column: str, target_column: str, limits: ReadLimits) -> Iterator[_Rows]:
+def _read_rows(
+    uri: str, source_column: str, target_column: str, dialect: Dialect, limits: ReadLimits
+) -> Iterator[_Rows]:
     """Yield the known pairs of a file; what is no known pair is refused with its line."""
     file = _look_up_file(uri)
     kind, compression = find_format(uri)
@@ -161,11 +173,13 @@ def _read_rows(uri: str, source_column: str, target_column: str, limits: ReadLim
         kind = "tsv"
     names = (source_column, target_column, "label")
     with refuse_broken(uri, kind, "--calibration"):
-        is_bare = kind == "tsv" and _is_bare(file, compression, names)
+        is_bare = kind == "tsv" and _is_bare(file, compression, dialect, names)
         names = NAMES if is_bare else names
         header = NAMES if is_bare else ()
-        batches = read_batches(file, cast(TextFormat, kind), compression, header=header, wanted=names, limits=limits)
-        for batch in batches:
+        text_kind = cast(TextFormat, kind)
+        for batch in read_batches(
+            file, text_kind, compression, header=header, dialect=dialect, wanted=names, limits=limits
+        ):
             if batch.num_rows:
                 yield _take_pairs(batch, uri, names, is_bare=is_bare)
 
@@ -177,13 +191,14 @@ def _look_up_file(uri: str) -> storage.StoredObject:
     return file
 
 
-def _is_bare(file: storage.StoredObject, compression: str, names: tuple[str, str, str]) -> bool:
+def _is_bare(file: storage.StoredObject, compression: str, dialect: Dialect, names: tuple[str, str, str]) -> bool:
     """Whether a TSV has no header; its first line has then two or three fields.
 
     Raises:
         InputError: it has others.
     """
-    first = next(iterate_records(TextFile(file.uri, file.size, file.etag, "tsv", compression)), None)
+    text = TextFile(file.uri, file.size, file.etag, "tsv", compression, dialect=dialect)
+    first = next(iterate_records(text), None)
     if first is None:
         return False
     fields = split_fields(first.content) or []

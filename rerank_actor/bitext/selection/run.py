@@ -90,7 +90,9 @@ def check_selection(job: SelectJob, folders: list[str]) -> LabelledPairs | None:
                 "read again; choose a folder beside it",
                 uri=job.deliver,
             )
-    return load_labelled(job.calibration, job.source_column, job.target_column) if job.calibration else None
+    return (
+        load_labelled(job.calibration, job.source_column, job.target_column, job.dialect) if job.calibration else None
+    )
 
 
 class _Connector:
