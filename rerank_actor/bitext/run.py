@@ -4,12 +4,13 @@
 job, whose engines are started once for them. A file that is read and a unit that is scored are not read or scored again.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.bitext.ingest import TOLD, ReadSpec, name_record, read_candidates
-from rerank_actor.bitext.job import REASON_COLUMN, BitextJob, DirectedJob, name_known
+from rerank_actor.bitext.job import REASON_COLUMN, BitextJob, DirectedJob, list_outputs, name_known
 from rerank_actor.bitext.language_pairs import LanguagePair, parse_pair
 from rerank_actor.bitext.sources import Source, choose_partitions, choose_sources, list_sources
 from rerank_actor.errors import InputError, OutputConflictError, StorageError
@@ -27,6 +28,7 @@ from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.runtime.connection import connect_ray, watch_signals
 from rerank_actor.runtime.store_builder import run_all
 from rerank_actor.scoring.run import RunLimits, RunResult, run_jobs
+from rerank_actor.storage.lease import hold_lease, make_run_id
 
 LOAD_THREADS = 16
 READ_ON_RAY_BYTES = 64 * 2**20
@@ -56,6 +58,40 @@ def score_bitext(
         RunInterruptedError: a signal stopped the run; everything committed stays.
     """
     reporter = reporter or QuietReporter()
+    with _hold_candidates(job, reporter):
+        names, jobs = _prepare_jobs(job, reporter, known or {})
+    return dict(zip(names, run_jobs(jobs, reporter, job, limits), strict=False))
+
+
+@contextlib.contextmanager
+def _hold_candidates(job: BitextJob, reporter: Reporter) -> Iterator[None]:
+    """Keep other runs from the candidates; with --overwrite, whose files go, from every language pair too.
+
+    Raises:
+        OutputConflictError: another run is reading candidates there, or scores those that would go.
+    """
+    run_id = make_run_id()
+    with contextlib.ExitStack() as stack:
+        uri = storage.join_uri(job.output, "_candidates-lease.json")
+        stack.enter_context(hold_lease(uri, job.output, run_id, reporter.info))
+        for output in _list_begun(job.output) if job.overwrite else []:
+            stack.enter_context(hold_lease(output.lease_uri, output.uri, run_id, reporter.info))
+        yield
+
+
+def _list_begun(folder: str) -> list[Output]:
+    """Return the outputs of language pairs, and those of known pairs that a run has begun to score beside them."""
+    names = [uri.rpartition("/")[2] for uri in list_outputs(folder) if uri != folder]
+    known = [Output(name_known(folder, name)) for name in names]
+    with ThreadPoolExecutor(LOAD_THREADS) as pool:
+        begun = [output for output, is_begun in zip(known, pool.map(Output.is_begun, known), strict=True) if is_begun]
+    return [Output(storage.join_uri(folder, name)) for name in names] + begun
+
+
+def _prepare_jobs(
+    job: BitextJob, reporter: Reporter, known: Mapping[str | None, pa.Table]
+) -> tuple[list[str], list[DirectedJob]]:
+    """Read what is new; return the names of the language pairs, and their scoring jobs with those of known pairs behind."""
     folder = storage.join_uri(job.output, "_candidates")
     if job.overwrite:
         storage.delete_folder(folder)
@@ -72,8 +108,8 @@ def score_bitext(
         raise InputError(
             f"--reuse {job.reuse}: has no scores of any language pair of this job; leave it out", uri=job.reuse
         )
-    known_jobs = [scoring for name in names if (scoring := _make_known(job, name, len(names), known or {}, reporter))]
-    return dict(zip(names, run_jobs([*jobs, *known_jobs], reporter, job, limits), strict=False))
+    known_jobs = [scoring for name in names if (scoring := _make_known(job, name, len(names), known, reporter))]
+    return names, [*jobs, *known_jobs]
 
 
 def _make_known(
@@ -89,12 +125,24 @@ def _make_known(
     uri = storage.join_uri(folder, f"{hashlib.sha256(rows).hexdigest()[:16]}.parquet")
     present = [] if job.overwrite else [item.uri for item in storage.list_objects(folder)]
     if present != [uri]:
-        storage.delete_folder(folder)
         sink = io.BytesIO()
         pq.write_table(table.append_column(REASON_COLUMN, pa.nulls(table.num_rows, pa.string())), sink)
-        storage.write_bytes(uri, sink.getvalue())
+        with _hold_known(job, pair.folder, reporter):
+            storage.delete_folder(folder)
+            storage.write_bytes(uri, sink.getvalue())
     reporter.info(f"{name}: {table.num_rows:,} known pairs are scored beside its candidates")
     return job.to_scoring(pair, folder, name_known(job.output, pair.folder))
+
+
+@contextlib.contextmanager
+def _hold_known(job: BitextJob, pair_folder: str, reporter: Reporter) -> Iterator[None]:
+    """Keep other runs from the known pairs of a language pair while they are replaced."""
+    output = Output(name_known(job.output, pair_folder))
+    if job.overwrite or not output.is_begun():  # then all is held, or nobody can be at work on them
+        yield
+        return
+    with hold_lease(output.lease_uri, output.uri, make_run_id(), reporter.info):
+        yield
 
 
 def _report_same_languages(job: BitextJob, names: list[str], reporter: Reporter) -> None:

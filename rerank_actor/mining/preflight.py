@@ -5,7 +5,7 @@ rules, the columns and the scored files, each with size and version mark.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -74,10 +74,19 @@ def prepare_mining(job: MineJob) -> PreparedMining:
             f"{job.output}: is the output of a scoring job; choose another --output for what is mined from it",
             uri=job.output,
         )
-    stored, replaces = None, job.overwrite
-    if not job.overwrite and not job.what_if:
-        stored, replaces = _load_earlier(output, settings)
-    return PreparedMining(job, output, scored, qrels, rule_sets, settings, stored, replaces)
+    return look_again(PreparedMining(job, output, scored, qrels, rule_sets, settings, None, job.overwrite))
+
+
+def look_again(prepared: PreparedMining) -> PreparedMining:
+    """Return a job with what its output holds now, which another run may have changed until the lease was held.
+
+    Raises:
+        OutputConflictError: the output holds something else.
+    """
+    if prepared.job.overwrite or prepared.job.what_if:
+        return prepared
+    stored, replaces = _load_earlier(prepared.output, prepared.settings)
+    return replace(prepared, stored=stored, replaces=replaces)
 
 
 def _load_earlier(output: MineOutput, settings: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:

@@ -18,7 +18,7 @@ from rerank_actor.mining.examples import Teacher
 from rerank_actor.mining.formats import CORPUS, describe_corpus, describe_dataset
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.output import CARD, restore_plan, store_plan
-from rerank_actor.mining.preflight import PreparedMining, prepare_mining
+from rerank_actor.mining.preflight import PreparedMining, look_again, prepare_mining
 from rerank_actor.mining.report import explain_empty, list_remarks, render_report, summarize, tabulate_sets
 from rerank_actor.mining.scored import APART
 from rerank_actor.mining.survey import MiningPlan, MiningUnit, plan_units, require_pairs, survey_parts
@@ -31,7 +31,7 @@ from rerank_actor.runtime.connection import connect_ray, watch_signals
 from rerank_actor.runtime.steps import StepRecords, TaskRunner, run_step
 from rerank_actor.runtime.task_report import TaskFailure
 from rerank_actor.storage.exchange import collect_slices
-from rerank_actor.storage.lease import Lease, make_run_id
+from rerank_actor.storage.lease import Lease, hold_lease, make_run_id
 
 LINE_SECONDS = 10.0
 MB = 2**20
@@ -69,14 +69,9 @@ def mine_scores(job: MineJob, reporter: Reporter | None = None) -> MineResult:
     """
     reporter = reporter or QuietReporter()
     prepared = prepare_mining(job)
-    run_id = make_run_id()
-    lease = Lease(prepared.output.lease_uri, prepared.output.uri, run_id)
-    lease.acquire(reporter.info)
-    try:
-        run = _Run(prepared, lease, reporter)
+    with hold_lease(prepared.output.lease_uri, prepared.output.uri, make_run_id(), reporter.info) as lease:
+        run = _Run(look_again(prepared), lease, reporter)
         return run.compare() if job.what_if else run.execute()
-    finally:
-        lease.release()
 
 
 class _Run:

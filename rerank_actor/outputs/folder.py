@@ -114,6 +114,10 @@ class Output(JobFolder):
         """Whether a scoring job has planned here, though its plan may be damaged."""
         return storage.read_if_present(self.at("plan.parquet")) is not None
 
+    def is_begun(self) -> bool:
+        """Whether a run has planned here, or is about to."""
+        return self.has_plan() or storage.read_if_present(self.lease_uri) is not None
+
     def load_plan(self) -> tuple[Plan, dict[str, Any]] | None:
         """Return the stored plan and the settings of its fingerprint, None for a new output."""
         data = storage.read_if_present(self.at("plan.parquet"))

@@ -182,8 +182,9 @@ def check_committed(
     doubtful = {unit.part_name: unit for unit in units if unit.part_name in parts}
     totals, damaged = Totals(), dict[str, str]()
     for name, record in output.match_records({name: parts[name] for name in doubtful}):
-        totals.add(record)
-        del doubtful[name]
+        if record["rows"] == doubtful[name].num_rows:
+            totals.add(record)
+            del doubtful[name]
     if doubtful and report is not None:
         report(f"reading {len(doubtful):,} parts that no record of an earlier run vouches for")
     records = UnitRecords(output, f"checked-{make_run_id()}")

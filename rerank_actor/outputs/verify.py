@@ -4,9 +4,8 @@ Reads all parts in full, checksums of the pages included, and compares them with
 it, and deletes damaged parts where asked to. Needs no model and no Ray.
 """
 
-import contextlib
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -17,7 +16,7 @@ from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.part import PartCheck, check_part
 from rerank_actor.outputs.scored import ScoredOutput, require_scored
-from rerank_actor.storage.lease import Lease
+from rerank_actor.storage.lease import hold_lease
 
 THREADS = 8
 
@@ -57,7 +56,7 @@ def verify_output(
     if not delete_damaged:
         return _verify(require_scored(uri))[0]
     output.require_plan()  # before a lease is written where there is no job
-    with _hold(output, report) as lease:
+    with hold_lease(output.lease_uri, output.uri, f"verify-{secrets.token_hex(6)}", report) as lease:
         result, damaged = _verify(require_scored(uri), "deleted, run the job again")
         if damaged:
             lease.check(fresh=True)
@@ -65,16 +64,6 @@ def verify_output(
             output.delete_parts(damaged)
             result.deleted = len(damaged)
     return result
-
-
-@contextlib.contextmanager
-def _hold(output: Output, report: Callable[[str], None]) -> Iterator[Lease]:
-    lease = Lease(output.lease_uri, output.uri, f"verify-{secrets.token_hex(6)}")
-    lease.acquire(report)
-    try:
-        yield lease
-    finally:
-        lease.release()
 
 
 def _verify(scored: ScoredOutput, cure: str | None = None) -> tuple[Verification, list[str]]:

@@ -34,7 +34,7 @@ from rerank_actor.outputs.status import count_actors
 from rerank_actor.progress import Reporter, format_seconds
 from rerank_actor.runtime.pool import join_gpus
 from rerank_actor.scoring.estimate import Estimate, estimate_prepared
-from rerank_actor.scoring.preflight import PreparedJob, prepare_job
+from rerank_actor.scoring.preflight import PreparedJob, is_up_to_date, prepare_job
 from rerank_actor.storage.lease import Lease
 
 START_SECONDS = 120.0  # of an engine on a GPU, where none has been started yet
@@ -262,6 +262,9 @@ def store_budget(prepared: PreparedJob, budget: Budget, reporter: Reporter) -> b
         reporter.info(f"the plan was not stored: {error}")
         return False
     try:
+        if not is_up_to_date(prepared):
+            reporter.info("the plan was not stored: another run was at the output since it was made; plan again")
+            return False
         if prepared.plan != prepared.earlier:
             prepared.output.write_own("plan.parquet", prepared.plan.to_bytes(prepared.settings))
         prepared.output.write_own("estimate.json", json.dumps(budget.to_record(), indent=2).encode())

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rerank_actor import storage
-from rerank_actor.errors import RerankError, describe_cause
+from rerank_actor.errors import OutputConflictError, RerankError, describe_cause
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.folder import Output, list_pending, list_strays, select_parts
 from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed, limit_failures, read_versions
@@ -247,8 +247,11 @@ class OutputCommitter:
         """Look at what is committed, write the manifest, and `_SUCCESS` last."""
         outcomes, reporter = self.outcomes, self._context.reporter
         self.lease.check(fresh=True)
+        self._restore_plan()
         parts = self.output.list_parts()
         missing = list_pending(self.prepared.plan, parts.keys() - self._add_unreported(parts))
+        if not missing and outcomes.totals.rows != self.prepared.plan.num_rows:
+            missing = self._count_again(parts)
         failed = {unit.name: outcomes.failed[unit.name] for unit in missing if unit.name in outcomes.failed}
         if len(missing) > len(failed):
             reporter.info(f"{len(missing) - len(failed):,} units were not tried before the run ended")
@@ -291,6 +294,38 @@ class OutputCommitter:
         self.outcomes.merge(totals)
         self.output.delete_parts(list(damaged))
         return set(damaged)
+
+    def _restore_plan(self) -> None:
+        """Write the plan again where somebody deleted it, without which no later run knows what the parts are.
+
+        Raises:
+            OutputConflictError: another plan lies there.
+        """
+        prepared = self.prepared
+        stored, uri = self.output.load_plan(), self.output.at("plan.parquet")
+        if stored is None:
+            self._context.reporter.warn(f"{uri}: was deleted while the run was at work; written again")
+            storage.write_bytes(uri, prepared.plan.to_bytes(prepared.settings))
+        elif stored != (prepared.plan, prepared.settings):
+            raise OutputConflictError(
+                f"{self.output.uri}: its plan was replaced while this run was at work; this one ends, and what it committed "
+                "stays",
+                uri=self.output.uri,
+            )
+
+    def _count_again(self, parts: dict[str, storage.StoredObject]) -> list[Unit]:
+        """Count all parts anew, whose rows are not those planned; return the units that have none, or not theirs."""
+        plan = self.prepared.plan
+        self._records.flush()
+        totals, damaged = check_committed(self.output, parts, plan.units(), self.prepared.fingerprint)
+        totals.shared_passes = self.outcomes.totals.shared_passes
+        self.outcomes.totals = totals
+        for name, problem in damaged.items():
+            self._context.reporter.warn(
+                f"{storage.join_uri(self.output.uri, name)} {problem}; run again to score its unit"
+            )
+        self.output.delete_parts(list(damaged))
+        return list_pending(plan, parts.keys() - damaged.keys())
 
     def _is_checked(self) -> bool:
         """Whether an engine was compared with the reference."""

@@ -51,6 +51,7 @@ class PreparedJob:
     earlier: Plan
     plan: Plan
     change: PlanChange
+    parts: frozenset[str] = frozenset()  # names of those that were there
     sources: list[TextSource] = field(default_factory=list)
     reused: ScoreSource | None = None
 
@@ -125,7 +126,7 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
             reporter.info(f"planning: {done:,} of {total:,} shards")
 
     plan, change = make_plan(job.input_spec(), earlier, parts, report)
-    return PreparedJob(job, output, model, settings, earlier, plan, change, sources, reused)
+    return PreparedJob(job, output, model, settings, earlier, plan, change, frozenset(parts), sources, reused)
 
 
 def _refuse_foreign(output: Output, listed: list[storage.StoredObject]) -> None:
@@ -151,11 +152,23 @@ def look_at_model(job: EngineSettings) -> RerankerModel:
 
 
 def is_up_to_date(prepared: PreparedJob) -> bool:
-    """Return whether the plan that is stored still is the one that a job was prepared with; one request, no listing."""
+    """Return whether plan and parts still are those that a job was prepared with; one request and a listing."""
+    if prepared.job.overwrite:
+        return True
     stored = prepared.output.load_plan()
-    if stored is None or prepared.job.overwrite:
-        return prepared.earlier == Plan()
-    return stored == (prepared.earlier, prepared.settings)
+    if stored is not None and stored != (prepared.earlier, prepared.settings):
+        return False
+    return (stored is not None or prepared.earlier == Plan()) and prepared.output.list_parts().keys() == prepared.parts
+
+
+@refuse_dead_storage()
+def refresh_job(prepared: PreparedJob) -> PreparedJob:
+    """Return a job whose lease is held as it was prepared, or prepared anew where another run was at its output since.
+
+    Raises:
+        JobError, OutputConflictError: as `prepare_job`.
+    """
+    return prepared if is_up_to_date(prepared) else prepare_job(prepared.job, model=prepared.model)
 
 
 def _detect_format(job: ScoreJob, reporter: Reporter) -> ScoreJob:

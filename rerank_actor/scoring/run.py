@@ -25,10 +25,10 @@ from rerank_actor.scoring.context import RunContext, RunLimits
 from rerank_actor.scoring.lookups import make_known, make_lookups
 from rerank_actor.scoring.preflight import (
     PreparedJob,
-    is_up_to_date,
     make_engine_spec,
     make_prepare_spec,
     prepare_job,
+    refresh_job,
     refuse_dead_storage,
 )
 from rerank_actor.scoring.prepare import PrepareSpec
@@ -134,8 +134,7 @@ class _Run:
         for start in range(0, len(jobs), size):
             wave = prepared_jobs[start : start + size]
             with self._hold_leases(wave) as leases:
-                if start:  # hours may have passed, in which nobody held these leases
-                    wave = _map(_refresh, wave)
+                wave = _map(refresh_job, wave)
                 results += self._score_wave(wave, leases)
         return results
 
@@ -245,11 +244,6 @@ class _Run:
             "gpu_hours": round(sum(output.gpu_seconds for output in outputs) / 3600, 3),
             **({"report": outputs[0].output.at("report.html")} if len(outputs) == 1 else {}),
         }
-
-
-def _refresh(prepared: PreparedJob) -> PreparedJob:
-    """Return a job as it was prepared, anew where another run has changed its plan since then."""
-    return prepared if is_up_to_date(prepared) else prepare_job(prepared.job, model=prepared.model)
 
 
 def _finish(output: OutputCommitter) -> RunResult:

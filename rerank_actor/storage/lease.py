@@ -11,7 +11,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +209,17 @@ class Lease:
             elif not self._stop.is_set():
                 storage.write_bytes(self._uri, self._record())
             self._confirmed = time.monotonic()
+
+
+@contextlib.contextmanager
+def hold_lease(uri: str, folder: str, run_id: str, report: Callable[[str], None]) -> Iterator[Lease]:
+    """Hold a lease for a while; arguments and errors as of `Lease` and `Lease.acquire`."""
+    lease = Lease(uri, folder, run_id)
+    lease.acquire(report)
+    try:
+        yield lease
+    finally:
+        lease.release()
 
 
 def _parse(data: bytes | None) -> dict[str, Any]:

@@ -21,13 +21,16 @@ from s3_server import S3Server
 
 from rerank_actor.bitext.estimate import estimate_bitext
 from rerank_actor.bitext.job import BitextJob
+from rerank_actor.bitext.run import score_bitext
 from rerank_actor.bitext.selection.calibration import trace_curve
 from rerank_actor.commands.bitext import bitext
 from rerank_actor.commands.command_line import call_command
 from rerank_actor.commands.status import status
 from rerank_actor.commands.verify import verify
-from rerank_actor.errors import InputError, JobError
+from rerank_actor.errors import InputError, JobError, OutputConflictError
+from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.verify import verify_output
+from rerank_actor.storage.lease import hold_lease
 
 LANGUAGES = ("ara", "deu", "fra")
 COMMON = ("--engine", "fake", "--identifier", "none", "--min-script", "0", "--min-letters", "0")
@@ -109,6 +112,31 @@ def test_partition_of_another_job_is_refused_before_any_is_scored(tmp_path: Path
     call = call_command(lambda: bitext(["--input", str(tmp_path / "in"), *flags, "--preset", "parallel"]))
     assert call == 3
     assert not (output / "lang_pair=deu-eng/_job").exists()
+
+
+@pytest.mark.parametrize("held", ["lang_pair=deu-eng", "_known/lang_pair=deu-eng"])
+def test_overwriting_what_another_run_scores_is_refused_and_leaves_its_candidates(tmp_path: Path, held: str) -> None:
+    output = tmp_path / "out"
+    write_pairs(tmp_path / "in", "deu", 0, 30)
+    values = {"input": [str(tmp_path / "in")], "output": str(output), "target_languages": None, **COMMON_FIELDS}
+    job = BitextJob(**{name: value for name, value in values.items() if value is not None}).normalized()
+    known = {None: pa.table({"source": ["Satz"], "target": ["set"], "input_file": ["known"], "input_line": [1]})}
+
+    def read_candidates() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in output.glob("**/_candidates/**/*.*")}
+
+    first, folder = str(output / "lang_pair=deu-eng"), str(output / held)
+    with (
+        hold_lease(Output(first).lease_uri, first, "a run at work", lambda message: None),
+        pytest.raises(OutputConflictError, match="another run is writing there"),
+    ):
+        score_bitext(job, known=known)  # which reads the candidates and finds the lease then
+    before = read_candidates()
+    assert len([path for path in before if path.suffix == ".parquet"]) == 2
+    with hold_lease(Output(folder).lease_uri, folder, "a run at work", lambda message: None):
+        with pytest.raises(OutputConflictError, match="another run is writing there"):
+            score_bitext(job.model_copy(update={"overwrite": True}), known=known)
+        assert read_candidates() == before
 
 
 def test_kill_leaves_finished_partitions_and_the_rest_goes_on_where_it_was(tmp_path: Path, local_ray: str) -> None:

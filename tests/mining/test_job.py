@@ -16,11 +16,12 @@ from mining_in_process import make_job, mine_in_process
 from mining_inputs import FINGERPRINT, group, make_pairs, read_mined, scatter, sort_rows, write_scored
 from s3_server import S3Server
 
+from rerank_actor import storage
 from rerank_actor.commands.mine import mine
 from rerank_actor.commands.score import score
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.mining.output import MineOutput
-from rerank_actor.mining.preflight import prepare_mining
+from rerank_actor.mining.preflight import look_again, prepare_mining
 from rerank_actor.mining.run import mine_scores
 from rerank_actor.mining.survey import plan_units, survey_part
 from rerank_actor.storage.lease import Lease
@@ -495,6 +496,16 @@ def test_two_runs_on_one_output_are_kept_apart(tmp_path: Path) -> None:
     finally:
         lease.release()
     assert "another run is writing" in str(error.value)
+
+
+def test_job_that_another_overtook_before_its_lease_was_held_is_checked_again(tmp_path: Path) -> None:
+    job = make_job(write_scored(tmp_path / "scored", make_pairs()), tmp_path / "mined")
+    prepared = prepare_mining(job)
+    other = prepare_mining(job.model_copy(update={"num_negatives": 2}))
+    storage.write_bytes(other.output.at("plan.json"), json.dumps({"settings": other.settings}).encode())
+    storage.write_bytes(f"{other.output.uri}/part-00000.parquet", b"rows")
+    with pytest.raises(OutputConflictError, match="num-negatives: there 2, now 4"):
+        look_again(prepared)
 
 
 def test_label_that_is_no_place_of_its_list_is_refused(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from rerank_actor.outputs.manifest import UnitRecords, check_committed
 from rerank_actor.outputs.part import check_part
 from rerank_actor.outputs.verify import verify_output
 from rerank_actor.progress import QuietReporter
-from rerank_actor.scoring.preflight import is_up_to_date, prepare_job
+from rerank_actor.scoring.preflight import is_up_to_date, prepare_job, refresh_job
 from rerank_actor.scoring.run import run_job
 from rerank_actor.storage.lease import Lease
 
@@ -88,6 +88,39 @@ def test_job_that_was_prepared_is_up_to_date_until_another_run_writes_a_plan(loc
     assert not is_up_to_date(prepared)
     assert is_up_to_date(prepare_job(local_job))
     assert is_up_to_date(prepare_job(local_job.model_copy(update={"overwrite": True})))
+
+
+def test_job_that_another_run_overtook_before_its_lease_was_held_is_checked_again(local_job: ScoreJob) -> None:
+    prepared = prepare_job(local_job)
+    assert refresh_job(prepared) is prepared
+    other = local_job.model_copy(update={"instruction": "Another task"})
+    score_here(other)
+    with pytest.raises(OutputConflictError, match="instruction: there 'Another task', now"):
+        refresh_job(prepared)
+    assert refresh_job(prepare_job(other)).parts == frozenset(path.name for path in Path(other.output).glob("part-*"))
+
+
+def test_parts_that_came_since_a_job_was_prepared_are_seen_when_its_lease_is_held(local_job: ScoreJob) -> None:
+    score_here(local_job)
+    parts = {path: path.read_bytes() for path in Path(local_job.output).glob("part-*")}
+    for path in parts:
+        path.unlink()
+    prepared = prepare_job(local_job)
+    for path, data in parts.items():
+        path.write_bytes(data)
+    assert not is_up_to_date(prepared)
+    assert refresh_job(prepared).parts == {path.name for path in parts}
+
+
+def test_record_of_other_rows_than_planned_vouches_for_no_part(local_job: ScoreJob) -> None:
+    score_here(local_job)
+    output, prepared = Output(local_job.output), prepare_job(local_job)
+    (path,) = (Path(local_job.output) / "_job/runs").glob("*")
+    table = pq.read_table(path)
+    rows = pa.array([rows + 5 for rows in table["rows"].to_pylist()], pa.int64())
+    pq.write_table(table.set_column(table.column_names.index("rows"), "rows", rows), path)
+    totals, damaged = check_committed(output, output.list_parts(), prepared.plan.units(), prepared.fingerprint)
+    assert (totals.rows, damaged) == (prepared.plan.num_rows, {})
 
 
 DAMAGES: dict[str, Callable[[bytes, bytes], bytes]] = {

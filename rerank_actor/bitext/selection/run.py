@@ -145,13 +145,14 @@ def _select_pair(selection: LanguagePairSelection, earlier: dict[str, Any] | Non
     """Select from a language pair, unless an earlier run did, by whose settings this one can go on."""
     output, lease, say = selection.output, selection.runner.lease, selection.reporter.info
     calibrates = selection.job.calibrate_only
-    done = output.read_own("result.json") if earlier is not None and not calibrates else {}
-    if done and not list_lost(output.list_data(), done["objects"]):
-        say(f"{output.pair}: {done['counts'].get('kept', 0):,} pairs, all delivered already")
-        return Selected("complete", done)
+    if (delivered := _find_delivered(selection, earlier)) is not None:
+        return delivered
     lease.acquire(say)
     try:
-        if earlier is None or done or calibrates:
+        earlier = _load_earlier(output, selection.settings, selection.job)  # another run may have been here until now
+        if (delivered := _find_delivered(selection, earlier)) is not None:
+            return delivered
+        if earlier is None or calibrates or output.read_own("result.json"):
             output.clear()
         output.clear_scratch()
         if not calibrates:
@@ -161,6 +162,16 @@ def _select_pair(selection: LanguagePairSelection, earlier: dict[str, Any] | Non
         return looked_at
     finally:
         lease.release()
+
+
+def _find_delivered(selection: LanguagePairSelection, earlier: dict[str, Any] | None) -> Selected | None:
+    """Return how a selection ended whose files are all there, None where something is left to do."""
+    output = selection.output
+    done = output.read_own("result.json") if earlier is not None and not selection.job.calibrate_only else {}
+    if not done or list_lost(output.list_data(), done["objects"]):
+        return None
+    selection.reporter.info(f"{output.pair}: {done['counts'].get('kept', 0):,} pairs, all delivered already")
+    return Selected("complete", done)
 
 
 def write_report(deliver: str) -> None:
