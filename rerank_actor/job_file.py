@@ -5,7 +5,7 @@ Knows nothing of argparse, nor of what the settings mean.
 """
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import Annotated, Any, Self, TypeVar
 
 import yaml
@@ -137,11 +137,21 @@ def parse_job_file(data: bytes | str, path: str, *kinds: type[Settings]) -> dict
     Raises:
         JobError: it is no YAML mapping, or a key is not a field of one of these kinds of job.
     """
-    values, known = _parse_yaml(data, path), [name for kind in kinds for name in kind.model_fields]
-    for key in values:
-        if key not in known:
-            raise JobError(f"{path}: unknown key `{key}`{suggest(str(key), known)}", key=key)
+    values = _parse_yaml(data, path)
+    refuse_unknown(values, path, *kinds)
     return values
+
+
+def refuse_unknown(keys: Iterable[str], where: str, *kinds: type[Settings]) -> None:
+    """Refuse keys that are no field of these kinds of job, with the nearest right one; `where` is for messages.
+
+    Raises:
+        JobError: there is one.
+    """
+    known = [name for kind in kinds for name in kind.model_fields]
+    for key in keys:
+        if key not in known:
+            raise JobError(f"{where}: unknown key `{key}`{suggest(str(key), known)}", key=key)
 
 
 def check_job(kind: type[Job], values: dict[str, Any], path: str | None = None, flags: Container[str] = ()) -> Job:

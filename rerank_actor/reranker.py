@@ -5,12 +5,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 
 from rerank_actor.engines.base import EngineKind, EngineSpec, compute_score, compute_within_memory, let_threads_sleep
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.options import BUILT_IN_TOKENIZER, DEFAULT_MODEL
-from rerank_actor.engines.prompts import PairEncoder
+from rerank_actor.engines.prompts import PairEncoder, Prompts
+from rerank_actor.engines.score_columns import list_errors, make_score_columns
 from rerank_actor.engines.start import EngineCheck, encode_check_pairs, start_engine
 from rerank_actor.errors import EngineError, InputError, ModelError
 
@@ -110,12 +112,7 @@ class Reranker:
                 f"{len(faults)} of {len(pairs)} pairs cannot be scored ({shown})",
                 pairs=[position for position, _ in faults],
             )
-        positions = prompts.scorable
-        logits = np.empty(len(pairs), np.float32)
-        if len(pairs):
-            logits[positions] = compute_within_memory(
-                self._engine, prompts.ids_at(positions), prompts.head_tokens[positions].tolist()
-            )
+        logits = self._compute(prompts)
         if not np.isfinite(logits).all():
             wrong = np.flatnonzero(~np.isfinite(logits)).tolist()
             raise EngineError(
@@ -129,6 +126,66 @@ class Reranker:
         Arguments, order and errors as `logits`.
         """
         return compute_score(self.logits(pairs, instruction))
+
+    def rank(
+        self, query: str, documents: Sequence[str], top_k: int | None = None, *, return_documents: bool = False
+    ) -> list[dict[str, Any]]:
+        """Return the documents of a query, the best first, as sentence-transformers' `CrossEncoder.rank` does.
+
+        Args:
+            query: one text.
+            documents: candidates.
+            top_k: so many at most.
+            return_documents: add each document's text.
+
+        Returns:
+            For each document `corpus_id` (its place in `documents`), `score` and, where asked for, `text`. Ordered by logit,
+            which does not saturate, then by place.
+
+        Raises:
+            As `logits`.
+        """
+        if isinstance(documents, str):
+            raise TypeError("documents is one text; expected a sequence of texts")
+        logits = self.logits([(query, document) for document in documents])
+        order = np.argsort(-logits, kind="stable")[:top_k].tolist()
+        scores = compute_score(logits)
+        ranked: list[dict[str, Any]] = [{"corpus_id": place, "score": float(scores[place])} for place in order]
+        if return_documents:
+            ranked = [{**entry, "text": documents[entry["corpus_id"]]} for entry in ranked]
+        return ranked
+
+    def make_columns(
+        self, queries: Sequence[Any], documents: Sequence[Any], instructions: Sequence[Any] | None = None
+    ) -> dict[str, pa.Array]:
+        """Return the columns that the job adds to rows: what cannot be scored has a reason instead of a score.
+
+        Args:
+            queries: a text for each row; None and what is no text become errors of their rows.
+            documents: likewise.
+            instructions: a text for each row, None for the reranker's own.
+
+        Returns:
+            `score` and `logit` (float32, null when not scored), `num_tokens` and `truncated_tokens` (int32), `error` (string,
+            null when scored), each [num_rows].
+
+        Raises:
+            ModelError: instructions were given to a model that takes none.
+            EngineError: the engine failed.
+        """
+        self._refuse_instruction("" if instructions is not None else None)
+        prompts = self._encoder.encode(list(queries), list(documents), instructions and list(instructions))
+        logits = self._compute(prompts)
+        return make_score_columns(prompts, logits, list_errors(prompts, logits))
+
+    def _compute(self, prompts: Prompts) -> np.ndarray:
+        """Return the logits of prompts, NaN where there is an error."""
+        logits = np.full(len(prompts), np.nan, np.float32)
+        positions = prompts.scorable
+        if len(positions):
+            ids, heads = prompts.ids_at(positions), prompts.head_tokens[positions].tolist()
+            logits[positions] = compute_within_memory(self._engine, ids, heads)
+        return logits
 
     def _refuse_instruction(self, instruction: str | None) -> None:
         if instruction is not None and not self._encoder.template.takes_instruction:

@@ -18,14 +18,13 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.engines.base import compute_score
+from rerank_actor.engines.score_columns import list_errors, make_score_columns
 from rerank_actor.inputs.directions import DIRECTED_VALUES, name_column
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.rows import strip_location
 from rerank_actor.outputs.histograms import ScoreHistograms
 from rerank_actor.outputs.part import METADATA_PREFIX, flatten_columns
 from rerank_actor.scoring.unit import UnitWork
-
-NOT_FINITE = "engine returned a logit that is not finite"
 
 
 def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
@@ -39,20 +38,12 @@ def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
     if work.logits is None:
         raise ValueError(f"unit {work.unit.name} has not been scored")
     prompts = work.prompts
-    finite = np.isfinite(work.logits)
-    pair_errors = prompts.errors.to_numpy(zero_copy_only=False)
-    pair_errors = np.where((pair_errors == None) & ~finite, NOT_FINITE, pair_errors)  # noqa: E711 - elementwise
+    pair_errors = list_errors(prompts, work.logits)
     if work.list_lengths is None:
         row_errors = np.tile(work.row_errors.to_numpy(zero_copy_only=False), max(1, len(work.directions)))
         pair_errors = np.where(row_errors != None, row_errors, pair_errors)  # noqa: E711 - elementwise
     scored = pair_errors == None  # noqa: E711 - elementwise
-    columns: dict[str, pa.Array] = {
-        "score": pa.array(compute_score(work.logits), pa.float32(), mask=~scored),
-        "logit": pa.array(work.logits, pa.float32(), mask=~scored),
-        "num_tokens": pa.array(np.where(scored, prompts.num_tokens, 0), pa.int32()),
-        "truncated_tokens": pa.array(np.where(scored, prompts.truncated_tokens, 0), pa.int32()),
-        "error": pa.array(pair_errors, pa.string()),
-    }
+    columns = make_score_columns(prompts, work.logits, pair_errors)
     if work.pair_keys is not None:
         columns[PAIR_KEY] = work.pair_keys
     if work.directions:

@@ -8,9 +8,12 @@ import io
 import os
 import secrets
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
+
+import pyarrow.dataset as ds
 
 from rerank_actor.errors import InputError
 from rerank_actor.storage import hub
@@ -37,8 +40,8 @@ from rerank_actor.storage.remote import (
     look_at_hub,
 )
 from rerank_actor.storage.retry import _patience, retrying, translate_errors
-from rerank_actor.storage.s3_client import get_error_code, get_s3, put_s3
-from rerank_actor.storage.uri import Listing, StoredObject, is_s3
+from rerank_actor.storage.s3_client import connect_s3, get_error_code, get_s3, put_s3
+from rerank_actor.storage.uri import Listing, StoredObject, is_s3, split_uri
 
 DOWNLOAD_THREADS = 8
 
@@ -295,3 +298,10 @@ def _download(item: StoredObject, target: Path) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def open_parquet(uris: Sequence[str]) -> ds.Dataset:
+    """Return Parquet objects, all local or all in S3, as a pyarrow dataset in their order; rows are read later."""
+    if uris and is_s3(uris[0]):
+        return ds.dataset(["/".join(split_uri(uri)) for uri in uris], filesystem=connect_s3(), format="parquet")
+    return ds.dataset(list(uris), format="parquet")
