@@ -117,7 +117,7 @@ def estimate_bitext(job: BitextJob, reporter: Reporter | None = None) -> BitextE
         JobError: the job, the model or its input is wrong.
     """
     reporter = reporter or QuietReporter()
-    model = look_at_model(job)
+    model = look_at_model(job, [Output(job.output)], reporter)
     job = fit_max_length(job, model, reporter)
     groups: dict[str | None, list[Source]] = defaultdict(list)
     for source in choose_sources(list_sources(job), job.partitions):

@@ -5,17 +5,26 @@ actors need follow from it.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import yaml
 
 from rerank_actor import storage
 from rerank_actor.engines.base import EngineSpec
+from rerank_actor.engines.checkpoint.pinning import (
+    describe_changes,
+    find_commit,
+    is_hub_model,
+    read_cached_commit,
+    shorten_commit,
+)
 from rerank_actor.engines.model import RerankerModel, load_reranker_model, load_tokenizer_json
+from rerank_actor.engines.options import DEFAULT_MODEL
 from rerank_actor.engines.prompts import PairEncoder
-from rerank_actor.engines.settings import EngineSettings, ModelSettings
+from rerank_actor.engines.settings import ModelSettings
 from rerank_actor.engines.start import encode_check_pairs
 from rerank_actor.errors import JobError, ModelError, OutputConflictError, StorageError
 from rerank_actor.fingerprint import hash_fingerprint, list_differing
@@ -25,7 +34,7 @@ from rerank_actor.inputs.lookups import ScoreLookup, TextLookup
 from rerank_actor.inputs.plan import Plan, PlanChange, make_plan
 from rerank_actor.inputs.rankings import RANKING_FORMATS, sniff_format
 from rerank_actor.inputs.text_sources import TextSource, list_sources
-from rerank_actor.job import ScoreJob
+from rerank_actor.job import EngineJob, ScoreJob
 from rerank_actor.outputs.folder import PART_NAME, Output, list_strays, select_parts
 from rerank_actor.outputs.price import find_price
 from rerank_actor.progress import QuietReporter, Reporter
@@ -85,10 +94,8 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
     """
     reporter = reporter or QuietReporter()
     output = Output(job.output)
-    if job.trust_remote_code and model is None:
-        reporter.info(f"--trust-remote-code: {job.model_name} may run Python code of its own, here and on workers")
     find_price(job.gpu_type, job.gpu_price)
-    model = model or look_at_model(job)
+    model = model or look_at_model(job, [output], reporter)
     refuse_instruction(job, model)
     job = fit_max_length(job, model, reporter)
     _refuse_short_prompts(job, model)
@@ -140,15 +147,51 @@ def _refuse_foreign(output: Output, listed: list[storage.StoredObject]) -> None:
         )
 
 
-def look_at_model(job: EngineSettings) -> RerankerModel:
-    """Return what a job's model is.
+@refuse_dead_storage()
+def look_at_model(job: EngineJob, outputs: Sequence[Output], reporter: Reporter) -> RerankerModel:
+    """Return what a job's model is; one of the hub at the commit that the job's output was begun with.
+
+    Args:
+        job: names the model.
+        outputs: where the job writes.
+        reporter: is told where a branch of the hub has moved.
 
     Raises:
         ModelError: it is no reranker, or its files are not whole.
     """
-    return load_reranker_model(
-        job.model_name, job.revision, trust_remote_code=job.trust_remote_code, weights=job.engine != "fake"
+    name, pinned, before = job.model_name, None, None
+    if job.trust_remote_code:
+        reporter.info(f"--trust-remote-code: {name} may run Python code of its own, here and on workers")
+    if is_hub_model(name):
+        found = (_find_pinned_commit(output, job) for output in outputs if not job.overwrite)
+        pinned = next(filter(None, found), None)
+        before = pinned or read_cached_commit(name, job.revision)
+    model = load_reranker_model(
+        name, pinned or job.revision, trust_remote_code=job.trust_remote_code, weights=job.engine != "fake"
     )
+    now = find_commit(name, job.revision) if pinned else model.revision
+    if before and now and now != before:
+        goes_on = (
+            f"; this output goes on with {shorten_commit(before)}, --overwrite takes the new one" if pinned else ""
+        )
+        reporter.info(
+            f"{name} has moved on the hub from {shorten_commit(before)} to {shorten_commit(now)}: "
+            f"{describe_changes(name, before, now)}{goes_on}"
+        )
+    return model
+
+
+def _find_pinned_commit(output: Output, job: EngineJob) -> str | None:
+    """Return the commit of the model that an output was begun with; None where it is new, or another revision is asked for."""
+    data = storage.read_if_present(output.at("job.yaml"))
+    begun = yaml.safe_load(data) if data is not None else None
+    stored = output.load_plan()
+    if stored is None or not isinstance(begun, dict):
+        return None
+    if (begun.get("model") or DEFAULT_MODEL, begun.get("revision")) != (job.model_name, job.revision):
+        return None
+    digest, revision = str(stored[1].get("model")), stored[1].get("revision")
+    return str(revision) if digest == f"{job.model_name}@{revision}" else None
 
 
 def is_up_to_date(prepared: PreparedJob) -> bool:

@@ -17,6 +17,7 @@ from rerank_actor.engines.model import load_tokenizer_json
 from rerank_actor.errors import RerankError, RunInterruptedError
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.job import EngineJob, ScoreJob
+from rerank_actor.outputs.folder import Output
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.runtime.connection import Connection, connect_ray, watch_signals
 from rerank_actor.runtime.notifications import Notifier, NotifyingReporter
@@ -25,6 +26,7 @@ from rerank_actor.scoring.context import RunContext, RunLimits
 from rerank_actor.scoring.lookups import make_known, make_lookups
 from rerank_actor.scoring.preflight import (
     PreparedJob,
+    look_at_model,
     make_engine_spec,
     make_prepare_spec,
     prepare_job,
@@ -140,9 +142,10 @@ class _Run:
 
     def _prepare(self, jobs: Sequence[ScoreJob]) -> list[PreparedJob]:
         """Check jobs, looking at their model once."""
-        first = prepare_job(jobs[0], self._context.reporter)
+        model = look_at_model(jobs[0], [Output(job.output) for job in jobs], self._context.reporter)
+        first = prepare_job(jobs[0], self._context.reporter, model)
         # What holds for all of them is told once, by the first.
-        return [first, *_map(lambda job: prepare_job(job, model=first.model), jobs[1:])]
+        return [first, *_map(lambda job: prepare_job(job, model=model), jobs[1:])]
 
     @contextlib.contextmanager
     def _hold_leases(self, prepared_jobs: list[PreparedJob]) -> Iterator[list[Lease]]:

@@ -141,6 +141,27 @@ def read_range(uri: str, start: int, end: int) -> bytes:
     return _get_range(uri, (repository, path), "dataset", pin_revision(repository, revision), start, end)
 
 
+def find_model_commit(repository: str, revision: str | None) -> str:
+    """Return the commit that a branch or tag of a model's repository stands for now.
+
+    Raises:
+        FileNotFoundError, PermissionError, OSError: the hub does not tell.
+    """
+    with translate_hub_errors(repository):
+        return str(_api(_endpoint(), _token()).model_info(repository, revision=revision).sha)
+
+
+def list_model_marks(repository: str, commit: str) -> dict[str, str]:
+    """Return the version mark of each file of a model's repository.
+
+    Raises:
+        FileNotFoundError, PermissionError, OSError: the hub does not tell.
+    """
+    with translate_hub_errors(repository):
+        tree = list(_api(_endpoint(), _token()).list_repo_tree(repository, recursive=True, revision=commit))
+    return {str(item.path): _get_mark(item) for item in tree if hasattr(item, "blob_id")}
+
+
 def list_model_files(repository: str, commit: str) -> dict[str, int]:
     """Return the size of each file at the top of a model's repository.
 

@@ -1,4 +1,4 @@
-"""A Hugging Face hub on loopback: as much of its API as reading dataset repositories takes."""
+"""A Hugging Face hub on loopback: as much of its API as reading repositories of datasets and of models takes."""
 
 import hashlib
 import json
@@ -78,8 +78,10 @@ class HubServer:
         parts = [unquote(part) for part in path.strip("/").split("/")]
         is_api = parts[0] == "api"
         parts = parts[1:] if is_api else parts
+        if not is_api and parts[0] != "datasets":
+            parts = ["models", *parts]  # their files have no prefix
         commits = self.repositories.get("/".join(parts[1:3]), {})
-        if parts[0] != "datasets" or not commits:
+        if parts[0] not in ("datasets", "models") or not commits:
             return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
         what, revision, rest = (parts[3:4] or [""])[0], (parts[4:5] or ["main"])[0], "/".join(parts[5:])
         named = self.branches.get(("/".join(parts[1:3]), revision), revision)
