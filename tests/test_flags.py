@@ -45,7 +45,7 @@ FLAGS = {
         --allow-incomplete --calibration --calibrate-only --deliver --formats --part-rows --reselect
     """,
     "mine": """
-        --scored --query-column --document-column --query-id-column --document-id-column --title-column
+        --scored --query-column --document-column --queries --corpus --query-id-column --document-id-column --title-column
         --allow-incomplete --allow-mixed-scores --label-column --qrels --min-relevance --min-positive-score
         --weak-positives --false-negatives --space --skip-top --depth --max-score --min-score --absolute-margin
         --relative-margin --margin-pos --perc-pos --near-duplicates --num-negatives --sampling --seed

@@ -4,12 +4,13 @@ Takes ids, one a pair, and a finished store of texts; gives a text for each pair
 the unit: of the store only the rows that were asked for are kept. Knows nothing of where ids come from or of prompts.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from rerank_actor.inputs.pairs import Pairs
 from rerank_actor.inputs.text_sources import read_id
 from rerank_actor.storage.keyed_store import KeyedStore, StoreSpec
 
@@ -53,6 +54,21 @@ class TextLookup:
             if fault is not None:
                 faults[position] = fault
         return texts, faults
+
+
+def look_up_texts(pairs: Pairs, lookups: Iterable[TextLookup]) -> tuple[Pairs, dict[int, str]]:
+    """Return pairs with the texts of their ids, and why an id has none, by position of the pair.
+
+    Raises:
+        ShardError, StorageError, JobError: a store cannot be read.
+    """
+    missing: dict[int, str] = {}
+    for lookup in lookups:
+        is_query = lookup.role == "query"
+        texts, faults = lookup.load_texts(pairs.queries if is_query else pairs.documents)
+        pairs = replace(pairs, queries=texts) if is_query else replace(pairs, documents=texts)
+        missing = {**faults, **missing}
+    return pairs, missing
 
 
 @dataclass(frozen=True)

@@ -43,10 +43,6 @@ class MineJob(
                 "nothing says which documents are positive: give --label-column NAME, --qrels URI, or, to take the best-scored "
                 "document of each query, --min-positive-score X"
             )
-        if self.qrels is not None and (self.query_id_column is None or self.document_id_column is None):
-            raise ValueError(
-                "--qrels names queries and documents by id: give --query-id-column and --document-id-column"
-            )
         if self.teacher == "none" and (self.normalize != "none" or self.temperature is not None):
             raise ValueError(
                 "--normalize and --temperature are for teacher values: give --teacher score or --teacher logit"

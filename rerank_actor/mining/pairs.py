@@ -4,6 +4,7 @@ Reads row groups of a scored Parquet file, flat or with lists of documents, and 
 names of its own. A pair without a score is left out and counted. Knows nothing of rules or of Ray.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor.errors import InputError, ShardError, describe_cause, suggest
-from rerank_actor.inputs.columns import is_list
+from rerank_actor.inputs.columns import is_list, is_text
 from rerank_actor.mining.rules import SPACES
-from rerank_actor.outputs.scored_columns import PairRows
+from rerank_actor.outputs.scored_columns import PairRows, find_path
+from rerank_actor.outputs.scored_texts import ROLES, ScoredTexts
 
 TEXT_ROLES = ("query", "document", "query_id", "document_id", "title", "instruction")
+OWN_ROLES = ("query_id", "document_id", "title", "label")  # beside those that scoring made texts for
 
 
 @dataclass(frozen=True)
@@ -25,25 +28,37 @@ class Columns:
     """What the columns of the scored rows are called; None for what is not there.
 
     Attributes:
+        texts: how query, document and instruction are made.
         spaces: those of `score` and `logit` that there are.
+        pair_key: whether there are pair keys, by which texts can be told to be those that were scored.
         min_relevance: label from which a pair is positive.
     """
 
-    query: str
-    document: str
+    texts: ScoredTexts
     query_id: str | None = None
     document_id: str | None = None
     title: str | None = None
-    instruction: str | None = None
     label: str | None = None
     spaces: tuple[str, ...] = SPACES
+    pair_key: str | None = None
     min_relevance: float = 1.0
 
     @property
     def key(self) -> tuple[str, ...]:
         """The roles that say which pairs are of one query."""
         query = "query_id" if self.query_id is not None else "query"
-        return (query,) if self.instruction is None else (query, "instruction")
+        return (query, "instruction") if self.texts.has_instructions else (query,)
+
+    def list_columns(self, schema: pa.Schema, roles: Container[str]) -> list[str]:
+        """Return the columns that some roles are read from."""
+        given = [name for role in OWN_ROLES if role in roles and (name := getattr(self, role)) is not None]
+        paths = [find_path(schema, name) for name in given]
+        return [*self.texts.list_columns(schema.names, roles), *(path.column for path in paths if path is not None)]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what can change a row, as the fingerprint has it."""
+        own = {f"{role}_column": name for role in OWN_ROLES if (name := getattr(self, role)) is not None}
+        return {**self.texts.describe(), **own}
 
     def check(self, uri: str, schema: pa.Schema) -> None:
         """Refuse a file that lacks a column, or has one of a type that cannot be what it is taken for.
@@ -63,41 +78,39 @@ class Columns:
             kind = kind.value_type if is_list(kind) else kind
             if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
                 raise InputError(f"{uri}: column `{space}` holds {kind}, not scores", uri=uri, column=space)
-        self._check_names(uri, schema.names)
-        lists = {name: is_list(schema.field(name).type) for name in (self.document, *self.spaces)}
+        self.texts.check(uri, schema)
+        self._check_names(uri, schema)
+        document = self.texts.document
+        names = [*([document] if document in schema.names else []), *self.spaces]
+        lists = {name: is_list(schema.field(name).type) for name in names}
         if len(set(lists.values())) > 1:
-            shape = "lists" if lists[self.document] else "no lists"
+            shape = "lists" if lists[names[0]] else "no lists"
             raise InputError(
-                f"{uri}: column `{self.document}` holds {shape} and `{self.spaces[0]}` does not match it; name the scored "
+                f"{uri}: column `{names[0]}` holds {shape} and `{self.spaces[0]}` does not match it; name the scored "
                 "documents with --document-column",
                 uri=uri,
-                column=self.document,
+                column=names[0],
             )
-        for role in TEXT_ROLES:
-            name = getattr(self, role)
-            if name is not None:
-                _check_type(uri, name, schema.field(name).type, ids=role.endswith("_id"))
+        if self.title is not None:
+            _check_title(uri, self.title, schema)
 
-    def _check_names(self, uri: str, names: list[str]) -> None:
-        for role in (*TEXT_ROLES, "label"):
+    def _check_names(self, uri: str, schema: pa.Schema) -> None:
+        for role in OWN_ROLES:
             name = getattr(self, role)
-            if name is not None and name not in names:
-                flag = "--scored" if role == "instruction" else f"--{role.replace('_', '-')}-column"
+            if name is not None and find_path(schema, name) is None:
                 raise InputError(
-                    f"{uri}: has no column `{name}`{suggest(name, names)}; its columns are {', '.join(names)}; name the right "
-                    f"one with {flag}, or score again with it among --keep-columns",
+                    f"{uri}: has no column `{name}`{suggest(name, schema.names)}; its columns are {', '.join(schema.names)}; "
+                    f"name the right one with --{role.replace('_', '-')}-column, or score again with it among --keep-columns",
                     uri=uri,
                     column=name,
                 )
 
 
-def _check_type(uri: str, name: str, kind: pa.DataType, *, ids: bool) -> None:
-    if is_list(kind):
-        kind = kind.value_type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if not is_text and not (ids and pa.types.is_integer(kind)) and not pa.types.is_null(kind):
+def _check_title(uri: str, name: str, schema: pa.Schema) -> None:
+    path = find_path(schema, name)
+    kind = schema.field(path.column).type if path is not None and path.field is None else pa.string()
+    kind = kind.value_type if is_list(kind) else kind
+    if not is_text(kind):
         raise InputError(f"{uri}: column `{name}` holds {kind}, not text; name another one", uri=uri, column=name)
 
 
@@ -134,51 +147,75 @@ def read_pairs(
         InputError: a column holds what cannot be used.
         ShardError: the file is broken.
     """
-    names = {role: getattr(columns, role) for role in roles if getattr(columns, role) is not None}
-    wanted = [*names.values(), *columns.spaces, *([columns.label] if columns.label else [])]
+    wanted = [*columns.list_columns(file.schema_arrow, {*roles, "label"}), *columns.spaces]
+    is_checked = columns.pair_key is not None and {"query", "document"} <= set(roles)
+    wanted += [columns.pair_key] if is_checked and columns.pair_key is not None else []
     try:
         table = file.read_row_groups(groups, columns=list(dict.fromkeys(wanted)))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ShardError(f"{uri}: cannot be read ({describe_cause(error)})", uri=uri) from error
     rows = PairRows(table, columns.spaces[0], uri)
-    pairs = _spread_pairs(rows, uri, names, columns)
+    pairs = _spread_pairs(rows, roles, columns)
     is_scored = np.ones(pairs.num_rows, bool)
     for space in columns.spaces:
         is_scored &= np.isfinite(pairs[space].to_numpy())
     positive = pairs["positive"].to_numpy() if columns.label else np.zeros(pairs.num_rows, bool)
     pairs = pairs.append_column("position", pa.array(np.arange(start, start + pairs.num_rows)))
     pairs = pairs if is_scored.all() else pairs.filter(pa.array(is_scored))
-    return Pairs(
-        _fill_nulls(pairs, uri, names), rows.num_without + int((~is_scored).sum()), int(positive[~is_scored].sum())
-    )
+    _refuse_nulls(pairs, uri, columns)
+    if is_checked:
+        _refuse_others(pairs, uri, columns)
+        pairs = pairs.drop_columns(["pair_key"])
+    return Pairs(pairs, rows.num_without + int((~is_scored).sum()), int(positive[~is_scored].sum()))
 
 
-def _spread_pairs(rows: PairRows, uri: str, names: dict[str, str], columns: Columns) -> pa.Table:
+def _spread_pairs(rows: PairRows, roles: Container[str], columns: Columns) -> pa.Table:
     """Return a row for each pair under the roles' names."""
-    values: dict[str, Any] = {role: _to_text(rows.spread(name), uri, name) for role, name in names.items()}
+    values: dict[str, Any] = dict(columns.texts.make(rows, roles))
+    for role in ("query_id", "document_id"):
+        if role in roles and (name := getattr(columns, role)) is not None:
+            values[role] = rows.spread_ids(name)
+    if columns.title is not None and "title" in roles:
+        values["title"] = _to_text(rows.spread(columns.title), rows.uri, columns.title).fill_null("")
     values |= {space: rows.spread(space).cast(pa.float32(), safe=False).fill_null(np.nan) for space in columns.spaces}
+    if columns.pair_key is not None and columns.pair_key in rows.table.column_names:
+        values["pair_key"] = rows.spread(columns.pair_key)
     if columns.label is not None:
-        label = rows.table[columns.label]
+        path = find_path(rows.table.schema, columns.label)
+        label = rows.table[path.column] if path is not None else rows.spread(columns.label)
         if rows.lengths is not None and not is_list(label.type):
-            values["positive"] = pa.array(_mark_listed(label, rows.lengths, uri, columns.label))
+            values["positive"] = pa.array(_mark_listed(label, rows.lengths, rows.uri, columns.label))
         else:
-            number = _to_number(rows.spread(columns.label), uri, columns.label)
+            number = _to_number(rows.spread(columns.label), rows.uri, columns.label)
             values["positive"] = pa.array(np.nan_to_num(number, nan=-np.inf) >= columns.min_relevance)
     return pa.table(values)
 
 
-def _fill_nulls(pairs: pa.Table, uri: str, names: dict[str, str]) -> pa.Table:
-    """Return scored pairs without nulls: no title is an empty one, any other text that is null is refused."""
-    for role in set(names) & {"title", "instruction"}:
-        pairs = pairs.set_column(pairs.schema.get_field_index(role), role, pairs[role].fill_null(""))
-    for role, name in names.items():
-        if lacking := pairs[role].null_count:
-            raise InputError(
-                f"{uri}: column `{name}` is null in {lacking:,} scored rows; fill it, or name another one",
-                uri=uri,
-                column=name,
-            )
-    return pairs
+def _refuse_nulls(pairs: pa.Table, uri: str, columns: Columns) -> None:
+    """Refuse scored pairs without a text or an id."""
+    for role in set(pairs.column_names) & {"query", "document", "query_id", "document_id"}:
+        lacking = pairs[role].null_count
+        if not lacking:
+            continue
+        name = getattr(columns if role.endswith("_id") else columns.texts, role)
+        flags = {"query": "--queries", "document": "--corpus"}
+        if columns.texts.lookups and role in {lookup.role for lookup in columns.texts.lookups}:
+            problem = f"{lacking:,} scored pairs have a {role} id that is not in {flags[role]}; give the texts that were scored"
+        else:
+            problem = f"column `{name}` is null in {lacking:,} scored rows; fill it, or name another one"
+        raise InputError(f"{uri}: {problem}", uri=uri, column=name)
+
+
+def _refuse_others(pairs: pa.Table, uri: str, columns: Columns) -> None:
+    """Refuse texts that are not those that were scored, by the pair keys."""
+    texts = {role: pairs[role] for role in ROLES if role in pairs.column_names}
+    others = columns.texts.count_others(texts, pairs["pair_key"])
+    if others:
+        raise InputError(
+            f"{uri}: the texts of {others:,} scored pairs are not those that were scored (their pair keys are others); leave "
+            "out --query-column and --document-column, or give the --queries and --corpus that were scored",
+            uri=uri,
+        )
 
 
 def _to_text(column: pa.ChunkedArray, uri: str, name: str) -> pa.ChunkedArray:

@@ -12,15 +12,15 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.errors import OutputConflictError
-from rerank_actor.fingerprint import hash_fingerprint, refuse_other_rules
+from rerank_actor.fingerprint import hash_fingerprint, list_differing, refuse_other_rules
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.qrels import load_qrels
-from rerank_actor.mining.rules import MiningRules
+from rerank_actor.mining.rules import VERSION, MiningRules
 from rerank_actor.mining.scored import ScoredInput, load_scored
 from rerank_actor.outputs.folder import Output
 
-DEFINITION_VERSION = 1  # to be raised when the same settings and scores give other rows
+AFRESH = "choose another --output, or --overwrite to start afresh"
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def look_again(prepared: PreparedMining) -> PreparedMining:
     if prepared.job.overwrite or prepared.job.what_if:
         return prepared
     stored, replaces = _load_earlier(prepared.output, prepared.settings)
-    return replace(prepared, stored=stored, replaces=replaces)
+    settings = prepared.settings if stored is None else stored["settings"]
+    return replace(prepared, settings=settings, stored=stored, replaces=replaces)
 
 
 def _load_earlier(output: MineOutput, settings: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
@@ -103,20 +104,31 @@ def _load_earlier(output: MineOutput, settings: dict[str, Any]) -> tuple[dict[st
         return None, False
     if stored["settings"] == settings:
         return stored, False
+    if list_differing(stored["settings"], settings) == ["definition_version"] and output.has_success():
+        return stored, False  # what was mined whole stays what it is
     if has_data:
-        cure = "choose another --output, or --overwrite to start afresh"
-        refuse_other_rules(output.uri, "data mined with", cure, stored["settings"], settings)
+        refuse_other_rules(output.uri, "data mined with", AFRESH, stored["settings"], settings)
     return None, True  # the other job mined no row, so that nothing can be mixed up
 
 
+def refuse_older(output: MineOutput, stored: dict[str, Any]) -> None:
+    """Refuse to go on with what rules of another version left half done.
+
+    Raises:
+        OutputConflictError: they did.
+    """
+    settings = stored["settings"]
+    refuse_other_rules(output.uri, "data mined with", AFRESH, settings, {**settings, "definition_version": VERSION})
+
+
 def _collect_settings(job: MineJob, scored: ScoredInput, qrels: pa.Table | None) -> dict[str, Any]:
-    columns = {f"{name}_column": value for name, value in vars(scored.columns).items() if isinstance(value, str)}
     prompt = job.prompt if job.prompt is not None else scored.prompt
     settings = {
         **job.mining_settings(),
-        **columns,
+        **scored.columns.describe(),
+        **{source.flag.removeprefix("--"): source.describe() for source in scored.sources},
         "prompt": prompt if job.format == "flagembedding" else None,
-        "definition_version": DEFINITION_VERSION,
+        "definition_version": VERSION,
         "inputs": [part.identity for part in scored.parts],
     }
     if qrels is not None:

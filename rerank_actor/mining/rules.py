@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 Space = Literal["score", "logit"]
 SPACES: tuple[Space, ...] = ("score", "logit")
+VERSION = 2  # of what the same settings and scores give, with their texts; to be raised with every rule that changes
 DEPTH_FACTOR = 10  # of num_negatives, where rules may drop candidates; sentence-transformers 6
 
 

@@ -18,7 +18,7 @@ from rerank_actor.mining.examples import Teacher
 from rerank_actor.mining.formats import CORPUS, describe_corpus, describe_dataset
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.output import CARD, restore_plan, store_plan
-from rerank_actor.mining.preflight import PreparedMining, look_again, prepare_mining
+from rerank_actor.mining.preflight import PreparedMining, look_again, prepare_mining, refuse_older
 from rerank_actor.mining.report import explain_empty, list_remarks, render_report, summarize, tabulate_sets
 from rerank_actor.mining.scored import APART
 from rerank_actor.mining.survey import MiningPlan, MiningUnit, plan_units, require_pairs, survey_parts
@@ -30,10 +30,12 @@ from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.runtime.connection import connect_ray, watch_signals
 from rerank_actor.runtime.steps import StepRecords, TaskRunner, run_step
 from rerank_actor.runtime.task_report import TaskFailure
+from rerank_actor.scoring.lookups import make_lookup
 from rerank_actor.storage.exchange import collect_slices
 from rerank_actor.storage.lease import Lease, hold_lease, make_run_id
 
 LINE_SECONDS = 10.0
+LEAST_PAIR_BYTES = 32  # stored, of a scored pair without texts
 MB = 2**20
 
 
@@ -93,14 +95,16 @@ class _Run:
         self.output.clear_scratch()
         stored = self.prepared.stored
         plan = restore_plan(self.output, stored) if stored is not None else None
-        if plan is not None:
+        if plan is not None and stored is not None:
             self._load_committed(plan)
             if len(self.records) == len(plan.units) + plan.num_buckets:
                 self.reporter.info(f"{len(self.records):,} units, all committed already; output {self.output.uri}")
                 return self._finish(plan, mined_pairs=0)
+            refuse_older(self.output, stored)
         before = self.tallies["as given"].counts["pairs"]
         storage.delete_objects([self.output.success_uri])
         with self._connect() as runner:
+            self._index_texts(runner, "stores")
             if plan is None:
                 plan = self._survey(runner)
                 store_plan(self.output, self.prepared.settings, plan)
@@ -113,6 +117,7 @@ class _Run:
         storage.delete_folder(self.output.at("what-if"))
         try:
             with self._connect() as runner:
+                self._index_texts(runner, "what-if/stores")
                 plan = self._survey(runner)
                 spec = replace(self._make_spec(plan, "what-if/shuffle"), only_tally=True)
                 self._mine(plan, spec, None, runner)
@@ -128,6 +133,26 @@ class _Run:
     def _connect(self) -> Iterator[TaskRunner]:
         with watch_signals() as watch, connect_ray(self.job, watch) as connection:
             yield TaskRunner(lambda: connection, self.lease, storage.capture_environment())
+
+    def _index_texts(self, runner: TaskRunner, folder: str) -> None:
+        """Make the stores of the texts that rows name by id, those that are not there yet."""
+        scored = self.prepared.scored
+        lookups = []
+        for source in scored.sources:
+            self.reporter.info(
+                f"{source.flag}: indexing {source.num_bytes:,} bytes of {len(source.objects):,} objects by id"
+            )
+            lookups.append(
+                make_lookup(
+                    source,
+                    self.output.at(folder, f"{source.role}-{source.digest}"),
+                    lambda work, items, _: runner.run_tasks(work, items),
+                    sum(part.size for part in scored.parts) // LEAST_PAIR_BYTES,
+                    self.output.scratch,
+                    self.lease.check,
+                )
+            )
+        self.prepared = replace(self.prepared, scored=scored.with_lookups(tuple(lookups)))
 
     def _survey(self, runner: TaskRunner) -> MiningPlan:
         """Look at all files once, and plan units and exchange."""
@@ -280,5 +305,6 @@ class _Run:
             card = describe_dataset(self.job.format, self.prepared.fingerprint)
             storage.write_bytes(storage.join_uri(uri, CARD), card.encode())
         self.output.make_exchange("shuffle", plan.num_buckets).delete()
+        storage.delete_folder(self.output.at("stores"))
         self.output.clear_scratch()
         storage.write_bytes(self.output.success_uri, b"")

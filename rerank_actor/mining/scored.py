@@ -4,19 +4,23 @@ Takes the job's `--scored`: outputs of the scoring job, whose plan says what sho
 Parquet files and folders with the same columns. Only footers and plans are read. Knows nothing of Ray.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError
+from rerank_actor.inputs.lookups import TextLookup
+from rerank_actor.inputs.pair_key import PAIR_KEY
+from rerank_actor.inputs.text_sources import TextSource
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.pairs import Columns
 from rerank_actor.mining.rules import SPACES
-from rerank_actor.outputs.part import read_part_metadata
+from rerank_actor.mining.texts import find_sources, name_texts
 from rerank_actor.outputs.scored import ScoredOutput, compare_settings, open_scored, read_schema
-from rerank_actor.outputs.scored_columns import describe_columns
+from rerank_actor.outputs.scored_columns import describe_columns, find_ids
+from rerank_actor.outputs.scored_texts import ScoredTexts, read_text_settings, refuse_lost_fields
 
 TO_THE_END = "run jobs.score to the end, or give --allow-incomplete to mine what is there"
 APART = "mine them apart, or give --allow-mixed-scores"
@@ -30,11 +34,18 @@ class ScoredInput:
         parts: the files, in order of inputs and names.
         columns: what their columns are called.
         prompt: the instruction that all were scored with, None where it is not known or differs from row to row.
+        sources: queries and corpus that rows name by id.
     """
 
     parts: tuple[storage.StoredObject, ...]
     columns: Columns
     prompt: str | None
+    sources: tuple[TextSource, ...] = ()
+
+    def with_lookups(self, lookups: tuple[TextLookup, ...]) -> "ScoredInput":
+        """Return the same, with the finished stores of its sources."""
+        texts = replace(self.columns.texts, lookups=lookups)
+        return replace(self, columns=replace(self.columns, texts=texts))
 
 
 def load_scored(job: MineJob) -> ScoredInput:
@@ -48,16 +59,36 @@ def load_scored(job: MineJob) -> ScoredInput:
     all_settings = {output.uri: output.settings for output in outputs if output.settings}
     if not job.allow_mixed_scores:
         compare_settings(all_settings, "--scored", APART)
-    settings = next(iter(all_settings.values()), {})
+    made = {output.uri: read_text_settings(output) for output in outputs}
+    first_output = next((output for output in outputs if output.settings), outputs[0])
+    settings = made[first_output.uri]
     parts = {part.uri: part for output in outputs for part in output.parts}
-    first = next(iter(parts.values()))
-    schema = read_schema(first)
-    columns = _name_columns(job, settings, schema)
-    columns.check(first.uri, schema)
-    prompt = None
-    if columns.instruction is None:
-        prompt = settings.get("instruction") if settings else read_part_metadata(schema).get("instruction")
-    return ScoredInput(tuple(parts.values()), columns, prompt)
+    schema = read_schema(first_output.parts[0])
+    texts = name_texts(job, settings, schema)
+    for output in outputs:
+        refuse_lost_fields(output, made[output.uri], schema)
+        other = name_texts(job, made[output.uri], schema) if output.settings else texts
+        if other.instruction != texts.instruction:  # of scores that may be mixed
+            texts = replace(texts, instruction=None)
+        if replace(other, instruction=texts.instruction) != texts:
+            raise InputError(
+                f"--scored {first_output.uri} and {output.uri}: their texts were made in different ways; mine them apart",
+                uri=output.uri,
+            )
+    columns = _name_columns(job, settings, texts, schema)
+    columns.check(first_output.parts[0].uri, schema)
+    prompt = None if texts.has_instructions else texts.instruction
+    if job.format == "flagembedding" and job.prompt is None and _has_lost_instructions(settings, texts):
+        raise InputError(
+            f"--scored {first_output.uri}: was scored with an instruction for each row, and did not keep what it was made of; "
+            "give --prompt for --format flagembedding",
+            uri=first_output.uri,
+        )
+    return ScoredInput(tuple(parts.values()), columns, prompt, find_sources(job, first_output.uri, settings))
+
+
+def _has_lost_instructions(settings: dict[str, Any], texts: ScoredTexts) -> bool:
+    return not texts.has_instructions and ScoredTexts.from_settings(settings).has_instructions
 
 
 def _open_output(uri: str, job: MineJob) -> ScoredOutput:
@@ -83,19 +114,22 @@ def _refuse_overlap(uri: str, output: str) -> None:
         )
 
 
-def _name_columns(job: MineJob, settings: dict[str, Any], schema: pa.Schema) -> Columns:
+def _name_columns(job: MineJob, settings: dict[str, Any], texts: ScoredTexts, schema: pa.Schema) -> Columns:
     scored = describe_columns(settings, schema)
     needed = {space for rules in job.rule_sets().values() for space in rules.spaces}
     if job.teacher != "none":
         needed.add("logit" if job.temperature is not None else job.teacher)
+    query_id = job.query_id_column or (scored.query_id if texts.spec.query_is_id else None)
+    document_id = job.document_id_column or (scored.document_id if texts.spec.document_is_id else None)
+    if job.qrels is not None and (query_id is None or document_id is None):
+        raise InputError("--qrels names queries and documents by id: give --query-id-column and --document-id-column")
     return Columns(
-        query=job.query_column or scored.query,
-        document=job.document_column or scored.document,
-        query_id=job.query_id_column,
-        document_id=job.document_id_column,
+        texts=texts,
+        query_id=query_id and (find_ids(schema, query_id) or query_id),
+        document_id=document_id and (find_ids(schema, document_id) or document_id),
         title=job.title_column,
-        instruction=scored.instruction,
         label=job.label_column,
         spaces=tuple(space for space in SPACES if space in needed or space in scored.values),
+        pair_key=PAIR_KEY if PAIR_KEY in schema.names and texts.instruction is not None else None,
         min_relevance=job.min_relevance,
     )

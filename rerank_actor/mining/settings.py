@@ -32,6 +32,20 @@ class ScoredSettings(Settings):
     document_column: str | None = make_flag(
         None, "input", "column with the document, or with a list of them (default: as the scores were made)", "NAME"
     )
+    queries: Locations = make_flag(
+        [],
+        "input",
+        "where the texts of queries are now, of scores made with --queries (default: where scoring found them)",
+        "URI",
+        "+",
+    )
+    corpus: Locations = make_flag(
+        [],
+        "input",
+        "where the texts of documents are now, of scores made with --corpus (default: the same)",
+        "URI",
+        "+",
+    )
     query_id_column: str | None = make_flag(
         None,
         "input",

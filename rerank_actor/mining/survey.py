@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError
-from rerank_actor.mining.pairs import Columns, encode_keys, read_pairs
+from rerank_actor.mining.pairs import TEXT_ROLES, Columns, encode_keys, read_pairs
 from rerank_actor.mining.qrels import mark_judged
 from rerank_actor.outputs.part import read_part_metadata
 from rerank_actor.outputs.row_groups import RowGroups, SizedGroup, batch_by_size, open_part, share_out_groups
@@ -85,7 +85,7 @@ def _survey_group(
         part=part,
         group=group,
         num_pairs=len(query),
-        num_bytes=_weigh(file, group, columns) + pairs.table.nbytes + PAIR_BYTES * len(query),
+        num_bytes=_weigh(file, group, columns) + pairs.table.nbytes + _weigh_pair(columns) * len(query),
         unscored=pairs.unscored,
         unscored_positives=pairs.unscored_positives,
         num_positives=int(positive.sum()),
@@ -97,10 +97,20 @@ def _survey_group(
 
 def _weigh(file: pq.ParquetFile, group: int, columns: Columns) -> int:
     """Return the uncompressed bytes of the text columns of a row group."""
-    names = {columns.query, columns.document, columns.query_id, columns.document_id, columns.title}
+    names = columns.list_columns(file.schema_arrow, TEXT_ROLES)
     metadata = file.metadata.row_group(group)
     stored = (metadata.column(index) for index in range(metadata.num_columns))
-    return sum(chunk.total_uncompressed_size for chunk in stored if chunk.path_in_schema.split(".")[0] in names)
+    return sum(
+        chunk.total_uncompressed_size
+        for chunk in stored
+        if any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in names)
+    )
+
+
+def _weigh_pair(columns: Columns) -> int:
+    """Return what a pair takes beside its own columns: texts that are looked up, on average, numbers and copies."""
+    stores = [lookup.store for lookup in columns.texts.lookups]
+    return PAIR_BYTES + sum(store.num_bytes // max(1, int(store.facts.get("rows", 0))) for store in stores)
 
 
 @dataclass(frozen=True)

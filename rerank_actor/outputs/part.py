@@ -24,6 +24,12 @@ ADDED_TYPES = dict(
     zip(RESERVED_COLUMNS, (pa.float32(), pa.float32(), pa.int32(), pa.int32(), pa.string()), strict=True)
 )
 METADATA_PREFIX = "rerank_actor."
+# Settings that say how the texts of a pair were made; the metadata have those that are given, as JSON.
+TEXT_SETTINGS = (
+    *("query_column", "document_column", "queries", "corpus", "query_id_column", "document_id_column"),
+    *("query_template", "document_template", "instruction_map", "dataset_column"),
+    *("rename_columns", "keep_fields", "directions"),
+)
 
 
 def read_part_metadata(schema: pa.Schema) -> dict[str, str]:

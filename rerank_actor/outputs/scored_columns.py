@@ -7,16 +7,18 @@ nothing of plans and parts, or of what is made of the pairs.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rerank_actor.errors import InputError
+from rerank_actor.errors import InputError, describe_cause
 from rerank_actor.inputs.columns import is_list
 from rerank_actor.inputs.directions import BACKWARD, FORWARD, name_column
 from rerank_actor.inputs.pair_key import PAIR_KEY
+from rerank_actor.inputs.pairs import list_fields
+from rerank_actor.inputs.text_sources import ID_NAMES
 from rerank_actor.outputs.part import read_part_metadata
 
 VALUES = ("score", "logit")
@@ -91,6 +93,34 @@ def _name_documents(kind: pa.DataType) -> Literal["texts", "structs"]:
     return "structs" if pa.types.is_struct(kind) else "texts"
 
 
+class ColumnPath(NamedTuple):
+    """A column, or a field of the structs that it holds, by themselves or in lists."""
+
+    column: str
+    field: str | None = None
+
+
+def find_path(schema: pa.Schema, name: str) -> ColumnPath | None:
+    """Return where values of a name are: the column, or after a dot a field of its structs; None where nothing is."""
+    if name in schema.names:
+        return ColumnPath(name)
+    column, _, field = name.rpartition(".")
+    has_it = column in schema.names and field in list_fields(schema.field(column).type)
+    return ColumnPath(column, field) if has_it else None
+
+
+def find_ids(schema: pa.Schema, name: str) -> str | None:
+    """Return the name of ids by that of a column: itself, or of structs the field that is called like an id.
+
+    Returns:
+        A name for `find_path`; None where there is none, or where no field of structs is called so.
+    """
+    path = find_path(schema, name)
+    if path is None or path.field is not None or not (fields := list_fields(schema.field(path.column).type)):
+        return name if path is not None else None
+    return next((f"{name}.{field}" for field in ID_NAMES if field in fields), None)
+
+
 class PairRows:
     """The pairs of some scored rows: the rows themselves, or the elements of their lists.
 
@@ -100,12 +130,14 @@ class PairRows:
         uri: of the part, for errors.
 
     Attributes:
+        table: the rows that have pairs.
+        uri: as given.
         lengths: int64 [num_rows], pairs of each row that has a list; None where a row is a pair.
         num_without: rows without a list, which have no pairs.
     """
 
     def __init__(self, table: pa.Table, value: str, uri: str) -> None:
-        self._value, self._uri = value, uri
+        self._value, self.uri = value, uri
         self.lengths: np.ndarray | None = None
         self.num_without = 0
         if is_list(table.schema.field(value).type):
@@ -116,21 +148,56 @@ class PairRows:
             self._parents = pa.array(np.repeat(np.arange(table.num_rows), self.lengths))
         self.table = table
 
+    def repeat(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Return the values of rows as often as these have pairs."""
+        return column if self.lengths is None else column.take(self._parents)
+
     def spread(self, name: str) -> pa.ChunkedArray:
-        """Return a column with a value for each pair; what is no list holds for all pairs of its row.
+        """Return a column, or a field of its structs, with a value for each pair; what is no list holds for all of its row.
 
         Raises:
-            InputError: its lists have other lengths than there are pairs.
+            InputError: its lists have other lengths than there are pairs, or there is none of this name.
         """
+        path = find_path(self.table.schema, name)
+        if path is None:
+            raise InputError(f"{self.uri}: has no column `{name}`", uri=self.uri, column=name)
+        column = self._spread_column(path.column)
+        return column if path.field is None else _take_field(column, path.field)
+
+    def _spread_column(self, name: str) -> pa.ChunkedArray:
         column = self.table[name]
-        if self.lengths is None:
-            return column
-        if not is_list(column.type):
-            return column.take(self._parents)
+        if self.lengths is None or not is_list(column.type):
+            return self.repeat(column)
         if not np.array_equal(pc.fill_null(pc.list_value_length(column), 0).to_numpy(), self.lengths):
             raise InputError(
-                f"{self._uri}: column `{name}` has lists of other lengths than `{self._value}`",
-                uri=self._uri,
+                f"{self.uri}: column `{name}` has lists of other lengths than `{self._value}`",
+                uri=self.uri,
                 column=name,
             )
         return pc.list_flatten(column)
+
+    def spread_ids(self, name: str) -> pa.ChunkedArray:
+        """Return the ids of a column as text, by which ids are compared: large_string [num_pairs].
+
+        Raises:
+            InputError: as of `spread`, or it holds what is no id.
+        """
+        column = self.spread(name)
+        try:
+            if pa.types.is_dictionary(column.type):
+                column = column.cast(column.type.value_type)
+            if pa.types.is_floating(column.type):  # of a column with nulls that passed through pandas
+                column = column.cast(pa.int64())
+            if pa.types.is_nested(column.type) or pa.types.is_boolean(column.type):
+                raise pa.ArrowTypeError(f"{column.type}")
+            return column.cast(pa.large_string())
+        except pa.ArrowException as error:
+            raise InputError(
+                f"{self.uri}: column `{name}` holds what is no id ({describe_cause(error)}); name another one",
+                uri=self.uri,
+                column=name,
+            ) from None
+
+
+def _take_field(column: pa.ChunkedArray, field: str) -> pa.ChunkedArray:
+    return pa.chunked_array([pc.struct_field(chunk, field) for chunk in column.chunks], column.type.field(field).type)

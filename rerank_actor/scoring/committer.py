@@ -17,6 +17,7 @@ from rerank_actor.errors import OutputConflictError, RerankError, describe_cause
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.folder import Output, list_pending, list_strays, select_parts
 from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed, limit_failures, read_versions
+from rerank_actor.outputs.part import TEXT_SETTINGS
 from rerank_actor.outputs.report.build import write_report
 from rerank_actor.scoring.context import RunContext
 from rerank_actor.scoring.outcomes import UnitOutcomes
@@ -236,7 +237,7 @@ class OutputCommitter:
             **({"explode": "true"} if prepared.job.explode else {}),
             **{
                 name: json.dumps(prepared.settings[name], ensure_ascii=False)
-                for name in ("query_template", "document_template", "instruction_map", "dataset_column", "directions")
+                for name in TEXT_SETTINGS
                 if name in prepared.settings
             },
             "engine": prepared.job.engine,

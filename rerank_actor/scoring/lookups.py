@@ -42,7 +42,7 @@ def make_lookups(
     for source in prepared.sources:
         reporter.info(f"{source.flag}: indexing {source.num_bytes:,} bytes of {len(source.objects):,} objects by id")
         uri = prepared.output.at("stores", f"{source.role}-{source.digest}")
-        lookup = _make_lookup(source, uri, run_tasks, prepared.plan.num_rows, prepared.output.scratch, check)
+        lookup = make_lookup(source, uri, run_tasks, prepared.plan.num_rows, prepared.output.scratch, check)
         facts = lookup.store.facts
         reporter.info(f"{source.flag}: {facts.get('rows', 0):,} texts" + _describe_left_out(facts))
         lookups.append(lookup)
@@ -91,12 +91,12 @@ def sample_lookups(prepared: PreparedJob) -> Iterator[tuple[TextLookup, ...] | N
         return
     with tempfile.TemporaryDirectory() as folder:
         yield tuple(
-            _make_lookup(source, storage.join_uri(folder, source.role), run_here, 0, None, lambda: None)
+            make_lookup(source, storage.join_uri(folder, source.role), run_here, 0, None, lambda: None)
             for source in prepared.sources
         )
 
 
-def _make_lookup(
+def make_lookup(
     source: TextSource,
     uri: str,
     run_tasks: RunTasks,
@@ -104,6 +104,19 @@ def _make_lookup(
     scratch: str | None,
     check: Callable[[], None],
 ) -> TextLookup:
+    """Make the store of some texts by id, where it is not there yet.
+
+    Args:
+        source: of the texts.
+        uri: folder of the store.
+        run_tasks: does work on the cluster.
+        num_lookups: rows that will be looked up, about.
+        scratch: folder for temporary files on the file system of `uri`.
+        check: called between tasks; may raise.
+
+    Raises:
+        InputError, StorageError, JobError: as of `make_lookups`.
+    """
     unpacked = sum(item.size * (UNPACKED if _is_packed(item.uri) else 1) for item in source.objects)
     layout = BucketLayout.for_bytes(unpacked)
     store = build_store(uri, source.digest, layout, source.cut(), source.read, run_tasks, scratch=scratch, check=check)

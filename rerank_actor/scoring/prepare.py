@@ -25,7 +25,7 @@ from rerank_actor.engines.prompts import PairEncoder, Prompts
 from rerank_actor.errors import RerankError, ShardChangedError, ShardError
 from rerank_actor.inputs import shards
 from rerank_actor.inputs.directions import Directions
-from rerank_actor.inputs.lookups import ScoreLookup, TextLookup
+from rerank_actor.inputs.lookups import ScoreLookup, TextLookup, look_up_texts
 from rerank_actor.inputs.pair_key import compute_originals, make_pair_keys
 from rerank_actor.inputs.pairs import Pairs, make_pairs
 from rerank_actor.inputs.rows import Rows, Unit
@@ -127,13 +127,7 @@ def _read_rows(unit: Unit, spec: PrepareSpec, policy: Retrying) -> Rows:
 
 def _look_up_pairs(rows: Rows, spec: PrepareSpec) -> tuple[Pairs, dict[int, str]]:
     """Return the pairs of some rows, ids as their texts, and why an id has none, by position of the pair."""
-    pairs = make_pairs(rows, spec.input.texts)
-    missing: dict[int, str] = {}
-    for lookup in spec.lookups:
-        is_query = lookup.role == "query"
-        texts, faults = lookup.load_texts(pairs.queries if is_query else pairs.documents)
-        pairs = replace(pairs, queries=texts) if is_query else replace(pairs, documents=texts)
-        missing = {**faults, **missing}
+    pairs, missing = look_up_texts(make_pairs(rows, spec.input.texts), spec.lookups)
     if spec.input.directions is not None:
         pairs = _turn_pairs(pairs, rows, spec.input.directions)
     return pairs, missing

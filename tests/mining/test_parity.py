@@ -14,6 +14,7 @@ from datasets import Dataset
 from sentence_transformers.util import mine_hard_negatives
 
 from rerank_actor.engines.base import compute_score
+from rerank_actor.inputs.pairs import TextSpec
 from rerank_actor.job_file import check_job
 from rerank_actor.mining.examples import Teacher
 from rerank_actor.mining.job import MineJob
@@ -21,6 +22,7 @@ from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.pairs import Columns
 from rerank_actor.mining.tally import MiningTally
 from rerank_actor.mining.unit import MiningSpec, mine_table
+from rerank_actor.outputs.scored_texts import ScoredTexts
 
 
 @dataclass
@@ -118,7 +120,7 @@ def mine_here(scores: Scores, space: str, **settings: Any) -> tuple[list[dict[st
     spec = MiningSpec(
         output=MineOutput("/mined"),
         parts=(),
-        columns=Columns("query", "document", label="label"),
+        columns=Columns(ScoredTexts(TextSpec()), label="label"),
         rule_sets={"as given": job.rules()},
         max_positives=int(counts.max()),
         split=None,

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import read_output
+from mining_in_process import load_with_lookups
 from scoring_in_process import score_here
 
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
@@ -193,7 +194,7 @@ def make_mine_job(*scored: Path, output: Path, **values: Any) -> MineJob:
 
 def read_for_mining(job: MineJob) -> tuple[dict[tuple[str, str], float], int, int]:
     """Return the logits of the pairs that are mined, how many have none, and how many are positive."""
-    scored = load_scored(job)
+    scored = load_with_lookups(job)
     groups = [
         SizedGroup(number, group, 1, 1)
         for number, part in enumerate(scored.parts)
@@ -235,15 +236,10 @@ def test_parts_are_complete_sound_and_counted(shape: str, output: Path) -> None:
     assert sum(map(len, rows.errors.values())) == 1
 
 
-def test_mining_reads_the_pairs_or_says_which_column_it_needs(
-    shape: str, output: Path, logits: dict[tuple[str, str], float], tmp_path: Path
+def test_mining_reads_the_texts_that_were_scored(
+    output: Path, logits: dict[tuple[str, str], float], tmp_path: Path
 ) -> None:
     job = make_mine_job(output, output=tmp_path / "mined")
-    refused = {"structs": "column `document` holds .*struct.* not text", "ids": "has no column `query`"}
-    if shape in refused:
-        with pytest.raises(InputError, match=refused[shape]):
-            load_scored(job)
-        return
     assert read_for_mining(job) == (logits, 1, 4)
 
 
@@ -320,7 +316,8 @@ def test_directions_are_described_selected_from_and_reused(tmp_path: Path) -> No
     mined = load_scored(
         make_mine_job(Path(scored.uri), output=tmp_path / "mined", label_column=None, min_positive_score=0.5)
     )
-    assert (mined.columns.query, mined.columns.document, mined.prompt) == ("source", "target", None)
+    texts = mined.columns.texts
+    assert (texts.query, texts.document, mined.prompt) == ("source", "target", None)
 
 
 def test_one_direction_is_described_alone_and_the_other_refused(tmp_path: Path) -> None:

@@ -11,9 +11,12 @@ from rerank_actor.job_file import check_job
 from rerank_actor.mining.examples import Teacher
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.preflight import prepare_mining
+from rerank_actor.mining.scored import ScoredInput, load_scored
 from rerank_actor.mining.survey import plan_units, survey_part
 from rerank_actor.mining.tally import MiningTally
 from rerank_actor.mining.unit import MiningSpec, count_positives, mine_bucket, mine_unit
+from rerank_actor.runtime.store_builder import run_here
+from rerank_actor.scoring.lookups import make_lookup
 from rerank_actor.storage.exchange import collect_slices
 
 RULES = {"label_column": "label", "absolute_margin": 0.05, "num_negatives": 4, "teacher": "logit"}
@@ -23,12 +26,23 @@ def make_job(scored: Path, output: Path, /, **values: Any) -> MineJob:
     return check_job(MineJob, {"scored": [str(scored)], "output": str(output), **RULES, **values}).normalized()
 
 
+def load_with_lookups(job: MineJob) -> ScoredInput:
+    """Look at what is to be mined, with the stores of the texts that rows name by id."""
+    scored = load_scored(job)
+    stores = f"{job.output}.stores"
+    return scored.with_lookups(
+        tuple(
+            make_lookup(source, f"{stores}/{source.role}", run_here, 0, None, lambda: None) for source in scored.sources
+        )
+    )
+
+
 def mine_in_process(
     job: MineJob, unit_bytes: int = 64 * 2**20, hashes_at_once: int = 10**9
 ) -> tuple[list[dict[str, Any]], MiningTally, int]:
     """Mine without Ray, unit after unit; returns the rows, the tally and the number of buckets."""
     prepared = prepare_mining(job)
-    scored = prepared.scored
+    scored = load_with_lookups(job)
     surveys = [
         survey
         for number, part in enumerate(scored.parts)
@@ -46,7 +60,7 @@ def mine_in_process(
         qrels=prepared.qrels,
         teacher=Teacher(job.teacher, job.normalize, job.temperature),
         format=job.format,
-        prompt=job.prompt,
+        prompt=prepared.settings["prompt"],
         with_examples=True,
     )
     records = [mine_unit(unit, spec) for unit in plan.units]

@@ -1,0 +1,249 @@
+"""The texts of scored rows: made again of what the output holds, by the code that made them for scoring.
+
+Takes the settings that an output was scored with and tables of its rows, and gives the query, the document and the
+instruction of each pair: of columns, templates, titles, lists and structs, or looked up by id where scoring looked them up.
+What the output no longer holds of them is refused. Knows nothing of what is made of the texts.
+"""
+
+import json
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rerank_actor import storage
+from rerank_actor.errors import InputError, RerankError, suggest
+from rerank_actor.inputs.field_template import parse_template
+from rerank_actor.inputs.lookups import TextLookup, look_up_texts
+from rerank_actor.inputs.pair_key import make_pair_keys
+from rerank_actor.inputs.pairs import TextSpec, list_fields, make_pairs
+from rerank_actor.inputs.rows import make_rows
+from rerank_actor.outputs.part import TEXT_SETTINGS, read_part_metadata
+from rerank_actor.outputs.scored import ScoredOutput, read_schema
+from rerank_actor.outputs.scored_columns import PairRows
+from rerank_actor.storage.utf8 import is_unicode
+
+ROLES = ("query", "document", "instruction")
+SCORE_AGAIN = "score again with it among --keep-columns"
+
+
+@dataclass(frozen=True)
+class ScoredTexts:
+    """How the texts of scored rows are made.
+
+    Attributes:
+        spec: where they are, by the names that the columns had in the input.
+        renamed: what columns are called in the output that have another name there.
+        instruction: of rows without one of their own, None where it is not known.
+        lookups: where the texts are of columns that hold ids.
+    """
+
+    spec: TextSpec
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    instruction: str | None = None
+    lookups: tuple[TextLookup, ...] = ()
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "ScoredTexts":
+        """Return how a job with these settings made its texts; without settings, of columns with the usual names."""
+        has_query_ids, has_document_ids = bool(settings.get("queries")), bool(settings.get("corpus"))
+        spec = TextSpec(
+            query_column=str(settings.get("query_id_column" if has_query_ids else "query_column") or "query"),
+            document_column=str(
+                settings.get("document_id_column" if has_document_ids else "document_column") or "document"
+            ),
+            query_is_id=has_query_ids,
+            document_is_id=has_document_ids,
+            query_template=settings.get("query_template"),
+            document_template=settings.get("document_template"),
+            instruction_column=settings.get("instruction_column") or None,
+            dataset_column=settings.get("dataset_column") or TextSpec.dataset_column,
+            instruction_map=settings.get("instruction_map"),
+        )
+        instruction = settings.get("instruction") if not settings.get("directions") else None
+        return cls(spec, settings.get("rename_columns") or {}, instruction)
+
+    @property
+    def has_instructions(self) -> bool:
+        """Whether rows have instructions of their own."""
+        return self.spec.instruction_column is not None or self.spec.instruction_map is not None
+
+    @property
+    def query(self) -> str:
+        """The output's column with the query, or with its id."""
+        return self.name(self.spec.query_column)
+
+    @property
+    def document(self) -> str:
+        """The same of the document."""
+        return self.name(self.spec.document_column)
+
+    def name(self, column: str) -> str:
+        """Return what the output calls an input column."""
+        return self.renamed.get(column, column)
+
+    def list_columns(self, names: Container[str], roles: Container[str] = ROLES) -> list[str]:
+        """Return the output's columns that the texts of some roles are made of, those of `names`."""
+        return [name for name in map(self.name, self._select(roles).text_columns) if name in names]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what can change a text, as a fingerprint has it."""
+        later = {
+            name: getattr(self.spec, name)
+            for name in ("query_template", "document_template", "instruction_map")
+            if getattr(self.spec, name) is not None
+        }
+        task = self.spec.instruction_column or (self.spec.instruction_map is not None and self.spec.dataset_column)
+        return {
+            "query_column": self.query,
+            "document_column": self.document,
+            **({"instruction_column": self.name(task)} if task else {}),
+            **later,
+        }
+
+    def without_lost_instructions(self, names: Container[str]) -> "ScoredTexts":
+        """Return the same, without instructions where the output did not keep what they were made of."""
+        task = self.spec.instruction_column or self.spec.dataset_column
+        if not self.has_instructions or self.name(task) in names:
+            return self
+        return replace(self, spec=replace(self.spec, instruction_column=None, instruction_map=None), instruction=None)
+
+    def check(self, uri: str, schema: pa.Schema) -> None:
+        """Refuse a file that lacks a column that texts are made of, or has one of a type that no text is made of.
+
+        Raises:
+            InputError: naming the column.
+        """
+        original = {new: old for old, new in self.renamed.items()}
+        kinds = {original.get(name, name): schema.field(name).type for name in schema.names}
+        for flag, names in self.spec.list_required(kinds).items():
+            for name in names:
+                shown = self.name(name)
+                if name not in kinds:
+                    cure = (
+                        f"name the right one with {flag}, or "
+                        if flag in ("--query-column", "--document-column")
+                        else ""
+                    )
+                    raise InputError(
+                        f"{uri}: has no column `{shown}`{suggest(shown, schema.names)}; its columns are "
+                        f"{', '.join(schema.names)}; {cure}{SCORE_AGAIN}",
+                        uri=uri,
+                        column=shown,
+                    )
+                expected = self.spec.find_wrong_type(flag, kinds[name])
+                if expected is not None:
+                    raise InputError(
+                        f"{uri}: column `{shown}` holds {kinds[name]}, not {expected}; name another one",
+                        uri=uri,
+                        column=shown,
+                    )
+
+    def make(self, rows: PairRows, roles: Container[str] = ROLES) -> dict[str, pa.ChunkedArray]:
+        """Return the texts of some pairs by role, null where a pair that was not scored has none.
+
+        Args:
+            rows: with the columns that `list_columns` names.
+            roles: the texts that are wanted; instructions are given where rows have their own.
+
+        Raises:
+            InputError: lists of documents and of scores do not match.
+            ShardError, StorageError, JobError: texts cannot be looked up.
+        """
+        spec = self._select(roles)
+        names = {self.name(name): name for name in spec.text_columns}
+        present = [name for name in rows.table.column_names if name in names]
+        if not present:
+            return {}
+        table = rows.table.select(present).rename_columns([names[name] for name in present])
+        pairs = make_pairs(make_rows(table, table.column_names, spec.text_columns), spec)
+        pairs, _ = look_up_texts(pairs, [lookup for lookup in self.lookups if lookup.role in roles])
+        texts = {"query": pairs.queries, "document": pairs.documents}
+        if pairs.instructions is not None:
+            default = (self.instruction or "") if self.spec.instruction_map is None else None
+            texts["instruction"] = [default if text is None else text for text in pairs.instructions]
+        made = {role: _to_array(values) for role, values in texts.items() if role in roles}
+        if pairs.list_lengths is None:
+            return {role: rows.repeat(values) for role, values in made.items()}
+        if rows.lengths is None or not np.array_equal(pairs.list_lengths, rows.lengths):
+            raise InputError(
+                f"{rows.uri}: column `{self.document}` has lists of other lengths than the scores",
+                uri=rows.uri,
+                column=self.document,
+            )
+        return made
+
+    def count_others(self, texts: Mapping[str, pa.ChunkedArray], keys: pa.ChunkedArray) -> int:
+        """Return how many of some pairs have another pair key than their texts have."""
+        columns = [texts[role].to_pylist() if role in texts else None for role in ROLES]
+        made = make_pair_keys(columns[0] or [], columns[1] or [], columns[2], self.instruction or "")
+        return sum(key is not None and key != there for key, there in zip(made, keys.to_pylist(), strict=True))
+
+    def _select(self, roles: Container[str]) -> TextSpec:
+        """Return where the texts of some roles are."""
+        spec = self.spec
+        if "query" not in roles:
+            spec = replace(spec, query_column="", query_template=None)
+        if "document" not in roles:
+            spec = replace(spec, document_column="", document_template=None)
+        return spec if "instruction" in roles else replace(spec, instruction_column=None, instruction_map=None)
+
+
+def _to_array(texts: list[Any]) -> pa.ChunkedArray:
+    """Return texts as Arrow has them, null for what is none."""
+    try:
+        return pa.chunked_array([pa.array(texts, pa.large_string())])
+    except (pa.ArrowException, UnicodeError, TypeError):
+        kept = [text if isinstance(text, str) and is_unicode(text) else None for text in texts]
+        return pa.chunked_array([pa.array(kept, pa.large_string())])
+
+
+def read_text_settings(scored: ScoredOutput) -> dict[str, Any]:
+    """Return the settings that say how the texts of an output were made; of bare Parquet what its metadata have.
+
+    Raises:
+        ShardError, StorageError, JobError: a part cannot be read.
+    """
+    if scored.settings or not scored.parts:
+        return dict(scored.settings)
+    metadata = read_part_metadata(read_schema(scored.parts[0]))
+    plain = {name: metadata[name] for name in ("instruction", "instruction_column") if metadata.get(name)}
+    return plain | {name: json.loads(metadata[name]) for name in TEXT_SETTINGS if name in metadata}
+
+
+def refuse_lost_fields(scored: ScoredOutput, settings: Mapping[str, Any], schema: pa.Schema) -> None:
+    """Refuse an output that kept some fields of its documents, where others were in their text.
+
+    Raises:
+        InputError: naming the field.
+    """
+    texts, kept = ScoredTexts.from_settings(settings), settings.get("keep_fields")
+    name = texts.document
+    if not kept or name not in schema.names or not list_fields(schema.field(name).type):
+        return
+    template = texts.spec.document_template
+    wanted = parse_template(template).names if template else ("text", "title")
+    there = _read_fields(scored, texts.spec.document_column)
+    lost = [part for part in wanted if part not in kept and (not there or part in there)]
+    if lost:
+        raise InputError(
+            f"{scored.uri}: the text of its documents was made with their field `{lost[0]}`, and --keep-fields left that "
+            f"out; score again with it among --keep-fields, or without them",
+            uri=scored.uri,
+            column=name,
+        )
+
+
+def _read_fields(scored: ScoredOutput, column: str) -> list[str]:
+    """Return the fields of the input's documents, none where that cannot be seen."""
+    if column in scored.plan.json_types:
+        return list_fields(scored.plan.json_types[column])
+    for shard in scored.plan.shards[:1]:
+        try:
+            schema = read_schema(storage.StoredObject(shard.uri, shard.size, shard.etag))
+        except RerankError:
+            continue
+        return list_fields(schema.field(column).type) if column in schema.names else []
+    return []
