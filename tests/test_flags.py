@@ -32,8 +32,9 @@ FLAGS = {
     """,
     "plan": "--json --list-gpus",
     "bitext": """
-        --input --format --quoting --csv-escape --lang-pair --partitions --languages --source-column --target-column
-        --source-id-column --target-id-column --source-language-column --target-language-column --score-column --instruction
+        --input --format --columns --quoting --csv-escape --lang-pair --partitions --languages --source-column
+        --target-column --source-id-column --target-id-column --source-language-column --target-language-column
+        --score-column --instruction
         --preset --backward-instruction --direction --output --keep-columns --drop-columns --rename-columns
         --with-pair-key --reuse --overwrite --model --revision --dtype --max-length --parse-special-tokens
         --trust-remote-code --check-scores --engine --gpus-per-actor --tensor-parallel-size --engine-args

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
-from rerank_actor.bitext.sources import Source
+from rerank_actor.bitext.layouts import Source
 from rerank_actor.errors import InputError, suggest
 from rerank_actor.inputs.batches import Batch
 from rerank_actor.inputs.columns import RESERVED_COLUMNS, is_list
@@ -73,7 +73,11 @@ def name_columns(batch: Batch, source: Source, job: BitextJob) -> Candidates:
         columns[role], rows = _to_number(column) if role == "candidate_score" else _to_text(column, uri, name)
         reason = NOT_A_NUMBER if role == "candidate_score" else NOT_UNICODE
         faults = {**dict.fromkeys(rows, reason), **faults}
-    columns.update(_choose_kept(batch.names, table, [*columns], set(roles.values()), uri, job))
+    for name, column in _choose_kept(batch.names, table, [*columns], set(roles.values()), uri, job).items():
+        columns[name] = column
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            columns[name], rows = _to_text(column.combine_chunks(), uri, name)
+            faults = {**dict.fromkeys(rows, NOT_UNICODE), **faults}
     return Candidates(pa.table(columns), batch.numbers, faults)
 
 

@@ -22,8 +22,9 @@ from rerank_actor.bitext.filters import CandidateFilters
 from rerank_actor.bitext.ingest import split_candidates
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.language_pairs import LanguagePair
+from rerank_actor.bitext.layouts import Source
 from rerank_actor.bitext.readers import read_candidate_batches
-from rerank_actor.bitext.sources import Source, choose_partitions, choose_sources, list_sources
+from rerank_actor.bitext.sources import choose_partitions, choose_sources, list_sources
 from rerank_actor.engines.model import RerankerModel, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.errors import InputError
@@ -120,7 +121,7 @@ def estimate_bitext(job: BitextJob, reporter: Reporter | None = None) -> BitextE
     model = look_at_model(job, [Output(job.output)], reporter)
     job = fit_max_length(job, model, reporter)
     groups: dict[str | None, list[Source]] = defaultdict(list)
-    for source in choose_sources(list_sources(job), job.partitions):
+    for source in choose_sources(list_sources(job, reporter), job.partitions):
         groups[source.pair.name if source.pair is not None else None].append(source)
     settings = make_encoder_settings(job, model, "")  # each direction has an instruction of its own
     encoder = PairEncoder(load_tokenizer_json(model), **settings)
@@ -181,7 +182,7 @@ def _count_rows(source: Source, job: BitextJob) -> tuple[int, bool]:
         lines = lengths = 0
         for line in islice(stream, most):
             lines, lengths = lines + 1, lengths + len(line)
-        header = int(source.kind in WITH_HEADER)
+        header = int(source.kind in WITH_HEADER and not source.header)
         if lines < most:
             return max(0, lines - header), not may_span_lines(source.kind, job.dialect)
         read = raw.tell() if compression else lengths

@@ -22,9 +22,10 @@ from rerank_actor import storage
 from rerank_actor.bitext.candidate_columns import NOT_A_NUMBER, TEXT, Candidates
 from rerank_actor.bitext.filters import EMPTY_SOURCE, EMPTY_TARGET, CandidateFilters, compute_reasons
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
-from rerank_actor.bitext.language_pairs import LanguagePair, make_pair
-from rerank_actor.bitext.readers import read_candidate_batches
-from rerank_actor.bitext.sources import Source
+from rerank_actor.bitext.language_pairs import LanguagePair, make_pair, read_name
+from rerank_actor.bitext.layouts import Source
+from rerank_actor.bitext.readers import OTHER_FIELDS, read_candidate_batches
+from rerank_actor.bitext.translations import NO_TRANSLATION
 from rerank_actor.errors import InputError
 from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.inputs.batches import refuse_broken
@@ -32,7 +33,17 @@ from rerank_actor.inputs.rows import LIMITS, ReadLimits
 from rerank_actor.inputs.syntax.quoted import CSV_FAULTS
 from rerank_actor.inputs.text import BROKEN_FIELDS, BROKEN_JSON, NOT_UNICODE
 
-TOLD = (BROKEN_FIELDS, *CSV_FAULTS, BROKEN_JSON, NOT_UNICODE, NOT_A_NUMBER, EMPTY_SOURCE, EMPTY_TARGET)
+TOLD = (
+    BROKEN_FIELDS,
+    OTHER_FIELDS,
+    NO_TRANSLATION,
+    *CSV_FAULTS,
+    BROKEN_JSON,
+    NOT_UNICODE,
+    NOT_A_NUMBER,
+    EMPTY_SOURCE,
+    EMPTY_TARGET,
+)
 
 
 @dataclass(frozen=True)
@@ -185,9 +196,14 @@ def _split_pairs(table: pa.Table, source: Source, job: BitextJob) -> Iterator[tu
         return
     uri = source.file.uri
     lacking = [name for name in ("source_language", "target_language") if name not in table.column_names]
+    if lacking and source.folder_pair is not None:
+        yield source.folder_pair, None
+        return
     if lacking:
+        readings = " or ".join(pair.name for pair in read_name(uri.rpartition("/")[2], job.languages))
         raise InputError(
-            f"{uri}: nothing says its language pair; give --lang-pair deu-eng, put it into a folder lang_pair=deu-eng, or "
+            f"{uri}: {f'its name may mean {readings}' if readings else 'nothing says its language pair'}; "
+            "give --lang-pair deu-eng, put it into a folder lang_pair=deu-eng, or "
             f"name columns with codes (--{lacking[0].replace('_', '-')}-column)",
             uri=uri,
         )

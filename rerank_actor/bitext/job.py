@@ -137,7 +137,7 @@ class BitextJob(
         more = ("source_language_column", "target_language_column", "lang_pair", "keep_columns")
         later = {
             name: getattr(self, name)
-            for name in ("drop_columns", "rename_columns", "csv_escape")
+            for name in ("drop_columns", "rename_columns", "columns", "csv_escape")
             if getattr(self, name)
         }
         later |= {"quoting": self.quoting} if self.quoting != "auto" else {}

@@ -6,18 +6,22 @@ stays, with its reason. Knows nothing of what becomes of the rows.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import zip_longest
 from typing import cast
 
 from rerank_actor import storage
 from rerank_actor.bitext.candidate_columns import Candidates, name_candidates, name_columns
 from rerank_actor.bitext.job import BitextJob
-from rerank_actor.bitext.sources import Source
+from rerank_actor.bitext.layouts import Source
+from rerank_actor.bitext.translations import TranslationReader
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.batches import Batch, read_batches, refuse_broken
 from rerank_actor.inputs.formats import TextFormat, split_name
 from rerank_actor.inputs.rows import LIMITS, ReadLimits
+from rerank_actor.inputs.text import BROKEN_FIELDS
 
+OTHER_FIELDS = "row has another number of fields than the file has columns"
 HEADERS = {"laser": ("candidate_score", "source", "target"), "pairs": ("source", "target")}
 
 
@@ -32,22 +36,41 @@ def read_candidate_batches(source: Source, job: BitextJob, limits: ReadLimits = 
     if source.kind == "moses":
         yield from _read_moses(source, limits)
         return
-    header = HEADERS.get(source.kind, ())
-    kind = cast(TextFormat, "tsv" if header else source.kind)
+    own = HEADERS.get(source.kind, ())
+    header = own or tuple(f"-{place}" if name == "-" else name for place, name in enumerate(source.header))
+    kind = cast(TextFormat, "tsv" if own else source.kind)
+    spread = TranslationReader(source, job)
     compression = split_name(source.file.uri)[2]
     for batch in read_batches(source.file, kind, compression, header=header, dialect=job.dialect, limits=limits):
-        yield name_candidates(batch) if header else name_columns(batch, source, job)
+        if own:
+            yield name_candidates(_adapt(batch, header))
+        else:
+            yield name_columns(spread.read(_adapt(batch, header)), source, job)
+
+
+def _adapt(batch: Batch, header: tuple[str, ...]) -> Batch:
+    """Return the rows of a file without a header, without the columns that are to be left out."""
+    if not header:
+        return batch
+    ignored = {name for name in header if name.startswith("-")}
+    return replace(
+        batch,
+        names=tuple(name for name in batch.names if name not in ignored),
+        columns={name: column for name, column in batch.columns.items() if name not in ignored},
+        faults={row: OTHER_FIELDS if fault == BROKEN_FIELDS else fault for row, fault in batch.faults.items()},
+    )
 
 
 def _read_moses(source: Source, limits: ReadLimits) -> Iterator[Candidates]:
-    files = source.files
-    sides = [_read_side(file, name, limits) for file, name in zip(files, ("source", "target"), strict=True)]
-    for first, second in zip_longest(*sides):
-        num_rows = [batch.num_rows if batch is not None else 0 for batch in (first, second)]
-        if num_rows[0] != num_rows[1]:
-            longer = first if num_rows[0] > num_rows[1] else second
-            raise _refuse_unequal(files, longer.numbers[min(num_rows)], first_is_short=longer is second)
-        yield name_candidates(Batch((*first.names, *second.names), {**first.columns, **second.columns}, first.numbers))
+    names = ("source", "target", "candidate_score")
+    sides = [_read_side(file, name, limits) for file, name in zip(source.files, names, strict=False)]
+    for batches in zip_longest(*sides):
+        num_rows = [batch.num_rows if batch is not None else 0 for batch in batches]
+        if len(set(num_rows)) > 1:
+            short, long = (num_rows.index(bound(num_rows)) for bound in (min, max))
+            raise _refuse_unequal(source.files[short], source.files[long], batches[long].numbers[min(num_rows)])
+        columns = {name: column for batch in batches for name, column in batch.columns.items()}
+        yield name_candidates(Batch(tuple(columns), columns, batches[0].numbers))
 
 
 def _read_side(file: storage.StoredObject, name: str, limits: ReadLimits) -> Iterator[Batch]:
@@ -55,11 +78,10 @@ def _read_side(file: storage.StoredObject, name: str, limits: ReadLimits) -> Ite
         yield from read_batches(file, "lines", split_name(file.uri)[2], header=(name,), limits=limits)
 
 
-def _refuse_unequal(files: list[storage.StoredObject], line: int, *, first_is_short: bool) -> InputError:
-    short, long = files if first_is_short else files[::-1]
+def _refuse_unequal(short: storage.StoredObject, long: storage.StoredObject, line: int) -> InputError:
     return InputError(
-        f"{long.uri}, line {line:,}: has no partner, because {short.uri} ends after {line - 1:,} lines; the two sides of a "
-        "Moses pair have the same number of lines",
+        f"{long.uri}, line {line:,}: has no partner, because {short.uri} ends after {line - 1:,} lines; the files of a Moses "
+        "pair have the same number of lines",
         uri=long.uri,
         line=line,
     )

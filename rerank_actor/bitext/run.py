@@ -21,7 +21,8 @@ from rerank_actor import storage
 from rerank_actor.bitext.ingest import TOLD, ReadSpec, name_record, read_candidates
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob, DirectedJob, list_outputs, name_known
 from rerank_actor.bitext.language_pairs import LanguagePair, parse_pair
-from rerank_actor.bitext.sources import Source, choose_partitions, choose_sources, list_sources
+from rerank_actor.bitext.layouts import Source
+from rerank_actor.bitext.sources import choose_partitions, choose_sources, list_sources
 from rerank_actor.errors import InputError, OutputConflictError, StorageError
 from rerank_actor.outputs.folder import Output
 from rerank_actor.progress import QuietReporter, Reporter
@@ -95,7 +96,7 @@ def _prepare_jobs(
     folder = storage.join_uri(job.output, "_candidates")
     if job.overwrite:
         storage.delete_folder(folder)
-    sources = choose_sources(list_sources(job), job.partitions)
+    sources = choose_sources(list_sources(job, reporter), job.partitions)
     rows: Counter[str] = Counter()
     for record in _read_sources(sources, job, folder, reporter):
         rows.update({name: partition["rows"] for name, partition in record["partitions"].items()})
@@ -202,7 +203,8 @@ def _load_record(source: Source, spec: ReadSpec) -> dict[str, Any] | None:
     if data is None:
         return None
     record: dict[str, Any] = json.loads(data)
-    if record["files"] != source.identity:
+    # Scores beside a Moses pair were not read by earlier versions, whose candidates stay as they are.
+    if record["files"] != source.identity[: max(len(record["files"]), 2)]:
         raise OutputConflictError(
             f"{uri}: changed since its candidates were read; restore it, give it another name, or --overwrite to start afresh",
             uri=uri,

@@ -4,13 +4,13 @@ Gives the rules that need no score. Knows nothing of models, of runs or of what 
 input holds.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from rerank_actor.bitext.filters import CandidateFilters
 from rerank_actor.inputs.settings import InputSettings
-from rerank_actor.job_file import Settings, accept_one, make_flag
+from rerank_actor.job_file import Names, Settings, accept_one, make_flag
 
 PRESETS = {
     "retrieve": "Given a sentence in {source}, retrieve its translation in {target}",
@@ -43,6 +43,24 @@ class CandidateSettings(InputSettings):
         "tsv and csv have a header; laser is score, source, target and pairs is source, target, both without; moses is two "
         "files line by line. auto goes by names and first lines (.gz and .zst understood)",
     )
+    columns: Names = make_flag(
+        [],
+        "input",
+        "names of the columns of CSV and TSV files without a header, comma-separated, - for one to leave out, as in "
+        "-,-,source,target,score",
+        "NAMES",
+    )
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> Self:
+        named = [name for name in self.columns if name != "-"]
+        if len(set(named)) < len(named):
+            raise ValueError("--columns names a column twice")
+        if named and self.format not in ("auto", "csv", "tsv"):
+            raise ValueError(
+                f"--columns is for CSV and TSV, and --format {self.format} is neither; leave one of them out"
+            )
+        return self
 
 
 class InstructionSettings(Settings):

@@ -1,68 +1,60 @@
 """Sources: the files of candidates that a job names, each with its format and its language pair.
 
-Takes the job's input, gives a `Source` a file; of Moses pairs a `Source` is two files. A language pair comes from the flag,
-from a folder `lang_pair=deu-eng`, from the file's name, or row by row from language columns. First lines are looked at where
-a name does not tell the format. Knows nothing of what becomes of the rows.
+Takes the job's input, gives a `Source` a file or a Moses pair. A language pair comes from the flag, from a folder
+`lang_pair=deu-eng`, from the file's name, row by row from language columns, or else from the folder's name. What lies
+beside candidates is left out and said. Knows nothing of what becomes of the rows.
 """
 
 import fnmatch
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import cast, get_args
 
 from rerank_actor import storage
+from rerank_actor.bitext.headers import look_for_header
 from rerank_actor.bitext.job import BitextJob
-from rerank_actor.bitext.language_pairs import LanguagePair, find_pair_in_name, parse_pair
+from rerank_actor.bitext.language_pairs import LanguagePair, find_pair_in_name, parse_pair, read_name
 from rerank_actor.bitext.languages import spell_tag
+from rerank_actor.bitext.layouts import Kind, Source, join_moses, lies_beside
 from rerank_actor.errors import InputError, JobError, suggest
-from rerank_actor.inputs.batches import refuse_broken
 from rerank_actor.inputs.formats import find_format, split_name
-from rerank_actor.inputs.text import TextFile, is_number, iterate_records, split_fields
+from rerank_actor.progress import QuietReporter, Reporter
 
-Kind = Literal["parquet", "jsonl", "csv", "tsv", "laser", "pairs", "moses"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file of candidates, or the two files of a Moses pair.
-
-    Attributes:
-        file: the file; of a Moses pair that of the source language.
-        kind: its format.
-        pair: language pair of all rows; None where language columns say it.
-        twin: the other file of a Moses pair.
-    """
-
-    file: storage.StoredObject
-    kind: Kind
-    pair: LanguagePair | None
-    twin: storage.StoredObject | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        """Stored size."""
-        return self.file.size + (self.twin.size if self.twin is not None else 0)
-
-    @property
-    def identity(self) -> list[list[Any]]:
-        """What tells its files from others, and from themselves once they have changed, as JSON values."""
-        return [file.identity for file in self.files]
-
-    @property
-    def files(self) -> list[storage.StoredObject]:
-        """Its files, one or two."""
-        return [file for file in (self.file, self.twin) if file is not None]
+LISTED_FILES = 5
 
 
-def list_sources(job: BitextJob) -> list[Source]:
-    """Return the job's files, each once, those of left-out partitions not among them.
+def list_sources(job: BitextJob, reporter: Reporter | None = None) -> list[Source]:
+    """Return the job's files, each once, and report those that are none of candidates.
 
     Raises:
         InputError: an input matches nothing, a format or language pair cannot be told, or a Moses file has no partner.
         StorageError: storage does not answer.
     """
+    files = _list_files(job)
     given = parse_pair(job.lang_pair, job.languages, "--lang-pair") if job.lang_pair else None
+    pairs = {uri: given or find_pair(uri, job.languages) for uri in files}
+    by_folder = {uri: _find_pair_of_folder(uri, job.languages) for uri in files}
+    if job.format == "moses" and (source := _pair_off(job, files, pairs)) is not None:
+        return [source]
+    sources: list[Source] = []
+    left = list(files.values())
+    if job.format in ("auto", "moses"):
+        sources, left = join_moses(files, {uri: pair or by_folder[uri] for uri, pair in pairs.items()})
+    left_out: list[storage.StoredObject] = []
+    for file in left:
+        is_meant = file.uri in job.input or len(files) == 1
+        source = _describe_file(file, job, pairs[file.uri], by_folder[file.uri], is_meant=is_meant)
+        if source is not None:
+            sources.append(source)
+        else:
+            left_out.append(file)
+    if not sources and (unknown := next((file for file in left_out if not lies_beside(file.uri)), None)) is not None:
+        raise _refuse_unknown(unknown, job, pairs[unknown.uri] or by_folder[unknown.uri])
+    _report_left_out([file.uri for file in left_out], sources, job, reporter or QuietReporter())
+    return sources
+
+
+def _list_files(job: BitextJob) -> dict[str, storage.StoredObject]:
     files: dict[str, storage.StoredObject] = {}
     for uri in job.input:
         if storage.is_within(uri, job.output) or storage.is_within(job.output, uri):
@@ -73,25 +65,11 @@ def list_sources(job: BitextJob) -> list[Source]:
         if not objects:
             raise InputError(f"{uri}: nothing there; --input takes files, folders and globs, local or s3://", uri=uri)
         files.update((item.uri, item) for item in objects)
-    pairs = {uri: given or find_pair(uri, job.languages) for uri in files}
-    sources, left = _join_moses(job, files, pairs)
-    for file in left:
-        kind = _find_kind(file, job)
-        if kind is None:
-            if file.uri in job.input or len(files) == 1:
-                raise InputError(f"{file.uri}: the name does not tell its format; name one with --format", uri=file.uri)
-            continue
-        sources.append(Source(file, kind, pairs[file.uri]))
-    if not sources:
-        raise InputError(
-            f"{', '.join(job.input)}: {len(files)} files, none named like candidates (.parquet, .jsonl, .csv, .tsv, Moses "
-            "pairs by language code, also .gz and .zst); name the format with --format"
-        )
-    return sources
+    return files
 
 
 def find_pair(uri: str, languages: Mapping[str, str]) -> LanguagePair | None:
-    """Return the language pair that a file's folder or name tells, None where they tell none.
+    """Return the language pair that a file's folder `lang_pair=` or name tells, None where they tell none.
 
     Raises:
         InputError: the folder names no language pair.
@@ -102,70 +80,99 @@ def find_pair(uri: str, languages: Mapping[str, str]) -> LanguagePair | None:
     return find_pair_in_name(uri.rpartition("/")[2], languages)
 
 
-def _join_moses(
-    job: BitextJob, files: dict[str, storage.StoredObject], pairs: dict[str, LanguagePair | None]
-) -> tuple[list[Source], list[storage.StoredObject]]:
-    """Return the Moses pairs, and the files that are none."""
-    if job.format not in ("auto", "moses"):
-        return [], list(files.values())
-    by_name: dict[tuple[str, str], storage.StoredObject] = {}
-    others = []
-    for uri, file in files.items():
-        stem, suffix, _ = split_name(uri)
-        pair = pairs[uri]
-        code = spell_tag(suffix[1:])
-        if pair is not None and code in (pair.source.code, pair.target.code):
-            by_name[stem, code] = file
-        else:
-            others.append(file)
-    if job.format == "moses" and others:
-        if len(files) == 2 and not by_name and (pair := pairs[others[0].uri]) is not None:
-            return [Source(files[job.input[0]], "moses", pair, files[job.input[-1]])] if len(job.input) == 2 else [
-                Source(others[0], "moses", pair, others[1])
-            ], []
-        raise InputError(
-            f"{others[0].uri}: is not one of two files named by the codes of a language pair (train.deu, train.eng); name the "
-            "pair with --lang-pair, or give the source's file and the target's as two --input",
-            uri=others[0].uri,
-        )
-    sources = []
-    for (stem, code), file in by_name.items():
-        pair = cast(LanguagePair, pairs[file.uri])
-        other = pair.target.code if code == pair.source.code else pair.source.code
-        twin = by_name.get((stem, other))
-        if twin is None:
-            raise InputError(
-                f"{file.uri}: its other side, {stem}.{other}, is not among the input; give both files", uri=file.uri
-            )
-        if code == pair.source.code:
-            sources.append(Source(file, "moses", pair, twin))
-    return sources, others
-
-
-def _find_kind(file: storage.StoredObject, job: BitextJob) -> Kind | None:
-    """Return a file's format by its name or, where that is TSV, by its first line; None where nothing tells it."""
-    kind, compression = find_format(file.uri)
-    if job.format != "auto":
-        return job.format
-    if kind != "tsv":
-        return cast(Kind, kind) if kind in get_args(Kind) else None
-    with refuse_broken(file.uri, "tsv"):
-        text = TextFile(file.uri, file.size, file.etag, "tsv", compression, dialect=job.dialect)
-        first = next(iterate_records(text), None)
-    fields = (split_fields(first.content) if first is not None else None) or []
-    if job.source_column in fields and job.target_column in fields:
-        return "tsv"
-    if len(fields) == 3 and is_number(fields[0]):
-        return "laser"
-    if len(fields) == 2 or first is None:
-        return "pairs"
-    raise InputError(
-        f"{file.uri}, line {first.line}: is no header with `{job.source_column}` and `{job.target_column}`"
-        f"{suggest(job.source_column, fields)}, and neither score, source, target nor source, target ({len(fields)} fields); "
-        "name the columns with --source-column and --target-column, or the format with --format",
-        uri=file.uri,
-        line=first.line,
+def _find_pair_of_folder(uri: str, languages: Mapping[str, str]) -> LanguagePair | None:
+    """Return the language pair that is the whole name of the folder that a file lies in."""
+    folder = uri.rpartition("/")[0].rpartition("/")[2]
+    pair = find_pair_in_name(folder, languages)
+    return (
+        pair if pair is not None and pair.name.lower().replace("_", "-") == folder.lower().replace("_", "-") else None
     )
+
+
+def _pair_off(
+    job: BitextJob, files: dict[str, storage.StoredObject], pairs: Mapping[str, LanguagePair | None]
+) -> Source | None:
+    """Return the Moses pair of two files of any names, of which the first holds the source."""
+    uris = job.input if len(job.input) == 2 and set(job.input) == set(files) else list(files)
+    pair = pairs[uris[0]]
+    if len(files) != 2 or pair is None or _is_side(uris[0], pair) or _is_side(uris[1], pair):
+        return None
+    return Source(files[uris[0]], "moses", pair, files[uris[1]])
+
+
+def _is_side(uri: str, pair: LanguagePair) -> bool:
+    name = split_name(uri)[1][1:]
+    return name in ("src", "trg", "tgt", "scores") or spell_tag(name) in (pair.source.code, pair.target.code)
+
+
+def _describe_file(
+    file: storage.StoredObject,
+    job: BitextJob,
+    pair: LanguagePair | None,
+    by_folder: LanguagePair | None,
+    *,
+    is_meant: bool,
+) -> Source | None:
+    """Return a file of candidates, None of another that the user did not name.
+
+    Raises:
+        InputError: the user named it, or its first line is to say what it is, and it cannot be told.
+    """
+    named = find_format(file.uri)[0]
+    if named is None and job.columns and (is_meant or pair is not None):
+        named = "tsv"
+    kind = named if job.format == "auto" else job.format
+    if not is_meant and (lies_beside(file.uri) or kind not in get_args(Kind)):
+        return None
+    if kind not in get_args(Kind) or kind == "moses":
+        raise _refuse_unknown(file, job, pair or by_folder)
+    if kind == "csv" or kind == "tsv":
+        found, header = look_for_header(file, kind, job, pair or by_folder)
+        return Source(file, found, pair, header=header, folder_pair=by_folder)
+    return Source(file, cast(Kind, kind), pair, folder_pair=by_folder)
+
+
+def _refuse_unknown(file: storage.StoredObject, job: BitextJob, pair: LanguagePair | None) -> InputError:
+    if job.format == "moses":
+        advice = (
+            "is not one of two files named by the codes of a language pair (train.deu, train.eng); name the pair with "
+            "--lang-pair, or give the source's file and the target's as two --input"
+        )
+    elif split_name(file.uri)[1].lower() == ".tmx":
+        advice = "TMX is not read; write its segments as TSV (source, target) or as two files line by line"
+    else:
+        try:
+            look_for_header(file, "tsv", job, pair)
+            advice = "the name does not tell its format; name one with --format"
+        except InputError as error:
+            told = str(error).removeprefix(file.uri).lstrip(",: ")
+            advice = f"the name does not tell its format; name one with --format. If it is TSV, {told}"
+    return InputError(f"{file.uri}: {advice}", uri=file.uri)
+
+
+def _report_left_out(left_out: list[str], sources: list[Source], job: BitextJob, reporter: Reporter) -> None:
+    """Say which files are left out.
+
+    Raises:
+        InputError: no candidates are left, or more files are left out than taken that no corpus has besides its texts.
+    """
+    unknown = [uri for uri in left_out if not lies_beside(uri)]
+    for uri in unknown:
+        readings = read_name(uri.rpartition("/")[2], job.languages)
+        if len(readings) > 1 and spell_tag(split_name(uri)[1][1:]) in {
+            side.code for pair in readings for side in (pair.source, pair.target)
+        }:
+            names = " or ".join(pair.name for pair in readings)
+            raise InputError(f"{uri}: its name may mean {names}; rename it so, or give --lang-pair", uri=uri)
+    listed = ", ".join(left_out[:LISTED_FILES]) + (" and more" if len(left_out) > LISTED_FILES else "")
+    if not sources or len(unknown) > sum(len(source.files) for source in sources):
+        raise InputError(
+            f"{', '.join(job.input)}: {len(left_out)} files not named like candidates (.parquet, .jsonl, .csv, .tsv, Moses "
+            f"pairs by language code, also .gz and .zst): {listed}; name the format with --format, the language pair with "
+            "--lang-pair, or give only the files that hold candidates"
+        )
+    if left_out:
+        reporter.info(f"{len(left_out):,} files hold no candidates by their names and are left out: {listed}")
 
 
 def choose_sources(sources: list[Source], partitions: list[str]) -> list[Source]:

@@ -1,0 +1,106 @@
+"""Headers: what the columns of CSV and TSV files of candidates are, by what the user names and by the first line.
+
+Takes a file, gives its kind and, where its first line has none, the names of its columns. What a first line does not tell is
+refused with the flag that would; of its fields it is shown what they are, never a text. Knows nothing of other rows.
+"""
+
+import re
+
+from rerank_actor import storage
+from rerank_actor.bitext.job import BitextJob
+from rerank_actor.bitext.language_pairs import LanguagePair
+from rerank_actor.bitext.layouts import Kind
+from rerank_actor.errors import InputError, suggest
+from rerank_actor.inputs.batches import refuse_broken
+from rerank_actor.inputs.formats import TextFormat, find_format
+from rerank_actor.inputs.text import DELIMITERS, TextFile, is_number, iterate_records, refuse_other, split_fields
+
+_SOURCE = re.compile(r"(src|source|sl|l1)[ _]?(text|sentence|sent|segment|seg|plain)?", re.IGNORECASE)
+_TARGET = re.compile(r"(trg|tgt|target|tl|l2)[ _]?(text|sentence|sent|segment|seg|plain)?", re.IGNORECASE)
+_SCORE = re.compile(r".*(score|bicleaner|laser|cosine|similarity).*", re.IGNORECASE)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://\S*", re.IGNORECASE)
+
+
+def look_for_header(
+    file: storage.StoredObject, kind: TextFormat, job: BitextJob, pair: LanguagePair | None
+) -> tuple[Kind, tuple[str, ...]]:
+    """Return what a CSV or TSV file is, and the names of its columns where its first line does not have them.
+
+    Raises:
+        InputError: the first line does not tell it, or contradicts what the user names.
+    """
+    text = TextFile(file.uri, file.size, file.etag, kind, find_format(file.uri, kind)[1], dialect=job.dialect)
+    with refuse_broken(file.uri, kind):
+        refuse_other(text)
+        first = next(iterate_records(text), None)
+    fields = (split_fields(first.content, DELIMITERS[kind]) if first is not None else None) or []
+    has_names = job.source_column in fields and job.target_column in fields
+    is_known = kind == "tsv" and job.format == "auto"
+    if first is not None and isinstance(first.content, str):
+        problem = first.content
+    elif job.columns and has_names:
+        problem = f"has the columns' names, `{job.source_column}` and `{job.target_column}`; leave --columns out"
+    elif job.columns and fields and len(fields) != len(job.columns):
+        problem = f"has {len(fields)} fields, and --columns names {len(job.columns)}; {_suggest_columns(fields)}"
+    elif job.columns and _names_columns(fields, pair):
+        problem = f"is a header; leave --columns out: {_suggest_names(fields, pair)}"
+    elif job.columns or has_names or first is None:
+        return ("tsv" if kind == "tsv" else "csv"), tuple(job.columns)
+    elif _names_columns(fields, pair):
+        problem = (
+            f"is a header without `{job.source_column}` and `{job.target_column}`{suggest(job.source_column, fields)}; "
+            f"{_suggest_names(fields, pair)}"
+        )
+    elif is_known and len(fields) == 3 and is_number(fields[0]):
+        return "laser", ()
+    elif is_known and len(fields) == 2:
+        return "pairs", ()
+    else:
+        problem = (
+            f"is no header with `{job.source_column}` and `{job.target_column}`, and neither score, source, target nor "
+            f"source, target; {_suggest_columns(fields)}"
+        )
+    line = first.line if first is not None else 1
+    raise InputError(f"{file.uri}, line {line}: {problem}", uri=file.uri, line=line)
+
+
+def _names_columns(fields: list[str], pair: LanguagePair | None) -> bool:
+    """Whether fields are names of columns: words apart, of which two are what texts of a pair are called."""
+    codes = _list_codes(pair)
+    are_names = len(set(fields)) == len(fields) and all(_NAME.fullmatch(field) for field in fields)
+    called = sum(bool(_SOURCE.fullmatch(field) or _TARGET.fullmatch(field) or field in codes) for field in fields)
+    return are_names and called >= 2
+
+
+def _list_codes(pair: LanguagePair | None) -> list[str]:
+    sides = [pair.source, pair.target] if pair is not None else []
+    return [name for side in sides for name in (side.code, side.tag, side.name)]
+
+
+def _suggest_names(fields: list[str], pair: LanguagePair | None) -> str:
+    """Return which flags name the columns of a header."""
+    codes = _list_codes(pair)
+    found = {
+        "source": [field for field in fields if _SOURCE.fullmatch(field) or field in codes[:3]],
+        "target": [field for field in fields if _TARGET.fullmatch(field) or field in codes[3:]],
+        "score": [field for field in fields if _SCORE.fullmatch(field)],
+    }
+    flags = [f"--{role}-column {names[0]}" for role, names in found.items() if len(names) == 1]
+    return (
+        f"it has {', '.join(f'`{field}`' for field in fields)}; name them: {' '.join(flags) or '--source-column NAME'}"
+    )
+
+
+def _suggest_columns(fields: list[str]) -> str:
+    """Return what a row's fields are, and the flag that says it if the first two texts are the pair."""
+    kinds = ["number" if is_number(field) else "url" if _URL.fullmatch(field) else "text" for field in fields]
+    names = ["-"] * len(fields)
+    for kind, roles in (("text", ("source", "target")), ("number", ("score",))):
+        places = [place for place, found in enumerate(kinds) if found == kind]
+        for place, role in zip(places, roles, strict=False):
+            names[place] = role
+    shown = f"it has {len(fields)} fields ({', '.join(kinds)})"
+    if "target" not in names:
+        return f"{shown}; name each with --columns, `-` for one to leave out, as in --columns=source,target,score,-"
+    return f"{shown}; if that is so, name them: --columns={','.join(names)}"

@@ -1,0 +1,123 @@
+"""Layouts: which files of a folder are one source of candidates, and which lie beside them and are none.
+
+Takes listed files and their language pairs, gives a `Source` for each two files that stand line by line for one another: named
+by codes, as OPUS (`x.en-es.en`) and Open-NLLB (`eng_Latn-spa_Latn/x.eng_Latn`) have them, or by sides, as the Tatoeba
+challenge (`eng-spa/train.src.gz`, `.trg.gz`); a file `.scores` beside them has a score a line. Knows nothing of texts.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rerank_actor import storage
+from rerank_actor.bitext.language_pairs import LanguagePair
+from rerank_actor.bitext.languages import spell_tag
+from rerank_actor.errors import InputError
+from rerank_actor.inputs.formats import split_name
+
+Kind = Literal["parquet", "jsonl", "csv", "tsv", "laser", "pairs", "moses"]
+_SIDES = {"src": "source", "trg": "target", "tgt": "target"}
+_BESIDE = re.compile(
+    r"(readme|license|licence|copying|notice|citation|changelog|[a-z0-9]+sums?)(\.(md|txt|rst|html))?|.*\.(ids|id|xml|md|html|log)",
+    re.IGNORECASE,
+)  # of corpora, what is there besides their texts
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of candidates, or the files of a Moses pair.
+
+    Attributes:
+        file: the file; of a Moses pair that of the source language.
+        kind: its format.
+        pair: language pair of all rows; None where language columns, or else the folder's name, say it.
+        twin: the other file of a Moses pair.
+        scores: of a Moses pair, a file with a score a line.
+        header: names of the columns where the first line does not have them; `-` is none that is kept.
+        folder_pair: language pair that the folder's name shows.
+    """
+
+    file: storage.StoredObject
+    kind: Kind
+    pair: LanguagePair | None
+    twin: storage.StoredObject | None = None
+    scores: storage.StoredObject | None = None
+    header: tuple[str, ...] = ()
+    folder_pair: LanguagePair | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Stored size."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def identity(self) -> list[list[Any]]:
+        """What tells its files from others, and from themselves once they have changed, as JSON values."""
+        return [file.identity for file in self.files]
+
+    @property
+    def files(self) -> list[storage.StoredObject]:
+        """Its files, one to three."""
+        return [file for file in (self.file, self.twin, self.scores) if file is not None]
+
+
+@dataclass
+class _Sides:
+    """Files of one name but for what follows the last dot."""
+
+    pair: LanguagePair
+    by_code: dict[str, storage.StoredObject] = field(default_factory=dict)
+    by_side: dict[str, storage.StoredObject] = field(default_factory=dict)
+
+
+def join_moses(
+    files: Mapping[str, storage.StoredObject], pairs: Mapping[str, LanguagePair | None]
+) -> tuple[list[Source], list[storage.StoredObject]]:
+    """Return the Moses pairs, and the files that are none.
+
+    Args:
+        files: by URI.
+        pairs: by URI, the language pair that a flag, a name or a folder tells.
+
+    Raises:
+        InputError: a file's other side is not there.
+    """
+    groups: dict[str, _Sides] = {}
+    scores: dict[str, storage.StoredObject] = {}
+    for uri, file in files.items():
+        stem, suffix, _ = split_name(uri)
+        pair, name = pairs[uri], suffix[1:]
+        if name == "scores":
+            scores[stem] = file
+        elif pair is not None and name in _SIDES:
+            groups.setdefault(stem, _Sides(pair)).by_side[_SIDES[name]] = file
+        elif pair is not None and (code := spell_tag(name)) in (pair.source.code, pair.target.code):
+            side = "source" if code == pair.source.code else "target"
+            groups.setdefault(stem, _Sides(pair)).by_code[side] = file
+    sources = [
+        Source(sides["source"], "moses", group.pair, sides["target"], scores.get(stem))
+        for stem, group in groups.items()
+        for sides in _complete(group, stem)
+    ]
+    taken = {file.uri for source in sources for file in source.files}
+    return sources, [file for uri, file in files.items() if uri not in taken]
+
+
+def _complete(group: _Sides, stem: str) -> list[dict[str, storage.StoredObject]]:
+    """Return the sides of each Moses pair of a name; a file `train.id` beside `train.src` holds no Indonesian."""
+    whole = [sides for sides in (group.by_code, group.by_side) if len(sides) == 2]
+    if not whole:
+        side, file = next(iter((group.by_code or group.by_side).items()))
+        other = group.pair.target if side == "source" else group.pair.source
+        name = other.code if group.by_code else "trg" if side == "source" else "src"
+        raise InputError(
+            f"{file.uri}: its other side, {stem}.{name}, is not among the input; give both files", uri=file.uri
+        )
+    return whole
+
+
+def lies_beside(uri: str) -> bool:
+    """Whether a file is by its name one of those that corpora have besides their texts, as `README` and OPUS's `.ids`."""
+    stem, suffix, _ = split_name(uri)
+    return suffix == ".scores" or _BESIDE.fullmatch((stem + suffix).rpartition("/")[2]) is not None
