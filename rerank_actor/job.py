@@ -16,6 +16,7 @@ from rerank_actor.inputs.columns import RESERVED_COLUMNS
 from rerank_actor.inputs.directions import Directions
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.pairs import INDEX_COLUMN, TextSpec
+from rerank_actor.inputs.rankings import RANKING_FORMATS
 from rerank_actor.inputs.settings import (
     DialectSettings,
     InputSettings,
@@ -204,7 +205,7 @@ class ScoreJob(
 
     @model_validator(mode="after")
     def _check_texts(self) -> Self:
-        if self.format in ("trec", "tevatron", "qrels") and not (self.queries and self.corpus):
+        if self.format in RANKING_FORMATS and not (self.queries and self.corpus):
             raise ValueError(
                 f"--format {self.format} holds ids alone: name the texts that they stand for with --queries and --corpus"
             )

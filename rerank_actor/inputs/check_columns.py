@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from rerank_actor.errors import InputError, suggest
-from rerank_actor.inputs.formats import detect_format
 from rerank_actor.inputs.pairs import list_fields
 from rerank_actor.inputs.rows import ShardLayout
 from rerank_actor.inputs.spec import InputSpec
@@ -61,7 +60,7 @@ def check_columns(spec: InputSpec, layouts: Mapping[str, ShardLayout], is_backfi
 def _require(spec: InputSpec, uri: str, layout: ShardLayout, flag: str, name: str) -> None:
     if name not in layout.columns:
         known = ", ".join(f"`{column[:SHOWN_CHARACTERS]}`" for column in layout.columns) or "none"
-        is_headed = detect_format(uri, spec.format)[0] in ("csv", "tsv") and not spec.header
+        is_headed = layout.format in ("csv", "tsv") and not spec.header
         raise InputError(
             f"{uri}: no column `{name}`; it has {known}; choose with {flag}{suggest(name, layout.columns)}"
             + (", or name the columns with --columns where the first line is no header" if is_headed else ""),

@@ -7,8 +7,7 @@ further state: the same plan names the same parts on every machine. Knows nothin
 import hashlib
 import io
 import json
-from collections.abc import Callable, Container, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,15 +19,15 @@ from rerank_actor.errors import InputError, JobError, OutputConflictError, Reran
 from rerank_actor.inputs import shards
 from rerank_actor.inputs.check_columns import check_columns
 from rerank_actor.inputs.columns import merge_types, read_own_table
-from rerank_actor.inputs.formats import detect_format
-from rerank_actor.inputs.listing import list_input
+from rerank_actor.inputs.listing import InputListing, LeftOut, count_left_out, list_input
+from rerank_actor.inputs.listing.left_out import EMPTY, IGNORED
 from rerank_actor.inputs.rows import UNIT_BYTES, ShardLayout, Unit
+from rerank_actor.inputs.scanning import refuse_other_values, scan_shards
 from rerank_actor.inputs.spec import InputSpec
 
 MIN_UNIT_ROWS = 512
 MAX_UNIT_ROWS = 16_384  # or pairs, where documents are lists and no single row has more
 UNITS_WANTED = 64  # of a small input, so that several actors have work
-SCAN_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,8 @@ class Shard:
         byte_starts: where each unit begins, as `rows.Block` has it; -1 for Parquet.
         numbers: of the line or row there.
         error: why it could not be read, else None.
+        format: by which it is read; "" in plans that left that to the name.
+        partitions: columns whose value stands in its path.
     """
 
     uri: str
@@ -52,6 +53,8 @@ class Shard:
     byte_starts: tuple[int, ...]
     numbers: tuple[int, ...]
     error: str | None = None
+    format: str = ""
+    partitions: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -71,7 +74,8 @@ class Shard:
         for index, (byte_start, number) in enumerate(zip(self.byte_starts, self.numbers, strict=True)):
             start, end = self.starts[index], self.starts[index + 1]
             name = f"{self.id}-{index:05d}"
-            yield Unit(name, self.uri, self.size, self.etag, start, end - start, byte_start, number)
+            place = (self.uri, self.size, self.etag, start, end - start, byte_start, number)
+            yield Unit(name, *place, self.format, self.partitions)
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,10 @@ class Plan:
 
     shards: tuple[Shard, ...] = ()
     json_types: dict[str, pa.DataType] = field(default_factory=dict)
+
+    def known_formats(self) -> dict[tuple[str, int, str], str]:
+        """Return the format of each shard, by URI, size and version mark."""
+        return {(shard.uri, shard.size, shard.etag): shard.format for shard in self.shards}
 
     def units(self) -> Iterator[Unit]:
         """Yield all units, in order of shards and rows."""
@@ -113,6 +121,8 @@ class Plan:
                 "byte_starts": pa.array([shard.byte_starts for shard in self.shards], pa.list_(pa.int64())),
                 "error": pa.array([shard.error for shard in self.shards], pa.string()),
                 "numbers": pa.array([shard.numbers for shard in self.shards], pa.list_(pa.int64())),
+                "format": pa.array([shard.format for shard in self.shards], pa.string()),
+                "partitions": pa.array([json.dumps(dict(shard.partitions)) for shard in self.shards], pa.string()),
             }
         )
         types = pa.schema(list(self.json_types.items())).serialize().to_pybytes().hex()
@@ -133,7 +143,7 @@ class Plan:
             metadata = table.schema.metadata
             types = pa.ipc.read_schema(pa.BufferReader(bytes.fromhex(metadata[b"json_types"].decode())))
             rows = table.to_pylist()
-            shards = tuple(Shard(**{name: _freeze(value) for name, value in row.items()}) for row in rows)
+            shards = tuple(Shard(**{name: _thaw(name, value) for name, value in row.items()}) for row in rows)
             return cls(shards, dict(zip(types.names, types.types, strict=True))), json.loads(metadata[b"fingerprint"])
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise JobError(
@@ -141,7 +151,9 @@ class Plan:
             ) from error
 
 
-def _freeze(value: Any) -> Any:
+def _thaw(name: str, value: Any) -> Any:
+    if name == "partitions":
+        return json.loads(value)
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -155,10 +167,11 @@ class UnitSize:
 
 @dataclass(frozen=True)
 class PlanChange:
-    """What planning found besides the plan itself: shards that vanished, and parts that are no longer valid."""
+    """What planning found besides the plan itself: shards that vanished, parts that are no longer valid, what is left out."""
 
     vanished: tuple[str, ...] = ()
     stale_parts: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def make_plan(
@@ -166,6 +179,7 @@ def make_plan(
     earlier: Plan,
     committed: Container[str] = (),
     progress: Callable[[int, int], None] | None = None,
+    listing: InputListing | None = None,
 ) -> tuple[Plan, PlanChange]:
     """Plan the shards on top of an earlier plan: known shards stay as they are, new ones are cut and appended.
 
@@ -174,24 +188,28 @@ def make_plan(
         earlier: the output's stored plan, empty for a new output.
         committed: names of the parts in the output. A known shard that has none may change or go without a word.
         progress: called with shards scanned and shards to scan.
+        listing: of the input, where it was listed already.
 
     Raises:
         InputError: the input is missing or empty, or lacks a column.
         OutputConflictError: a shard changed since it was scored.
     """
-    objects = list_input(spec)
+    listing = listing or list_input(spec, earlier.known_formats())
+    objects, partition_columns = listing.shards, choose_partition_columns(spec, listing)
     present = {item.uri: item for item in objects}
     known = {
         shard.uri: shard
         for shard in earlier.shards
-        if (shard.uri in present and not _differs(present[shard.uri], shard))
+        if (shard.uri in present and not _differs(present[shard.uri], shard) and not _is_read_otherwise(shard, listing))
         or any(unit.part_name in committed for unit in shard.units())
     }
+    _refuse_other_formats(known.values(), listing)
     changed = _list_changed(spec, objects, known)
     to_scan = [
         item for item in objects if item.uri not in known or item.uri in changed or known[item.uri].error is not None
     ]
-    scanned = dict(zip([item.uri for item in to_scan], _scan_all(spec, to_scan, progress), strict=True))
+    scans = scan_shards(spec, to_scan, listing.formats, partition_columns, progress)
+    scanned = dict(zip([item.uri for item in to_scan], scans, strict=True))
     readable = {uri: layout for uri, layout in scanned.items() if isinstance(layout, ShardLayout)}
     check_columns(spec, readable, bool(earlier.shards))
 
@@ -201,13 +219,14 @@ def make_plan(
     for item in objects:
         scan = scanned.get(item.uri)
         if isinstance(scan, RerankError):
-            shard = Shard(item.uri, item.size, item.etag, 0, (), (), (), str(scan))
+            shard = Shard(item.uri, item.size, item.etag, 0, (), (), (), str(scan), listing.formats[item.uri])
         elif scan is not None:
             shard = _cut(item, scan, unit_size, left)
             if left is not None and shard.planned_rows == 0 and item.uri not in known:
                 continue
         else:
-            shard = _extend(known[item.uri], spec, unit_size, left)
+            shard = known[item.uri]  # where an old plan left the format to its name and to the job, it is told now
+            shard = _extend(replace(shard, format=shard.format or listing.formats[item.uri]), spec, unit_size, left)
         if left is not None:
             before = planned[item.uri].planned_rows if item.uri in planned else 0
             left -= shard.planned_rows - before
@@ -217,6 +236,7 @@ def make_plan(
         planned[uri] for uri in [*known, *(item.uri for item in objects if item.uri not in known)] if uri in planned
     ]
     plan = Plan(tuple(ordered), _json_types(spec, readable, earlier.json_types))
+    _refuse_other_partitions(spec, plan, readable, partition_columns)
     if plan.num_rows == 0:
         broken = [shard.error for shard in plan.shards if shard.error]
         if broken:
@@ -224,7 +244,40 @@ def make_plan(
         raise InputError(f"{', '.join(spec.uris)}: {len(objects)} shards without a single row; nothing to score")
     stale = tuple(unit.part_name for uri in changed for unit in known[uri].units())
     vanished = tuple(shard.uri for shard in earlier.shards if shard.uri not in present)
-    return plan, PlanChange(vanished, stale)
+    empty = [(EMPTY, shard.uri) for shard in plan.shards if shard.num_rows == 0 and not shard.error]
+    ignored = [
+        (IGNORED, name) for name in listing.partition_columns if spec.uses(name) and name not in partition_columns
+    ]
+    left_out = count_left_out([*listing.passed_over, *empty, *ignored])
+    return plan, PlanChange(vanished, stale, tuple(left_out))
+
+
+def choose_partition_columns(spec: InputSpec, listing: InputListing) -> tuple[str, ...]:
+    """Return the columns that are taken from names of folders: those that there are, or that the parts have."""
+    return tuple(listing.partition_columns) if spec.partition_columns is None else spec.partition_columns
+
+
+def _refuse_other_partitions(
+    spec: InputSpec, plan: Plan, layouts: Mapping[str, ShardLayout], partition_columns: Sequence[str]
+) -> None:
+    """Refuse columns that are in the files of some shards and in the paths of others, or in both and not the same.
+
+    Raises:
+        InputError: there is one.
+    """
+    with_rows = [shard for shard in plan.shards if shard.num_rows]
+    for name in filter(spec.uses, partition_columns):
+        in_path = next((shard for shard in with_rows if name in shard.partitions), None)
+        in_file = [shard for shard in with_rows if name not in shard.partitions and shard.uri in layouts]
+        if in_path is not None and in_file:
+            raise InputError(
+                f"{in_file[0].uri}: has a column `{name}`, which {in_path.uri} has in its path alone; leave it out with "
+                f"--drop-columns {name}, or give each an --output of its own",
+                uri=in_file[0].uri,
+                column=name,
+            )
+        for shard in in_file:
+            refuse_other_values(spec, list(shard.units()), [name])
 
 
 def _list_changed(spec: InputSpec, objects: list[storage.StoredObject], known: dict[str, Shard]) -> list[str]:
@@ -243,24 +296,24 @@ def _list_changed(spec: InputSpec, objects: list[storage.StoredObject], known: d
     return changed
 
 
+def _is_read_otherwise(shard: Shard, listing: InputListing) -> bool:
+    """Whether a shard was planned as of another format than it now has."""
+    return shard.format not in ("", listing.formats.get(shard.uri, shard.format))
+
+
+def _refuse_other_formats(known: Iterable[Shard], listing: InputListing) -> None:
+    for shard in known:
+        if _is_read_otherwise(shard, listing):
+            now = listing.formats[shard.uri]
+            raise OutputConflictError(
+                f"{shard.uri}: was scored as {shard.format} and would now be read as {now}; give --format {shard.format}, or "
+                "another --output",
+                uris=[shard.uri],
+            )
+
+
 def _differs(item: storage.StoredObject, shard: Shard) -> bool:
     return (item.size, item.etag) != (shard.size, shard.etag)
-
-
-def _scan_all(
-    spec: InputSpec, objects: list[storage.StoredObject], progress: Callable[[int, int], None] | None
-) -> Iterable[ShardLayout | RerankError]:
-    def scan(item: storage.StoredObject) -> ShardLayout | RerankError:
-        try:
-            return shards.scan_shard(item, spec)
-        except RerankError as error:
-            return error
-
-    with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        for number, layout in enumerate(pool.map(scan, objects), start=1):
-            if progress is not None:
-                progress(number, len(objects))
-            yield layout
 
 
 def _choose_unit_size(spec: InputSpec, layouts: Iterable[ShardLayout]) -> UnitSize:
@@ -285,9 +338,11 @@ def _json_types(
     """
     types = dict(earlier)
     for uri, layout in layouts.items():
-        if detect_format(uri, spec.format)[0] != "jsonl":
+        if layout.format != "jsonl":
             continue
         for name, kind in layout.columns.items():
+            if name in layout.partitions:
+                continue
             merged = merge_types(types.get(name), kind)
             if merged != earlier.get(name, merged) and spec.keeps(name):
                 raise InputError(
@@ -303,7 +358,8 @@ def _json_types(
 def _cut(item: storage.StoredObject, layout: ShardLayout, unit_size: UnitSize, limit: int | None) -> Shard:
     starts, block_starts = _cut_blocks(layout, unit_size, 0, limit)
     byte_starts, numbers = (tuple(block_start[at] for block_start in block_starts) for at in (0, 1))
-    return Shard(item.uri, item.size, item.etag, layout.num_rows, tuple(starts), byte_starts, numbers)
+    cuts = (layout.num_rows, tuple(starts), byte_starts, numbers)
+    return Shard(item.uri, item.size, item.etag, *cuts, None, layout.format, layout.partitions)
 
 
 def _extend(shard: Shard, spec: InputSpec, unit_size: UnitSize, limit: int | None) -> Shard:
@@ -311,7 +367,9 @@ def _extend(shard: Shard, spec: InputSpec, unit_size: UnitSize, limit: int | Non
     if shard.planned_rows == shard.num_rows or (limit is not None and limit <= 0):
         return shard
     layout = shards.scan_shard(
-        storage.StoredObject(shard.uri, shard.size, shard.etag), spec, break_at=shard.planned_rows
+        storage.StoredObject(shard.uri, shard.size, shard.etag),
+        replace(spec, format=shard.format or spec.format),
+        break_at=shard.planned_rows,
     )
     starts, block_starts = _cut_blocks(layout, unit_size, shard.planned_rows, limit)
     byte_starts, numbers = ([block_start[at] for block_start in block_starts] for at in (0, 1))

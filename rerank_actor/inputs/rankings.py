@@ -1,9 +1,9 @@
 """Retrieval runs: files of retrieval with a line for each candidate of a query, as shards of pairs of ids.
 
-TREC runs (query, Q0, document, rank, score, tag; blanks between), Tevatron's ranklists (query, document, score; tabs) and
-qrels (BEIR's query-id, corpus-id, score with a header, or TREC's query, iteration, document, relevance). A line is a row.
-With `top_k` only the best of each query are rows, by score, then by rank and by place; the lines of a query must then stand
-together. Memory is bounded by one query. Knows nothing of texts, plans or Ray.
+TREC runs (query, Q0, document, rank, score, tag; blanks between), Tevatron's ranklists (query, document, score; tabs), MS
+MARCO's (query, document, rank; 1 is the best) and qrels (BEIR's query-id, corpus-id, score with a header, or TREC's query,
+iteration, document, relevance). A line is a row. With `top_k` only the best of each query are rows, by score, then by rank and
+by place; the lines of a query must then stand together. Memory is bounded by one query. Knows nothing of texts, plans or Ray.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from rerank_actor.inputs.syntax.quoted import BYTE_ORDER_MARK
 from rerank_actor.inputs.text import NOT_UNICODE, TextFile, is_number, iterate_records, open_text
 from rerank_actor.storage.utf8 import is_unicode
 
-RankingFormat = Literal["trec", "tevatron", "qrels"]
+RankingFormat = Literal["trec", "tevatron", "msmarco", "qrels"]
 RANKING_FORMATS: tuple[str, ...] = get_args(RankingFormat)
 HEAD_BYTES = 64 * 1024
 
@@ -27,12 +27,15 @@ _IDS = {"query_id": pa.string(), "document_id": pa.string()}
 COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "trec": {**_IDS, "rank": pa.int64(), "retrieval_score": pa.float64(), "tag": pa.string()},
     "tevatron": {**_IDS, "retrieval_score": pa.float64()},
+    "msmarco": {**_IDS, "rank": pa.int64()},
     "qrels": {**_IDS, "relevance": pa.float64()},
 }
+THIRD_COLUMNS = {"tevatron": "retrieval_score", "msmarco": "rank", "qrels": "relevance"}
 BEIR_HEADER = ["query-id", "corpus-id", "score"]
 BROKEN = {
     "trec": "line is not of a TREC run (query, Q0, document, rank, score, tag)",
     "tevatron": "line is not of a Tevatron ranklist (query, document, score)",
+    "msmarco": "line is not of MS MARCO's (query, document, rank)",
     "qrels": "line is not of qrels (query, document, score; or query, iteration, document, relevance)",
 }
 
@@ -98,8 +101,8 @@ def parse_line(kind: str, text: str) -> dict[str, Any] | None:
             }
         if kind == "qrels" and len(fields) == 4:
             fields = [fields[0], *fields[2:]]
-        query, document, score = fields
-        number = float(score)
+        query, document, last = fields
+        number = int(last) if kind == "msmarco" else float(last)
     except ValueError:
         return None
     if not query or not document:
@@ -107,7 +110,7 @@ def parse_line(kind: str, text: str) -> dict[str, Any] | None:
     return {
         "query_id": query,
         "document_id": document,
-        ("relevance" if kind == "qrels" else "retrieval_score"): number,
+        THIRD_COLUMNS[kind]: number,
     }
 
 
@@ -138,9 +141,8 @@ def sniff_format(uri: str, size: int, compression: str) -> str | None:
         return None
     if all(line.rpartition("\t")[2].strip().isdecimal() for line in lines[: None if len(lines) == 1 else -1]):
         raise InputError(
-            f"{uri}: its third column holds whole numbers alone, which may be scores, ranks (MS MARCO's qid, pid, rank) or "
-            "ids; --format tevatron reads them as scores, where the highest is best. Ranks go in as a TREC run: awk "
-            """'{print $1, "Q0", $2, $3, -$3, "run"}'""",
+            f"{uri}: its third column holds whole numbers alone, which may be scores, ranks or ids; --format msmarco reads "
+            "them as ranks, where 1 is the best (MS MARCO's qid, pid, rank), --format tevatron as scores, where the highest is",
             uri=uri,
         )
     return "tevatron"
@@ -251,7 +253,7 @@ def _choose(group: list[RankingLine], top_k: int) -> list[RankingLine]:
 
     def get_key(index: int) -> tuple[float, int, int]:
         values = group[index].values or {}
-        score = values.get("retrieval_score", values.get("relevance", 0.0))
+        score = values.get("retrieval_score", values.get("relevance", 0.0))  # of ranks alone there is none
         return -score, values.get("rank", 0), index
 
     whole = [index for index, line in enumerate(group) if line.values is not None]

@@ -5,8 +5,8 @@ place, `reason (URI, line N)`. Knows nothing of any one format.
 """
 
 import re
-from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -70,11 +70,15 @@ class ShardLayout:
         num_rows: rows in the shard.
         columns: name and Arrow type of each column, in order.
         blocks: stretches of rows, in order.
+        format: by which it is read.
+        partitions: of `columns`, those whose value stands in the path and not in the file.
     """
 
     num_rows: int
     columns: dict[str, pa.DataType]
     blocks: list[Block]
+    format: str = ""
+    partitions: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def num_pairs(self) -> int:
@@ -92,6 +96,8 @@ class Unit:
         row_start, num_rows: the rows, counted in the shard. A shard that could not be read has one unit of 0 rows.
         byte_start: where the rows begin, as `Block` has it; -1 for Parquet.
         number: of the line or row that is there.
+        format: of the shard; "" where the name tells it, or the job.
+        partitions: columns whose value stands in the shard's path.
     """
 
     name: str
@@ -102,6 +108,8 @@ class Unit:
     num_rows: int
     byte_start: int
     number: int = 0
+    format: str = ""
+    partitions: Mapping[str, str | None] = field(default_factory=dict, hash=False)
 
     @property
     def part_name(self) -> str:
@@ -142,6 +150,21 @@ def make_rows(table: pa.Table, kept: list[str], text_columns: list[str]) -> Rows
 def choose_columns(names: Iterable[str], keep: Sequence[str] | None, drop: Container[str]) -> list[str]:
     """Return the columns of a table: those to keep (None for all) that are not to be left out."""
     return [name for name in (names if keep is None else keep) if name not in drop]
+
+
+def add_partitions(
+    rows: Rows, unit: Unit, keep: Sequence[str] | None, drop: Container[str], text_columns: list[str]
+) -> Rows:
+    """Return rows of a file with the columns that its path gives, behind its own; those to keep as `choose_columns` says."""
+    if not unit.partitions:
+        return rows
+    given = {name: [value] * rows.table.num_rows for name, value in unit.partitions.items()}
+    columns = {name: rows.table.column(name) for name in rows.table.column_names}
+    columns |= {name: pa.array(values, pa.string()) for name, values in given.items()}
+    kept = choose_columns(columns, keep, drop)
+    table = pa.table({name: columns[name] for name in kept}) if kept else rows.table
+    texts = {name: given[name] for name in text_columns if name in given}
+    return replace(rows, table=table, texts={**rows.texts, **texts})
 
 
 def refuse_doubled(uri: str, names: list[str]) -> None:

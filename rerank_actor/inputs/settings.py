@@ -94,14 +94,16 @@ class DialectSettings(Settings):
 class ShardSettings(InputSettings):
     """How the shards of the input are read."""
 
-    format: Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv", "trec", "tevatron", "qrels"] = make_flag(
-        "auto",
-        "input",
-        "format of the shards; auto goes by the name (.gz and .zst understood), with --queries or --corpus also by the "
-        "first lines",
+    format: Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv", "trec", "tevatron", "msmarco", "qrels"] = (
+        make_flag(
+            "auto",
+            "input",
+            "format of the shards; auto goes by each file's name (.gz and .zst understood), else by its first bytes, with "
+            "--queries or --corpus also by its first lines; tevatron is query, document, score, and msmarco ends in the rank",
+        )
     )
     top_k: Annotated[int, Field(ge=1)] | None = make_flag(
-        None, "input", "candidates of each query at most, the best of the ranking (trec, tevatron, qrels)", "K"
+        None, "input", "candidates of each query at most, the best of the ranking (trec, tevatron, msmarco, qrels)", "K"
     )
     columns: Names = make_flag(
         [], "input", "names of the columns of CSV and TSV files without a header, comma-separated", "NAMES"

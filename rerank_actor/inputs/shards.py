@@ -17,7 +17,16 @@ from rerank_actor.errors import ObjectChangedError, ShardChangedError, ShardErro
 from rerank_actor.inputs.columnar import read_arrow, read_parquet, scan_arrow, scan_parquet
 from rerank_actor.inputs.formats import TextFormat, detect_format
 from rerank_actor.inputs.rankings import COLUMNS, RANKING_FORMATS, RankingFile, read_ranking, scan_ranking
-from rerank_actor.inputs.rows import LIMITS, ReadLimits, Rows, ShardLayout, Unit, choose_columns, make_rows
+from rerank_actor.inputs.rows import (
+    LIMITS,
+    ReadLimits,
+    Rows,
+    ShardLayout,
+    Unit,
+    add_partitions,
+    choose_columns,
+    make_rows,
+)
 from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.inputs.text import READ_ERRORS, TextFile, read_lines
 from rerank_actor.inputs.text_scan import LineScan, scan_lines
@@ -92,6 +101,7 @@ def read_rows(
         StorageError, JobError: it cannot be reached.
     """
     uri = unit.uri
+    spec = replace(spec, format=unit.format or spec.format)
     try:
         try:
             rows = _read_unit(unit, spec, types or {}, limits)
@@ -117,6 +127,13 @@ def read_rows(
 
 def _read_unit(unit: Unit, spec: InputSpec, types: Mapping[str, pa.DataType], limits: ReadLimits) -> Rows:
     """Read a unit's rows from what is taken for its shard."""
+    in_file = None if spec.keep is None else tuple(name for name in spec.keep if name not in unit.partitions)
+    rows = _read_file(unit, replace(spec, keep=in_file), types, limits)
+    return add_partitions(rows, unit, spec.keep, spec.drop, spec.text_columns)
+
+
+def _read_file(unit: Unit, spec: InputSpec, types: Mapping[str, pa.DataType], limits: ReadLimits) -> Rows:
+    """Read what a unit's rows have in their file."""
     keep, drop, text_columns = spec.keep, spec.drop, spec.text_columns
     kind, compression = detect_format(unit.uri, spec.format)
     if kind == "parquet":

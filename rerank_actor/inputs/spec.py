@@ -54,6 +54,7 @@ class InputSpec:
         texts: where the texts of a row are.
         sources: where the texts are that rows name by id.
         directions: where each row is a pair in one or two directions.
+        partition_columns: columns whose values stand in names of folders; None for those that the listing finds.
     """
 
     uris: tuple[str, ...] = ()
@@ -74,6 +75,11 @@ class InputSpec:
     texts: TextSpec = field(default_factory=TextSpec)
     sources: tuple[SourceSpec, ...] = ()
     directions: Directions | None = None
+    partition_columns: tuple[str, ...] | None = None
+
+    def uses(self, name: str) -> bool:
+        """Whether the output has this input column, or something is read of it."""
+        return self.keeps(name) or name in self.text_columns
 
     def keeps(self, name: str) -> bool:
         """Whether the output has this input column."""

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rerank_actor.inputs.listing import LeftOut
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.price import find_stored_price, format_dollars
 from rerank_actor.outputs.scored import ScoredOutput, require_scored
@@ -39,6 +40,7 @@ class JobStatus:
         gpu_hours: of all runs, None where there was no GPU or no run has told it.
         cost: dollars that these cost at the job's own price, None where it has none.
         planned: what `jobs.plan` foresaw, empty where it was not asked.
+        left_out: what the last run found in the input and did not plan, as `LeftOut` has it.
     """
 
     output: str
@@ -56,6 +58,7 @@ class JobStatus:
     gpu_hours: float | None = None
     cost: float | None = None
     planned: dict[str, Any] = field(default_factory=dict)
+    left_out: list[dict[str, Any]] = field(default_factory=list)
 
 
 def sum_gpu_hours(manifest: dict[str, Any]) -> float | None:
@@ -110,6 +113,7 @@ def judge_status(scored: ScoredOutput, manifest: dict[str, Any], running: bool |
         gpu_hours=gpu_hours,
         cost=gpu_hours * price.dollars if gpu_hours is not None and price is not None else None,
         planned=output.load_estimate(),
+        left_out=manifest.get("plan", {}).get("left_out", []),
     )
 
 
@@ -172,6 +176,8 @@ def print_status(status: JobStatus, *, as_json: bool = False) -> None:
         table.add_row("GPU hours", f"{status.gpu_hours:,.2f}{spent}")
     if status.planned.get("wall_hours") is not None:
         table.add_row("planned", _describe_plan(status.planned))
+    if status.left_out:
+        table.add_row("left out", "\n".join(LeftOut(**item).describe() for item in status.left_out))
     table.add_row("failed units", f"{len(status.failed):,}")
     console.print(table)
     for record in status.failed[:SHOWN_FAILURES]:

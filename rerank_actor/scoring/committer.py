@@ -9,7 +9,7 @@ import contextlib
 import json
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rerank_actor import storage
@@ -356,6 +356,7 @@ class OutputCommitter:
                 "rows": plan.num_rows,
                 "bytes": plan.num_bytes,
                 "vanished": list(prepared.change.vanished),
+                "left_out": [asdict(item) for item in prepared.change.left_out],
             },
             "totals": self.outcomes.totals.to_dict(),
             "dedupe": self._shared.dedupe,

@@ -32,6 +32,7 @@ class Estimate:
         shards, units, rows, num_bytes: of the plan.
         pending_units, pending_rows: those not committed yet.
         unreadable: shards that cannot be read.
+        left_out: what else lies in the input, in words.
         num_tokens: int32 [num_sampled], prompt tokens of the sampled pairs that can be scored.
         truncated: of the sampled pairs, how many would lose tokens of the document.
         errors: sampled pairs that would get an error.
@@ -58,6 +59,7 @@ class Estimate:
     rate_source: str
     output: str
     cached_share: float = 0.0
+    left_out: tuple[str, ...] = ()
     is_counted: bool = True
 
     @property
@@ -119,6 +121,7 @@ def estimate_prepared(prepared: PreparedJob, reporter: Reporter | None = None) -
         pending_units=len(pending),
         pending_rows=sum(unit.num_rows for unit in pending),
         unreadable=[shard.error for shard in prepared.plan.shards if shard.error],
+        left_out=tuple(item.describe() for item in prepared.change.left_out),
         num_tokens=np.concatenate(num_tokens) if num_tokens else np.zeros(0, np.int32),
         truncated=truncated,
         errors=errors,
@@ -197,6 +200,8 @@ def print_estimate(estimate: Estimate) -> None:
     console.print(table)
     for problem in estimate.unreadable:
         console.print(f"unreadable: {problem}", markup=False)
+    for item in estimate.left_out:
+        console.print(f"left out: {item}", markup=False)
     if sampled:
         console.print(_make_histogram(estimate.num_tokens))
 

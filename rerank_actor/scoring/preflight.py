@@ -6,10 +6,9 @@ actors need follow from it.
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-import pyarrow as pa
 import yaml
 
 from rerank_actor import storage
@@ -28,11 +27,11 @@ from rerank_actor.engines.settings import ModelSettings
 from rerank_actor.engines.start import encode_check_pairs
 from rerank_actor.errors import JobError, ModelError, OutputConflictError, StorageError
 from rerank_actor.fingerprint import hash_fingerprint, list_differing
-from rerank_actor.inputs.formats import UNPACKERS, detect_format, find_format, split_name
-from rerank_actor.inputs.listing import list_input
+from rerank_actor.inputs.formats import find_format
+from rerank_actor.inputs.listing import InputListing, list_input
 from rerank_actor.inputs.lookups import ScoreLookup, TextLookup
-from rerank_actor.inputs.plan import Plan, PlanChange, make_plan
-from rerank_actor.inputs.rankings import RANKING_FORMATS, sniff_format
+from rerank_actor.inputs.plan import Plan, PlanChange, choose_partition_columns, make_plan
+from rerank_actor.inputs.rankings import RANKING_FORMATS
 from rerank_actor.inputs.text_sources import TextSource, list_sources
 from rerank_actor.job import EngineJob, ScoreJob
 from rerank_actor.outputs.folder import PART_NAME, Output, list_strays, select_parts
@@ -40,9 +39,7 @@ from rerank_actor.outputs.price import find_price
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.scoring.prepare import PrepareSpec
 from rerank_actor.scoring.reuse import ScoreSource, load_reused
-from rerank_actor.storage.hub import is_hub
 
-SNIFFED_FILES = 100  # of rankings whose names do not tell their format; each is a request
 CONTROL_TOKENS = 16  # that a tokenizer adds around the texts at most
 SHOWN_CHARACTERS = 300  # of a setting that differs
 
@@ -100,22 +97,28 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
     job = fit_max_length(job, model, reporter)
     _refuse_short_prompts(job, model)
     sources = list_sources(job.source_specs(job.dialect))
-    job = _detect_format(job, reporter)
+    stored = None if job.overwrite else output.load_plan()
+    listed = storage.list_children(output.uri)
+    if stored is None:
+        _refuse_foreign(output, listed)
+    parts = {} if job.overwrite else select_parts(listed)
+    spec = job.input_spec()
+    listing = list_input(spec, stored[0].known_formats() if stored is not None else None)
+    _check_formats(job, listing, reporter)
+    if stored is not None and parts:  # what the parts have cannot change
+        spec = replace(spec, partition_columns=tuple(stored[1].get("partition_columns", ())))
+    partition_columns = [name for name in choose_partition_columns(spec, listing) if spec.uses(name)]
     settings = {
         **job.scoring_settings(),
         **{source.flag.removeprefix("--"): source.describe() for source in sources},
         **model.fingerprint_settings(),
+        **({"partition_columns": partition_columns} if partition_columns else {}),
     }
     if job.reuse is not None and job.reuse.rstrip("/") == job.output.rstrip("/"):
         raise JobError(
             f"--reuse {job.reuse}: is the --output itself, which a resume goes on with anyway; leave out --reuse"
         )
     reused = load_reused(job.reuse, settings) if job.reuse is not None else None
-    stored = None if job.overwrite else output.load_plan()
-    listed = storage.list_children(output.uri)
-    if stored is None:
-        _refuse_foreign(output, listed)
-    parts = {} if job.overwrite else select_parts(listed)
     if stored is not None and stored[1] != settings:
         if parts:
             _refuse_other_job(output, stored[1], settings)
@@ -132,7 +135,9 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
         if total >= 1000 and done % 1000 == 0:
             reporter.info(f"planning: {done:,} of {total:,} shards")
 
-    plan, change = make_plan(job.input_spec(), earlier, parts, report)
+    plan, change = make_plan(spec, earlier, parts, report, listing)
+    for item in change.left_out:
+        reporter.info(f"left out: {item.describe()}")
     return PreparedJob(job, output, model, settings, earlier, plan, change, frozenset(parts), sources, reused)
 
 
@@ -214,54 +219,29 @@ def refresh_job(prepared: PreparedJob) -> PreparedJob:
     return prepared if is_up_to_date(prepared) else prepare_job(prepared.job, model=prepared.model)
 
 
-def _detect_format(job: ScoreJob, reporter: Reporter) -> ScoreJob:
-    """Return the job with the format of its rankings, which names like `test.tsv` or `run.txt` do not tell."""
-    if job.format == "auto" and (job.queries or job.corpus) and not job.columns and not is_hub(job.input[0]):
-        listed = [item for uri in job.input if not is_hub(uri) for item in storage.list_objects(uri)]
-        rankings_format = _sniff_rankings(listed, reporter)
-        if rankings_format is not None:
-            job = job.model_copy(update={"format": rankings_format})
-    if job.top_k is not None and any(
-        detect_format(item.uri, job.format)[0] not in RANKING_FORMATS for item in list_input(job.input_spec())
-    ):
+def _check_formats(job: ScoreJob, listing: InputListing, reporter: Reporter) -> None:
+    """Refuse rankings beside anything else, and `--top-k` of what is none; tell what names do not.
+
+    Raises:
+        JobError: the formats do not go together.
+    """
+    first = {kind: uri for uri, kind in reversed(listing.formats.items())}
+    rankings = [kind for kind in first if kind in RANKING_FORMATS]
+    for kind in first if job.format == "auto" else ():
+        if find_format(first[kind])[0] != kind:
+            reporter.info(f"{first[kind]}: looks like --format {kind}")
+    if rankings and len(first) > 1:
+        ranking = rankings[0]
+        other = next(kind for kind in first if kind != ranking)
+        raise JobError(
+            f"{first[ranking]} looks like --format {ranking} and {first[other]} like {other}, whose columns differ; score them "
+            "apart",
+            uri=first[other],
+        )
+    if job.top_k is not None and not rankings:
         raise JobError(
             f"--top-k goes with --format {', '.join(RANKING_FORMATS)}, whose lines are candidates of queries"
         )
-    return job
-
-
-def _sniff_rankings(objects: list[storage.StoredObject], reporter: Reporter) -> str | None:
-    """Return the format that the first lines of rankings show whose names do not tell it; None where there are none.
-
-    Raises:
-        JobError: files are of several formats, of which a job reads one.
-    """
-    formats: dict[str, str] = {}  # by the first file of each
-    objects = [item for item in objects if split_name(item.uri)[1].lower() not in UNPACKERS]
-    untold = [item for item in objects if find_format(item.uri)[0] in (None, "tsv")]
-    for item in untold[:SNIFFED_FILES]:
-        try:
-            shown = sniff_format(item.uri, item.size, find_format(item.uri)[1])
-        except (pa.ArrowException, OSError, EOFError):
-            continue  # planning the input says what is wrong
-        if shown is not None:
-            formats.setdefault(shown, item.uri)
-    if not formats:
-        return None
-    (ranking, first), *_ = formats.items()
-    reporter.info(f"{first}: looks like --format {ranking}")
-    for item in objects:
-        named = find_format(item.uri)[0]
-        if named not in (None, "tsv"):
-            formats.setdefault(named, item.uri)
-    if len(formats) > 1:
-        other, uri = list(formats.items())[1]
-        raise JobError(
-            f"{first} looks like --format {ranking} and {uri} like {other}, and a job reads its --input as one format; score "
-            "them apart",
-            uri=uri,
-        )
-    return ranking
 
 
 def fit_max_length(job: Job, model: RerankerModel, reporter: Reporter) -> Job:

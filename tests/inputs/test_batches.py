@@ -72,7 +72,7 @@ def read_as_shards(path: Path, limits: ReadLimits = LIMITS) -> Outcome:
     outcome = Outcome()
     spec = InputSpec(uris=(str(path),), output=str(path.parent / "out"), unit_rows=1)
     spec = replace(spec, texts=replace(spec.texts, query_column="source", document_column="target"))
-    for item in list_input(spec):
+    for item in list_input(spec).shards:
         layout, row = scan_shard(item, spec, limits=limits), 0
         for block in layout.blocks:
             unit = Unit("", item.uri, item.size, item.etag, row, block.num_rows, block.byte_start, block.number)

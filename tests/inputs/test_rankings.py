@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rerank_actor.commands.export import export
 from rerank_actor.engines.base import compute_score
 from rerank_actor.errors import InputError, JobError
 from rerank_actor.inputs.rankings import RankingFile, parse_line, read_ranking, scan_ranking, sniff_format
+from rerank_actor.inputs.shards import read_rows
 from rerank_actor.job import ScoreJob
 from rerank_actor.job_file import check_job
 from rerank_actor.mining.qrels import load_qrels
@@ -168,7 +170,7 @@ def test_exported_numbers_alone_give_the_order_of_logits_that_saturate(tmp_path:
 def test_formats_are_told_by_their_first_lines(tmp_path: Path, name: str, text: str, kind: str, column: str) -> None:
     path = write(tmp_path / name, text)
     prepared = prepare_job(make_job(tmp_path, path))
-    assert prepared.job.format == kind
+    assert [shard.format for shard in prepared.plan.shards] == [kind]
     assert prepared.plan.num_rows == 2
     table, faults = read_ranking(open_ranking(path, kind), 0, 2, 1)
     expected = {"query_id": ["q1", "q2"], "document_id": ["d1", "d2"], column: [1.0, 0.0]}
@@ -186,9 +188,26 @@ def test_formats_are_told_by_their_first_lines(tmp_path: Path, name: str, text: 
 )
 def test_whole_numbers_behind_two_ids_are_not_guessed_to_be_scores(tmp_path: Path, text: str) -> None:
     path = write(tmp_path / "run.dev.small.tsv", text)
-    with pytest.raises(InputError, match=r"run\.dev\.small\.tsv: its third column.*--format tevatron"):
+    with pytest.raises(
+        InputError, match=r"run\.dev\.small\.tsv: its third column.*--format msmarco.*--format tevatron"
+    ):
         prepare_job(make_job(tmp_path, path))
     assert prepare_job(make_job(tmp_path, path, format="tevatron")).plan.num_rows == text.count("\n")
+
+
+@pytest.mark.parametrize("separator", ["\t", " "])
+def test_ranks_are_read_as_such_where_the_best_is_the_first(tmp_path: Path, separator: str) -> None:
+    lines = [("q1", "d3", 2), ("q1", "d1", 1), ("q1", "d0", 10), ("q2", "d5", 3), ("q2", "d6", "x"), ("q2", "d7", 1)]
+    path = write(tmp_path / "run.tsv", "".join(separator.join(map(str, line)) + "\n" for line in lines))
+    prepared = prepare_job(make_job(tmp_path, path, format="msmarco", top_k=1))
+    unit = next(prepared.plan.units())
+    rows = read_rows(unit, prepared.job.input_spec())
+    assert rows.table.to_pylist() == [
+        {"query_id": "q1", "document_id": "d1", "rank": 1},
+        {"query_id": None, "document_id": None, "rank": None},
+        {"query_id": "q2", "document_id": "d7", "rank": 1},
+    ]
+    assert [fault is None for fault in rows.faults] == [True, False, True]
 
 
 def test_header_of_qrels_that_is_not_beirs_is_a_row_of_a_plan_and_none_of_judgements(tmp_path: Path) -> None:
@@ -213,6 +232,28 @@ def test_archive_beside_shards_is_none_of_them(tmp_path: Path, name: str) -> Non
     write(folder / "b.run.tgz", "no text")
     with pytest.raises(InputError, match=r"b\.run\.tgz: is packed as \.tgz"):
         prepare_job(make_job(tmp_path, folder))
+
+
+def test_text_beside_a_run_is_not_read_as_one(tmp_path: Path) -> None:
+    write(tmp_path / "run/a.txt", RUN)
+    write(tmp_path / "run/notes.txt", "how it was made\n")
+    write(tmp_path / "run/notes.tsv", "")
+    with pytest.raises(JobError, match="score them apart"):
+        prepare_job(make_job(tmp_path, tmp_path / "run"))
+    (tmp_path / "run/notes.tsv").unlink()
+    prepared = prepare_job(make_job(tmp_path, tmp_path / "run"))
+    assert (prepared.plan.num_rows, [item.count for item in prepared.change.left_out]) == (7, [1])
+
+
+def test_ranking_told_by_its_lines_is_read_so_in_an_output_from_before(tmp_path: Path) -> None:
+    """Plans of then said nothing of formats, which the whole job had one of."""
+    path = write(tmp_path / "rank.tsv", "q1\td1\t1.5\nq2\td2\t0.5\n")
+    job = make_job(tmp_path, path)
+    prepared = prepare_job(job)
+    earlier = replace(prepared.plan, shards=tuple(replace(shard, format="") for shard in prepared.plan.shards))
+    prepared.output.write_own("plan.parquet", earlier.to_bytes(prepared.settings))
+    write(tmp_path / "out" / next(earlier.units()).part_name, "x")
+    assert prepare_job(job).plan == prepared.plan
 
 
 @pytest.mark.parametrize("other", ["bm25.run", "bm25.txt", "pairs.jsonl"])

@@ -1,80 +1,24 @@
-"""What the input names, listed: the shards of a job in the order of their URIs.
+"""Datasets of Hugging Face: which files hold the rows of a configuration and split.
 
-Takes an `InputSpec`, gives stored objects. Of datasets of Hugging Face it says which files hold the rows of a configuration
-and split: of repositories on the hub, which the datasets library resolves, and of folders that `save_to_disk` wrote, whose
-`state.json` says what they hold. Their files are shards like any other. Knows nothing of what is in them.
+Of repositories on the hub the datasets library says it, of folders that `save_to_disk` wrote their `state.json`. Their files
+are shards like any other. Knows nothing of what is in them.
 """
 
 import fnmatch
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, StorageError, describe_cause
-from rerank_actor.inputs.formats import SUFFIXES, detect_format, is_shard
 from rerank_actor.inputs.spec import InputSpec
-from rerank_actor.storage.hub import is_hub, pin_revision, split_hub_uri, translate_hub_errors
+from rerank_actor.storage.hub import pin_revision, split_hub_uri, translate_hub_errors
 
 STATE, INFO, DICT = "state.json", "dataset_info.json", "dataset_dict.json"
 ALL_SPLITS = "all"
 
 
-def list_input(spec: InputSpec) -> list[storage.StoredObject]:
-    """List the shards, each once, in order of the inputs and then of names.
-
-    Raises:
-        InputError: an input matches nothing, or lies in the output or around it.
-    """
-    shards: dict[str, storage.StoredObject] = {}
-    has_splits = False
-    for uri in spec.uris:
-        _refuse_overlap(uri, spec.output)
-        if is_hub(uri):
-            objects, has_splits = list_repository(uri, spec.config, spec.split), True
-        else:
-            objects = storage.list_objects(uri)
-            saved = pick_saved(uri, objects, spec.split)
-            objects, has_splits = saved or objects, has_splits or saved is not None
-        if not objects:
-            raise InputError(
-                f"{uri}: nothing there; --input takes files, folders and globs, local or s3://, and hf:// datasets",
-                uri=uri,
-            )
-        kept = [item for item in objects if len(objects) == 1 or is_shard(item.uri, spec.format)]
-        if not kept:
-            raise InputError(
-                f"{uri}: {len(objects)} objects, none named like a shard ({', '.join(sorted(SUFFIXES))}, "
-                "also .gz and .zst); name the format with --format",
-                uri=uri,
-            )
-        for item in kept:
-            shards.setdefault(item.uri, item)
-    if (spec.split or spec.config) and not has_splits:
-        raise InputError(
-            "--split and --config choose from hf:// datasets and save_to_disk folders, and no input is one"
-        )
-    for item in shards.values():
-        detect_format(item.uri, spec.format)
-    return list(shards.values())
-
-
-def _refuse_overlap(uri: str, output: str) -> None:
-    if any(character in uri for character in "*?["):
-        inside = re.fullmatch(storage.glob_to_pattern(uri), storage.join_uri(output, "part-0-0.parquet")) is not None
-    else:
-        inside = storage.is_within(output, uri)
-    around = storage.is_within(uri, output)
-    if inside or around:
-        where = "inside the input" if inside else "around the input"
-        raise InputError(
-            f"--output {output} lies {where} {uri}, so parts would be taken for shards; choose another folder",
-            uri=uri,
-        )
-
-
-def list_repository(uri: str, config: str | None, split: str | None) -> list[storage.StoredObject]:
+def list_repository(uri: str, spec: InputSpec) -> list[storage.StoredObject]:
     """Return the files of a repository on the hub: those of a split, or those that match a path or glob behind its name.
 
     Raises:
@@ -90,8 +34,8 @@ def list_repository(uri: str, config: str | None, split: str | None) -> list[sto
             or split_hub_uri(item.uri)[2].startswith(path.rstrip("/") + "/")
         ]
     by_path = {split_hub_uri(item.uri)[2]: item for item in objects}
-    files = _resolve(uri, repository, pin_revision(repository, revision), config)
-    names = _choose(uri, list(files), split)
+    files = _resolve(uri, repository, pin_revision(repository, revision), spec.config)
+    names = _choose(uri, list(files), spec.split)
     return [by_path[path] for name in names for path in files[name] if path in by_path]
 
 
@@ -140,8 +84,12 @@ def _choose(uri: str, known: Sequence[str], split: str | None) -> list[str]:
     return wanted
 
 
-def pick_saved(uri: str, objects: list[storage.StoredObject], split: str | None) -> list[storage.StoredObject] | None:
+def pick_saved(
+    uri: str, objects: list[storage.StoredObject], split: str | None
+) -> tuple[list[storage.StoredObject], list[str]] | None:
     """Return the data files of what `save_to_disk` wrote into a folder, or None where it wrote nothing.
+
+    The second list names what lies in none of its folders.
 
     Raises:
         InputError: the split is not there or not said, or the folder lacks a file.
@@ -154,6 +102,8 @@ def pick_saved(uri: str, objects: list[storage.StoredObject], split: str | None)
     ]
     if not folders:
         return None
+    own = {*folders, uri} if storage.join_uri(uri, DICT) in by_uri else {*folders}
+    strangers = [name for name in by_uri if name.rpartition("/")[0] not in own]
     states = {folder: _read_state(storage.join_uri(folder, STATE)) for folder in folders}
     if storage.join_uri(uri, DICT) in by_uri:
         names = {folder.rpartition("/")[2]: folder for folder in folders}
@@ -174,7 +124,7 @@ def pick_saved(uri: str, objects: list[storage.StoredObject], split: str | None)
                     f"{file}: not found, though {STATE} beside it names it; copy the whole folder", uri=file
                 )
             files.append(by_uri[file])
-    return files
+    return files, strangers
 
 
 def _read_state(uri: str) -> dict[str, Any]:
