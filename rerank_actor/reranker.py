@@ -80,6 +80,7 @@ class Reranker:
             engine_args=engine_args or {},
             check_prompts=encode_check_pairs(self._encoder),
             check_scores=check_scores,
+            instruction=instruction,
         )
         self._engine, self.check = start_engine(spec)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 from rerank_actor.engines.model import RerankerModel
 from rerank_actor.errors import EngineMemoryError
 
@@ -92,6 +93,7 @@ class EngineSpec:
         gpu_share: the part of a GPU that is this engine's, where several share one.
         check_scores: compare them with Transformers in float32.
         device: `auto`, or `cpu` for a reference beside an engine that has the GPU to itself.
+        instruction: that of the built-in pairs, for a reference that makes their prompts by itself.
     """
 
     kind: EngineKind
@@ -104,6 +106,7 @@ class EngineSpec:
     gpu_share: float = 1.0
     check_scores: bool = False
     device: Literal["auto", "cpu"] = "auto"
+    instruction: str = DEFAULT_INSTRUCTION
 
 
 def let_threads_sleep() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from rerank_actor.engines.base import Engine, EngineSpec, allow_noise, compute_within_memory
 from rerank_actor.engines.prompts import PairEncoder
+from rerank_actor.engines.reference import Reference, ask_sentence_transformers, tokenize_whole
 from rerank_actor.errors import EngineStartError, RerankError, describe_cause
 
 CHECK_PAIRS = (
@@ -40,6 +41,7 @@ class EngineCheck:
     path: str
     logits: list[float]
     seconds: float
+    reference: str | None = None
     reference_logits: list[float] | None = None
     max_difference: float | None = None
 
@@ -105,21 +107,72 @@ def _check(engine: Engine, spec: EngineSpec, logits: np.ndarray, seconds: float)
         )
     if not spec.check_scores or spec.kind == "fake":
         return check
-    reference = _load(replace(spec, kind="transformers", dtype="float32", device="cpu"))
+    reference = compute_reference(spec)
     try:
-        expected = reference.compute_logits([np.array(ids, np.int32) for ids in spec.check_prompts])
-    finally:
-        reference.close()
-    difference = float(np.abs(logits.astype(np.float64) - expected).max())
-    allowed = allow_noise(engine.dtype, expected)
-    if not difference <= allowed:
+        difference = compare_with_reference(engine, spec, logits, reference)
+    except EngineStartError:
         engine.close()
+        raise
+    return replace(
+        check,
+        reference=reference.name,
+        reference_logits=[float(logit) for logit in reference.logits],
+        max_difference=difference,
+    )
+
+
+def compute_reference(spec: EngineSpec) -> Reference:
+    """Return what the publisher's own way makes of the built-in pairs, in float32 on CPUs.
+
+    Raises:
+        EngineStartError: neither sentence-transformers nor Transformers loads the model.
+    """
+    found = ask_sentence_transformers(spec.model, CHECK_PAIRS, spec.instruction, spec.max_length)
+    if found is not None:
+        return found
+    engine = _load(replace(spec, kind="transformers", dtype="float32", device="cpu"))
+    try:
+        logits = engine.compute_logits([np.array(ids, np.int32) for ids in spec.check_prompts])
+    finally:
+        engine.close()
+    return Reference(
+        f"{engine.name} {engine.version}", tokenize_whole(spec.model, CHECK_PAIRS, spec.instruction), logits
+    )
+
+
+def compare_with_reference(engine: Engine, spec: EngineSpec, logits: np.ndarray, reference: Reference) -> float:
+    """Return by how much an engine's logits of the built-in pairs differ from the reference's at most.
+
+    Raises:
+        EngineStartError: by more than the noise of the engine's dtype, or a prompt is not the reference's.
+    """
+    name = spec.model.name
+    whole = np.array([len(prompt) < spec.max_length for prompt in spec.check_prompts])  # the others were cut
+    pairs = enumerate(zip(spec.check_prompts, reference.prompts or [], strict=False))
+    for index, (prompt, theirs) in pairs:
+        ours = list(prompt)
+        if whole[index] and ours != theirs:
+            at = next(
+                (at for at, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other), "the end"
+            )
+            raise EngineStartError(
+                f"{name}: the prompt of built-in pair {index + 1} is not that of {reference.name} ({len(ours)} and "
+                f"{len(theirs)} tokens, different from token {at} on); scores would be wrong, so the run is refused",
+                model=name,
+            )
+    if not whole.any():
         raise EngineStartError(
-            f"{spec.model.name}: logits of the built-in pairs in {engine.dtype} differ by {difference:.4g} from "
-            f"Transformers in float32, allowed is {allowed:.4g}; scores would be wrong, so the run is refused",
-            model=spec.model.name,
+            f"{name}: --max-length {spec.max_length} cuts all built-in pairs; raise it to compare scores"
         )
-    return replace(check, reference_logits=[float(logit) for logit in expected], max_difference=difference)
+    difference = float(np.abs(logits.astype(np.float64) - reference.logits)[whole].max())
+    allowed = allow_noise(engine.dtype, reference.logits[whole])
+    if not difference <= allowed:
+        raise EngineStartError(
+            f"{name}: logits of the built-in pairs in {engine.dtype} differ by {difference:.4g} from {reference.name} in "
+            f"float32, allowed is {allowed:.4g}; scores would be wrong, so the run is refused",
+            model=name,
+        )
+    return difference
 
 
 def _load(spec: EngineSpec) -> Engine:

@@ -377,4 +377,5 @@ def make_engine_spec(prepared: PreparedJob, tokenizer_json: str) -> EngineSpec:
         check_prompts=encode_check_pairs(encoder),
         gpu_share=_compute_gpu_share(job),
         check_scores=job.check_scores,
+        instruction=job.instruction,
     )

@@ -1,0 +1,101 @@
+"""The reference of a check: the publisher's own way, which shares neither prompts nor head with the engine that is checked."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentence_transformers
+import torch
+import transformers
+from sample_model import write_sample_model
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaForSequenceClassification
+
+from rerank_actor import Reranker
+from rerank_actor.engines.base import EngineSpec
+from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
+from rerank_actor.engines.prompts import PairEncoder
+from rerank_actor.engines.start import CHECK_PAIRS, encode_check_pairs, start_engine
+from rerank_actor.errors import EngineStartError
+
+LENGTH = 128
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def classic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cross-encoder of the XLM-R kind, whose prompt is its tokenizer's own pair."""
+    folder = tmp_path_factory.mktemp("classic")
+    words = sorted({word for pair in CHECK_PAIRS for text in pair for word in text.split()})
+    vocabulary = {word: index for index, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", *words])}
+    own = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    own.pre_tokenizer = pre_tokenizers.Whitespace()
+    own.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    ends = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=own, pad_token="<pad>", unk_token="<unk>", **ends)
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    positions = {"max_position_embeddings": LENGTH + 2, "type_vocab_size": 1, "initializer_range": 0.3}
+    config = XLMRobertaConfig(vocab_size=len(vocabulary), num_labels=1, pad_token_id=1, **sizes, **positions)
+    XLMRobertaForSequenceClassification(config).eval().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def generative(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sample_model(tmp_path_factory.mktemp("generative") / "model", hidden_size=64, num_layers=2)
+
+
+def make_spec(folder: Path, **changes: Any) -> EngineSpec:
+    model = load_reranker_model(str(folder))
+    settings = {"max_length": min(512, model.max_positions), "parse_special_tokens": False}
+    encoder = PairEncoder(
+        load_tokenizer_json(model), template=model.description.template, instruction="Judge", **settings
+    )
+    prompts = encode_check_pairs(encoder)
+    spec = EngineSpec("transformers", model, "float32", settings["max_length"], 1, {}, prompts, check_scores=True)
+    return replace(spec, instruction="Judge", **changes)
+
+
+def test_reference_of_a_pair_model_is_that_of_sentence_transformers(classic: Path) -> None:
+    _, check = start_engine(make_spec(classic))
+    assert check.reference == f"sentence-transformers {sentence_transformers.__version__}"
+    assert check.max_difference is not None and check.max_difference < 1e-5
+    encoder = sentence_transformers.CrossEncoder(str(classic), device="cpu")
+    expected = encoder.predict(list(CHECK_PAIRS), activation_fn=torch.nn.Identity(), batch_size=1)
+    np.testing.assert_allclose(check.reference_logits, expected, atol=1e-5)
+
+
+def test_reference_of_a_model_that_does_not_describe_itself_is_that_of_transformers(generative: Path) -> None:
+    _, check = start_engine(make_spec(generative))
+    assert check.reference == f"transformers {transformers.__version__}"
+    assert check.max_difference is not None and check.max_difference < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["classic", "generative"])
+def test_prompts_that_are_not_the_reference_s_are_refused(kind: str, request: pytest.FixtureRequest) -> None:
+    spec = make_spec(request.getfixturevalue(kind))
+    last = spec.check_prompts[2]
+    changed = replace(spec, check_prompts=(*spec.check_prompts[:2], (*last[:-1], last[0]), *spec.check_prompts[3:]))
+    with pytest.raises(
+        EngineStartError, match=rf"built-in pair 3 is not that of .* different from token {len(last) - 1} on"
+    ):
+        start_engine(changed)
+
+
+def test_reranker_says_its_reference(classic: Path) -> None:
+    with Reranker(str(classic), engine="transformers", dtype="float32", check_scores=True) as reranker:
+        assert (reranker.check.reference or "").startswith("sentence-transformers")
