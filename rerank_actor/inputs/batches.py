@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, ShardError, describe_cause
-from rerank_actor.inputs.columns import to_texts, to_whole_array
+from rerank_actor.inputs.columns import iterate_parquet, to_texts, to_whole_array
 from rerank_actor.inputs.formats import TextFormat
 from rerank_actor.inputs.rows import LIMITS, ReadLimits, refuse_doubled
 from rerank_actor.inputs.syntax.quoted import AUTO, Dialect
@@ -182,7 +182,7 @@ def _read_parquet(
         every = list(range(len(lengths)))
         for groups in [every] if parts == 1 else [[group] for group in every[part::parts]]:
             first = 1 + sum(lengths[: groups[0]] if groups else ())
-            for batch in parquet.iter_batches(batch_size=batch_rows, row_groups=groups, columns=columns):
+            for batch in iterate_parquet(parquet, groups, columns, batch_rows):
                 arrays = {name: pa.chunked_array([batch.column(name)]) for name in columns}
                 yield Batch(names, arrays, range(first, first + batch.num_rows), counts="row")
                 first += batch.num_rows

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from rerank_actor.errors import InputError, suggest
+from rerank_actor.inputs.columns import find_type
 from rerank_actor.inputs.pairs import list_fields
 from rerank_actor.inputs.rows import ShardLayout
 from rerank_actor.inputs.spec import InputSpec
@@ -35,9 +36,9 @@ def check_columns(spec: InputSpec, layouts: Mapping[str, ShardLayout], is_backfi
         for flag, names in {**texts.list_required(layout.columns), "--keep-columns": kept}.items():
             for name in names:
                 _require(spec, uri, layout, flag, name)
-                kinds.setdefault((flag, name), []).append(layout.columns[name])
+                kinds.setdefault((flag, name), []).append(find_type(layout.columns, name))
         _refuse_taken(spec, uri, layout)
-        fields = list_fields(layout.columns.get(texts.document_column))
+        fields = list_fields(find_type(layout.columns, texts.document_column))
         for name in (texts.keep_fields or ()) if fields else []:
             if name not in fields:
                 raise InputError(
@@ -58,7 +59,8 @@ def check_columns(spec: InputSpec, layouts: Mapping[str, ShardLayout], is_backfi
 
 
 def _require(spec: InputSpec, uri: str, layout: ShardLayout, flag: str, name: str) -> None:
-    if name not in layout.columns:
+    is_whole = flag in ("--keep-columns", "--explode-columns")  # no field below a column
+    if find_type(layout.columns, name) is None or (is_whole and name not in layout.columns):
         known = ", ".join(f"`{column[:SHOWN_CHARACTERS]}`" for column in layout.columns) or "none"
         is_headed = layout.format in ("csv", "tsv") and not spec.header
         raise InputError(

@@ -13,8 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.inputs.columns import is_list
-from rerank_actor.inputs.rows import Block, Rows, ShardLayout, Unit, choose_columns, make_rows, refuse_doubled
+from rerank_actor.inputs.columns import decode_schema, find_type, is_list, iterate_parquet
+from rerank_actor.inputs.rows import (
+    Block,
+    Rows,
+    ShardLayout,
+    Unit,
+    choose_columns,
+    list_sources,
+    make_rows,
+    refuse_doubled,
+)
 
 FOOTER_BYTES = 64 * 1024
 PIECE_ROWS = 1024  # of a row group that is decoded piecewise
@@ -45,11 +54,12 @@ def scan_parquet(uri: str, size: int, list_column: str) -> ShardLayout:
 
 def _find_leaf(file: pq.ParquetFile, schema: pa.Schema, list_column: str) -> int | None:
     """Return the column chunk whose values are the elements of a column of lists."""
-    if schema.names.count(list_column) != 1 or not is_list(schema.field(list_column).type):
+    kind = find_type(dict(zip(schema.names, schema.types, strict=True)), list_column)
+    if kind is None or not is_list(kind):
         return None
     for index in range(len(file.schema)):
         column = file.schema.column(index)
-        if column.path.split(".")[0] == list_column and column.max_repetition_level == 1:
+        if f"{column.path}.".startswith(f"{list_column}.") and column.max_repetition_level == 1:
             return index
     return None
 
@@ -62,12 +72,14 @@ def read_parquet(
         file = pq.ParquetFile(source, buffer_size=2**20)
         names = file.schema_arrow.names
         kept = choose_columns(names, keep, drop)
-        columns = list(dict.fromkeys([*kept, *(name for name in text_columns if name in names)]))
+        columns = list(dict.fromkeys([*kept, *list_sources(names, text_columns)]))
         groups, skip = _list_groups(file.metadata, unit)
-        if any(file.metadata.row_group(group).total_byte_size > group_bytes for group in groups):
-            batches = file.iter_batches(batch_size=PIECE_ROWS, row_groups=groups, columns=columns)
-            schema = pa.schema([file.schema_arrow.field(name) for name in columns])
-            table = pa.Table.from_batches(_take_rows(batches, skip, unit.num_rows), schema=schema)
+        is_large = any(file.metadata.row_group(group).total_byte_size > group_bytes for group in groups)
+        schema = pa.schema([file.schema_arrow.field(name) for name in columns])
+        decoded = decode_schema(schema)
+        if is_large or decoded != schema:
+            batches = iterate_parquet(file, groups, columns, PIECE_ROWS if is_large else max(1, unit.num_rows))
+            table = pa.Table.from_batches(_take_rows(batches, skip, unit.num_rows), schema=decoded)
         else:
             table = file.read_row_groups(groups, columns=columns).slice(skip, unit.num_rows)
     return make_rows(table, kept, text_columns)

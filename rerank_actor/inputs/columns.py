@@ -7,7 +7,7 @@ a type may run code. Knows nothing of formats.
 
 import contextlib
 import json
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import pyarrow as pa
@@ -25,6 +25,39 @@ def is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
+def locate(names: Container[str], path: str) -> tuple[str, list[str]]:
+    """Return the column that a name means, and the fields below it: `passages.text` is a column, else a field of `passages`."""
+    column, fields = path, list[str]()
+    while column not in names and "." in column:
+        column, _, field = column.rpartition(".")
+        fields.insert(0, field)
+    return (column, fields) if column in names else (path, [])
+
+
+def find_type(columns: Mapping[str, pa.DataType], path: str) -> pa.DataType | None:
+    """Return the type of a column, or of a field of structs, in lists or not; None where there is none."""
+    column, fields = locate(columns, path)
+    if column not in columns:
+        return None
+    kind = columns[column]
+    for field in fields:
+        inner = kind.value_type if is_list(kind) else kind
+        if not pa.types.is_struct(inner) or inner.get_field_index(field) < 0:
+            return None
+        found = inner.field(field).type
+        kind = pa.list_(found) if is_list(kind) else found
+    return kind
+
+
+def take_fields(value: Any, fields: Sequence[str]) -> Any:
+    """Return a field of a JSON value, or what lists of such values have there; None where there is none."""
+    if not fields:
+        return value
+    if isinstance(value, list):
+        return [take_fields(item, fields) for item in value]
+    return take_fields(value.get(fields[0]), fields[1:]) if isinstance(value, dict) else None
+
+
 def is_text(kind: pa.DataType) -> bool:
     """Whether values of an Arrow type may be texts; those of a column of nulls may."""
     if pa.types.is_dictionary(kind):
@@ -35,6 +68,42 @@ def is_text(kind: pa.DataType) -> bool:
         or pa.types.is_string_view(kind)
         or pa.types.is_null(kind)
     )
+
+
+def decode_type(kind: pa.DataType) -> pa.DataType:
+    """Return a type without the dictionaries in its lists and structs."""
+    if pa.types.is_dictionary(kind):
+        return decode_type(kind.value_type)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(decode_type(kind.value_type)), kind.list_size)
+    if is_list(kind):
+        make = pa.large_list if pa.types.is_large_list(kind) else pa.list_
+        return make(kind.value_field.with_type(decode_type(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(decode_type(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(decode_type(kind.key_type), decode_type(kind.item_type), kind.keys_sorted)
+    return kind
+
+
+def decode_schema(schema: pa.Schema) -> pa.Schema:
+    """Return a schema without dictionaries in lists and structs, of which Arrow 26 reads one row group at a time alone."""
+    return pa.schema(
+        [field.with_type(decode_type(field.type)) if pa.types.is_nested(field.type) else field for field in schema],
+        metadata=schema.metadata,
+    )
+
+
+def iterate_parquet(
+    file: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of row groups in batches, without the dictionaries in lists and structs."""
+    schema = pa.schema([file.schema_arrow.field(name) for name in columns])
+    decoded = decode_schema(schema)
+    together = [list(groups)] if decoded.equals(schema) else [[group] for group in groups]
+    for some in together:
+        for batch in file.iter_batches(batch_size=batch_rows, row_groups=some, columns=list(columns)):
+            yield batch if decoded.equals(schema) else batch.cast(decoded)
 
 
 def merge_types(first: pa.DataType | None, second: pa.DataType) -> pa.DataType:

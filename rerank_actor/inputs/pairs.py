@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rerank_actor.inputs.columns import is_list, is_text
+from rerank_actor.inputs.columns import find_type, is_list, is_text
 from rerank_actor.inputs.field_template import FieldTemplate, parse_template
 from rerank_actor.inputs.rows import Rows
 
@@ -76,7 +76,7 @@ class TextSpec:
         else:
             required["--query-id-column" if self.query_is_id else "--query-column"] = [self.query_column]
         if self.document_template:
-            document = columns.get(self.document_column)
+            document = find_type(columns, self.document_column)
             fields = {self.document_column, "text"} if document is not None else set()
             fields = set(list_fields(document)) or fields
             names = parse_template(self.document_template).names
@@ -107,8 +107,16 @@ class TextSpec:
             return None if is_text(kind) else "text"
         kind = kind.value_type if is_list(kind) else kind
         if pa.types.is_struct(kind):
-            return None if kind.get_field_index("text") >= 0 else "structs with a `text` (or a --document-template)"
+            return None if kind.get_field_index("text") >= 0 else self._name_field(kind)
         return None if is_text(kind) else "text or lists of text"
+
+    def _name_field(self, kind: pa.DataType) -> str:
+        """Return what is wanted of structs that have no `text`, with the field that it may be."""
+        inner = {field.name: field.type.value_type if is_list(field.type) else field.type for field in kind}
+        texts = [name for name in inner if is_text(inner[name])]
+        texts.sort(key=lambda name: not is_list(kind.field(name).type))
+        field = f", one of its fields (`{self.document_column}.{texts[0]}`)" if texts else ""
+        return f"structs with a `text`{field} or a --document-template"
 
 
 @dataclass(frozen=True)

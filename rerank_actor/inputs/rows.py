@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from rerank_actor.errors import InputError
-from rerank_actor.inputs.columns import is_list, to_texts
+from rerank_actor.inputs.columns import find_type, is_list, locate, take_fields, to_texts
 
 UNIT_BYTES = 32 * 2**20  # of uncompressed input; a prepared unit stays well under what Ray's object store likes
 
@@ -142,9 +142,32 @@ def make_rows(table: pa.Table, kept: list[str], text_columns: list[str]) -> Rows
         kept: of these, the ones to keep.
         text_columns: of these, the ones whose values are wanted as Python texts.
     """
-    texts = {name: to_texts(table.column(name)) for name in text_columns if name in table.column_names}
-    lists = frozenset(name for name in texts if is_list(table.schema.field(name).type))
-    return Rows(table.select(kept), texts, [None] * table.num_rows, lists)
+    types = dict(zip(table.column_names, table.schema.types, strict=True))
+    values = {name: to_texts(table.column(name)) for name in list_sources(types, text_columns)}
+    return Rows(
+        table.select(kept), take_texts(values, text_columns), [None] * table.num_rows, list_lists(types, text_columns)
+    )
+
+
+def list_sources(names: Container[str], text_columns: Iterable[str]) -> list[str]:
+    """Return the columns that texts are in, those that are there."""
+    return list(dict.fromkeys(column for name in text_columns if (column := locate(names, name)[0]) in names))
+
+
+def take_texts(values: Mapping[str, list[Any]], text_columns: Iterable[str]) -> dict[str, list[Any]]:
+    """Return the values that names mean, of columns and of fields below them."""
+    texts = {}
+    for name in text_columns:
+        column, fields = locate(values, name)
+        if column in values:
+            texts[name] = [take_fields(value, fields) for value in values[column]] if fields else values[column]
+    return texts
+
+
+def list_lists(types: Mapping[str, pa.DataType], text_columns: Iterable[str]) -> frozenset[str]:
+    """Return the names that mean lists."""
+    found = {name: find_type(types, name) for name in text_columns}
+    return frozenset(name for name, kind in found.items() if kind is not None and is_list(kind))
 
 
 def choose_columns(names: Iterable[str], keep: Sequence[str] | None, drop: Container[str]) -> list[str]:

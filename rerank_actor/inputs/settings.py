@@ -127,7 +127,7 @@ class TextSettings(Settings):
     document_column: str = make_flag(
         "document",
         "input",
-        "column with the document or a list of documents: texts, or structs with text, title and id",
+        "column with the document or a list of documents: texts, or structs with text, title and id; a.b is field b of a",
         "NAME",
     )
     queries: Locations = make_flag(

@@ -18,9 +18,19 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.errors import ShardError
-from rerank_actor.inputs.columns import as_text, is_list, to_array
+from rerank_actor.inputs.columns import as_text, to_array
 from rerank_actor.inputs.formats import MAGIC_BYTES, TextFormat, find_foreign, find_mismatch
-from rerank_actor.inputs.rows import LIMITS, Rows, Unit, add_location, choose_columns, refuse_doubled
+from rerank_actor.inputs.rows import (
+    LIMITS,
+    Rows,
+    Unit,
+    add_location,
+    choose_columns,
+    list_lists,
+    list_sources,
+    refuse_doubled,
+    take_texts,
+)
 from rerank_actor.inputs.syntax.json_values import find_no_lines, parse_object
 from rerank_actor.inputs.syntax.quoted import (
     AUTO,
@@ -358,6 +368,5 @@ def read_lines(
     located: list[str | None] = list(missing)
     for row, reason in faults.items():
         located[row] = add_location(reason, file.uri, records[row].line)
-    texts = {name: columns.get(name, missing) for name in text_columns if name in names}
-    lists = frozenset(name for name in text_columns if name in types and is_list(types[name]))
-    return Rows(table, texts, located, lists)
+    values = {name: columns.get(name, missing) for name in list_sources(names, text_columns)}
+    return Rows(table, take_texts(values, text_columns), located, list_lists(types, text_columns))

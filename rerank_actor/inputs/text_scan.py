@@ -18,7 +18,7 @@ import pyarrow.json
 
 from rerank_actor import storage
 from rerank_actor.errors import ShardError
-from rerank_actor.inputs.columns import is_list, merge_types, widen_types
+from rerank_actor.inputs.columns import find_type, is_list, locate, merge_types, take_fields, widen_types
 from rerank_actor.inputs.formats import TextFormat
 from rerank_actor.inputs.rows import UNIT_BYTES, Block, ShardLayout
 from rerank_actor.inputs.syntax.json_values import parse_object
@@ -216,10 +216,12 @@ def _look_at_objects(
     """Return the number of pairs of the JSON object in each of some lines, and the types of their columns."""
     table = _parse_with_arrow(data, expected) if expected else None
     if table is not None and table.num_rows == len(starts):
-        if scan.list_column not in expected or not is_list(expected[scan.list_column]):
+        kind = find_type(expected, scan.list_column)
+        if kind is None or not is_list(kind):
             return np.ones(len(starts), np.int64), dict(expected)
-        lengths = pc.list_value_length(table.column(scan.list_column)).fill_null(1).to_numpy().astype(np.int64)
-        return np.maximum(lengths, 1), dict(expected)
+        if scan.list_column in expected:
+            lengths = pc.list_value_length(table.column(scan.list_column)).fill_null(1).to_numpy().astype(np.int64)
+            return np.maximum(lengths, 1), dict(expected)
     types: dict[str, pa.DataType] = {}
     pairs = np.ones(len(starts), np.int64)
     for first in range(0, len(starts), TYPED_ROWS):
@@ -227,7 +229,8 @@ def _look_at_objects(
         for index in range(first, min(first + TYPED_ROWS, len(starts))):
             value = parse_object(data[starts[index] : stops[index]].removeprefix(BYTE_ORDER_MARK)) or {}
             objects.append(value)
-            documents = value.get(scan.list_column)
+            column, fields = locate(value, scan.list_column)
+            documents = take_fields(value.get(column), fields)
             pairs[index] = max(1, len(documents)) if isinstance(documents, list) else 1
         types = widen_types(types, objects)
     return pairs, types
