@@ -174,7 +174,7 @@ def _spread_pairs(rows: PairRows, roles: Container[str], columns: Columns) -> pa
     values: dict[str, Any] = dict(columns.texts.make(rows, roles))
     for role in ("query_id", "document_id"):
         if role in roles and (name := getattr(columns, role)) is not None:
-            values[role] = rows.spread_ids(name)
+            values[role] = rows.spread_ids(name, f"--{role.replace('_', '-')}-column")
     if columns.title is not None and "title" in roles:
         values["title"] = _to_text(rows.spread(columns.title), rows.uri, columns.title).fill_null("")
     values |= {space: rows.spread(space).cast(pa.float32(), safe=False).fill_null(np.nan) for space in columns.spaces}

@@ -99,6 +99,11 @@ def find_sources(job: MineJob, uri: str, settings: Mapping[str, Any]) -> tuple[T
         InputError: they are not there, or are not those that were scored.
         JobError, StorageError: they cannot be reached.
     """
+    for name in SOURCES.values():
+        if getattr(job, name) and not settings.get(name):
+            raise InputError(
+                f"--{name}: {uri} was scored without --{name}, its rows have the texts; leave it out", uri=uri
+            )
     return tuple(_find_source(job, side, uri, settings) for side in SOURCES if settings.get(SOURCES[side]))
 
 

@@ -21,16 +21,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rerank_actor import storage
-from rerank_actor.errors import InputError, describe_cause, suggest
+from rerank_actor.errors import InputError, suggest
+from rerank_actor.inputs.pairs import list_fields
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.row_groups import open_part, refuse_damaged
 from rerank_actor.outputs.scored import open_scored
-from rerank_actor.outputs.scored_columns import VALUES, PairRows, describe_columns
+from rerank_actor.outputs.scored_columns import (
+    VALUES,
+    ColumnPath,
+    PairRows,
+    ScoredColumns,
+    describe_columns,
+    find_ids,
+    find_path,
+)
 from rerank_actor.storage.exchange import Exchange, SlicedObject, assign_buckets, collect_slices, hash_keys, read_slices
 
 FORMATS = ("trec", "tevatron", "mteb-predictions")
 PAIRS_AT_ONCE = 2_000_000
 SPACES = VALUES
+ROLES = ("query", "document")
 UNREADABLE = "cannot be read ({cause}); jobs.verify says what mends it"
 
 
@@ -166,17 +176,18 @@ def _read_part(part: storage.StoredObject, settings: dict[str, Any], spec: Expor
     """Return the scored pairs of a part: columns query, document, score and logit."""
     with open_part(part, UNREADABLE) as file:
         columns = describe_columns(settings, file.schema_arrow)
-        names = [spec.query_id_column or columns.query_id, spec.document_id_column or columns.document_id]
-        _check_columns(part.uri, file.schema_arrow, names)
+        paths = _find_id_columns(part.uri, file.schema_arrow, spec, columns)
+        names = list(paths)
         with refuse_damaged(part.uri, UNREADABLE):
             more = [name for name in spec.more_columns if name in file.schema_arrow.names]
-            table = file.read(columns=list(dict.fromkeys([*names, *SPACES, *more])))
+            stored = [path.column for path in paths.values()]
+            table = file.read(columns=list(dict.fromkeys([*stored, *SPACES, *more])))
     rows = PairRows(table, "score", part.uri)
-    ids = {role: _read_ids(rows, name, role, part.uri) for role, name in zip(("query", "document"), names, strict=True)}
+    ids = {role: rows.spread_ids(name, f"--{role}-id-column") for role, name in zip(ROLES, names, strict=True)}
     pairs = pa.table(ids | {name: rows.spread(name) for name in (*SPACES, *more)})
     scored = pairs.filter(pc.is_valid(pairs["score"]))
     result.unscored += rows.num_without + pairs.num_rows - scored.num_rows
-    for role, name in zip(("query", "document"), names, strict=True):
+    for role, name in zip(ROLES, names, strict=True):
         if scored[role].null_count:
             raise InputError(
                 f"{part.uri}: a scored pair has no id in column `{name}`; name another column", uri=part.uri
@@ -184,38 +195,40 @@ def _read_part(part: storage.StoredObject, settings: dict[str, Any], spec: Expor
     return scored
 
 
-def _check_columns(uri: str, schema: pa.Schema, names: list[str]) -> None:
-    for flag, name in zip(("--query-id-column", "--document-id-column"), names, strict=True):
-        if name not in schema.names:
-            raise InputError(
-                f"{uri}: no column `{name}`; it has {', '.join(f'`{column}`' for column in schema.names)}; choose with "
-                f"{flag}{suggest(name, schema.names)}",
-                uri=uri,
-                column=name,
-            )
+def _find_id_columns(uri: str, schema: pa.Schema, spec: ExportSpec, columns: ScoredColumns) -> dict[str, ColumnPath]:
+    """Return where the ids of queries and of documents are, by the name of each."""
     lacking = [space for space in SPACES if space not in schema.names]
     if lacking:
         raise InputError(f"{uri}: no column `{lacking[0]}`, so that it is no scored output", uri=uri)
-
-
-def _read_ids(rows: PairRows, name: str, role: str, uri: str) -> pa.ChunkedArray:
-    """Return the ids of a column as text, for each pair."""
-    column = rows.spread(name)
-    try:
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        if pa.types.is_floating(column.type):
-            column = column.cast(pa.int64())
-        ids = column.cast(pa.string())
-        ids.validate(full=True)
-    except pa.ArrowException as error:
+    found: dict[str, ColumnPath] = {}
+    for role in ROLES:
+        given, known = getattr(spec, f"{role}_id_column"), getattr(columns, f"{role}_id")
+        ids = find_ids(schema, given or known)
+        if given is None and ids is None and columns.documents == "structs" and role == "document":
+            ids = find_ids(schema, columns.document)
+        path = find_path(schema, ids) if ids is not None else None
+        if ids is None or path is None:
+            raise InputError(_describe_lacking(uri, schema, given or known, f"--{role}-id-column"), uri=uri)
+        found[ids] = path
+    if len(found) < len(ROLES):
         raise InputError(
-            f"{uri}: column `{name}` ({column.type}) holds what is no id ({describe_cause(error)}); choose another with "
-            f"--{role}-id-column",
+            f"{uri}: column `{next(iter(found))}` cannot hold the ids of queries and of documents; choose with "
+            "--query-id-column and --document-id-column",
             uri=uri,
-            column=name,
-        ) from error
-    return ids
+        )
+    return found
+
+
+def _describe_lacking(uri: str, schema: pa.Schema, name: str, flag: str) -> str:
+    """Return what to say of a column of ids that there is not, or that holds structs without one."""
+    fields = list_fields(schema.field(name).type) if name in schema.names else []
+    if fields:
+        shown = ", ".join(f"`{name}.{field}`" for field in fields)
+        return (
+            f"{uri}: column `{name}` holds structs without a field called like an id; choose one of {shown} with {flag}"
+        )
+    columns = ", ".join(f"`{column}`" for column in schema.names)
+    return f"{uri}: no column `{name}`; it has {columns}; choose with {flag}{suggest(name, schema.names)}"
 
 
 def _write_queries(table: pa.Table, spec: ExportSpec, writer: "_Writer", result: Exported) -> None:

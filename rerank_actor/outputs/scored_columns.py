@@ -176,8 +176,12 @@ class PairRows:
             )
         return pc.list_flatten(column)
 
-    def spread_ids(self, name: str) -> pa.ChunkedArray:
+    def spread_ids(self, name: str, flag: str) -> pa.ChunkedArray:
         """Return the ids of a column as text, by which ids are compared: large_string [num_pairs].
+
+        Args:
+            name: of the column, or of a field of its structs.
+            flag: that chooses another.
 
         Raises:
             InputError: as of `spread`, or it holds what is no id.
@@ -188,15 +192,16 @@ class PairRows:
                 column = column.cast(column.type.value_type)
             if pa.types.is_floating(column.type):  # of a column with nulls that passed through pandas
                 column = column.cast(pa.int64())
-            if pa.types.is_nested(column.type) or pa.types.is_boolean(column.type):
-                raise pa.ArrowTypeError(f"{column.type}")
-            return column.cast(pa.large_string())
+            ids = column.cast(pa.large_string())
+            ids.validate(full=True)
         except pa.ArrowException as error:
             raise InputError(
-                f"{self.uri}: column `{name}` holds what is no id ({describe_cause(error)}); name another one",
+                f"{self.uri}: column `{name}` ({column.type}) holds what is no id ({describe_cause(error)}); choose another "
+                f"with {flag}",
                 uri=self.uri,
                 column=name,
-            ) from None
+            ) from error
+        return ids
 
 
 def _take_field(column: pa.ChunkedArray, field: str) -> pa.ChunkedArray:

@@ -400,6 +400,9 @@ IDS = {"query_id_column": "query_id", "document_id_column": "document_id"}
         ({"query_column": "label"}, "column `label` holds int64, not text"),
         ({"scored": ["/nothing/there"]}, "--scored /nothing/there: nothing there"),
         ({"qrels": "/no/qrels", "label_column": None, **IDS}, "/no/qrels"),
+        ({"qrels": "/no/qrels", "label_column": None}, "give --query-id-column and --document-id-column"),
+        ({"document_column": "document_id", **IDS}, "--document-column document_id: holds ids"),
+        ({"corpus": ["/corpus.jsonl"]}, "was scored without --corpus"),
     ],
 )
 def test_input_that_does_not_fit_is_refused_before_ray_starts(

@@ -420,7 +420,6 @@ def make_job(**values: Any) -> MineJob:
     [
         ({"label_column": None}, "--label-column NAME, --qrels URI"),
         ({"qrels": "/qrels"}, "both say what is positive"),
-        ({"label_column": None, "qrels": "/qrels"}, "--query-id-column"),
         ({"normalize": "min-max"}, "--teacher"),
         ({"temperature": 2}, "--teacher"),
         ({"format": "tevatron-distillation"}, "--teacher"),

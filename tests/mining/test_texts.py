@@ -1,0 +1,262 @@
+"""What is mined is what was scored, whatever layout the texts came from and whatever format they go into."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from layouts import LAYOUTS, Layout, draw_layout
+from mining_in_process import mine_in_process
+from scoring_in_process import score_here
+
+from rerank_actor import storage
+from rerank_actor.errors import InputError, OutputConflictError
+from rerank_actor.job_file import check_job
+from rerank_actor.mining.formats import SUFFIXES
+from rerank_actor.mining.job import MineJob
+from rerank_actor.mining.preflight import prepare_mining, refuse_older
+from rerank_actor.mining.scored import load_scored
+from rerank_actor.outputs.export import FORMATS, ExportSpec, export_scores
+
+NUM_NEGATIVES = 3
+Mined = tuple[str, list[str], list[str]]  # a query, its positives and its negatives, in the order of the file
+
+
+def make_job(scored: Path | str, output: Path, **values: Any) -> MineJob:
+    given = {"scored": [str(scored)], "output": str(output), "label_column": "label", "num_negatives": NUM_NEGATIVES}
+    rules = {"false_negatives": "report", "depth": "all"}
+    return check_job(MineJob, {**given, **rules, **values}).normalized()
+
+
+def read_rows(output: Path, kind: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for path in sorted(output.glob(f"part-*.{SUFFIXES[kind]}")):
+        if path.suffix == ".parquet":
+            rows += pq.read_table(path).to_pylist()
+        elif path.suffix == ".json":
+            rows += json.loads(path.read_text())["data"]
+        else:
+            rows += map(json.loads, path.read_text().split("\n")[:-1])
+    return rows
+
+
+def list_mined(output: Path, kind: str) -> list[Mined]:
+    """Return what a format holds of each of its rows."""
+    rows = read_rows(output, kind)
+    if kind == "triplet":
+        return [(row["anchor"], [row["positive"]], [row["negative"]]) for row in rows]
+    if kind == "n-tuple":
+        names = [f"negative_{number + 1}" for number in range(NUM_NEGATIVES)]
+        return [(row["anchor"], [row["positive"]], [row[name] for name in names]) for row in rows]
+    if kind == "labeled-pair":
+        sides: dict[str, tuple[list[str], list[str]]] = {}
+        for row in rows:
+            sides.setdefault(row["anchor"], ([], []))[1 - row["label"]].append(row["document"])
+        return [(query, *documents) for query, documents in sides.items()]
+    if kind == "labeled-list":
+        return [(row["anchor"], row["documents"][:1], row["documents"][1:]) for row in rows]
+    if kind == "flagembedding":
+        return [(row["query"], row["pos"], row["neg"]) for row in rows]
+    if kind == "tevatron":
+        names = ["positive_passages", "negative_passages"]
+        return [(row["query"], *([join_title(one) for one in row[name]] for name in names)) for row in rows]
+    if kind == "tevatron-distillation":
+        passages = [(row["query"], [join_title(one) for one in row["passages"]]) for row in rows]
+        return [(query, texts[:1], texts[1:]) for query, texts in passages]
+    corpus = {
+        row["id"]: row["text"] for path in output.glob("corpus/*.parquet") for row in pq.read_table(path).to_pylist()
+    }
+    return [
+        (row["question"], *([corpus[one["id"]] for one in row[name]] for name in ("pos_doc", "neg_doc")))
+        for row in rows
+    ]
+
+
+def join_title(passage: dict[str, Any]) -> str:
+    """Return the text that Tevatron trains on."""
+    return f"{passage['title']} {passage['text']}" if passage["title"] else str(passage["text"])
+
+
+def read_scored(folder: Path, layout: Layout, **values: Any) -> dict[tuple[str, str], float]:
+    """Return the logit of each pair by its texts, of the same texts scored as two plain columns."""
+    rows = [{"query": query, "document": document} for query, document in sorted(layout.texts)]
+    plain = Layout(rows).make_job(folder / "plain", **values)
+    score_here(plain)
+    table = pq.read_table(plain.output).to_pylist()
+    return {(row["query"], row["document"]): row["logit"] for row in table}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(LAYOUTS), st.sampled_from(sorted(SUFFIXES)), st.integers(0, 10**6), st.booleans())
+def test_texts_of_any_layout_in_any_format_are_those_that_were_scored(
+    tmp_path_factory: pytest.TempPathFactory, name: str, kind: str, seed: int, as_lines: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("layout")
+    layout = draw_layout(name, seed, folder)
+    logits = read_scored(folder, layout)
+    job = layout.make_job(folder, as_lines=as_lines)
+    score_here(job)
+    teacher = {"teacher": "logit"} if kind == "tevatron-distillation" else {}
+    mine_in_process(make_job(job.output, folder / "mined", format=kind, **teacher))
+    mined = list_mined(folder / "mined", kind)
+    for query, positives, negatives in mined:
+        assert {(query, text) for text in (*positives, *negatives)} <= layout.texts
+        assert all(layout.ids[query, text][1].endswith("-0") for text in positives)
+        assert not any(layout.ids[query, text][1].endswith("-0") for text in negatives)
+        assert not {text.strip() for text in negatives} & {"", query.strip()}
+        values = [logits[query, text] for text in negatives]
+        assert values == sorted(values, reverse=True)
+    assert mined
+    shutil.rmtree(folder)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(LAYOUTS), st.sampled_from(FORMATS), st.integers(0, 10**6), st.booleans())
+def test_exports_of_any_layout_sorted_by_their_number_give_the_order_of_logits(
+    tmp_path_factory: pytest.TempPathFactory, name: str, kind: str, seed: int, as_lines: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("layout")
+    layout = draw_layout(name, seed, folder)
+    ids = {ids: texts for texts, ids in layout.ids.items()}
+    logits = read_scored(folder, layout)
+    job = layout.make_job(folder, as_lines=as_lines)
+    score_here(job)
+    document_id = {"list of titles": "passages", "titles": "document.id", "renamed": None}.get(name)
+    export_scores(ExportSpec(job.output, kind, str(folder / "ranking"), document_id_column=document_id))
+    exported = read_ranking(folder / "ranking", kind)
+    assert {query for query, _, _ in exported} == {query for query, _ in layout.ids.values()}
+    for query, document, value in exported:
+        if (query, document) in ids:  # texts that occur twice have one of their ids here
+            assert value == pytest.approx(logits[ids[query, document]], abs=1e-6)
+    assert len(exported) == len({(query, document) for query, document, _ in exported}) == 3 * 7
+    shutil.rmtree(folder)
+
+
+def read_ranking(path: Path, kind: str) -> list[tuple[str, str, float]]:
+    """Return a ranking's entries."""
+    if kind == "mteb-predictions":
+        predictions = json.loads(path.read_text())["default"]["test"]
+        return [(query, name, value) for query, names in predictions.items() for name, value in names.items()]
+    fields = [line.split() for line in path.read_text().splitlines()]
+    return [
+        (row[0], row[2] if kind == "trec" else row[1], float(row[4] if kind == "trec" else row[2])) for row in fields
+    ]
+
+
+# What cannot be the text that was scored is refused.
+
+
+def score_layout(name: str, folder: Path, **values: Any) -> Path:
+    """Score a layout and return its output."""
+    layout = draw_layout(name, 1, folder)
+    job = layout.make_job(folder, **values)
+    score_here(job)
+    return Path(job.output)
+
+
+def refuse(scored: Path, **values: Any) -> str:
+    with pytest.raises(InputError) as error:
+        load_scored(make_job(scored, scored.parent / "mined", **values))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_ids_are_no_texts(tmp_path: Path) -> None:
+    scored = score_layout("ids", tmp_path)
+    assert "--document-column document_id: holds ids" in refuse(scored, document_column="document_id")
+    assert "--query-column query_id: holds ids" in refuse(scored, query_column="query_id")
+    assert "are those of --corpus" in refuse(scored, document_column="label")
+    assert "has the title already" in refuse(scored, title_column="label")
+
+
+def test_texts_by_id_that_changed_or_are_gone_are_refused_and_may_be_elsewhere(tmp_path: Path) -> None:
+    scored, corpus, moved = score_layout("ids", tmp_path), tmp_path / "corpus.jsonl", tmp_path / "moved.jsonl"
+    mine_in_process(make_job(scored, tmp_path / "first"))
+    shutil.copyfile(corpus, moved)
+    with corpus.open("a") as file:
+        file.write('{"_id": "more", "text": "text"}\n')
+    assert f"--corpus {corpus}: changed since" in refuse(scored)
+    assert "give those texts" in refuse(scored, corpus=[str(corpus)])
+    corpus.unlink()
+    assert "--corpus says where they are now" in refuse(scored)
+    mine_in_process(make_job(scored, tmp_path / "second", corpus=[str(moved)]))
+    assert read_rows(tmp_path / "first", "triplet") == read_rows(tmp_path / "second", "triplet") != []
+    (scored / "_job/job.yaml").unlink()
+    assert "files that it does not name; give --queries" in refuse(scored)
+
+
+def test_texts_with_another_pair_key_are_refused(tmp_path: Path) -> None:
+    scored, corpus = score_layout("ids", tmp_path, with_pair_key=True), tmp_path / "corpus.jsonl"
+    mine_in_process(make_job(scored, tmp_path / "mined"))
+    corpus.write_text(corpus.read_text().replace("0.1", "0.9"))
+    with pytest.raises(InputError, match="not those that were scored"):
+        mine_in_process(make_job(scored, tmp_path / "other", corpus=[str(corpus)]))
+
+
+@pytest.mark.parametrize(("name", "flag"), [("template", "document_column"), ("query template", "query_column")])
+def test_a_column_of_a_template_is_not_the_text(tmp_path: Path, name: str, flag: str) -> None:
+    scored = score_layout(name, tmp_path)
+    column = {"template": "title", "query template": "question"}[name]
+    assert f"are those of --{flag[:-7]}-template" in refuse(scored, **{flag: column})
+    if name == "template":
+        assert "has the title already" in refuse(scored, title_column="title")
+
+
+def test_another_column_than_the_scored_one_is_refused(tmp_path: Path) -> None:
+    scored = score_layout("dotted", tmp_path)
+    assert "are those of column `document.text`" in refuse(scored, document_column="document")
+    load_scored(make_job(scored, tmp_path / "mined", document_column="document.text"))
+
+
+def test_what_the_output_did_not_keep_of_a_text_is_refused(tmp_path: Path) -> None:
+    fields = score_layout("list of titles", tmp_path / "fields", keep_fields=["id", "text"])
+    assert "their field `title`, and --keep-fields left that out" in refuse(fields)
+    column = score_layout("template", tmp_path / "column", drop_columns=["title"])
+    assert "has no column `title`" in refuse(column)
+    layout = draw_layout("list of titles", 1, tmp_path)
+    for row in layout.rows:
+        row["passages"] = [{"id": passage["id"], "text": passage["text"]} for passage in row["passages"]]
+    job = layout.make_job(tmp_path, keep_fields=["text"])
+    score_here(job)
+    load_scored(make_job(job.output, tmp_path / "mined"))  # there was no title to lose
+
+
+def test_prompt_is_the_instruction_of_each_row(tmp_path: Path) -> None:
+    layout = draw_layout("lists", 1, tmp_path)
+    for number, row in enumerate(layout.rows):
+        row["dataset"] = f"set {number}"
+    instructions = {"set 0": "first task", "*": "other task"}
+    job = layout.make_job(tmp_path, instruction_map=instructions, with_pair_key=True)
+    score_here(job)
+    mine_in_process(make_job(job.output, tmp_path / "mined", format="flagembedding"))
+    mined = read_rows(tmp_path / "mined", "flagembedding")
+    assert [row["prompt"] for row in mined] == ["first task", "other task", "other task"]
+    dropped = layout.make_job(tmp_path / "dropped", instruction_map=instructions, drop_columns=["dataset"])
+    score_here(dropped)
+    assert "give --prompt" in refuse(Path(dropped.output), format="flagembedding")
+
+
+# Rules of another version.
+
+
+def test_what_rules_of_an_earlier_version_left_half_done_is_refused_and_what_they_finished_stays(
+    tmp_path: Path,
+) -> None:
+    scored = score_layout("flat", tmp_path)
+    job = make_job(scored, tmp_path / "mined")
+    prepared = prepare_mining(job)
+    older = {**prepared.settings, "definition_version": 1}
+    storage.write_bytes(prepared.output.at("plan.json"), json.dumps({"settings": older, "layout": {}}).encode())
+    storage.write_bytes(f"{job.output}/part-00000.parquet", b"rows")
+    with pytest.raises(OutputConflictError, match="definition-version: there 1, now 2"):
+        prepare_mining(job)
+    storage.write_bytes(prepared.output.success_uri, b"")
+    finished = prepare_mining(job)
+    assert finished.settings == older
+    assert finished.stored is not None
+    with pytest.raises(OutputConflictError, match="definition-version: there 1, now 2"):
+        refuse_older(finished.output, finished.stored)  # where some of it is gone
