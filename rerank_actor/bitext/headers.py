@@ -5,6 +5,7 @@ refused with the flag that would; of its fields it is shown what they are, never
 """
 
 import re
+from typing import Literal
 
 from rerank_actor import storage
 from rerank_actor.bitext.job import BitextJob
@@ -15,8 +16,9 @@ from rerank_actor.inputs.batches import refuse_broken
 from rerank_actor.inputs.formats import TextFormat, find_format
 from rerank_actor.inputs.text import DELIMITERS, TextFile, is_number, iterate_records, refuse_other, split_fields
 
-_SOURCE = re.compile(r"(src|source|sl|l1)[ _]?(text|sentence|sent|segment|seg|plain)?", re.IGNORECASE)
-_TARGET = re.compile(r"(trg|tgt|target|tl|l2)[ _]?(text|sentence|sent|segment|seg|plain)?", re.IGNORECASE)
+_SIDE = r"((%s)[ _]?(text|sentence|sent|segment|seg|plain|lang)?|(text|sentence|sent|segment|seg|lang)[ _]?%s)"
+_SOURCE = re.compile(_SIDE % ("src|source|sl|l1", "[1a]"), re.IGNORECASE)
+_TARGET = re.compile(_SIDE % ("trg|tgt|target|tl|l2", "[2b]"), re.IGNORECASE)
 _SCORE = re.compile(r".*(score|bicleaner|laser|cosine|similarity).*", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://\S*", re.IGNORECASE)
@@ -67,23 +69,27 @@ def look_for_header(
 
 def _names_columns(fields: list[str], pair: LanguagePair | None) -> bool:
     """Whether fields are names of columns: words apart, of which two are what texts of a pair are called."""
-    codes = _list_codes(pair)
-    are_names = len(set(fields)) == len(fields) and all(_NAME.fullmatch(field) for field in fields)
-    called = sum(bool(_SOURCE.fullmatch(field) or _TARGET.fullmatch(field) or field in codes) for field in fields)
-    return are_names and called >= 2
+    are_sides = [_is_side(field, side, pair) for field in fields for side in ("source", "target")]
+    return _are_names(fields) and sum(are_sides) >= 2
 
 
-def _list_codes(pair: LanguagePair | None) -> list[str]:
-    sides = [pair.source, pair.target] if pair is not None else []
-    return [name for side in sides for name in (side.code, side.tag, side.name)]
+def _are_names(fields: list[str]) -> bool:
+    return len(set(fields)) == len(fields) and all(_NAME.fullmatch(field) for field in fields)
+
+
+def _is_side(field: str, side: Literal["source", "target"], pair: LanguagePair | None) -> bool:
+    """Whether a name is what texts of a side are called, as `src_text`, or by its language."""
+    language = getattr(pair, side, None)
+    codes = [language.code, language.tag, language.name] if language is not None else []
+    pattern = _SOURCE if side == "source" else _TARGET
+    return pattern.fullmatch(field) is not None or field.lower() in [code.lower() for code in codes]
 
 
 def _suggest_names(fields: list[str], pair: LanguagePair | None) -> str:
     """Return which flags name the columns of a header."""
-    codes = _list_codes(pair)
     found = {
-        "source": [field for field in fields if _SOURCE.fullmatch(field) or field in codes[:3]],
-        "target": [field for field in fields if _TARGET.fullmatch(field) or field in codes[3:]],
+        "source": [field for field in fields if _is_side(field, "source", pair)],
+        "target": [field for field in fields if _is_side(field, "target", pair)],
         "score": [field for field in fields if _SCORE.fullmatch(field)],
     }
     flags = [f"--{role}-column {names[0]}" for role, names in found.items() if len(names) == 1]
@@ -103,4 +109,8 @@ def _suggest_columns(fields: list[str]) -> str:
     shown = f"it has {len(fields)} fields ({', '.join(kinds)})"
     if "target" not in names:
         return f"{shown}; name each with --columns, `-` for one to leave out, as in --columns=source,target,score,-"
+    if _are_names(fields):
+        return (
+            f"{shown}; name the columns with --source-column and --target-column, or with --columns if it is no header"
+        )
     return f"{shown}; if that is so, name them: --columns={','.join(names)}"

@@ -23,6 +23,7 @@ from rerank_actor.bitext.candidate_columns import NOT_A_NUMBER, TEXT, Candidates
 from rerank_actor.bitext.filters import EMPTY_SOURCE, EMPTY_TARGET, CandidateFilters, compute_reasons
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.language_pairs import LanguagePair, make_pair, read_name
+from rerank_actor.bitext.languages import find_language
 from rerank_actor.bitext.layouts import Source
 from rerank_actor.bitext.readers import OTHER_FIELDS, read_candidate_batches
 from rerank_actor.bitext.translations import NO_TRANSLATION
@@ -191,10 +192,12 @@ def split_candidates(
 
 def _split_pairs(table: pa.Table, source: Source, job: BitextJob) -> Iterator[tuple[LanguagePair, pa.Array | None]]:
     """Yield each language pair and its rows, None for all."""
+    uri = source.file.uri
     if source.pair is not None:
+        if job.lang_pair is None:
+            _refuse_other_languages(table, source.pair, uri, job)
         yield source.pair, None
         return
-    uri = source.file.uri
     lacking = [name for name in ("source_language", "target_language") if name not in table.column_names]
     if lacking and source.folder_pair is not None:
         yield source.folder_pair, None
@@ -214,3 +217,19 @@ def _split_pairs(table: pa.Table, source: Source, job: BitextJob) -> Iterator[tu
     for key, of_pair in rows.items():
         line = table["input_line"][of_pair[0]].as_py()
         yield make_pair(str(key[0]), str(key[1]), job.languages, f"{uri}, line {line}"), pa.array(of_pair)
+
+
+def _refuse_other_languages(table: pa.Table, pair: LanguagePair, uri: str, job: BitextJob) -> None:
+    """Refuse rows whose language columns contradict the language pair that the file's name tells."""
+    for name, side in (("source_language", pair.source), ("target_language", pair.target)):
+        codes = pc.unique(table[name]).to_pylist() if name in table.column_names else []
+        for code in codes:
+            language = find_language(str(code), job.languages)
+            if language is not None and language.tag != side.tag:
+                line = table["input_line"][pc.index(table[name], code).as_py()].as_py()
+                raise InputError(
+                    f"{uri}, line {line}: column {name} has `{code}`, and the file's name says {pair.name}; rename it, or give "
+                    "--lang-pair if the name is right",
+                    uri=uri,
+                    line=line,
+                )

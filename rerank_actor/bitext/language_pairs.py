@@ -13,7 +13,7 @@ from rerank_actor.bitext.languages import Language, find_language
 from rerank_actor.errors import InputError
 
 # Words in names of files that are codes of rare languages too.
-_WORDS = frozenset(
+FILE_WORDS = frozenset(
     [
         "all",
         "app",
@@ -166,7 +166,7 @@ def _take_longest(
     for first, last in spans:
         base, *rest = subtags[first:last]
         is_number = any(subtag.isdigit() and (base, subtag) != ("es", "419") for subtag in rest)
-        if not is_number and min(map(len, subtags[first:last])) > 1 and base.lower() not in _WORDS:
+        if not is_number and min(map(len, subtags[first:last])) > 1 and base.lower() not in FILE_WORDS:
             language = find_language("_".join(subtags[first:last]), names)
             if language is not None:
                 return language, first, last
@@ -179,7 +179,7 @@ def _is_code(subtag: str, names: Mapping[str, str], lengths: tuple[int, ...]) ->
 
 def _may_be_subtag(subtag: str) -> bool:
     """Whether what stands behind a language may be a part of its tag that nobody has registered, as `CHS` of `zh_CHS`."""
-    return re.fullmatch(r"[A-Za-z]{2,4}", subtag) is not None and subtag.lower() not in _WORDS | {
+    return re.fullmatch(r"[A-Za-z]{2,4}", subtag) is not None and subtag.lower() not in FILE_WORDS | {
         "test",
         "part",
         "full",

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rerank_actor import storage
-from rerank_actor.bitext.language_pairs import LanguagePair
-from rerank_actor.bitext.languages import spell_tag
+from rerank_actor.bitext.language_pairs import FILE_WORDS, LanguagePair
+from rerank_actor.bitext.languages import find_language, spell_tag
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.formats import split_name
 
@@ -115,6 +115,12 @@ def _complete(group: _Sides, stem: str) -> list[dict[str, storage.StoredObject]]
             f"{file.uri}: its other side, {stem}.{name}, is not among the input; give both files", uri=file.uri
         )
     return whole
+
+
+def names_side(uri: str) -> bool:
+    """Whether a file is by its name one side of a Moses pair, whatever the language pair."""
+    name = split_name(uri)[1][1:]
+    return name in _SIDES or (name.lower() not in FILE_WORDS and find_language(name, {}) is not None)
 
 
 def lies_beside(uri: str) -> bool:

@@ -215,12 +215,14 @@ def _load_record(source: Source, spec: ReadSpec) -> dict[str, Any] | None:
             "--overwrite to start afresh",
             uri=spec.job.output,
         )
-    if source.pair is not None and (others := set(record["partitions"]) - {source.pair.name}):
-        raise OutputConflictError(
-            f"{uri}: its language pair is {source.pair.name}, and its candidates were read as {', '.join(sorted(others))}; "
-            "choose another --output, or --overwrite to start afresh",
-            uri=uri,
-        )
+    for name in record["partitions"]:
+        spelled = source.pair.name if source.pair is not None else parse_pair(name, spec.job.languages, uri).name
+        if name != spelled:  # by an earlier version
+            raise OutputConflictError(
+                f"{uri}: its language pair is {spelled}, and its candidates were read as {name}; choose another --output, or "
+                "--overwrite to start afresh",
+                uri=uri,
+            )
     return record
 
 

@@ -15,7 +15,7 @@ from rerank_actor.bitext.headers import look_for_header
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.language_pairs import LanguagePair, find_pair_in_name, parse_pair, read_name
 from rerank_actor.bitext.languages import spell_tag
-from rerank_actor.bitext.layouts import Kind, Source, join_moses, lies_beside
+from rerank_actor.bitext.layouts import Kind, Source, join_moses, lies_beside, names_side
 from rerank_actor.errors import InputError, JobError, suggest
 from rerank_actor.inputs.formats import find_format, split_name
 from rerank_actor.progress import QuietReporter, Reporter
@@ -30,7 +30,7 @@ def list_sources(job: BitextJob, reporter: Reporter | None = None) -> list[Sourc
         InputError: an input matches nothing, a format or language pair cannot be told, or a Moses file has no partner.
         StorageError: storage does not answer.
     """
-    files = _list_files(job)
+    files, passed_over = _list_files(job)
     given = parse_pair(job.lang_pair, job.languages, "--lang-pair") if job.lang_pair else None
     pairs = {uri: given or find_pair(uri, job.languages) for uri in files}
     by_folder = {uri: _find_pair_of_folder(uri, job.languages) for uri in files}
@@ -50,22 +50,29 @@ def list_sources(job: BitextJob, reporter: Reporter | None = None) -> list[Sourc
             left_out.append(file)
     if not sources and (unknown := next((file for file in left_out if not lies_beside(file.uri)), None)) is not None:
         raise _refuse_unknown(unknown, job, pairs[unknown.uri] or by_folder[unknown.uri])
-    _report_left_out([file.uri for file in left_out], sources, job, reporter or QuietReporter())
+    _refuse_unknown_names([file.uri for file in left_out], sources, job)
+    if everything := [*(file.uri for file in left_out), *passed_over]:
+        (reporter or QuietReporter()).info(
+            f"{len(everything):,} files are none of candidates by their names and are left out: {_list(everything)}"
+        )
     return sources
 
 
-def _list_files(job: BitextJob) -> dict[str, storage.StoredObject]:
+def _list_files(job: BitextJob) -> tuple[dict[str, storage.StoredObject], list[str]]:
+    """Return the files that the input names, and the URIs of those in its folders that it does not."""
     files: dict[str, storage.StoredObject] = {}
+    passed_over: list[str] = []
     for uri in job.input:
         if storage.is_within(uri, job.output) or storage.is_within(job.output, uri):
             raise InputError(
                 f"--output {job.output} and --input {uri} lie in one another; choose another folder", uri=uri
             )
-        objects = storage.list_objects(uri)
-        if not objects:
+        listing = storage.list_everything(uri)
+        if not listing.objects:
             raise InputError(f"{uri}: nothing there; --input takes files, folders and globs, local or s3://", uri=uri)
-        files.update((item.uri, item) for item in objects)
-    return files
+        files.update((item.uri, item) for item in listing.objects)
+        passed_over += [*listing.hidden, *listing.deeper]
+    return files, [uri for uri in dict.fromkeys(passed_over) if uri not in files]
 
 
 def find_pair(uri: str, languages: Mapping[str, str]) -> LanguagePair | None:
@@ -140,6 +147,8 @@ def _refuse_unknown(file: storage.StoredObject, job: BitextJob, pair: LanguagePa
         )
     elif split_name(file.uri)[1].lower() == ".tmx":
         advice = "TMX is not read; write its segments as TSV (source, target) or as two files line by line"
+    elif names_side(file.uri) and pair is None:
+        advice = "is one side of a Moses pair by its name, and nothing says which languages; give --lang-pair"
     else:
         try:
             look_for_header(file, "tsv", job, pair)
@@ -150,29 +159,29 @@ def _refuse_unknown(file: storage.StoredObject, job: BitextJob, pair: LanguagePa
     return InputError(f"{file.uri}: {advice}", uri=file.uri)
 
 
-def _report_left_out(left_out: list[str], sources: list[Source], job: BitextJob, reporter: Reporter) -> None:
-    """Say which files are left out.
+def _refuse_unknown_names(left_out: list[str], sources: list[Source], job: BitextJob) -> None:
+    """Refuse an input of which too much is left out to be what corpora have besides their texts.
 
     Raises:
-        InputError: no candidates are left, or more files are left out than taken that no corpus has besides its texts.
+        InputError: no candidates are left, more files are left out than taken, or a name is a Moses file's in two readings.
     """
     unknown = [uri for uri in left_out if not lies_beside(uri)]
     for uri in unknown:
         readings = read_name(uri.rpartition("/")[2], job.languages)
-        if len(readings) > 1 and spell_tag(split_name(uri)[1][1:]) in {
-            side.code for pair in readings for side in (pair.source, pair.target)
-        }:
+        codes = {side.code for pair in readings for side in (pair.source, pair.target)}
+        if len(readings) > 1 and spell_tag(split_name(uri)[1][1:]) in codes:
             names = " or ".join(pair.name for pair in readings)
             raise InputError(f"{uri}: its name may mean {names}; rename it so, or give --lang-pair", uri=uri)
-    listed = ", ".join(left_out[:LISTED_FILES]) + (" and more" if len(left_out) > LISTED_FILES else "")
     if not sources or len(unknown) > sum(len(source.files) for source in sources):
         raise InputError(
             f"{', '.join(job.input)}: {len(left_out)} files not named like candidates (.parquet, .jsonl, .csv, .tsv, Moses "
-            f"pairs by language code, also .gz and .zst): {listed}; name the format with --format, the language pair with "
-            "--lang-pair, or give only the files that hold candidates"
+            f"pairs by language code, also .gz and .zst): {_list(left_out)}; name the format with --format, the language "
+            "pair with --lang-pair, or give only the files that hold candidates"
         )
-    if left_out:
-        reporter.info(f"{len(left_out):,} files hold no candidates by their names and are left out: {listed}")
+
+
+def _list(uris: list[str]) -> str:
+    return ", ".join(uris[:LISTED_FILES]) + (" and more" if len(uris) > LISTED_FILES else "")
 
 
 def choose_sources(sources: list[Source], partitions: list[str]) -> list[Source]:

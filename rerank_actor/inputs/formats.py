@@ -30,11 +30,11 @@ UNPACKERS = {  # of what is not read, how it is unpacked
     ".xz": "xz -dc FILE",
     ".lzma": "xz -dc FILE",
     ".bz2": "bzip2 -dc FILE",
-    ".zip": "unzip -p FILE",
-    ".7z": "7z x -so FILE",
+    ".zip": "unzip FILE",
+    ".7z": "7z x FILE",
     ".lz4": "lz4 -dc FILE",
-    ".tar": "tar -xOf FILE",
-    ".tgz": "tar -xzOf FILE",
+    ".tar": "tar -xf FILE",
+    ".tgz": "tar -xzf FILE",
 }
 ARCHIVES = (".tar", ".tgz", ".7z")  # of these, what holds many files
 MAGICS = {
@@ -84,11 +84,10 @@ def find_format(uri: str, wanted: str = "auto") -> tuple[Format | None, str]:
     """
     _, suffix, compression = split_name(uri)
     if suffix.lower() in UNPACKERS:
-        raise InputError(
-            f"{uri}: is packed as {suffix.lower()}, which is not read; unpack it, or pack it as .gz or .zst "
-            f"({UNPACKERS[suffix.lower()]} | zstd > NEW.zst)",
-            uri=uri,
-        )
+        advice = f"unpack it, or pack it as .gz or .zst ({UNPACKERS[suffix.lower()]} | zstd > NEW.zst)"
+        if suffix.lower() in (*ARCHIVES, ".zip"):  # may hold several files, which are not to become one
+            advice = f"unpack it ({UNPACKERS[suffix.lower()]})"
+        raise InputError(f"{uri}: is packed as {suffix.lower()}, which is not read; {advice}", uri=uri)
     return cast(Format, wanted) if wanted != "auto" else SUFFIXES.get(suffix.lower()), compression
 
 

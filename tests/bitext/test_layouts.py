@@ -72,15 +72,16 @@ def test_opus_folder_has_its_scores_and_the_rest_is_said(tmp_path: Path) -> None
     for code, text in zip(("en", "pt_br"), SIDES, strict=True):
         write(folder / f"OpenSubtitles.en-pt_br.{code}", text)
     write(folder / "OpenSubtitles.en-pt_br.scores", "1.07\n1.06\n\n")
-    for name in ("README", "LICENSE", "OpenSubtitles.en-pt_br.ids"):
+    names = ("README", "LICENSE", "OpenSubtitles.en-pt_br.ids", "_old/x.en-de.tsv")
+    for name in names:
         write(folder / name, "x")
     told = Told()
     found = read_all(make_job(folder), told)
     assert name_pairs(found["en-pt_BR"]) == PAIRS
     assert [row["candidate_score"] for row in found["en-pt_BR"]] == [1.07, 1.06, None]
     [line] = told.lines
-    assert line.startswith("3 files hold no candidates")
-    assert all(name in line for name in ("README", "LICENSE", ".ids"))
+    assert line.startswith("4 files are none of candidates by their names and are left out")
+    assert all(name in line for name in names)
 
 
 def test_scores_of_another_length_are_refused_with_the_line(tmp_path: Path) -> None:
@@ -183,6 +184,8 @@ def test_rows_of_a_file_without_header_are_not_compared_with_one(tmp_path: Path)
         ),
         ("en\tes", "--source-column en --target-column es"),
         ("src\ttgt", "--source-column src --target-column tgt"),
+        ("English\tspanish", "--source-column English --target-column spanish"),
+        ("sentence1\tsentence2", "--source-column sentence1 --target-column sentence2"),
     ],
 )
 def test_header_with_other_names_is_refused_with_the_flags_to_type(tmp_path: Path, header: str, told: str) -> None:
@@ -252,6 +255,25 @@ def test_what_is_no_format_of_candidates_is_told(tmp_path: Path) -> None:
     write_rows(tmp_path / "many/part.en-es.tsv", "SRC", "TRG")
     with pytest.raises(InputError, match=r"3 files not named like candidates .*part0\.en-es\.txt"):
         list_sources(make_job(tmp_path / "many"))
+
+
+def test_languages_of_columns_are_those_of_the_name_or_told(tmp_path: Path) -> None:
+    header = "source_language\ttarget_language\tsource\ttarget\n"
+    path = write(tmp_path / "in/c.en-pt_BR.tsv", f"{header}eng\tpt-br\tHello\tOi\nen\tpt\tWell\tBem\n")
+    with pytest.raises(InputError, match="line 3: column target_language has `pt`, and the file's name says en-pt_BR"):
+        read_all(make_job(path.parent))
+    assert len(read_all(make_job(path.parent, lang_pair="en-pt_BR"))["en-pt_BR"]) == 2
+    path = path.rename(path.with_name("c.tsv"))
+    found = read_all(make_job(path.parent, output=str(tmp_path / "other")))
+    assert {name: len(rows) for name, rows in found.items()} == {"eng-pt_BR": 1, "en-pt": 1}
+
+
+def test_sides_without_a_language_pair_are_told(tmp_path: Path) -> None:
+    for name, text in zip(("train.src", "train.trg"), SIDES, strict=True):
+        write(tmp_path / "in" / name, text)
+    with pytest.raises(InputError, match="is one side of a Moses pair by its name, and nothing says which languages"):
+        list_sources(make_job(tmp_path / "in"))
+    assert name_pairs(read_all(make_job(tmp_path / "in", lang_pair="en-es"))["en-es"]) == PAIRS
 
 
 def test_name_of_two_readings_is_refused_with_both(tmp_path: Path) -> None:

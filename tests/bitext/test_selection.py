@@ -333,6 +333,19 @@ def test_sides_are_one_text_where_pairs_of_them_are_one_pair(tmp_path: Path, loc
             assert row["margin"] == pytest.approx(own[row["source"], row["target"]])
 
 
+def test_text_that_is_not_unicode_is_told_and_not_delivered(tmp_path: Path, local_ray: str) -> None:
+    rows = [make_row("gut", "good", 2), make_row("sch", "nice", 1), make_unscored("x", "y", "wrong script")]
+    scored = write_scored(tmp_path / "scored", rows)
+    [part] = scored.glob("*/part-*")
+    table = pq.read_table(part)
+    raw = pa.array([b"gut", b"sch\xf6n", b"x"], pa.binary())
+    foreign = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+    pq.write_table(table.set_column(table.schema.get_field_index("source"), "source", foreign), part)
+    numbers = select(scored, tmp_path / "out", formats=["parquet", "tsv"])["deu-eng"].numbers
+    assert numbers["unscored_reasons"] == {"not valid Unicode": 1, "wrong script": 1}
+    assert name_pairs(read_delivered(tmp_path / "out")) == [("gut", "good")]
+
+
 def test_thresholds_remove_in_order_and_are_in_their_space(tmp_path: Path, local_ray: str) -> None:
     rows = [
         make_row("a", "x", 4, 2, candidate_score=0.9),

@@ -216,7 +216,8 @@ def _take_pairs(batch: Batch, uri: str, names: tuple[str, str, str], *, is_bare:
     sources, targets, labels = (batch.values(name) for name in names)
     for row, fault in sorted(batch.faults.items()):
         if not (is_bare and fault == BROKEN_FIELDS and labels[row] is None and targets[row] is not None):
-            raise _refuse(uri, batch.numbers[row], f"{fault}; {WANTED}")
+            told = "row has too many or too few fields" if is_bare and fault == BROKEN_FIELDS else fault
+            raise _refuse(uri, batch.numbers[row], f"{told}; {WANTED}")
     for row, sides in enumerate(zip(sources, targets, strict=True)):
         if not all(isinstance(side, str) and side.strip() for side in sides):
             raise _refuse(uri, batch.numbers[row], "a side is empty or no text; a known pair has two")

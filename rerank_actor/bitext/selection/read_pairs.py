@@ -22,8 +22,10 @@ from rerank_actor.bitext.selection.normalize import hash_texts, mix_hashes, norm
 from rerank_actor.bitext.selection.rules import SelectionRules
 from rerank_actor.bitext.selection.scored import Columns
 from rerank_actor.errors import InputError, ShardError, describe_cause
+from rerank_actor.inputs.text import NOT_UNICODE
 from rerank_actor.outputs.part import read_part_metadata
 from rerank_actor.outputs.row_groups import RowGroups, open_runs
+from rerank_actor.storage.utf8 import is_utf8
 
 NO_REASON = "no score and no reason"
 LISTED_REASONS = 40
@@ -94,10 +96,11 @@ def read_pairs(
             _read_logits(table, name, columns.is_score) for name in (columns.forward, columns.backward)
         )
         logit = _combine(forward, backward, rules)
-        sides = [table[name].combine_chunks().cast(pa.string()) for name in (columns.source, columns.target)]
+        read = [_read_texts(table[name].combine_chunks()) for name in (columns.source, columns.target)]
+        sides, lost = [texts for texts, _ in read], read[0][1] | read[1][1]
         whole = pc.and_(pc.is_valid(sides[0]), pc.is_valid(sides[1])).to_numpy(zero_copy_only=False)
         scored = np.isfinite(logit) & whole
-        counts.reasons.update(_list_reasons(table, ~scored, has_error))
+        counts.reasons.update(_list_reasons(table, ~scored, has_error, lost))
         chosen = np.flatnonzero(scored)
         if not len(chosen):
             continue
@@ -149,13 +152,24 @@ def _read_cosines(table: pa.Table, name: str | None, uri: str, rules: SelectionR
     return values
 
 
-def _list_reasons(table: pa.Table, unscored: np.ndarray, has_error: bool) -> list[str]:
-    number = int(unscored.sum())
-    if not number:
+def _read_texts(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """Return a column as text, and which rows are not Unicode, whose text is null: bool [num_rows]."""
+    try:
+        texts = column.cast(pa.string())
+        texts.validate(full=True)
+        return texts, np.zeros(len(column), bool)
+    except pa.ArrowInvalid:
+        raw = column.cast(pa.binary()).to_pylist()
+        whole = [value if value is None or is_utf8(value) else None for value in raw]
+        lost = [value is None and was is not None for value, was in zip(whole, raw, strict=True)]
+        return pa.array(whole, pa.binary()).cast(pa.string()), np.array(lost, bool)
+
+
+def _list_reasons(table: pa.Table, unscored: np.ndarray, has_error: bool, lost: np.ndarray) -> list[str]:
+    if not unscored.any():
         return []
-    if not has_error:
-        return [NO_REASON] * number
-    return [reason or NO_REASON for reason in table["error"].filter(pa.array(unscored)).to_pylist()]
+    errors = table["error"].to_pylist() if has_error else [None] * table.num_rows
+    return [errors[row] or (NOT_UNICODE if lost[row] else NO_REASON) for row in np.flatnonzero(unscored).tolist()]
 
 
 class _SideHashes(NamedTuple):
