@@ -47,7 +47,7 @@ FLAGS = {
     """,
     "mine": """
         --scored --query-column --document-column --queries --corpus --query-id-column --document-id-column --title-column
-        --allow-incomplete --allow-mixed-scores --label-column --qrels --min-relevance --min-positive-score
+        --allow-incomplete --allow-mixed-scores --label-column --positive-labels --qrels --min-relevance --min-positive-score
         --weak-positives --false-negatives --space --skip-top --depth --max-score --min-score --absolute-margin
         --relative-margin --margin-pos --perc-pos --near-duplicates --num-negatives --sampling --seed
         --min-negatives --what-if --teacher --normalize --temperature --output --format --prompt --examples

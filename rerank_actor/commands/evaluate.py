@@ -26,7 +26,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--scored", nargs="+", required=True, metavar="URI", help="outputs of jobs.score, one for each reranker"
     )
-    parser.add_argument("--qrels", required=True, metavar="URI", help="judgements: TREC's or BEIR's qrels")
+    parser.add_argument("--qrels", required=True, metavar="URI", help="judgements, as of jobs.mine")
     parser.add_argument(
         "--measures",
         nargs="+",

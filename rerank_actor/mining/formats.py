@@ -1,8 +1,9 @@
 """Formats: training data as the tools that train on them read it.
 
 Takes what was chosen of some queries, gives the objects to write, by name. sentence-transformers gets Parquet with the
-columns, rows and order of its own `mine_hard_negatives`; FlagEmbedding and Tevatron get JSON lines; NeMo Automodel gets
-corpus-id JSON and the corpus beside it. Knows nothing of scores, rules or storage.
+columns, rows and order of its own `mine_hard_negatives`; FlagEmbedding and Tevatron get JSON lines, Tevatron's distillation
+a folder that the datasets library loads from disk; NeMo Automodel gets corpus-id JSON and the corpus beside it. Knows
+nothing of scores, rules or storage.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ SUFFIXES = {
     "labeled-list": "parquet",
     "flagembedding": "jsonl",
     "tevatron": "jsonl",
-    "tevatron-distillation": "jsonl",
+    "tevatron-distillation": "arrow",
     "nemo": "json",
 }
 CORPUS = "corpus"
@@ -59,7 +60,7 @@ def build_objects(
         ranklist = b"".join(_rank(run) for run in chosen.split(QUERIES_AT_ONCE))
         return {name: b"".join(_to_lines(_list_tevatron(run)) for run in runs), f"ranklist-{unit}.tsv": ranklist}
     if kind == "tevatron-distillation":
-        return {name: b"".join(_to_lines(_list_distillation(run)) for run in runs)}
+        return {name: _to_arrow(_build_distillation(run) for run in runs)}
     return _build_nemo(name, unit, chosen)
 
 
@@ -73,6 +74,23 @@ def describe_dataset(kind: str, fingerprint: str) -> str:
         f"---\nconfigs:\n- config_name: mined-{fingerprint}\n  data_files: {pattern}\n  default: true\n---\n\n"
         f"Training data in the format {kind}: `{pattern}`.\n"
     )
+
+
+def describe_saved(names: list[str], fingerprint: str) -> dict[str, bytes]:
+    """Return the objects that make Arrow files what `save_to_disk` of the datasets library writes (5.2), by name.
+
+    `load_from_disk` takes the columns' types from the files.
+    """
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": name} for name in names],
+        "_fingerprint": fingerprint[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    return {"dataset_info.json": b"{}", "state.json": json.dumps(state, indent=2).encode()}
 
 
 def describe_corpus() -> bytes:
@@ -177,6 +195,16 @@ def _to_parquet(tables: Iterable[pa.Table]) -> bytes:
     return sink.getvalue()
 
 
+def _to_arrow(tables: Iterable[pa.Table]) -> bytes:
+    sink, writer = io.BytesIO(), None
+    for table in tables:
+        writer = writer or pa.ipc.new_stream(sink, table.schema)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
+    return sink.getvalue()
+
+
 def _to_lines(records: list[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
@@ -253,22 +281,21 @@ def _list_tevatron(chosen: TrainingExamples) -> list[dict[str, Any]]:
     ]
 
 
-def _list_distillation(chosen: TrainingExamples) -> list[dict[str, Any]]:
-    """Tevatron's distillation data: for each positive its passages, itself first, and the teacher's values of these."""
+def _build_distillation(chosen: TrainingExamples) -> pa.Table:
+    """Tevatron's distillation data (July 2026): for each positive its passages, itself first, and the teacher's values."""
     rows, positives, lengths, _ = _list_rows(chosen)
     number = chosen.negatives_of_positives()
     ids = np.repeat(np.array(_list_query_ids(chosen), object), chosen.num_positives)[number > 0]
-    queries = _take(chosen, "query", positives).to_pylist()
-    passages = _to_lists(_build_passages(chosen, rows), lengths).to_pylist()
-    return [
+    passages = _build_passages(chosen, rows)
+    parts = [passages.field(name) for name in ("title", "text")]
+    return pa.table(
         {
-            "query_id": query_id,
-            "query": query,
-            "passages": [{"title": passage["title"], "text": passage["text"]} for passage in passage_list],
-            "scores": [passage["score"] for passage in passage_list],
+            "query_id": pa.array(ids, pa.string()),
+            "query": _take(chosen, "query", positives),
+            "passages": _to_lists(pa.StructArray.from_arrays(parts, ["title", "text"]), lengths),
+            "scores": _to_lists(passages.field("score"), lengths),
         }
-        for query_id, query, passage_list in zip(ids, queries, passages, strict=True)
-    ]
+    )
 
 
 def _rank(chosen: TrainingExamples) -> bytes:

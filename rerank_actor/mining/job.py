@@ -43,6 +43,8 @@ class MineJob(
                 "nothing says which documents are positive: give --label-column NAME, --qrels URI, or, to take the best-scored "
                 "document of each query, --min-positive-score X"
             )
+        if self.positive_labels and self.label_column is None:
+            raise ValueError("--positive-labels says what the labels of --label-column mean: give that too")
         if self.teacher == "none" and (self.normalize != "none" or self.temperature is not None):
             raise ValueError(
                 "--normalize and --temperature are for teacher values: give --teacher score or --teacher logit"
@@ -90,7 +92,8 @@ class MineJob(
         labels = ("label_column", "qrels", "min_relevance")
         output = ("teacher", "normalize", "temperature", "format", "prompt")
         values = {name: getattr(self, name) for name in (*names, *labels, *output)}
-        return {**values, **self.rules().to_dict()}
+        later = {"positive_labels": sorted(self.positive_labels)} if self.positive_labels else {}
+        return {**values, **later, **self.rules().to_dict()}
 
 
 def _parse_changes(text: str) -> dict[str, str]:

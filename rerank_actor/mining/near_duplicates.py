@@ -1,4 +1,4 @@
-"""Near-duplicates: which texts are nearly those of their query's positives.
+"""Near-duplicates: which texts are nearly those of their query's positives, and which are these written in another way.
 
 Likeness is the Jaccard similarity of the sets of 5-character pieces of two texts, in lower case and with runs of
 everything but letters and digits as one blank. Computed exactly, in numpy, in chunks of bounded size. Characters rather
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 PIECE = 5
 CHUNK_CHARACTERS = 1_000_000
+HEAD_CHARACTERS = 32  # of a text, in which its first letter is looked for
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _PIECE_BITS, _PIECE_SHIFT, _PIECE_MASK = np.uint64(40), np.uint64(24), np.uint64(2**40 - 1)
 
@@ -45,6 +46,48 @@ def mark_near_duplicates(
             likeness,
         )
     return is_near
+
+
+def mark_variants(texts: pa.Array, query: np.ndarray, positives: pa.Array, positive_query: np.ndarray) -> np.ndarray:
+    """Return which texts are one of their query's positives, but for case, space and punctuation at the ends: bool [num_texts].
+
+    Arguments as of `mark_near_duplicates`, in any order of queries.
+    """
+    # The first letter tells most texts apart, and all of a text is dear to look at.
+    likely = np.flatnonzero(_mark_shared(_take_heads(texts), query, _take_heads(positives), positive_query))
+    is_variant = np.zeros(len(texts), bool)
+    some = _strip(texts.take(pa.array(likely)))
+    is_variant[likely] = _mark_shared(some, query[likely], _strip(positives), positive_query)
+    return is_variant
+
+
+def _take_heads(texts: pa.Array) -> pa.Array:
+    start = pc.utf8_slice_codeunits(pc.utf8_ltrim_whitespace(texts), 0, HEAD_CHARACTERS)
+    return pc.utf8_slice_codeunits(_trim(pc.utf8_lower(start)), 0, 1)
+
+
+def _mark_shared(texts: pa.Array, query: np.ndarray, others: pa.Array, other_query: np.ndarray) -> np.ndarray:
+    """Return which texts are one of the others of their query: bool [num_texts]."""
+    known = pc.unique(others)
+
+    def number(some: pa.Array, owners: np.ndarray) -> np.ndarray:
+        places = pc.index_in(some, known).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        return np.where(places < 0, -1, owners.astype(np.int64) * len(known) + places)
+
+    found = number(texts, query)
+    is_shared: np.ndarray = np.isin(found, number(others, other_query)) & (found >= 0)
+    return is_shared
+
+
+def _strip(texts: pa.Array) -> pa.Array:
+    """Return texts in lower case, each run of space as one blank, without punctuation at the ends."""
+    return _trim(pc.replace_substring_regex(pc.utf8_lower(texts), r"[\s\p{Z}]+", " "))
+
+
+def _trim(texts: pa.Array) -> pa.Array:
+    """Return texts without punctuation and blanks at the ends; what is nothing else stays."""
+    bare = pc.replace_substring_regex(texts, r"^[\p{P}\p{Z}]+|[\p{P}\p{Z}]+$", "")
+    return pc.if_else(pc.equal(bare, ""), texts, bare)
 
 
 def _cut(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from rerank_actor.errors import InputError, ShardError, describe_cause, suggest
 from rerank_actor.inputs.columns import is_list, is_text
+from rerank_actor.mining.labels import mark_positives
 from rerank_actor.mining.rules import SPACES
 from rerank_actor.outputs.scored_columns import PairRows, find_path
 from rerank_actor.outputs.scored_texts import ROLES, ScoredTexts
@@ -32,6 +33,7 @@ class Columns:
         spaces: those of `score` and `logit` that there are.
         pair_key: whether there are pair keys, by which texts can be told to be those that were scored.
         min_relevance: label from which a pair is positive.
+        positive_labels: labels that are positive whatever their order; none where numbers and words speak for themselves.
     """
 
     texts: ScoredTexts
@@ -42,6 +44,7 @@ class Columns:
     spaces: tuple[str, ...] = SPACES
     pair_key: str | None = None
     min_relevance: float = 1.0
+    positive_labels: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -181,13 +184,8 @@ def _spread_pairs(rows: PairRows, roles: Container[str], columns: Columns) -> pa
     if columns.pair_key is not None and columns.pair_key in rows.table.column_names:
         values["pair_key"] = rows.spread(columns.pair_key)
     if columns.label is not None:
-        path = find_path(rows.table.schema, columns.label)
-        label = rows.table[path.column] if path is not None else rows.spread(columns.label)
-        if rows.lengths is not None and not is_list(label.type):
-            values["positive"] = pa.array(_mark_listed(label, rows.lengths, rows.uri, columns.label))
-        else:
-            number = _to_number(rows.spread(columns.label), rows.uri, columns.label)
-            values["positive"] = pa.array(np.nan_to_num(number, nan=-np.inf) >= columns.min_relevance)
+        rules = columns.min_relevance, columns.positive_labels
+        values["positive"] = pa.array(mark_positives(rows, columns.label, *rules))
     return pa.table(values)
 
 
@@ -223,40 +221,6 @@ def _to_text(column: pa.ChunkedArray, uri: str, name: str) -> pa.ChunkedArray:
         return column if column.type == pa.large_string() else column.cast(pa.large_string())
     except pa.ArrowException as error:
         raise InputError(f"{uri}: column `{name}` holds what is not text ({error})", uri=uri, column=name) from None
-
-
-def _to_number(column: pa.ChunkedArray, uri: str, name: str) -> np.ndarray:
-    """Return labels as numbers, NaN for null; text from CSV is read as numbers too."""
-    try:
-        if pa.types.is_boolean(column.type):
-            column = column.cast(pa.uint8())
-        numbers: np.ndarray = column.cast(pa.float64()).fill_null(np.nan).to_numpy()
-        return numbers
-    except pa.ArrowException:
-        raise InputError(
-            f"{uri}: column `{name}` ({column.type}) holds labels that are no numbers; give a column of 0 and 1 or of grades "
-            "with --label-column",
-            uri=uri,
-            column=name,
-        ) from None
-
-
-def _mark_listed(label: pa.ChunkedArray, lengths: np.ndarray, uri: str, name: str) -> np.ndarray:
-    """Return which pairs are positive where a label says at what place of its row's list the positive one stands."""
-    position = _to_number(label, uri, name)
-    known = np.isfinite(position)
-    inside = (position[known] == np.floor(position[known])) & (position[known] >= 0)
-    inside &= position[known] < lengths[known]
-    if not inside.all():
-        raise InputError(
-            f"{uri}: column `{name}` holds one number for a list of documents, so it is the place of the positive one, from "
-            f"0; {int((~inside).sum()):,} rows have no document there",
-            uri=uri,
-            column=name,
-        )
-    positive = np.zeros(int(lengths.sum()), bool)
-    positive[((np.cumsum(lengths) - lengths)[known] + position[known]).astype(np.int64)] = True
-    return positive
 
 
 def encode_keys(table: pa.Table, columns: Columns) -> tuple[np.ndarray, pa.Array]:

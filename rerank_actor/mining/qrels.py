@@ -1,23 +1,32 @@
 """Judgements: which document is relevant to which query, from a qrels file.
 
 Takes what `inputs.rankings` reads: TREC's four fields (query, iteration, document, relevance; blanks or tabs) and BEIR's TSV
-(query-id, corpus-id, score; with or without a header), also packed. Gives all of it by query and document, or what is
-positive as two columns of ids, and marks pairs with it; ids are compared as text, blanks around them apart. Knows nothing of
-scores.
+(query-id, corpus-id, score; with or without a header), also packed; and Parquet, JSON lines and CSV with such columns, as
+MTEB and the hub have them. Gives all of it by query and document, or what is positive as two columns of ids, and marks pairs
+with it; ids are compared as text. Knows nothing of scores.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rerank_actor import storage
 from rerank_actor.errors import InputError
-from rerank_actor.inputs.batches import refuse_broken
+from rerank_actor.inputs.batches import read_batches, refuse_broken
 from rerank_actor.inputs.formats import find_format
 from rerank_actor.inputs.rankings import RankingFile, iterate_ranking
+from rerank_actor.inputs.text_sources import read_id
 
 SCHEMA = pa.schema({"query_id": pa.string(), "document_id": pa.string()})
+QUERY_NAMES = ("query-id", "query_id", "qid", "topic_id")
+DOCUMENT_NAMES = ("corpus-id", "corpus_id", "document_id", "doc_id", "docid", "docno", "pid", "did")
+RELEVANCE_NAMES = ("score", "relevance", "rel", "label", "grade", "relevance_score")
+OTHER_NAMES = frozenset({"iteration", "iter", "subtopic"})  # of TREC's second field, which nobody reads
 
 
 def iterate_qrels(uri: str) -> Iterator[tuple[str, str, float]]:
@@ -27,16 +36,70 @@ def iterate_qrels(uri: str) -> Iterator[tuple[str, str, float]]:
         InputError: it is not there, or a line is no judgement.
         StorageError, JobError: it cannot be read.
     """
+    kind, compression = find_format(uri)
     with refuse_broken(uri, "qrels", "--qrels"):
-        for line in iterate_ranking(RankingFile(uri, None, "", "qrels", find_format(uri)[1], any_header=True)):
-            if line.values is None:
+        if kind in ("parquet", "jsonl", "csv"):
+            yield from _iterate_columns(uri, cast(Any, kind), compression)
+            return
+        for line in iterate_ranking(RankingFile(uri, None, "", "qrels", compression, any_header=True)):
+            if line.values is None or not math.isfinite(line.values["relevance"]):
+                fault = line.fault or "its relevance is no number"
                 raise InputError(
-                    f"--qrels {uri}: line {line.number} is no judgement ({line.fault}); expected query, iteration, "
+                    f"--qrels {uri}: line {line.number} is no judgement ({fault}); expected query, iteration, "
                     "document, relevance (TREC) or query, document, relevance separated by tabs (BEIR)",
                     uri=uri,
                     row=line.number,
                 )
             yield line.values["query_id"], line.values["document_id"], line.values["relevance"]
+
+
+def _iterate_columns(
+    uri: str, kind: Literal["parquet", "jsonl", "csv"], compression: str
+) -> Iterator[tuple[str, str, float]]:
+    """Yield the judgements of a file with columns; where none is of relevance, all are relevant."""
+    objects = storage.list_objects(uri)
+    if [item.uri for item in objects] != [uri]:
+        raise InputError(f"--qrels {uri}: no such file", uri=uri)
+    chosen = None
+    for batch in read_batches(objects[0], kind, compression):
+        query, document, relevance = _choose_columns(uri, batch.names)
+        if (chosen := chosen or (query, document, relevance)) != (query, document, relevance):
+            raise InputError(f"--qrels {uri}: {batch.describe(0)} and others before have other columns", uri=uri)
+        grades = batch.values(relevance) if relevance is not None else [1] * batch.num_rows
+        rows = zip(batch.values(query), batch.values(document), grades, strict=True)
+        for row, (query_id, document_id, grade) in enumerate(rows):
+            ids, number = (read_id(query_id), read_id(document_id)), _read_grade(grade)
+            if row in batch.faults or ids[0] is None or ids[1] is None or number is None:
+                fault = batch.faults.get(row, f"expected ids in `{query}` and `{document}` and a number of relevance")
+                raise InputError(f"--qrels {uri}: {batch.describe(row)} is no judgement ({fault})", uri=uri)
+            yield ids[0], ids[1], number
+
+
+def _choose_columns(uri: str, names: Sequence[str]) -> tuple[str, str, str | None]:
+    """Return the columns of queries, documents and relevance, the last None where nothing but ids is there."""
+    wanted = (("queries' ids", QUERY_NAMES), ("documents' ids", DOCUMENT_NAMES), ("relevance", RELEVANCE_NAMES))
+    found = [[name for name in known if name in names] for _, known in wanted]
+    others = set(names) - {*QUERY_NAMES, *DOCUMENT_NAMES} - OTHER_NAMES
+    for (content, known), there in zip(wanted, found, strict=True):
+        if len(there) == 1 or (content == "relevance" and not others):
+            continue
+        problem = f"several columns of {content} ({', '.join(there)})" if there else f"no column of {content}"
+        shown = ", ".join(f"`{name}`" for name in names[:20]) or "none"
+        raise InputError(
+            f"--qrels {uri}: {problem}; it has {shown}, and exactly one of "
+            f"{', '.join(known)} is wanted; rename them, or leave out what is not meant",
+            uri=uri,
+        )
+    return found[0][0], found[1][0], found[2][0] if found[2] else None
+
+
+def _read_grade(value: Any) -> float | None:
+    """Return a relevance as a number, None where it is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def load_qrels(uri: str, min_relevance: float) -> pa.Table:
@@ -88,8 +151,25 @@ def load_judgements(uri: str) -> dict[str, dict[str, int]]:
     return judgements
 
 
-def mark_judged(query_ids: pa.ChunkedArray, document_ids: pa.ChunkedArray, qrels: pa.Table) -> tuple[np.ndarray, int]:
-    """Return which pairs are judged positive, bool [num_pairs], and how many judgements of these queries no pair meets."""
+@dataclass(frozen=True)
+class Judged:
+    """What judgements say of some pairs.
+
+    Attributes:
+        positive: bool [num_pairs], which are judged positive.
+        num_queries: queries of these pairs that have a positive judgement.
+        num_missing: positive judgements of these queries that no pair meets.
+        num_lacking: queries that these are of.
+    """
+
+    positive: np.ndarray
+    num_queries: int
+    num_missing: int
+    num_lacking: int
+
+
+def mark_judged(query_ids: pa.ChunkedArray, document_ids: pa.ChunkedArray, qrels: pa.Table) -> Judged:
+    """Return which pairs are judged positive, and what judgements of their queries no pair meets."""
     known_queries = pc.unique(query_ids)
     qrels = qrels.filter(pc.is_in(qrels["query_id"], value_set=known_queries))
     documents = pc.unique(qrels["document_id"])
@@ -103,5 +183,10 @@ def mark_judged(query_ids: pa.ChunkedArray, document_ids: pa.ChunkedArray, qrels
 
     judged = encode(qrels["query_id"], qrels["document_id"])
     pairs = encode(query_ids, document_ids)
-    is_judged = np.isin(pairs, judged) & (pairs >= 0)
-    return is_judged, int((~np.isin(judged, pairs)).sum())
+    missing = qrels["query_id"].filter(pa.array(~np.isin(judged, pairs)))
+    return Judged(
+        positive=np.isin(pairs, judged) & (pairs >= 0),
+        num_queries=len(pc.unique(qrels["query_id"])),
+        num_missing=len(missing),
+        num_lacking=len(pc.unique(missing)),
+    )

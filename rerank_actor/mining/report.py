@@ -22,7 +22,7 @@ from rerank_actor.outputs.html import (
 STEPS = {
     "unscored": "no score",
     "duplicate": "same text as a better-scored candidate",
-    "equal_to_positive": "same text as a positive",
+    "equal_to_positive": "same text as a positive (case, space and punctuation at the ends aside)",
     "unusable": "empty, or the query itself",
     "weak_positives": "weak positives",
     "no_positive": "of queries without a positive",
@@ -41,6 +41,10 @@ STEPS = {
     "num_negatives": "beyond --num-negatives",
     "min_negatives": "--min-negatives",
 }
+HOW_TO_SCORE = (
+    "to score these too, give the judgements, as a text file, to jobs.score: --format qrels --input FILE with the --queries, "
+    "--corpus and model of the candidates and another --output, and name both outputs with --scored"
+)
 RULE_STEPS = ("false_negatives", *(name for name, words in STEPS.items() if words.rpartition(" ")[2].startswith("--")))
 
 
@@ -100,7 +104,12 @@ def list_remarks(tally: MiningTally, job: MineJob, rules: MiningRules, source: s
         )
     if counts["unmatched_judgements"]:
         remarks.append(
-            f"{source}: {counts['unmatched_judgements']:,} positive judgements of these queries have no scored pair"
+            f"{source}: {counts['queries_lacking_positives']:,} of {counts['judged_queries']:,} judged queries have a positive "
+            f"that is not among their scored candidates ({counts['unmatched_judgements']:,} judgements); {HOW_TO_SCORE}"
+        )
+    if counts["judged_queries_without_candidates"]:
+        remarks.append(
+            f"{source}: {counts['judged_queries_without_candidates']:,} more judged queries have no scored candidate at all"
         )
     if counts["weak_positives"]:
         done = "dropped" if job.weak_positives == "drop" else "kept (--weak-positives drop leaves them out)"
@@ -182,6 +191,8 @@ def _list_counts(counts: dict[str, int]) -> list[tuple[str, int]]:
         "queries_short": "queries with fewer negatives than --min-negatives, dropped",
         "unscored_positives": "positives without a score, left out",
         "unmatched_judgements": "judgements of these queries that no scored pair meets",
+        "queries_lacking_positives": "queries that these judgements are of",
+        "judged_queries_without_candidates": "further judged queries without a scored pair",
         "weak_positives": "positives below --min-positive-score",
         "promoted": "candidates promoted to positive",
     }

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pyarrow.compute as pc
+
 from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError
 from rerank_actor.mining.examples import Teacher
-from rerank_actor.mining.formats import CORPUS, describe_corpus, describe_dataset
+from rerank_actor.mining.formats import CORPUS, describe_corpus, describe_dataset, describe_saved
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.output import CARD, restore_plan, store_plan
 from rerank_actor.mining.preflight import PreparedMining, look_again, prepare_mining, refuse_older
@@ -121,6 +123,8 @@ class _Run:
                 plan = self._survey(runner)
                 spec = replace(self._make_spec(plan, "what-if/shuffle"), only_tally=True)
                 self._mine(plan, spec, None, runner)
+            if contradiction := self._find_contradiction(plan):
+                raise InputError(contradiction)
         finally:
             with contextlib.suppress(RerankError):
                 storage.delete_folder(self.output.at("what-if"))
@@ -165,6 +169,13 @@ class _Run:
         plan = plan_units(surveys, int(self.job.unit_mb * MB))
         require_pairs(plan, scored.columns, source)
         totals = plan.totals
+        if source:
+            threshold = (
+                "" if self.job.positive_labels else f" (from {scored.columns.min_relevance:g} on, --min-relevance)"
+            )
+            self.reporter.info(
+                f"{source}: {totals['positives']:,} of {totals['pairs']:,} pairs are positive{threshold}"
+            )
         if totals["unscored"]:
             self.reporter.info(
                 f"column `{scored.columns.spaces[0]}`: {totals['unscored']:,} rows have no score (column `error` says why), "
@@ -275,10 +286,16 @@ class _Run:
         tally, rules = self.tallies["as given"], self.prepared.rule_sets["as given"]
         tally.removed["unscored"] = plan.totals["unscored"]
         tally.counts["unscored_positives"] = plan.totals["unscored_positives"]
+        if (qrels := self.prepared.qrels) is not None:
+            others = pc.count_distinct(qrels["query_id"]).as_py() - tally.counts["judged_queries"]
+            tally.counts["judged_queries_without_candidates"] = max(0, others)
         status = "failed" if self.failed else "complete"
         result = MineResult(status, tally, self.failed, run=self._time(mined_pairs))
         for remark in list_remarks(tally, self.job, rules, self.prepared.source):
             self.reporter.info(remark)
+        if contradiction := self._find_contradiction(plan):
+            self.output.clear()
+            raise InputError(contradiction)
         if status == "complete" and not tally.counts["negatives"]:
             self.output.clear()  # so that it is free for others
             raise InputError(f"the rules leave no negative: {explain_empty(tally)}")
@@ -296,12 +313,27 @@ class _Run:
             self._complete(plan)
         return result
 
+    def _find_contradiction(self, plan: MiningPlan) -> str | None:
+        """Return what is wrong where files that do not say what scored them give one pair two scores, as of two teachers."""
+        number = self.tallies["as given"].counts["pairs_with_two_scores"]
+        if not number or not plan.totals.get("unmarked") or self.job.allow_mixed_scores:
+            return None
+        return (
+            f"--scored: {number:,} pairs have two scores, and the files do not say that one model gave both (they carry no "
+            f"fingerprint); {APART}, which takes the better one"
+        )
+
     def _complete(self, plan: MiningPlan) -> None:
         """Describe the data for those who load them, delete what is spent, and write `_SUCCESS` last."""
         uri = self.output.uri
         if self.job.format == "nemo":
             storage.write_bytes(storage.join_uri(uri, CORPUS, "merlin_metadata.json"), describe_corpus())
-        if self.output.owns_card():
+        if self.job.format == "tevatron-distillation":
+            names = [name for record in self.records.values() for name in record["objects"]]
+            names = sorted(name for name in names if name.endswith(".arrow"))  # earlier versions wrote JSON lines
+            for name, data in describe_saved(names, self.prepared.fingerprint).items() if names else ():
+                storage.write_bytes(storage.join_uri(uri, name), data)
+        elif self.output.owns_card():
             card = describe_dataset(self.job.format, self.prepared.fingerprint)
             storage.write_bytes(storage.join_uri(uri, CARD), card.encode())
         self.output.make_exchange("shuffle", plan.num_buckets).delete()

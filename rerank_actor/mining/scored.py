@@ -132,4 +132,5 @@ def _name_columns(job: MineJob, settings: dict[str, Any], texts: ScoredTexts, sc
         spaces=tuple(space for space in SPACES if space in needed or space in scored.values),
         pair_key=PAIR_KEY if PAIR_KEY in schema.names and texts.instruction is not None else None,
         min_relevance=job.min_relevance,
+        positive_labels=tuple(job.positive_labels),
     )

@@ -63,7 +63,11 @@ class Selection:
 
 
 def select(
-    candidates: Candidates, rules: MiningRules, max_positives: int, mark_near: NearDuplicates | None = None
+    candidates: Candidates,
+    rules: MiningRules,
+    max_positives: int,
+    mark_near: NearDuplicates | None = None,
+    mark_variants: NearDuplicates | None = None,
 ) -> Selection:
     """Choose positives and negatives.
 
@@ -73,17 +77,24 @@ def select(
         max_positives: the most that any query of the whole input has; as in sentence-transformers it widens the window.
         mark_near: tells of candidates (rows), their queries and all positives (rows) which candidates are
             near-duplicates of one of their query's positives: bool [num_candidates]. Needed for that rule alone.
+        mark_variants: tells in the same way which are such a positive written in another way.
     """
-    return _Selector(candidates, rules, max_positives, mark_near).run()
+    return _Selector(candidates, rules, max_positives, mark_near, mark_variants).run()
 
 
 class _Selector:
     """One selection under way. Rows are in order of query and falling value throughout; `rows` maps them back."""
 
     def __init__(
-        self, candidates: Candidates, rules: MiningRules, max_positives: int, mark_near: NearDuplicates | None
+        self,
+        candidates: Candidates,
+        rules: MiningRules,
+        max_positives: int,
+        mark_near: NearDuplicates | None,
+        mark_variants: NearDuplicates | None,
     ) -> None:
-        self.rules, self.max_positives, self.mark_near = rules, max_positives, mark_near
+        self.rules, self.max_positives = rules, max_positives
+        self.mark_near, self.mark_variants = mark_near, mark_variants
         self.num_queries, self.query_hash = candidates.num_queries, candidates.query_hash
         self.removed: dict[str, int] = {}
         self.counts = {"pairs": len(candidates.query), "queries": candidates.num_queries}
@@ -114,8 +125,12 @@ class _Selector:
         keep, promoted = self._judge_false_negatives(keep)
         for name, is_too_near in self._compare():
             keep = self._drop(name, keep, is_too_near)
+        if self.mark_variants is not None:
+            keep = self._drop("equal_to_positive", keep, self._compare_texts(self.mark_variants, keep, promoted))
         if rules.near_duplicates is not None:
-            keep = self._drop("near_duplicates", keep, self._look_for_near(keep, promoted))
+            if self.mark_near is None:
+                raise ValueError("near-duplicates cannot be found without a function that finds them")
+            keep = self._drop("near_duplicates", keep, self._compare_texts(self.mark_near, keep, promoted))
         rank = _rank(self.query, keep, self.num_queries)
         keep = self._drop("skip_top", keep, rank < rules.skip_top)
         if depth is not None:
@@ -249,14 +264,12 @@ class _Selector:
             dropped.append(("min_score", value < bound))
         return dropped
 
-    def _look_for_near(self, keep: np.ndarray, promoted: np.ndarray) -> np.ndarray:
-        if self.mark_near is None:
-            raise ValueError("near-duplicates cannot be found without a function that finds them")
-        is_near = np.zeros(len(keep), bool)
+    def _compare_texts(self, mark: NearDuplicates, keep: np.ndarray, promoted: np.ndarray) -> np.ndarray:
+        is_marked = np.zeros(len(keep), bool)
         rows = np.flatnonzero(keep)
         positives = np.flatnonzero(self.positive | promoted)
-        is_near[rows] = self.mark_near(self.rows[rows], self.query[rows], self.rows[positives])
-        return is_near
+        is_marked[rows] = mark(self.rows[rows], self.query[rows], self.rows[positives])
+        return is_marked
 
     def _sample(self, keep: np.ndarray) -> np.ndarray:
         """Return which of the kept rows are taken."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator
 
-from rerank_actor.job_file import Location, Locations, OptionalLocation, Settings, make_flag
+from rerank_actor.job_file import Location, Locations, Names, OptionalLocation, Settings, make_flag
 from rerank_actor.mining.rules import Threshold
 
 Format = Literal[
@@ -70,12 +70,19 @@ class PositiveSettings(Settings):
     label_column: str | None = make_flag(
         None,
         "positives",
-        "column that says which documents are positive: a number for each; where documents are lists also the place of the "
-        "positive one, from 0",
+        "column that says which documents are positive: numbers, truth values, or words like pos and neg; where documents are "
+        "lists also the place of the positive one, from 0",
         "NAME",
     )
+    positive_labels: Names = make_flag(
+        [], "positives", "labels that are positive, comma-separated, where words do not say it", "NAMES"
+    )
     qrels: OptionalLocation = make_flag(
-        None, "positives", "file of judgements (TREC, or BEIR's TSV); needs the two id columns", "URI"
+        None,
+        "positives",
+        "file of judgements (TREC, BEIR's TSV, or Parquet, JSON lines and CSV with columns query-id, corpus-id and score, of "
+        "which the last may be missing where all are relevant); needs the two id columns",
+        "URI",
     )
     min_relevance: float = make_flag(1.0, "positives", "label or judgement from which a document is positive", "N")
     min_positive_score: Number | None = make_flag(

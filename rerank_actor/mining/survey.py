@@ -76,7 +76,7 @@ def _survey_group(
     pairs = read_pairs(file, uri, [group], columns, tuple(dict.fromkeys(roles)), 0)
     query, keys = encode_keys(pairs.table, columns)
     if qrels is not None:
-        positive, _ = mark_judged(pairs.table["query_id"], pairs.table["document_id"], qrels)
+        positive = mark_judged(pairs.table["query_id"], pairs.table["document_id"], qrels).positive
     elif columns.label is not None:
         positive = pairs.table["positive"].to_numpy()
     else:
@@ -131,7 +131,7 @@ class MiningPlan:
         split: hashes of queries that lie in several units, sorted; None when all queries are to be shuffled.
         num_buckets: of the shuffle; 0 when no query lies in several units.
         max_positives: the most positives of any query; None when that is not known before the shuffle.
-        totals: pairs, unscored, unscored_positives, positives.
+        totals: pairs, unscored, unscored_positives, positives, and `unmarked` pairs of files without a fingerprint.
     """
 
     units: list[MiningUnit]
@@ -184,6 +184,7 @@ def _add_up(surveys: list[Survey]) -> dict[str, int]:
         "unscored": sum(survey.unscored for survey in surveys),
         "unscored_positives": sum(survey.unscored_positives for survey in surveys),
         "positives": sum(survey.num_positives for survey in surveys),
+        "unmarked": sum(survey.num_pairs for survey in surveys if survey.fingerprint is None),
     }
 
 

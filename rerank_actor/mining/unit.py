@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 from rerank_actor import storage
 from rerank_actor.mining.examples import Teacher, group_examples
 from rerank_actor.mining.formats import build_objects
-from rerank_actor.mining.near_duplicates import mark_near_duplicates
+from rerank_actor.mining.near_duplicates import mark_near_duplicates, mark_variants
 from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.pairs import TEXT_ROLES, Columns, encode_keys, encode_texts, read_pairs
-from rerank_actor.mining.qrels import mark_judged
+from rerank_actor.mining.qrels import Judged, mark_judged
 from rerank_actor.mining.rules import MiningRules
 from rerank_actor.mining.select import Candidates, select
 from rerank_actor.mining.survey import MiningUnit, is_split
@@ -93,7 +93,7 @@ def count_positives(slices: list[Slice], columns: Columns, qrels: pa.Table | Non
     if table is None:
         return {"most": 0}
     query, keys = encode_keys(table, columns)
-    positive, _ = _mark_positives(table, qrels)
+    positive = _mark_positives(table, qrels).positive
     return {"most": int(np.bincount(query[positive], minlength=len(keys)).max(initial=0))}
 
 
@@ -104,13 +104,12 @@ def _read_unit(unit: MiningUnit, spec: MiningSpec) -> pa.Table:
     )
 
 
-def _mark_positives(table: pa.Table, qrels: pa.Table | None) -> tuple[np.ndarray, int]:
-    """Return which pairs are positive, and how many positive judgements have no scored pair."""
+def _mark_positives(table: pa.Table, qrels: pa.Table | None) -> Judged:
+    """Return which pairs are positive, and what positive judgements have no scored pair."""
     if qrels is not None:
         return mark_judged(table["query_id"], table["document_id"], qrels)
-    if "positive" in table.column_names:
-        return table["positive"].to_numpy(), 0
-    return np.zeros(table.num_rows, bool), 0
+    labels = table["positive"].to_numpy() if "positive" in table.column_names else np.zeros(table.num_rows, bool)
+    return Judged(labels, 0, 0, 0)
 
 
 def _mark_unusable(table: pa.Table) -> np.ndarray:
@@ -118,6 +117,18 @@ def _mark_unusable(table: pa.Table) -> np.ndarray:
     document, query = (pc.utf8_trim_whitespace(table[name]) for name in ("document", "query"))
     unusable: np.ndarray = pc.or_(pc.equal(document, ""), pc.equal(document, query)).to_numpy()
     return unusable
+
+
+def _count_contradicting(table: pa.Table, query: np.ndarray, text: np.ndarray) -> int:
+    """Return how many pairs are those of another row of their query, by text, id and title, and have another score."""
+    value = table["logit" if "logit" in table.column_names else "score"].to_numpy()
+    names = [encode_texts(table[role])[0] for role in ("document_id", "title") if role in table.column_names]
+    keys = [*names, text, query]
+    order = np.lexsort((value, *keys))
+    is_same = np.ones(max(0, len(order) - 1), bool)
+    for key in keys:
+        is_same &= np.diff(key[order]) == 0
+    return int((is_same & (np.diff(value[order]) != 0)).sum())
 
 
 def _finish(unit: MiningUnit, table: pa.Table | None, spec: MiningSpec, begun: dict[str, Any]) -> dict[str, Any]:
@@ -150,13 +161,15 @@ def mine_table(unit: str, table: pa.Table | None, spec: MiningSpec) -> tuple[dic
         return objects, tallies
     queries = _Queries(table, spec)
     for name, rules in spec.rule_sets.items():
-        selection = select(queries.candidates, rules, spec.max_positives, queries.make_finder(rules))
+        selection = select(
+            queries.candidates, rules, spec.max_positives, queries.make_finder(rules), queries.mark_variants
+        )
         chosen = group_examples(
             table, queries.candidates.query, selection, Teacher() if spec.only_tally else spec.teacher
         )
         values = queries.candidates.values[rules.space]
         tallies[name].add(chosen, selection, values, with_examples=spec.with_examples and not spec.only_tally)
-        tallies[name].counts["unmatched_judgements"] += queries.unmatched
+        tallies[name].counts.update(queries.counts)
         if not spec.only_tally:
             objects = build_objects(spec.format, unit, chosen, num_negatives=rules.num_negatives, prompt=spec.prompt)
     return objects, tallies
@@ -168,13 +181,19 @@ class _Queries:
     def __init__(self, table: pa.Table, spec: MiningSpec) -> None:
         query, keys = encode_keys(table, spec.columns)
         text, _ = encode_texts(table["document"])
-        positive, self.unmatched = _mark_positives(table, spec.qrels)
+        judged = _mark_positives(table, spec.qrels)
         self.table = table
+        self.counts = {
+            "unmatched_judgements": judged.num_missing,
+            "judged_queries": judged.num_queries,
+            "queries_lacking_positives": judged.num_lacking,
+            "pairs_with_two_scores": _count_contradicting(table, query, text),
+        }
         self.candidates = Candidates(
             query=query,
             text=text,
             values={space: table[space].to_numpy() for space in ("score", "logit") if space in table.column_names},
-            positive=positive,
+            positive=judged.positive,
             unusable=_mark_unusable(table),
             position=table["position"].to_numpy(),
             query_hash=hash_keys(keys),
@@ -187,9 +206,14 @@ class _Queries:
             return None
 
         def find(rows: np.ndarray, query: np.ndarray, positives: np.ndarray) -> np.ndarray:
-            def take(wanted: np.ndarray) -> pa.Array:
-                return self.table["document"].take(pa.array(wanted)).combine_chunks()
-
-            return mark_near_duplicates(take(rows), query, take(positives), self.candidates.query[positives], likeness)
+            texts, owners = self._take(rows), self.candidates.query[positives]
+            return mark_near_duplicates(texts, query, self._take(positives), owners, likeness)
 
         return find
+
+    def mark_variants(self, rows: np.ndarray, query: np.ndarray, positives: np.ndarray) -> np.ndarray:
+        """Return which of some rows are a positive of their query, but for case, space and punctuation at the ends."""
+        return mark_variants(self._take(rows), query, self._take(positives), self.candidates.query[positives])
+
+    def _take(self, rows: np.ndarray) -> pa.Array:
+        return self.table["document"].take(pa.array(rows)).combine_chunks()

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from datasets import load_dataset
+from datasets import List, Value, load_dataset, load_from_disk
 from mining_in_process import make_job, mine_in_process
 from mining_inputs import make_pairs, write_scored
 
 from rerank_actor.errors import InputError
+from rerank_actor.mining.formats import describe_saved
 
 IDS = {"query_id_column": "query_id", "document_id_column": "document_id"}
 
@@ -95,8 +96,13 @@ def test_tevatron_has_passages_and_a_ranklist(scored: Path, tmp_path: Path) -> N
 
 
 def test_tevatron_distillation_has_the_positive_first_and_a_value_each(scored: Path, tmp_path: Path) -> None:
-    records = mine_lines(scored, tmp_path / "mined", format="tevatron-distillation", **IDS)
-    rows = read_scored(scored)
+    mine_lines(scored, tmp_path / "mined", format="tevatron-distillation", **IDS)
+    names = sorted(path.name for path in (tmp_path / "mined").glob("part-*"))
+    for name, data in describe_saved(names, "f" * 32).items():
+        (tmp_path / "mined" / name).write_bytes(data)
+    loaded = load_from_disk(str(tmp_path / "mined"))
+    assert loaded.features["scores"] == List(Value("float32"))
+    records, rows = list(loaded), read_scored(scored)
     assert len(records) == 10, "one for each positive"
     for record in records:
         assert set(record) == {"query_id", "query", "passages", "scores"}

@@ -29,6 +29,9 @@ from rerank_actor.storage.lease import Lease
 # Where the pairs of a query lie makes no difference.
 
 
+IDS = {"query_id_column": "query_id", "document_id_column": "document_id"}
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(0, 10**6),
@@ -152,39 +155,23 @@ def test_rows_without_a_score_are_left_out_and_counted(tmp_path: Path) -> None:
     assert (survey.num_pairs, survey.unscored, survey.num_positives) == (18, 3, 3)
 
 
-@pytest.mark.parametrize(
-    ("labels", "positive"),
-    [
-        (pa.array(["1", "0", None, "1"]), [True, False, False, True]),
-        (pa.array([True, False, None, True]), [True, False, False, True]),
-        (pa.array([3.0, 0.5, None, 1.0]), [True, False, False, True]),
-    ],
-)
-def test_labels_may_be_numbers_truth_values_or_text(tmp_path: Path, labels: pa.Array, positive: list[bool]) -> None:
-    table = pa.Table.from_pylist(make_pairs(1, 4)).drop_columns("label").append_column("label", labels)
-    pq.write_table(table, tmp_path / "scores.parquet")
-    scored = prepare_mining(make_job(tmp_path / "scores.parquet", tmp_path / "mined")).scored
-    (survey,) = survey_part(0, scored.parts[0], scored.columns, None)
-    assert survey.num_positives == sum(positive)
-
-
-@pytest.mark.parametrize("kind", ["trec", "beir"])
-def test_qrels_say_what_is_positive(tmp_path: Path, kind: str) -> None:
-    rows = make_pairs(6, 8)
-    expected = mine_in_process(make_job(write_scored(tmp_path / "scored", rows), tmp_path / "by-label"))
-    qrels = tmp_path / "qrels.tsv"
-    judged = [(row["query_id"], row["document_id"], row["label"]) for row in rows]
-    judged += [("q1", 99, 1), ("other", 5, 1)]  # a positive without a score, and a query that is not there
-    if kind == "trec":
-        qrels.write_text("".join(f"{query} 0 {document} {label}\n" for query, document, label in judged))
-    else:
-        lines = [f"{query}\t{document}\t{label}\n" for query, document, label in judged]
-        qrels.write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
-    ids = {"query_id_column": "query_id", "document_id_column": "document_id"}
-    job = make_job(tmp_path / "scored", tmp_path / "by-qrels", label_column=None, qrels=str(qrels), **ids)
-    found = mine_in_process(job)
-    assert found[0] == expected[0]
-    assert found[1].counts["unmatched_judgements"] == 1
+def test_two_teachers_without_fingerprints_are_never_merged_unasked(tmp_path: Path, local_ray: str) -> None:
+    rows = make_pairs(4, 5)
+    others = [{**row, "logit": row["logit"] + 1} for row in rows]
+    folders = [write_scored(tmp_path / name, part, metadata={}) for name, part in (("a", rows), ("b", others))]
+    scored = [str(folder) for folder in folders]
+    for values in ({"what_if": ["perc-pos=0.9"]}, {}):
+        with pytest.raises(InputError, match=r"20 pairs have two scores.*--allow-mixed-scores"):
+            mine_scores(make_job(folders[0], tmp_path / "mined", scored=scored, **values))
+    assert not list((tmp_path / "mined").glob("part-*"))
+    assert (
+        mine_scores(make_job(folders[0], tmp_path / "mined", scored=scored, allow_mixed_scores=True)).status
+        == "complete"
+    )
+    twice = make_job(
+        folders[0], tmp_path / "twice", scored=[scored[0], str(write_scored(tmp_path / "c", rows, metadata={}))]
+    )
+    assert mine_scores(twice).status == "complete"
 
 
 def test_rows_with_other_instructions_are_other_queries(tmp_path: Path, local_ray: str) -> None:
@@ -387,9 +374,6 @@ def refuse(tmp_path: Path, rows: list[dict[str, Any]] | None = None, **values: A
     assert not list(tmp_path.glob("mined/part-*"))
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-IDS = {"query_id_column": "query_id", "document_id_column": "document_id"}
 
 
 @pytest.mark.parametrize(

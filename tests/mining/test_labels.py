@@ -1,0 +1,173 @@
+"""What is positive: labels of any form and judgements of any format say the same, and what leaves a doubt is refused."""
+
+import datetime
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from mining_in_process import make_job, mine_in_process
+from mining_inputs import group, make_pairs, write_scored
+
+from rerank_actor.errors import InputError
+from rerank_actor.mining.pairs import read_pairs
+from rerank_actor.mining.preflight import prepare_mining
+from rerank_actor.mining.qrels import load_qrels
+from rerank_actor.mining.report import list_remarks
+from rerank_actor.mining.survey import survey_part
+
+IDS = {"query_id_column": "query_id", "document_id_column": "document_id"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "positive"),
+    [
+        (pa.array(["1", "0", None, "1"]), [True, False, False, True]),
+        (pa.array([True, False, None, True]), [True, False, False, True]),
+        (pa.array([3.0, 0.5, None, 1.0]), [True, False, False, True]),
+        (pa.array(["Pos", "neg", None, "positive"]), [True, False, False, True]),
+        (pa.array(["relevant", "not relevant", "", "TRUE"]).dictionary_encode(), [True, False, False, True]),
+    ],
+)
+def test_labels_may_be_numbers_truth_values_or_text(tmp_path: Path, labels: pa.Array, positive: list[bool]) -> None:
+    table = pa.Table.from_pylist(make_pairs(1, 4)).drop_columns("label").append_column("label", labels)
+    pq.write_table(table, tmp_path / "scores.parquet")
+    scored = prepare_mining(make_job(tmp_path / "scores.parquet", tmp_path / "mined")).scored
+    (survey,) = survey_part(0, scored.parts[0], scored.columns, None)
+    assert survey.num_positives == sum(positive)
+
+
+@pytest.mark.parametrize(
+    ("labels", "values", "positive"),
+    [
+        (pa.array([3, 0, 2, 1]), {"min_relevance": 2}, [True, False, True, False]),
+        (pa.array(["3", "0", "2.5", ""]), {"min_relevance": 2}, [True, False, True, False]),
+        (
+            pa.array(["exact", "partial", "other", None]),
+            {"positive_labels": ["exact", "Partial "]},
+            [True, True, False, False],
+        ),
+        (pa.array([3, 0, 2, 1]), {"positive_labels": ["2", "1.0"]}, [False, False, True, True]),
+        (pa.array([True, False, True, False]), {"positive_labels": ["false"]}, [False, True, False, True]),
+    ],
+)
+def test_grades_and_words_are_told_by_flags(
+    tmp_path: Path, labels: pa.Array, values: dict[str, Any], positive: list[bool]
+) -> None:
+    table = pa.Table.from_pylist(make_pairs(1, 4)).drop_columns("label").append_column("label", labels)
+    pq.write_table(table, tmp_path / "scores.parquet")
+    columns = prepare_mining(make_job(tmp_path / "scores.parquet", tmp_path / "mined", **values)).scored.columns
+    read = read_pairs(pq.ParquetFile(tmp_path / "scores.parquet"), "x", [0], columns, (), 0)
+    assert read.table["positive"].to_pylist() == positive
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        (pa.array(["entailment", "neutral"] * 2), r"2 labels that do not say what they mean \(`entailment`, `neutral`\).*"
+         "--positive-labels"),
+        (pa.array([[1.0, 2.0]] * 4), "holds no labels"),
+        (pa.array([datetime.date(2026, 1, 1)] * 4), "holds no labels"),
+    ],
+)  # fmt: skip
+def test_labels_that_nobody_understands_are_refused(tmp_path: Path, label: pa.Array, words: str) -> None:
+    table = pa.Table.from_pylist(make_pairs(1, 4)).drop_columns("label").append_column("label", label)
+    pq.write_table(table, tmp_path / "scores.parquet")
+    with pytest.raises(InputError, match=words):
+        mine_in_process(make_job(tmp_path / "scores.parquet", tmp_path / "mined"))
+
+
+def test_a_truth_value_is_no_place_in_a_list(tmp_path: Path) -> None:
+    table = group(make_pairs(2, 4)).drop_columns("label").append_column("label", pa.array([True, False]))
+    pq.write_table(table, tmp_path / "scores.parquet")
+    with pytest.raises(InputError, match="holds one label for a list of documents, which is no place in it"):
+        mine_in_process(make_job(tmp_path / "scores.parquet", tmp_path / "mined"))
+
+
+QRELS: dict[str, Callable[[list[tuple[str, int, int]]], str]] = {
+    "a.qrels": lambda judged: "".join(f"{query} 0 {document} {label}\n" for query, document, label in judged),
+    "b.tsv": lambda judged: "query-id\tcorpus-id\tscore\n" + "".join("\t".join(map(str, one)) + "\n" for one in judged),
+    "c.jsonl": lambda judged: "".join(
+        json.dumps({"query-id": query, "corpus-id": document, "score": label}) + "\n"
+        for query, document, label in judged
+    ),
+    "d.jsonl": lambda judged: "".join(
+        json.dumps({"query_id": query, "doc_id": str(document)}) + "\n" for query, document, label in judged if label
+    ),
+    "e.csv": lambda judged: "qid,docid,relevance\n" + "".join(",".join(map(str, one)) + "\n" for one in judged),
+}
+
+
+def write_qrels(path: Path, judged: list[tuple[str, int, int]]) -> None:
+    if path.name in QRELS:
+        path.write_text(QRELS[path.name](judged))
+        return
+    kept = [one for one in judged if one[2] or "graded" in path.name]
+    columns = {"query-id": pa.array([one[0] for one in kept]), "corpus-id": pa.array([one[1] for one in kept])}
+    grades = {"score": pa.array([one[2] for one in kept], pa.float32())} if "graded" in path.name else {}
+    pq.write_table(pa.table(columns | grades), path)
+
+
+@pytest.mark.parametrize("name", [*QRELS, "graded.parquet", "bare.parquet"])
+def test_qrels_say_what_is_positive(tmp_path: Path, name: str) -> None:
+    rows = make_pairs(6, 8)
+    expected = mine_in_process(make_job(write_scored(tmp_path / "scored", rows), tmp_path / "by-label"))
+    judged = [(row["query_id"], row["document_id"], row["label"]) for row in rows]
+    judged += [
+        ("q1", 99, 1),
+        ("q1", 98, 1),
+        ("other", 5, 1),
+    ]  # positives without a score, and a query that is not there
+    write_qrels(tmp_path / name, judged)
+    job = make_job(tmp_path / "scored", tmp_path / "by-qrels", label_column=None, qrels=str(tmp_path / name), **IDS)
+    found = mine_in_process(job)
+    assert found[0] == expected[0]
+    counts = found[1].counts
+    names = ("unmatched_judgements", "queries_lacking_positives", "judged_queries")
+    assert [counts[name] for name in names] == [2, 1, 6]
+    remarks = list_remarks(found[1], job, job.rules(), "--qrels q")
+    assert (
+        "1 of 6 judged queries have a positive that is not among their scored candidates (2 judgements)" in remarks[0]
+    )
+    assert "--format qrels" in remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        (
+            "a.jsonl",
+            '{"query-id": "q", "corpus-id": "d", "judgement": 0}',
+            "no column of relevance; it has .*`judgement`",
+        ),
+        ("b.jsonl", '{"query-id": "q", "corpus-id": "d", "score": 1, "label": 0}', "several columns of relevance"),
+        ("c.jsonl", '{"query-id": "q", "score": 1}', "no column of documents' ids"),
+        ("d.jsonl", '{"query-id": "q", "corpus-id": null, "score": 1}', "line 1 is no judgement"),
+        ("e.jsonl", '{"query-id": "q", "corpus-id": "d", "score": "high"}', "line 1 is no judgement"),
+        ("f.csv", "qid,docid,rel\nq,d\n", "line 2 is no judgement"),
+        ("g.jsonl", '{"q1": {"d1": 1}}', "no column of queries' ids"),
+        ("h.qrels", "q 0 d nan", "line 1 is no judgement"),
+        ("i.parquet", "PAR1", "cannot be read as qrels"),
+    ],
+)
+def test_qrels_that_leave_a_doubt_are_refused(tmp_path: Path, name: str, text: str, words: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=f"--qrels .*{words}"):
+        load_qrels(str(tmp_path / name), 1.0)
+
+
+def test_a_positive_written_in_another_way_is_no_negative(tmp_path: Path) -> None:
+    rows = [{**row, "label": int(place == 0)} for place, row in enumerate(make_pairs(1, 6))]
+    texts = ["Who wrote it?", "who wrote  it", "Who wrote\nit? ", "“Who wrote it”!", "Who wrote it, then?", "Bacon."]
+    rows = [
+        {**row, "document": text, "logit": 5.0 - place}
+        for place, (row, text) in enumerate(zip(rows, texts, strict=True))
+    ]
+    found, tally, _ = mine_in_process(
+        make_job(write_scored(tmp_path / "scored", rows), tmp_path / "mined", space="logit")
+    )
+    assert [row["negative"] for row in found] == texts[4:]
+    assert tally.removed["equal_to_positive"] == 3
