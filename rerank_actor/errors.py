@@ -6,6 +6,7 @@ says whether trying the same thing again can help; nothing in the project decide
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +17,7 @@ class RerankError(Exception):
     retryable = False
 
     def __init__(self, message: str, **where: Any) -> None:
-        super().__init__(message)
+        super().__init__(show(message, *(value for value in where.values() if isinstance(value, str))))
         self.where = where
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -51,6 +52,12 @@ class ModelError(JobError):
 
 class EngineStartError(ModelError):
     """An engine could not start, or failed its own check with the built-in pairs."""
+
+
+class ClusterError(RerankError):
+    """Ray did not come up on this machine; trying again may help."""
+
+    retryable = True
 
 
 class OutputConflictError(RerankError):
@@ -95,6 +102,24 @@ class EngineMemoryError(EngineError):
 
 class RunInterruptedError(RerankError):
     """The run was stopped by a signal; `signum` is its number."""
+
+
+# Control characters save line ends, and those that turn the direction of writing around: names and texts of others may hold
+# them, and a terminal would obey.
+_OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def show(words: str, *names: str) -> str:
+    """Return words as they may be printed: control characters as escapes.
+
+    Args:
+        words: a message.
+        names: of others (a file's, a column's) that it may hold, whose line ends are escaped too.
+    """
+    for name in names:
+        if "\n" in name:
+            words = words.replace(name, name.replace("\n", "\\n"))
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), words)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

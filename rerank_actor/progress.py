@@ -1,17 +1,50 @@
 """Progress: what a person sees while a run is at work; a bar on a terminal, plain lines elsewhere.
 
-Takes counts, prints to standard error. Knows nothing of where the counts come from.
+Takes counts, prints to standard error. Words go on to where there is still somebody to read them: a pipe or a terminal that is
+gone ends no run. Knows nothing of where the counts come from.
 """
 
 import sys
 import time
 from dataclasses import dataclass
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from rerank_actor.errors import show
 
 LINE_SECONDS = 10.0
+
+
+class PlainConsole(Console):
+    """A console for words that hold names and texts of others: no markup in them, and no control character is obeyed."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **arguments)
+
+    def render_str(self, text: str, **arguments: Any) -> Text:
+        """Return words ready to print."""
+        return super().render_str(show(text), **arguments)
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError:  # a pipe without a reader, a terminal that was closed
+            self.quiet = True
+
+    def on_broken_pipe(self) -> None:
+        """Go on without a reader."""
+        self.quiet = True
+
+
+def say(words: str, stream: TextIO | None = None) -> None:
+    """Print a line to standard error, or to a stream, as long as somebody reads it."""
+    try:
+        print(show(words), file=stream or sys.stderr, flush=True)
+    except OSError:  # a pipe without a reader, a terminal that was closed
+        return
 
 
 @dataclass(frozen=True)
@@ -69,7 +102,7 @@ class LineReporter(Reporter):
 
     def info(self, message: str) -> None:
         """Print a line."""
-        print(message, file=self._stream, flush=True)
+        say(message, self._stream)
 
     def update(self, progress: RunProgress) -> None:
         """Print a line when the last is old enough and something changed."""
@@ -91,7 +124,7 @@ class BarReporter(Reporter):
     """A progress bar on a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or PlainConsole(stderr=True)
         self._bar = Progress(
             TextColumn("scoring"),
             BarColumn(),
@@ -103,7 +136,7 @@ class BarReporter(Reporter):
 
     def info(self, message: str) -> None:
         """Print a line above the bar."""
-        self._console.print(message, highlight=False, markup=False)
+        self._console.print(message)
 
     def update(self, progress: RunProgress) -> None:
         """Move the bar."""

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 from rich.table import Table
 
 from rerank_actor import storage
@@ -33,7 +32,7 @@ from rerank_actor.inputs.formats import split_name
 from rerank_actor.inputs.plan import share_out
 from rerank_actor.inputs.text import decompress, may_span_lines
 from rerank_actor.outputs.folder import Output, list_pending
-from rerank_actor.progress import QuietReporter, Reporter
+from rerank_actor.progress import PlainConsole, QuietReporter, Reporter
 from rerank_actor.scoring.budget import Budget, ModelSize, count_budget, print_budget, read_model_size
 from rerank_actor.scoring.estimate import Estimate, count_shared, find_rate, print_estimate
 from rerank_actor.scoring.preflight import fit_max_length, look_at_model, make_encoder_settings, refuse_dead_storage
@@ -291,7 +290,7 @@ def _join_newest(manifests: list[dict[str, Any]]) -> dict[str, Any]:
 
 def print_bitext_estimate(estimate: BitextEstimate) -> None:
     """Print a dry run's findings for a person."""
-    console = Console(highlight=False)
+    console = PlainConsole()
     table = Table(title="Language pairs", title_justify="left")
     for name in ("language pair", "files", "candidates", "to score", "dropped", "tokens a prompt"):
         table.add_column(name, justify="left" if name == "language pair" else "right")

@@ -1,7 +1,6 @@
 """Measure the job beside what users would run instead: `python -m jobs.benchmark [--suite NAME]`."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from rerank_actor.benchmark.weights import SHAPES
 from rerank_actor.benchmark.workload import KINDS
 from rerank_actor.commands.command_line import Parser, name_program
 from rerank_actor.errors import JobError
+from rerank_actor.progress import say
 
 
 def benchmark(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def benchmark(arguments: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
 
     def report(words: str) -> None:
-        print(words, file=sys.stderr, flush=True)
+        say(words)
 
     def keep(result: dict[str, Any]) -> None:
         (folder / "result.json").write_text(json.dumps(result, indent=1))

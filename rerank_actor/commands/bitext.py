@@ -20,7 +20,7 @@ from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_flag
 from rerank_actor.errors import JobError
 from rerank_actor.job import ScoreJob
 from rerank_actor.job_file import check_job, read_job_file
-from rerank_actor.progress import LineReporter, make_reporter
+from rerank_actor.progress import LineReporter, make_reporter, say
 
 OWN_OF_SELECTION = frozenset(SelectJob.model_fields) - frozenset(BitextJob.model_fields)
 
@@ -72,14 +72,14 @@ def bitext(arguments: Sequence[str] | None = None) -> int:
         totals = result.totals
         reasons = "; ".join(f"{count:,} x {reason}" for reason, count in sorted(totals.errors.items()))
         figures = f"{totals.rows:,} candidates, {totals.scored:,} scores, {totals.failed_pairs:,} without"
-        print(f"{name}: {result.status}: {figures}{f' ({reasons})' if reasons else ''}", file=sys.stderr)
+        say(f"{name}: {result.status}: {figures}{f' ({reasons})' if reasons else ''}")
     print(job.output)
     failed = sorted(name for name, result in results.items() if result.status == "failed")
     code = EXIT_FAILED if failed else 0
     whole = [name for name in results if name not in failed]
     if values.get("deliver"):
         for name in failed:
-            print(f"{name}: not selected from, because some units failed; run the same command again", file=sys.stderr)
+            say(f"{name}: not selected from, because some units failed; run the same command again")
         if whole:
             folders = [storage.join_uri(job.output, f"lang_pair={name}") for name in whole]
             values = {**values, "partitions": whole, "source_column": "source", "target_column": "target"}
@@ -105,7 +105,7 @@ def _select(values: dict[str, Any], path: str | None, flags: dict[str, Any], fol
         results = select_pairs(job, folders or job.scored, LineReporter())
     _print_results(results)
     page = "calibration.html" if job.calibrate_only else "report.html"
-    print(f"what each rule removed, and how scores do on known pairs: {job.deliver}/_select/{page}", file=sys.stderr)
+    say(f"what each rule removed, and how scores do on known pairs: {job.deliver}/_select/{page}")
     print(job.deliver)
     return EXIT_FAILED if any(result.status == "failed" for result in results.values()) else 0
 
@@ -121,4 +121,4 @@ def _print_results(results: dict[str, Selected]) -> None:
         print_table("selected", OVERVIEW, list_overview(whole))
     for name, result in results.items():
         if result.status == "failed":
-            print(f"{name}: failed: {result.failure}", file=sys.stderr)
+            say(f"{name}: failed: {result.failure}")

@@ -1,9 +1,9 @@
 """Check a file that sets up a cluster, before anything is paid for: `python -m jobs.cluster FILE`."""
 
-import sys
 from collections.abc import Sequence
 
 from rerank_actor.commands.command_line import Parser, name_program
+from rerank_actor.progress import say
 from rerank_actor.runtime.cluster_file import check_cluster_file
 
 
@@ -19,8 +19,8 @@ def cluster(arguments: Sequence[str] | None = None) -> int:
         setup = check_cluster_file(path)
         for group in setup.groups:
             each = f"{group.num_cpus:g} CPUs" + (f" and {group.num_gpus:g} GPUs" if group.num_gpus else "")
-            print(f"{path}: {group.name}: {group.least:,} to {group.most:,} nodes with {each} each", file=sys.stderr)
+            say(f"{path}: {group.name}: {group.least:,} to {group.most:,} nodes with {each} each")
         if setup.job is not None:
-            print(f"{path}: {setup.job.model_name}, {setup.job.actors} actors", file=sys.stderr)
+            say(f"{path}: {setup.job.model_name}, {setup.job.actors} actors")
         print(setup.command)
     return 0

@@ -24,6 +24,7 @@ from rerank_actor.errors import (
     suggest,
 )
 from rerank_actor.job_file import Settings
+from rerank_actor.progress import say
 from rerank_actor.runtime.connection import is_pipeline_running
 
 CONSOLE_SCRIPT = "rerank"
@@ -47,7 +48,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line."""
-        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        say(f"error: {message}; see {self.prog} --help")
         sys.exit(EXIT_BAD_JOB)
 
 
@@ -115,27 +116,27 @@ def call_command(command: Callable[[], int]) -> int:
     try:
         return command()
     except RunInterruptedError as error:
-        print(f"{error}; everything committed stays, the same command goes on from here", file=sys.stderr)
+        say(f"{error}; everything committed stays, the same command goes on from here")
         return 128 + int(error.where["signum"])
     except KeyboardInterrupt:
-        print("stopped; nothing was started", file=sys.stderr)
+        say("stopped; nothing was started")
         return 128 + signal.SIGINT
     except OutputConflictError as error:
-        print(f"refused: {error}", file=sys.stderr)
+        say(f"refused: {error}")
         return EXIT_REFUSED
     except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return EXIT_BAD_JOB
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except RerankError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return EXIT_FAILED
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else EXIT_FAILED * bool(error.code)
     except Exception as error:  # of a library, or of ours and not meant: a defect whatever it is
-        print(f"error: {_describe_defect(error)}", file=sys.stderr)
+        say(f"error: {_describe_defect(error)}")
         return EXIT_FAILED
 
 

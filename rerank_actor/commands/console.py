@@ -11,6 +11,7 @@ from typing import NoReturn
 from rerank_actor import __version__
 from rerank_actor.commands.command_line import CONSOLE_SCRIPT, EXIT_BAD_JOB, run_command
 from rerank_actor.errors import suggest
+from rerank_actor.progress import say
 
 COMMANDS = {
     "score": "score query-document pairs; the same command again resumes",
@@ -45,7 +46,7 @@ def call_console(arguments: Sequence[str]) -> int:
         return 0
     if name not in COMMANDS:
         hint = suggest(name, COMMANDS)
-        print(f"error: unknown command {name}{hint}; see {CONSOLE_SCRIPT} --help", file=sys.stderr)
+        say(f"error: unknown command {name}{hint}; see {CONSOLE_SCRIPT} --help")
         return EXIT_BAD_JOB
     module = importlib.import_module(f"rerank_actor.commands.{name}")
     return int(getattr(module, name)(rest))

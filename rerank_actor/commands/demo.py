@@ -1,7 +1,6 @@
 """Run the main job on sample data with the model of the package: `python -m jobs.demo`."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from rerank_actor.benchmark.sample import (
 )
 from rerank_actor.commands.command_line import Parser, name_program
 from rerank_actor.commands.score import score
+from rerank_actor.progress import say
 
 SHOWN_QUERIES = ("held-en-11", "held-de-16", "held-fr-12", "held-es-07")
 SHOWN_CANDIDATES = 3
@@ -41,7 +41,7 @@ def demo(arguments: Sequence[str] | None = None) -> int:
     write_sample_ids(folder / "beir")
     flags = ["--input", pairs, "--output", scores, "--model", DEMO_MODEL, "--engine", options.engine, "--check-scores"]
     command = [str(flag) for flag in flags]
-    print(name_program("score"), " ".join(command), file=sys.stderr)
+    say(f"{name_program('score')} {' '.join(command)}")
     code = score(command)
     if code == 0:
         rows = ds.dataset(scores, format="parquet").to_table().to_pylist()

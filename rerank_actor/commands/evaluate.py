@@ -1,7 +1,6 @@
 """Say how well scored outputs rank: `rerank evaluate --scored OUTPUT... --qrels FILE`."""
 
 import json
-import sys
 from collections.abc import Sequence
 
 from rerank_actor import storage
@@ -10,6 +9,7 @@ from rerank_actor.evaluation.evaluate import RETRIEVAL_COLUMN, EvaluationSpec, e
 from rerank_actor.evaluation.measures import KNOWN, parse_measure
 from rerank_actor.evaluation.table import make_table, to_record
 from rerank_actor.mining.qrels import load_judgements
+from rerank_actor.progress import say
 from rerank_actor.storage.uri import normalize_uri
 
 DEFAULT_MEASURES = ("ndcg@10", "map", "mrr@10", "recall@100")
@@ -73,5 +73,5 @@ def evaluate(arguments: Sequence[str] | None = None) -> int:
         storage.write_bytes(storage.join_uri(folder, "table.md"), table.encode())
         record = {"qrels": normalize_uri(options.qrels), "scored": list(spec.scored), **to_record(result)}
         storage.write_bytes(storage.join_uri(folder, "evaluation.json"), json.dumps(record, indent=1).encode())
-        print(f"written: {folder}", file=sys.stderr)
+        say(f"written: {folder}")
     return 0

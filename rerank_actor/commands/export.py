@@ -1,11 +1,11 @@
 """Write a scored output as a ranking: `python -m jobs.export SCORED --format trec|tevatron|mteb-predictions`."""
 
-import sys
 from collections.abc import Sequence
 
 from rerank_actor.commands.command_line import Parser, name_program
 from rerank_actor.errors import JobError
 from rerank_actor.outputs.export import FORMATS, SPACES, ExportSpec, export_scores
+from rerank_actor.progress import say
 from rerank_actor.storage.uri import normalize_uri
 
 
@@ -47,5 +47,5 @@ def export(arguments: Sequence[str] | None = None) -> int:
     )
     left_out = f"; left out {result.unscored:,} without a score" if result.unscored else ""
     left_out += f"; {result.doubled:,} that were there twice" if result.doubled else ""
-    print(f"{result.queries:,} queries, {result.candidates:,} candidates{left_out}", file=sys.stderr)
+    say(f"{result.queries:,} queries, {result.candidates:,} candidates{left_out}")
     return 0

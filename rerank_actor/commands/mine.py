@@ -5,14 +5,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_flags, name_program
 from rerank_actor.job_file import check_job, read_job_file
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.run import MineResult, mine_scores
-from rerank_actor.progress import LineReporter
+from rerank_actor.progress import LineReporter, PlainConsole, say
 
 
 def make_parser() -> Parser:
@@ -56,8 +55,8 @@ def _print_result(result: MineResult, job: MineJob) -> None:
     ]
     figures += [f"{run['pairs_per_second']:,.0f} pairs/s"] if run["pairs"] else []
     figures += [f"{len(result.failed):,} units failed"] if result.failed else []
-    print(f"{result.status}: {', '.join(figures)}", file=sys.stderr)
-    print(f"what each rule removed, with examples: {job.output}/_mine/report.html", file=sys.stderr)
+    say(f"{result.status}: {', '.join(figures)}")
+    say(f"what each rule removed, with examples: {job.output}/_mine/report.html")
 
 
 def _print_table(result: MineResult) -> None:
@@ -78,4 +77,4 @@ def _print_table(result: MineResult) -> None:
             else f"{row['mean_margin']:.4f}" + (f" ({row['margin_space']})" if row["margin_space"] != space else ""),
             f"{row['suspected_false_negatives']:,}",
         )
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    PlainConsole(width=None if sys.stdout.isatty() else 120).print(table)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_flags, name_program
 from rerank_actor.job import ScoreJob, load_job
-from rerank_actor.progress import make_reporter
+from rerank_actor.progress import make_reporter, say
 from rerank_actor.scoring.run import RunResult, run_job
 
 
@@ -41,10 +41,7 @@ def score(arguments: Sequence[str] | None = None) -> int:
         result = run_job(job, reporter)
     _print_result(result)
     if result.failed:
-        print(
-            f"{name_program('status')} {job.output} names the failed units; the same command tries them again",
-            file=sys.stderr,
-        )
+        say(f"{name_program('status')} {job.output} names the failed units; the same command tries them again")
     print(job.output)
     return EXIT_FAILED if result.status == "failed" else 0
 
@@ -65,4 +62,4 @@ def _print_result(result: RunResult) -> None:
     ]
     figures += [f"{result.untried:,} not tried"] if result.untried else []
     figures += [f"{rate:,.1f} pairs/s"] if rate else []
-    print(f"{result.status}: {', '.join(figures)}", file=sys.stderr)
+    say(f"{result.status}: {', '.join(figures)}")

@@ -1,13 +1,14 @@
 """Check an output: `python -m jobs.verify OUTPUT`. Exit code 0 when every planned row is there exactly once, else 1."""
 
-import sys
 from collections.abc import Sequence
 
 from rerank_actor.bitext.job import list_outputs
 from rerank_actor.bitext.selection.output import SelectionStatus, check_delivered, read_selection_status
 from rerank_actor.commands.command_line import EXIT_FAILED, Parser, name_program
+from rerank_actor.errors import show
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.verify import Verification, verify_output
+from rerank_actor.progress import say
 from rerank_actor.storage.uri import normalize_uri
 
 
@@ -35,9 +36,7 @@ def verify(arguments: Sequence[str] | None = None) -> int:
             if Output(output).load_plan() is None:
                 print("not begun")
                 continue
-        result = verify_output(
-            output, delete_damaged=options.delete_damaged, report=lambda message: print(message, file=sys.stderr)
-        )
+        result = verify_output(output, delete_damaged=options.delete_damaged, report=say)
         _print_result(result)
         problems += len(result.problems)
     return EXIT_FAILED if problems else 0
@@ -47,13 +46,13 @@ def _verify_delivered(uri: str, delivered: list[SelectionStatus]) -> int:
     """Check the files that were selected into a folder, print what is wrong, and return 0 or 1."""
     problems_by_name = {status.name: check_delivered(uri, status) for status in delivered}
     for name, problems in problems_by_name.items():
-        print("\n".join(problems) if problems else f"{name}: right, its files are those that were written")
+        print("\n".join(map(show, problems)) if problems else f"{name}: right, its files are those that were written")
     return EXIT_FAILED if any(problems_by_name.values()) else 0
 
 
 def _print_result(result: Verification) -> None:
     for problem in result.problems:
-        print(problem)
+        print(show(problem))
     verdict = "not right" if result.problems else "right"
     deleted = f", {result.deleted:,} damaged parts deleted" if result.deleted else ""
     print(

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from rerank_actor.inputs.listing import LeftOut
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.price import find_stored_price, format_dollars
 from rerank_actor.outputs.scored import ScoredOutput, require_scored
-from rerank_actor.progress import format_seconds
+from rerank_actor.progress import PlainConsole, format_seconds
 from rerank_actor.storage.lease import is_running
 
 RATE_WINDOW_SECONDS = 900.0
@@ -153,7 +152,7 @@ def print_status(status: JobStatus, *, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(asdict(status), indent=2))
         return
-    console = Console(highlight=False)
+    console = PlainConsole()
     share = 100 * status.committed_rows / status.rows if status.rows else 100.0
     table = Table(show_header=False)
     table.add_row("output", status.output)
@@ -184,7 +183,6 @@ def print_status(status: JobStatus, *, as_json: bool = False) -> None:
         console.print(
             f"unit {record['unit']} (rows {record['row_start']} to {record['row_start'] + record['num_rows']} of "
             f"{record['shard']}), {record['attempts']} attempts: {record['error']}",
-            markup=False,
             soft_wrap=True,
         )
     if len(status.failed) > SHOWN_FAILURES:
@@ -211,4 +209,4 @@ def print_statuses(statuses: Sequence[JobStatus], *, as_json: bool = False) -> N
     done, rows = (sum(getattr(status, name) for status in statuses) for name in ("committed_rows", "rows"))
     failed = sum(len(status.failed) for status in statuses)
     table.add_row(f"{len(statuses):,} in all", "", f"{done:,}", f"{rows:,}", f"{failed:,}", "", "", style="bold")
-    Console(highlight=False).print(table)
+    PlainConsole().print(table)

@@ -3,16 +3,20 @@
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from rerank_actor.errors import JobError, RunInterruptedError, describe_cause
+from rerank_actor.errors import ClusterError, JobError, RunInterruptedError, describe_cause
 
 CONNECT_SECONDS = 10.0
+START_ATTEMPTS = 2
+TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 PIPELINE_THREAD = "rerank-actor pipeline"
 
 
@@ -67,18 +71,9 @@ def connect_ray(job: NamesCluster, watch: "SignalWatch") -> Iterator[Connection]
     if connection.is_ours:
         _refuse_silent_address(address)
         try:
-            ray.init(address=address, **arguments)
+            _start_local(arguments) if address == "local" else _join_cluster(address, arguments)
         except SystemExit as error:  # Ray's own handler of SIGTERM, until ours is back in place
             raise RunInterruptedError("stopped by SIGTERM", signum=signal.SIGTERM) from error
-        except Exception as error:  # Ray raises a plain one where a node does not come up in time
-            if address == "local":
-                raise JobError(
-                    f"Ray did not start on this machine ({describe_cause(error)}); start again, or name a cluster with "
-                    "--ray-address"
-                ) from error
-            raise JobError(
-                f"no Ray cluster at {address} ({describe_cause(error)}); check --ray-address or RAY_ADDRESS"
-            ) from error
     watch.install()  # ray.init puts a handler of its own in the place of ours
     try:
         watch.check()
@@ -86,6 +81,44 @@ def connect_ray(job: NamesCluster, watch: "SignalWatch") -> Iterator[Connection]
     finally:
         if connection.is_ours and not is_pipeline_running():
             ray.shutdown()
+
+
+def _start_local(arguments: dict[str, Any]) -> None:
+    """Start a Ray on this machine; once more where it did not come up, as on a machine that is busy.
+
+    Ray's servers listen on all interfaces and take calls from who has its token. Left alone it writes one to the home folder
+    that every user of the machine can read; this one is known to this process and its children.
+    """
+    import ray
+
+    if not any(name in os.environ for name in TOKEN_VARIABLES):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for good: Ray keeps the first that it sees
+    for attempt in range(START_ATTEMPTS):
+        try:
+            ray.init(address="local", **arguments)
+            return
+        except Exception as error:  # Ray raises a plain one where a node does not come up in time
+            ray.shutdown()
+            if attempt + 1 == START_ATTEMPTS:
+                raise ClusterError(
+                    f"Ray did not start on this machine in {START_ATTEMPTS} attempts ({describe_cause(error)}); nothing was "
+                    "scored; give the same command when the machine is less busy, or name a cluster with --ray-address"
+                ) from error
+
+
+def _join_cluster(address: str, arguments: dict[str, Any]) -> None:
+    import ray
+
+    is_token_chosen = any(name in os.environ for name in TOKEN_VARIABLES)
+    token = Path.home() / ".ray" / "auth_token"
+    try:
+        ray.init(address=address, **arguments)
+    except Exception as error:
+        hint = f"; {token} makes Ray ask with a token: RAY_AUTH_MODE=disabled where the cluster takes none"
+        raise JobError(
+            f"no Ray cluster at {address} ({describe_cause(error)}); check --ray-address or RAY_ADDRESS"
+            + (hint if token.exists() and not is_token_chosen else "")
+        ) from error
 
 
 def _refuse_silent_address(address: str) -> None:
@@ -102,7 +135,7 @@ def _refuse_silent_address(address: str) -> None:
 
 
 class SignalWatch:
-    """Remembers SIGINT and SIGTERM until the run asks for them.
+    """Remembers SIGINT, SIGTERM and, unless it is ignored (`nohup`), SIGHUP until the run asks for them.
 
     A handler that raised would do so in the middle of whatever Ray's compiled code is at, which swallows the exception
     or ends the process.
@@ -112,13 +145,13 @@ class SignalWatch:
         self._received: signal.Signals | None = None
 
     def install(self) -> None:
-        """Take the two signals; only the main thread can."""
+        """Take the signals; only the main thread can."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in list_signals():
                 signal.signal(number, self._take)
 
     def _take(self, signum: int, frame: Any) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in list_signals():
             signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
         self._received = signal.Signals(signum)
 
@@ -128,14 +161,20 @@ class SignalWatch:
             raise RunInterruptedError(f"stopped by {self._received.name}", signum=int(self._received))
 
 
+def list_signals() -> list[signal.Signals]:
+    """Return the signals that end a run."""
+    hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hang_up]
+
+
 @contextlib.contextmanager
 def watch_signals() -> Iterator[SignalWatch]:
-    """Watch for SIGINT and SIGTERM, and put back afterwards what was there."""
+    """Watch for the signals that end a run, and put back afterwards what was there."""
     watch = SignalWatch()
     if threading.current_thread() is not threading.main_thread():
         yield watch
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in list_signals()}
     watch.install()
     try:
         yield watch

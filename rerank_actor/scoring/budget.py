@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from rerank_actor.engines.model import RerankerModel
@@ -31,7 +30,7 @@ from rerank_actor.outputs.price import (
     require_gpu_type,
 )
 from rerank_actor.outputs.status import count_actors
-from rerank_actor.progress import Reporter, format_seconds
+from rerank_actor.progress import PlainConsole, Reporter, format_seconds
 from rerank_actor.runtime.pool import join_gpus
 from rerank_actor.scoring.estimate import Estimate, estimate_prepared
 from rerank_actor.scoring.preflight import PreparedJob, is_up_to_date, prepare_job
@@ -275,7 +274,7 @@ def store_budget(prepared: PreparedJob, budget: Budget, reporter: Reporter) -> b
 
 def print_budget(budget: Budget, size: ModelSize | None) -> None:
     """Print a budget for a person: by number of actors, and by GPU."""
-    console = Console(highlight=False)
+    console = PlainConsole()
     table = Table(title="Budget", show_header=False, title_justify="left")
     table.add_row("prompt tokens", f"{budget.pending_tokens:,} to score, {budget.tokens:,} in all")
     table.add_row("prefix cache", f"can have {100 * budget.cached_share:.1f} % of them, by the sample")
@@ -311,7 +310,7 @@ def _tabulate_actors(budget: Budget) -> Table:
     return table
 
 
-def _print_gpus(console: Console, budget: Budget, size: ModelSize | None) -> None:
+def _print_gpus(console: PlainConsole, budget: Budget, size: ModelSize | None) -> None:
     """Print what other GPUs would cost, by the table's figures, where the model's size is known."""
     lengths = budget.estimate.num_tokens
     if size is None or not len(lengths):
@@ -349,4 +348,4 @@ def print_gpu_types() -> None:
     for kind in load_gpu_types().values():
         numbers = f"{kind.memory_gib:g}", f"{kind.tflops:g}", f"{kind.price:.4g}"
         table.add_row(kind.name, *numbers, kind.instance, f"{kind.source}, {kind.date:%Y-%m-%d}")
-    Console(highlight=False).print(table)
+    PlainConsole().print(table)

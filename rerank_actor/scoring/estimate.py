@@ -6,14 +6,13 @@ Reads a few units, tokenizes some of their pairs, counts. Starts neither Ray nor
 from dataclasses import dataclass, replace
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from rerank_actor import storage
 from rerank_actor.engines.model import load_tokenizer_json
 from rerank_actor.job import RunSettings, ScoreJob
 from rerank_actor.outputs.folder import list_pending
-from rerank_actor.progress import Reporter, format_seconds
+from rerank_actor.progress import PlainConsole, Reporter, format_seconds
 from rerank_actor.scoring.lookups import sample_lookups
 from rerank_actor.scoring.preflight import PreparedJob, make_prepare_spec, prepare_job
 from rerank_actor.scoring.prepare import prepare_unit
@@ -159,7 +158,7 @@ def find_rate(job: RunSettings, manifest: dict[str, object]) -> tuple[float | No
 
 def print_estimate(estimate: Estimate) -> None:
     """Print a dry run's findings for a person."""
-    console = Console(highlight=False)
+    console = PlainConsole()
     table = Table(title="Plan", show_header=False, title_justify="left")
     sampled = len(estimate.num_tokens)
     rows = [
@@ -199,9 +198,9 @@ def print_estimate(estimate: Estimate) -> None:
         table.add_row(name, value)
     console.print(table)
     for problem in estimate.unreadable:
-        console.print(f"unreadable: {problem}", markup=False)
+        console.print(f"unreadable: {problem}")
     for item in estimate.left_out:
-        console.print(f"left out: {item}", markup=False)
+        console.print(f"left out: {item}")
     if sampled:
         console.print(_make_histogram(estimate.num_tokens))
 

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from rerank_actor.bitext.selection.tally import BIN_WIDTHS
@@ -23,6 +22,7 @@ from rerank_actor.outputs.html import (
     make_table,
     make_text,
 )
+from rerank_actor.progress import PlainConsole
 
 OVERVIEW = ("lang pair", "candidates", "scored", "kept", "share", "mean score", "space", "estimated precision")
 CURVE_NAMES = ("precision", "recall", "f1")
@@ -80,7 +80,7 @@ def print_table(title: str, header: Sequence[str], rows: list[list[Any]]) -> Non
         table.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    PlainConsole(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def render_report(results: Sequence[dict[str, Any]], deliver: str, title: str = "Selected translation pairs") -> str:
