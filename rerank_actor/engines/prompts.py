@@ -10,7 +10,7 @@ encodes the whole string where it does not hold.
 
 import copy
 import itertools
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
@@ -19,20 +19,12 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from rerank_actor.engines.template import Template
+from rerank_actor.engines.parts import split_template, without_added_tokens
+from rerank_actor.engines.template import Template, fill
+from rerank_actor.engines.text_faults import QUERY_TOO_LONG, find_document_fault, find_fault
 from rerank_actor.engines.tokenization import TextEncoder
-from rerank_actor.storage.utf8 import is_unicode
 
-QUERY_NULL = "query is null"
-QUERY_NOT_TEXT = "query is not text"
-QUERY_BAD_UNICODE = "query is not valid Unicode"
-QUERY_TOO_LONG = "query leaves no room for the document within max_length"
-DOCUMENT_NULL = "document is null"
-DOCUMENT_NOT_TEXT = "document is not text"
-DOCUMENT_BAD_UNICODE = "document is not valid Unicode"
-INSTRUCTION_NOT_TEXT = "instruction is not text"
-INSTRUCTION_BAD_UNICODE = "instruction is not valid Unicode"
-
+_FIELDS = r"\{instruction\}|\{query\}"
 
 # Texts that tell whether a tokenizer may be fed in parts: spaces, newlines, marks and digits on both sides of a cut.
 _PROBES = (
@@ -52,7 +44,7 @@ class Prompts:
         group: int32 [num_pairs]; equal for pairs that share instruction and query, so that engines can keep them
             together.
         head_tokens: int32 [num_pairs], tokens before the document, which pairs of one group share.
-        truncated_tokens: int32 [num_pairs], document tokens cut off.
+        truncated_tokens: int32 [num_pairs], tokens of the document cut off, and of the query where that may be cut too.
         errors: string [num_pairs], null where the pair can be scored.
         original: int32 [num_pairs], the pair whose logit this one gets: itself, or the first that is the same, which
             alone has token ids.
@@ -189,17 +181,16 @@ class PairEncoder:
         # Truncation or padding settings saved in tokenizer.json would cut prompts behind our back.
         full.no_truncation()
         full.no_padding()
-        self._text_tokenizer = full if parse_special_tokens else _without_added_tokens(full)
-        if self.template.prefix:
-            self.prefix_ids = full.encode(self.template.prefix, add_special_tokens=False).ids
-            self.suffix_ids = full.encode(self.template.suffix, add_special_tokens=False).ids
-            self._separator_ids: list[int] = []
-        else:
-            self.prefix_ids, self._separator_ids, self.suffix_ids = _control_tokens(full)
+        keeps_plain = template.control != "none"
+        self._text_tokenizer = full if parse_special_tokens else without_added_tokens(full, keeps_plain=keeps_plain)
+        parts = split_template(template, full)
+        self.prefix_ids, self.suffix_ids, self._separator_ids = parts.prefix_ids, parts.suffix_ids, parts.separator_ids
+        self._head, self._tail, self._closing = parts.head, parts.tail, parts.closing
         self._texts = TextEncoder(self._text_tokenizer, is_plain=not parse_special_tokens)
-        self._document_prefix = self.template.document_separator
-        self._blank_ids = self._encode([self._document_prefix])[0] if self._document_prefix else []
-        self.encodes_in_parts = not self.template.prefix or self._can_cut()
+        self._document_prefix = template.document_separator
+        self.encodes_in_parts = template.control == "pair" or self._find_cut()
+        self._blank_ids = self._encode([self._document_prefix])[0] if self._document_prefix.isspace() else []
+        self._closing_ids = self._encode([self._closing])[0] if self._closing else []
 
     def with_max_length(self, max_length: int) -> "PairEncoder":
         """Return an encoder that differs in the length alone."""
@@ -220,20 +211,32 @@ class PairEncoder:
         errors, groups, heads = self._group_pairs(queries, documents, instructions)
         scorable = np.flatnonzero([error is None for error in errors])
         group = np.array(groups, np.int32)
-        head_ids, document_ids, owner = self._encode_bodies(
-            heads, group[scorable], [documents[pair] for pair in scorable]
-        )
-        head_lengths = np.array([len(ids) for ids in head_ids], np.int64)[owner]
+        texts = [documents[pair] for pair in scorable]
+        if self.template.strips:
+            texts = [text.strip() for text in texts]
+        head_ids, document_ids, tail_ids, owner = self._encode_bodies(heads, group[scorable], texts)
+        tail_lengths = np.array([len(ids) for ids in tail_ids], np.int64)
+        fixed = len(self.prefix_ids) + len(self.suffix_ids) + tail_lengths[owner if len(tail_ids) > 1 else owner * 0]
         lengths = np.array([len(ids) for ids in document_ids], np.int64)
-        room = self.max_length - len(self.prefix_ids) - len(self.suffix_ids) - head_lengths
+        if self.template.longest_first:
+            owner, head_cut = self._cut_heads(head_ids, owner, lengths, self.max_length - fixed)
+        elif self.template.query_share < 1:
+            head_cut = self._cut_queries(head_ids)[owner]
+        else:
+            head_cut = np.zeros(len(lengths), np.int64)
+        head_lengths = np.array([len(ids) for ids in head_ids], np.int64)[owner]
+        room = self.max_length - fixed - head_lengths
+        closed = self._close(document_ids, lengths, room) if self._closing_ids else np.zeros(len(lengths), np.int64)
         truncated = np.maximum(lengths - room, 0)
         for index in np.flatnonzero(truncated):
             # Of an empty document only the space before it can be cut, as the reference does.
-            is_empty = documents[scorable[index]] == ""
-            if room[index] < 0 or not (is_empty or self._has_room(document_ids[index], int(room[index]))):
+            is_empty = texts[index] == ""
+            if room[index] < 0 or not (
+                is_empty or self._has_room(document_ids[index], int(room[index] - closed[index]))
+            ):
                 errors[scorable[index]] = QUERY_TOO_LONG
         fits = np.array([errors[index] is None for index in scorable], bool)
-        flat = self._join(head_ids, document_ids, owner[fits], fits, (lengths - truncated)[fits])
+        flat = self._join((head_ids, document_ids, tail_ids), owner[fits], fits, (lengths - truncated)[fits])
 
         def spread(values: np.ndarray) -> np.ndarray:
             """Return values of the pairs that have a prompt in their places among all pairs, 0 elsewhere."""
@@ -242,14 +245,14 @@ class PairEncoder:
             return spread_values
 
         head_tokens = len(self.prefix_ids) + head_lengths[fits]
-        num_tokens = spread(head_tokens + (lengths - truncated)[fits] + len(self.suffix_ids))
+        num_tokens = spread(fixed[fits] + head_lengths[fits] + (lengths - truncated)[fits])
         offsets = np.concatenate([[0], np.cumsum(num_tokens)]).astype(np.int32)
         return Prompts(
             pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)),
             num_tokens,
             group,
             spread(head_tokens),
-            spread(truncated[fits]),
+            spread((truncated + closed + head_cut)[fits]),
             pa.array(errors, pa.string()),
             np.arange(len(errors), dtype=np.int32),
             np.full(len(errors), np.nan, np.float32),
@@ -257,44 +260,94 @@ class PairEncoder:
 
     def _group_pairs(
         self, queries: Sequence[Any], documents: Sequence[Any], instructions: Sequence[Any] | None
-    ) -> tuple[list[str | None], list[int], list[str]]:
-        """Return why pairs cannot be scored, a number for each pair's head, and the texts of the heads."""
+    ) -> tuple[list[str | None], list[int], list[tuple[str, str]]]:
+        """Return why pairs cannot be scored, a number for each pair's head, and instruction and query of the heads."""
         errors: list[str | None] = []
         groups: list[int] = []
         numbers: dict[tuple[Any, Any], int] = {}
-        heads: list[str] = []
+        heads: list[tuple[str, str]] = []
         given = instructions if instructions is not None else [None] * len(queries)
         for query, document, instruction in zip(queries, documents, given, strict=True):
             instruction = self.instruction if instruction is None else instruction
             # What is no text may not even be hashable.
             key = (instruction, query) if type(query) is str and type(instruction) is str else None
             number = numbers.get(key, -1) if key is not None else -1
-            error = _find_fault(query, document, instruction) if number < 0 else _find_document_fault(document)
+            error = find_fault(query, document, instruction) if number < 0 else find_document_fault(document)
             if error is None and number < 0:
                 number = len(heads)
                 numbers[instruction, query] = number
-                heads.append(self.template.format_head(instruction, query))
+                heads.append((instruction, query.strip() if self.template.strips else query))
             errors.append(error)
             groups.append(number if error is None else 0)
         return errors, groups, heads
 
+    def _cut_heads(
+        self, head_ids: list[list[int]], owner: np.ndarray, lengths: np.ndarray, room: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Add heads with shorter queries where tokenizers would cut those too; return each pair's head and tokens cut."""
+        separators = len(self._separator_ids)
+        head_cut, owner = np.zeros(len(owner), np.int64), owner.copy()
+        queries = np.array([len(ids) for ids in head_ids], np.int64)[owner] - separators
+        for index in np.flatnonzero(queries + lengths + separators > room):
+            query, texts = int(queries[index]), int(room[index]) - separators
+            shorter = min(query, int(lengths[index]))
+            if shorter + max(shorter, texts - shorter) <= texts:
+                keeps = query if query == shorter else texts - shorter
+            else:  # halves; the odd token is the longer text's
+                keeps = texts // 2 + (texts % 2 if query > lengths[index] else 0)
+            if 0 < keeps < query:
+                whole = head_ids[owner[index]]
+                head_ids.append([*whole[:keeps], *whole[len(whole) - separators :]])
+                owner[index], head_cut[index] = len(head_ids) - 1, query - keeps
+        return owner, head_cut
+
+    def _cut_queries(self, head_ids: list[list[int]]) -> np.ndarray:
+        """Cut queries that are longer than their share of a prompt; return the tokens cut of each head."""
+        separators = len(self._encode_pieces(self._head[1:], [("", "")])[0])
+        own = len(self.suffix_ids) + sum(len(part) for part in self._tail) + len(self._closing_ids)
+        most = int((self.max_length - own) * self.template.query_share)
+        cut = np.zeros(len(head_ids), np.int64)
+        for number, ids in enumerate(head_ids):
+            query = len(ids) - separators
+            if query > most:
+                head_ids[number] = [*ids[:most], *ids[query:]]
+                cut[number] = query - most
+        return cut
+
+    def _close(self, document_ids: list[list[int]], lengths: np.ndarray, room: np.ndarray) -> np.ndarray:
+        """Give documents that fill a prompt the fixed text after them; return the tokens they lose by it.
+
+        As the reference does it, which writes that text over the last tokens of each prompt that is as long as may be.
+        """
+        closed = np.zeros(len(lengths), np.int64)
+        for index in np.flatnonzero(lengths >= room):
+            keeps = int(room[index]) - len(self._closing_ids)
+            if keeps < 0:
+                room[index] = min(room[index], lengths[index] - 1, -1)
+            else:
+                closed[index] = max(0, int(lengths[index]) - len(self._closing_ids) - keeps)
+                document_ids[index] = [*document_ids[index][:keeps], *self._closing_ids]
+                lengths[index] = len(document_ids[index])
+        return closed
+
     def _join(
         self,
-        head_ids: list[list[int]],
-        document_ids: list[list[int]],
+        runs_by_kind: tuple[list[list[int]], list[list[int]], list[list[int]]],
         owner: np.ndarray,
         fits: np.ndarray,
         lengths: np.ndarray,
     ) -> np.ndarray:
-        """Return the ids of all prompts one after the other: prefix and head, what is left of a document, suffix."""
+        """Return the ids of all prompts one after the other: prefix and head, what is left of a document, the rest."""
+        head_ids, document_ids, tail_ids = runs_by_kind
         whole_heads = [[*self.prefix_ids, *ids] for ids in head_ids]
-        runs = [*whole_heads, *document_ids, self.suffix_ids]
+        runs = [*whole_heads, *document_ids, *([*ids, *self.suffix_ids] for ids in tail_ids)]
         source = np.fromiter(itertools.chain.from_iterable(runs), np.int32)
         run_lengths = np.array([len(run) for run in runs], np.int64)
         run_starts = np.cumsum(run_lengths) - run_lengths
         document_runs = len(whole_heads) + np.flatnonzero(fits)
-        starts = np.stack([run_starts[owner], run_starts[document_runs], np.full(len(owner), run_starts[-1])], axis=1)
-        sizes = np.stack([run_lengths[owner], lengths, np.full(len(owner), run_lengths[-1])], axis=1)
+        tail_runs = len(runs) - len(tail_ids) + (owner if len(tail_ids) > 1 else owner * 0)
+        starts = np.stack([run_starts[owner], run_starts[document_runs], run_starts[tail_runs]], axis=1)
+        sizes = np.stack([run_lengths[owner], lengths, run_lengths[tail_runs]], axis=1)
         starts, sizes = starts.ravel(), sizes.ravel()
         positions: np.ndarray = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
         return np.asarray(source[positions], np.int32)
@@ -308,93 +361,69 @@ class PairEncoder:
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return self._texts.encode(texts)
 
+    def _encode_pieces(self, parts: Sequence[tuple[int, ...] | str], fields: list[tuple[str, str]]) -> list[list[int]]:
+        """Return the ids of parts with their fields filled in, for each instruction and query."""
+        if len(parts) == 1 and isinstance(parts[0], str):
+            return self._encode([fill(parts[0], *pair) for pair in fields])
+        whole: list[list[int]] = [[] for _ in fields]
+        for part in parts:
+            found = (
+                self._encode([fill(part, *pair) for pair in fields]) if isinstance(part, str) else [part] * len(fields)
+            )
+            for ids, more in zip(whole, found, strict=True):
+                ids.extend(more)
+        return whole
+
     def _encode_bodies(
-        self, heads: list[str], owner: np.ndarray, documents: list[str]
-    ) -> tuple[list[list[int]], list[list[int]], np.ndarray]:
-        """Return ids of heads, which include what separates head and document, ids of documents, and each one's head."""
+        self, heads: list[tuple[str, str]], owner: np.ndarray, documents: list[str]
+    ) -> tuple[list[list[int]], list[list[int]], list[list[int]], np.ndarray]:
+        """Return ids of heads, with what separates head and document, of documents, of what follows, and each one's head."""
+        tail_ids = self._encode_pieces(self._tail, heads) if self._tail else [[]]
         if self.encodes_in_parts:
-            head_ids = [[*ids, *self._separator_ids] for ids in self._encode(heads)]
-            return head_ids, self._encode([self._document_prefix + document for document in documents]), owner
+            head_ids = self._encode_pieces(self._head, heads)
+            if self._separator_ids:
+                head_ids = [[*ids, *self._separator_ids] for ids in head_ids]
+            bodies = [self._document_prefix + document + self._closing for document in documents]
+            return head_ids, self._encode(bodies), tail_ids, owner
+        before = self._encode_pieces(self._head[:-1], heads)
+        lefts = [fill(str(self._head[-1]), *pair) for pair in heads]
         head_ids, document_ids = [], []
         for head, document in zip(owner, documents, strict=True):
             encoding = self._text_tokenizer.encode(
-                heads[head] + self._document_prefix + document, add_special_tokens=False
+                lefts[head] + self._document_prefix + document + self._closing, add_special_tokens=False
             )
-            cut = sum(start < len(heads[head]) for start, _ in encoding.offsets)
-            head_ids.append(encoding.ids[:cut])
+            cut = sum(start < len(lefts[head]) for start, _ in encoding.offsets)
+            head_ids.append([*before[head], *encoding.ids[:cut]])
             document_ids.append(encoding.ids[cut:])
-        return head_ids, document_ids, np.arange(len(owner))
+        tails = [tail_ids[head] for head in owner] if len(tail_ids) > 1 else tail_ids
+        return head_ids, document_ids, tails, np.arange(len(owner))
 
-    def _can_cut(self) -> bool:
-        """Whether encoding head and document apart gives the ids of the whole, on texts made to break it."""
-        for query in _PROBES:
-            head = self.template.format_head(self.instruction, query)
-            tails = [self._document_prefix + probe for probe in _PROBES]
-            head_ids = self._encode([head])[0]
-            apart = [head_ids + ids for ids in self._encode(tails)]
-            if apart != self._encode([head + tail for tail in tails]):
+    def _find_cut(self) -> bool:
+        """Find where head and document can be encoded apart: before the separator, or some characters earlier."""
+        left, separator, closing = str(self._head[-1]), self._document_prefix, self._closing
+        rest = re.split(_FIELDS, self._tail[0])[0] if self._tail and isinstance(self._tail[0], str) else ""
+        if self._can_cut(left, separator, closing, rest):
+            return True
+        fixed = re.split(_FIELDS, left)[-1]
+        for moved in range(1, min(3, len(fixed)) + 1):
+            if self._can_cut(left[:-moved], left[-moved:] + separator, closing, rest):
+                self._head = (*self._head[:-1], left[:-moved])
+                self._document_prefix = left[-moved:] + separator
+                return True
+        return False
+
+    def _can_cut(self, left: str, separator: str, closing: str, rest: str) -> bool:
+        """Whether encoding head, document and what follows apart gives the ids of the whole, on texts made to break it."""
+        rest_ids = self._encode([rest])[0] if rest else []
+        for query in _PROBES if "{query}" in left else _PROBES[:1]:
+            head = fill(left, self.instruction, query)
+            bodies = [separator + probe + closing for probe in _PROBES]
+            head_ids = self._encode([head])[0] if head else []
+            apart = [[*head_ids, *ids, *rest_ids] for ids in self._encode(bodies)]
+            if apart != self._encode([head + body + rest for body in bodies]):
                 return False
         return True
 
 
 def _no_ids(num_pairs: int) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(np.zeros(num_pairs + 1, np.int32)), pa.array([], pa.int32()))
-
-
-def _find_fault(query: Any, document: Any, instruction: Any) -> str | None:
-    if query is None:
-        return QUERY_NULL
-    if not isinstance(query, str):
-        return QUERY_NOT_TEXT
-    if not isinstance(document, str):
-        return _find_document_fault(document)
-    if not isinstance(instruction, str):
-        return INSTRUCTION_NOT_TEXT
-    if not is_unicode(query):
-        return QUERY_BAD_UNICODE
-    if not is_unicode(instruction):
-        return INSTRUCTION_BAD_UNICODE
-    return _find_document_fault(document)
-
-
-def _find_document_fault(document: Any) -> str | None:
-    if document is None:
-        return DOCUMENT_NULL
-    if not isinstance(document, str):
-        return DOCUMENT_NOT_TEXT
-    return None if is_unicode(document) else DOCUMENT_BAD_UNICODE
-
-
-def _without_added_tokens(full: Tokenizer) -> Tokenizer:
-    """Return the tokenizer without its added tokens: control tokens in a text are then plain text like any other."""
-    parsed = json.loads(full.to_str())
-    control = {token["content"] for token in parsed["added_tokens"] if token["special"]}
-    model = parsed["model"]
-    if model["type"] == "Unigram":
-        # Its vocabulary holds the control tokens too, where they would match like any other piece.
-        model["vocab"] = [
-            [f"\0{i}" if piece in control else piece, score] for i, (piece, score) in enumerate(model["vocab"])
-        ]
-    elif model["type"] != "BPE" or model.get("ignore_merges"):
-        keep = model.get("unk_token")
-        model["vocab"] = {
-            f"\0{i}" if piece in control and piece != keep else piece: i for piece, i in model["vocab"].items()
-        }
-    parsed["added_tokens"] = []
-    parsed["post_processor"] = None
-    return Tokenizer.from_str(json.dumps(parsed))
-
-
-def _control_tokens(full: Tokenizer) -> tuple[list[int], list[int], list[int]]:
-    """Return the ids that a cross-encoder's tokenizer puts before the query, between the texts, and at the end."""
-    encoding = full.encode("a", "a", add_special_tokens=True)
-    runs: list[list[int]] = [[]]
-    previous = None
-    for token_id, sequence in zip(encoding.ids, encoding.sequence_ids, strict=True):
-        if sequence is None:
-            runs[-1].append(token_id)
-        elif sequence != previous:
-            runs.append([])
-            previous = sequence
-    before, between, after = ([*runs, [], [], []])[:3]
-    return before, between, after

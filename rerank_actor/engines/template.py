@@ -7,15 +7,30 @@ the fields, give other scores.
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
 class Template:
-    """Text of one prompt: prefix, then `head` with instruction and query, a space, the document, suffix.
+    """Text of one prompt: prefix, `head` with instruction and query, separator, the document, suffix.
 
-    `head` ends in a colon and the document follows after one space. Tokenizers of the GPT-2 and Qwen families always
-    cut between the two, which is what lets the head be tokenized once for each query.
+    The head of Qwen3-Reranker ends in a colon and the document follows after one space. Tokenizers of the GPT-2 and Qwen
+    families always cut between the two, which is what lets the head be tokenized once for each query.
+
+    Attributes:
+        name: of the family.
+        prefix: fixed text before the first field, with control tokens.
+        head: from there to the document, with `{instruction}` and `{query}`; `{cut}` is a place where two tokenized texts meet.
+        suffix: after the document; holds `{query}` where the document stands first.
+        document_separator: between head and document.
+        control: tokens that the tokenizer itself puts around the texts: none, those of a single text or those of a pair.
+        strips: whether blanks around query and document are taken off.
+        longest_first: whether the longer of the two texts loses tokens, as tokenizers cut pairs; else the document alone.
+        query_share: part of a prompt that a query may fill before it is cut.
+        has_segments: whether the model is told where the second text begins.
+        instruction: used where the user gives none; None for that of the job.
     """
 
     name: str
@@ -23,22 +38,40 @@ class Template:
     head: str
     suffix: str
     document_separator: str = " "
+    control: Literal["none", "single", "pair"] = "none"
+    strips: bool = False
+    longest_first: bool = False
+    query_share: float = 1.0
+    has_segments: bool = False
+    instruction: str | None = None
 
     def format_head(self, instruction: str, query: str) -> str:
         """Return the part of the prompt that all documents of one query share, without the prefix."""
-        before_query, _, after_query = self.head.partition("{query}")
-        return before_query.replace("{instruction}", instruction, 1) + query + after_query
+        return fill(self.head, instruction, query)
 
     @property
     def takes_instruction(self) -> bool:
         """Whether the instruction is part of the prompt."""
-        return "{instruction}" in self.head
+        return "{instruction}" in self.head + self.suffix
 
     @property
     def digest(self) -> str:
         """Short hash of the template's bytes, for the fingerprint."""
-        parts = (self.prefix, self.head, self.document_separator, self.suffix)
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+        parts = [self.prefix, self.head, self.document_separator, self.suffix]
+        return hashlib.sha256("\0".join([*parts, *_list_changes(asdict(self))]).encode()).hexdigest()[:16]
+
+
+def _list_changes(fields: Mapping[str, Any]) -> list[str]:
+    """Return those fields that are not at their defaults and that can change ids, as text."""
+    names = ("control", "strips", "longest_first", "query_share", "has_segments")
+    return [f"{name}={fields[name]}" for name in names if fields[name] != Template.__dataclass_fields__[name].default]
+
+
+def fill(text: str, instruction: str, query: str) -> str:
+    """Return a text with its fields filled in; what they hold is not looked at for fields."""
+    before_query, found, after_query = text.partition("{query}")
+    before_query = before_query.replace("{instruction}", instruction, 1)
+    return before_query + query + after_query.replace("{instruction}", instruction, 1) if found else before_query
 
 
 QWEN3_RERANKER = Template(
@@ -55,4 +88,22 @@ QWEN3_RERANKER = Template(
 
 
 # A classic cross-encoder has no template text: its tokenizer joins the two texts with its own control tokens.
-CROSS_ENCODER = Template(name="cross-encoder", prefix="", head="{query}", suffix="", document_separator="")
+CROSS_ENCODER = Template(
+    name="cross-encoder",
+    prefix="",
+    head="{query}",
+    suffix="",
+    document_separator="",
+    control="pair",
+    longest_first=True,
+)
+CROSS_ENCODER_WITH_SEGMENTS = Template(
+    name="cross-encoder-with-segments",
+    prefix="",
+    head="{query}",
+    suffix="",
+    document_separator="",
+    control="pair",
+    longest_first=True,
+    has_segments=True,
+)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from rerank_actor.benchmark.sample import load_sample_rows, train_sample_tokenizer
-from rerank_actor.engines.prompts import _without_added_tokens
+from rerank_actor.engines.parts import without_added_tokens
 from rerank_actor.engines.tokenization import TextEncoder
 
 REAL = Path(__file__).parent.parent.parent.parent / "shared/qwen3-tokenizer/tokenizer.json"
@@ -20,7 +20,7 @@ CONTEXTS = ("ab{}cd", " x {} y", "a'{} b", "1{}2", "\n{}\n {}", "{0}{0}A{0}", "!
 
 def make_small() -> Tokenizer:
     texts = (text for row in load_sample_rows() for text in (row["query"], row["document"]) if text)
-    return _without_added_tokens(train_sample_tokenizer(texts))
+    return without_added_tokens(train_sample_tokenizer(texts))
 
 
 @pytest.fixture(scope="module", params=["small", "real"])
@@ -29,7 +29,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
         return make_small()
     if not REAL.exists():
         pytest.skip("the real vocabulary is not here")
-    return _without_added_tokens(Tokenizer.from_file(str(REAL)))
+    return without_added_tokens(Tokenizer.from_file(str(REAL)))
 
 
 def encode_slowly(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
