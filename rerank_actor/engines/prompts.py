@@ -212,7 +212,7 @@ class PairEncoder:
         scorable = np.flatnonzero([error is None for error in errors])
         group = np.array(groups, np.int32)
         texts = [documents[pair] for pair in scorable]
-        if self.template.strips:
+        if "document" in self.template.strips:
             texts = [text.strip() for text in texts]
         head_ids, document_ids, tail_ids, owner = self._encode_bodies(heads, group[scorable], texts)
         tail_lengths = np.array([len(ids) for ids in tail_ids], np.int64)
@@ -276,7 +276,7 @@ class PairEncoder:
             if error is None and number < 0:
                 number = len(heads)
                 numbers[instruction, query] = number
-                heads.append((instruction, query.strip() if self.template.strips else query))
+                heads.append((instruction, query.strip() if "query" in self.template.strips else query))
             errors.append(error)
             groups.append(number if error is None else 0)
         return errors, groups, heads

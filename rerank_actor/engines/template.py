@@ -26,7 +26,7 @@ class Template:
         suffix: after the document; holds `{query}` where the document stands first.
         document_separator: between head and document.
         control: tokens that the tokenizer itself puts around the texts: none, those of a single text or those of a pair.
-        strips: whether blanks around query and document are taken off.
+        strips: the texts that lose the blanks around them.
         longest_first: whether the longer of the two texts loses tokens, as tokenizers cut pairs; else the document alone.
         query_share: part of a prompt that a query may fill before it is cut.
         has_segments: whether the model is told where the second text begins.
@@ -39,7 +39,7 @@ class Template:
     suffix: str
     document_separator: str = " "
     control: Literal["none", "single", "pair"] = "none"
-    strips: bool = False
+    strips: tuple[Literal["query", "document"], ...] = ()
     longest_first: bool = False
     query_share: float = 1.0
     has_segments: bool = False

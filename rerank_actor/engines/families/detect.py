@@ -1,43 +1,74 @@
-"""Which description is a model's: from its configuration and its tokenizer.
+"""Which description is a model's: its own, a built-in one or the user's. Nothing is guessed.
 
-Takes the parsed `config.json` of a model folder; gives a `ModelDescription`, or refuses in a sentence. Nothing is guessed.
+Takes a model folder and its parsed `config.json`; gives a `ModelDescription`, or refuses in a sentence. What a folder says of
+itself in the files of sentence-transformers comes first, then what is known of its architecture. A user's description
+settles what neither does.
 """
 
+import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from rerank_actor.engines.families.description import LabelHead, ModelDescription, Runtime, TokenHead
-from rerank_actor.engines.template import CROSS_ENCODER, QWEN3_RERANKER
+from rerank_actor.engines.families.chat_template import ChatTemplate
+from rerank_actor.engines.families.description import LabelHead, ModelDescription, TokenHead
+from rerank_actor.engines.families.entries import EXAMPLE, Entry, find_entry, make_runtime
+from rerank_actor.engines.families.sentence_transformers import CHAIN, Declared, read_declared, read_json
+from rerank_actor.engines.template import (
+    CROSS_ENCODER,
+    CROSS_ENCODER_WITH_SEGMENTS,
+    QWEN3_RERANKER,
+    Template,
+)
 from rerank_actor.errors import ModelError
 
+ROLES = re.compile(r"""["']query["'].*["']document["']|["']document["'].*["']query["']""", re.DOTALL)
+# Classes whose prompt is the pair that their tokenizer makes.
+ENCODERS = ("Bert", "Roberta", "XLMRoberta", "ModernBert", "Electra", "DistilBert", "DebertaV2", "Camembert", "Albert")
+YES_NO = (("no", "yes"), ("0", "1"), ("false", "true"), ("irrelevant", "relevant"), ("not_relevant", "relevant"))
 
-def describe_model(name: str, folder: Path, config: dict[str, Any]) -> ModelDescription:
+
+def describe_model(name: str, folder: Path, config: dict[str, Any], entry: Entry | None = None) -> ModelDescription:
     """Return the description of a model.
 
     Args:
-        name: as the user gave it, for messages.
+        name: as the user gave it.
         folder: where its files are.
         config: its `config.json`.
+        entry: the user's description, which beats all others.
 
     Raises:
-        ModelError: it is no reranker that is known.
+        ModelError: it is no reranker that is known, or its files contradict each other.
     """
     architecture = get_architecture(config)
-    if architecture == "Qwen3ForCausalLM":
-        yes, no = (find_token(name, folder, answer) for answer in ("yes", "no"))
-        runtime = Runtime("Qwen3ForSequenceClassification")
-        return ModelDescription(QWEN3_RERANKER.name, QWEN3_RERANKER, TokenHead(yes, no), runtime)
-    if architecture.endswith("ForSequenceClassification"):
-        _refuse_classifier(name, architecture, config)
-        template = QWEN3_RERANKER if architecture.startswith("Qwen3") else CROSS_ENCODER
-        return ModelDescription(template.name, template, LabelHead(), Runtime(architecture))
-    raise ModelError(
-        f"{name}: {architecture} is not a reranker that this job knows; it takes Qwen3ForCausalLM models that answer "
-        "yes or no (Qwen3-Reranker) and ...ForSequenceClassification models with one label",
-        model=name,
-    )
+    controls, find = _read_controls(folder), partial(find_token, name, folder)
+    if entry is not None:
+        return entry.to_description(name, architecture, controls, find)
+    declared = read_declared(name, folder, config)
+    labels = read_labels(config)
+    called = (name, str(config.get("_name_or_path") or ""))
+    entry = find_entry(called, architecture, config, labels)
+    known = None if entry is None else entry.to_description(name, architecture, controls, find)
+    template = _read_chat_template(name, folder, declared, controls, architecture)
+    head = declared.head or _read_label_head(name, architecture, labels)
+    if declared.modules[1:] == CHAIN:
+        return _describe_chain(name, architecture, template)
+    if known is not None and declared.head is not None and known.head != declared.head:
+        raise ModelError(
+            f"{name}: is called {known.name}, whose score is that of other tokens ({known.head}) than its files say "
+            f"({declared.head}); say which with --model-description FILE, which holds for example\n{EXAMPLE}",
+            model=name,
+        )
+    if template is None:
+        template = known.template if known is not None else _find_template(name, architecture, config)
+    if head is None:
+        head = known.head if known is not None else TokenHead(find("yes"), find("no"))
+    if known is not None:
+        return replace(known, template=template, head=head)
+    return ModelDescription(template.name, template, head, make_runtime(architecture, head))
 
 
 def get_architecture(config: dict[str, Any]) -> str:
@@ -45,19 +76,90 @@ def get_architecture(config: dict[str, Any]) -> str:
     return str((config.get("architectures") or [config.get("model_type", "none")])[0])
 
 
-def _refuse_classifier(name: str, architecture: str, config: dict[str, Any]) -> None:
-    labels = config.get("num_labels") or len(config.get("id2label") or {}) or 2
-    if labels != 1:
+def read_labels(config: dict[str, Any]) -> dict[int, str]:
+    """Return the names of a classifier's outputs; two where a configuration does not say, as Transformers has it."""
+    if config.get("num_labels"):
+        return {number: f"LABEL_{number}" for number in range(int(config["num_labels"]))}
+    named = config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}
+    return {int(number): str(label) for number, label in sorted(named.items(), key=lambda item: int(item[0]))}
+
+
+def _read_label_head(name: str, architecture: str, labels: dict[int, str]) -> LabelHead | None:
+    if not architecture.endswith("ForSequenceClassification"):
+        return None
+    if len(labels) == 1:
+        return LabelHead()
+    if tuple(label.lower() for label in labels.values()) in YES_NO:
+        return LabelHead(1, 0)
+    shown = ", ".join(list(labels.values())[:4])
+    raise ModelError(
+        f"{name}: {architecture} with {len(labels)} labels ({shown}) is a classifier, not a reranker, and nothing "
+        "says which is relevance; a reranker has one label, or two called no and yes. Otherwise give "
+        "--model-description FILE, which holds for example\n"
+        "    prompt: pair\n    label: 1         # the logit of this output,\n    minus_label: 0   # less that of this one",
+        model=name,
+    )
+
+
+def _find_template(name: str, architecture: str, config: dict[str, Any]) -> Template:
+    """Return the prompt that goes with an architecture where the folder has none."""
+    if architecture in ("Qwen3ForCausalLM", "Qwen3ForSequenceClassification"):
+        return QWEN3_RERANKER
+    stem = architecture.removesuffix("ForSequenceClassification")
+    if stem != architecture and stem in ENCODERS:
+        return CROSS_ENCODER_WITH_SEGMENTS if int(config.get("type_vocab_size") or 0) > 1 else CROSS_ENCODER
+    raise ModelError(
+        f"{name}: {architecture} is not a reranker that this job knows, and its files do not say how query and document "
+        f"become a prompt; say it with --model-description FILE, which holds for example\n{EXAMPLE}",
+        model=name,
+    )
+
+
+def _read_chat_template(
+    name: str, folder: Path, declared: Declared, controls: tuple[str, ...], architecture: str
+) -> Template | None:
+    """Return the prompt that the chat template makes, None where pairs are not given to it."""
+    tokenizer_settings = read_json(folder / "tokenizer_config.json", name) or {}
+    file = folder / "chat_template.jinja"
+    source = file.read_text(encoding="utf-8") if file.is_file() else tokenizer_settings.get("chat_template")
+    if isinstance(source, list):
+        source = {item.get("name"): item.get("template") for item in source}.get("default")
+    uses_chat = declared.uses_chat if declared.modules else isinstance(source, str) and ROLES.search(source) is not None
+    if not uses_chat:
+        return None
+    if not isinstance(source, str):
         raise ModelError(
-            f"{name}: {architecture} with {labels} labels is a classifier, not a reranker; a reranker has one label",
+            f"{name}: its files say that pairs go through a chat template, and there is none; chat_template.jinja is missing",
             model=name,
         )
-    if not architecture.startswith("Qwen3") and int(config.get("type_vocab_size") or 0) > 1:
+    tokens = {
+        key: value.get("content") if isinstance(value, dict) else value
+        for key, value in tokenizer_settings.items()
+        if key.endswith("_token") and value is not None
+    }
+    chat = ChatTemplate(name, source, {**tokens, **declared.chat_settings}, is_structured=declared.is_structured)
+    family = architecture.removesuffix("ForCausalLM").removesuffix("ForSequenceClassification").lower()
+    return chat.to_template(f"{family}-chat", controls, declared.instruction)
+
+
+def _describe_chain(name: str, architecture: str, template: Template | None) -> ModelDescription:
+    if architecture != "ModernBertModel" or template is not None:
         raise ModelError(
-            f"{name}: {architecture} tells query from document by segment ids (type_vocab_size "
-            f"{config['type_vocab_size']}), which prompts of token ids alone cannot carry; use a model without them",
+            f"{name}: {architecture} with {', '.join(CHAIN)} after it is scored where it is a ModernBertModel, whose chain folds "
+            "into a classifier; no other chain has been shown to",
             model=name,
         )
+    head, wanted = LabelHead(), "ModernBertForSequenceClassification"
+    return ModelDescription("cross-encoder-chain", CROSS_ENCODER, head, make_runtime(wanted, head, loading="folded"))
+
+
+def _read_controls(folder: Path) -> tuple[str, ...]:
+    """Return the added tokens of a folder's tokenizer, none where it has no such file."""
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception:  # the tokenizers library raises bare Exception; who needs the tokenizer says more
+        return ()
+    return tuple(token.content for token in tokenizer.get_added_tokens_decoder().values())
 
 
 def find_token(name: str, folder: Path, token: str) -> int:
@@ -75,6 +177,7 @@ def find_token(name: str, folder: Path, token: str) -> int:
     token_id = tokenizer.token_to_id(token)
     if token_id is None:
         raise ModelError(
-            f"{name}: its vocabulary has no single token `{token}`, so it is not a yes/no reranker", model=name
+            f"{name}: its vocabulary has no single token `{token}`, so its score cannot be read from that answer",
+            model=name,
         )
     return int(token_id)
