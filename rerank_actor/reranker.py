@@ -27,12 +27,13 @@ class Reranker:
         dtype: `auto` (float16, or bfloat16 where that is not finite), `float32`, `float16` or `bfloat16`.
         max_length: tokens of a prompt at most; longer documents are cut. By default 8192, or less where the model says so;
             lowered to what it was built for.
-        instruction: the task, used where `score` gets none.
+        instruction: the task, used where `score` gets none; None for the model's own, or that of Qwen3-Reranker.
         parse_special_tokens: let special tokens in the texts act as such.
         check_scores: compare the engine with Transformers in float32 before the first score.
         tensor_parallel_size: GPUs that the model is spread over.
         engine_args: further arguments for vLLM.
         trust_remote_code: run the Python code that the model brings along.
+        model_description: YAML file that says what the model's prompt and score are.
 
     Raises:
         ModelError: there is no such model, or it is not a reranker.
@@ -51,26 +52,33 @@ class Reranker:
         revision: str | None = None,
         dtype: str = "auto",
         max_length: int | None = None,
-        instruction: str = DEFAULT_INSTRUCTION,
+        instruction: str | None = None,
         parse_special_tokens: bool = False,
         check_scores: bool = False,
         tensor_parallel_size: int = 1,
         engine_args: dict[str, Any] | None = None,
         trust_remote_code: bool = False,
+        model_description: str | None = None,
     ) -> None:
         if engine not in ("vllm", "transformers", "fake"):
             raise ModelError(f"engine {engine!r} is not known; take vllm, transformers or fake")
         let_threads_sleep()
         name = model or (BUILT_IN_TOKENIZER if engine == "fake" else DEFAULT_MODEL)
-        self.model = load_reranker_model(name, revision, trust_remote_code=trust_remote_code, weights=engine != "fake")
+        self.model = load_reranker_model(
+            name,
+            revision,
+            trust_remote_code=trust_remote_code,
+            weights=engine != "fake",
+            described_in=model_description,
+        )
         self._encoder = PairEncoder(
             load_tokenizer_json(self.model),
             template=self.model.description.template,
-            instruction=instruction,
+            instruction=_first(instruction, self.model.description.template.instruction, DEFAULT_INSTRUCTION),
             max_length=min(max_length or self.model.default_length, self.model.max_positions),
             parse_special_tokens=parse_special_tokens,
         )
-        self._refuse_instruction(instruction if instruction != DEFAULT_INSTRUCTION else None)
+        self._refuse_instruction(instruction)
         spec = EngineSpec(
             kind=engine,
             model=self.model,
@@ -78,9 +86,9 @@ class Reranker:
             max_length=self._encoder.max_length,
             tensor_parallel_size=tensor_parallel_size,
             engine_args=engine_args or {},
-            check_prompts=encode_check_pairs(self._encoder),
+            **encode_check_pairs(self._encoder),
             check_scores=check_scores,
-            instruction=instruction,
+            instruction=self._encoder.instruction,
         )
         self._engine, self.check = start_engine(spec)
 
@@ -126,7 +134,7 @@ class Reranker:
 
         Arguments, order and errors as `logits`.
         """
-        return compute_score(self.logits(pairs, instruction))
+        return compute_score(self.logits(pairs, instruction), self.model.description.score)
 
     def rank(
         self, query: str, documents: Sequence[str], top_k: int | None = None, *, return_documents: bool = False
@@ -150,7 +158,7 @@ class Reranker:
             raise TypeError("documents is one text; expected a sequence of texts")
         logits = self.logits([(query, document) for document in documents])
         order = np.argsort(-logits, kind="stable")[:top_k].tolist()
-        scores = compute_score(logits)
+        scores = compute_score(logits, self.model.description.score)
         ranked: list[dict[str, Any]] = [{"corpus_id": place, "score": float(scores[place])} for place in order]
         if return_documents:
             ranked = [{**entry, "text": documents[entry["corpus_id"]]} for entry in ranked]
@@ -177,7 +185,7 @@ class Reranker:
         self._refuse_instruction("" if instructions is not None else None)
         prompts = self._encoder.encode(list(queries), list(documents), instructions and list(instructions))
         logits = self._compute(prompts)
-        return make_score_columns(prompts, logits, list_errors(prompts, logits))
+        return make_score_columns(prompts, logits, list_errors(prompts, logits), self.model.description.score)
 
     def _compute(self, prompts: Prompts) -> np.ndarray:
         """Return the logits of prompts, NaN where there is an error."""
@@ -205,3 +213,8 @@ class Reranker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _first(*instructions: str | None) -> str:
+    """Return the first instruction that is one."""
+    return next(instruction for instruction in instructions if instruction is not None)

@@ -25,7 +25,7 @@ FLAGS = {
         --instruction-column --instruction-map --dataset-column --task --limit --output --keep-columns
         --drop-columns --rename-columns --keep-fields --explode --explode-columns --with-pair-key --reuse
         --overwrite --rescore-changed --model --revision --dtype --max-length --parse-special-tokens
-        --trust-remote-code --check-scores --engine --gpus-per-actor --tensor-parallel-size --engine-args
+        --trust-remote-code --model-description --check-scores --engine --gpus-per-actor --tensor-parallel-size --engine-args
         --actors --unit-rows --dedupe --max-attempts --stall-seconds --retry-failed --max-failed-units
         --max-error-rows --dry-run --pairs-per-second --ray-address --on-finish --on-trouble --webhook
         --tokens-per-second --gpu-type --gpu-price
@@ -37,7 +37,7 @@ FLAGS = {
         --score-column --instruction
         --preset --backward-instruction --direction --output --keep-columns --drop-columns --rename-columns
         --with-pair-key --reuse --overwrite --model --revision --dtype --max-length --parse-special-tokens
-        --trust-remote-code --check-scores --engine --gpus-per-actor --tensor-parallel-size --engine-args
+        --trust-remote-code --model-description --check-scores --engine --gpus-per-actor --tensor-parallel-size --engine-args
         --actors --unit-rows --dedupe --max-attempts --stall-seconds --retry-failed --max-failed-units
         --max-error-rows --dry-run --pairs-per-second --ray-address --on-finish --on-trouble --webhook
         --tokens-per-second --gpu-type --gpu-price --max-length-ratio --min-letters --min-script

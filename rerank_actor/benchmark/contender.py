@@ -185,15 +185,8 @@ class EngineAlone:
         self._setting = setting
         encoder = make_encoder(setting)
         model = load_reranker_model(setting.model)
-        spec = EngineSpec(
-            "vllm",
-            model,
-            setting.dtype,
-            setting.max_length,
-            1,
-            setting.engine_args,
-            encode_check_pairs(encoder),
-        )
+        length, arguments = setting.max_length, setting.engine_args
+        spec = EngineSpec("vllm", model, setting.dtype, length, 1, arguments, **encode_check_pairs(encoder))
         self._engine: Any = start_engine(spec)[0]
         queries, documents = read_pairs(setting)
         units = range(0, len(queries), setting.unit_rows)

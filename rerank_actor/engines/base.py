@@ -11,14 +11,22 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from rerank_actor.engines.families.description import ScoreScale
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 from rerank_actor.engines.model import RerankerModel
 from rerank_actor.errors import EngineMemoryError
 
 
-def compute_score(logits: np.ndarray) -> np.ndarray:
-    """Return the score of each logit, its sigmoid: float32 [num_pairs] in [0, 1], computed in float64."""
+def compute_score(logits: np.ndarray, scale: ScoreScale | None = None) -> np.ndarray:
+    """Return the score of each logit, its sigmoid: float32 [num_pairs] in [0, 1], computed in float64.
+
+    Args:
+        logits: raw outputs of a model.
+        scale: what is taken off and divided by before, as the publisher does; None for neither.
+    """
     wide = logits.astype(np.float64)
+    if scale is not None:
+        wide = (wide - scale.shift) / scale.scale
     with np.errstate(over="ignore"):
         return (1.0 / (1.0 + np.exp(-wide))).astype(np.float32)
 
@@ -57,7 +65,7 @@ class Engine(Protocol):
         Args:
             prompts: int32 arrays of token ids, none empty, none longer than the spec's `max_length`.
             head_tokens: leading tokens of each prompt that others may share (prefix, instruction, query), a hint for
-                caches; None where nothing is known.
+                caches, and where the second text begins for models that have segment ids; None where nothing is known.
 
         Returns:
             float32 [num_prompts], order of the input.
@@ -90,6 +98,7 @@ class EngineSpec:
         tensor_parallel_size: GPUs that the model is spread over.
         engine_args: further arguments for vLLM.
         check_prompts: token ids of the built-in pairs.
+        check_heads: of each, the tokens before the document.
         gpu_share: the part of a GPU that is this engine's, where several share one.
         check_scores: compare them with Transformers in float32.
         device: `auto`, or `cpu` for a reference beside an engine that has the GPU to itself.
@@ -103,6 +112,7 @@ class EngineSpec:
     tensor_parallel_size: int
     engine_args: dict[str, Any]
     check_prompts: tuple[tuple[int, ...], ...]
+    check_heads: tuple[int, ...]
     gpu_share: float = 1.0
     check_scores: bool = False
     device: Literal["auto", "cpu"] = "auto"

@@ -23,8 +23,10 @@ from rerank_actor.engines.checkpoint.folder import (
     refuse_adapter,
 )
 from rerank_actor.engines.checkpoint.weights import REFUSED_SUFFIXES, choose_weights, refuse_pointers
-from rerank_actor.engines.families.description import ModelDescription, Runtime, TokenHead
+from rerank_actor.engines.families.conversion import convert_model
+from rerank_actor.engines.families.description import LabelHead, ModelDescription, Runtime, TokenHead
 from rerank_actor.engines.families.detect import describe_model, get_architecture
+from rerank_actor.engines.families.entries import read_user_entry
 from rerank_actor.engines.options import BUILT_IN_TOKENIZER, DEFAULT_MAX_LENGTH
 from rerank_actor.engines.template import CROSS_ENCODER, QWEN3_RERANKER
 from rerank_actor.errors import ModelError, RerankError, describe_cause
@@ -76,9 +78,20 @@ class RerankerModel:
         described = self.description
         settings = {"model": self.digest, "revision": self.revision, "template": described.name}
         settings["template_digest"] = described.template.digest
-        if described.name not in KNOWN_BEFORE:
+        is_usual = isinstance(described.head, TokenHead) or described.head == LabelHead()
+        if described.name not in KNOWN_BEFORE or not is_usual or described.runtime.loading != "as_is":
             settings["description"] = described.digest
         return settings
+
+    def refuse_engine(self, kind: str) -> None:
+        """Refuse an engine that cannot run the model.
+
+        Raises:
+            ModelError: vLLM was asked for and has no such model.
+        """
+        runtime = self.description.runtime
+        if kind == "vllm" and runtime.without_vllm:
+            raise ModelError(f"{self.name}: {runtime.without_vllm}; give --engine transformers", model=self.name)
 
 
 def fetch_model(name: str, revision: str | None = None, *, weights: bool = True, code: bool = False) -> Path:
@@ -143,7 +156,12 @@ def _fetch_from_hub(name: str, revision: str | None, *, weights: bool, code: boo
 
 
 def load_reranker_model(
-    name: str, revision: str | None = None, *, trust_remote_code: bool = False, weights: bool = True
+    name: str,
+    revision: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+    weights: bool = True,
+    described_in: str | None = None,
 ) -> RerankerModel:
     """Read what kind of reranker a model is, and whether its weight files are those of that model.
 
@@ -152,11 +170,13 @@ def load_reranker_model(
         revision: branch, tag or commit of a hub model.
         trust_remote_code: let the model's own Python code run.
         weights: look at its weight files too; of no use for a rehearsal, which loads none.
+        described_in: YAML file with a description that beats what is found.
 
     Raises:
         ModelError: it is not there, it is not a reranker (no yes and no tokens, no head with one label), it brings code
             that it was not said to trust, or its weight files are not safetensors, not whole or of another model.
     """
+    entry = read_user_entry(described_in) if described_in is not None else None
     if name == BUILT_IN_TOKENIZER:
         described = ModelDescription(QWEN3_RERANKER.name, QWEN3_RERANKER, TokenHead(1, 0), Runtime("none"))
         return RerankerModel(name, name, name, None, described, "none", UNLIMITED_POSITIONS)
@@ -166,10 +186,12 @@ def load_reranker_model(
     refuse_adapter(name, files)
     refuse_pointers(name, files)
     config = _read_config(folder, name)
-    if not trust_remote_code:
+    description = describe_model(name, folder, config, entry)
+    is_whole = description.runtime.loading in ("as_is", "sequence_to_sequence")
+    if is_whole and not trust_remote_code:
         _refuse_code(name, folder, config)
-    description = describe_model(name, folder, config)
-    check_checkpoint(name, folder, files, config, description.auto_class if weights else None)
+    # What is loaded under other names is looked at where it has been given them.
+    check_checkpoint(name, folder, files, config, description.auto_class if weights and is_whole else None)
     return RerankerModel(
         name=name,
         folder=str(folder),
@@ -215,6 +237,10 @@ def fetch_weights(model: RerankerModel) -> Path:
     files = list_model_files(str(folder), folder, None)
     refuse_pointers(model.name, files)
     config = _read_config(folder, model.name)
+    loading = model.description.runtime.loading
+    if loading not in ("as_is", "sequence_to_sequence"):
+        folder = convert_model(model.name, folder, choose_weights(model.name, files, config), loading)
+        files, config = list_model_files(str(folder), folder, None), _read_config(folder, model.name)
     check_checkpoint(model.name, folder, files, config, model.description.auto_class)
     return make_loaded_folder(folder, choose_weights(model.name, files, config))
 
@@ -243,7 +269,8 @@ def _read_config(folder: Path, name: str, file: str = "config.json") -> dict[str
 
 def _max_positions(config: dict[str, Any]) -> int:
     positions = int(config.get("max_position_embeddings") or UNLIMITED_POSITIONS)
-    if config.get("model_type") in {"roberta", "xlm-roberta", "camembert"}:
+    is_roberta = get_architecture(config).startswith(("Roberta", "XLMRoberta", "Camembert"))
+    if is_roberta or config.get("model_type") in {"roberta", "xlm-roberta", "camembert"}:
         return positions - int(config.get("pad_token_id", 1)) - 1  # their positions start after the padding id
     return positions
 

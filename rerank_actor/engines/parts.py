@@ -24,6 +24,7 @@ class TemplateParts:
         prefix_ids: before the first text that has a field.
         head: from there to the document, ids and texts in turn; ends in a text, which may be empty and meets the document.
         closing: fixed text after the document, which is encoded with it.
+        rest: text up to the next control token or field, which is encoded apart.
         tail: from there on, ids and texts in turn.
         separator_ids: between the two texts of a pair.
         suffix_ids: after everything.
@@ -32,33 +33,40 @@ class TemplateParts:
     prefix_ids: list[int]
     head: tuple[tuple[int, ...] | str, ...]
     closing: str
+    rest: str
     tail: tuple[tuple[int, ...] | str, ...]
     separator_ids: list[int]
     suffix_ids: list[int]
 
 
-def split_template(template: Template, full: Tokenizer) -> TemplateParts:
-    """Cut a template for a tokenizer that has its added tokens."""
+def split_template(template: Template, full: Tokenizer, *, closes_whole: bool = False) -> TemplateParts:
+    """Cut a template for a tokenizer that has its added tokens.
+
+    Args:
+        template: the text.
+        full: the tokenizer.
+        closes_whole: let all of the fixed text after the document be encoded with it, not its blanks alone.
+    """
     before, between, after = _control_tokens(full, template.control)
     prefix_ids = full.encode(template.prefix, add_special_tokens=False).ids if template.prefix else []
     head = _split(template.head, full)
     if not head or not isinstance(head[-1], str):
         head.append("")
     if template.control == "pair":
-        return TemplateParts([*before, *prefix_ids], tuple(_encode_fixed(head, full)), "", (), between, after)
+        return TemplateParts([*before, *prefix_ids], tuple(_encode_fixed(head, full)), "", "", (), between, after)
     tail = _split(template.suffix, full)
-    closing = ""
+    closing = rest = ""
     if tail and isinstance(tail[0], str):
         fixed = re.split(r"\{instruction\}|\{query\}", tail[0])[0]
-        closing = (re.match(r"\s*", fixed) or [""])[0] or fixed
-        tail[0] = tail[0][len(closing) :]
+        blanks = len(fixed) - len(fixed.lstrip())
+        closing = fixed if closes_whole or not blanks else fixed[:blanks]
+        tail[0], rest = tail[0][len(closing) :], fixed[len(closing) :]
     tail = _encode_fixed([part for part in tail if part], full, keep_last=False)
     suffix_ids = after
     while tail and not isinstance(tail[-1], str):
         suffix_ids = [*tail.pop(), *suffix_ids]
-    return TemplateParts(
-        [*before, *prefix_ids], tuple(_encode_fixed(head, full)), closing, tuple(tail), between, suffix_ids
-    )
+    heads = tuple(_encode_fixed(head, full))
+    return TemplateParts([*before, *prefix_ids], heads, closing, rest, tuple(tail), between, suffix_ids)
 
 
 def _split(text: str, full: Tokenizer) -> list[tuple[int, ...] | str]:

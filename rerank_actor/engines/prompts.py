@@ -19,10 +19,11 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from rerank_actor.engines.parts import split_template, without_added_tokens
+from rerank_actor.engines.parts import TemplateParts, split_template, without_added_tokens
 from rerank_actor.engines.template import Template, fill
 from rerank_actor.engines.text_faults import QUERY_TOO_LONG, find_document_fault, find_fault
 from rerank_actor.engines.tokenization import TextEncoder
+from rerank_actor.errors import ModelError
 
 _FIELDS = r"\{instruction\}|\{query\}"
 
@@ -183,12 +184,20 @@ class PairEncoder:
         full.no_padding()
         keeps_plain = template.control != "none"
         self._text_tokenizer = full if parse_special_tokens else without_added_tokens(full, keeps_plain=keeps_plain)
-        parts = split_template(template, full)
-        self.prefix_ids, self.suffix_ids, self._separator_ids = parts.prefix_ids, parts.suffix_ids, parts.separator_ids
-        self._head, self._tail, self._closing = parts.head, parts.tail, parts.closing
         self._texts = TextEncoder(self._text_tokenizer, is_plain=not parse_special_tokens)
         self._document_prefix = template.document_separator
-        self.encodes_in_parts = template.control == "pair" or self._find_cut()
+        parts = split_template(template, full)
+        self.encodes_in_parts = self._find_cut(parts)
+        if not self.encodes_in_parts and parts.rest:
+            parts = split_template(template, full, closes_whole=True)
+            self.encodes_in_parts = self._find_cut(parts)
+            if not self.encodes_in_parts and parts.rest:
+                raise ModelError(
+                    f"the prompt of {template.name} holds a text after the document that its tokenizer joins with what "
+                    "follows, so that ids would not be those of the whole"
+                )
+        self.prefix_ids, self.suffix_ids, self._separator_ids = parts.prefix_ids, parts.suffix_ids, parts.separator_ids
+        self._tail, self._closing = parts.tail, parts.closing
         self._blank_ids = self._encode([self._document_prefix])[0] if self._document_prefix.isspace() else []
         self._closing_ids = self._encode([self._closing])[0] if self._closing else []
 
@@ -398,22 +407,23 @@ class PairEncoder:
         tails = [tail_ids[head] for head in owner] if len(tail_ids) > 1 else tail_ids
         return head_ids, document_ids, tails, np.arange(len(owner))
 
-    def _find_cut(self) -> bool:
+    def _find_cut(self, parts: TemplateParts) -> bool:
         """Find where head and document can be encoded apart: before the separator, or some characters earlier."""
-        left, separator, closing = str(self._head[-1]), self._document_prefix, self._closing
-        rest = re.split(_FIELDS, self._tail[0])[0] if self._tail and isinstance(self._tail[0], str) else ""
-        if self._can_cut(left, separator, closing, rest):
+        self._head = parts.head
+        left, separator = str(self._head[-1]), self.template.document_separator
+        if self.template.control == "pair" or self._can_cut(left, separator, parts):
             return True
         fixed = re.split(_FIELDS, left)[-1]
         for moved in range(1, min(3, len(fixed)) + 1):
-            if self._can_cut(left[:-moved], left[-moved:] + separator, closing, rest):
+            if self._can_cut(left[:-moved], left[-moved:] + separator, parts):
                 self._head = (*self._head[:-1], left[:-moved])
                 self._document_prefix = left[-moved:] + separator
                 return True
         return False
 
-    def _can_cut(self, left: str, separator: str, closing: str, rest: str) -> bool:
+    def _can_cut(self, left: str, separator: str, parts: TemplateParts) -> bool:
         """Whether encoding head, document and what follows apart gives the ids of the whole, on texts made to break it."""
+        rest, closing = parts.rest, parts.closing
         rest_ids = self._encode([rest])[0] if rest else []
         for query in _PROBES if "{query}" in left else _PROBES[:1]:
             head = fill(left, self.instruction, query)

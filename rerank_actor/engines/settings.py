@@ -99,6 +99,9 @@ class ModelSettings(Settings):
     trust_remote_code: bool = make_flag(
         False, "model", "run the Python code that the model brings along, on the driver and on workers"
     )
+    model_description: Annotated[str | None, AfterValidator(refuse_credentials)] = make_flag(
+        None, "model", "YAML file that says what the model's prompt and score are, where its own files do not", "FILE"
+    )
     check_scores: bool = make_flag(
         False, "model", "compare the engine with Transformers in float32 on the built-in pairs before scoring"
     )

@@ -8,6 +8,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -46,12 +47,16 @@ class EngineCheck:
     max_difference: float | None = None
 
 
-def encode_check_pairs(encoder: PairEncoder) -> tuple[tuple[int, ...], ...]:
-    """Return the built-in pairs as prompts; where `max_length` is too short for one, its last tokens."""
+def encode_check_pairs(encoder: PairEncoder) -> dict[str, Any]:
+    """Return the built-in pairs as `check_prompts` and `check_heads`; where one is too long, its last tokens."""
     queries, documents = zip(*CHECK_PAIRS, strict=True)
     whole = encoder.with_max_length(10**9).encode(queries, documents)
     ids = whole.ids_at(np.arange(len(CHECK_PAIRS)))
-    return tuple(tuple(int(token) for token in prompt[-encoder.max_length :]) for prompt in ids)
+    lost = np.maximum(whole.num_tokens - encoder.max_length, 0)
+    return {
+        "check_prompts": tuple(tuple(int(token) for token in prompt[-encoder.max_length :]) for prompt in ids),
+        "check_heads": tuple(np.maximum(whole.head_tokens - lost, 0).tolist()),
+    }
 
 
 def start_engine(spec: EngineSpec, report: Callable[[int], object] | None = None) -> tuple[Engine, EngineCheck]:
@@ -70,7 +75,7 @@ def start_engine(spec: EngineSpec, report: Callable[[int], object] | None = None
         started = time.monotonic()
         try:
             prompts = [np.array(ids, np.int32) for ids in spec.check_prompts]
-            logits = compute_within_memory(engine, prompts, report=report)
+            logits = compute_within_memory(engine, prompts, spec.check_heads, report)
         except RerankError as error:
             raise EngineStartError(f"the {spec.kind} engine started but cannot score: {error}") from error
         if np.isfinite(logits).all():
@@ -85,10 +90,10 @@ def start_engine(spec: EngineSpec, report: Callable[[int], object] | None = None
     )
 
 
-def scores_as_before(engine: Engine, prompts: Sequence[np.ndarray], check: EngineCheck) -> bool:
+def scores_as_before(engine: Engine, prompts: Sequence[np.ndarray], heads: Sequence[int], check: EngineCheck) -> bool:
     """Return whether an engine in doubt still gives the built-in pairs the logits of its start, within their noise."""
     try:
-        logits = compute_within_memory(engine, prompts)
+        logits = compute_within_memory(engine, prompts, heads)
     except RerankError:
         return False
     return float(np.abs(logits - np.array(check.logits)).max()) <= allow_noise(engine.dtype, np.array(check.logits))
@@ -132,7 +137,8 @@ def compute_reference(spec: EngineSpec) -> Reference:
         return found
     engine = _load(replace(spec, kind="transformers", dtype="float32", device="cpu"))
     try:
-        logits = engine.compute_logits([np.array(ids, np.int32) for ids in spec.check_prompts])
+        prompts = [np.array(ids, np.int32) for ids in spec.check_prompts]
+        logits = engine.compute_logits(prompts, spec.check_heads)
     finally:
         engine.close()
     return Reference(
@@ -176,6 +182,7 @@ def compare_with_reference(engine: Engine, spec: EngineSpec, logits: np.ndarray,
 
 
 def _load(spec: EngineSpec) -> Engine:
+    spec.model.refuse_engine(spec.kind)
     try:
         if spec.kind == "vllm":
             from rerank_actor.engines.vllm import VllmEngine

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from rerank_actor.engines.base import EngineSpec
-from rerank_actor.engines.families.description import TokenHead
+from rerank_actor.engines.families.description import LabelHead, TokenHead
 from rerank_actor.engines.model import fetch_weights
 from rerank_actor.errors import EngineError, EngineMemoryError, EngineStartError, describe_cause
 
@@ -36,8 +36,7 @@ class TransformersEngine:
         self.dtype = spec.dtype
         self._batch_tokens = BATCH_TOKENS
         self._device = torch.device("cuda" if torch.cuda.is_available() and spec.device == "auto" else "cpu")
-        head = spec.model.description.head
-        self._answers = [head.false_id, head.true_id] if isinstance(head, TokenHead) else None
+        self._description = spec.model.description
         auto: Any = getattr(transformers, spec.model.description.auto_class)
         model, report = auto.from_pretrained(
             folder,
@@ -49,7 +48,7 @@ class TransformersEngine:
         _refuse_made_up(spec.model.name, report)
         self._model: Any = model
         self._model.to(self._device).eval()
-        if self._answers is None:
+        if isinstance(self._description.head, LabelHead):
             # Decoder classifiers pool the last token that is not padding; our batches have none.
             self._model.config.pad_token_id = -1
 
@@ -60,23 +59,46 @@ class TransformersEngine:
         logits = np.empty(len(prompts), np.float32)
         try:
             for positions in _batches([len(prompt) for prompt in prompts], self._batch_tokens):
-                logits[positions] = self._run([prompts[position] for position in positions])
+                heads = [head_tokens[position] for position in positions] if head_tokens is not None else None
+                logits[positions] = self._run([prompts[position] for position in positions], heads)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise EngineMemoryError(f"memory ran out on a batch ({describe_cause(error)})") from error
         except RuntimeError as error:
             raise EngineError(f"Transformers failed on a batch ({describe_cause(error)})") from error
         return logits
 
-    def _run(self, prompts: list[np.ndarray]) -> np.ndarray:
+    def _run(self, prompts: list[np.ndarray], heads: list[int] | None) -> np.ndarray:
         ids = torch.from_numpy(np.stack(prompts).astype(np.int64)).to(self._device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if self._description.template.has_segments:
+            if heads is None:
+                raise EngineError("where the second text begins is not known, and the model has segment ids")
+            starts = torch.tensor(heads, device=self._device)[:, None]
+            inputs["token_type_ids"] = (torch.arange(ids.shape[1], device=self._device)[None] >= starts).long()
         with torch.inference_mode():
-            if self._answers is None:
-                output = self._model(**inputs).logits[:, 0].float()
-            else:
-                answers = self._model(**inputs, logits_to_keep=1).logits[:, -1, self._answers].float()
-                output = answers[:, 1] - answers[:, 0]
+            output = self._read_head(self._compute(inputs))
         return np.asarray(output.cpu().numpy(), np.float32)
+
+    def _compute(self, inputs: dict[str, Any]) -> Any:
+        """Return [num_prompts, num_outputs], outputs of the classifier or of the token after each prompt."""
+        ids, loading = inputs["input_ids"], self._description.runtime.loading
+        if loading == "bidirectional":
+            # A mask that hides nothing, in place of the causal one.
+            open_mask = torch.zeros(len(ids), 1, ids.shape[1], ids.shape[1], dtype=self._model.dtype, device=ids.device)
+            hidden = self._model.base_model(input_ids=ids, attention_mask=open_mask).last_hidden_state
+            return self._model.score(hidden.float().mean(dim=1).to(hidden.dtype))
+        if loading == "sequence_to_sequence":
+            first = torch.full_like(ids[:, :1], self._model.config.decoder_start_token_id)
+            return self._model(**inputs, decoder_input_ids=first).logits[:, -1]
+        if isinstance(self._description.head, TokenHead):
+            return self._model(**inputs, logits_to_keep=1).logits[:, -1]
+        return self._model(**inputs).logits
+
+    def _read_head(self, outputs: Any) -> Any:
+        head = self._description.head
+        plus, minus = (head.true_id, head.false_id) if isinstance(head, TokenHead) else (head.row, head.minus)
+        logits = outputs[:, plus].float()
+        return logits if minus is None else logits - outputs[:, minus].float()
 
     def shrink_batches(self) -> int | None:
         """Halve the tokens of a batch."""

@@ -15,14 +15,16 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from rerank_actor.engines.base import EngineSpec, allow_noise, let_threads_sleep
-from rerank_actor.engines.families.description import TokenHead
+from rerank_actor.engines.families.description import LabelHead, ModelDescription
 from rerank_actor.engines.model import fetch_weights
-from rerank_actor.errors import EngineError, EngineMemoryError, EngineStartError, describe_cause
+from rerank_actor.errors import EngineError, EngineMemoryError, EngineStartError, ModelError, describe_cause
 
 BATCH_TOKENS = 16_384
 LEAST_BATCH_TOKENS = 64
@@ -97,13 +99,8 @@ class VllmEngine:
             arguments["gpu_memory_utilization"] = round(GPU_MEMORY_SHARE * spec.gpu_share, 3)
         if on_cpu:
             arguments["enforce_eager"] = True  # compiling takes a minute, which a CPU run seldom earns back
-        if isinstance(spec.model.description.head, TokenHead):
-            arguments["hf_overrides"] = {
-                "architectures": [spec.model.description.runtime.vllm],
-                "classifier_from_token": ["no", "yes"],
-                "is_original_qwen3_reranker": True,
-            }
-        if spec.model.architecture.startswith("Qwen3"):
+        arguments["hf_overrides"] = make_overrides(spec.model.name, spec.model.description, folder)
+        if not spec.model.description.is_encoder:
             arguments |= {"enable_chunked_prefill": False, "enable_prefix_caching": True}
         else:
             del arguments["block_size"]
@@ -116,25 +113,30 @@ class VllmEngine:
         self._batch_tokens = int(arguments["max_num_batched_tokens"])
         self._call_tokens = sys.maxsize
         self._vocabulary = int(self._llm.llm_engine.vllm_config.model_config.get_vocab_size())
-        self._parameters = vllm.PoolingParams(use_activation=False)
+        self._has_segments = spec.model.description.template.has_segments
+        head = spec.model.description.head
+        self._outputs = (head.row, head.minus) if isinstance(head, LabelHead) else (0, None)
+        self._make_parameters = functools.cache(functools.partial(_make_parameters, vllm.PoolingParams))
         self._to_prompt = vllm.TokensPrompt
         self._torch = torch
         self.cached_tokens = 0
         self.path, self._compute, self._forget = "classify", self._classify, self._forget_classify
         check_prompts = [np.array(ids, np.int32) for ids in spec.check_prompts]
-        self._try_short_path(check_prompts, int(arguments["max_num_seqs"]))
+        self._try_short_path(check_prompts, spec.check_heads, int(arguments["max_num_seqs"]))
 
-    def _try_short_path(self, prompts: Sequence[np.ndarray], max_num_seqs: int) -> None:
+    def _try_short_path(self, prompts: Sequence[np.ndarray], heads: Sequence[int], max_num_seqs: int) -> None:
         """Go straight to the engine core from now on, if that gives some prompts the logits of the public call."""
         prompts = [*prompts, *prompts]  # so that the second half can read what the first left in the cache
+        heads = [*heads, *heads]
         try:
-            expected = self._classify(prompts, [])
+            expected = self._classify(prompts, heads)
             if not np.isfinite(expected).all():
                 return  # the engine's check says more about it
             from rerank_actor.engines.vllm_core import CoreFeed
 
-            feed = CoreFeed(self._llm, max_num_seqs)
-            logits, _ = feed.compute(prompts, [len(prompt) for prompt in prompts])
+            feed = CoreFeed(self._llm, max_num_seqs, self._outputs, has_segments=self._has_segments)
+            shared = heads if self._has_segments else [len(prompt) for prompt in prompts]
+            logits, _ = feed.compute(prompts, shared)
         except Exception:
             logger.warning("vLLM %s cannot be fed directly; scoring is slower", self.version, exc_info=True)
             self._recover()
@@ -157,6 +159,8 @@ class VllmEngine:
         tokens = np.concatenate(prompts)
         if tokens.min() < 0 or tokens.max() >= self._vocabulary:
             raise EngineError(f"token {tokens.max()} is not in the model's vocabulary of {self._vocabulary}")
+        if head_tokens is None and self._has_segments:
+            raise EngineError("where the second text begins is not known, and the model has segment ids")
         heads = [0] * len(prompts) if head_tokens is None else head_tokens
         logits = np.empty(len(prompts), np.float32)
         for start, stop in _split(prompts, self._call_tokens):
@@ -182,11 +186,18 @@ class VllmEngine:
     def _classify(self, prompts: Sequence[np.ndarray], head_tokens: Sequence[int]) -> np.ndarray:
         """Compute through vLLM's public call, which finds out by itself what prompts share."""
         requests = [self._to_prompt(prompt_token_ids=prompt.tolist()) for prompt in prompts]
-        outputs = self._llm.classify(requests, pooling_params=self._parameters, use_tqdm=False)
+        parameters: Any = self._make_parameters(None)
+        if self._has_segments:
+            parameters = [self._make_parameters(int(start)) for start in head_tokens]
+        outputs = self._llm.classify(requests, pooling_params=parameters, use_tqdm=False)
         if len(outputs) != len(prompts):
             raise ValueError(f"{len(outputs)} results for {len(prompts)} prompts")
         self.cached_tokens += sum(output.num_cached_tokens or 0 for output in outputs)
-        return np.fromiter((output.outputs.probs[0] for output in outputs), np.float32, len(outputs))
+        plus, minus = self._outputs
+        logits = np.fromiter((output.outputs.probs[plus] for output in outputs), np.float32, len(outputs))
+        if minus is not None:
+            logits -= np.fromiter((output.outputs.probs[minus] for output in outputs), np.float32, len(outputs))
+        return logits
 
     def forget(self) -> None:
         """Empty the prefix cache, or close the engine where that cannot be done."""
@@ -226,6 +237,42 @@ class VllmEngine:
         gc.collect()
         if self._torch.cuda.is_available():
             self._torch.cuda.empty_cache()
+
+
+def make_overrides(name: str, description: ModelDescription, folder: Path) -> dict[str, Any]:
+    """Return what vLLM is told of a model besides its `config.json`.
+
+    Raises:
+        ModelError: a token of its head has no name that stands for it alone.
+    """
+    overrides: dict[str, Any] = {"architectures": [description.runtime.vllm]}
+    if description.runtime.loading == "bidirectional":
+        overrides["pooling"] = "avg"
+    head = description.head
+    if isinstance(head, LabelHead):
+        return overrides
+    answers = [_name_token(name, folder, token) for token in (head.false_id, head.true_id) if token is not None]
+    if description.runtime.vllm == "Qwen3ForSequenceClassification" and len(answers) == 2:
+        return overrides | {"classifier_from_token": answers, "is_original_qwen3_reranker": True}
+    method = "from_2_way_softmax" if len(answers) == 2 else "no_post_processing"
+    return overrides | {"classifier_from_token": answers, "method": method}
+
+
+def _name_token(name: str, folder: Path, token_id: int) -> str:
+    """Return the name by which vLLM finds a token."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    token = tokenizer.id_to_token(token_id)
+    if token is None or tokenizer.token_to_id(token) != token_id:
+        raise ModelError(
+            f"{name}: its score is that of token {token_id}, which its vocabulary does not have", model=name
+        )
+    return str(token)
+
+
+def _make_parameters(pooling_params: Any, segment_start: int | None) -> Any:
+    """Return what a request asks for: the raw output, of a prompt whose second text begins somewhere."""
+    extra = None if segment_start is None else {"compressed_token_type_ids": segment_start}
+    return pooling_params(use_activation=False, extra_kwargs=extra)
 
 
 def _split(prompts: Sequence[np.ndarray], budget: int) -> Iterator[tuple[int, int]]:

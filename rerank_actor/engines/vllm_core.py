@@ -8,6 +8,7 @@ reused first, so that the cache is left to heads and holds many thousands of the
 models, dtypes or memory that runs out.
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -25,22 +26,34 @@ class CoreFeed:
     Args:
         llm: a `vllm.LLM` whose core runs in this process.
         max_num_seqs: sequences of one step.
+        outputs: which of the classifier's is the logit, and which is taken off it or None.
+        has_segments: whether the model is told where the second text of a prompt begins.
 
     Raises:
         AttributeError, TypeError: this vLLM is built otherwise.
     """
 
-    def __init__(self, llm: Any, max_num_seqs: int) -> None:
+    def __init__(
+        self, llm: Any, max_num_seqs: int, outputs: tuple[int, int | None] = (0, None), *, has_segments: bool = False
+    ) -> None:
         self._core = llm.llm_engine.engine_core.engine_core
         self._scheduler = self._core.scheduler
         config = llm.llm_engine.vllm_config
-        self._parameters = PoolingParams(task="classify", use_activation=False)
-        self._parameters.verify(config.model_config)
+        self._model_config = config.model_config
+        self._outputs, self._has_segments = outputs, has_segments
+        self._parameters = self._make_parameters(None)
+        self._parameters_by_start = functools.cache(self._make_parameters)
         self._most_waiting = BATCHES_WAITING * max_num_seqs
         self._block_size = int(config.cache_config.block_size) if config.cache_config.enable_prefix_caching else 0
         self._number = 0
         if self._block_size:
             self._limit_caching(self._scheduler.kv_cache_manager.block_pool)
+
+    def _make_parameters(self, segment_start: int | None) -> PoolingParams:
+        extra = None if segment_start is None else {"compressed_token_type_ids": segment_start}
+        parameters = PoolingParams(task="classify", use_activation=False, extra_kwargs=extra)
+        parameters.verify(self._model_config)
+        return parameters
 
     def _limit_caching(self, pool: Any) -> None:
         """Let the cache take in those full blocks alone that have a hash."""
@@ -62,7 +75,8 @@ class CoreFeed:
 
         Args:
             prompts: int32 arrays of token ids.
-            head_tokens: leading tokens of each prompt that others may share; of them full blocks are cached.
+            head_tokens: leading tokens of each prompt that others may share; of them full blocks are cached. Where the model
+                has segment ids, the second text begins there.
         """
         logits = np.empty(len(prompts), np.float32)
         first, self._number = self._number, self._number + len(prompts)
@@ -76,14 +90,22 @@ class CoreFeed:
                 given += 1
             outputs, _ = self._core.step_fn()
             for output in outputs[0].outputs if outputs and 0 in outputs else ():
-                logits[int(output.request_id) - first] = output.pooling_output.item()
+                logits[int(output.request_id) - first] = self._read(output.pooling_output)
                 if output.prefill_stats is not None:
                     cached += output.prefill_stats.num_cached_tokens
                 done += 1
         return logits, cached
 
+    def _read(self, output: Any) -> float:
+        plus, minus = self._outputs
+        if output.numel() == 1:
+            return float(output.item())
+        values = output.float().flatten()
+        return float(values[plus] if minus is None else values[plus] - values[minus])
+
     def _make_request(self, number: int, prompt: np.ndarray, head_tokens: int, hashes: dict[bytes, list[bytes]]) -> Any:
-        request = Request(str(number), prompt.tolist(), None, self._parameters)
+        parameters = self._parameters_by_start(head_tokens) if self._has_segments else self._parameters
+        request = Request(str(number), prompt.tolist(), None, parameters)
         if self._block_size:
             shared = prompt[: head_tokens // self._block_size * self._block_size]
             key = shared.tobytes()

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor.engines.base import compute_score
+from rerank_actor.engines.families.description import ScoreScale
 from rerank_actor.inputs.columns import RESERVED_COLUMNS
 from rerank_actor.inputs.directions import DIRECTED_VALUES, list_directions, name_column
 from rerank_actor.inputs.pairs import INDEX_COLUMN
@@ -130,14 +131,15 @@ def _check_scores(table: pa.Table) -> str | None:
         return "has rows with neither or both of score and error"
     if not has_score.equals(pc.is_valid(columns["logit"])):
         return "has rows with only one of score and logit"
+    scale = ScoreScale.from_metadata(read_part_metadata(table.schema))
     scores = columns["score"].drop_null().to_numpy(zero_copy_only=False)
     logits = columns["logit"].drop_null().to_numpy(zero_copy_only=False)
-    if not np.isfinite(logits).all() or not np.array_equal(compute_score(logits), scores):
+    if not np.isfinite(logits).all() or not np.array_equal(compute_score(logits, scale), scores):
         return "has scores that are not the sigmoid of their logits"
-    return _check_directions(table)
+    return _check_directions(table, scale)
 
 
-def _check_directions(table: pa.Table) -> str | None:
+def _check_directions(table: pa.Table, scale: ScoreScale) -> str | None:
     """Check that each direction's scores are the sigmoid of its logits, and that a scored row has both."""
     directions = list_directions(table.column_names)
     for direction in directions:
@@ -145,7 +147,7 @@ def _check_directions(table: pa.Table) -> str | None:
         if not pc.is_valid(score).equals(pc.is_valid(logit)):
             return f"has rows with only one of {direction} score and logit"
         values = logit.drop_null().to_numpy(zero_copy_only=False)
-        if not np.array_equal(compute_score(values), score.drop_null().to_numpy(zero_copy_only=False)):
+        if not np.array_equal(compute_score(values, scale), score.drop_null().to_numpy(zero_copy_only=False)):
             return f"has {direction} scores that are not the sigmoid of their logits"
     if directions:
         names = [name_column(direction, "logit") for direction in directions]

@@ -74,6 +74,7 @@ class RerankActor:
             time.sleep(START_PAUSE_SECONDS * 2**failures)
             os._exit(1)  # an exception here would end the whole run
         self._check_prompts = [np.array(ids, np.int32) for ids in spec.check_prompts]
+        self._check_heads = spec.check_heads
         self._timeout.note(sum(len(ids) for ids in self._check_prompts), self._check.seconds)
         facts = {"pid": os.getpid(), **asdict(self._check), "start_seconds": round(time.monotonic() - started, 1)}
         ray.get(coordinator.note_engine.remote(self._id, facts))
@@ -185,7 +186,7 @@ class RerankActor:
     def _is_healthy(self, engine: Engine) -> bool:
         tokens = sum(len(ids) for ids in self._check_prompts)
         with self._watchdog.limit(self._timeout.allow(tokens)):
-            return scores_as_before(engine, self._check_prompts, self._check)
+            return scores_as_before(engine, self._check_prompts, self._check_heads, self._check)
 
     def _end(self) -> NoReturn:
         """End this process; Ray starts another in its place and gives it the unit again."""

@@ -232,6 +232,8 @@ class OutputCommitter:
             "model_digest": prepared.model.digest,
             "revision": prepared.model.revision or "",
             "template": prepared.model.description.name,
+            **{f"{name}_is": words for name, words in prepared.model.description.explain().items()},
+            **prepared.model.description.score.to_metadata(),
             "instruction": prepared.job.instruction,
             "instruction_column": prepared.job.instruction_column or "",
             **({"explode": "true"} if prepared.job.explode else {}),

@@ -93,8 +93,9 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
     output = Output(job.output)
     find_price(job.gpu_type, job.gpu_price)
     model = model or look_at_model(job, [output], reporter)
+    model.refuse_engine(job.engine)
     refuse_instruction(job, model)
-    job = fit_max_length(job, model, reporter)
+    job = fit_instruction(fit_max_length(job, model, reporter), model, reporter)
     _refuse_short_prompts(job, model)
     sources = list_sources(job.source_specs(job.dialect))
     stored = None if job.overwrite else output.load_plan()
@@ -172,7 +173,11 @@ def look_at_model(job: EngineJob, outputs: Sequence[Output], reporter: Reporter)
         pinned = next(filter(None, found), None)
         before = pinned or read_cached_commit(name, job.revision)
     model = load_reranker_model(
-        name, pinned or job.revision, trust_remote_code=job.trust_remote_code, weights=job.engine != "fake"
+        name,
+        pinned or job.revision,
+        trust_remote_code=job.trust_remote_code,
+        weights=job.engine != "fake",
+        described_in=job.model_description,
     )
     now = find_commit(name, job.revision) if pinned else model.revision
     if before and now and now != before:
@@ -267,6 +272,15 @@ def fit_max_length(job: Job, model: RerankerModel, reporter: Reporter) -> Job:
     )
     reporter.info(f"--max-length is {length}, {reason.format(model.name)}")
     return job.model_copy(update={"max_length": length})
+
+
+def fit_instruction(job: ScoreJob, model: RerankerModel, reporter: Reporter) -> ScoreJob:
+    """Return the job with the model's own default instruction, where it has one and the user gives none."""
+    own = model.description.template.instruction
+    if own is None or own == job.instruction or {"--instruction", "--task"} & {*job.list_instruction_flags()}:
+        return job
+    reporter.info(f"--instruction is {own!r}, the default prompt in the files of {model.name}")
+    return job.model_copy(update={"instruction": own})
 
 
 def refuse_instruction(job: ScoreJob, model: RerankerModel) -> None:
@@ -374,7 +388,7 @@ def make_engine_spec(prepared: PreparedJob, tokenizer_json: str) -> EngineSpec:
         max_length=job.max_length,
         tensor_parallel_size=job.tensor_parallel_size,
         engine_args=job.engine_args,
-        check_prompts=encode_check_pairs(encoder),
+        **encode_check_pairs(encoder),
         gpu_share=_compute_gpu_share(job),
         check_scores=job.check_scores,
         instruction=job.instruction,

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.engines.base import compute_score
+from rerank_actor.engines.families.description import ScoreScale
 from rerank_actor.engines.score_columns import list_errors, make_score_columns
 from rerank_actor.inputs.directions import DIRECTED_VALUES, name_column
 from rerank_actor.inputs.pair_key import PAIR_KEY
@@ -27,7 +28,7 @@ from rerank_actor.outputs.part import METADATA_PREFIX, flatten_columns
 from rerank_actor.scoring.unit import UnitWork
 
 
-def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
+def build_part(work: UnitWork, scale: ScoreScale | None = None) -> tuple[pa.Table, dict[str, Any]]:
     """Return a scored unit's part and its totals.
 
     Returns:
@@ -43,11 +44,11 @@ def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
         row_errors = np.tile(work.row_errors.to_numpy(zero_copy_only=False), max(1, len(work.directions)))
         pair_errors = np.where(row_errors != None, row_errors, pair_errors)  # noqa: E711 - elementwise
     scored = pair_errors == None  # noqa: E711 - elementwise
-    columns = make_score_columns(prompts, work.logits, pair_errors)
+    columns = make_score_columns(prompts, work.logits, pair_errors, scale)
     if work.pair_keys is not None:
         columns[PAIR_KEY] = work.pair_keys
     if work.directions:
-        columns = _join_directions(work.directions, columns, work.row_errors)
+        columns = _join_directions(work.directions, columns, work.row_errors, scale)
         pair_errors = columns["error"].to_numpy(zero_copy_only=False)
     errors = Counter(strip_location(str(reason)) for reason in pair_errors if reason is not None)
     if work.list_lengths is not None:
@@ -72,7 +73,7 @@ def build_part(work: UnitWork) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def _join_directions(
-    directions: tuple[str, ...], columns: dict[str, pa.Array], row_errors: pa.StringArray
+    directions: tuple[str, ...], columns: dict[str, pa.Array], row_errors: pa.StringArray, scale: ScoreScale | None
 ) -> dict[str, pa.Array]:
     """Return the columns of each direction, and those of the row: the mean of its log-odds, tokens added up."""
     num_rows = len(columns["score"]) // len(directions)
@@ -89,7 +90,7 @@ def _join_directions(
                 errors[row] = f"{direction}: {error}"
     lacking = np.array([error is not None for error in errors], bool)
     joined = {
-        "score": pa.array(compute_score(mean), pa.float32(), mask=lacking),
+        "score": pa.array(compute_score(mean, scale), pa.float32(), mask=lacking),
         "logit": pa.array(mean, pa.float32(), mask=lacking),
         **{
             name: pa.array(
@@ -128,7 +129,7 @@ def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: s
     Raises:
         StorageError, JobError: the part could not be written.
     """
-    table, totals = build_part(work)
+    table, totals = build_part(work, ScoreScale.from_metadata(metadata))
     facts = {**totals, **ScoreHistograms.of_columns(flatten_columns(table)).to_record(), **work.facts}
     unit_metadata = {
         **metadata,

@@ -226,7 +226,7 @@ def pre_tokenize_colons() -> Any:
 @pytest.mark.parametrize(
     ("pre_tokenize", "in_parts"),
     [
-        (pre_tokenize_colons, False),
+        (pre_tokenize_colons, True),
         (lambda: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), False),
         (pre_tokenizers.WhitespaceSplit, None),
     ],

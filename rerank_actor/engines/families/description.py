@@ -6,6 +6,7 @@ finds the description of a model folder.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -37,6 +38,15 @@ class ScoreScale:
     scale: float = 1.0
     shift: float = 0.0
 
+    def to_metadata(self) -> dict[str, str]:
+        """Return what parts keep of it: nothing where the score is the sigmoid of the logit."""
+        return {} if self == ScoreScale() else {"score_scale": repr(self.scale), "score_shift": repr(self.shift)}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> "ScoreScale":
+        """Inverse of `to_metadata`."""
+        return cls(float(metadata.get("score_scale", 1.0)), float(metadata.get("score_shift", 0.0)))
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -53,6 +63,9 @@ class Runtime:
     vllm: str
     without_vllm: str = ""
     loading: Loading = "as_is"
+
+
+DECODERS = ("Qwen2", "Qwen3", "Llama", "Mistral", "Gemma", "Gemma2")  # stems of their classes
 
 
 @dataclass(frozen=True)
@@ -75,9 +88,31 @@ class ModelDescription:
     score: ScoreScale = field(default_factory=ScoreScale)
     group: Literal["pair"] = "pair"
 
+    def explain(self) -> dict[str, str]:
+        """Return in words what `logit` and `score` of an output are."""
+        head = self.head
+        if isinstance(head, TokenHead):
+            first, second = (f"the logit of token {token} after the prompt" for token in (head.true_id, head.false_id))
+            logit = first if head.false_id is None else f"{first} less {second}"
+        else:
+            logit = f"output {head.row} of the classifier" + (
+                "" if head.minus is None else f" less output {head.minus}"
+            )
+        shifted = "logit" if not self.score.shift else f"(logit - {self.score.shift:g})"
+        scaled = shifted if self.score.scale == 1 else f"{shifted} / {self.score.scale:g}"
+        return {"logit": logit, "score": f"sigmoid({scaled})"}
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether tokens see those after them, so that prompts share nothing that could be cached."""
+        stem = self.runtime.vllm.removesuffix("ForSequenceClassification")
+        return self.runtime.loading == "bidirectional" or (isinstance(self.head, LabelHead) and stem not in DECODERS)
+
     @property
     def auto_class(self) -> str:
         """Class of Transformers by which the model is loaded."""
+        if self.runtime.loading == "sequence_to_sequence":
+            return "AutoModelForSeq2SeqLM"
         return "AutoModelForCausalLM" if isinstance(self.head, TokenHead) else "AutoModelForSequenceClassification"
 
     @property

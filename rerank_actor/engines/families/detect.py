@@ -129,7 +129,7 @@ def _read_chat_template(
         return None
     if not isinstance(source, str):
         raise ModelError(
-            f"{name}: its files say that pairs go through a chat template, and there is none; chat_template.jinja is missing",
+            f"{name}: its files say that pairs go through a chat template, and there is no chat_template.jinja",
             model=name,
         )
     tokens = {
@@ -145,8 +145,8 @@ def _read_chat_template(
 def _describe_chain(name: str, architecture: str, template: Template | None) -> ModelDescription:
     if architecture != "ModernBertModel" or template is not None:
         raise ModelError(
-            f"{name}: {architecture} with {', '.join(CHAIN)} after it is scored where it is a ModernBertModel, whose chain folds "
-            "into a classifier; no other chain has been shown to",
+            f"{name}: {architecture} with {', '.join(CHAIN)} after it is not known to fold into a classifier, as a "
+            "ModernBertModel does; say what the model is with --model-description FILE",
             model=name,
         )
     head, wanted = LabelHead(), "ModernBertForSequenceClassification"

@@ -137,8 +137,8 @@ def _read_chat_settings(name: str, processing: dict[str, Any]) -> dict[str, Any]
     unknown += [key for key in changed if key not in ("padding", "truncation", "max_length", "logits_to_keep")]
     if unknown:
         raise ModelError(
-            f"{name}: sentence_bert_config.json has processing_kwargs ({', '.join(unknown)}) that this job does not follow; say "
-            "what the prompt is with --model-description FILE",
+            f"{name}: sentence_bert_config.json has processing_kwargs ({', '.join(unknown)}) that this job does not follow; "
+            "say what the prompt is with --model-description FILE",
             model=name,
         )
     return {key: value for key, value in processing.get("chat_template", {}).items() if key != "restore_suffix"}

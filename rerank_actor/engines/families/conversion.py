@@ -1,0 +1,158 @@
+"""A model folder in the form that engines load, where its own form needs code of its own or modules of another library.
+
+Takes a folder with weights and says in a folder beside it the same model in the words of a class of Transformers: another
+`config.json`, tensors under other names, a chain of modules as the head of a classifier. No weight changes its value, but
+for the bias of a norm that is folded into the layer after it. Knows nothing of engines.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rerank_actor import storage
+from rerank_actor.engines.checkpoint.weights import INDEX_SUFFIX, SAFETENSORS, Weights
+from rerank_actor.engines.families.description import Loading
+from rerank_actor.errors import ModelError
+
+TORCH_NORM_EPS = 1e-5  # of the norm in a chain of modules
+OWN_CODE = ("auto_map", "_name_or_path")
+
+
+def convert_model(name: str, folder: Path, weights: Weights, loading: Loading) -> Path:
+    """Return a folder with the model as a class of Transformers; made once on a machine.
+
+    Args:
+        name: of the model, for messages.
+        folder: with its files.
+        weights: which of its weight files are loaded.
+        loading: how its weights become a model.
+
+    Raises:
+        ModelError: its files are not those of such a model.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in (SAFETENSORS, ".json"))
+    facts = [[str(path.relative_to(folder)), (stat := path.stat()).st_size, stat.st_mtime_ns] for path in files]
+    key = hashlib.sha256(json.dumps([str(folder.resolve()), facts, loading, 1]).encode()).hexdigest()[:24]
+    target = storage.choose_cache("converted") / key
+    if target.is_dir():
+        return target
+    temporary = target.with_name(f"{key}.{os.getpid()}.partial")
+    temporary.mkdir(parents=True, exist_ok=True)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = {key: value for key, value in config.items() if key not in OWN_CODE}
+    changed: dict[str, Any] | None = None
+    if loading == "bidirectional":
+        config |= {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}
+    elif loading == "renamed_xlm_roberta":
+        config |= {"model_type": "xlm-roberta", "architectures": ["XLMRobertaForSequenceClassification"]}
+        changed = _rename(name, _load(folder, weights))
+    elif loading == "folded":
+        changed = _fold(name, folder, _load(folder, weights), config)
+    for path in folder.iterdir():
+        is_weight = path.name.endswith((SAFETENSORS, INDEX_SUFFIX))
+        if path.is_file() and path.name != "config.json" and not (is_weight and changed is not None):
+            (temporary / path.name).symlink_to(path.absolute())
+    (temporary / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    if changed is not None:
+        from safetensors.torch import save_file
+
+        save_file(changed, temporary / "model.safetensors", metadata={"format": "pt"})
+    try:
+        temporary.rename(target)
+    except OSError:  # another process on this machine was first
+        storage.delete_folder(str(temporary))
+    return target
+
+
+def _load(folder: Path, weights: Weights) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return {tensor: value for file in weights.files for tensor, value in load_file(folder / file).items()}
+
+
+# Names of jina-reranker-v2, whose code fuses the projections of XLM-R.
+_JINA_NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"^roberta\.emb_ln\.", "roberta.embeddings.LayerNorm."),
+    (r"^roberta\.encoder\.layers\.(\d+)\.mixer\.out_proj\.", r"roberta.encoder.layer.\1.attention.output.dense."),
+    (r"^roberta\.encoder\.layers\.(\d+)\.norm1\.", r"roberta.encoder.layer.\1.attention.output.LayerNorm."),
+    (r"^roberta\.encoder\.layers\.(\d+)\.norm2\.", r"roberta.encoder.layer.\1.output.LayerNorm."),
+    (r"^roberta\.encoder\.layers\.(\d+)\.mlp\.fc1\.", r"roberta.encoder.layer.\1.intermediate.dense."),
+    (r"^roberta\.encoder\.layers\.(\d+)\.mlp\.fc2\.", r"roberta.encoder.layer.\1.output.dense."),
+)
+_FUSED = re.compile(r"^roberta\.encoder\.layers\.(\d+)\.mixer\.Wqkv\.(weight|bias)$")
+
+
+def _rename(name: str, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Return tensors under the names of XLM-R, with the fused projections of attention apart."""
+    renamed: dict[str, Any] = {}
+    for tensor, value in tensors.items():
+        fused = _FUSED.match(tensor)
+        if fused is not None:
+            for part, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                own = f"roberta.encoder.layer.{fused[1]}.attention.self.{part}.{fused[2]}"
+                renamed[own] = piece.contiguous()
+            continue
+        for pattern, plain in _JINA_NAMES:
+            tensor = re.sub(pattern, plain, tensor)
+        renamed[tensor] = value
+    if not any("attention.self.query" in tensor for tensor in renamed):
+        raise ModelError(f"{name}: its weights are not those of jina-reranker-v2, as its config.json says", model=name)
+    return renamed
+
+
+def _fold(name: str, folder: Path, tensors: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Return the tensors of a classifier that does what a ModernBert and the modules after it do."""
+    from safetensors.torch import load_file
+
+    listed = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    places = [folder / str(module.get("path") or "") for module in listed]
+    settings = [json.loads((place / "config.json").read_text(encoding="utf-8")) for place in places[1:]]
+    pooling, dense, _, last = settings
+    mode = pooling.get("pooling_mode") or next(
+        (key.removeprefix("pooling_mode_").removesuffix("_token").removesuffix("_tokens") for key, on in pooling.items()
+         if key.startswith("pooling_mode_") and on is True), "mean")  # fmt: skip
+    activations = (dense.get("activation_function"), last.get("activation_function"))
+    if (
+        mode not in ("cls", "mean")
+        or not str(activations[0]).endswith("activation.GELU")
+        or not str(activations[1]).endswith("linear.Identity")
+        or int(last.get("out_features", 0)) != 1
+        or dense.get("use_residual")
+        or last.get("use_residual")
+        or pooling.get("include_prompt") is False
+        or float(config.get("norm_eps", TORCH_NORM_EPS)) != TORCH_NORM_EPS
+    ):
+        raise ModelError(
+            f"{name}: the modules after its ModernBert are not the head of a classifier (pooling {mode}, {activations}, "
+            f"{last.get('out_features')} outputs), so they cannot be folded into one",
+            model=name,
+        )
+    first, norm, final = (load_file(place / "model.safetensors") for place in places[2:])
+    folded = {
+        (tensor if tensor.startswith("model.") else f"model.{tensor}"): value for tensor, value in tensors.items()
+    }
+    folded["head.dense.weight"] = first["linear.weight"]
+    if "linear.bias" in first:
+        folded["head.dense.bias"] = first["linear.bias"]
+    folded["head.norm.weight"] = norm["norm.weight"]
+    if config.get("norm_bias"):
+        folded["head.norm.bias"], norm["norm.bias"] = norm["norm.bias"], norm["norm.bias"] * 0
+    weight, bias = final["linear.weight"].double(), final.get("linear.bias")
+    shift = weight @ norm["norm.bias"].double() + (0.0 if bias is None else bias.double())
+    folded["classifier.weight"], folded["classifier.bias"] = (
+        final["linear.weight"],
+        shift.to(final["linear.weight"].dtype),
+    )
+    config |= {
+        "architectures": ["ModernBertForSequenceClassification"],
+        "classifier_pooling": mode,
+        "classifier_activation": "gelu",
+        "classifier_bias": "linear.bias" in first,
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+    }
+    return folded
