@@ -64,7 +64,7 @@ FLAGS = {
     "cluster": "",
     "demo": "--folder --engine",
     "benchmark": """
-        --suite --workloads --contenders --measurements --shapes --rounds --engine-args --folder --compare
+        --suite --workloads --contenders --shapes --rounds --engine-args --folder --compare
         --store
     """,
 }
