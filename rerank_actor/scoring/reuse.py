@@ -35,7 +35,7 @@ FREE_SETTINGS = frozenset(
         *("queries", "corpus", "top_k", "query_id_column", "document_id_column", "columns"),
         *("query_template", "document_template", "instruction_map", "dataset_column"),
         *("explode", "explode_columns", "keep_fields", "drop_columns", "rename_columns"),
-        *("directions", "candidates"),
+        *("directions", "candidates", "partition_columns"),
     }
 )
 
