@@ -72,6 +72,9 @@ def _list_files(job: BitextJob) -> tuple[dict[str, storage.StoredObject], list[s
             raise InputError(f"{uri}: nothing there; --input takes files, folders and globs, local or s3://", uri=uri)
         files.update((item.uri, item) for item in listing.objects)
         passed_over += [*listing.hidden, *listing.deeper]
+    for items in storage.group_by_file(list(files.values())).values():
+        for item in items[1:]:  # further names of one file
+            passed_over.append(files.pop(item.uri).uri)
     return files, [uri for uri in dict.fromkeys(passed_over) if uri not in files]
 
 

@@ -5,6 +5,7 @@ Knows nothing of how storage is reached.
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,8 +90,21 @@ def join_uri(base: str, *names: str) -> str:
 
 
 def is_within(inner: str, outer: str) -> bool:
-    """Whether a URI is another one or lies below it."""
-    return f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
+    """Whether a URI is another one or lies below it, wherever links lead."""
+    return f"{resolve_links(inner).rstrip('/')}/".startswith(f"{resolve_links(outer).rstrip('/')}/")
+
+
+def group_by_file(objects: Iterable[StoredObject]) -> dict[str, list[StoredObject]]:
+    """Return objects by the path of their file with links followed: several where one file has several names."""
+    folders: dict[str, str] = {}  # each is resolved once
+    groups: dict[str, list[StoredObject]] = {}
+    for item in objects:
+        folder, _, name = item.uri.rpartition("/")
+        if folder not in folders:
+            folders[folder] = resolve_links(folder)
+        is_link = "://" not in item.uri and os.path.islink(item.uri)
+        groups.setdefault(resolve_links(item.uri) if is_link else f"{folders[folder]}/{name}", []).append(item)
+    return groups
 
 
 def split_uri(uri: str) -> tuple[str, str]:

@@ -81,3 +81,13 @@ def test_location_has_one_spelling(text: str, uri: str) -> None:
 def test_location_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(JobError, match=r"s3://bucket/key"):
         storage.normalize_uri(text)
+
+
+def test_links_are_followed_where_places_are_compared(tmp_path: Path) -> None:
+    path = write(tmp_path / "in/a")
+    (tmp_path / "in/b").symlink_to(path)
+    (tmp_path / "linked").symlink_to(tmp_path / "in")
+    assert storage.is_within(str(tmp_path / "linked/out"), str(tmp_path / "in"))
+    assert not storage.is_within(str(tmp_path / "linked-not"), str(tmp_path / "linked"))
+    found = [item for folder in ("in", "linked") for item in storage.list_objects(str(tmp_path / folder))]
+    assert {name: len(items) for name, items in storage.group_by_file(found).items()} == {str(path): 4}

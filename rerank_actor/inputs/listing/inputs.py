@@ -4,7 +4,6 @@ Takes an `InputSpec` and what an earlier plan knows, so that a shard is looked i
 by its path with links followed. Knows nothing of rows.
 """
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -152,13 +151,9 @@ def _drop_doubled(
 ) -> list[storage.StoredObject]:
     """Return each file once, by the name that was planned before, or its own, or the first; record the others."""
     by_uri = {item.uri: item for item in found}
-    place = storage.resolve_links(output)
-    names: dict[str, list[storage.StoredObject]] = {}
-    folders: dict[str, str] = {}
-    for item in by_uri.values():
-        names.setdefault(_resolve(item.uri, folders), []).append(item)
-    for path, items in names.items():
-        if storage.is_within(path, place):
+    place = storage.resolve_links(output).rstrip("/") + "/"
+    for path, items in storage.group_by_file(by_uri.values()).items():
+        if path.startswith(place):
             raise InputError(
                 f"{items[0].uri}: leads into --output {output}, so parts would be taken for shards; choose another folder",
                 uri=items[0].uri,
@@ -171,26 +166,16 @@ def _drop_doubled(
     return list(by_uri.values())
 
 
-def _resolve(uri: str, folders: dict[str, str]) -> str:
-    """Return a local path with links followed, those of each folder once."""
-    if "://" in uri:
-        return uri
-    folder, _, name = uri.rpartition("/")
-    if folder not in folders:
-        folders[folder] = storage.resolve_links(folder)
-    return storage.resolve_links(uri) if os.path.islink(uri) else f"{folders[folder]}/{name}"
-
-
 def _refuse_overlap(uri: str, output: str) -> None:
     """Refuse an output in the input, or an input in the output, whatever links lead there."""
-    place = storage.resolve_links(output)
     if storage.is_glob(uri):
         root = storage.find_root(uri)
         pattern = storage.glob_to_pattern(storage.resolve_links(root) + uri[len(root) :])
-        inside = re.fullmatch(pattern, storage.join_uri(place, "part-0-0.parquet")) is not None
+        part = storage.join_uri(storage.resolve_links(output), "part-0-0.parquet")
+        inside = re.fullmatch(pattern, part) is not None
     else:
-        inside = storage.is_within(place, storage.resolve_links(uri))
-    around = storage.is_within(storage.resolve_links(uri), place)
+        inside = storage.is_within(output, uri)
+    around = storage.is_within(uri, output)
     if inside or around:
         where = "inside the input" if inside else "around the input"
         raise InputError(
