@@ -163,9 +163,9 @@ def _look_at(sources: list[Source], job: BitextJob, rules: CandidateFilters) -> 
 
 def _look_at_file(source: Source, job: BitextJob, rules: CandidateFilters) -> _Look:
     with refuse_broken(source.file.uri, source.kind):
-        rows, is_counted = _count_rows(source, job)
         candidates = next((some for some in read_candidate_batches(source, job) if some.table.num_rows), None)
         tables = list(split_candidates(candidates, source, job, rules)) if candidates is not None else []
+        rows, is_counted = _count_rows(source, job)
     return _Look(rows if tables else 0, is_counted, tables)
 
 

@@ -8,6 +8,7 @@ beside candidates is left out and said. Knows nothing of what becomes of the row
 import fnmatch
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast, get_args
 
 from rerank_actor import storage
@@ -21,6 +22,7 @@ from rerank_actor.inputs.formats import find_format, split_name
 from rerank_actor.progress import QuietReporter, Reporter
 
 LISTED_FILES = 5
+LOOK_THREADS = 16
 
 
 def list_sources(job: BitextJob, reporter: Reporter | None = None) -> list[Source]:
@@ -36,21 +38,21 @@ def list_sources(job: BitextJob, reporter: Reporter | None = None) -> list[Sourc
     by_folder = {uri: _find_pair_of_folder(uri, job.languages) for uri in files}
     if job.format == "moses" and (source := _pair_off(job, files, pairs)) is not None:
         return [source]
-    sources: list[Source] = []
-    left = list(files.values())
-    if job.format in ("auto", "moses"):
-        sources, left = join_moses(files, {uri: pair or by_folder[uri] for uri, pair in pairs.items()})
-    left_out: list[storage.StoredObject] = []
-    for file in left:
+    of_layout = {uri: pair or by_folder[uri] for uri, pair in pairs.items()}
+    moses, left = join_moses(files, of_layout) if job.format in ("auto", "moses") else ([], list(files.values()))
+
+    def describe(file: storage.StoredObject) -> Source | None:
         is_meant = file.uri in job.input or len(files) == 1
-        source = _describe_file(file, job, pairs[file.uri], by_folder[file.uri], is_meant=is_meant)
-        if source is not None:
-            sources.append(source)
-        else:
-            left_out.append(file)
-    if not sources and (unknown := next((file for file in left_out if not lies_beside(file.uri)), None)) is not None:
-        raise _refuse_unknown(unknown, job, pairs[unknown.uri] or by_folder[unknown.uri])
-    _refuse_unknown_names([file.uri for file in left_out], sources, job)
+        return _describe_file(file, job, pairs[file.uri], by_folder[file.uri], is_meant=is_meant)
+
+    with ThreadPoolExecutor(LOOK_THREADS) as pool:
+        described = list(pool.map(describe, left))
+    sources = [*moses, *(source for source in described if source is not None)]
+    left_out = [file for file, source in zip(left, described, strict=True) if source is None]
+    unknown = [file for file in left_out if not lies_beside(file.uri)]
+    if unknown and not sources:
+        raise _refuse_unknown(unknown[0], job, of_layout[unknown[0].uri])
+    _refuse_unknown_names([file.uri for file in unknown], sources, job)
     if everything := [*(file.uri for file in left_out), *passed_over]:
         (reporter or QuietReporter()).info(
             f"{len(everything):,} files are none of candidates by their names and are left out: {_list(everything)}"
@@ -162,13 +164,12 @@ def _refuse_unknown(file: storage.StoredObject, job: BitextJob, pair: LanguagePa
     return InputError(f"{file.uri}: {advice}", uri=file.uri)
 
 
-def _refuse_unknown_names(left_out: list[str], sources: list[Source], job: BitextJob) -> None:
-    """Refuse an input of which too much is left out to be what corpora have besides their texts.
+def _refuse_unknown_names(unknown: list[str], sources: list[Source], job: BitextJob) -> None:
+    """Refuse an input of which more is left out than what corpora have besides their texts.
 
     Raises:
-        InputError: no candidates are left, more files are left out than taken, or a name is a Moses file's in two readings.
+        InputError: no candidates are left, more files are unknown than taken, or a name is a Moses file's in two readings.
     """
-    unknown = [uri for uri in left_out if not lies_beside(uri)]
     for uri in unknown:
         readings = read_name(uri.rpartition("/")[2], job.languages)
         codes = {side.code for pair in readings for side in (pair.source, pair.target)}
@@ -176,10 +177,11 @@ def _refuse_unknown_names(left_out: list[str], sources: list[Source], job: Bitex
             names = " or ".join(pair.name for pair in readings)
             raise InputError(f"{uri}: its name may mean {names}; rename it so, or give --lang-pair", uri=uri)
     if not sources or len(unknown) > sum(len(source.files) for source in sources):
+        told = f": {_list(unknown)}" if unknown else ""
         raise InputError(
-            f"{', '.join(job.input)}: {len(left_out)} files not named like candidates (.parquet, .jsonl, .csv, .tsv, Moses "
-            f"pairs by language code, also .gz and .zst): {_list(left_out)}; name the format with --format, the language "
-            "pair with --lang-pair, or give only the files that hold candidates"
+            f"{', '.join(job.input)}: {len(unknown) or 'all'} files not named like candidates (.parquet, .jsonl, .csv, .tsv, "
+            f"Moses pairs by language code, also .gz and .zst){told}; name the format with --format, the language pair with "
+            "--lang-pair, or give only the files that hold candidates"
         )
 
 
