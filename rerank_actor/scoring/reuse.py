@@ -1,8 +1,8 @@
 """Reuse: an earlier output's scores as a source of known ones.
 
 `ScoreSource` reads logits and pair keys out of the parts of an output, for a store. Only scores of the same fingerprint may
-be mixed; what may differ is where the texts came from (`--corpus`, templates, an instruction map, ...) and how rows are laid
-out (`--explode`, ...), because the key follows from the texts themselves. Knows nothing of Ray or of engines.
+be mixed; what may differ is where the texts came from (columns, `--corpus`, templates, an instruction map, ...) and how rows
+are laid out and kept (`--explode`, ...), because the key follows from the texts themselves. Knows nothing of Ray or of engines.
 """
 
 import hashlib
@@ -33,8 +33,9 @@ UNUSABLE = "its scores cannot be reused ({cause}); jobs.verify says what mends i
 FREE_SETTINGS = frozenset(
     {
         *("queries", "corpus", "top_k", "query_id_column", "document_id_column", "columns"),
-        *("query_template", "document_template", "instruction_map", "dataset_column"),
-        *("explode", "explode_columns", "keep_fields", "drop_columns", "rename_columns"),
+        *("query_column", "document_column", "query_template", "document_template"),
+        *("instruction_column", "instruction_map", "dataset_column"),
+        *("explode", "explode_columns", "keep_fields", "keep_columns", "drop_columns", "rename_columns"),
         *("directions", "candidates", "partition_columns"),
     }
 )
@@ -129,7 +130,10 @@ def load_reused(uri: str, settings: dict[str, Any]) -> ScoreSource:
     """
     scored = require_scored(uri)
     stored = scored.settings
-    differing = [name for name in list_differing(stored, settings) if name not in FREE_SETTINGS | {"with_pair_key"}]
+    free = FREE_SETTINGS | {"with_pair_key"}
+    if any(job.get(name) for job in (stored, settings) for name in ("instruction_column", "instruction_map")):
+        free |= {"instruction"}  # of rows without one of their own; the key has the one that a pair was scored with
+    differing = [name for name in list_differing(stored, settings) if name not in free]
     if differing:
         shown = "; ".join(f"{name}: there {stored.get(name)!r}, now {settings.get(name)!r}" for name in differing)
         raise OutputConflictError(

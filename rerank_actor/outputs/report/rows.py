@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 
 from rerank_actor.errors import RerankError
 from rerank_actor.inputs.columns import RESERVED_COLUMNS
+from rerank_actor.inputs.pairs import INDEX_COLUMN
 from rerank_actor.inputs.rows import Unit, strip_location
 from rerank_actor.outputs.histograms import ScoreHistograms
-from rerank_actor.outputs.part import flatten_columns
+from rerank_actor.outputs.part import flatten_columns, read_part_metadata
 from rerank_actor.outputs.report.facts import EXAMPLES, Facts
 from rerank_actor.outputs.row_groups import open_part
 
@@ -84,7 +85,7 @@ def _list_ids(schema: pa.Schema, texts: Container[str]) -> list[str]:
 
 
 def _list_others(table: pa.Table) -> list[str]:
-    return [name for name in table.column_names if name not in RESERVED_COLUMNS]
+    return [name for name in table.column_names if name not in (*RESERVED_COLUMNS, INDEX_COLUMN)]
 
 
 def _may_be_id(kind: pa.DataType) -> bool:
@@ -105,7 +106,8 @@ def _read_parts(facts: Facts, units: Iterable[Unit], texts: Container[str]) -> I
     for unit in units:
         try:
             with open_part(parts[unit]) as file:
-                table = file.read([*_list_ids(file.schema_arrow, texts), *RESERVED_COLUMNS])
+                places = [INDEX_COLUMN] if read_part_metadata(file.schema_arrow).get("explode") else []
+                table = file.read([*_list_ids(file.schema_arrow, texts), *RESERVED_COLUMNS, *places])
             yield unit, table
         except (RerankError, pa.ArrowException, OSError, ValueError, KeyError):
             continue  # jobs.verify says what is wrong with it; a report does without
@@ -126,7 +128,11 @@ def _explode(table: pa.Table, name: str) -> tuple[pa.Array, np.ndarray, np.ndarr
 
 def _name_row(unit: Unit, table: pa.Table, row: int, position: int) -> dict[str, Any]:
     """Return where a row is, and its ids, shortened."""
-    named: dict[str, Any] = {"shard": unit.uri, "row": unit.row_start + row, "place": position, "unit": unit.name}
+    number = row
+    if INDEX_COLUMN in table.column_names:  # of a list that was taken apart
+        index = table[INDEX_COLUMN].fill_null(0).to_numpy()
+        number, position = int((index[: row + 1] == 0).sum()) - 1, int(index[row])
+    named: dict[str, Any] = {"shard": unit.uri, "row": unit.row_start + number, "place": position, "unit": unit.name}
     for name in _list_others(table):
         value = table[name][row].as_py()
         if isinstance(value, list):  # one for each document of the row
