@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.columns import is_list, is_text
-from rerank_actor.outputs.scored_columns import PairRows, find_path
+from rerank_actor.outputs.scored_columns import PairRows
 
 POSITIVE_WORDS = frozenset({"true", "yes", "pos", "positive", "relevant"})
 NEGATIVE_WORDS = frozenset(
@@ -32,8 +32,7 @@ def mark_positives(
     Raises:
         InputError: a label is neither a number nor a known word, or no document has its place.
     """
-    path = find_path(rows.table.schema, name)
-    label = rows.table[path.column] if path is not None else rows.spread(name)
+    label = rows.take(name)
     if rows.lengths is not None and not is_list(label.type):
         return _mark_places(label, rows.lengths, rows.uri, name)
     grades = _read_grades(rows.spread(name), rows.uri, name, positive_labels)

@@ -17,7 +17,7 @@ from rerank_actor.errors import InputError, ShardError, describe_cause, suggest
 from rerank_actor.inputs.columns import is_list, is_text
 from rerank_actor.mining.labels import mark_positives
 from rerank_actor.mining.rules import SPACES
-from rerank_actor.outputs.scored_columns import PairRows, find_path
+from rerank_actor.outputs.scored_columns import PairRows, find_column, find_field_type
 from rerank_actor.outputs.scored_texts import ROLES, ScoredTexts
 
 TEXT_ROLES = ("query", "document", "query_id", "document_id", "title", "instruction")
@@ -55,8 +55,8 @@ class Columns:
     def list_columns(self, schema: pa.Schema, roles: Container[str]) -> list[str]:
         """Return the columns that some roles are read from."""
         given = [name for role in OWN_ROLES if role in roles and (name := getattr(self, role)) is not None]
-        paths = [find_path(schema, name) for name in given]
-        return [*self.texts.list_columns(schema.names, roles), *(path.column for path in paths if path is not None)]
+        own = [column for name in given if (column := find_column(schema, name)) is not None]
+        return [*self.texts.list_columns(schema.names, roles), *own]
 
     def describe(self) -> dict[str, Any]:
         """Return what can change a row, as the fingerprint has it."""
@@ -84,8 +84,9 @@ class Columns:
         self.texts.check(uri, schema)
         self._check_names(uri, schema)
         document = self.texts.document
-        names = [*([document] if document in schema.names else []), *self.spaces]
-        lists = {name: is_list(schema.field(name).type) for name in names}
+        found = {name: find_field_type(schema, name) for name in (document, *self.spaces)}
+        names = [name for name, kind in found.items() if kind is not None]
+        lists = {name: is_list(kind) for name, kind in found.items() if kind is not None}
         if len(set(lists.values())) > 1:
             shape = "lists" if lists[names[0]] else "no lists"
             raise InputError(
@@ -100,7 +101,7 @@ class Columns:
     def _check_names(self, uri: str, schema: pa.Schema) -> None:
         for role in OWN_ROLES:
             name = getattr(self, role)
-            if name is not None and find_path(schema, name) is None:
+            if name is not None and find_column(schema, name) is None:
                 raise InputError(
                     f"{uri}: has no column `{name}`{suggest(name, schema.names)}; its columns are {', '.join(schema.names)}; "
                     f"name the right one with --{role.replace('_', '-')}-column, or score again with it among --keep-columns",
@@ -110,8 +111,7 @@ class Columns:
 
 
 def _check_title(uri: str, name: str, schema: pa.Schema) -> None:
-    path = find_path(schema, name)
-    kind = schema.field(path.column).type if path is not None and path.field is None else pa.string()
+    kind = find_field_type(schema, name) or pa.null()
     kind = kind.value_type if is_list(kind) else kind
     if not is_text(kind):
         raise InputError(f"{uri}: column `{name}` holds {kind}, not text; name another one", uri=uri, column=name)

@@ -21,6 +21,7 @@ from rerank_actor.job import ScoreJob
 from rerank_actor.job_file import read_job_file
 from rerank_actor.mining.job import MineJob
 from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.scored_columns import find_field_type
 from rerank_actor.outputs.scored_texts import ScoredTexts
 
 Side = Literal["query", "document"]
@@ -83,7 +84,7 @@ def _has_title(name: str, texts: ScoredTexts, schema: pa.Schema) -> bool:
     """Whether a document's text has the title of a column in it."""
     if texts.spec.document_template:
         return name in map(texts.name, parse_template(texts.spec.document_template).names)
-    kind = schema.field(texts.document).type if texts.document in schema.names else None
+    kind = find_field_type(schema, texts.document)
     return texts.spec.document_is_id or "title" in list_fields(kind)
 
 

@@ -28,12 +28,12 @@ from rerank_actor.outputs.row_groups import open_part, refuse_damaged
 from rerank_actor.outputs.scored import open_scored
 from rerank_actor.outputs.scored_columns import (
     VALUES,
-    ColumnPath,
     PairRows,
     ScoredColumns,
     describe_columns,
+    find_column,
+    find_field_type,
     find_ids,
-    find_path,
 )
 from rerank_actor.storage.exchange import Exchange, SlicedObject, assign_buckets, collect_slices, hash_keys, read_slices
 
@@ -176,12 +176,11 @@ def _read_part(part: storage.StoredObject, settings: dict[str, Any], spec: Expor
     """Return the scored pairs of a part: columns query, document, score and logit."""
     with open_part(part, UNREADABLE) as file:
         columns = describe_columns(settings, file.schema_arrow)
-        paths = _find_id_columns(part.uri, file.schema_arrow, spec, columns)
-        names = list(paths)
+        found = _find_id_columns(part.uri, file.schema_arrow, spec, columns)
+        names = list(found)
         with refuse_damaged(part.uri, UNREADABLE):
             more = [name for name in spec.more_columns if name in file.schema_arrow.names]
-            stored = [path.column for path in paths.values()]
-            table = file.read(columns=list(dict.fromkeys([*stored, *SPACES, *more])))
+            table = file.read(columns=list(dict.fromkeys([*found.values(), *SPACES, *more])))
     rows = PairRows(table, "score", part.uri)
     ids = {role: rows.spread_ids(name, f"--{role}-id-column") for role, name in zip(ROLES, names, strict=True)}
     pairs = pa.table(ids | {name: rows.spread(name) for name in (*SPACES, *more)})
@@ -195,21 +194,21 @@ def _read_part(part: storage.StoredObject, settings: dict[str, Any], spec: Expor
     return scored
 
 
-def _find_id_columns(uri: str, schema: pa.Schema, spec: ExportSpec, columns: ScoredColumns) -> dict[str, ColumnPath]:
-    """Return where the ids of queries and of documents are, by the name of each."""
+def _find_id_columns(uri: str, schema: pa.Schema, spec: ExportSpec, columns: ScoredColumns) -> dict[str, str]:
+    """Return the columns that the ids of queries and of documents are in, by the name of the ids."""
     lacking = [space for space in SPACES if space not in schema.names]
     if lacking:
         raise InputError(f"{uri}: no column `{lacking[0]}`, so that it is no scored output", uri=uri)
-    found: dict[str, ColumnPath] = {}
+    found: dict[str, str] = {}
     for role in ROLES:
         given, known = getattr(spec, f"{role}_id_column"), getattr(columns, f"{role}_id")
         ids = find_ids(schema, given or known)
         if given is None and ids is None and columns.documents == "structs" and role == "document":
             ids = find_ids(schema, columns.document)
-        path = find_path(schema, ids) if ids is not None else None
-        if ids is None or path is None:
+        column = find_column(schema, ids) if ids is not None else None
+        if ids is None or column is None:
             raise InputError(_describe_lacking(uri, schema, given or known, f"--{role}-id-column"), uri=uri)
-        found[ids] = path
+        found[ids] = column
     if len(found) < len(ROLES):
         raise InputError(
             f"{uri}: column `{next(iter(found))}` cannot hold the ids of queries and of documents; choose with "
@@ -221,7 +220,7 @@ def _find_id_columns(uri: str, schema: pa.Schema, spec: ExportSpec, columns: Sco
 
 def _describe_lacking(uri: str, schema: pa.Schema, name: str, flag: str) -> str:
     """Return what to say of a column of ids that there is not, or that holds structs without one."""
-    fields = list_fields(schema.field(name).type) if name in schema.names else []
+    fields = list_fields(find_field_type(schema, name))
     if fields:
         shown = ", ".join(f"`{name}.{field}`" for field in fields)
         return (

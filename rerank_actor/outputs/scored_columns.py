@@ -7,14 +7,14 @@ nothing of plans and parts, or of what is made of the pairs.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rerank_actor.errors import InputError, describe_cause
-from rerank_actor.inputs.columns import is_list
+from rerank_actor.inputs.columns import find_type, is_list, locate
 from rerank_actor.inputs.directions import BACKWARD, FORWARD, name_column
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.pairs import list_fields
@@ -83,41 +83,38 @@ def describe_columns(settings: Mapping[str, Any], schema: pa.Schema) -> ScoredCo
         directions=directions,
         keyed_logits=tuple(pair for pair in [*keyed, (PAIR_KEY, "logit")] if names.issuperset(pair)),
         is_grouped=bool(values) and is_list(schema.field(values[0]).type),
-        documents=_name_documents(schema.field(document).type) if document in names else "ids",
+        documents=_name_documents(find_field_type(schema, document)),
         is_exploded=is_exploded,
     )
 
 
-def _name_documents(kind: pa.DataType) -> Literal["texts", "structs"]:
+def _name_documents(kind: pa.DataType | None) -> Literal["texts", "structs", "ids"]:
+    if kind is None:
+        return "ids"
     kind = kind.value_type if is_list(kind) else kind
     return "structs" if pa.types.is_struct(kind) else "texts"
 
 
-class ColumnPath(NamedTuple):
-    """A column, or a field of the structs that it holds, by themselves or in lists."""
-
-    column: str
-    field: str | None = None
+def find_field_type(schema: pa.Schema, name: str) -> pa.DataType | None:
+    """Return the type of a column, or of a field below it; None where nothing is."""
+    return find_type(dict(zip(schema.names, schema.types, strict=True)), name)
 
 
-def find_path(schema: pa.Schema, name: str) -> ColumnPath | None:
-    """Return where values of a name are: the column, or after a dot a field of its structs; None where nothing is."""
-    if name in schema.names:
-        return ColumnPath(name)
-    column, _, field = name.rpartition(".")
-    has_it = column in schema.names and field in list_fields(schema.field(column).type)
-    return ColumnPath(column, field) if has_it else None
+def find_column(schema: pa.Schema, name: str) -> str | None:
+    """Return the column that values of a name are in, itself or a field below it; None where nothing is."""
+    return locate(schema.names, name)[0] if find_field_type(schema, name) is not None else None
 
 
 def find_ids(schema: pa.Schema, name: str) -> str | None:
     """Return the name of ids by that of a column: itself, or of structs the field that is called like an id.
 
     Returns:
-        A name for `find_path`; None where there is none, or where no field of structs is called so.
+        None where there is none, or where no field of structs is called so.
     """
-    path = find_path(schema, name)
-    if path is None or path.field is not None or not (fields := list_fields(schema.field(path.column).type)):
-        return name if path is not None else None
+    kind = find_field_type(schema, name)
+    fields = list_fields(kind)
+    if kind is None or not fields:
+        return name if kind is not None else None
     return next((f"{name}.{field}" for field in ID_NAMES if field in fields), None)
 
 
@@ -158,14 +155,7 @@ class PairRows:
         Raises:
             InputError: its lists have other lengths than there are pairs, or there is none of this name.
         """
-        path = find_path(self.table.schema, name)
-        if path is None:
-            raise InputError(f"{self.uri}: has no column `{name}`", uri=self.uri, column=name)
-        column = self._spread_column(path.column)
-        return column if path.field is None else _take_field(column, path.field)
-
-    def _spread_column(self, name: str) -> pa.ChunkedArray:
-        column = self.table[name]
+        column = self.take(name)
         if self.lengths is None or not is_list(column.type):
             return self.repeat(column)
         if not np.array_equal(pc.fill_null(pc.list_value_length(column), 0).to_numpy(), self.lengths):
@@ -175,6 +165,21 @@ class PairRows:
                 column=name,
             )
         return pc.list_flatten(column)
+
+    def take(self, name: str) -> pa.ChunkedArray:
+        """Return a column, or a field of its structs, with a value for each row.
+
+        Raises:
+            InputError: there is none of this name.
+        """
+        if find_column(self.table.schema, name) is None:
+            raise InputError(f"{self.uri}: has no column `{name}`", uri=self.uri, column=name)
+        column, fields = locate(self.table.column_names, name)
+        values = self.table[column]
+        for field in fields:
+            kind = find_type({"": values.type}, f".{field}")
+            values = pa.chunked_array([_take_field(chunk, field) for chunk in values.chunks], kind)
+        return values
 
     def spread_ids(self, name: str, flag: str) -> pa.ChunkedArray:
         """Return the ids of a column as text, by which ids are compared: large_string [num_pairs].
@@ -204,5 +209,10 @@ class PairRows:
         return ids
 
 
-def _take_field(column: pa.ChunkedArray, field: str) -> pa.ChunkedArray:
-    return pa.chunked_array([pc.struct_field(chunk, field) for chunk in column.chunks], column.type.field(field).type)
+def _take_field(values: pa.Array, field: str) -> pa.Array:
+    """Return a field of structs, or what lists of them have there."""
+    if not is_list(values.type):
+        return pc.struct_field(values, field)
+    lengths = pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    return pa.ListArray.from_arrays(offsets, _take_field(pc.list_flatten(values), field), mask=values.is_null())

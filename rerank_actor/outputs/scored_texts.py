@@ -6,7 +6,7 @@ What the output no longer holds of them is refused. Knows nothing of what is mad
 """
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,14 +15,15 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError, suggest
+from rerank_actor.inputs.columns import find_type, locate
 from rerank_actor.inputs.field_template import parse_template
 from rerank_actor.inputs.lookups import TextLookup, look_up_texts
 from rerank_actor.inputs.pair_key import make_pair_keys
 from rerank_actor.inputs.pairs import TextSpec, list_fields, make_pairs
-from rerank_actor.inputs.rows import make_rows
+from rerank_actor.inputs.rows import list_sources, make_rows
 from rerank_actor.outputs.part import TEXT_SETTINGS, read_part_metadata
 from rerank_actor.outputs.scored import ScoredOutput, read_schema
-from rerank_actor.outputs.scored_columns import PairRows
+from rerank_actor.outputs.scored_columns import PairRows, find_field_type
 from rerank_actor.storage.utf8 import is_unicode
 
 ROLES = ("query", "document", "instruction")
@@ -81,12 +82,18 @@ class ScoredTexts:
         return self.name(self.spec.document_column)
 
     def name(self, column: str) -> str:
-        """Return what the output calls an input column."""
-        return self.renamed.get(column, column)
+        """Return what the output calls an input column, or a field below one."""
+        top, fields = locate(self.renamed, column)
+        return ".".join([self.renamed.get(top, top), *fields])
 
-    def list_columns(self, names: Container[str], roles: Container[str] = ROLES) -> list[str]:
+    def list_columns(self, names: Sequence[str], roles: Container[str] = ROLES) -> list[str]:
         """Return the output's columns that the texts of some roles are made of, those of `names`."""
-        return [name for name in map(self.name, self._select(roles).text_columns) if name in names]
+        return [self.name(name) for name in list_sources(self._original(names), self._select(roles).text_columns)]
+
+    def _original(self, names: Sequence[str]) -> list[str]:
+        """Return what columns of the output were called in the input."""
+        original = {new: old for old, new in self.renamed.items()}
+        return [original.get(name, name) for name in names]
 
     def describe(self) -> dict[str, Any]:
         """Return what can change a text, as a fingerprint has it."""
@@ -116,12 +123,12 @@ class ScoredTexts:
         Raises:
             InputError: naming the column.
         """
-        original = {new: old for old, new in self.renamed.items()}
-        kinds = {original.get(name, name): schema.field(name).type for name in schema.names}
+        kinds = dict(zip(self._original(schema.names), schema.types, strict=True))
         for flag, names in self.spec.list_required(kinds).items():
             for name in names:
                 shown = self.name(name)
-                if name not in kinds:
+                kind = find_type(kinds, name)
+                if kind is None:
                     cure = (
                         f"name the right one with {flag}, or "
                         if flag in ("--query-column", "--document-column")
@@ -133,10 +140,10 @@ class ScoredTexts:
                         uri=uri,
                         column=shown,
                     )
-                expected = self.spec.find_wrong_type(flag, kinds[name])
+                expected = self.spec.find_wrong_type(flag, kind)
                 if expected is not None:
                     raise InputError(
-                        f"{uri}: column `{shown}` holds {kinds[name]}, not {expected}; name another one",
+                        f"{uri}: column `{shown}` holds {kind}, not {expected}; name another one",
                         uri=uri,
                         column=shown,
                     )
@@ -153,11 +160,11 @@ class ScoredTexts:
             ShardError, StorageError, JobError: texts cannot be looked up.
         """
         spec = self._select(roles)
-        names = {self.name(name): name for name in spec.text_columns}
-        present = [name for name in rows.table.column_names if name in names]
+        present = self.list_columns(rows.table.column_names, roles)
         if not present:
             return {}
-        table = rows.table.select(present).rename_columns([names[name] for name in present])
+        table = rows.table.select(present)
+        table = table.rename_columns(self._original(table.column_names))
         pairs = make_pairs(make_rows(table, table.column_names, spec.text_columns), spec)
         pairs, _ = look_up_texts(pairs, [lookup for lookup in self.lookups if lookup.role in roles])
         texts = {"query": pairs.queries, "document": pairs.documents}
@@ -221,7 +228,7 @@ def refuse_lost_fields(scored: ScoredOutput, settings: Mapping[str, Any], schema
     """
     texts, kept = ScoredTexts.from_settings(settings), settings.get("keep_fields")
     name = texts.document
-    if not kept or name not in schema.names or not list_fields(schema.field(name).type):
+    if not kept or not list_fields(find_field_type(schema, name)):
         return
     template = texts.spec.document_template
     wanted = parse_template(template).names if template else ("text", "title")
@@ -238,12 +245,12 @@ def refuse_lost_fields(scored: ScoredOutput, settings: Mapping[str, Any], schema
 
 def _read_fields(scored: ScoredOutput, column: str) -> list[str]:
     """Return the fields of the input's documents, none where that cannot be seen."""
-    if column in scored.plan.json_types:
-        return list_fields(scored.plan.json_types[column])
+    if scored.plan.json_types:
+        return list_fields(find_type(scored.plan.json_types, column))
     for shard in scored.plan.shards[:1]:
         try:
             schema = read_schema(storage.StoredObject(shard.uri, shard.size, shard.etag))
         except RerankError:
             continue
-        return list_fields(schema.field(column).type) if column in schema.names else []
+        return list_fields(find_field_type(schema, column))
     return []

@@ -119,7 +119,7 @@ def _write_sources(pairs: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
 
 LAYOUTS = (
     *("flat", "dotted", "renamed", "title", "template", "query template", "lists", "list of titles"),
-    *("list of templates", "kept fields", "ids", "lists of ids"),
+    *("list of templates", "kept fields", "fields", "ids", "lists of ids"),
     *("exploded lists", "exploded titles", "exploded templates", "exploded ids"),
 )
 
@@ -155,6 +155,10 @@ def draw_layout(name: str, seed: int, folder: Path, num_queries: int = 3) -> Lay
         more = {"keep_fields": ["id", "title", "text"]} if shape == "kept fields" else {}
         rows = _group(pairs, _struct, "passages")
         layout, make = Layout(rows, {"document_column": "passages", **lists, **more}), _join
+    elif shape == "fields":
+        rows = _group(pairs, _text, "texts")
+        rows = [{**row, "found": {"ids": row["document_id"], "texts": row.pop("texts")}} for row in rows]
+        layout = Layout(rows, {"document_column": "found.texts", "rename_columns": {"found": "passages"}})
     elif shape in ("list of templates", "templates"):
         make = lambda pair: f"q{pair['query_id'][1:]} {pair['title']}: {pair['text']}"  # noqa: E731
         layout = Layout(
