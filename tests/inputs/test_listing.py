@@ -174,6 +174,16 @@ def test_files_in_folders_that_a_glob_matches_are_said(tmp_path: Path) -> None:
         plan(tmp_path, input=str(tmp_path / "inp*/su*"))
 
 
+def test_name_that_is_not_unicode_is_said_or_refused(tmp_path: Path) -> None:
+    write(tmp_path / "input/a.jsonl", to_lines(make_rows(1)))
+    odd = os.fsdecode(b"_\xff.jsonl")
+    write(tmp_path / "input" / odd, "")
+    assert json.dumps([item.first for item in plan(tmp_path)[1].left_out]).endswith('_\\\\udcff.jsonl"]')
+    write(tmp_path / "input" / odd[1:], to_lines(make_rows(1)))
+    with pytest.raises(InputError, match=r"udcff\.jsonl: has a name that is not UTF-8"):
+        plan(tmp_path)
+
+
 # One file is one input, whatever its names.
 
 

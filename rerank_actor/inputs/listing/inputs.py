@@ -28,6 +28,7 @@ from rerank_actor.inputs.listing.tables import refuse_inside_table, refuse_table
 from rerank_actor.inputs.listing.tell import tell_format
 from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.storage.hub import is_hub
+from rerank_actor.storage.utf8 import is_unicode
 
 LOOK_THREADS = 16
 
@@ -120,6 +121,10 @@ def _choose_shards(
     with ThreadPoolExecutor(LOOK_THREADS) as pool:
         formats = list(pool.map(tell, objects))
     shards = [item for item, kind in zip(objects, formats, strict=True) if kind is not None]
+    odd = next((item.uri for item in shards if not is_unicode(item.uri)), None)
+    if odd is not None:
+        shown = odd.encode("utf-8", "backslashreplace").decode()
+        raise InputError(f"{shown}: has a name that is not UTF-8, which no plan can hold; rename it", uri=shown)
     unknown = [item.uri for item, kind in zip(objects, formats, strict=True) if kind is None]
     if unknown == [uri] or (unknown and len(objects) == 1):
         raise InputError(

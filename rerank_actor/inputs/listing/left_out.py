@@ -63,7 +63,9 @@ def count_left_out(found: Iterable[tuple[str, str]]) -> list[LeftOut]:
     for reason, uri in found:
         firsts.setdefault(reason, uri)
         counts[reason] = counts.get(reason, 0) + 1
-    return [LeftOut(reason, count, firsts[reason]) for reason, count in counts.items()]
+    # A name need not be Unicode, what is written down must be.
+    shown = {reason: uri.encode("utf-8", "backslashreplace").decode() for reason, uri in firsts.items()}
+    return [LeftOut(reason, count, shown[reason]) for reason, count in counts.items()]
 
 
 def refuse_most(uri: str, unknown: list[str], num_shards: int) -> None:
@@ -89,4 +91,5 @@ def refuse_most(uri: str, unknown: list[str], num_shards: int) -> None:
 def _is_note(uri: str) -> bool:
     """Whether a file is one for people by its name."""
     stem, suffix, _ = split_name(uri)
-    return suffix.lower() in NOTES or stem.rpartition("/")[2].lower() in NOTE_NAMES
+    name = stem.rpartition("/")[2].lower()
+    return suffix.lower() in NOTES or name in NOTE_NAMES or not name  # the last: .gitattributes of a repository
