@@ -8,6 +8,7 @@ a type may run code. Knows nothing of formats.
 import contextlib
 import json
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, cast
 
 import pyarrow as pa
@@ -16,6 +17,9 @@ import pyarrow.parquet as pq
 from rerank_actor.storage.utf8 import is_unicode
 
 RESERVED_COLUMNS = ("score", "logit", "num_tokens", "truncated_tokens", "error")
+
+EXACT_INTEGER = 2**53  # up to it a float64 holds all integers
+WIDE_INTEGER = pa.decimal128(19, 0)  # while types are merged, int64 of which some are beyond it
 
 _FAILURES = (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError)
 
@@ -119,6 +123,11 @@ def merge_types(first: pa.DataType | None, second: pa.DataType) -> pa.DataType:
         for field in second:
             fields[field.name] = merge_types(fields.get(field.name), field.type)
         return pa.struct(list(fields.items()))
+    kinds = {first, second}
+    if kinds == {WIDE_INTEGER, pa.int64()}:
+        return WIDE_INTEGER
+    if kinds & {WIDE_INTEGER, pa.uint64()}:
+        return pa.string()
     if pa.types.is_nested(first) or pa.types.is_nested(second):
         return pa.string()
     schemas = [pa.schema([("value", kind)]) for kind in (first, second)]
@@ -126,6 +135,15 @@ def merge_types(first: pa.DataType | None, second: pa.DataType) -> pa.DataType:
         return pa.unify_schemas(schemas, promote_options="permissive").field("value").type
     except pa.ArrowException:
         return pa.string()
+
+
+def settle_type(kind: pa.DataType) -> pa.DataType:
+    """Return a merged type as columns have it."""
+    if pa.types.is_list(kind):
+        return pa.list_(settle_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, settle_type(field.type)) for field in kind])
+    return pa.int64() if kind == WIDE_INTEGER else kind
 
 
 def widen_types(types: Mapping[str, pa.DataType], objects: list[dict[str, Any]]) -> dict[str, pa.DataType]:
@@ -137,12 +155,9 @@ def widen_types(types: Mapping[str, pa.DataType], objects: list[dict[str, Any]])
     }
 
 
-def _list_not_unicode(values: list[Any]) -> list[int]:
+def list_not_unicode(values: list[Any]) -> list[int]:
     """Return the rows of values in which there are lone surrogates, which stand for what is not Unicode."""
-    texts = (
-        "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for value in values
-    )
+    texts = ("" if value is None else value if isinstance(value, str) else _write_json(value) for value in values)
     return [row for row, text in enumerate(texts) if not is_unicode(text)]
 
 
@@ -150,10 +165,34 @@ def _infer_type(values: list[Any]) -> pa.DataType:
     try:
         kind = pa.array(values).type
     except _FAILURES:  # Arrow takes no mixture, also deep inside
-        kind = pa.null()
-        for value in values:
-            kind = merge_types(kind, _type_of(value))
+        kind = None
+    if kind is None or (_has_numbers(kind) and any(map(_is_wide, values))):
+        kind = _merge_all(map(_type_of, values))
     return pa.string() if _has_empty_struct(kind) else kind  # Parquet cannot hold one
+
+
+def list_leaves(kind: pa.DataType) -> list[pa.DataType]:
+    """Return the types in a type that are no list and no struct."""
+    if is_list(kind):
+        return list_leaves(kind.value_type)
+    return [leaf for field in kind for leaf in list_leaves(field.type)] if pa.types.is_struct(kind) else [kind]
+
+
+def _has_numbers(kind: pa.DataType) -> bool:
+    return any(pa.types.is_integer(leaf) or pa.types.is_floating(leaf) for leaf in list_leaves(kind))
+
+
+def _has_floats(kind: pa.DataType) -> bool:
+    return any(map(pa.types.is_floating, list_leaves(kind)))
+
+
+def _is_wide(value: Any) -> bool:
+    """Whether a JSON value is, or holds, a number that a float64 does not."""
+    if isinstance(value, list):
+        return any(map(_is_wide, value))
+    if isinstance(value, dict):
+        return any(map(_is_wide, value.values()))
+    return isinstance(value, Decimal) or (isinstance(value, int) and abs(value) > EXACT_INTEGER)
 
 
 def _type_of(value: Any) -> pa.DataType:
@@ -161,8 +200,11 @@ def _type_of(value: Any) -> pa.DataType:
         return pa.list_(_merge_all(_type_of(item) for item in value))
     if isinstance(value, dict):
         return pa.struct([(as_text(name), _type_of(item)) for name, item in value.items()])
+    if isinstance(value, Decimal):
+        return pa.string()
     try:
-        return pa.array([value]).type
+        kind = pa.array([value]).type
+        return WIDE_INTEGER if kind == pa.int64() and _is_wide(value) else kind
     except _FAILURES:
         return pa.string()
 
@@ -174,21 +216,25 @@ def _merge_all(kinds: Iterable[pa.DataType]) -> pa.DataType:
     return merged
 
 
-def to_array(values: list[Any], wanted: pa.DataType | None = None) -> pa.Array:
-    """Return values as an Arrow array: of the wanted type, or of what they show; as JSON text where neither goes."""
-    kind = _infer_type(values) if wanted is None else wanted
+def to_array(values: list[Any], wanted: pa.DataType | None = None) -> tuple[pa.Array, list[int]]:
+    """Return values as an Arrow array, and the rows of what was not Unicode and is now.
+
+    It is of the wanted type, or of what they show; it holds JSON text where neither goes.
+    """
+    kind = settle_type(_infer_type(values)) if wanted is None else wanted
     if pa.types.is_string(kind):
         with contextlib.suppress(*_FAILURES):
-            return pa.array(values, kind)
+            return pa.array(values, kind), []
     else:
         with contextlib.suppress(*_FAILURES):
             inferred = pa.array(values)
-            if inferred.type == kind:
-                return inferred
+            # Arrow makes a float of an integer that is none beside another.
+            if inferred.type == kind and not (_has_floats(kind) and any(map(_is_wide, values))):
+                return inferred, []
         with contextlib.suppress(*_FAILURES):
             # Arrow cuts 1.5 to a wanted int64 and drops fields that a wanted struct lacks, without a word.
-            return pa.array([_conform(value, kind) for value in values], kind)
-    return pa.array([as_text(value) for value in values], pa.string())
+            return pa.array([_conform(value, kind) for value in values], kind), list_not_unicode(values)
+    return pa.array([as_text(value) for value in values], pa.string()), list_not_unicode(values)
 
 
 def to_whole_array(values: list[Any]) -> tuple[pa.Array, list[int]]:
@@ -198,12 +244,12 @@ def to_whole_array(values: list[Any]) -> tuple[pa.Array, list[int]]:
     """
     with contextlib.suppress(*_FAILURES):
         array = pa.array(values)
-        if not pa.types.is_struct(array.type):
+        if not pa.types.is_struct(array.type) and not (_has_numbers(array.type) and any(map(_is_wide, values))):
             return array, []
-    array = to_array(values)
+    array, replaced = to_array(values)
     if pa.types.is_struct(array.type):
-        array = pa.array([as_text(value) for value in values], pa.string())
-    return array, _list_not_unicode(values)
+        array, replaced = pa.array([as_text(value) for value in values], pa.string()), list_not_unicode(values)
+    return array, replaced
 
 
 def _conform(value: Any, kind: pa.DataType) -> Any:
@@ -222,6 +268,8 @@ def _conform(value: Any, kind: pa.DataType) -> Any:
         types = {field.name: field.type for field in kind}
         return {name: _conform(item, types[name]) for name, item in value.items() if _require(name, types)}
     if pa.types.is_floating(kind) and isinstance(value, int | float) and not isinstance(value, bool):
+        if _is_wide(value):
+            raise TypeError("an integer is beyond what a float holds")
         return float(value)
     if pa.types.is_integer(kind) and isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -242,11 +290,20 @@ def _has_empty_struct(kind: pa.DataType) -> bool:
     return is_list(kind) and _has_empty_struct(kind.value_type)
 
 
+def _write_json(value: Any) -> str:
+    """Return a value as JSON, with the digits of a number as they were written."""
+    with contextlib.suppress(TypeError):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_write_json(name)}: {_write_json(item)}" for name, item in value.items()) + "}"
+    return "[" + ", ".join(map(_write_json, value)) + "]" if isinstance(value, list) else str(value)
+
+
 def as_text(value: Any) -> str | None:
     """Return a value as text, JSON where it is none, without the lone surrogates that no format holds."""
     if value is None:
         return None
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else _write_json(value)
     return text if is_unicode(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

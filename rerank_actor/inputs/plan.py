@@ -18,7 +18,7 @@ from rerank_actor import storage
 from rerank_actor.errors import InputError, JobError, OutputConflictError, RerankError
 from rerank_actor.inputs import shards
 from rerank_actor.inputs.check_columns import check_columns
-from rerank_actor.inputs.columns import merge_types, read_own_table
+from rerank_actor.inputs.columns import merge_types, read_own_table, settle_type
 from rerank_actor.inputs.listing import InputListing, LeftOut, count_left_out, list_input
 from rerank_actor.inputs.listing.left_out import EMPTY, IGNORED
 from rerank_actor.inputs.rows import UNIT_BYTES, ShardLayout, Unit
@@ -344,7 +344,7 @@ def _json_types(
             if name in layout.partitions:
                 continue
             merged = merge_types(types.get(name), kind)
-            if merged != earlier.get(name, merged) and spec.keeps(name):
+            if name in earlier and settle_type(merged) != earlier[name] and spec.keeps(name):
                 raise InputError(
                     f"{uri}: column `{name}` holds {kind}, in the parts already written it is {earlier[name]}; give this "
                     "shard an --output of its own",
@@ -352,7 +352,7 @@ def _json_types(
                     column=name,
                 )
             types[name] = earlier.get(name, merged)
-    return {name: pa.string() if pa.types.is_null(kind) else kind for name, kind in types.items()}
+    return {name: pa.string() if pa.types.is_null(kind) else settle_type(kind) for name, kind in types.items()}
 
 
 def _cut(item: storage.StoredObject, layout: ShardLayout, unit_size: UnitSize, limit: int | None) -> Shard:

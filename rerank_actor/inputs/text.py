@@ -47,6 +47,7 @@ from rerank_actor.inputs.syntax.quoted import (
 BROKEN_JSON = "line is not a JSON object"
 BROKEN_FIELDS = "row has another number of fields than the header"
 NOT_UNICODE = "not valid Unicode"
+KEPT_NOT_UNICODE = "column `{name}` is not valid Unicode, which no output holds; --drop-columns {name} leaves it out"
 
 READ_ERRORS = (pa.ArrowException, EOFError, OSError, ValueError, csv.Error)  # of a file that is not what it should be
 
@@ -362,11 +363,16 @@ def read_lines(
         types = dict.fromkeys(names, pa.string())
     kept = choose_columns(names, keep, drop)
     missing = [None] * len(records)
-    table = pa.table({name: to_array(columns.get(name, missing), types.get(name)) for name in kept})
+    arrays = {name: to_array(columns.get(name, missing), types.get(name)) for name in kept}
+    table = pa.table({name: array for name, (array, _) in arrays.items()})
     if not kept:
         table = table.select([]) if table.num_rows else pa.table({"": pa.nulls(len(records))}).select([])
     located: list[str | None] = list(missing)
+    sources = list_sources(names, text_columns)  # what is wrong with a text is told of its pair
+    for name in kept:
+        for row in arrays[name][1] if name not in sources else ():
+            faults.setdefault(row, KEPT_NOT_UNICODE.format(name=name))
     for row, reason in faults.items():
         located[row] = add_location(reason, file.uri, records[row].line)
-    values = {name: columns.get(name, missing) for name in list_sources(names, text_columns)}
+    values = {name: columns.get(name, missing) for name in sources}
     return Rows(table, take_texts(values, text_columns), located, list_lists(types, text_columns))

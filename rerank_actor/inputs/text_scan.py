@@ -5,9 +5,12 @@ by Arrow there, and by Python where Arrow does not take a line or finds another 
 lines alone. Memory is bounded by the ranges that are scanned at once.
 """
 
+import re
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from decimal import Decimal
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -18,13 +21,24 @@ import pyarrow.json
 
 from rerank_actor import storage
 from rerank_actor.errors import ShardError
-from rerank_actor.inputs.columns import find_type, is_list, locate, merge_types, take_fields, widen_types
+from rerank_actor.inputs.columns import (
+    EXACT_INTEGER,
+    WIDE_INTEGER,
+    find_type,
+    is_list,
+    locate,
+    merge_types,
+    settle_type,
+    take_fields,
+    widen_types,
+)
 from rerank_actor.inputs.formats import TextFormat
 from rerank_actor.inputs.rows import UNIT_BYTES, Block, ShardLayout
-from rerank_actor.inputs.syntax.json_values import parse_object
+from rerank_actor.inputs.syntax.json_values import parse_float, parse_object
 from rerank_actor.inputs.syntax.quoted import BEHIND, BYTE_ORDER_MARK
 from rerank_actor.inputs.text import (
     TextFile,
+    is_number,
     iterate_records,
     open_text,
     read_header,
@@ -35,6 +49,9 @@ from rerank_actor.inputs.text import (
 RANGES_AT_ONCE = 8  # in this process, whatever the number of shards; each takes some five times its size
 TYPED_ROWS = 1000  # JSON rows whose types are looked at together
 BLANKS = np.frombuffer(b" \t\r\n\v\f\xef", np.uint8)  # bytes that a blank line may begin with
+
+# Numbers with more digits than are sure to be a float's, or with a large exponent; some may stand in a text.
+LONG_NUMBER = re.compile(rb"[:\[,\s]-?((?=[\d.]{16})\d+\.[\d.]*(?:[eE][+-]?\d+)?|\d[\d.]*[eE][+-]?\d{3,})(?=[,\]}\s])")
 
 _ranges = threading.BoundedSemaphore(RANGES_AT_ONCE)
 
@@ -214,14 +231,19 @@ def _look_at_objects(
     scan: LineScan, data: bytes, starts: np.ndarray, stops: np.ndarray, expected: dict[str, pa.DataType]
 ) -> tuple[np.ndarray, dict[str, pa.DataType]]:
     """Return the number of pairs of the JSON object in each of some lines, and the types of their columns."""
-    table = _parse_with_arrow(data, expected) if expected else None
-    if table is not None and table.num_rows == len(starts):
-        kind = find_type(expected, scan.list_column)
+    settled = {name: settle_type(kind) for name, kind in expected.items()}
+    table = _parse_with_arrow(data, settled) if expected else None
+    if table is not None and table.num_rows == len(starts) and _holds_exactly(table, data):
+        found = {
+            name: WIDE_INTEGER if kind == pa.int64() and _is_beyond(table.column(name)) else kind
+            for name, kind in expected.items()
+        }
+        kind = find_type(settled, scan.list_column)
         if kind is None or not is_list(kind):
-            return np.ones(len(starts), np.int64), dict(expected)
+            return np.ones(len(starts), np.int64), found
         if scan.list_column in expected:
             lengths = pc.list_value_length(table.column(scan.list_column)).fill_null(1).to_numpy().astype(np.int64)
-            return np.maximum(lengths, 1), dict(expected)
+            return np.maximum(lengths, 1), found
     types: dict[str, pa.DataType] = {}
     pairs = np.ones(len(starts), np.int64)
     for first in range(0, len(starts), TYPED_ROWS):
@@ -234,6 +256,34 @@ def _look_at_objects(
             pairs[index] = max(1, len(documents)) if isinstance(documents, list) else 1
         types = widen_types(types, objects)
     return pairs, types
+
+
+def _holds_exactly(table: pa.Table, data: bytes) -> bool:
+    """Whether the numbers that Arrow made of JSON lines are those that are written there, as far as the types tell them."""
+    leaves = [leaf for column in table.columns for leaf in _flatten(column, is_inner=False)]
+    if any(_is_beyond(leaf) for leaf in leaves):
+        return False
+    if not any(pa.types.is_floating(leaf.type) for leaf in leaves):
+        return True
+    numbers = (number.decode() for number in LONG_NUMBER.findall(data))
+    return not any(is_number(number) and isinstance(parse_float(number), Decimal) for number in numbers)
+
+
+def _flatten(column: pa.ChunkedArray, is_inner: bool) -> Iterator[pa.ChunkedArray]:
+    """Yield the values in lists and structs, and a column's own where they are floats."""
+    if is_list(column.type):
+        yield from _flatten(pc.list_flatten(column), is_inner=True)
+    elif pa.types.is_struct(column.type):
+        for index in range(column.type.num_fields):
+            yield from _flatten(pc.struct_field(column, index), is_inner=True)
+    elif pa.types.is_floating(column.type) or (is_inner and pa.types.is_integer(column.type)):
+        yield column
+
+
+def _is_beyond(numbers: pa.ChunkedArray) -> bool:
+    """Whether there are integers that a float64 does not hold, or floats that may have been such."""
+    most = EXACT_INTEGER + pa.types.is_integer(numbers.type)
+    return any(value is not None and abs(value) >= most for value in pc.min_max(numbers).as_py().values())
 
 
 def _parse_with_arrow(data: bytes, expected: dict[str, pa.DataType]) -> pa.Table | None:

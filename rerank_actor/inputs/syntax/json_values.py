@@ -5,17 +5,32 @@ lone surrogates. Knows nothing of files or columns.
 """
 
 import json
+import math
+from decimal import Decimal
 from typing import Any
 
 from rerank_actor.inputs.columns import as_text
 
 LINES_TRIED = 16
+SHORT_NUMBER = 16  # characters, of which at most fifteen are digits that count
+
+
+def parse_float(text: str) -> float | Decimal:
+    """Return a number that is not written as an integer, exactly."""
+    value = float(text)
+    if len(text) <= SHORT_NUMBER and "e" not in text and "E" not in text:
+        return value
+    exact = Decimal(text)
+    return value if math.isfinite(value) and Decimal(repr(value)) == exact else exact
+
+
+_DECODER = json.JSONDecoder(parse_float=parse_float)
 
 
 def parse_object(line: bytes) -> dict[str, Any] | None:
     """Return the JSON object of a line, None where it holds none."""
     try:
-        value = json.loads(line.decode("utf-8", "surrogateescape"))
+        value = _DECODER.decode(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError):
         return None
     return {str(as_text(name)): item for name, item in value.items()} if isinstance(value, dict) else None
