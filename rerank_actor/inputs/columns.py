@@ -309,7 +309,7 @@ def as_text(value: Any) -> str | None:
 
 def to_texts(column: pa.ChunkedArray) -> list[Any]:
     """Return a column as Python values; bytes that are not UTF-8 become text with lone surrogates, a later fault."""
-    if _has_extension(column.type):
+    if has_extension(column.type):
         column = column.cast(_strip_extensions(column.type))
     try:
         return cast(list[Any], column.to_pylist())
@@ -338,18 +338,18 @@ def read_own_table(data: bytes, skip: Container[str] = ()) -> pa.Table:
         table = file.read([name for name in file.schema_arrow.names if name not in skip])
     except (OSError, UnicodeDecodeError) as error:  # of damaged headers
         raise pa.ArrowInvalid(str(error)) from error
-    if any(_has_extension(kind) for kind in table.schema.types):
+    if any(has_extension(kind) for kind in table.schema.types):
         raise pa.ArrowTypeError("a column is of an extension type")
     return table
 
 
-def _has_extension(kind: pa.DataType) -> bool:
+def has_extension(kind: pa.DataType) -> bool:
     """Whether values are of an extension type, which may run code to become Python's: Ray registers one of pickles."""
     if isinstance(kind, pa.BaseExtensionType):
         return True
     if pa.types.is_dictionary(kind):
-        return _has_extension(kind.value_type)
-    return any(_has_extension(kind.field(index).type) for index in range(kind.num_fields))
+        return has_extension(kind.value_type)
+    return any(has_extension(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def _strip_extensions(kind: pa.DataType) -> pa.DataType:
@@ -360,6 +360,6 @@ def _strip_extensions(kind: pa.DataType) -> pa.DataType:
         return pa.list_(_strip_extensions(kind.value_type))
     if pa.types.is_struct(kind):
         return pa.struct([(field.name, _strip_extensions(field.type)) for field in kind])
-    if _has_extension(kind):
+    if has_extension(kind):
         raise pa.ArrowTypeError(f"a column of texts is of type {kind}")
     return kind

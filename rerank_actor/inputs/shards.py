@@ -28,6 +28,7 @@ from rerank_actor.inputs.rows import (
     make_rows,
 )
 from rerank_actor.inputs.spec import InputSpec
+from rerank_actor.inputs.syntax.column_types import conform_column
 from rerank_actor.inputs.text import READ_ERRORS, TextFile, read_lines
 from rerank_actor.inputs.text_scan import LineScan, scan_lines
 
@@ -92,7 +93,7 @@ def read_rows(
     Args:
         unit: a range of a shard's rows.
         spec: how the shard is read; the same as when it was scanned.
-        types: types that JSON columns had when the plan was made.
+        types: types of columns that all parts have, as planned.
         limits: of memory.
 
     Raises:
@@ -105,6 +106,7 @@ def read_rows(
     try:
         try:
             rows = _read_unit(unit, spec, types or {}, limits)
+            rows = replace(rows, table=_conform(rows.table, unit, spec, types or {}))
         except READ_ERRORS as error:
             storage.refuse_changed(uri, unit.size, unit.etag)  # what looks broken may be two shards' halves
             raise _refuse_unreadable(uri, detect_format(uri, spec.format)[0], error) from error
@@ -130,6 +132,24 @@ def _read_unit(unit: Unit, spec: InputSpec, types: Mapping[str, pa.DataType], li
     in_file = None if spec.keep is None else tuple(name for name in spec.keep if name not in unit.partitions)
     rows = _read_file(unit, replace(spec, keep=in_file), types, limits)
     return add_partitions(rows, unit, spec.keep, spec.drop, spec.text_columns)
+
+
+def _conform(table: pa.Table, unit: Unit, spec: InputSpec, types: Mapping[str, pa.DataType]) -> pa.Table:
+    """Return kept columns as the plan has them for all parts, with nulls for those that other shards have alone."""
+    names = table.column_names
+    if spec.keep is None:
+        known = [name for name in types if spec.keeps(name) and name not in unit.partitions]
+        names = [*known, *(name for name in names if name not in known)]
+    found = dict(zip(table.column_names, table.schema.types, strict=True))
+    if names == table.column_names and all(types.get(name, kind) == kind for name, kind in found.items()):
+        return table
+    columns = {
+        name: conform_column(table.column(name), types.get(name, found[name]))
+        if name in found
+        else pa.nulls(table.num_rows, types[name])
+        for name in names
+    }
+    return pa.table(columns)
 
 
 def _read_file(unit: Unit, spec: InputSpec, types: Mapping[str, pa.DataType], limits: ReadLimits) -> Rows:
