@@ -41,8 +41,8 @@ class ReuseSettings(Settings):
     reuse: OptionalLocation = make_flag(
         None,
         "output",
-        "earlier output with the same fingerprint and pair keys: pairs that it has are not scored again (turns "
-        "--with-pair-key on)",
+        "earlier output of the same model and settings with pair keys: pairs that it has, whatever its columns are called, are "
+        "not scored again (turns --with-pair-key on)",
         "URI",
     )
     overwrite: bool = make_flag(

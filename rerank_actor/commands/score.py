@@ -40,6 +40,8 @@ def score(arguments: Sequence[str] | None = None) -> int:
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints what happens to its workers; stdout is the output's URI
         result = run_job(job, reporter)
     _print_result(result)
+    if job.reuse is not None and not result.totals.reused:
+        print(f"--reuse {job.reuse}: has none of these pairs (the same three texts)", file=sys.stderr)
     if result.failed:
         say(f"{name_program('status')} {job.output} names the failed units; the same command tries them again")
     print(job.output)

@@ -1,8 +1,9 @@
 """Reuse: an earlier output's scores as a source of known ones.
 
-`ScoreSource` reads logits and pair keys out of the parts of an output, for a store. Only scores of the same fingerprint may
-be mixed; what may differ is where the texts came from (columns, `--corpus`, templates, an instruction map, ...) and how rows
-are laid out and kept (`--explode`, ...), because the key follows from the texts themselves. Knows nothing of Ray or of engines.
+`ScoreSource` reads logits and pair keys out of the parts of an output, for a store. What turns a prompt into a score must
+agree (model, revision, template, dtype, length, special tokens, engine); what may differ is where the three texts came from
+(columns, `--corpus`, templates, an instruction map, ...) and how rows are laid out (`--explode`, kept columns, ...), because
+the key follows from the texts themselves. Knows nothing of Ray or of engines.
 """
 
 import hashlib
@@ -30,13 +31,14 @@ PARTS_AT_ONCE = 256
 BATCH_ROWS = 16_384
 ROWS_AT_ONCE = 1_000_000
 UNUSABLE = "its scores cannot be reused ({cause}); jobs.verify says what mends it"
-FREE_SETTINGS = frozenset(
+FREE_SETTINGS = frozenset(  # those alone, so that a setting that nobody thought of has to agree
     {
-        *("queries", "corpus", "top_k", "query_id_column", "document_id_column", "columns"),
-        *("query_column", "document_column", "query_template", "document_template"),
-        *("instruction_column", "instruction_map", "dataset_column"),
-        *("explode", "explode_columns", "keep_fields", "keep_columns", "drop_columns", "rename_columns"),
-        *("directions", "candidates", "partition_columns"),
+        *("query_column", "document_column", "columns", "partition_columns", "quoting", "csv_escape"),
+        *("queries", "corpus", "top_k", "query_id_column", "document_id_column"),
+        *("query_template", "document_template"),
+        *("instruction_column", "instruction_map", "dataset_column", "directions", "candidates"),
+        *("explode", "explode_columns", "keep_columns", "keep_fields", "drop_columns", "rename_columns"),
+        "with_pair_key",
     }
 )
 
@@ -125,20 +127,20 @@ def load_reused(uri: str, settings: dict[str, Any]) -> ScoreSource:
 
     Raises:
         InputError: there is no scored output, or it was scored without pair keys.
-        OutputConflictError: its fingerprint is another.
+        OutputConflictError: its scores were computed otherwise.
         JobError, StorageError: it cannot be read.
     """
     scored = require_scored(uri)
     stored = scored.settings
-    free = FREE_SETTINGS | {"with_pair_key"}
+    free = FREE_SETTINGS
     if any(job.get(name) for job in (stored, settings) for name in ("instruction_column", "instruction_map")):
         free |= {"instruction"}  # of rows without one of their own; the key has the one that a pair was scored with
     differing = [name for name in list_differing(stored, settings) if name not in free]
     if differing:
         shown = "; ".join(f"{name}: there {stored.get(name)!r}, now {settings.get(name)!r}" for name in differing)
         raise OutputConflictError(
-            f"--reuse {uri}: its scores are of another fingerprint and would not be comparable ({shown}); give the same "
-            "settings, or leave out --reuse",
+            f"--reuse {uri}: its scores were computed otherwise and would not be comparable ({shown}); give the same settings, "
+            "or leave out --reuse",
             uri=uri,
             differing=differing,
         )

@@ -9,6 +9,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from commands import read_output, run_command
+from scoring_in_process import score_here
 
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.inputs.pair_key import make_pair_keys
@@ -102,7 +103,7 @@ def test_another_fingerprint_or_no_keys_or_oneself_is_refused(tmp_path: Path, lo
         prepare_job(make_job(tmp_path, "second", rows, reuse=first.output, max_length=700))
     found = run_command(
         "score", "--input", first.input[0], "--output", tmp_path / "x", "--engine", "fake", "--reuse", first.output,
-        "--instruction", "another task",
+        "--max-length", "700",
     )  # fmt: skip
     assert found.returncode == 3
     assert "refused: --reuse" in found.stderr
@@ -118,6 +119,41 @@ def test_another_fingerprint_or_no_keys_or_oneself_is_refused(tmp_path: Path, lo
     with pytest.raises(InputError, match="column `pair_key` has the name of a column that scoring adds"):
         prepare_job(make_job(tmp_path, "again", read_output(tmp_path / "first").select(["query", "document", "pair_key"])
             .to_pylist(), with_pair_key=True))  # fmt: skip
+
+
+TASK = ScoreJob.model_fields["instruction"].default
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "reused"),
+    [
+        (
+            [{"query": "capital?", "passage": "Paris."}, {"query": "sea?", "passage": "Deep."}],
+            {"document_column": "passage"},
+            1,
+        ),
+        ([{"question": "sea?", "document": "Blue.", "n": 1}], {"query_column": "question", "keep_columns": ["n"]}, 1),
+        ([{"query": "capital?", "documents": ["Paris.", "Rome."]}], {"document_column": "documents"}, 1),
+        ([{"query": "capital?", "document": "Paris.", "task": TASK}], {"instruction_column": "task"}, 1),
+        ([{"query": "capital?", "document": "Paris.", "task": "other"}], {"instruction_column": "task"}, 0),
+        ([{"query": "capital?", "document": "Paris."}], {"instruction": "another task"}, 0),
+        (
+            [{"a": "sea?", "b": "x"}],
+            {"query_template": "{a}", "document_template": "Blue.{c}", "rename_columns": {"a": "z"}},
+            1,
+        ),
+    ],
+)
+def test_pairs_of_the_same_texts_are_reused_whatever_their_columns_are_called(
+    tmp_path: Path, rows: list[dict[str, Any]], settings: dict[str, Any], reused: int
+) -> None:
+    monday = [{"query": "capital?", "document": "Paris."}, {"query": "sea?", "document": "Blue."}]
+    score_here(make_job(tmp_path, "monday", monday, with_pair_key=True))
+    reusing = score_here(make_job(tmp_path, "now", rows, reuse=str(tmp_path / "monday"), **settings))
+    assert reusing.totals.reused == reused
+    shard = {"input": [str(tmp_path / "input/now.parquet")], "with_pair_key": True}
+    score_here(make_job(tmp_path, "fresh", rows, **shard, **settings))
+    assert read_output(tmp_path / "now").equals(read_output(tmp_path / "fresh"))
 
 
 def test_pair_keys_tell_texts_apart_wherever_they_join() -> None:
