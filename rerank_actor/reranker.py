@@ -1,6 +1,6 @@
 """Scoring from Python, in this process: the same prompts and engines as the job, without Ray or storage."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -105,10 +105,12 @@ class Reranker:
             float32 [num_pairs], order of the input.
 
         Raises:
+            TypeError, ValueError: these are no pairs; says what they are.
             InputError: a pair cannot be scored (not text, or its query leaves no room); nothing was computed.
             ModelError: an instruction was given to a model that takes none.
             EngineError: the engine failed, or gave a logit that is not finite.
         """
+        pairs = _check_pairs(pairs, instruction)
         self._refuse_instruction(instruction)
         queries = [query for query, _ in pairs]
         documents = [document for _, document in pairs]
@@ -156,6 +158,8 @@ class Reranker:
         """
         if isinstance(documents, str):
             raise TypeError("documents is one text; expected a sequence of texts")
+        if isinstance(documents, Mapping):
+            raise TypeError(f"documents are a {type(documents).__name__}; expected a sequence of texts")
         logits = self.logits([(query, document) for document in documents])
         order = np.argsort(-logits, kind="stable")[:top_k].tolist()
         scores = compute_score(logits, self.model.description.score)
@@ -218,3 +222,23 @@ class Reranker:
 def _first(*instructions: str | None) -> str:
     """Return the first instruction that is one."""
     return next(instruction for instruction in instructions if instruction is not None)
+
+
+def _check_pairs(pairs: Any, instruction: Any) -> list[tuple[Any, Any]]:
+    """Return pairs as a list, and refuse what Python would take apart into other texts: a mapping, a text, three things.
+
+    Raises:
+        TypeError, ValueError: naming the first thing that is no pair.
+    """
+    if instruction is not None and not isinstance(instruction, str):
+        raise TypeError(f"the instruction is a {type(instruction).__name__}: give one text, which holds for all pairs")
+    if isinstance(pairs, str | bytes | Mapping) or not isinstance(pairs, Iterable):
+        raise TypeError(f"pairs are a {type(pairs).__name__}: give a sequence of pairs (query, document)")
+    checked = []
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, Sequence | np.ndarray) or isinstance(pair, str | bytes):
+            raise TypeError(f"pair {index} is a {type(pair).__name__}: give each as (query, document)")
+        if len(pair) != 2:
+            raise ValueError(f"pair {index} has {len(pair)} elements: give each as (query, document)")
+        checked.append((pair[0], pair[1]))
+    return checked

@@ -24,6 +24,7 @@ from rerank_actor.bitext.settings import (
     PresetSettings,
 )
 from rerank_actor.engines.settings import EngineSettings
+from rerank_actor.errors import InputError
 from rerank_actor.inputs.directions import BACKWARD, FORWARD, Directions
 from rerank_actor.inputs.settings import DialectSettings
 from rerank_actor.job import ClusterSettings, EngineJob, PriceSettings, ReuseSettings, RunSettings, ScoreJob
@@ -31,6 +32,7 @@ from rerank_actor.job_file import OptionalLocation, check_job, make_flag
 from rerank_actor.outputs.folder import Output
 
 REASON_COLUMN = "dropped"
+SHOWN_PAIRS = 5
 
 
 class DirectedJob(ScoreJob):
@@ -164,3 +166,21 @@ def list_outputs(uri: str) -> list[str]:
     candidates = storage.join_uri(uri, "_candidates") + "/"
     names = {item.uri.removeprefix(candidates).partition("/")[0] for item in storage.list_objects(candidates[:-1])}
     return [storage.join_uri(uri, name) for name in sorted(names) if name.startswith("lang_pair=")] or [uri]
+
+
+def refuse_root(uri: str) -> None:
+    """Refuse the folder of a whole bitext job where one scored output is wanted.
+
+    Raises:
+        InputError: it is one; names the outputs below it.
+        JobError, StorageError: as `list_outputs`.
+    """
+    outputs = list_outputs(uri)
+    if outputs != [uri]:
+        names = [output.rpartition("/")[2] for output in outputs]
+        more = f" and {len(names) - SHOWN_PAIRS:,} more" if len(names) > SHOWN_PAIRS else ""
+        raise InputError(
+            f"{uri}: is the output of jobs.bitext, with a scored output for each language pair; name one of these folders in "
+            f"it: {', '.join(names[:SHOWN_PAIRS])}{more}",
+            uri=uri,
+        )

@@ -20,6 +20,7 @@ from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_flag
 from rerank_actor.errors import JobError
 from rerank_actor.job import ScoreJob
 from rerank_actor.job_file import check_job, read_job_file
+from rerank_actor.outputs.unscored import describe_unscored
 from rerank_actor.progress import LineReporter, make_reporter, say
 
 OWN_OF_SELECTION = frozenset(SelectJob.model_fields) - frozenset(BitextJob.model_fields)
@@ -31,8 +32,8 @@ def make_parser() -> Parser:
         prog=name_program("bitext"),
         description="Score candidate translation pairs in both directions, a folder for each language pair, and, with "
         "--deliver, select from them; --scored selects from an earlier output and needs no model. The same command again "
-        "resumes. Exit codes: 0 everything done, 1 some units failed, 2 bad job or input, 3 the output belongs to another job "
-        "or run, 130 or 143 stopped by a signal.",
+        "resumes. Exit codes: 0 everything done, 1 some units failed or no row has a score, 2 bad job or input, 3 the output "
+        "belongs to another job or run, 130 or 143 stopped by a signal.",
     )
     parser.add_argument(
         "job_file", nargs="?", metavar="JOB.yaml", help="keys are the flags below with _ for -; flags win"
@@ -75,15 +76,18 @@ def bitext(arguments: Sequence[str] | None = None) -> int:
         say(f"{name}: {result.status}: {figures}{f' ({reasons})' if reasons else ''}")
     print(job.output)
     failed = sorted(name for name, result in results.items() if result.status == "failed")
-    code = EXIT_FAILED if failed else 0
+    folders = {name: storage.join_uri(job.output, f"lang_pair={name}") for name in results}
+    unscored = describe_unscored({folders[name]: result.totals for name, result in results.items()})
+    if unscored:
+        say(f"error: {unscored}")
+    code = EXIT_FAILED if failed or unscored else 0
     whole = [name for name in results if name not in failed]
     if values.get("deliver"):
         for name in failed:
             say(f"{name}: not selected from, because some units failed; run the same command again")
         if whole:
-            folders = [storage.join_uri(job.output, f"lang_pair={name}") for name in whole]
             values = {**values, "partitions": whole, "source_column": "source", "target_column": "target"}
-            code = max(code, _select({**values, "lang_pair": None}, path, flags, folders))
+            code = max(code, _select({**values, "lang_pair": None}, path, flags, [folders[name] for name in whole]))
     return code
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rerank_actor.bitext.job import refuse_root
 from rerank_actor.commands.command_line import Parser, name_program
 from rerank_actor.errors import JobError
 from rerank_actor.outputs.export import FORMATS, SPACES, ExportSpec, export_scores
@@ -37,10 +38,11 @@ def export(arguments: Sequence[str] | None = None) -> int:
         raise JobError("name one scored output, as SCORED or with --scored")
     if options["top_k"] is not None and options["top_k"] < 1:
         raise JobError("--top-k: expected a whole number from 1 on")
-    target = options.pop("output")
+    target, scored = options.pop("output"), normalize_uri(flag or position)
+    refuse_root(scored)
     result = export_scores(
         ExportSpec(
-            scored=normalize_uri(flag or position),
+            scored=scored,
             target=normalize_uri(target) if target not in (None, "-") else None,
             **options,
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from rerank_actor.bitext.job import refuse_root
 from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_flags, name_program
 from rerank_actor.job_file import check_job, read_job_file
 from rerank_actor.mining.job import MineJob
@@ -34,6 +35,8 @@ def mine(arguments: Sequence[str] | None = None) -> int:
     flags: dict[str, Any] = vars(make_parser().parse(arguments))
     path = flags.pop("job_file")
     job = check_job(MineJob, {**read_job_file(path, MineJob), **flags}, path, flags).normalized()
+    for uri in job.scored:
+        refuse_root(uri)
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints what happens to its workers
         result = mine_scores(job, LineReporter())
     if job.what_if:

@@ -4,7 +4,9 @@ import sys
 from collections.abc import Sequence
 
 from rerank_actor import storage
+from rerank_actor.bitext.job import list_outputs
 from rerank_actor.commands.command_line import Parser, name_program
+from rerank_actor.errors import JobError
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.price import find_price
 from rerank_actor.outputs.report.build import build_report
@@ -21,12 +23,19 @@ def report(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpu-type", metavar="NAME", help="GPU that the actors ran on, for its price")
     parser.add_argument("--gpu-price", metavar="F", type=float, help="dollars an hour for one GPU")
     options = parser.parse(arguments)
-    uri = storage.normalize_uri(options.output)
-    page = build_report(uri, find_price(options.gpu_type, options.gpu_price))
-    if options.to == "-":
-        sys.stdout.write(page)
-        return 0
-    target = storage.normalize_uri(options.to) if options.to else Output(uri).at("report.html")
-    storage.write_bytes(target, page.encode())
-    print(target)
+    uri, price = storage.normalize_uri(options.output), find_price(options.gpu_type, options.gpu_price)
+    outputs = list_outputs(uri)
+    if outputs != [uri]:  # of translation pairs: those that are begun
+        outputs = [output for output in outputs if Output(output).load_plan() is not None]
+        if options.to:
+            shown = ", ".join(output.rpartition("/")[2] for output in outputs[:5])
+            raise JobError(f"--to takes one report, and {uri} holds the outputs of language pairs: name one ({shown})")
+    for output in outputs:
+        page = build_report(output, price)
+        if options.to == "-":
+            sys.stdout.write(page)
+            continue
+        target = storage.normalize_uri(options.to) if options.to else Output(output).at("report.html")
+        storage.write_bytes(target, page.encode())
+        print(target)
     return 0

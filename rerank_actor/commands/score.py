@@ -7,6 +7,7 @@ from typing import Any
 
 from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_flags, name_program
 from rerank_actor.job import ScoreJob, load_job
+from rerank_actor.outputs.unscored import describe_unscored
 from rerank_actor.progress import make_reporter, say
 from rerank_actor.scoring.run import RunResult, run_job
 
@@ -16,8 +17,8 @@ def make_parser() -> Parser:
     parser = Parser(
         prog=name_program("score"),
         description="Score query-document pairs with a reranker and write them back as Parquet. The same command again "
-        "resumes. Exit codes: 0 everything scored, 1 some units failed, 2 bad job, 3 the output belongs to another job or "
-        "run, 130 or 143 stopped by a signal.",
+        "resumes. Exit codes: 0 everything scored, 1 some units failed or no row has a score, 2 bad job, 3 the output belongs "
+        "to another job or run, 130 or 143 stopped by a signal.",
     )
     parser.add_argument(
         "job_file", nargs="?", metavar="JOB.yaml", help="keys are the flags below with _ for -; flags win"
@@ -41,11 +42,13 @@ def score(arguments: Sequence[str] | None = None) -> int:
         result = run_job(job, reporter)
     _print_result(result)
     if job.reuse is not None and not result.totals.reused:
-        print(f"--reuse {job.reuse}: has none of these pairs (the same three texts)", file=sys.stderr)
+        say(f"--reuse {job.reuse}: has none of these pairs (the same three texts)")
     if result.failed:
         say(f"{name_program('status')} {job.output} names the failed units; the same command tries them again")
+    if unscored := describe_unscored({job.output: result.totals}):
+        say(f"error: {unscored}")
     print(job.output)
-    return EXIT_FAILED if result.status == "failed" else 0
+    return EXIT_FAILED if unscored or result.status == "failed" else 0
 
 
 def _print_result(result: RunResult) -> None:

@@ -46,8 +46,8 @@ MAGICS = {
 }
 MAGIC_BYTES = max(map(len, MAGICS))
 FOREIGN = {  # first bytes of what is no text of lines, and what it is
-    b"PAR1": "is Parquet; name it .parquet, or give --format parquet",
-    b"ARROW1": "is an Arrow file; name it .arrow, or give --format arrow",
+    b"PAR1": "is Parquet; name it .parquet",
+    b"ARROW1": "is an Arrow file; name it .arrow",
     b"ORC": "is ORC, which is not read; write it as Parquet",
     b"Obj\x01": "is Avro, which is not read; write it as Parquet",
     b"SQLite format 3\0": "is an SQLite database; export its table as CSV",

@@ -198,7 +198,7 @@ def refuse_long_line(file: TextFile, byte: int) -> ShardError:
     """Return the error of a line that is too long to be one."""
     return ShardError(
         f"{file.uri}: a line of more than {file.line_bytes >> 20} MiB after byte {byte}; is it of another format "
-        "(--format)?",
+        "than its name says?",
         uri=file.uri,
     )
 

@@ -176,6 +176,11 @@ def _read_part(part: storage.StoredObject, settings: dict[str, Any], spec: Expor
     """Return the scored pairs of a part: columns query, document, score and logit."""
     with open_part(part, UNREADABLE) as file:
         columns = describe_columns(settings, file.schema_arrow)
+        if columns.directions:
+            raise InputError(
+                f"{part.uri}: holds translation pairs and no candidates to rank; jobs.bitext --scored selects from them",
+                uri=part.uri,
+            )
         found = _find_id_columns(part.uri, file.schema_arrow, spec, columns)
         names = list(found)
         with refuse_damaged(part.uri, UNREADABLE):

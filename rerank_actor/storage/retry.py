@@ -41,7 +41,9 @@ def translate_errors(uri: str, action: str) -> Iterator[None]:
     """Turn what storage raises into one of ours, saying what was attempted and where."""
     try:
         yield
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if action == "writing" and isinstance(error, NotADirectoryError):
+            raise JobError(f"{uri}: a file and a folder of the same name are in each other's way", uri=uri) from error
         cure = "check the repository, the revision and HF_TOKEN" if hub.is_hub(uri) else "check the bucket and the path"
         raise InputError(f"{uri}: not found while {action}; {cure}", uri=uri) from error
     except PermissionError as error:
@@ -49,7 +51,7 @@ def translate_errors(uri: str, action: str) -> Iterator[None]:
             cure = "check HF_TOKEN" if hub.is_hub(uri) else "check the AWS credentials and the bucket's policy"
             raise AccessDeniedError(f"{uri}: no permission while {action}; {cure}", uri=uri) from error
         raise JobError(f"{uri}: no permission while {action}; check the folder's owner and mode", uri=uri) from error
-    except (IsADirectoryError, NotADirectoryError) as error:
+    except IsADirectoryError as error:
         raise JobError(f"{uri}: a file and a folder of the same name are in each other's way", uri=uri) from error
     except RerankError:
         raise

@@ -136,7 +136,6 @@ TASK = ScoreJob.model_fields["instruction"].default
         ([{"query": "capital?", "documents": ["Paris.", "Rome."]}], {"document_column": "documents"}, 1),
         ([{"query": "capital?", "document": "Paris.", "task": TASK}], {"instruction_column": "task"}, 1),
         ([{"query": "capital?", "document": "Paris.", "task": "other"}], {"instruction_column": "task"}, 0),
-        ([{"query": "capital?", "document": "Paris."}], {"instruction": "another task"}, 0),
         (
             [{"a": "sea?", "b": "x"}],
             {"query_template": "{a}", "document_template": "Blue.{c}", "rename_columns": {"a": "z"}},

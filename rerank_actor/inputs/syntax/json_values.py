@@ -61,7 +61,7 @@ def find_no_lines(head: bytes, is_whole: bool) -> str | None:
         return "holds JSON arrays, not objects; JSON lines are an object a line, with the names of the columns"
     if text.startswith("{"):
         return "holds no JSON object in a line; write an object a line (jq -c .)"
-    return "is no JSON lines: none of its first lines is an object; name its format with --format"
+    return "is no JSON lines: none of its first lines is an object; name it by the format that it has"
 
 
 def _has_objects(line: str) -> bool:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rerank_actor.errors import RerankError
-from rerank_actor.inputs.columns import RESERVED_COLUMNS
+from rerank_actor.inputs.columns import RESERVED_COLUMNS, as_text, to_texts
 from rerank_actor.inputs.pairs import INDEX_COLUMN
 from rerank_actor.inputs.rows import Unit, strip_location
 from rerank_actor.outputs.histograms import ScoreHistograms
@@ -134,10 +134,10 @@ def _name_row(unit: Unit, table: pa.Table, row: int, position: int) -> dict[str,
         number, position = int((index[: row + 1] == 0).sum()) - 1, int(index[row])
     named: dict[str, Any] = {"shard": unit.uri, "row": unit.row_start + number, "place": position, "unit": unit.name}
     for name in _list_others(table):
-        value = table[name][row].as_py()
+        [value] = to_texts(table[name].slice(row, 1))
         if isinstance(value, list):  # one for each document of the row
             value = value[position] if position < len(value) else None
-        text = "" if value is None else str(value)
+        text = as_text(value) or ""
         named[name] = text if len(text) <= ID_LENGTH else text[: ID_LENGTH - 1] + "…"
     return named
 

@@ -1,0 +1,56 @@
+"""The Python interface says of what is no list of pairs that it is none, instead of scoring other texts."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rerank_actor import Reranker
+from rerank_actor.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def reranker() -> Iterator[Reranker]:
+    with Reranker(engine="fake") as loaded:
+        yield loaded
+
+
+def test_pairs_may_be_any_sequence_of_two_texts(reranker: Reranker) -> None:
+    pairs = [("q", "a"), ("q", "b")]
+    expected = reranker.score(pairs)
+    for same in (tuple(pairs), [list(pair) for pair in pairs], np.array(pairs), np.array(pairs, object), iter(pairs)):
+        assert (reranker.score(same) == expected).all()
+    assert reranker.score([]).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "kind", "words"),
+    [
+        ([{"query": "q", "document": "d"}], TypeError, "pair 0 is a dict: give each as"),
+        ({"query": "q", "document": "d"}, TypeError, "pairs are a dict: give a sequence of pairs"),
+        ("qd", TypeError, "pairs are a str"),
+        (("q", "d"), TypeError, "pair 0 is a str"),
+        (["qd"], TypeError, "pair 0 is a str"),
+        ([("q", "d"), ("q", "d", 1)], ValueError, "pair 1 has 3 elements"),
+        ([("q",)], ValueError, "pair 0 has 1 elements"),
+        ([{"q", "d"}], TypeError, "pair 0 is a set"),
+        (None, TypeError, "pairs are a NoneType"),
+        (7, TypeError, "pairs are a int"),
+        ([("q", ["a", "b"])], InputError, "pair 0: document is not text"),
+        ([("q", None)], InputError, "pair 0: document is null"),
+    ],
+)
+def test_what_is_no_pair_is_refused(reranker: Reranker, pairs: Any, kind: type[Exception], words: str) -> None:
+    for compute in (reranker.score, reranker.logits):
+        with pytest.raises(kind, match=words):
+            compute(pairs)
+
+
+def test_an_instruction_is_one_text_for_all(reranker: Reranker) -> None:
+    instructions: Any = ["one", "two"]
+    with pytest.raises(TypeError, match="the instruction is a list"):
+        reranker.score([("q", "a"), ("q", "b")], instructions)
+    documents: Any = {"d1": "a"}
+    with pytest.raises(TypeError, match="documents are a dict"):
+        reranker.rank("q", documents)
