@@ -137,7 +137,7 @@ TASK = ScoreJob.model_fields["instruction"].default
         ([{"query": "capital?", "document": "Paris.", "task": TASK}], {"instruction_column": "task"}, 1),
         ([{"query": "capital?", "document": "Paris.", "task": "other"}], {"instruction_column": "task"}, 0),
         (
-            [{"a": "sea?", "b": "x"}],
+            [{"a": "sea?", "c": ""}],
             {"query_template": "{a}", "document_template": "Blue.{c}", "rename_columns": {"a": "z"}},
             1,
         ),

@@ -39,10 +39,10 @@ def read_cached_commit(name: str, revision: str | None) -> str | None:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
     try:
+        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
         return (folder / "refs" / (revision or "main")).read_text().strip() or None
-    except OSError:
+    except (OSError, ValueError):  # the latter of a name that is none of the hub's, as of a folder that is gone
         return None
 
 
