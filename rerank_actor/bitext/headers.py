@@ -21,6 +21,7 @@ _SOURCE = re.compile(_SIDE % ("src|source|sl|l1", "[1a]"), re.IGNORECASE)
 _TARGET = re.compile(_SIDE % ("trg|tgt|target|tl|l2", "[2b]"), re.IGNORECASE)
 _SCORE = re.compile(r".*(score|bicleaner|laser|cosine|similarity).*", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+LASER, BARE = ("score", "source", "target"), ("source", "target")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://\S*", re.IGNORECASE)
 
 
@@ -36,35 +37,46 @@ def look_for_header(
     with refuse_broken(file.uri, kind):
         refuse_other(text)
         first = next(iterate_records(text), None)
-    fields = (split_fields(first.content, DELIMITERS[kind]) if first is not None else None) or []
-    has_names = job.source_column in fields and job.target_column in fields
-    is_known = kind == "tsv" and job.format == "auto"
-    if first is not None and isinstance(first.content, str):
-        problem = first.content
-    elif job.columns and has_names:
-        problem = f"has the columns' names, `{job.source_column}` and `{job.target_column}`; leave --columns out"
-    elif job.columns and fields and len(fields) != len(job.columns):
-        problem = f"has {len(fields)} fields, and --columns names {len(job.columns)}; {_suggest_columns(fields)}"
-    elif job.columns and _names_columns(fields, pair):
-        problem = f"is a header; leave --columns out: {_suggest_names(fields, pair)}"
-    elif job.columns or has_names or first is None:
+    if first is None:
         return ("tsv" if kind == "tsv" else "csv"), tuple(job.columns)
-    elif _names_columns(fields, pair):
-        problem = (
-            f"is a header without `{job.source_column}` and `{job.target_column}`{suggest(job.source_column, fields)}; "
-            f"{_suggest_names(fields, pair)}"
-        )
-    elif is_known and len(fields) == 3 and is_number(fields[0]):
-        return "laser", ()
-    elif is_known and len(fields) == 2:
-        return "pairs", ()
+    fields = split_fields(first.content, DELIMITERS[kind])
+    if fields is None:
+        problem: str | None = str(first.content)
     else:
-        problem = (
-            f"is no header with `{job.source_column}` and `{job.target_column}`, and neither score, source, target nor "
-            f"source, target; {_suggest_columns(fields)}"
-        )
-    line = first.line if first is not None else 1
-    raise InputError(f"{file.uri}, line {line}: {problem}", uri=file.uri, line=line)
+        problem = _find_contradiction(fields, job, pair) if job.columns else _find_strangeness(fields, kind, job, pair)
+    if problem is not None:
+        raise InputError(f"{file.uri}, line {first.line}: {problem}", uri=file.uri, line=first.line)
+    if kind == "csv" or job.columns or {job.source_column, job.target_column} <= set(fields or ()):
+        return ("tsv" if kind == "tsv" else "csv"), tuple(job.columns)
+    return ("laser" if len(fields or ()) == len(LASER) else "pairs"), ()
+
+
+def _find_contradiction(fields: list[str], job: BitextJob, pair: LanguagePair | None) -> str | None:
+    """Return why a first line is no row of the columns that the user names."""
+    if job.source_column in fields and job.target_column in fields:
+        return f"has the columns' names, `{job.source_column}` and `{job.target_column}`; leave --columns out"
+    if len(fields) != len(job.columns):
+        return f"has {len(fields)} fields, and --columns names {len(job.columns)}; {_suggest_columns(fields)}"
+    if _names_columns(fields, pair):
+        return f"is a header; leave --columns out: {_suggest_names(fields, pair)}"
+    return None
+
+
+def _find_strangeness(fields: list[str], kind: TextFormat, job: BitextJob, pair: LanguagePair | None) -> str | None:
+    """Return why a first line is neither the header nor a row that is wanted."""
+    wanted = f"`{job.source_column}` and `{job.target_column}`"
+    if job.source_column in fields and job.target_column in fields:
+        return None
+    if _names_columns(fields, pair):
+        nearest = suggest(job.source_column, fields)
+        return f"is a header without {wanted}{nearest}; {_suggest_names(fields, pair)}"
+    is_laser = len(fields) == len(LASER) and is_number(fields[0])
+    if kind == "tsv" and job.format == "auto" and (is_laser or len(fields) == len(BARE)):
+        return None
+    return (
+        f"is no header with {wanted}, and neither {', '.join(LASER)} nor {', '.join(BARE)} in TSV; "
+        f"{_suggest_columns(fields)}"
+    )
 
 
 def _names_columns(fields: list[str], pair: LanguagePair | None) -> bool:

@@ -47,7 +47,7 @@ class CandidateSettings(InputSettings):
         [],
         "input",
         "names of the columns of CSV and TSV files without a header, comma-separated, - for one to leave out, as in "
-        "-,-,source,target,score",
+        "--columns=-,-,source,target,score",
         "NAMES",
     )
 

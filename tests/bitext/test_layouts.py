@@ -200,6 +200,11 @@ def test_header_with_other_names_is_refused_with_the_flags_to_type(tmp_path: Pat
     assert name_pairs(read_all(make_job(path.parent, **flags))["en-es"]) == PAIRS
 
 
+def test_row_with_the_word_source_is_no_header(tmp_path: Path) -> None:
+    path = write(tmp_path / "in/c.en-es.tsv", "source\tfuente\ntarget\tobjetivo\n")
+    assert name_pairs(read_all(make_job(path.parent))["en-es"]) == [("source", "fuente"), ("target", "objetivo")]
+
+
 def test_columns_that_the_file_has_not_are_refused(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "in/c.en-es.tsv", "SRC", "TRG", "1.0")
     with pytest.raises(InputError, match="has 3 fields, and --columns names 2"):
