@@ -99,13 +99,13 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
     _refuse_short_prompts(job, model)
     sources = list_sources(job.source_specs(job.dialect))
     stored = None if job.overwrite else output.load_plan()
+    spec = job.input_spec()
+    listing = list_input(spec, stored[0].known_formats() if stored is not None else None)
+    _check_formats(job, listing, reporter)
     listed = storage.list_children(output.uri)
     if stored is None:
         _refuse_foreign(output, listed)
     parts = {} if job.overwrite else select_parts(listed)
-    spec = job.input_spec()
-    listing = list_input(spec, stored[0].known_formats() if stored is not None else None)
-    _check_formats(job, listing, reporter)
     if stored is not None and parts:  # what the parts have cannot change
         spec = replace(spec, partition_columns=tuple(stored[1].get("partition_columns", ())))
     partition_columns = [name for name in choose_partition_columns(spec, listing) if spec.uses(name)]
