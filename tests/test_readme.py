@@ -252,7 +252,7 @@ def test_readme_flags_modules_and_files_exist(capsys: pytest.CaptureFixture[str]
     shown = capsys.readouterr().out
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--help", "--working-dir", "--json"}:
         assert flag in shown, flag
-    for module in set(re.findall(r"python -m jobs\.(\w+)", README)):
+    for module in set(re.findall(r"python -m jobs\.([a-z]+)", README)):
         assert (ROOT / "jobs" / f"{module}.py").exists(), module
     for path in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / path).exists(), path
