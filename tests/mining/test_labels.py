@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from mining_in_process import make_job, mine_in_process
 from mining_inputs import group, make_pairs, write_scored
+from scoring_in_process import score_here
 
 from rerank_actor.errors import InputError
+from rerank_actor.job import load_job
 from rerank_actor.mining.pairs import read_pairs
 from rerank_actor.mining.preflight import prepare_mining
 from rerank_actor.mining.qrels import load_qrels
@@ -171,3 +173,26 @@ def test_a_positive_written_in_another_way_is_no_negative(tmp_path: Path) -> Non
     )
     assert [row["negative"] for row in found] == texts[4:]
     assert tally.removed["equal_to_positive"] == 3
+
+
+def test_positives_that_were_not_retrieved_are_scored_as_the_remark_says(tmp_path: Path) -> None:
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q1", "text": "capital?"}\n{"_id": "q2", "text": "sea?"}\n')
+    texts = {f"d{number}": f"text {number}" for number in range(6)}
+    lines = [json.dumps({"_id": name, "text": text}) + "\n" for name, text in texts.items()]
+    (tmp_path / "corpus.jsonl").write_text("".join(lines))
+    retrieved = [("q1", 0), ("q1", 1), ("q1", 2), ("q2", 3), ("q2", 4)]
+    (tmp_path / "bm25.run").write_text("".join(f"{query} Q0 d{number} 1 1.0 x\n" for query, number in retrieved))
+    (tmp_path / "judged.qrels").write_text("q1 0 d0 1\nq2 0 d5 1\n")
+    by_id = {name: str(tmp_path / f"{name}.jsonl") for name in ("queries", "corpus")}
+    for source, flags in (("bm25.run", {}), ("judged.qrels", {"format": "qrels"})):
+        values = {**by_id, **flags, "engine": "fake", "output": str(tmp_path / "scored" / source)}
+        score_here(load_job(None, {"input": str(tmp_path / source), **values}))
+    job = {"label_column": None, "qrels": str(tmp_path / "judged.qrels"), "format": "labeled-list", "teacher": "none"}
+    job |= {"false_negatives": "report", "absolute_margin": None}
+    once = mine_in_process(make_job(tmp_path / "scored/bm25.run", tmp_path / "once", **job))
+    assert [row["anchor"] for row in once[0]] == ["capital?"]
+    assert once[1].counts["queries_lacking_positives"] == 1
+    both = [str(tmp_path / "scored" / name) for name in ("bm25.run", "judged.qrels")]
+    twice = mine_in_process(make_job(tmp_path / "scored/bm25.run", tmp_path / "twice", scored=both, **job))
+    assert {row["anchor"]: row["documents"][0] for row in twice[0]} == {"capital?": "text 0", "sea?": "text 5"}
+    assert twice[1].counts["queries_lacking_positives"] == 0
