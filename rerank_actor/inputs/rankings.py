@@ -33,10 +33,10 @@ COLUMNS: dict[str, dict[str, pa.DataType]] = {
 THIRD_COLUMNS = {"tevatron": "retrieval_score", "msmarco": "rank", "qrels": "relevance"}
 BEIR_HEADER = ["query-id", "corpus-id", "score"]
 BROKEN = {
-    "trec": "line is not of a TREC run (query, Q0, document, rank, score, tag)",
-    "tevatron": "line is not of a Tevatron ranklist (query, document, score)",
-    "msmarco": "line is not of MS MARCO's (query, document, rank)",
-    "qrels": "line is not of qrels (query, document, score; or query, iteration, document, relevance)",
+    "trec": "line is not of a TREC run (query, Q0, document, rank, score, tag), ids without quotes",
+    "tevatron": "line is not of a Tevatron ranklist (query, document, score), ids without quotes",
+    "msmarco": "line is not of MS MARCO's (query, document, rank), ids without quotes",
+    "qrels": "line is not of qrels (query, document, score; or query, iteration, document, relevance), ids without quotes",
 }
 
 
@@ -92,6 +92,8 @@ def parse_line(kind: str, text: str) -> dict[str, Any] | None:
     try:
         if kind == "trec":
             query, _, document, rank, score, tag = fields
+            if _is_quoted(query) or _is_quoted(document):
+                return None
             return {
                 "query_id": query,
                 "document_id": document,
@@ -105,13 +107,18 @@ def parse_line(kind: str, text: str) -> dict[str, Any] | None:
         number = int(last) if kind == "msmarco" else float(last)
     except ValueError:
         return None
-    if not query or not document:
+    if not query or not document or _is_quoted(query) or _is_quoted(document):
         return None
     return {
         "query_id": query,
         "document_id": document,
         THIRD_COLUMNS[kind]: number,
     }
+
+
+def _is_quoted(name: str) -> bool:
+    """Whether an id is in quotes, as a CSV writer puts them, so that no other file has it so."""
+    return len(name) > 1 and name[0] == name[-1] == '"'
 
 
 def sniff_format(uri: str, size: int, compression: str) -> str | None:

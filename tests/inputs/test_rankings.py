@@ -381,3 +381,11 @@ def test_export_command_ends_with_2_and_a_sentence(tmp_path: Path) -> None:
     assert found.returncode == 2
     assert found.stderr.startswith("error: ")
     assert run_command("export", "--format", "trec").returncode == 2
+
+
+@pytest.mark.parametrize("line", ['"q"\t0\t"d"\t1', '"q"\t"d"\t1.0', 'q\t"d"\t2'])
+def test_ids_in_quotes_are_no_ids_of_judgements(tmp_path: Path, line: str) -> None:
+    assert parse_line("qrels", line) is None
+    (tmp_path / "qrels.tsv").write_text(f"q\td\t1\n{line}\n")
+    with pytest.raises(InputError, match=r"line 2.*ids without quotes"):
+        load_qrels(str(tmp_path / "qrels.tsv"), 1)
