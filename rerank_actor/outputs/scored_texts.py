@@ -19,8 +19,8 @@ from rerank_actor.inputs.columns import find_type, locate
 from rerank_actor.inputs.field_template import parse_template
 from rerank_actor.inputs.lookups import TextLookup, look_up_texts
 from rerank_actor.inputs.pair_key import make_pair_keys
-from rerank_actor.inputs.pairs import TextSpec, list_fields, make_pairs
-from rerank_actor.inputs.rows import list_sources, make_rows
+from rerank_actor.inputs.pairs import INDEX_COLUMN, TextSpec, list_fields, make_pairs
+from rerank_actor.inputs.rows import Rows, list_sources, make_rows
 from rerank_actor.outputs.part import TEXT_SETTINGS, read_part_metadata
 from rerank_actor.outputs.scored import ScoredOutput, read_schema
 from rerank_actor.outputs.scored_columns import PairRows, find_field_type
@@ -39,12 +39,14 @@ class ScoredTexts:
         renamed: what columns are called in the output that have another name there.
         instruction: of rows without one of their own, None where it is not known.
         lookups: where the texts are of columns that hold ids.
+        is_exploded: whether a row is one candidate of a list, which may still be whole below a column.
     """
 
     spec: TextSpec
     renamed: Mapping[str, str] = field(default_factory=dict)
     instruction: str | None = None
     lookups: tuple[TextLookup, ...] = ()
+    is_exploded: bool = False
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "ScoredTexts":
@@ -64,7 +66,8 @@ class ScoredTexts:
             instruction_map=settings.get("instruction_map"),
         )
         instruction = settings.get("instruction") if not settings.get("directions") else None
-        return cls(spec, settings.get("rename_columns") or {}, instruction)
+        renamed = settings.get("rename_columns") or {}
+        return cls(spec, renamed, instruction, is_exploded=bool(settings.get("explode")))
 
     @property
     def has_instructions(self) -> bool:
@@ -88,7 +91,8 @@ class ScoredTexts:
 
     def list_columns(self, names: Sequence[str], roles: Container[str] = ROLES) -> list[str]:
         """Return the output's columns that the texts of some roles are made of, those of `names`."""
-        return [self.name(name) for name in list_sources(self._original(names), self._select(roles).text_columns)]
+        found = [self.name(name) for name in list_sources(self._original(names), self._select(roles).text_columns)]
+        return [*found, *([INDEX_COLUMN] if found and self.is_exploded and INDEX_COLUMN in names else [])]
 
     def _original(self, names: Sequence[str]) -> list[str]:
         """Return what columns of the output were called in the input."""
@@ -165,7 +169,7 @@ class ScoredTexts:
             return {}
         table = rows.table.select(present)
         table = table.rename_columns(self._original(table.column_names))
-        pairs = make_pairs(make_rows(table, table.column_names, spec.text_columns), spec)
+        pairs = make_pairs(self._pick_candidates(make_rows(table, table.column_names, spec.text_columns)), spec)
         pairs, _ = look_up_texts(pairs, [lookup for lookup in self.lookups if lookup.role in roles])
         texts = {"query": pairs.queries, "document": pairs.documents}
         if pairs.instructions is not None:
@@ -181,6 +185,18 @@ class ScoredTexts:
                 column=self.document,
             )
         return made
+
+    def _pick_candidates(self, rows: Rows) -> Rows:
+        """Return exploded rows with their own document alone, where a column below another still has the whole list."""
+        name = self.spec.document_column
+        if not self.is_exploded or name not in rows.list_columns or INDEX_COLUMN not in rows.table.column_names:
+            return rows
+        places = rows.table[INDEX_COLUMN].to_pylist()
+        own = [
+            documents[place] if place is not None and documents is not None else None
+            for documents, place in zip(rows.texts[name], places, strict=True)
+        ]
+        return replace(rows, texts={**rows.texts, name: own}, list_columns=rows.list_columns - {name})
 
     def count_others(self, texts: Mapping[str, pa.ChunkedArray], keys: pa.ChunkedArray) -> int:
         """Return how many of some pairs have another pair key than their texts have."""
@@ -216,7 +232,7 @@ def read_text_settings(scored: ScoredOutput) -> dict[str, Any]:
     if scored.settings or not scored.parts:
         return dict(scored.settings)
     metadata = read_part_metadata(read_schema(scored.parts[0]))
-    plain = {name: metadata[name] for name in ("instruction", "instruction_column") if metadata.get(name)}
+    plain = {name: metadata[name] for name in ("instruction", "instruction_column", "explode") if metadata.get(name)}
     return plain | {name: json.loads(metadata[name]) for name in TEXT_SETTINGS if name in metadata}
 
 

@@ -120,7 +120,7 @@ def _write_sources(pairs: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
 LAYOUTS = (
     *("flat", "dotted", "renamed", "title", "template", "query template", "lists", "list of titles"),
     *("list of templates", "kept fields", "fields", "ids", "lists of ids"),
-    *("exploded lists", "exploded titles", "exploded templates", "exploded ids"),
+    *("exploded fields", "exploded lists", "exploded titles", "exploded templates", "exploded ids"),
 )
 
 
@@ -158,7 +158,7 @@ def draw_layout(name: str, seed: int, folder: Path, num_queries: int = 3) -> Lay
     elif shape == "fields":
         rows = _group(pairs, _text, "texts")
         rows = [{**row, "found": {"ids": row["document_id"], "texts": row.pop("texts")}} for row in rows]
-        layout = Layout(rows, {"document_column": "found.texts", "rename_columns": {"found": "passages"}})
+        layout = Layout(rows, {"document_column": "found.texts", "rename_columns": {"found": "passages"}, **lists})
     elif shape in ("list of templates", "templates"):
         make = lambda pair: f"q{pair['query_id'][1:]} {pair['title']}: {pair['text']}"  # noqa: E731
         layout = Layout(
