@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rerank_actor.inputs.columns import find_type, is_list, is_text
+from rerank_actor.inputs.columns import find_type, is_list, is_text, locate
 from rerank_actor.inputs.field_template import FieldTemplate, parse_template
-from rerank_actor.inputs.rows import Rows
+from rerank_actor.inputs.rows import Rows, make_rows
+from rerank_actor.storage.utf8 import is_unicode
 
 INDEX_COLUMN = "candidate_index"  # of an exploded row: the place of its document in the list, from 0
+NOT_KEPT = "texts_not_kept"  # of a part's facts: texts that its columns do not give again
 ANY_DATASET = "*"  # in an instruction map: every dataset that is not named
 
 LIST_NULL = "document list is null"
@@ -190,6 +192,22 @@ def make_pairs(rows: Rows, spec: TextSpec) -> Pairs:
         row_errors,
         lengths,
     )
+
+
+def count_not_kept(rows: Rows, spec: TextSpec) -> int:
+    """Return how many texts would be others if they were made of the kept columns; 0 where one of these is not kept.
+
+    A column of JSON that has texts beside objects, or whole numbers beside fractions, is kept with values of one type.
+    """
+    names = rows.table.column_names
+    if any(locate(names, name)[0] not in names for name in rows.texts):
+        return 0
+    spec = replace(spec, explode=False, explode_columns=(), keep_fields=None)
+    there, kept = make_pairs(rows, spec), make_pairs(make_rows(rows.table, names, list(rows.texts)), spec)
+    if len(there.documents) != len(kept.documents):
+        return len(there.documents)
+    texts = [*zip(there.queries, kept.queries, strict=True), *zip(there.documents, kept.documents, strict=True)]
+    return sum(isinstance(text, str) and text != other and is_unicode(text) for text, other in texts)
 
 
 def _list_instructions(rows: Rows, spec: TextSpec, row_errors: list[str | None]) -> list[Any] | None:

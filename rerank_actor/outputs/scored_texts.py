@@ -19,7 +19,7 @@ from rerank_actor.inputs.columns import find_type, locate
 from rerank_actor.inputs.field_template import parse_template
 from rerank_actor.inputs.lookups import TextLookup, look_up_texts
 from rerank_actor.inputs.pair_key import make_pair_keys
-from rerank_actor.inputs.pairs import INDEX_COLUMN, TextSpec, list_fields, make_pairs
+from rerank_actor.inputs.pairs import INDEX_COLUMN, NOT_KEPT, TextSpec, list_fields, make_pairs
 from rerank_actor.inputs.rows import Rows, list_sources, make_rows
 from rerank_actor.outputs.part import TEXT_SETTINGS, read_part_metadata
 from rerank_actor.outputs.scored import ScoredOutput, read_schema
@@ -125,8 +125,15 @@ class ScoredTexts:
         """Refuse a file that lacks a column that texts are made of, or has one of a type that no text is made of.
 
         Raises:
-            InputError: naming the column.
+            InputError: naming the column; or the columns give other texts than those that were scored.
         """
+        others = json.loads(read_part_metadata(schema).get("facts", "{}")).get(NOT_KEPT)
+        if others:
+            raise InputError(
+                f"{uri}: its columns give {others:,} texts otherwise than they were scored, because JSON had values of several "
+                "types in one column; score again with one type in each",
+                uri=uri,
+            )
         kinds = dict(zip(self._original(schema.names), schema.types, strict=True))
         for flag, names in self.spec.list_required(kinds).items():
             for name in names:

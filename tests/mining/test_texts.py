@@ -225,6 +225,23 @@ def test_what_the_output_did_not_keep_of_a_text_is_refused(tmp_path: Path) -> No
     load_scored(make_job(job.output, tmp_path / "mined"))  # there was no title to lose
 
 
+@pytest.mark.parametrize(
+    ("rows", "template"),
+    [
+        ([{"document": "plain"}, {"document": {"title": "T", "text": "x"}}], None),
+        ([{"document": ["plain", {"title": "T", "text": "x"}]}], None),
+        ([{"number": 1, "name": "a"}, {"number": 2.5, "name": "b"}], "{number} {name}"),
+    ],
+)
+def test_json_that_is_kept_otherwise_than_it_was_scored_is_refused(
+    tmp_path: Path, rows: list[dict[str, Any]], template: str | None
+) -> None:
+    layout = Layout([{"query": "q", "label": 1, **row} for row in rows], {"document_template": template})
+    job = layout.make_job(tmp_path, as_lines=True)
+    score_here(job)
+    assert "its columns give 1 texts otherwise than they were scored" in refuse(Path(job.output))
+
+
 def test_prompt_is_the_instruction_of_each_row(tmp_path: Path) -> None:
     layout = draw_layout("lists", 1, tmp_path)
     for number, row in enumerate(layout.rows):
