@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError, suggest
-from rerank_actor.inputs.columns import find_type, locate
+from rerank_actor.inputs.columns import find_type, is_list, is_text, locate
 from rerank_actor.inputs.field_template import parse_template
 from rerank_actor.inputs.lookups import TextLookup, look_up_texts
 from rerank_actor.inputs.pair_key import make_pair_keys
@@ -170,10 +170,12 @@ class ScoredTexts:
             InputError: lists of documents and of scores do not match.
             ShardError, StorageError, JobError: texts cannot be looked up.
         """
+        plain = self._take_plain(rows, roles)
+        roles = [role for role in ROLES if role in roles and role not in plain]
         spec = self._select(roles)
         present = self.list_columns(rows.table.column_names, roles)
         if not present:
-            return {}
+            return plain
         table = rows.table.select(present)
         table = table.rename_columns(self._original(table.column_names))
         pairs = make_pairs(self._pick_candidates(make_rows(table, table.column_names, spec.text_columns)), spec)
@@ -184,14 +186,30 @@ class ScoredTexts:
             texts["instruction"] = [default if text is None else text for text in pairs.instructions]
         made = {role: _to_array(values) for role, values in texts.items() if role in roles}
         if pairs.list_lengths is None:
-            return {role: rows.repeat(values) for role, values in made.items()}
+            return plain | {role: rows.repeat(values) for role, values in made.items()}
         if rows.lengths is None or not np.array_equal(pairs.list_lengths, rows.lengths):
             raise InputError(
                 f"{rows.uri}: column `{self.document}` has lists of other lengths than the scores",
                 uri=rows.uri,
                 column=self.document,
             )
-        return made
+        return plain | made
+
+    def _take_plain(self, rows: PairRows, roles: Container[str]) -> dict[str, pa.ChunkedArray]:
+        """Return the texts that are columns of texts, which scoring takes as they are: no Python value is made of them."""
+        plain = {}
+        for role, name in (("query", self.query), ("document", self.document)):
+            kind = find_field_type(rows.table.schema, name)
+            if role not in roles or kind is None or getattr(self.spec, f"{role}_template") is not None:
+                continue
+            is_whole = is_list(kind) and (rows.lengths is None or role == "query")
+            if (
+                not getattr(self.spec, f"{role}_is_id")
+                and not is_whole
+                and is_text(kind.value_type if is_list(kind) else kind)
+            ):
+                plain[role] = rows.spread(name).cast(pa.large_string())
+        return plain
 
     def _pick_candidates(self, rows: Rows) -> Rows:
         """Return exploded rows with their own document alone, where a column below another still has the whole list."""
