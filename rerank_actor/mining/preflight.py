@@ -104,7 +104,7 @@ def _load_earlier(output: MineOutput, settings: dict[str, Any]) -> tuple[dict[st
         return None, False
     if stored["settings"] == settings:
         return stored, False
-    if list_differing(stored["settings"], settings) == ["definition_version"] and output.has_success():
+    if list_differing(stored["settings"], settings) == ["definition_version"] and output.read_success() is not None:
         return stored, False  # what was mined whole stays what it is
     if has_data:
         refuse_other_rules(output.uri, "data mined with", AFRESH, stored["settings"], settings)

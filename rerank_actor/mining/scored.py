@@ -99,7 +99,7 @@ def _open_output(uri: str, job: MineJob) -> ScoredOutput:
         problem = f"{len(output.strays)} objects, no Parquet file among them" if output.strays else "nothing there"
         raise InputError(f"--scored {uri}: {problem}; it takes outputs of jobs.score and Parquet files", uri=uri)
     if not job.allow_incomplete:
-        output.refuse_missing("--scored ", TO_THE_END)
+        output.refuse_incomplete("--scored ", TO_THE_END)
     if not output.parts:
         raise InputError(f"--scored {uri}: nothing is scored there yet; run jobs.score first", uri=uri)
     return output

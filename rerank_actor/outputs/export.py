@@ -127,9 +127,10 @@ def iterate_candidates(spec: ExportSpec, result: Exported) -> Iterator[pa.Table]
     )
     if not parts:
         raise InputError(f"{spec.scored}: holds no scored parts; name the --output of jobs.score", uri=spec.scored)
-    if not spec.partial and not output.has_success():
+    reason = scored.explain_incomplete() if scored.settings or output.read_success() is not None else "no _SUCCESS"
+    if not spec.partial and reason is not None:
         raise InputError(
-            f"{spec.scored}: is not complete (no _SUCCESS), so that queries may lack candidates; run the job again, or export "
+            f"{spec.scored}: is not complete ({reason}), so that queries may lack candidates; run the job again, or export "
             "what is there with --partial",
             uri=spec.scored,
         )

@@ -5,9 +5,10 @@ of the parts says what is committed, and the unit records whether a part is stil
 Ray or of what is in a part.
 """
 
+import hashlib
 import json
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,16 +16,18 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from rerank_actor import storage
-from rerank_actor.errors import InputError, JobError
+from rerank_actor.errors import InputError, JobError, StorageError
 from rerank_actor.inputs.columns import read_own_table
 from rerank_actor.inputs.plan import Plan
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.histograms import NAMES
 
 RECORD_THREADS = 16
+WRITE_TRIES = 5
 PARQUET_SUFFIXES = (".parquet", ".pq")
 PART_NAME = re.compile(r"part-[0-9a-f]{12,}-\d{5,}\.parquet")
 OWN_FILES = ("plan.parquet", "job.yaml", "manifest.json", "report.html", "estimate.json")
+ADDED_COLUMNS = frozenset({"fingerprint", "digest"})  # which records written before have not
 HISTOGRAM_COLUMNS = frozenset(f"{name}_bins" for name in NAMES)
 RECORD_SCHEMA = pa.schema(
     {
@@ -44,6 +47,8 @@ RECORD_SCHEMA = pa.schema(
         "part_bytes": pa.int64(),
         "part_etag": pa.string(),
         "finished_at": pa.float64(),
+        "fingerprint": pa.string(),
+        "digest": pa.string(),
         **{f"{name}_bins": pa.list_(pa.int32()) for name in NAMES},
     }
 )
@@ -69,9 +74,10 @@ class JobFolder:
         """The mark that everything is committed."""
         return storage.join_uri(self.uri, "_SUCCESS")
 
-    def has_success(self) -> bool:
-        """Whether the mark is there."""
-        return storage.read_if_present(self.success_uri) is not None
+    def read_success(self) -> dict[str, Any] | None:
+        """Return what the mark says, empty where it was written before marks said anything; None where there is none."""
+        data = storage.read_if_present(self.success_uri)
+        return None if data is None else parse_values(data)
 
     @property
     def lease_uri(self) -> str:
@@ -89,17 +95,67 @@ class JobFolder:
 
     def read_own(self, name: str) -> dict[str, Any]:
         """Return one of the job's own JSON objects, empty where there is none or it is damaged."""
-        data = storage.read_if_present(self.at(name))
-        try:
-            values = json.loads(data) if data else {}
-        except ValueError:
-            return {}
-        return values if isinstance(values, dict) else {}
+        return parse_values(storage.read_if_present(self.at(name)))
+
+    def guard(self, uri: str) -> "GuardedObject":
+        """Return one of the folder's objects as this run alone is to write it."""
+        return GuardedObject(uri, self.scratch)
 
     def clear_scratch(self) -> None:
         """Delete what a killed run left half written."""
         if self.scratch is not None:
             storage.delete_folder(self.scratch)
+
+
+def parse_values(data: bytes | None) -> dict[str, Any]:
+    """Return a JSON object, empty where there is none or it is damaged."""
+    try:
+        values = json.loads(data) if data else {}
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+class GuardedObject:
+    """An object that one run writes, each time on the condition that it still is what this run saw or wrote last.
+
+    Args:
+        uri: of the object.
+        scratch: folder for temporary files on the same file system.
+    """
+
+    def __init__(self, uri: str, scratch: str | None) -> None:
+        self._uri, self._scratch = uri, scratch
+        self._seen: storage.Version | None = None
+
+    def look(self) -> bytes | None:
+        """Return what is there now, None for nothing; it is what the next `write` replaces."""
+        self._seen = storage.read_version(self._uri)
+        return self._seen.data if self._seen is not None else None
+
+    def write(self, data: bytes, check: Callable[[], None]) -> None:
+        """Write the object; where another run has written it meanwhile, only if this one still is the one that may.
+
+        Args:
+            data: its new bytes.
+            check: raises where another run has taken over.
+
+        Raises:
+            OutputConflictError: another run has taken over.
+            StorageError, JobError: it could not be written.
+        """
+        for _ in range(WRITE_TRIES):
+            if self._put(data):
+                self.look()
+                return
+            check()
+            self.look()
+        raise StorageError(f"{self._uri}: changes again and again while it is written", uri=self._uri)
+
+    def _put(self, data: bytes) -> bool:
+        if self._seen is None:
+            return storage.create_bytes(self._uri, data, scratch=self._scratch)
+        return storage.replace_bytes(self._uri, data, self._seen.mark, scratch=self._scratch)
 
 
 @dataclass(frozen=True)
@@ -215,6 +271,10 @@ def _read_table(uri: str, skip: Container[str]) -> pa.Table:
         table = read_own_table(storage.read_bytes(uri), skip)
     except (pa.ArrowException, OSError, InputError):
         return schema.empty_table()
+    lacking = ADDED_COLUMNS.difference(table.column_names)
+    for index, column in enumerate(schema):
+        if column.name in lacking:
+            table = table.add_column(index, column, pa.nulls(table.num_rows, column.type))
     return table if table.schema.equals(schema) else schema.empty_table()
 
 
@@ -222,6 +282,12 @@ def select_parts(objects: Iterable[storage.StoredObject]) -> dict[str, storage.S
     """Return those of some objects that are parts, by file name; an empty object is none."""
     named = {item.uri.rpartition("/")[2]: item for item in objects if item.size > 0}
     return {name: item for name, item in named.items() if name.startswith("part-") and name.endswith(".parquet")}
+
+
+def digest_parts(parts: Iterable[storage.StoredObject]) -> str:
+    """Return a hash over names and sizes of an output's parts: which they are, wherever the output lies."""
+    lines = sorted(f"{item.uri.rpartition('/')[2]} {item.size}\n" for item in parts)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def list_strays(objects: Iterable[storage.StoredObject], own: Container[str]) -> list[str]:

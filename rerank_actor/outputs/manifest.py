@@ -182,7 +182,8 @@ def check_committed(
     doubtful = {unit.part_name: unit for unit in units if unit.part_name in parts}
     totals, damaged = Totals(), dict[str, str]()
     for name, record in output.match_records({name: parts[name] for name in doubtful}):
-        if record["rows"] == doubtful[name].num_rows:
+        # A record of another job, or of other rows, is one of a run that was frozen and thawed after it had lost the output.
+        if record["rows"] == doubtful[name].num_rows and record["fingerprint"] in (None, fingerprint):
             totals.add(record)
             del doubtful[name]
     if doubtful and report is not None:
@@ -203,7 +204,7 @@ def check_committed(
             part = parts[name]
             totals.add(check_result.facts)
             written = {"part_bytes": part.size, "part_etag": part.etag, "finished_at": part.modified_seconds}
-            records.add(unit.name, {**check_result.facts, **written})
+            records.add(unit.name, {**check_result.facts, **written, "fingerprint": fingerprint})
     records.flush()
     return totals, damaged
 

@@ -16,7 +16,7 @@ from rerank_actor.errors import InputError
 from rerank_actor.fingerprint import hash_fingerprint, list_differing
 from rerank_actor.inputs.plan import Plan
 from rerank_actor.inputs.rows import Unit
-from rerank_actor.outputs.folder import PARQUET_SUFFIXES, Output, list_strays, select_parts
+from rerank_actor.outputs.folder import PARQUET_SUFFIXES, Output, digest_parts, list_strays, select_parts
 from rerank_actor.outputs.row_groups import open_part
 
 
@@ -52,7 +52,23 @@ class ScoredOutput:
         """Input rows of each part as planned, None where only its footer can tell."""
         return tuple(unit.num_rows for unit in self.units) if self.settings else (None,) * len(self.parts)
 
-    def refuse_missing(self, flag: str, cure: str) -> None:
+    def explain_incomplete(self) -> str | None:
+        """Return why an output of a scoring job does not count as complete, None where it does or there is no job."""
+        if not self.settings:
+            return None
+        if self.missing:
+            return f"{len(self.missing):,} of {self.num_planned:,} parts are not scored yet"
+        mark = Output(self.uri).read_success()
+        if mark is None:
+            return "no _SUCCESS, so that a run is at work or was ended"
+        if mark and (mark.get("fingerprint"), mark.get("digest")) != (
+            hash_fingerprint(self.settings),
+            digest_parts(self.parts),
+        ):
+            return "its parts are not those that _SUCCESS was written for"
+        return None
+
+    def refuse_incomplete(self, flag: str, cure: str) -> None:
         """Refuse an output that is not scored to the end.
 
         Args:
@@ -60,13 +76,10 @@ class ScoredOutput:
             cure: what to do about it.
 
         Raises:
-            InputError: parts are missing.
+            InputError: it is not complete.
         """
-        if self.missing:
-            raise InputError(
-                f"{flag}{self.uri}: {len(self.missing):,} of {self.num_planned:,} parts are not scored yet; {cure}",
-                uri=self.uri,
-            )
+        if (reason := self.explain_incomplete()) is not None:
+            raise InputError(f"{flag}{self.uri}: {reason}; {cure}", uri=self.uri)
 
 
 def open_scored(uri: str, listed: Iterable[storage.StoredObject] | None = None) -> ScoredOutput:

@@ -88,11 +88,13 @@ def _verify(scored: ScoredOutput, cure: str | None = None) -> tuple[Verification
     )
     for name, problem in damaged.items():
         result.problems.append(f"{name}: {problem}; {cure or (hidden if name in trusted else 'run the job again')}")
-    is_marked = output.has_success()
-    if is_marked and scored.missing:
+    mark = output.read_success()
+    if mark is not None and scored.missing:
         result.problems.append("_SUCCESS is there though parts are missing; run the job again")
-    if not is_marked and not scored.missing:
+    elif mark is None and not scored.missing:
         result.problems.append("_SUCCESS is missing though every part is there; run the job again")
+    elif mark and not damaged and (reason := scored.explain_incomplete()) is not None:
+        result.problems.append(f"_SUCCESS: {reason}; run the job again")
     return result, list(damaged)
 
 

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rerank_actor import storage
-from rerank_actor.errors import OutputConflictError, RerankError, describe_cause
+from rerank_actor.errors import JobError, RerankError, describe_cause
+from rerank_actor.inputs.plan import Plan
 from rerank_actor.inputs.rows import Unit
-from rerank_actor.outputs.folder import Output, list_pending, list_strays, select_parts
+from rerank_actor.outputs.folder import Output, digest_parts, list_pending, list_strays, parse_values, select_parts
 from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed, limit_failures, read_versions
 from rerank_actor.outputs.part import TEXT_SETTINGS
 from rerank_actor.outputs.report.build import write_report
@@ -89,6 +90,9 @@ class OutputCommitter:
         self._shared = _SharedFacts()
         self._earlier: dict[str, Any] = {}  # the manifest of the runs before this one
         self._records = UnitRecords(prepared.output, context.run_id)
+        self._manifest = prepared.output.guard(prepared.output.at("manifest.json"))
+        self._plan = prepared.output.guard(prepared.output.at("plan.parquet"))
+        self._success = prepared.output.guard(prepared.output.success_uri)
         self._started = time.time()
         self._manifest_at = time.monotonic()
 
@@ -100,10 +104,12 @@ class OutputCommitter:
     def prepare(self) -> list[Unit]:
         """Bring plan and parts into step, and return the units that are left to score."""
         prepared, output = self.prepared, self.output
+        self._check_lease()
         if prepared.job.overwrite:
             output.clear()
         output.clear_scratch()
-        earlier = output.load_manifest()
+        self._plan.look()
+        earlier = parse_values(self._manifest.look())
         self._earlier = earlier if earlier.get("fingerprint") == prepared.fingerprint else {}
         output.delete_parts(list(prepared.change.stale_parts))
         listed = storage.list_children(output.uri)
@@ -111,10 +117,12 @@ class OutputCommitter:
         self._report_strays(list_strays(listed, {unit.part_name for unit in prepared.plan.units()}))
         totals, damaged = self._check_parts(parts)
         pending = list_pending(prepared.plan, parts.keys() - damaged)
+        self._check_lease()
         if pending:
             storage.delete_objects([output.success_uri])
+        self._success.look()
         if prepared.plan != prepared.earlier:
-            output.write_own("plan.parquet", prepared.plan.to_bytes(prepared.settings))
+            self._plan.write(prepared.plan.to_bytes(prepared.settings), self._check_lease)
         output.write_own("job.yaml", prepared.job.model_copy(update={"overwrite": False}).to_yaml().encode())
         output.delete_parts(damaged)
         count = sum(1 for _ in prepared.plan.units())
@@ -198,7 +206,7 @@ class OutputCommitter:
             self._record_failure(name, report["failure"], report.get("attempts", 1))
             return False
         self.outcomes.record_committed(report)
-        self._records.add(name, report)
+        self._records.add(name, {**report, "fingerprint": self.prepared.fingerprint})
         return True
 
     def _record_failure(self, name: str, reason: str, attempts: int) -> None:
@@ -249,7 +257,7 @@ class OutputCommitter:
     def finish(self, *, reports: bool = True) -> RunResult:
         """Look at what is committed, write the manifest, and `_SUCCESS` last."""
         outcomes, reporter = self.outcomes, self._context.reporter
-        self.lease.check(fresh=True)
+        self._check_lease()
         self._restore_plan()
         parts = self.output.list_parts()
         missing = list_pending(self.prepared.plan, parts.keys() - self._add_unreported(parts))
@@ -267,10 +275,25 @@ class OutputCommitter:
         if reports and (outcomes.scored_now.units or failed or self._earlier.get("status", "complete") != "complete"):
             self._write_report()
         if not missing:
-            storage.write_bytes(self.output.success_uri, b"")
+            self._success.write(self._make_success(parts), self._check_lease)
             for folder in ("stores", "dedupe"):
                 storage.delete_folder(self.output.at(folder))
         return RunResult(status, outcomes.totals, failed, len(missing) - len(failed), self._run_figures(status))
+
+    def _check_lease(self) -> None:
+        self.lease.check(fresh=True)
+
+    def _make_success(self, parts: dict[str, storage.StoredObject]) -> bytes:
+        """Return the mark that says which parts it is of, so that one of other parts counts for nothing."""
+        own = [parts[unit.part_name] for unit in self.prepared.plan.units()]
+        mark = {
+            "run": self._context.run_id,
+            "epoch": self.lease.mark.epoch,
+            "fingerprint": self.prepared.fingerprint,
+            "parts": len(own),
+            "digest": digest_parts(own),
+        }
+        return json.dumps(mark).encode()
 
     def write_stopped_manifest(self) -> None:
         """Leave a truthful manifest behind when a signal ends the run; it may fail, nothing depends on it."""
@@ -299,22 +322,16 @@ class OutputCommitter:
         return set(damaged)
 
     def _restore_plan(self) -> None:
-        """Write the plan again where somebody deleted it, without which no later run knows what the parts are.
-
-        Raises:
-            OutputConflictError: another plan lies there.
-        """
-        prepared = self.prepared
-        stored, uri = self.output.load_plan(), self.output.at("plan.parquet")
-        if stored is None:
-            self._context.reporter.warn(f"{uri}: was deleted while the run was at work; written again")
-            storage.write_bytes(uri, prepared.plan.to_bytes(prepared.settings))
-        elif stored != (prepared.plan, prepared.settings):
-            raise OutputConflictError(
-                f"{self.output.uri}: its plan was replaced while this run was at work; this one ends, and what it committed "
-                "stays",
-                uri=self.output.uri,
-            )
+        """Write the plan again where somebody deleted or replaced it, without which no later run knows what the parts are."""
+        prepared, data = self.prepared, self._plan.look()
+        try:
+            stored = Plan.from_bytes(data) if data is not None else None
+        except JobError:
+            stored = None
+        if stored != (prepared.plan, prepared.settings):
+            uri = self.output.at("plan.parquet")
+            self._context.reporter.warn(f"{uri}: was deleted or replaced while the run was at work; written again")
+            self._plan.write(prepared.plan.to_bytes(prepared.settings), self._check_lease)
 
     def _count_again(self, parts: dict[str, storage.StoredObject]) -> list[Unit]:
         """Count all parts anew, whose rows are not those planned; return the units that have none, or not theirs."""
@@ -372,7 +389,7 @@ class OutputCommitter:
             "versions": read_versions(),
             "job": prepared.job.to_record(),
         }
-        self.output.write_own("manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False).encode())
+        self._manifest.write(json.dumps(manifest, indent=2, ensure_ascii=False).encode(), self._check_lease)
 
     def _run_figures(self, status: str) -> dict[str, Any]:
         engine_facts, outcomes = self._engine_facts, self.outcomes

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from rerank_actor.engines.base import EngineSpec
-from rerank_actor.errors import EngineStartError, JobError, RunInterruptedError, describe_cause
+from rerank_actor.errors import EngineStartError, JobError, OutputConflictError, RunInterruptedError, describe_cause
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.price import find_price
 from rerank_actor.runtime.background import run_in_background
@@ -130,7 +130,7 @@ class Driver:
         outputs = []
         for item in self._work:
             folder, metadata = item.output.output, item.output.make_part_metadata()
-            part = PartSpec(folder.uri, metadata, folder.scratch, self._setup.environment)
+            part = PartSpec(folder.uri, metadata, folder.scratch, item.output.lease.mark, self._setup.environment)
             outputs.append(UnitPath(item.spec, part))
         score_units(
             units,
@@ -225,7 +225,7 @@ class Driver:
         if self._engine_failures and not self.facts.engines:
             raise EngineStartError(self._engine_failures[0])
         inner = getattr(error, "cause", None) or error  # Ray's error around what a worker raised
-        if isinstance(inner, JobError):
+        if isinstance(inner, JobError | OutputConflictError):
             raise inner
         self.facts.faults["pipeline_ended"] += 1
         self._context.reporter.info(f"Ray ended the pipeline early ({describe_cause(inner)})")

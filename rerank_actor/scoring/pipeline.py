@@ -20,7 +20,7 @@ from ray.data.datasource import Datasink, Datasource, ReadTask
 
 from rerank_actor import storage
 from rerank_actor.engines.base import EngineSpec
-from rerank_actor.errors import EngineError, RerankError
+from rerank_actor.errors import EngineError, OutputConflictError, RerankError
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.runtime.pool import ActorPool
 from rerank_actor.runtime.watchdog import START_SECONDS, Watchdog
@@ -28,6 +28,7 @@ from rerank_actor.scoring.actor import RerankActor
 from rerank_actor.scoring.prepare import PrepareSpec, prepare_unit
 from rerank_actor.scoring.unit import UnitWork
 from rerank_actor.scoring.write import write_part
+from rerank_actor.storage.lease import LeaseMark
 
 UNITS_PER_ACTOR = 4  # in an actor's queue, so that its engine never waits for a unit
 NEVER_REACHED = -1.0  # by the share of its queue that is filled
@@ -46,6 +47,7 @@ class PartSpec:
     output: str
     metadata: dict[str, str]
     scratch: str | None
+    lease: LeaseMark
     environment: dict[str, str] = field(repr=False)
 
 
@@ -154,7 +156,9 @@ class PartSink(Datasink[None]):
         try:
             with _get_watchdog().limit(STAGE_SECONDS):
                 spec = self._specs[work.output_index]
-                return write_part(work, spec.output, spec.metadata, spec.scratch)
+                return write_part(work, spec.output, spec.metadata, spec.scratch, spec.lease)
+        except OutputConflictError:
+            raise  # ends the pipeline: this run has lost the output
         except RerankError as error:
             return {"failure": str(error), **work.facts}
         except Exception as error:  # as in _read_unit

@@ -23,9 +23,11 @@ from rerank_actor.engines.score_columns import list_errors, make_score_columns
 from rerank_actor.inputs.directions import DIRECTED_VALUES, name_column
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.rows import strip_location
+from rerank_actor.outputs.commit import commit_part
 from rerank_actor.outputs.histograms import ScoreHistograms
 from rerank_actor.outputs.part import METADATA_PREFIX, flatten_columns
 from rerank_actor.scoring.unit import UnitWork
+from rerank_actor.storage.lease import LeaseMark
 
 
 def build_part(work: UnitWork, scale: ScoreScale | None = None) -> tuple[pa.Table, dict[str, Any]]:
@@ -119,14 +121,17 @@ def _list_errors(row_errors: list[str | None], offsets: np.ndarray, pair_errors:
     return pa.array(lists, pa.list_(pa.string()))
 
 
-def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: str | None) -> dict[str, Any]:
-    """Write a scored unit's part, whole or not at all, and return its totals with the part's size and version mark.
+def write_part(
+    work: UnitWork, output: str, metadata: dict[str, str], scratch: str | None, lease: LeaseMark | None = None
+) -> dict[str, Any]:
+    """Commit a scored unit's part, whole or not at all, and return its totals with the part's size and version mark.
 
     Its totals and the histograms of its scores are in its metadata too, so that they outlive a run that is killed.
 
     Doing it twice is harmless: the name follows from the unit and the content from the job.
 
     Raises:
+        OutputConflictError: another run took over.
         StorageError, JobError: the part could not be written.
     """
     table, totals = build_part(work, ScoreScale.from_metadata(metadata))
@@ -140,6 +145,7 @@ def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: s
         "num_rows": str(work.unit.num_rows),
         "engine_version": str(work.facts.get("engine_version", "")),
         "dtype": str(work.facts.get("dtype", "")),
+        **({"epoch": str(lease.epoch)} if lease is not None else {}),
         "facts": json.dumps(facts),
     }
     sink = io.BytesIO()
@@ -148,9 +154,9 @@ def write_part(work: UnitWork, output: str, metadata: dict[str, str], scratch: s
     data = sink.getvalue()
     uri = storage.join_uri(output, work.unit.part_name)
     with storage.patient():
-        storage.write_bytes(uri, data, scratch=scratch)
+        data, there = commit_part(uri, data, work.unit, unit_metadata, lease, scratch)
     written = {"part_bytes": len(data), "part_etag": _compute_etag(uri, data), "finished_at": time.time()}
-    return {**facts, **written}
+    return {**(there or facts), **written}
 
 
 def _compute_etag(uri: str, data: bytes) -> str:

@@ -6,9 +6,9 @@ through objects. Listing is one paginated listing, writing is whole or not at al
 the project's own errors. Knows nothing of Ray, nor of what the rows mean.
 """
 
+from rerank_actor.storage.conditional import Version, create_bytes, read_version, replace_bytes
 from rerank_actor.storage.objects import (
     choose_cache,
-    create_bytes,
     delete_folder,
     delete_objects,
     download_folder,
@@ -43,6 +43,7 @@ from rerank_actor.storage.uri import (
 __all__ = [
     "Listing",
     "StoredObject",
+    "Version",
     "adopt_environment",
     "capture_environment",
     "choose_cache",
@@ -68,7 +69,9 @@ __all__ = [
     "read_bytes",
     "read_if_present",
     "read_range",
+    "read_version",
     "refuse_changed",
+    "replace_bytes",
     "resolve_links",
     "retries_made",
     "retrying",

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ class Lease:
     that see the same stale lease one wins: the one that makes the claim, another put-if-absent whose name follows from
     that lease. A claim whose maker fell silent in turn is followed by the next number, never deleted under its maker.
 
-    A holder that was silent too long (a frozen process, dead storage) may find its lease taken: it reads before it
-    rewrites, and from then on `check` raises. What storage cannot rule out is a process that freezes between that read
-    and its write; then the run that took over finds the lease lost, so that still one of the two goes on.
+    A holder that was silent too long (a frozen process, dead storage) may find its lease taken: it rewrites only what it
+    has read, and from then on `check` raises. Each holder has an epoch above those before it. Who takes over from a holder
+    that may thaw leaves its epoch in an object beside the lease, so that the other sees it even when the lease is gone.
 
     Args:
         uri: of the lease's object.
@@ -61,8 +62,9 @@ class Lease:
         self._uri, self._folder, self._run_id = uri, folder, run_id
         self._heartbeat_seconds, self._stale_seconds = heartbeat_seconds, stale_seconds
         self._here = _identify_process(host)
+        self._epoch_uri = f"{uri.removesuffix('.json')}-epoch.json"
+        self._epoch = 0
         self._taker: dict[str, Any] | None = None
-        self._confirmed = 0.0
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -72,6 +74,11 @@ class Lease:
         """Whether another run has been seen to hold the lease."""
         return self._taker is not None
 
+    @property
+    def mark(self) -> "LeaseMark":
+        """What a worker needs to know of the lease that is held."""
+        return LeaseMark(self._uri, self._folder, self._run_id, self._epoch)
+
     def acquire(self, report: Callable[[str], None]) -> None:
         """Take the lease, waiting only where the holder may be dead on another machine.
 
@@ -79,9 +86,9 @@ class Lease:
             OutputConflictError: another run is writing to the output.
             JobError, StorageError: the output cannot be written to.
         """
+        self._raise_epoch(_parse(storage.read_if_present(self._epoch_uri)))
         if not storage.create_bytes(self._uri, self._record()):
             self._take_over(report)
-        self._confirmed = time.monotonic()
         self._thread.start()
 
     def check(self, *, fresh: bool = False) -> None:
@@ -97,11 +104,7 @@ class Lease:
         if fresh and not self.lost:
             self._confirm()
         if self._taker is not None:
-            raise OutputConflictError(
-                f"{self._folder}: another run took over ({_name_holder(self._taker)}) while this one was silent; this "
-                "one ends, and what it committed stays",
-                uri=self._folder,
-            )
+            raise self.mark.make_error(self._taker)
 
     def release(self) -> None:
         """Give the lease back, if it is still this run's; where storage fails, it goes stale by itself."""
@@ -109,24 +112,31 @@ class Lease:
         if self._thread.is_alive():
             self._thread.join(timeout=5)
         with contextlib.suppress(RerankError):
-            if _parse(storage.read_if_present(self._uri)).get("run") == self._run_id:
+            if self._is_own(_parse(storage.read_if_present(self._uri))):
                 storage.delete_objects([self._uri])
 
     def _record(self) -> bytes:
-        return json.dumps({"run": self._run_id, **self._here, "heartbeat": time.time()}).encode()
+        values = {"run": self._run_id, "epoch": self._epoch, **self._here, "heartbeat": time.time()}
+        return json.dumps(values).encode()
+
+    def _raise_epoch(self, before: dict[str, Any]) -> None:
+        """Take an epoch above that of an earlier holder; it is the time in ms unless clocks differ."""
+        self._epoch = max(self._epoch, time.time_ns() // 1_000_000, get_epoch(before) + 1)
 
     def _take_over(self, report: Callable[[str], None]) -> None:
-        lease = storage.read_if_present(self._uri)
-        if lease is not None and not _has_ended(_parse(lease), self._here):
+        lease = storage.read_version(self._uri)
+        if lease is not None and not _has_ended(_parse(lease.data), self._here):
             lease = self._wait_for_silence(lease, report)
         if lease is not None:
             self._claim(lease)
-        elif not storage.create_bytes(self._uri, self._record()):
+            return
+        self._raise_epoch(_parse(storage.read_if_present(self._epoch_uri)))  # the holder may have left it by now
+        if not storage.create_bytes(self._uri, self._record()):
             raise self._conflict(_parse(storage.read_if_present(self._uri)))
 
-    def _wait_for_silence(self, lease: bytes, report: Callable[[str], None]) -> bytes | None:
+    def _wait_for_silence(self, lease: storage.Version, report: Callable[[str], None]) -> storage.Version | None:
         """Return the lease once it has not been rewritten for a while, None when it was given back."""
-        holder = _parse(lease)
+        holder = _parse(lease.data)
         if _is_alive_here(holder, self._here):
             raise self._conflict(holder)
         seconds = self._stale_seconds
@@ -135,31 +145,41 @@ class Lease:
         while time.monotonic() < deadline:
             time.sleep(min(1.0, seconds / 10))
             now = storage.read_if_present(self._uri)
-            if now != lease:
+            if now != lease.data:
                 if now is None:
                     return None
                 raise self._conflict(_parse(now))
         return lease
 
-    def _claim(self, stale: bytes) -> None:
+    def _claim(self, stale: storage.Version) -> None:
         """Put this run's lease in the place of a stale one, or find that another run was first."""
-        begun = time.monotonic()
-        claims = [self._claim_uri(stale, 0)]
+        self._raise_epoch(_parse(stale.data))
+        claims = [self._claim_uri(stale.data, 0)]
         while not storage.create_bytes(claims[-1], self._record()):
-            self._outwait_claim(claims[-1], stale)
-            begun = time.monotonic()
-            claims.append(self._claim_uri(stale, len(claims)))
+            self._outwait_claim(claims[-1], stale.data)
+            claims.append(self._claim_uri(stale.data, len(claims)))
         # Who won before this claim was made has written its lease, which is then another.
-        now = storage.read_if_present(self._uri)
-        if now != stale or time.monotonic() - begun > self._stale_seconds / 2:
+        if not storage.replace_bytes(self._uri, self._record(), stale.mark):
             storage.delete_objects(claims[-1:])
-            raise self._conflict(_parse(now))
-        storage.write_bytes(self._uri, self._record())
+            raise self._conflict(_parse(storage.read_if_present(self._uri)))
+        self._leave_epoch()
         storage.delete_objects(claims)
-        time.sleep(1.0 if storage.is_s3(self._uri) else 0.2)  # for storage that takes no heed of put-if-absent
+        # For storage that takes no heed of conditions.
+        time.sleep(min(self._stale_seconds, 1.0 if storage.is_s3(self._uri) else 0.2))
         holder = _parse(storage.read_if_present(self._uri))
         if holder.get("run") != self._run_id:
             raise self._conflict(holder)
+
+    def _leave_epoch(self) -> None:
+        """Leave this holder's epoch for the one that it took over from, unless a later holder was here already."""
+        while True:
+            found = storage.read_version(self._epoch_uri)
+            if found is not None and get_epoch(_parse(found.data)) > self._epoch:
+                raise self._conflict(_parse(found.data))
+            if found is None and storage.create_bytes(self._epoch_uri, self._record()):
+                return
+            if found is not None and storage.replace_bytes(self._epoch_uri, self._record(), found.mark):
+                return
 
     def _claim_uri(self, stale: bytes, number: int) -> str:
         return f"{self._uri.removesuffix('.json')}-{hashlib.sha256(stale).hexdigest()[:16]}-{number}.json"
@@ -195,20 +215,60 @@ class Lease:
     def _confirm(self) -> None:
         """Rewrite the lease if it is still this run's."""
         with self._lock:
-            lease = storage.read_if_present(self._uri)
-            holder = _parse(lease)
+            lease = storage.read_version(self._uri)
             if lease is None:
-                # Nobody takes over before a long silence, so it was deleted by hand; after one, a taker may have ended.
-                silent = time.monotonic() - self._confirmed >= self._stale_seconds
-                if silent or not storage.create_bytes(self._uri, self._record()):
+                later = _parse(storage.read_if_present(self._epoch_uri))
+                if get_epoch(later) > self._epoch:  # who took over has ended
+                    self._taker = later
+                elif not storage.create_bytes(self._uri, self._record()):  # deleted by hand, and another run came
                     self._taker = _parse(storage.read_if_present(self._uri))
-                    return
-            elif holder.get("run") != self._run_id:
-                self._taker = holder
-                return
-            elif not self._stop.is_set():
-                storage.write_bytes(self._uri, self._record())
-            self._confirmed = time.monotonic()
+            elif not self._is_own(_parse(lease.data)):
+                self._taker = _parse(lease.data)
+            elif not self._stop.is_set() and not storage.replace_bytes(self._uri, self._record(), lease.mark):
+                self._taker = _parse(storage.read_if_present(self._uri))
+
+    def _is_own(self, holder: dict[str, Any]) -> bool:
+        return (holder.get("run"), get_epoch(holder)) == (self._run_id, self._epoch)
+
+
+@dataclass(frozen=True)
+class LeaseMark:
+    """A lease as its holder's workers know it: where it is, what it guards, and whose it is.
+
+    Attributes:
+        uri: of the lease's object.
+        folder: that it guards, for messages.
+        run_id: of the holder.
+        epoch: of the holder, above those of all before it.
+    """
+
+    uri: str
+    folder: str
+    run_id: str
+    epoch: int
+
+    def check(self) -> None:
+        """Refuse to go on when another run holds the lease, or has held it since; one request.
+
+        Raises:
+            OutputConflictError: another run took over.
+            JobError, StorageError: storage does not answer.
+        """
+        lease = storage.read_if_present(self.uri)
+        if lease is None:  # deleted by hand, which the holder mends, or by a later holder at its end
+            later = _parse(storage.read_if_present(f"{self.uri.removesuffix('.json')}-epoch.json"))
+            if get_epoch(later) > self.epoch:
+                raise self.make_error(later)
+        elif ((holder := _parse(lease)).get("run"), get_epoch(holder)) != (self.run_id, self.epoch):
+            raise self.make_error(holder)
+
+    def make_error(self, taker: dict[str, Any]) -> OutputConflictError:
+        """Return the error that says who took over."""
+        return OutputConflictError(
+            f"{self.folder}: another run took over ({_name_holder(taker)}) while this one was silent; this one ends, and what "
+            "it committed stays",
+            uri=self.folder,
+        )
 
 
 @contextlib.contextmanager
@@ -229,6 +289,12 @@ def _parse(data: bytes | None) -> dict[str, Any]:
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def get_epoch(record: dict[str, Any]) -> int:
+    """Return the epoch of a lease's record, 0 where it has none."""
+    epoch = record.get("epoch")
+    return epoch if isinstance(epoch, int) else 0
 
 
 def _name_holder(holder: dict[str, Any]) -> str:

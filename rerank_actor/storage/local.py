@@ -3,8 +3,10 @@
 import contextlib
 import glob as globbing
 import os
+import secrets
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -120,6 +122,24 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def write_aside(uri: str, data: bytes, scratch: str | None) -> Iterator[Path]:
+    """Give a temporary file with these bytes, flushed to disk, in `scratch` or beside the target; it is deleted again."""
+    target = Path(uri)
+    folder = Path(scratch) if scratch else target.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{target.name}.{secrets.token_hex(6)}"
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def delete_local(uri: str) -> None:

@@ -6,7 +6,6 @@ Takes URIs and bytes and chooses between local folders, S3 and the hub. An objec
 import contextlib
 import io
 import os
-import secrets
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from rerank_actor.storage.local import (
     list_local_children,
     open_local,
     sync_folder,
+    write_aside,
 )
 from rerank_actor.storage.remote import (
     DELETED_AT_ONCE,
@@ -40,7 +40,7 @@ from rerank_actor.storage.remote import (
     look_at_hub,
 )
 from rerank_actor.storage.retry import _patience, retrying, translate_errors
-from rerank_actor.storage.s3_client import connect_s3, get_error_code, get_s3, put_s3
+from rerank_actor.storage.s3_client import connect_s3, get_s3, put_s3
 from rerank_actor.storage.uri import Listing, StoredObject, is_s3, split_uri
 
 DOWNLOAD_THREADS = 8
@@ -199,55 +199,11 @@ def write_bytes(uri: str, data: bytes, *, scratch: str | None = None) -> None:
 def _write_once(uri: str, data: bytes, scratch: str | None) -> None:
     with translate_errors(uri, "writing"):
         if is_s3(uri):
-            put_s3(uri, data, "overwrite")
+            put_s3(uri, data)
             return
-        target = Path(uri)
-        folder = Path(scratch) if scratch else target.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{target.name}.{secrets.token_hex(6)}"
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-            sync_folder(target.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def create_bytes(uri: str, data: bytes) -> bool:
-    """Write an object only where there is none; return whether this call made it, so that `data` must be its own.
-
-    In S3 this is a put with `If-None-Match: *`; locally a hard link, which fails where the name is taken. Of a put whose
-    answer was lost another try finds its own bytes there, also at the first, for aiohttp 3.14 sends a put again by
-    itself.
-    """
-    return retrying()(_create_once, uri, data) or (is_s3(uri) and read_if_present(uri) == data)
-
-
-def _create_once(uri: str, data: bytes) -> bool:
-    with translate_errors(uri, "creating"):
-        try:
-            if is_s3(uri):
-                put_s3(uri, data, "create")
-                return True
-            target = Path(uri)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.parent / f".{target.name}.{secrets.token_hex(6)}"
-            try:
-                temporary.write_bytes(data)
-                os.link(temporary, target)
-            finally:
-                temporary.unlink(missing_ok=True)
-            return True
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if get_error_code(error) == "PreconditionFailed":  # some servers do not say which, and this is the only one
-                return False
-            raise
+        with write_aside(uri, data, scratch) as temporary:
+            os.replace(temporary, uri)
+            sync_folder(Path(uri).parent)
 
 
 def delete_objects(uris: list[str]) -> None:

@@ -62,10 +62,27 @@ def call_s3(method: str, uri: str, **keywords: Any) -> dict[str, Any]:
     return cast(dict[str, Any], found)
 
 
-def put_s3(uri: str, data: bytes, mode: str) -> None:
+def put_s3(uri: str, data: bytes) -> None:
     """Put an S3 object, in pieces where it is large."""
     filesystem, limit = connect_s3(), limit_seconds(len(data))
-    fsspec.asyn.sync(filesystem.loop, filesystem._pipe_file, "/".join(split_uri(uri)), data, mode=mode, timeout=limit)
+    fsspec.asyn.sync(filesystem.loop, filesystem._pipe_file, "/".join(split_uri(uri)), data, timeout=limit)
+
+
+def put_s3_if(uri: str, data: bytes, mark: str | None) -> None:
+    """Put an S3 object in one piece, where the one with this version mark is, or none if it is None."""
+    bucket, key = split_uri(uri)
+    condition = {"IfNoneMatch": "*"} if mark is None else {"IfMatch": mark}
+    filesystem, limit = connect_s3(), limit_seconds(len(data))
+    fsspec.asyn.sync(
+        filesystem.loop,
+        filesystem._call_s3,
+        "put_object",
+        Bucket=bucket,
+        Key=key,
+        Body=data,
+        **condition,
+        timeout=limit,
+    )
 
 
 def get_etag(answer: dict[str, Any]) -> str:

@@ -174,7 +174,7 @@ def _make_scored(name: str, objects: dict[str, dict[str, storage.StoredObject]],
     outputs = [open_scored(root, objects[root].values()) for root in sorted(objects)]
     if not job.allow_incomplete:
         for output in outputs:
-            output.refuse_missing("", TO_THE_END)
+            output.refuse_incomplete("", TO_THE_END)
     parts = tuple(part for output in outputs for part in output.parts)
     rows = [num_rows for output in outputs for num_rows in output.rows_by_part]
     unit_bytes = int(job.unit_mb * 2**20)

@@ -1,0 +1,146 @@
+"""Objects written on a condition: created where there is none, or put in the place of the one that was read.
+
+Of several processes that write at a time one wins, and one that was frozen between reading and writing finds that it lost.
+In S3 these are puts with `If-None-Match` and `If-Match`. Locally a name is taken by a hard link, and by an empty file where
+the file system has none; what is replaced is compared under a lock of its folder. Knows nothing of what objects mean.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from rerank_actor.errors import InputError
+from rerank_actor.storage.local import sync_folder, write_aside
+from rerank_actor.storage.retry import retrying, translate_errors
+from rerank_actor.storage.s3_client import get_error_code, get_etag, get_s3, put_s3, put_s3_if
+from rerank_actor.storage.uri import is_s3
+
+LOCK_SECONDS = 5.0  # for a lock whose holder may be frozen; the comparison goes on without it
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+UNMET_CODES = {"PreconditionFailed", "412"}
+
+
+class Version(NamedTuple):
+    """An object as it was read: its bytes, and the mark that tells it from whatever takes its place."""
+
+    data: bytes
+    mark: str
+
+
+def read_version(uri: str) -> Version | None:
+    """Return an object with its mark, None where there is none.
+
+    Raises:
+        JobError, StorageError: as `list_objects`.
+    """
+    with contextlib.suppress(InputError):
+        return retrying()(_read_once, uri)
+    return None
+
+
+def _read_once(uri: str) -> Version:
+    with translate_errors(uri, "reading"):
+        if is_s3(uri):
+            data, answer = get_s3(uri)
+            return Version(data, get_etag(answer))
+        with open(uri, "rb") as file:
+            return Version(file.read(), _mark(os.fstat(file.fileno())))
+
+
+def _mark(status: os.stat_result) -> str:
+    return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
+
+
+def create_bytes(uri: str, data: bytes, *, scratch: str | None = None) -> bool:
+    """Write an object only where there is none; return whether this call made it, so that `data` must be its own.
+
+    Of a put whose answer was lost another try finds its own bytes there, also at the first, for aiohttp 3.14 sends a put
+    again by itself.
+    """
+    return retrying()(_write_once, uri, data, None, scratch) or _is_there(uri, data)
+
+
+def replace_bytes(uri: str, data: bytes, mark: str, *, scratch: str | None = None) -> bool:
+    """Write an object in the place of the one that was read with this mark; return whether that one still was there."""
+    return retrying()(_write_once, uri, data, mark, scratch) or _is_there(uri, data)
+
+
+def _is_there(uri: str, data: bytes) -> bool:
+    found = read_version(uri) if is_s3(uri) else None
+    return found is not None and found.data == data
+
+
+def _write_once(uri: str, data: bytes, mark: str | None, scratch: str | None) -> bool:
+    with translate_errors(uri, "creating" if mark is None else "replacing"):
+        try:
+            if is_s3(uri):
+                put_s3_if(uri, data, mark)
+                return True
+            with write_aside(uri, data, scratch) as temporary:
+                target = Path(uri)
+                written = _create(temporary, target) if mark is None else _replace(temporary, target, mark)
+                sync_folder(target.parent)
+            return written
+        except FileExistsError:
+            return False
+        except OSError as error:
+            is_unmet = get_error_code(error) in UNMET_CODES  # some servers do not say which, and this is the only one
+            if is_unmet or (mark is not None and isinstance(error, FileNotFoundError)):
+                return False
+            if (
+                mark is not None and get_error_code(error) == "NotImplemented"
+            ):  # a server that only creates on a condition
+                return _replace_unconditionally(uri, data, mark)
+            raise
+
+
+def _replace_unconditionally(uri: str, data: bytes, mark: str) -> bool:
+    if _read_once(uri).mark != mark:
+        return False
+    put_s3(uri, data)
+    return True
+
+
+def _create(temporary: Path, target: Path) -> bool:
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        os.close(
+            os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        )  # the name is taken; an empty object is none yet
+        os.replace(temporary, target)
+    return True
+
+
+def _replace(temporary: Path, target: Path, mark: str) -> bool:
+    with _lock(target.parent):
+        if _mark(os.stat(target)) != mark:
+            return False
+        os.replace(temporary, target)
+    return True
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder among this machine's processes, where its file system has one."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.01)
+            except OSError:
+                break
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,201 @@
+"""Runs that are frozen and thaw between any two requests: the protocol of lease, parts, manifest and mark, against a store in
+memory. The code is that of a run without Ray; leases go stale at once, so that any run may take over from any other.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from memory_s3 import Process, memory_s3
+
+from rerank_actor import storage
+from rerank_actor.engines.fake import FakeEngine
+from rerank_actor.engines.model import load_tokenizer_json
+from rerank_actor.errors import OutputConflictError
+from rerank_actor.fingerprint import hash_fingerprint
+from rerank_actor.inputs.rows import Unit
+from rerank_actor.job import ScoreJob
+from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.part import read_part_metadata
+from rerank_actor.outputs.scored import open_scored
+from rerank_actor.outputs.verify import verify_output
+from rerank_actor.progress import QuietReporter
+from rerank_actor.scoring.committer import OutputCommitter
+from rerank_actor.scoring.context import RunContext
+from rerank_actor.scoring.preflight import make_engine_spec, make_prepare_spec, prepare_job, refresh_job
+from rerank_actor.scoring.prepare import prepare_unit
+from rerank_actor.scoring.unit import UnitWork
+from rerank_actor.scoring.write import write_part
+from rerank_actor.storage.lease import Lease
+
+OUTPUT = "s3://bucket/out"
+NEIGHBOURS = {
+    "out/qwen8b/part-0123456789ab-00000.parquet": b"theirs",
+    "out/old/_SUCCESS": b"",
+    "out/part-a.csv": b"theirs",
+}
+ROWS = 4
+RUNS = 4  # at a time
+EXAMPLES = int(os.environ.get("PROTOCOL_EXAMPLES", "40"))
+
+
+class Jobs:
+    """Jobs of two instructions over one shard and over two, and what scoring their units gives."""
+
+    def __init__(self, folder: Path) -> None:
+        for name in ("a", "b"):
+            rows = {"query": ["q"] * ROWS, "document": [f"{name}{row}" for row in range(ROWS)]}
+            pq.write_table(pa.table(rows), folder / f"{name}.parquet")
+        self.jobs = [
+            ScoreJob(
+                input=[str(folder / f"{name}.parquet") for name in names],
+                output=OUTPUT,
+                engine="fake",
+                unit_rows=2,
+                instruction=text,
+            ).normalized()
+            for text in ("first", "second")
+            for names in ("a", "ab")
+        ]
+        self.model = prepare_job(self.jobs[0].model_copy(update={"output": str(folder / "nowhere")})).model
+        self._tokenizer = load_tokenizer_json(self.model)
+        self._scored: dict[tuple[str, str], UnitWork] = {}
+
+    def score(self, prepared: Any, unit: Unit) -> UnitWork:
+        """Return a unit scored, whose requests, if any, are nobody's."""
+        key = (prepared.fingerprint, unit.name)
+        if key not in self._scored:
+            engine = FakeEngine(make_engine_spec(prepared, self._tokenizer))
+            work = prepare_unit(unit, make_prepare_spec(prepared, {}), self._tokenizer)
+            logits = np.asarray(engine.compute_logits(work.prompts.ids_at(work.prompts.scorable)), np.float32)
+            self._scored[key] = work.with_logits(logits, {"attempts": 1, "seconds": 0.0, "dtype": "float32"})
+        return self._scored[key]
+
+    def run(self, number: int, job: ScoreJob) -> str:
+        """Do a whole run, as `rerank_actor.scoring.run` does, without Ray; return its status."""
+        prepared = prepare_job(job, model=self.model)
+        lease = Lease(
+            prepared.output.lease_uri,
+            OUTPUT,
+            f"run-{number}",
+            heartbeat_seconds=1e6,
+            stale_seconds=0.0,
+            host=f"host-{number}",
+        )
+        lease.acquire(lambda message: None)
+        committer = None
+        try:
+            committer = OutputCommitter(
+                refresh_job(prepared), lease, RunContext(f"run-{number}", OUTPUT, QuietReporter())
+            )
+            for unit in committer.prepare():
+                metadata = committer.make_part_metadata()
+                report = write_part(self.score(committer.prepared, unit), OUTPUT, metadata, None, lease.mark)
+                committer.record_report({"unit": unit.name, **report})
+            return committer.finish(reports=False).status
+        except OutputConflictError:
+            if committer is not None:
+                committer.write_stopped_manifest()  # what a signal that comes just then makes a run do
+            return "refused"
+        finally:
+            lease.release()
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    return Jobs(tmp_path_factory.mktemp("protocol"))
+
+
+@pytest.fixture
+def objects() -> Iterator[dict[str, bytes]]:
+    with memory_s3() as found:
+        yield found
+
+
+def refuse_wrong_reading() -> None:
+    """Check that what calls itself complete holds the rows of its plan's job, each once."""
+    stored = Output(OUTPUT).load_plan()
+    scored = open_scored(OUTPUT) if stored is not None else None
+    if scored is None or scored.explain_incomplete() is not None:
+        return
+    documents: list[str] = []
+    for part in scored.parts:
+        table = pq.read_table(io.BytesIO(storage.read_bytes(part.uri)))
+        assert read_part_metadata(table.schema)["fingerprint"] == hash_fingerprint(scored.settings)
+        documents += table["document"].to_pylist()
+    expected = [f"{Path(shard.uri).stem}{row}" for shard in scored.plan.shards for row in range(ROWS)]
+    assert sorted(documents) == sorted(expected)
+
+
+class Runs(RuleBasedStateMachine):
+    """Runs of some jobs at one output, each of which goes on by a request at a time."""
+
+    jobs: Jobs
+    objects: dict[str, bytes]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.objects.clear()
+        self.objects.update(NEIGHBOURS)
+        self.processes: list[Process] = []
+        self.looked_at: dict[str, bytes] = {}
+
+    @property
+    def alive(self) -> list[Process]:
+        return [process for process in self.processes if process.is_alive]
+
+    @precondition(lambda self: len(self.alive) < RUNS)
+    @rule(job=st.integers(0, 3), overwrite=st.booleans())
+    def start(self, job: int, overwrite: bool) -> None:
+        number, chosen = len(self.processes), self.jobs.jobs[job].model_copy(update={"overwrite": overwrite})
+        self.processes.append(Process(lambda: self.jobs.run(number, chosen)))
+
+    @precondition(lambda self: self.alive)
+    @rule(which=st.integers(0, RUNS - 1), count=st.sampled_from([1, 1, 2, 5, 20, 60]), twice=st.booleans())
+    def go_on(self, which: int, count: int, twice: bool) -> None:
+        process = self.alive[which % len(self.alive)]
+        for index in range(count):
+            if process.is_alive:
+                process.step(twice=twice and index == 0)
+
+    @invariant()
+    def what_is_complete_is_right(self) -> None:
+        if self.objects != self.looked_at and "out/_SUCCESS" in self.objects:
+            self.looked_at = dict(self.objects)
+            refuse_wrong_reading()
+        assert {key: self.objects.get(key) for key in NEIGHBOURS} == NEIGHBOURS
+
+    def teardown(self) -> None:
+        while self.alive:
+            self.alive[-1].step()
+            self.what_is_complete_is_right()
+        for process in self.processes:
+            assert isinstance(process.outcome, str | OutputConflictError), process.outcome
+        stored = Output(OUTPUT).load_plan()
+        last = self.jobs.jobs[1].model_copy(update={"overwrite": True})
+        for job in self.jobs.jobs[1::2]:  # of the instruction that the plan is of, the one that names both shards
+            if stored is not None and stored[1]["instruction"] == job.instruction:
+                last = job
+        assert self.jobs.run(len(self.processes), last) == "complete"
+        problems = [problem for problem in verify_output(OUTPUT).problems if "in no plan" not in problem]
+        assert problems == []
+
+
+def test_runs_that_freeze_and_thaw_anywhere_leave_no_wrong_output(jobs: Jobs, objects: dict[str, bytes]) -> None:
+    Runs.jobs, Runs.objects = jobs, objects
+    checks = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+    run_state_machine_as_test(
+        Runs,
+        settings=settings(
+            max_examples=EXAMPLES, stateful_step_count=20, deadline=None, suppress_health_check=checks, database=None
+        ),
+    )
