@@ -271,10 +271,10 @@ def _read_table(uri: str, skip: Container[str]) -> pa.Table:
         table = read_own_table(storage.read_bytes(uri), skip)
     except (pa.ArrowException, OSError, InputError):
         return schema.empty_table()
-    lacking = ADDED_COLUMNS.difference(table.column_names)
-    for index, column in enumerate(schema):
-        if column.name in lacking:
-            table = table.add_column(index, column, pa.nulls(table.num_rows, column.type))
+    for column in schema:
+        if column.name in ADDED_COLUMNS.difference(table.column_names):
+            table = table.append_column(column, pa.nulls(table.num_rows, column.type))
+    table = table.select([name for name in schema.names if name in table.column_names])
     return table if table.schema.equals(schema) else schema.empty_table()
 
 
