@@ -30,6 +30,7 @@ from rerank_actor.bitext.translations import NO_TRANSLATION
 from rerank_actor.errors import InputError
 from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.inputs.batches import refuse_broken
+from rerank_actor.inputs.plan import ID_DIGITS
 from rerank_actor.inputs.rows import LIMITS, ReadLimits
 from rerank_actor.inputs.syntax.quoted import CSV_FAULTS
 from rerank_actor.inputs.text import BROKEN_FIELDS, BROKEN_JSON, NOT_UNICODE
@@ -81,9 +82,9 @@ class ReadSpec:
         return cls(job, folder, job.rules(), hash_fingerprint(job.candidate_settings()))
 
 
-def name_record(source: Source) -> str:
-    """Return the name of a file's record, which follows from its URI alone."""
-    return hashlib.sha256(source.file.uri.encode()).hexdigest()[:12]
+def name_record(source: Source, digits: int = ID_DIGITS) -> str:
+    """Return the name of a file's record, hex digits that follow from its URI alone."""
+    return hashlib.sha256(source.file.uri.encode()).hexdigest()[:digits]
 
 
 def read_candidates(source: Source, spec: ReadSpec) -> dict[str, Any]:

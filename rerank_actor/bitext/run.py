@@ -24,6 +24,7 @@ from rerank_actor.bitext.language_pairs import LanguagePair, parse_pair
 from rerank_actor.bitext.layouts import Source
 from rerank_actor.bitext.sources import choose_partitions, choose_sources, list_sources
 from rerank_actor.errors import InputError, OutputConflictError, StorageError
+from rerank_actor.inputs.plan import ID_DIGITS, ID_DIGITS_BEFORE
 from rerank_actor.outputs.folder import Output
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.runtime.connection import connect_ray, watch_signals
@@ -174,7 +175,7 @@ def _read_sources(sources: list[Source], job: BitextJob, folder: str, reporter: 
 
     left = [index for index, record in records.items() if record is None]
     if left:
-        _delete_half_read(folder, {name_record(sources[index]) for index in left})
+        _delete_half_read(folder, {name for index in left for name in _list_names(sources[index])})
     work = functools.partial(read_candidates, spec=spec)
     sizes = [sources[index].num_bytes for index in left]
     if len(left) > 1 and sum(sizes) >= READ_ON_RAY_BYTES:
@@ -196,10 +197,16 @@ def _delete_half_read(folder: str, names: set[str]) -> None:
     storage.delete_objects([uri for uri in uris if uri.rpartition("/")[2].partition("-")[0] in names])
 
 
+def _list_names(source: Source) -> list[str]:
+    """Return the name of a file's record, and the one that earlier versions gave it."""
+    return [name_record(source, digits) for digits in (ID_DIGITS, ID_DIGITS_BEFORE)]
+
+
 def _load_record(source: Source, spec: ReadSpec) -> dict[str, Any] | None:
     """Return the record of a file, None where it was not read yet."""
     uri = source.file.uri
-    data = storage.read_if_present(storage.join_uri(spec.folder, "files", f"{name_record(source)}.json"))
+    uris = (storage.join_uri(spec.folder, "files", f"{name}.json") for name in _list_names(source))
+    data = next((data for data in map(storage.read_if_present, uris) if data is not None), None)
     if data is None:
         return None
     record: dict[str, Any] = json.loads(data)

@@ -59,3 +59,8 @@ def _print_result(result: Verification) -> None:
         f"{verdict}: {result.rows:,} rows in {result.units:,} units, {result.scored:,} scores, {result.errors:,} errors, "
         f"{len(result.problems):,} problems{deleted}"
     )
+    untold = result.sound - result.compared
+    if untold:
+        print(
+            f"{untold:,} parts were written without a digest of their rows, so that a value that was changed may not be found"
+        )

@@ -28,6 +28,8 @@ from rerank_actor.inputs.syntax.column_types import unify_types, widen_integers
 
 MIN_UNIT_ROWS = 512
 MAX_UNIT_ROWS = 16_384  # or pairs, where documents are lists and no single row has more
+ID_DIGITS = 24  # of a shard's id: 96 bits, for which nobody finds two URIs; for 48 bits that takes a minute
+ID_DIGITS_BEFORE = 12  # in plans that do not say
 UNITS_WANTED = 64  # of a small input, so that several actors have work
 
 
@@ -44,6 +46,7 @@ class Shard:
         error: why it could not be read, else None.
         format: by which it is read; "" in plans that left that to the name.
         partitions: columns whose value stands in its path.
+        id_digits: of its id; fewer in plans written before, whose parts keep their names.
     """
 
     uri: str
@@ -56,11 +59,12 @@ class Shard:
     error: str | None = None
     format: str = ""
     partitions: Mapping[str, str | None] = field(default_factory=dict)
+    id_digits: int = ID_DIGITS
 
     @property
     def id(self) -> str:
-        """Twelve hex digits that follow from the URI alone."""
-        return hashlib.sha256(self.uri.encode()).hexdigest()[:12]
+        """Hex digits that follow from the URI alone."""
+        return hashlib.sha256(self.uri.encode()).hexdigest()[: self.id_digits]
 
     @property
     def planned_rows(self) -> int:
@@ -124,6 +128,7 @@ class Plan:
                 "numbers": pa.array([shard.numbers for shard in self.shards], pa.list_(pa.int64())),
                 "format": pa.array([shard.format for shard in self.shards], pa.string()),
                 "partitions": pa.array([json.dumps(dict(shard.partitions)) for shard in self.shards], pa.string()),
+                "id_digits": pa.array([shard.id_digits for shard in self.shards], pa.int32()),
             }
         )
         types = pa.schema(list(self.json_types.items())).serialize().to_pybytes().hex()
@@ -144,7 +149,8 @@ class Plan:
             metadata = table.schema.metadata
             types = pa.ipc.read_schema(pa.BufferReader(bytes.fromhex(metadata[b"json_types"].decode())))
             rows = table.to_pylist()
-            shards = tuple(Shard(**{name: _thaw(name, value) for name, value in row.items()}) for row in rows)
+            before = {"id_digits": ID_DIGITS_BEFORE}
+            shards = tuple(Shard(**before | {name: _thaw(name, value) for name, value in row.items()}) for row in rows)
             return cls(shards, dict(zip(types.names, types.types, strict=True))), json.loads(metadata[b"fingerprint"])
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise JobError(
@@ -236,6 +242,7 @@ def make_plan(
     ordered = [
         planned[uri] for uri in [*known, *(item.uri for item in objects if item.uri not in known)] if uri in planned
     ]
+    refuse_same_ids(ordered)
     plan = Plan(tuple(ordered), _agree_on_types(spec, readable, earlier.json_types))
     _refuse_other_partitions(spec, plan, readable, partition_columns)
     if plan.num_rows == 0:
@@ -279,6 +286,23 @@ def _refuse_other_partitions(
             )
         for shard in in_file:
             refuse_other_values(spec, list(shard.units()), [name])
+
+
+def refuse_same_ids(planned: Iterable[Shard]) -> None:
+    """Refuse shards whose parts would have the same names, so that one would be taken for the other.
+
+    Raises:
+        InputError: two have the same id.
+    """
+    first: dict[str, Shard] = {}
+    for shard in planned:
+        other = first.setdefault(shard.id, shard)
+        if other is not shard:
+            raise InputError(
+                f"{other.uri} and {shard.uri} have the same id ({shard.id}), so that their parts would have the same names; "
+                "give one of them another name, or an --output of its own",
+                uri=shard.uri,
+            )
 
 
 def _list_changed(spec: InputSpec, objects: list[storage.StoredObject], known: dict[str, Shard]) -> list[str]:

@@ -20,6 +20,7 @@ from rerank_actor.inputs.columns import RESERVED_COLUMNS
 from rerank_actor.inputs.directions import DIRECTED_VALUES, list_directions, name_column
 from rerank_actor.inputs.pairs import INDEX_COLUMN
 from rerank_actor.inputs.rows import Unit, strip_location
+from rerank_actor.outputs.row_digest import digest_rows
 
 ADDED_TYPES = dict(
     zip(RESERVED_COLUMNS, (pa.float32(), pa.float32(), pa.int32(), pa.int32(), pa.string()), strict=True)
@@ -69,6 +70,7 @@ def check_part(unit: Unit, data: bytes, fingerprint: str) -> PartCheck:
         facts = json.loads(metadata.get("facts", "{}"))
         problem = _compare_with_plan(unit, table, metadata, fingerprint)
         problem = problem or _check_types(table) or _check_scores(table) or _compare_with_facts(table, facts)
+        problem = problem or _compare_digest(table, facts)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return PartCheck(f"cannot be read ({type(error).__name__})")
     return PartCheck(problem) if problem else PartCheck(facts=facts)
@@ -156,6 +158,13 @@ def _check_directions(table: pa.Table, scale: ScoreScale) -> str | None:
         combined = table.column("logit").to_numpy()
         if not np.array_equal(mean[np.isfinite(combined)], combined[np.isfinite(combined)]):
             return "has logits that are not the mean of their directions'"
+    return None
+
+
+def _compare_digest(table: pa.Table, facts: dict[str, Any]) -> str | None:
+    """Compare the rows with those that the worker scored; parts written before do not tell."""
+    if "digest" in facts and digest_rows(table) != facts["digest"]:
+        return "has other rows than were scored (other values, columns or order)"
     return None
 
 

@@ -27,6 +27,8 @@ class Verification:
 
     Attributes:
         deleted: damaged parts that were deleted.
+        sound: parts in which nothing wrong was found.
+        compared: those of them whose rows were compared with what the worker scored; others were written before that could be.
     """
 
     units: int = 0
@@ -34,6 +36,8 @@ class Verification:
     scored: int = 0
     errors: int = 0
     deleted: int = 0
+    sound: int = 0
+    compared: int = 0
     problems: list[str] = field(default_factory=list)
 
 
@@ -101,6 +105,8 @@ def _verify(scored: ScoredOutput, cure: str | None = None) -> tuple[Verification
 def _check_parts(scored: ScoredOutput, result: Verification) -> dict[str, str]:
     """Read all parts and add up what they hold; return what is wrong with the damaged ones, by name."""
     damaged: dict[str, str] = {}
+    dtypes: dict[str, list[str]] = {}
+    digests = _read_digests(Output(scored.uri), hash_fingerprint(scored.settings))
     fingerprint = hash_fingerprint(scored.settings)
     with ThreadPoolExecutor(THREADS) as pool:
         checks = pool.map(lambda unit, part: _read_and_check(unit, part, fingerprint), scored.units, scored.parts)
@@ -109,11 +115,30 @@ def _check_parts(scored: ScoredOutput, result: Verification) -> dict[str, str]:
                 result.problems.append(f"{unit.part_name}: {check}; verify again")
             elif check.problem is not None:
                 damaged[unit.part_name] = check.problem
+            elif digests.get(unit.name, {check.facts.get("digest")}).isdisjoint({check.facts.get("digest")}):
+                damaged[unit.part_name] = "has other rows than the records of its run say"
             else:
+                dtypes.setdefault(str(check.facts.get("dtype", "")), []).append(unit.part_name)
+                result.sound += 1
+                result.compared += "digest" in check.facts
                 result.rows += unit.num_rows
                 result.scored += check.facts["scored"]
                 result.errors += sum(check.facts["errors"].values())
+    for dtype, names in sorted(dtypes.items(), key=lambda item: len(item[1]))[:-1]:
+        result.problems.append(
+            f"{names[0]}: was computed in {dtype or 'no dtype that it tells'}, as {len(names):,} parts were, others in another "
+            "dtype; score them apart, or with one --dtype"
+        )
     return damaged
+
+
+def _read_digests(output: Output, fingerprint: str) -> dict[str, set[str]]:
+    """Return the digests of rows that the records of runs of this job hold, by unit."""
+    digests: dict[str, set[str]] = {}
+    for record in output.read_records():
+        if record["digest"] is not None and record["fingerprint"] == fingerprint:
+            digests.setdefault(record["unit"], set()).add(record["digest"])
+    return digests
 
 
 def _read_and_check(unit: Unit, part: storage.StoredObject, fingerprint: str) -> PartCheck | RerankError:

@@ -26,6 +26,7 @@ from rerank_actor.inputs.rows import strip_location
 from rerank_actor.outputs.commit import commit_part
 from rerank_actor.outputs.histograms import ScoreHistograms
 from rerank_actor.outputs.part import METADATA_PREFIX, flatten_columns
+from rerank_actor.outputs.row_digest import digest_rows
 from rerank_actor.scoring.unit import UnitWork
 from rerank_actor.storage.lease import LeaseMark
 
@@ -135,7 +136,8 @@ def write_part(
         StorageError, JobError: the part could not be written.
     """
     table, totals = build_part(work, ScoreScale.from_metadata(metadata))
-    facts = {**totals, **ScoreHistograms.of_columns(flatten_columns(table)).to_record(), **work.facts}
+    histograms = ScoreHistograms.of_columns(flatten_columns(table)).to_record()
+    facts = {**totals, **histograms, **work.facts, "digest": digest_rows(table)}
     unit_metadata = {
         **metadata,
         "unit": work.unit.name,

@@ -777,7 +777,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory, local_ray: str) -> Grown:
 
 
 def shard_prefix(path: Path) -> str:
-    return f"part-{hashlib.sha256(str(path).encode()).hexdigest()[:12]}-"
+    return f"part-{hashlib.sha256(str(path).encode()).hexdigest()[:24]}-"
 
 
 def test_backfill_scores_the_new_shard_alone(grown: Grown) -> None:

@@ -55,7 +55,7 @@ def score_here(job: ScoreJob, run_id: str = "run", *, records: bool = True) -> O
         metadata = {"fingerprint": prepared.fingerprint, "run": run_id, **({"explode": "true"} if job.explode else {})}
         report = write_part(done, output.uri, metadata, output.scratch)
         totals.add(report)
-        unit_records.add(unit.name, report)
+        unit_records.add(unit.name, {**report, "fingerprint": prepared.fingerprint})
     if records:
         unit_records.flush()
         storage.write_bytes(output.success_uri, b"")
