@@ -134,7 +134,7 @@ class GuardedObject:
         return self._seen.data if self._seen is not None else None
 
     def write(self, data: bytes, check: Callable[[], None]) -> None:
-        """Write the object; where another run has written it meanwhile, only if this one still is the one that may.
+        """Write the object in the place of what this run saw, if it still was the one that may write when it had seen that.
 
         Args:
             data: its new bytes.
@@ -145,10 +145,10 @@ class GuardedObject:
             StorageError, JobError: it could not be written.
         """
         for _ in range(WRITE_TRIES):
+            check()  # behind the look: what was seen before another run took over is no longer there
             if self._put(data):
                 self.look()
                 return
-            check()
             self.look()
         raise StorageError(f"{self._uri}: changes again and again while it is written", uri=self._uri)
 
@@ -235,12 +235,20 @@ class Output(JobFolder):
     def _own_objects(self, folder: str) -> list[storage.StoredObject]:
         return storage.list_children(self.at(folder))
 
-    def clear(self) -> None:
-        """Delete everything that an earlier job left, but the lease: the parts that its plan names, and no neighbour."""
+    def clear(self, check: Callable[[], None] = lambda: None) -> None:
+        """Delete everything that an earlier job left, but the lease: the parts that its plan names, and no neighbour.
+
+        Args:
+            check: called just before what counts is deleted; raises where another run has taken over.
+        """
+        check()
         storage.delete_objects([self.success_uri])
-        storage.delete_objects([item.uri for item in self._list_own_parts()])
+        parts = [item.uri for item in self._list_own_parts()]
+        check()
+        storage.delete_objects(parts)
         for folder in ("failed", "runs", "tmp", "stores", "dedupe"):
             storage.delete_folder(self.at(folder))
+        check()
         storage.delete_objects([self.at(name) for name in OWN_FILES])
 
     def _list_own_parts(self) -> list[storage.StoredObject]:

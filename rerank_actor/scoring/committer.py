@@ -104,27 +104,26 @@ class OutputCommitter:
     def prepare(self) -> list[Unit]:
         """Bring plan and parts into step, and return the units that are left to score."""
         prepared, output = self.prepared, self.output
-        self._check_lease()
         if prepared.job.overwrite:
-            output.clear()
+            output.clear(self._check_lease)
         output.clear_scratch()
         self._plan.look()
         earlier = parse_values(self._manifest.look())
         self._earlier = earlier if earlier.get("fingerprint") == prepared.fingerprint else {}
-        output.delete_parts(list(prepared.change.stale_parts))
+        self._delete_parts(list(prepared.change.stale_parts))
         listed = storage.list_children(output.uri)
         parts = select_parts(listed)
         self._report_strays(list_strays(listed, {unit.part_name for unit in prepared.plan.units()}))
         totals, damaged = self._check_parts(parts)
         pending = list_pending(prepared.plan, parts.keys() - damaged)
-        self._check_lease()
         if pending:
+            self._check_lease()
             storage.delete_objects([output.success_uri])
         self._success.look()
         if prepared.plan != prepared.earlier:
             self._plan.write(prepared.plan.to_bytes(prepared.settings), self._check_lease)
         output.write_own("job.yaml", prepared.job.model_copy(update={"overwrite": False}).to_yaml().encode())
-        output.delete_parts(damaged)
+        self._delete_parts(damaged)
         count = sum(1 for _ in prepared.plan.units())
         self._report_plan(count, len(pending))
         if prepared.job.retry_failed:
@@ -280,6 +279,11 @@ class OutputCommitter:
                 storage.delete_folder(self.output.at(folder))
         return RunResult(status, outcomes.totals, failed, len(missing) - len(failed), self._run_figures(status))
 
+    def _delete_parts(self, names: list[str]) -> None:
+        if names:
+            self._check_lease()
+            self.output.delete_parts(names)
+
     def _check_lease(self) -> None:
         self.lease.check(fresh=True)
 
@@ -318,7 +322,7 @@ class OutputCommitter:
             return set()
         totals, damaged = check_committed(self.output, parts, unreported, self.prepared.fingerprint)
         self.outcomes.merge(totals)
-        self.output.delete_parts(list(damaged))
+        self._delete_parts(list(damaged))
         return set(damaged)
 
     def _restore_plan(self) -> None:
@@ -344,7 +348,7 @@ class OutputCommitter:
             self._context.reporter.warn(
                 f"{storage.join_uri(self.output.uri, name)} {problem}; run again to score its unit"
             )
-        self.output.delete_parts(list(damaged))
+        self._delete_parts(list(damaged))
         return list_pending(plan, parts.keys() - damaged.keys())
 
     def _is_checked(self) -> bool:

@@ -136,6 +136,58 @@ def refuse_wrong_reading() -> None:
     assert sorted(documents) == sorted(expected)
 
 
+def freeze(jobs: Jobs, objects: dict[str, bytes], frozen_after: int, second_steps: int, others: int) -> bool:
+    """Freeze a run before one of its requests, let another take its output, thaw it; return whether it got so far.
+
+    Args:
+        jobs: what they score.
+        objects: the store.
+        frozen_after: requests of the first until it is frozen.
+        second_steps: requests of the second until the first thaws.
+        others: number of the second's job.
+    """
+    objects.clear()
+    objects.update(NEIGHBOURS)
+    first = Process(lambda: jobs.run(0, jobs.jobs[0]))
+    for _ in range(frozen_after):
+        if first.is_alive:
+            first.step()
+    if not first.is_alive:
+        return False
+    standing = first.standing
+    second = Process(lambda: jobs.run(1, jobs.jobs[others].model_copy(update={"overwrite": True})))
+    for _ in range(second_steps):
+        if second.is_alive:
+            second.step()
+    for process in (first, second):
+        while process.is_alive:
+            process.step()
+            if "out/_SUCCESS" in objects:
+                refuse_wrong_reading()
+    assert isinstance(first.outcome, str | OutputConflictError), first.outcome
+    assert {key: objects.get(key) for key in NEIGHBOURS} == NEIGHBOURS
+    if second.outcome == "complete" and not standing.startswith("delete"):
+        scored = open_scored(OUTPUT)
+        assert scored.explain_incomplete() is None, standing
+        assert scored.settings["instruction"] == jobs.jobs[others].instruction, standing
+        manifest = Output(OUTPUT).load_manifest()
+        assert (manifest["status"], manifest["fingerprint"]) == ("complete", hash_fingerprint(scored.settings)), (
+            standing
+        )
+        assert verify_output(OUTPUT).problems == [], standing
+    return True
+
+
+@pytest.mark.parametrize("second_steps", [25, 1000])
+def test_run_frozen_before_any_request_changes_nothing_of_the_run_that_took_over(
+    jobs: Jobs, objects: dict[str, bytes], second_steps: int
+) -> None:
+    reached = 0
+    while freeze(jobs, objects, reached, second_steps, 2):
+        reached += 1
+    assert reached > 20
+
+
 class Runs(RuleBasedStateMachine):
     """Runs of some jobs at one output, each of which goes on by a request at a time."""
 

@@ -36,6 +36,7 @@ class Process:
     def __init__(self, work: Callable[[], Any]) -> None:
         self.outcome: Any = None
         self.requests = 0
+        self.standing = ""  # before this request
         self._gate: asyncio.Future[bool] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stands = threading.Event()
@@ -57,9 +58,10 @@ class Process:
         loop.call_soon_threadsafe(gate.set_result, twice)
         assert self._stands.wait(STEP_SECONDS), "a process neither ended nor made a request"
 
-    async def wait(self) -> bool:
+    async def wait(self, request: str) -> bool:
         """Stand still before a request; return whether it is to be done twice."""
         self.requests += 1
+        self.standing = request
         self._loop = asyncio.get_running_loop()
         gate = self._gate = self._loop.create_future()
         self._stands.set()
@@ -87,7 +89,7 @@ class MemoryS3(AsyncFileSystem):  # type: ignore[misc]
 
     async def _call_s3(self, method: str, **arguments: Any) -> dict[str, Any]:
         process = _process.get()
-        twice = await process.wait() if process is not None else False
+        twice = await process.wait(f"{method} {arguments.get('Key', '')}") if process is not None else False
         if twice:
             with contextlib.suppress(OSError):
                 self._answer(method, arguments)
