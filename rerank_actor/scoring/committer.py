@@ -79,12 +79,14 @@ class OutputCommitter:
     Attributes:
         outcomes: what became of its units.
         actor_seconds: its share of the time that the run's actors held their resources.
+        failed_commits: why the last units in a row, with none committed in between, could not be put into the folder.
     """
 
     def __init__(self, prepared: PreparedJob, lease: Lease, context: RunContext) -> None:
         self.prepared, self.lease, self._context = prepared, lease, context
         self.outcomes = UnitOutcomes()
         self.actor_seconds = 0.0
+        self.failed_commits: list[str] = []
         self._engine_facts = EngineFacts()
         self._lookup_facts: dict[str, Any] = {}
         self._shared = _SharedFacts()
@@ -202,9 +204,12 @@ class OutputCommitter:
         if name not in self.outcomes.left or report.get("handed_back"):
             return False  # a worker that died after it had reported was replaced, and its successor reports again
         if report.get("failure"):
+            if report.get("not_committed"):
+                self.failed_commits.append(f"unit {name}: {report['failure']}")
             self._record_failure(name, report["failure"], report.get("attempts", 1))
             return False
         self.outcomes.record_committed(report)
+        self.failed_commits.clear()
         self._records.add(name, {**report, "fingerprint": self.prepared.fingerprint})
         return True
 

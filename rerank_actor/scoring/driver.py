@@ -27,6 +27,9 @@ from rerank_actor.scoring.pipeline import PartSpec, UnitPath, restart_stuck_acto
 from rerank_actor.scoring.prepare import PrepareSpec
 
 DRAIN_SECONDS = 30.0
+FAILED_COMMITS_ALLOWED = (
+    5  # in a row; each was tried for a minute and a half, or failed for a reason that does not pass
+)
 
 
 @dataclass(frozen=True)
@@ -200,6 +203,14 @@ class Driver:
         if job.max_error_rows and sum(output.count_errors() for output in outputs) > job.max_error_rows:
             reporter.warn(f"more than {job.max_error_rows:,} rows have an error; stopping (--max-error-rows)")
             return True
+        for output in outputs:
+            if len(output.failed_commits) >= FAILED_COMMITS_ALLOWED:
+                reporter.warn(
+                    f"{len(output.failed_commits):,} units in a row were scored and could not be committed to "
+                    f"{output.output.uri}; stopping, for the next would be lost too; what is committed stays "
+                    f"({output.failed_commits[-1]})"
+                )
+                return True
         if self._news.hopeless is not None:
             reporter.warn(f"every engine fails and nothing is scored any more; stopping ({self._news.hopeless})")
             return True

@@ -160,7 +160,7 @@ class PartSink(Datasink[None]):
         except OutputConflictError:
             raise  # ends the pipeline: this run has lost the output
         except RerankError as error:
-            return {"failure": str(error), **work.facts}
+            return {"failure": str(error), "not_committed": True, **work.facts}
         except Exception as error:  # as in _read_unit
             logger.exception("unit %s could not be written", work.unit.name)
             return {"failure": f"its part could not be written ({type(error).__name__})", **work.facts}

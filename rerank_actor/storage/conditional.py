@@ -76,7 +76,7 @@ def _is_there(uri: str, data: bytes) -> bool:
 
 
 def _write_once(uri: str, data: bytes, mark: str | None, scratch: str | None) -> bool:
-    with translate_errors(uri, "creating" if mark is None else "replacing"):
+    with translate_errors(uri, "writing"):
         try:
             if is_s3(uri):
                 put_s3_if(uri, data, mark)

@@ -56,6 +56,10 @@ def translate_errors(uri: str, action: str) -> Iterator[None]:
     except RerankError:
         raise
     except OSError as error:
+        if error.errno == errno.EROFS:
+            raise JobError(
+                f"{uri}: the file system is read-only while {action}; mount it for writing", uri=uri
+            ) from error
         if error.errno in FULL_ERRNOS or get_error_code(error) in FULL_CODES:
             raise StorageFullError(
                 f"{uri}: storage is full while {action}; make room, then run again", uri=uri

@@ -24,6 +24,8 @@ from rerank_actor.outputs.manifest import UnitRecords, check_committed
 from rerank_actor.outputs.part import check_part
 from rerank_actor.outputs.verify import verify_output
 from rerank_actor.progress import QuietReporter
+from rerank_actor.scoring.committer import OutputCommitter
+from rerank_actor.scoring.context import RunContext
 from rerank_actor.scoring.preflight import is_up_to_date, prepare_job, refresh_job
 from rerank_actor.scoring.run import run_job
 from rerank_actor.storage.lease import Lease
@@ -310,6 +312,34 @@ def test_delete_damaged_of_a_sound_output_deletes_nothing(job: ScoreJob, place: 
     result = verify_output(job.output, delete_damaged=True)
     assert (result.problems, result.deleted) == ([], 0)
     assert place.names() == before
+
+
+def test_units_in_a_row_that_could_not_be_committed_are_counted(local_job: ScoreJob) -> None:
+    lease = Lease(Output(local_job.output).lease_uri, local_job.output, "run")
+    lease.acquire(print)
+    committer = OutputCommitter(prepare_job(local_job), lease, RunContext("run", local_job.output, QuietReporter()))
+    first, second, third, _ = committer.prepare()
+    committer.record_report({"unit": first.name, "failure": "the engine failed"})
+    assert committer.failed_commits == []
+    committer.record_report({"unit": second.name, "failure": "storage is full", "not_committed": True})
+    assert committer.failed_commits == [f"unit {second.name}: storage is full"]
+    committer.record_report({"unit": third.name, "finished_at": 1.0, "rows": ROWS})
+    assert committer.failed_commits == []
+    lease.release()
+
+
+def test_plan_that_was_deleted_while_a_run_was_at_work_is_written_again(local_job: ScoreJob) -> None:
+    score_here(local_job)
+    output = Output(local_job.output)
+    lease = Lease(output.lease_uri, local_job.output, "run")
+    lease.acquire(print)
+    committer = OutputCommitter(prepare_job(local_job), lease, RunContext("run", local_job.output, QuietReporter()))
+    assert committer.prepare() == []
+    Path(output.at("plan.parquet")).unlink()
+    assert committer.finish(reports=False).status == "complete"
+    lease.release()
+    assert verify_output(local_job.output).problems == []
+    assert score_here(local_job).scored == []
 
 
 # The whole job.
