@@ -148,7 +148,7 @@ def freeze(jobs: Jobs, objects: dict[str, bytes], frozen_after: int, second_step
     """
     objects.clear()
     objects.update(NEIGHBOURS)
-    first = Process(lambda: jobs.run(0, jobs.jobs[0]))
+    first = Process(lambda: jobs.run(0, jobs.jobs[1]))  # of a shard more
     for _ in range(frozen_after):
         if first.is_alive:
             first.step()
@@ -174,7 +174,9 @@ def freeze(jobs: Jobs, objects: dict[str, bytes], frozen_after: int, second_step
         assert (manifest["status"], manifest["fingerprint"]) == ("complete", hash_fingerprint(scored.settings)), (
             standing
         )
-        assert verify_output(OUTPUT).problems == [], standing
+        problems = verify_output(OUTPUT).problems
+        is_late = standing.startswith("put_object out/part-")  # behind its last look: what it puts is a stray, and told
+        assert [problem for problem in problems if not (is_late and "in no plan" in problem)] == [], standing
     return True
 
 
