@@ -21,6 +21,7 @@ from rerank_actor.engines.checkpoint.folder import (
     make_loaded_folder,
     read_usual_length,
     refuse_adapter,
+    refuse_overrides,
 )
 from rerank_actor.engines.checkpoint.weights import REFUSED_SUFFIXES, choose_weights, refuse_pointers
 from rerank_actor.engines.families.conversion import convert_model
@@ -34,6 +35,13 @@ from rerank_actor.errors import ModelError, RerankError, describe_cause
 HUB_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")
 CODE_SUFFIX = ".py"
 UNLIMITED_POSITIONS = 10**9
+# Texts on which builds of a tokenizer have differed: blanks, digits, capitals, accents, marks and other scripts.
+TOKENIZER_PROBES = (
+    "What's the capital of China? It's Beijing, 21.5 million (2023).",
+    "  two  spaces\n\nand lines\t",
+    "\u00c9t\u00e9 na\u00efve \u4f60\u597d\uff0c\u4e16\u754c \u0645\u0631\u062d\u0628\u0627 e\u0301 \U0001f600",
+    "",
+)
 KNOWN_BEFORE = (QWEN3_RERANKER.name, CROSS_ENCODER.name)  # whose earlier outputs name no description
 
 
@@ -186,6 +194,7 @@ def load_reranker_model(
     refuse_adapter(name, files)
     refuse_pointers(name, files)
     config = _read_config(folder, name)
+    refuse_overrides(name, config)
     description = describe_model(name, folder, config, entry)
     is_whole = description.runtime.loading in ("as_is", "sequence_to_sequence")
     if is_whole and not trust_remote_code:
@@ -300,7 +309,28 @@ def load_tokenizer_json(model: RerankerModel) -> str:
         raise ModelError(
             f"{model.name}: its tokenizer has no tokenizer.json; a fast tokenizer is needed", model=model.name
         )
-    return str(tokenizer.backend_tokenizer.to_str())
+    text = str(tokenizer.backend_tokenizer.to_str())
+    _refuse_other_ids(model, Tokenizer.from_str(text))
+    return text
+
+
+def _refuse_other_ids(model: RerankerModel, built: Tokenizer) -> None:
+    """Refuse a tokenizer that Transformers builds otherwise than its own file says: one of the two was trained with."""
+    file = Path(model.folder, "tokenizer.json")
+    if not file.is_file():
+        return
+    stored = Tokenizer.from_file(str(file))
+    for one in (built, stored):
+        one.no_truncation()
+        one.no_padding()
+    for text in TOKENIZER_PROBES:
+        ids = [[one.encode(text, add_special_tokens=False).ids, one.encode(text, text).ids] for one in (built, stored)]
+        if ids[0] != ids[1]:
+            raise ModelError(
+                f"{model.name}: Transformers makes other token ids of {text!r} than tokenizer.json; correct "
+                "tokenizer_config.json (tokenizer_class), or take a copy of the model whose two files agree",
+                model=model.name,
+            )
 
 
 def _byte_tokenizer() -> Tokenizer:

@@ -28,6 +28,7 @@ from rerank_actor.errors import ModelError
 ROLES = re.compile(r"""["']query["'].*["']document["']|["']document["'].*["']query["']""", re.DOTALL)
 # Classes whose prompt is the pair that their tokenizer makes.
 ENCODERS = ("Bert", "Roberta", "XLMRoberta", "ModernBert", "Electra", "DistilBert", "DebertaV2", "Camembert", "Albert")
+OTHER_ANSWERS = "qwen3-reranker-other-answers"
 YES_NO = (("no", "yes"), ("0", "1"), ("false", "true"), ("irrelevant", "relevant"), ("not_relevant", "relevant"))
 
 
@@ -68,7 +69,9 @@ def describe_model(name: str, folder: Path, config: dict[str, Any], entry: Entry
         head = known.head if known is not None else TokenHead(find("yes"), find("no"))
     if known is not None:
         return replace(known, template=template, head=head)
-    return ModelDescription(template.name, template, head, make_runtime(architecture, head))
+    is_usual = isinstance(head, LabelHead) or head == TokenHead(find("yes"), find("no"))
+    family = template.name if is_usual or template.name != QWEN3_RERANKER.name else OTHER_ANSWERS
+    return ModelDescription(family, template, head, make_runtime(architecture, head))
 
 
 def get_architecture(config: dict[str, Any]) -> str:

@@ -1,0 +1,238 @@
+"""What a folder says of itself against what is known: followed, settled by a user's file, or refused in a sentence."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from families import CHAT, declare, make_bpe
+
+from rerank_actor.engines.families.chat_template import ChatTemplate
+from rerank_actor.engines.families.description import LabelHead, ScoreScale, TokenHead
+from rerank_actor.engines.families.entries import load_entries
+from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
+from rerank_actor.engines.template import QWEN3_RERANKER
+from rerank_actor.errors import JobError, ModelError, RerankError
+
+CONTROLS = ("<|im_start|>", "<|im_end|>")
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer and a configuration of Qwen3ForCausalLM, and nothing that says more."""
+    folder = tmp_path_factory.mktemp("bare") / "model"
+    make_bpe().save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}))
+    return folder
+
+
+@pytest.fixture
+def folder(bare: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bare, tmp_path / "model"))
+
+
+def describe(folder: Path, **options: Any) -> Any:
+    return load_reranker_model(str(folder), weights=False, **options).description
+
+
+def write(folder: Path, name: str, content: Any) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def token(folder: Path, name: str) -> int:
+    found = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"][name]
+    return int(found)
+
+
+def test_bare_qwen3_is_qwen3_reranker_with_its_fingerprint(folder: Path) -> None:
+    model = load_reranker_model(str(folder), weights=False)
+    assert model.description.template == QWEN3_RERANKER
+    assert model.description.head == TokenHead(token(folder, "yes"), token(folder, "no"))
+    assert model.fingerprint_settings().keys() == {"model", "revision", "template", "template_digest"}
+    assert QWEN3_RERANKER.digest == "2361f7d60fa385b3"
+
+
+def test_folder_that_says_what_qwen3_reranker_is_keeps_its_fingerprint(folder: Path) -> None:
+    before = load_reranker_model(str(folder), weights=False).fingerprint_settings()
+    declare(folder, "qwen3", head={"true_token_id": token(folder, "yes"), "false_token_id": token(folder, "no")})
+    after = load_reranker_model(str(folder), weights=False).fingerprint_settings()
+    assert {**after, "model": ""} == {**before, "model": ""}
+    write(
+        folder,
+        "1_LogitScore/config.json",
+        {"true_token_id": token(folder, "no"), "false_token_id": token(folder, "yes")},
+    )
+    assert load_reranker_model(str(folder), weights=False).fingerprint_settings()["description"]
+
+
+def test_default_prompt_is_the_instruction(folder: Path) -> None:
+    declare(folder, "qwen3", head={"true_token_id": 1, "false_token_id": 2})
+    about = {"prompts": {"task": "Find duplicates"}, "default_prompt_name": "task"}
+    write(folder, "config_sentence_transformers.json", about)
+    assert describe(folder).template == replace(QWEN3_RERANKER, instruction="Find duplicates")
+    write(folder, "config_sentence_transformers.json", {**about, "default_prompt_name": "other"})
+    with pytest.raises(ModelError, match="default prompt 'other'"):
+        describe(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "scale"),
+    [("zerank-2", "Yes", 5.0), ("ctxl-rerank-v2-instruct-multilingual-1b", "!", 1.0)],
+)
+def test_name_tells_what_bare_files_do_not(folder: Path, name: str, head: str, scale: float) -> None:
+    found = describe(folder.rename(folder.with_name(name)))
+    assert found.head == TokenHead(token(folder.with_name(name), head))
+    assert found.score == ScoreScale(scale)
+    assert (
+        describe(Path(shutil.copytree(folder.with_name(name), folder.with_name(f"my-{name}")))).name == "qwen3-reranker"
+    )
+
+
+def test_name_against_files_is_refused_and_settled_by_a_file(folder: Path, tmp_path: Path) -> None:
+    declare(
+        folder,
+        "zerank",
+        head={"true_token_id": token(folder, "no"), "false_token_id": None},
+        add_generation_prompt=True,
+    )
+    named = folder.rename(tmp_path / "zerank-1")
+    with pytest.raises(ModelError, match=r"is called zerank.*--model-description FILE"):
+        describe(named)
+    write(tmp_path, "own.yaml", 'prompt: "{query} {document}"\ntrue_token: "no"\nscale: 2\n')
+    found = describe(named, described_in=str(tmp_path / "own.yaml"))
+    assert (found.head, found.score) == (TokenHead(token(named, "no")), ScoreScale(2.0))
+
+
+MODULES = "sentence_transformers.models."
+REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "an embedding model": (
+        lambda folder: write(
+            folder, "modules.json", [{"type": MODULES + name} for name in ("Transformer", "Pooling", "Normalize")]
+        ),
+        "embedding model",
+    ),
+    "an unknown module": (
+        lambda folder: write(
+            folder, "modules.json", [{"type": MODULES + "Transformer"}, {"type": MODULES + "WordWeights"}]
+        ),
+        r"WordWeights.*--model-description FILE.*true_token",
+    ),
+    "a module of its own": (
+        lambda folder: write(folder, "modules.json", [{"type": "modeling_own.Head"}]),
+        r"modeling_own.Head.*does not run",
+    ),
+    "an answer that is no number": (
+        lambda folder: declare(folder, "qwen3", head={"true_token_id": "yes"}) and None,
+        "true_token_id 'yes'",
+    ),
+    "an activation that is not known": (
+        lambda folder: write(folder, "config_sentence_transformers.json", {"activation_fn": "torch.nn.Tanh"}),
+        "torch.nn.Tanh",
+    ),
+    "a listwise model": (
+        lambda folder: write(folder, "config.json", {"architectures": ["JinaForRanking"]}),
+        "listwise",
+    ),
+    "a causal model that nothing describes": (
+        lambda folder: write(folder, "config.json", {"architectures": ["MistralForCausalLM"]}),
+        r"not a reranker that this job knows.*true_token",
+    ),
+    "a classifier of three": (
+        lambda folder: write(
+            folder, "config.json", {"architectures": ["BertForSequenceClassification"], "num_labels": 3}
+        ),
+        r"3 labels.*minus_label",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_folder_is_refused_in_a_sentence(folder: Path, what: str) -> None:
+    change, words = REFUSED[what]
+    change(folder)
+    with pytest.raises(ModelError, match=f"(?s){words}"):
+        describe(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prompt: pair\nlabel: 0\ntemplate: x\n", "template.*its keys are match"),
+        ('prompt: "{query}"\nlabel: 0\n', "{document} 0 times"),
+        ("prompt: pair\n", "either true_token"),
+        ("prompt: pair\nlabel: 1\nminus_label: 1\n", "another label"),
+        ('prompt: "{query}{document}"\ntrue_token: "no such token"\n', "no single token `no such token`"),
+        ("- a\n", "no YAML mapping"),
+        ("prompt: [\n", "not YAML"),
+    ],
+)
+def test_description_of_a_user_with_a_fault_is_refused(folder: Path, tmp_path: Path, text: str, words: str) -> None:
+    write(tmp_path, "own.yaml", text)
+    with pytest.raises(RerankError, match=f"(?s){words}"):
+        describe(folder, described_in=str(tmp_path / "own.yaml"))
+    with pytest.raises(JobError, match="cannot be read"):
+        describe(folder, described_in=str(tmp_path / "none.yaml"))
+
+
+def test_two_labels_are_a_difference_where_they_are_called_no_and_yes(folder: Path) -> None:
+    config = {"architectures": ["Qwen3ForSequenceClassification"], "id2label": {"0": "no", "1": "yes"}}
+    write(folder, "config.json", config)
+    assert describe(folder).head == LabelHead(1, 0)
+    write(folder, "config.json", {**config, "id2label": {"0": "LABEL_0", "1": "LABEL_1"}})
+    with pytest.raises(ModelError, match="nothing says which is relevance"):
+        describe(folder)
+
+
+@pytest.mark.parametrize("name", CHAT)
+def test_chat_template_as_segments_is_what_it_renders(name: str) -> None:
+    chat = ChatTemplate("m", CHAT[name], {"add_generation_prompt": True})
+    found = chat.to_template("f", CONTROLS, None)
+    assert found.strips == (("query", "document") if name == "zerank" else ())
+    before = found.prefix + found.format_head(
+        "Given a web search query, retrieve relevant passages that answer the query", "q"
+    )
+    assert chat.render(None, "q", "d") == before + found.document_separator + "d" + found.suffix.replace("{query}", "q")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{{ messages[0].content | upper }} {{ messages[1].content }}", "query stands in it 0 times"),
+        (
+            "{{ messages[0].content }} {{ messages[1].content }} {{ messages[1].content }}",
+            "document stands in it 2 times",
+        ),
+        ("{{ messages[0].content }} {{ messages[1].content[:100] }}", "more with the texts"),
+        (
+            "{{ messages[0].content }}{% if messages[1].content %} d: {{ messages[1].content }}{% endif %}",
+            "more with the texts",
+        ),
+        ("{{ messages[0].content | e }} {{ messages[1].content }}", "more with the texts"),
+        ("{{ raise_exception('no such role') }}", "cannot be rendered"),
+        ("{query} {{ messages[0].content }} {{ messages[1].content }}", "name of a field"),
+    ],
+)
+def test_chat_template_that_does_more_is_refused(source: str, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        ChatTemplate("m", source, {}).to_template("f", CONTROLS, None)
+
+
+def test_built_in_entries_are_read_and_each_says_what_it_is_for() -> None:
+    entries = load_entries()
+    assert len(entries) >= 10
+    assert all(entry.match is not None and (entry.refused or entry.family != "described") for entry in entries)
+
+
+def test_tokenizer_that_transformers_builds_otherwise_is_refused(folder: Path) -> None:
+    assert load_tokenizer_json(load_reranker_model(str(folder), weights=False))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    write(folder, "tokenizer_config.json", {**settings, "tokenizer_class": "Qwen2Tokenizer"})
+    parsed = json.loads((folder / "tokenizer.json").read_text())
+    parsed["normalizer"] = {"type": "Lowercase"}
+    write(folder, "tokenizer.json", parsed)
+    with pytest.raises(ModelError, match=r"other token ids of .* than tokenizer\.json"):
+        load_tokenizer_json(load_reranker_model(str(folder), weights=False))
