@@ -245,7 +245,7 @@ def change_config(**changes: Any) -> Callable[[Path], None]:
         ),
         (
             change_config(architectures=["BertForSequenceClassification"], id2label={"0": "a"}, type_vocab_size=2),
-            "segment ids",
+            "its weight files lack ",
         ),
         (without_answers, "no single token `yes`"),
     ],

@@ -166,7 +166,7 @@ def _infer_type(values: list[Any]) -> pa.DataType:
         kind = pa.array(values).type
     except _FAILURES:  # Arrow takes no mixture, also deep inside
         kind = None
-    if kind is None or (_has_numbers(kind) and any(map(_is_wide, values))):
+    if kind is None or (_has_numbers(kind) and any(map(_may_change, values))):
         kind = _merge_all(map(_type_of, values))
     return pa.string() if _has_empty_struct(kind) else kind  # Parquet cannot hold one
 
@@ -182,10 +182,6 @@ def _has_numbers(kind: pa.DataType) -> bool:
     return any(pa.types.is_integer(leaf) or pa.types.is_floating(leaf) for leaf in list_leaves(kind))
 
 
-def _has_floats(kind: pa.DataType) -> bool:
-    return any(map(pa.types.is_floating, list_leaves(kind)))
-
-
 def _is_wide(value: Any) -> bool:
     """Whether a JSON value is, or holds, a number that a float64 does not."""
     if isinstance(value, list):
@@ -193,6 +189,15 @@ def _is_wide(value: Any) -> bool:
     if isinstance(value, dict):
         return any(map(_is_wide, value.values()))
     return isinstance(value, Decimal) or (isinstance(value, int) and abs(value) > EXACT_INTEGER)
+
+
+def _may_change(value: Any) -> bool:
+    """Whether Arrow may make another value of a JSON value beside others: a float of a wide integer, a number of a truth."""
+    if isinstance(value, list):
+        return any(map(_may_change, value))
+    if isinstance(value, dict):
+        return any(map(_may_change, value.values()))
+    return isinstance(value, bool) or _is_wide(value)
 
 
 def _type_of(value: Any) -> pa.DataType:
@@ -228,8 +233,7 @@ def to_array(values: list[Any], wanted: pa.DataType | None = None) -> tuple[pa.A
     else:
         with contextlib.suppress(*_FAILURES):
             inferred = pa.array(values)
-            # Arrow makes a float of an integer that is none beside another.
-            if inferred.type == kind and not (_has_floats(kind) and any(map(_is_wide, values))):
+            if inferred.type == kind and not (_has_numbers(kind) and any(map(_may_change, values))):
                 return inferred, []
         with contextlib.suppress(*_FAILURES):
             # Arrow cuts 1.5 to a wanted int64 and drops fields that a wanted struct lacks, without a word.
@@ -244,7 +248,7 @@ def to_whole_array(values: list[Any]) -> tuple[pa.Array, list[int]]:
     """
     with contextlib.suppress(*_FAILURES):
         array = pa.array(values)
-        if not pa.types.is_struct(array.type) and not (_has_numbers(array.type) and any(map(_is_wide, values))):
+        if not pa.types.is_struct(array.type) and not (_has_numbers(array.type) and any(map(_may_change, values))):
             return array, []
     array, replaced = to_array(values)
     if pa.types.is_struct(array.type):

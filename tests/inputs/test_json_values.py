@@ -94,6 +94,19 @@ def test_large_integers_beside_a_float_become_text(tmp_path: Path, other: str, a
     assert sorted(found) == sorted([str(BEYOND), other, str(BEYOND + 2)])
 
 
+@pytest.mark.parametrize("form", ["{}", "[{}]", '{{"inner": {}}}', '[{{"inner": [{}]}}]'])
+@pytest.mark.parametrize("number", ["1", "2.5"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_truth_beside_a_number_is_kept_as_it_is_written(tmp_path: Path, form: str, number: str, apart: bool) -> None:
+    values = [form.format("true"), form.format(number)]
+    write(tmp_path / "a.jsonl", values[: 1 if apart else 2])
+    if apart:
+        write(tmp_path / "b.jsonl", values[1:])
+    found = pa.concat_tables([part.table for part in read(tmp_path)]).column("kept").to_pylist()
+    leaves = [str(value).replace('"', "").replace("'", "") for value in found]
+    assert leaves == [str(parse(form.format(f'"{value}"'))).replace("'", "") for value in ("true", number)]
+
+
 @pytest.mark.parametrize(
     ("last", "expected"),
     [("1", "double"), (str(BEYOND), "string"), ("0.1234567890123456", "double"), ("0.12345678901234567891", "string")],
