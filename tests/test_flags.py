@@ -61,6 +61,11 @@ FLAGS = {
     "verify": "--delete-damaged",
     "report": "--to --gpu-type --gpu-price",
     "tasks": "--json",
+    "model": """
+        --check --instruction --json --model --revision --dtype --max-length --parse-special-tokens
+        --trust-remote-code --model-description --check-scores --engine --gpus-per-actor
+        --tensor-parallel-size --engine-args
+    """,
     "cluster": "",
     "demo": "--folder --engine",
     "benchmark": """

@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "say how well scores rank, by judgements",
     "mine": "make training data from scores",
     "bitext": "score translation pairs in both directions and select from them",
+    "model": "say what a model is and how it would be run, before it scores",
     "tasks": "list the instructions of well-known tasks",
     "cluster": "check a file that sets up a cluster",
     "demo": "score sample pairs with a small model",

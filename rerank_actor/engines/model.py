@@ -200,7 +200,7 @@ def load_reranker_model(
     if is_whole and not trust_remote_code:
         _refuse_code(name, folder, config)
     # What is loaded under other names is looked at where it has been given them.
-    check_checkpoint(name, folder, files, config, description.auto_class if weights and is_whole else None)
+    check_checkpoint(name, folder, files, config, description.auto_class if is_whole else None, weights=weights)
     return RerankerModel(
         name=name,
         folder=str(folder),

@@ -95,14 +95,14 @@ def tokenize_whole(model: RerankerModel, pairs: Pairs, instruction: str) -> list
     """
     template = model.description.template
     is_text = bool(template.prefix) and not any("{" + field in template.suffix for field in ("query", "cut", "instr"))
-    if not is_text or "{cut}" in template.head or getattr(template, "strips", None):
+    if not is_text or "{cut}" in template.head or template.strips:
         return None
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
         model.folder, trust_remote_code=model.trust_remote_code, local_files_only=True
     )
-    special = getattr(template, "control", "none") != "none"
+    special = template.control != "none"
     texts = [
         template.prefix
         + template.format_head(instruction, query)

@@ -65,8 +65,8 @@ def make_spec(folder: Path, **changes: Any) -> EngineSpec:
     encoder = PairEncoder(
         load_tokenizer_json(model), template=model.description.template, instruction="Judge", **settings
     )
-    prompts = encode_check_pairs(encoder)
-    spec = EngineSpec("transformers", model, "float32", settings["max_length"], 1, {}, prompts, check_scores=True)
+    check = encode_check_pairs(encoder)
+    spec = EngineSpec("transformers", model, "float32", settings["max_length"], 1, {}, **check, check_scores=True)
     return replace(spec, instruction="Judge", **changes)
 
 

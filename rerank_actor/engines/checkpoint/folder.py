@@ -110,7 +110,13 @@ def read_quantization(name: str, config: Mapping[str, Any]) -> str | None:
 
 
 def check_checkpoint(
-    name: str, folder: Path, files: ModelFiles, config: Mapping[str, Any], auto_class: str | None
+    name: str,
+    folder: Path,
+    files: ModelFiles,
+    config: Mapping[str, Any],
+    auto_class: str | None,
+    *,
+    weights: bool = True,
 ) -> None:
     """Refuse a model whose weight files are not those of the model that would be run; no weight is read.
 
@@ -119,24 +125,26 @@ def check_checkpoint(
         folder: with its settings, perhaps without its weights.
         files: all of them, where they lie.
         config: its `config.json`.
-        auto_class: of Transformers, by which it is loaded; None where no weight will be, as in a rehearsal.
+        auto_class: of Transformers, by which it is loaded; None where that is made of the files first, of which then the
+            headers alone are looked at.
+        weights: whether any will be loaded; not in a rehearsal.
 
     Raises:
         ModelError: says what is wrong and what to do.
     """
     refuse_overrides(name, config)
     has_safetensors = any(file.endswith(SAFETENSORS) for file in files.sizes)
-    if not has_safetensors and (not files.is_complete or auto_class is None):
+    if not has_safetensors and not (files.is_complete and weights):
         refuse_pickles(name, files)  # without a network nobody knows of others; an engine looks before it loads them
         return
-    if auto_class is None:
+    if not weights:
         return
     quantization = read_quantization(name, config)
-    weights = read_headers(name, files, choose_weights(name, files, config))
-    if config.get("auto_map"):
-        return  # a class of the model's own, which may not be built without memory
-    for tied in check_coverage(name, folder, weights, auto_class, quantization):
-        if not are_same(files, weights, tied):
+    found = read_headers(name, files, choose_weights(name, files, config))
+    if auto_class is None or config.get("auto_map"):
+        return  # a class of the model's own may not be built without memory
+    for tied in check_coverage(name, folder, found, auto_class, quantization):
+        if not are_same(files, found, tied):
             raise ModelError(
                 f"{name}: {tied[0]} and {tied[1]} differ in the weight files, and by config.json they are one "
                 "(tie_word_embeddings); one engine would take the one and one the other, so set it to false or take one out",
