@@ -39,7 +39,7 @@ from rerank_actor.storage.lease import Lease
 START_SECONDS = 120.0  # of an engine on a GPU, where none has been started yet
 SHOWN_ACTORS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SHORTEST_SECONDS = 600.0  # more actors than this takes are not shown
-BYTES_PER_WEIGHT = 2
+BYTES_PER_WEIGHT = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 2}
 MEMORY_SHARE = 0.8  # of a GPU's memory that weights may fill at most; the rest is for activations and the cache
 ASSUMED_SHARE = 0.4  # of the GPU's float16 operations; small models reach less, large ones more
 
@@ -104,6 +104,11 @@ def assume_speed(size: ModelSize, gpu: GpuType, num_tokens: np.ndarray, cached_s
     return ASSUMED_SHARE * gpu.tflops * 1e12 / operations
 
 
+def count_filled(size: ModelSize, bytes_per_weight: int, gpu: GpuType, gpus: float) -> float:
+    """Return the share of a GPU's memory that a model's weights fill, spread over so many of them."""
+    return size.weights * bytes_per_weight / (gpu.memory_gib * 2**30 * max(1.0, gpus))
+
+
 @dataclass(frozen=True)
 class Speed:
     """Prompt tokens a second of one actor, and where the figure comes from."""
@@ -125,6 +130,7 @@ class Budget:
         price: of a GPU hour; None where it is not known.
         start_seconds: of an engine.
         actors: how many are asked for.
+        bytes_per_weight: in the dtype that is asked for.
         made: when, in seconds since 1970.
     """
 
@@ -137,6 +143,7 @@ class Budget:
     price: Price | None
     start_seconds: float
     actors: int
+    bytes_per_weight: int = 2
     made: float = field(default_factory=time.time)
 
     def count_hours(self, actors: int, tokens: int | None = None, speed: float | None = None) -> float | None:
@@ -215,6 +222,7 @@ def count_budget(
         price=find_price(job.gpu_type, job.gpu_price),
         start_seconds=float(np.median(starts)) if starts else START_SECONDS,
         actors=job.actor_range[1] if job.actor_range else 1,
+        bytes_per_weight=BYTES_PER_WEIGHT[job.dtype],
     )
 
 
@@ -289,7 +297,7 @@ def print_budget(budget: Budget, size: ModelSize | None) -> None:
     console.print(table)
     if budget.speed is not None:
         console.print(_tabulate_actors(budget))
-        _print_gpus(console, budget, size)
+    _print_gpus(console, budget, size)
 
 
 def _tabulate_actors(budget: Budget) -> Table:
@@ -319,18 +327,21 @@ def _print_gpus(console: PlainConsole, budget: Budget, size: ModelSize | None) -
         title=f"By GPU, at {100 * ASSUMED_SHARE:.0f} % of its TFLOPS (assumed) and {budget.actors:,} actor(s)",
         title_justify="left",
     )
-    for name in ("GPU", "tokens/s", "wall time", "GPU hours", "$/h", "cost"):
+    for name in ("GPU", "weights", "tokens/s", "wall time", "GPU hours", "$/h", "cost"):
         table.add_column(name, justify="left" if name == "GPU" else "right")
     gpus = budget.gpus_per_actor or 1
     for kind in load_gpu_types().values():
-        if size.weights * BYTES_PER_WEIGHT > kind.memory_gib * 2**30 * MEMORY_SHARE * max(1.0, gpus):
-            table.add_row(kind.name, "weights do not fit", "", "", f"{kind.price:.2f}", "")
+        filled = count_filled(size, budget.bytes_per_weight, kind, gpus)
+        memory = f"{100 * filled:.0f} % of {kind.memory_gib:g} GiB"
+        if filled > MEMORY_SHARE:
+            table.add_row(kind.name, memory, "do not fit", "", "", f"{kind.price:.2f}", "")
             continue
         speed = assume_speed(size, kind, lengths, budget.cached_share) * gpus
         hours = budget.count_hours(budget.actors, speed=speed) or 0.0
         gpu_hours = hours * budget.actors * gpus
         table.add_row(
             kind.name,
+            memory,
             f"{speed:,.0f}",
             format_seconds(hours * 3600),
             f"{gpu_hours:,.2f}",

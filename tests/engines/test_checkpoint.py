@@ -139,6 +139,10 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
         ),
         r"settings that only vLLM follows \(classifier_from_token\)",
     ),
+    "vLLM's overrides and two labels": (
+        change_config(architectures=["Qwen3ForSequenceClassification"], is_original_qwen3_reranker=True),
+        r"settings that only vLLM follows \(is_original_qwen3_reranker\)",
+    ),
     "cut short": (
         cut_short,
         r"model\.safetensors has \S+ bytes where its header speaks of \S+; it is damaged or cut short",

@@ -20,7 +20,16 @@ from rerank_actor.outputs.price import find_price, load_gpu_types
 from rerank_actor.outputs.report.build import build_report
 from rerank_actor.outputs.status import print_status, read_status
 from rerank_actor.progress import QuietReporter
-from rerank_actor.scoring.budget import ASSUMED_SHARE, Budget, ModelSize, assume_speed, make_budget
+from rerank_actor.scoring.budget import (
+    ASSUMED_SHARE,
+    BYTES_PER_WEIGHT,
+    MEMORY_SHARE,
+    Budget,
+    ModelSize,
+    assume_speed,
+    count_filled,
+    make_budget,
+)
 from rerank_actor.scoring.run import run_job
 from rerank_actor.storage.lease import Lease
 
@@ -175,3 +184,32 @@ def test_plan_refuses_what_a_run_would(source: Path, capsys: pytest.CaptureFixtu
     listed = capsys.readouterr().out
     for kind in load_gpu_types().values():
         assert re.search(rf"{kind.name} .* {kind.price:.4g} .*{kind.instance}", listed)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "gpus", "fits"),
+    [
+        ("4b", "auto", 1, {"L4": True, "A100-40GB": True}),
+        ("8b", "auto", 1, {"L4": True, "A100-40GB": True}),
+        ("8b", "float32", 1, {"L4": False, "A100-40GB": True}),
+        ("8b", "float32", 2, {"L4": True, "A100-40GB": True}),
+    ],
+)
+def test_plan_says_which_gpu_holds_the_weights(size: str, dtype: str, gpus: int, fits: dict[str, bool]) -> None:
+    """Configurations of Qwen3-Reranker-4B and -8B."""
+    shared: dict[str, Any] = {
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151_669,
+    }
+    shapes = {
+        "4b": {"num_hidden_layers": 36, "hidden_size": 2560, "intermediate_size": 9728},
+        "8b": {"num_hidden_layers": 36, "hidden_size": 4096, "intermediate_size": 12_288},
+    }
+    known = ModelSize.of_config({**shared, **shapes[size]})
+    assert known is not None
+    assert known.weights == pytest.approx({"4b": 4.02e9, "8b": 7.57e9}[size], rel=0.01)
+    types = load_gpu_types()
+    found = {name: count_filled(known, BYTES_PER_WEIGHT[dtype], types[name], gpus) <= MEMORY_SHARE for name in fits}
+    assert found == fits

@@ -132,7 +132,6 @@ def check_checkpoint(
     Raises:
         ModelError: says what is wrong and what to do.
     """
-    refuse_overrides(name, config)
     has_safetensors = any(file.endswith(SAFETENSORS) for file in files.sizes)
     if not has_safetensors and not (files.is_complete and weights):
         refuse_pickles(name, files)  # without a network nobody knows of others; an engine looks before it loads them
