@@ -220,7 +220,7 @@ class PairEncoder:
         errors, groups, heads = self._group_pairs(queries, documents, instructions)
         scorable = np.flatnonzero([error is None for error in errors])
         group = np.array(groups, np.int32)
-        texts = [documents[pair] for pair in scorable]
+        texts = [documents[pair] for pair in scorable.tolist()]
         if "document" in self.template.strips:
             texts = [text.strip() for text in texts]
         head_ids, document_ids, tail_ids, owner = self._encode_bodies(heads, group[scorable], texts)
@@ -244,7 +244,7 @@ class PairEncoder:
                 is_empty or self._has_room(document_ids[index], int(room[index] - closed[index]))
             ):
                 errors[scorable[index]] = QUERY_TOO_LONG
-        fits = np.array([errors[index] is None for index in scorable], bool)
+        fits = np.array([errors[index] is None for index in scorable.tolist()], bool)
         flat = self._join((head_ids, document_ids, tail_ids), owner[fits], fits, (lengths - truncated)[fits])
 
         def spread(values: np.ndarray) -> np.ndarray:
