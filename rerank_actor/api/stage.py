@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from rerank_actor.errors import InputError, suggest
+from rerank_actor.inputs.columns import RESERVED_COLUMNS
 from rerank_actor.reranker import Reranker
 
 
@@ -53,11 +54,10 @@ class RerankStage:
         for name in self._columns:
             if name not in names:
                 raise InputError(f"no column `{name}`; it has {', '.join(names)}{suggest(name, names)}", column=name)
-        added = self._reranker.make_columns(*(_read_column(batch, name) for name in self._columns))
-        taken = sorted(set(added) & set(names))
+        taken = sorted(set(RESERVED_COLUMNS) & set(names))
         if taken:
             raise InputError(f"column `{taken[0]}` is there already; rename or drop it before", column=taken[0])
-        return _add_columns(batch, added)
+        return _add_columns(batch, self._reranker.make_columns(*(_read_column(batch, name) for name in self._columns)))
 
 
 def _list_columns(batch: Any) -> list[str]:
@@ -76,10 +76,9 @@ def _read_column(batch: Any, name: str) -> list[Any]:
     column = batch[name]
     if isinstance(column, pa.Array | pa.ChunkedArray):
         return list(column.to_pylist())
-    values = [*(column.tolist() if hasattr(column, "tolist") else column)]
-    return [
-        None if value != value else value for value in values
-    ]  # NaN is what pandas has for a text that is not there
+    if hasattr(column, "isna"):  # pandas, which has NaN or NA for a text that is not there
+        column = column.astype(object).where(column.notna(), None)
+    return [*(column.tolist() if hasattr(column, "tolist") else column)]
 
 
 def _add_columns(batch: Any, added: dict[str, pa.Array]) -> Any:

@@ -127,6 +127,15 @@ def _rank_output(spec: EvaluationSpec, uri: str, judged: Judgements) -> _Ranked:
             "belongs to it, and which column holds the ids (--query-id-column, --document-id-column)",
             uri=uri,
         )
+    if len(ranked.retrieved) < len(ranked.reranked):
+        if spec.retrieval_column != RETRIEVAL_COLUMN:
+            raise InputError(
+                f"{uri}: not every candidate has a number in `{spec.retrieval_column}`, so that their own order is not known; "
+                "leave --retrieval-column out",
+                uri=uri,
+                column=spec.retrieval_column,
+            )
+        ranked.retrieved.clear()
     ranked.left_out["candidates without a score"] += exported.unscored
     ranked.left_out["judged queries without a candidate, which count with 0"] += len(judged) - len(ranked.reranked)
     return ranked
@@ -144,6 +153,7 @@ def _iterate_queries(
         partial=spec.partial,
         more_columns=(spec.retrieval_column,),
     )
+    has_order = True
     for table in iterate_candidates(reading, exported):
         if spec.ignore_identical_ids:
             kept = table.filter(pc.not_equal(table["query"], table["document"]))
@@ -154,7 +164,7 @@ def _iterate_queries(
         left_out["queries without a judgement of a relevant document"] += len(pc.unique(unjudged["query"]))
         # The best of those that are there twice comes last, and stays.
         table = table.filter(known).sort_by("logit")
-        has_order = spec.retrieval_column in table.column_names and not table[spec.retrieval_column].null_count
+        has_order = has_order and not table[spec.retrieval_column].null_count
         scores = _group(table, "logit")
         left_out["candidates that are there twice"] += table.num_rows - sum(map(len, scores.values()))
         yield scores, _group(table, spec.retrieval_column) if has_order else None

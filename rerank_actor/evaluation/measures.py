@@ -40,7 +40,7 @@ class Measure:
     def pick(self, values: Mapping[str, float]) -> float:
         """Return the measure from what pytrec_eval gives for a query."""
         value = float(values[self.trec_name.replace(".", "_")])
-        if self.kind == "mrr" and self.depth is not None and value * self.depth < 1:
+        if self.kind == "mrr" and self.depth is not None and (value == 0 or round(1 / value) > self.depth):
             return 0.0  # the first relevant candidate is below the depth
         return value
 

@@ -86,7 +86,7 @@ def _strip(texts: pa.Array) -> pa.Array:
 
 def _trim(texts: pa.Array) -> pa.Array:
     """Return texts without punctuation and blanks at the ends; what is nothing else stays."""
-    bare = pc.replace_substring_regex(texts, r"^[\p{P}\p{Z}]+|[\p{P}\p{Z}]+$", "")
+    bare = pc.replace_substring_regex(texts, r"^[\s\p{P}\p{Z}]+|[\s\p{P}\p{Z}]+$", "")
     return pc.if_else(pc.equal(bare, ""), texts, bare)
 
 

@@ -116,6 +116,8 @@ def _refuse_overlap(uri: str, output: str) -> None:
 
 def _name_columns(job: MineJob, settings: dict[str, Any], texts: ScoredTexts, schema: pa.Schema) -> Columns:
     scored = describe_columns(settings, schema)
+    if job.teacher == "score" and job.temperature is not None:
+        scored.refuse_scaled(f"--scored {job.scored[0]}", "--teacher score with --temperature", "give --teacher logit")
     needed = {space for rules in job.rule_sets().values() for space in rules.spaces}
     if job.teacher != "none":
         needed.add("logit" if job.temperature is not None else job.teacher)

@@ -59,7 +59,7 @@ class ExportSpec:
         subset, split: of MTEB's predictions.
         partial: export an output that is not complete.
         pairs_at_once: pairs in memory.
-        more_columns: further columns that `iterate_candidates` gives, of those that are there.
+        more_columns: further columns that `iterate_candidates` gives, of numbers; nulls where a part has none of that name.
     """
 
     scored: str
@@ -187,9 +187,11 @@ def _read_part(part: storage.StoredObject, settings: dict[str, Any], spec: Expor
         with refuse_damaged(part.uri, UNREADABLE):
             more = [name for name in spec.more_columns if name in file.schema_arrow.names]
             table = file.read(columns=list(dict.fromkeys([*found.values(), *SPACES, *more])))
+            for name in set(spec.more_columns) - set(more):
+                table = table.append_column(name, pa.nulls(table.num_rows, pa.float64()))
     rows = PairRows(table, "score", part.uri)
     ids = {role: rows.spread_ids(name, f"--{role}-id-column") for role, name in zip(ROLES, names, strict=True)}
-    pairs = pa.table(ids | {name: rows.spread(name) for name in (*SPACES, *more)})
+    pairs = pa.table(ids | {name: rows.spread(name) for name in (*SPACES, *spec.more_columns)})
     scored = pairs.filter(pc.is_valid(pairs["score"]))
     result.unscored += rows.num_without + pairs.num_rows - scored.num_rows
     for role, name in zip(ROLES, names, strict=True):

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rerank_actor.engines.families.description import ScoreScale
 from rerank_actor.errors import InputError, describe_cause
 from rerank_actor.inputs.columns import find_type, is_list, locate
 from rerank_actor.inputs.directions import BACKWARD, FORWARD, name_column
@@ -38,6 +39,7 @@ class ScoredColumns:
         is_grouped: whether a row holds lists of documents and scores.
         documents: what the document column holds; `ids` where there is none.
         is_exploded: whether the rows are the candidates of lists, each in a row of its own.
+        scale: how the scores follow from the logits.
     """
 
     query: str
@@ -51,6 +53,20 @@ class ScoredColumns:
     is_grouped: bool
     documents: Literal["texts", "structs", "ids"]
     is_exploded: bool
+    scale: ScoreScale
+
+    def refuse_scaled(self, uri: str, flag: str, instead: str) -> None:
+        """Refuse what takes the score for the sigmoid of the logit where it is another function of it.
+
+        Raises:
+            InputError: it is.
+        """
+        if self.scale != ScoreScale():
+            raise InputError(
+                f"{uri}: its score is the sigmoid of (logit - {self.scale.shift:g}) / {self.scale.scale:g}, and {flag} "
+                f"takes the sigmoid of the logit; {instead}",
+                uri=uri,
+            )
 
 
 def describe_columns(settings: Mapping[str, Any], schema: pa.Schema) -> ScoredColumns:
@@ -72,7 +88,8 @@ def describe_columns(settings: Mapping[str, Any], schema: pa.Schema) -> ScoredCo
     values = tuple(name for name in VALUES if name in names)
     directions = tuple(name for name in (FORWARD, BACKWARD) if name_column(name, "logit") in names)
     keyed = [(name_column(name, PAIR_KEY), name_column(name, "logit")) for name in directions]
-    is_exploded = bool(settings.get("explode") or read_part_metadata(schema).get("explode"))
+    metadata = read_part_metadata(schema)
+    is_exploded = bool(settings.get("explode") or metadata.get("explode"))
     return ScoredColumns(
         query=name_by_settings("query_column", "query"),
         document=document,
@@ -85,6 +102,7 @@ def describe_columns(settings: Mapping[str, Any], schema: pa.Schema) -> ScoredCo
         is_grouped=bool(values) and is_list(schema.field(values[0]).type),
         documents=_name_documents(find_field_type(schema, document)),
         is_exploded=is_exploded,
+        scale=ScoreScale.from_metadata(metadata),
     )
 
 

@@ -32,10 +32,11 @@ def reranker() -> Iterator[Reranker]:
     [
         pa.table(COLUMNS),
         pd.DataFrame(COLUMNS),
+        pd.DataFrame(COLUMNS).astype({"q": pd.StringDtype(), "d": object}),
         datasets.Dataset.from_dict(COLUMNS),
         {name: np.array(values, object) for name, values in COLUMNS.items()},
     ],
-    ids=["arrow", "pandas", "datasets", "numpy"],
+    ids=["arrow", "pandas", "pandas-string", "datasets", "numpy"],
 )
 def test_batch_comes_back_in_its_own_kind_with_columns_added(
     batch: Any, stage: RerankStage, reranker: Reranker

@@ -167,6 +167,34 @@ def test_judgements_that_do_not_fit(scored: Path, qrels: str, said: str, capsys:
     assert said in capsys.readouterr().err
 
 
+def test_reciprocal_rank_at_its_depth_counts_at_any_depth() -> None:
+    names = [f"d{number:03d}" for number in range(200)]
+    scores = {name: -float(place) for place, name in enumerate(names)}
+    for depth in range(1, 200):
+        measures = [parse_measure(f"mrr@{depth}")]
+        last, behind = (
+            compute_measures({"q": {name: 1}}, {"q": scores}, measures, ["q"])[0, 0]
+            for name in names[depth - 1 : depth + 1]
+        )
+        assert (last, behind) == (pytest.approx(1 / depth), 0)
+
+
+def test_order_of_the_retrieval_is_known_for_all_candidates_or_not_at_all(
+    scored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = next((scored / "out").glob("part-*"))
+    table = pq.read_table(part)
+    place = table.schema.get_field_index("retrieval_score")
+    some = pa.array([None, *table["retrieval_score"].to_pylist()[1:]])
+    pq.write_table(table.set_column(place, "retrieval_score", some).append_column("mine", some), part)
+    flags = ["--scored", scored / "out", "--qrels", scored / "qrels.tsv", "--partial"]
+    assert run(*flags) == 0
+    assert "own order" not in capsys.readouterr().out
+    for name in ("mine", "nothing"):
+        assert run(*flags, "--retrieval-column", name) == 2
+        assert f"not every candidate has a number in `{name}`" in capsys.readouterr().err
+
+
 def test_output_that_is_not_complete_is_refused(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (scored / "out/_SUCCESS").unlink()
     flags = ["--scored", scored / "out", "--qrels", scored / "qrels.tsv"]

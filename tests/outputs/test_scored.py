@@ -506,3 +506,17 @@ def test_row_groups_are_shared_out_by_their_bytes_and_keep_their_positions() -> 
     ]
     assert share_out_groups([], 8) == []
     assert batch_by_size(range(5), lambda _: 1, 100, 2) == [[0, 1], [2, 3], [4]]
+
+
+def test_score_that_is_no_sigmoid_of_the_logit_is_not_taken_for_one() -> None:
+    plain = pa.schema(
+        [("query", TEXT := pa.string()), ("document", TEXT), ("score", pa.float32()), ("logit", pa.float32())]
+    )
+    describe_columns({}, plain).refuse_scaled("out", "--space probability", "give --space logit")
+    metadata = {"rerank_actor.score_scale": "5.0", "rerank_actor.score_shift": "0.0"}
+    with pytest.raises(
+        InputError, match=r"^out: its score is the sigmoid of \(logit - 0\) / 5, and --space probability"
+    ):
+        describe_columns({}, plain.with_metadata(metadata)).refuse_scaled(
+            "out", "--space probability", "give --space logit"
+        )

@@ -83,6 +83,8 @@ def name_columns(job: SelectJob, schema: pa.Schema, uri: str) -> Columns:
             )
     cosine = "candidate_score" if "candidate_score" in names else None
     scored = describe_columns({}, schema)
+    if job.space == "probability":
+        scored.refuse_scaled(uri, "--space probability", "give --space logit")
     if job.direction != "both" and scored.directions and job.direction not in scored.directions:
         raise InputError(
             f"{uri}: was scored {scored.directions[0]} alone, so that --direction {job.direction} cannot be selected by; "
