@@ -23,6 +23,7 @@ from rerank_actor.inputs.text_sources import ID_NAMES
 from rerank_actor.outputs.part import read_part_metadata
 
 VALUES = ("score", "logit")
+PLAIN = ScoreScale()
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class ScoredColumns:
     is_grouped: bool
     documents: Literal["texts", "structs", "ids"]
     is_exploded: bool
-    scale: ScoreScale
+    scale: ScoreScale = PLAIN
 
     def refuse_scaled(self, uri: str, flag: str, instead: str) -> None:
         """Refuse what takes the score for the sigmoid of the logit where it is another function of it.
@@ -61,7 +62,7 @@ class ScoredColumns:
         Raises:
             InputError: it is.
         """
-        if self.scale != ScoreScale():
+        if self.scale != PLAIN:
             raise InputError(
                 f"{uri}: its score is the sigmoid of (logit - {self.scale.shift:g}) / {self.scale.scale:g}, and {flag} "
                 f"takes the sigmoid of the logit; {instead}",
