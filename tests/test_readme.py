@@ -1,4 +1,4 @@
-"""The README: its commands do what it says, and what it names exists."""
+"""The README and the pages that it leads to: commands do what they say, and what is named exists."""
 
 import io
 import json
@@ -27,7 +27,9 @@ from rerank_actor.commands.mine import mine
 from rerank_actor.commands.score import score
 from rerank_actor.commands.verify import verify
 
-README = (ROOT / "README.md").read_text()
+DOCS = [ROOT / f"docs/{name}.md" for name in ["input", "output", "models", "mining", "bitext", "watching", "faults"]]
+PAGES = [ROOT / "README.md", *DOCS]
+README = "\n".join(page.read_text() for page in PAGES)
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -101,6 +103,16 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "demo-out"
     assert demo(["--engine", "fake", "--folder", str(folder)]) == 0
     return folder
+
+
+def test_readme_rows_are_read_as_it_says(demo_folder: Path) -> None:
+    code = re.search(r"```python\n(import pyarrow\.dataset.+?)```", README, re.S)
+    assert code is not None
+    names: dict[str, Any] = {}
+    exec(code[1].replace('"scores"', repr(str(demo_folder / "scores"))), names)
+    assert names["rows"].num_rows == 200 + 64 * 20
+    logits = names["rows"]["logit"].to_pylist()
+    assert logits == sorted(logits, reverse=True)
 
 
 def test_readme_grouped_sample_gives_the_scores_of_the_pairs(demo_folder: Path, local_ray: str) -> None:
@@ -254,5 +266,6 @@ def test_readme_flags_modules_and_files_exist(capsys: pytest.CaptureFixture[str]
         assert flag in shown, flag
     for module in set(re.findall(r"python -m jobs\.([a-z]+)", README)):
         assert (ROOT / "jobs" / f"{module}.py").exists(), module
-    for path in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / path).exists(), path
+    for page in [*PAGES, *(ROOT / "docs").glob("*.md")]:
+        for path in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / path).exists(), (page, path)
