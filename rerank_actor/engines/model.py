@@ -26,8 +26,8 @@ from rerank_actor.engines.checkpoint.folder import (
 from rerank_actor.engines.checkpoint.weights import REFUSED_SUFFIXES, choose_weights, refuse_pointers
 from rerank_actor.engines.families.conversion import convert_model
 from rerank_actor.engines.families.description import LabelHead, ModelDescription, Runtime, TokenHead
-from rerank_actor.engines.families.detect import describe_model, get_architecture
-from rerank_actor.engines.families.entries import read_user_entry
+from rerank_actor.engines.families.detect import describe_model
+from rerank_actor.engines.families.entries import get_architecture, read_user_entry
 from rerank_actor.engines.options import BUILT_IN_TOKENIZER, DEFAULT_MAX_LENGTH
 from rerank_actor.engines.template import CROSS_ENCODER, QWEN3_RERANKER
 from rerank_actor.errors import ModelError, RerankError, describe_cause

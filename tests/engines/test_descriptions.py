@@ -178,6 +178,26 @@ def test_description_of_a_user_with_a_fault_is_refused(folder: Path, tmp_path: P
         describe(folder, described_in=str(tmp_path / "none.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("text", "types", "has_segments"),
+    [
+        ("prompt: pair", 2, True),
+        ('prompt: "{query}{document}"\nspecial_tokens: pair', 2, True),
+        ("prompt: pair", 1, False),
+        ("prompt: pair\nsegment_ids: false", 2, False),
+        ('prompt: "{query} {document}"\nspecial_tokens: single', 2, False),
+        ("prompt: pair", None, False),
+    ],
+)
+def test_described_pair_has_segment_ids_where_its_model_knows_them(
+    folder: Path, tmp_path: Path, text: str, types: int | None, has_segments: bool
+) -> None:
+    config = {"architectures": ["BertForSequenceClassification"], "num_labels": 2, "type_vocab_size": types}
+    write(folder, "config.json", config)
+    write(tmp_path, "own.yaml", f"{text}\nlabel: 1\nminus_label: 0\n")
+    assert describe(folder, described_in=str(tmp_path / "own.yaml")).template.has_segments is has_segments
+
+
 def test_two_labels_are_a_difference_where_they_are_called_no_and_yes(folder: Path) -> None:
     config = {"architectures": ["Qwen3ForSequenceClassification"], "id2label": {"0": "no", "1": "yes"}}
     write(folder, "config.json", config)

@@ -15,7 +15,14 @@ from tokenizers import Tokenizer
 
 from rerank_actor.engines.families.chat_template import ChatTemplate
 from rerank_actor.engines.families.description import LabelHead, ModelDescription, TokenHead
-from rerank_actor.engines.families.entries import EXAMPLE, Entry, find_entry, make_runtime
+from rerank_actor.engines.families.entries import (
+    EXAMPLE,
+    Entry,
+    find_entry,
+    get_architecture,
+    knows_segments,
+    make_runtime,
+)
 from rerank_actor.engines.families.sentence_transformers import CHAIN, Declared, read_declared, read_json
 from rerank_actor.engines.template import (
     CROSS_ENCODER,
@@ -47,12 +54,12 @@ def describe_model(name: str, folder: Path, config: dict[str, Any], entry: Entry
     architecture = get_architecture(config)
     controls, find = _read_controls(folder), partial(find_token, name, folder)
     if entry is not None:
-        return entry.to_description(name, architecture, controls, find)
+        return entry.to_description(name, config, controls, find)
     declared = read_declared(name, folder, config)
     labels = read_labels(config)
     called = (name, str(config.get("_name_or_path") or ""))
     entry = find_entry(called, architecture, config, labels)
-    known = None if entry is None else entry.to_description(name, architecture, controls, find)
+    known = None if entry is None else entry.to_description(name, config, controls, find)
     template = _read_chat_template(name, folder, declared, controls, architecture)
     head = declared.head or _read_label_head(name, architecture, labels)
     if declared.modules[1:] == CHAIN:
@@ -72,11 +79,6 @@ def describe_model(name: str, folder: Path, config: dict[str, Any], entry: Entry
     is_usual = isinstance(head, LabelHead) or head == TokenHead(find("yes"), find("no"))
     family = template.name if is_usual or template.name != QWEN3_RERANKER.name else OTHER_ANSWERS
     return ModelDescription(family, template, head, make_runtime(architecture, head))
-
-
-def get_architecture(config: dict[str, Any]) -> str:
-    """Return the class named in `config.json`."""
-    return str((config.get("architectures") or [config.get("model_type", "none")])[0])
 
 
 def read_labels(config: dict[str, Any]) -> dict[int, str]:
@@ -110,7 +112,7 @@ def _find_template(name: str, architecture: str, config: dict[str, Any]) -> Temp
         return QWEN3_RERANKER
     stem = architecture.removesuffix("ForSequenceClassification")
     if stem != architecture and stem in ENCODERS:
-        return CROSS_ENCODER_WITH_SEGMENTS if int(config.get("type_vocab_size") or 0) > 1 else CROSS_ENCODER
+        return CROSS_ENCODER_WITH_SEGMENTS if knows_segments(config) else CROSS_ENCODER
     raise ModelError(
         f"{name}: {architecture} is not a reranker that this job knows, and its files do not say how query and document "
         f"become a prompt; say it with --model-description FILE, which holds for example\n{EXAMPLE}",

@@ -85,8 +85,8 @@ class Entry(BaseModel):
             raise ValueError("the prompt holds {instruction} more than once")
         return self
 
-    def to_template(self, controls: tuple[str, ...]) -> Template:
-        """Return the prompt as a template, for a tokenizer with some control tokens."""
+    def to_template(self, controls: tuple[str, ...], config: Mapping[str, Any]) -> Template:
+        """Return the prompt as a template, for a tokenizer with some control tokens and a model's configuration."""
         special: Literal["none", "single", "pair"] = self.special_tokens or (
             "pair" if self.prompt == "pair" else "none"
         )
@@ -112,18 +112,18 @@ class Entry(BaseModel):
             strips=self.strip,
             longest_first=longest_first,
             query_share=self.query_share,
-            has_segments=bool(self.segment_ids),
+            has_segments=special == "pair" and knows_segments(config) if self.segment_ids is None else self.segment_ids,
             instruction=self.instruction,
         )
 
     def to_description(
-        self, name: str, architecture: str, controls: tuple[str, ...], find_token: Callable[[str], int]
+        self, name: str, config: Mapping[str, Any], controls: tuple[str, ...], find_token: Callable[[str], int]
     ) -> ModelDescription:
         """Return the description of a model.
 
         Args:
             name: of the model, for messages.
-            architecture: the class in its configuration.
+            config: its `config.json`.
             controls: tokens that its tokenizer finds in a text before anything else.
             find_token: gives the id of a token, or raises.
 
@@ -139,10 +139,19 @@ class Entry(BaseModel):
             )
         else:
             head = LabelHead(self.label or 0, self.minus_label)
-        runtime = make_runtime(architecture, head, self.vllm, self.without_vllm, self.loading)
-        return ModelDescription(
-            self.family, self.to_template(controls), head, runtime, ScoreScale(self.scale, self.shift)
-        )
+        runtime = make_runtime(get_architecture(config), head, self.vllm, self.without_vllm, self.loading)
+        template = self.to_template(controls, config)
+        return ModelDescription(self.family, template, head, runtime, ScoreScale(self.scale, self.shift))
+
+
+def get_architecture(config: Mapping[str, Any]) -> str:
+    """Return the class named in `config.json`."""
+    return str((config.get("architectures") or [config.get("model_type", "none")])[0])
+
+
+def knows_segments(config: Mapping[str, Any]) -> bool:
+    """Whether a model tells the second text of a pair from the first by segment ids."""
+    return int(config.get("type_vocab_size") or 0) > 1
 
 
 # Classes of Transformers that vLLM 0.32 has as classifiers, or turns into one.
