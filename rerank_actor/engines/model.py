@@ -25,11 +25,11 @@ from rerank_actor.engines.checkpoint.folder import (
 )
 from rerank_actor.engines.checkpoint.weights import REFUSED_SUFFIXES, choose_weights, refuse_pointers
 from rerank_actor.engines.families.conversion import convert_model
-from rerank_actor.engines.families.description import LabelHead, ModelDescription, Runtime, TokenHead
-from rerank_actor.engines.families.detect import describe_model
+from rerank_actor.engines.families.description import ModelDescription, Runtime, TokenHead
+from rerank_actor.engines.families.detect import describe_model, is_early
 from rerank_actor.engines.families.entries import get_architecture, read_user_entry
 from rerank_actor.engines.options import BUILT_IN_TOKENIZER, DEFAULT_MAX_LENGTH
-from rerank_actor.engines.template import CROSS_ENCODER, QWEN3_RERANKER
+from rerank_actor.engines.template import QWEN3_RERANKER
 from rerank_actor.errors import ModelError, RerankError, describe_cause
 
 HUB_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -42,7 +42,6 @@ TOKENIZER_PROBES = (
     "\u00c9t\u00e9 na\u00efve \u4f60\u597d\uff0c\u4e16\u754c \u0645\u0631\u062d\u0628\u0627 e\u0301 \U0001f600",
     "",
 )
-KNOWN_BEFORE = (QWEN3_RERANKER.name, CROSS_ENCODER.name)  # whose earlier outputs name no description
 
 
 # 256 windows of 64 KiB spread over each weight file: any retraining or merge touches them, and 16 GB cost 16 MB.
@@ -63,6 +62,7 @@ class RerankerModel:
         architecture: the class named in `config.json`.
         max_positions: longest prompt in tokens that the model was built for.
         usual_length: longest prompt by the settings of sentence-transformers, None where they say nothing.
+        is_early: whether it is a kind of model that was scored before there were descriptions, so that outputs name none.
         trust_remote_code: whether the user lets the model's own code run.
     """
 
@@ -75,6 +75,7 @@ class RerankerModel:
     max_positions: int
     trust_remote_code: bool = False
     usual_length: int | None = None
+    is_early: bool = False
 
     @property
     def default_length(self) -> int:
@@ -86,8 +87,7 @@ class RerankerModel:
         described = self.description
         settings = {"model": self.digest, "revision": self.revision, "template": described.name}
         settings["template_digest"] = described.template.digest
-        is_usual = isinstance(described.head, TokenHead) or described.head == LabelHead()
-        if described.name not in KNOWN_BEFORE or not is_usual or described.runtime.loading != "as_is":
+        if not self.is_early:
             settings["description"] = described.digest
         return settings
 
@@ -187,7 +187,7 @@ def load_reranker_model(
     entry = read_user_entry(described_in) if described_in is not None else None
     if name == BUILT_IN_TOKENIZER:
         described = ModelDescription(QWEN3_RERANKER.name, QWEN3_RERANKER, TokenHead(1, 0), Runtime("none"))
-        return RerankerModel(name, name, name, None, described, "none", UNLIMITED_POSITIONS)
+        return RerankerModel(name, name, name, None, described, "none", UNLIMITED_POSITIONS, is_early=True)
     folder = fetch_model(name, revision, weights=False, code=trust_remote_code)
     commit = folder.name if folder.parent.name == "snapshots" else None
     files = list_model_files(name, folder, commit)
@@ -211,6 +211,7 @@ def load_reranker_model(
         max_positions=_max_positions(config),
         trust_remote_code=trust_remote_code,
         usual_length=read_usual_length(folder),
+        is_early=is_early(name, folder, config, description),
     )
 
 

@@ -69,6 +69,42 @@ def test_folder_that_says_what_qwen3_reranker_is_keeps_its_fingerprint(folder: P
     assert load_reranker_model(str(folder), weights=False).fingerprint_settings()["description"]
 
 
+EARLY = "family: cross-encoder\nprompt: pair\nlabel: 0\n"
+
+
+@pytest.mark.parametrize(
+    "more", ["scale: 5", "shift: 1", "vllm: ModernBertForSequenceClassification", "query_share: 0.5", "loading: native"]
+)
+def test_description_of_a_user_under_an_early_name_counts_in_the_fingerprint(
+    folder: Path, tmp_path: Path, more: str
+) -> None:
+    write(folder, "config.json", {"architectures": ["XLMRobertaForSequenceClassification"], "num_labels": 1})
+
+    def fingerprint(text: str | None) -> dict[str, Any]:
+        write(tmp_path, "own.yaml", text or "")
+        own = None if text is None else str(tmp_path / "own.yaml")
+        return load_reranker_model(str(folder), weights=False, described_in=own).fingerprint_settings()
+
+    assert fingerprint(EARLY) == fingerprint(None)
+    assert "description" not in fingerprint(None)
+    assert fingerprint(EARLY + more)["description"] != fingerprint(EARLY + "scale: 7")["description"]
+
+
+def test_other_tokens_under_an_early_name_count_in_the_fingerprint(folder: Path, tmp_path: Path) -> None:
+    def fingerprint(true: str, false: str) -> dict[str, Any]:
+        prompt = QWEN3_RERANKER.prefix + QWEN3_RERANKER.head + " {document}" + QWEN3_RERANKER.suffix
+        lines = [
+            "family: qwen3-reranker",
+            f"prompt: {json.dumps(prompt)}",
+            f'true_token: "{true}"\nfalse_token: "{false}"',
+        ]
+        write(tmp_path, "own.yaml", "\n".join(lines))
+        found = load_reranker_model(str(folder), weights=False, described_in=str(tmp_path / "own.yaml"))
+        return found.fingerprint_settings()
+
+    assert fingerprint("1", "0")["description"] != fingerprint("Yes", "no")["description"]
+
+
 def test_default_prompt_is_the_instruction(folder: Path) -> None:
     declare(folder, "qwen3", head={"true_token_id": 1, "false_token_id": 2})
     about = {"prompts": {"task": "Find duplicates"}, "default_prompt_name": "task"}

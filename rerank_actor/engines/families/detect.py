@@ -35,7 +35,6 @@ from rerank_actor.errors import ModelError
 ROLES = re.compile(r"""["']query["'].*["']document["']|["']document["'].*["']query["']""", re.DOTALL)
 # Classes whose prompt is the pair that their tokenizer makes.
 ENCODERS = ("Bert", "Roberta", "XLMRoberta", "ModernBert", "Electra", "DistilBert", "DebertaV2", "Camembert", "Albert")
-OTHER_ANSWERS = "qwen3-reranker-other-answers"
 YES_NO = (("no", "yes"), ("0", "1"), ("false", "true"), ("irrelevant", "relevant"), ("not_relevant", "relevant"))
 
 
@@ -76,9 +75,21 @@ def describe_model(name: str, folder: Path, config: dict[str, Any], entry: Entry
         head = known.head if known is not None else TokenHead(find("yes"), find("no"))
     if known is not None:
         return replace(known, template=template, head=head)
-    is_usual = isinstance(head, LabelHead) or head == TokenHead(find("yes"), find("no"))
-    family = template.name if is_usual or template.name != QWEN3_RERANKER.name else OTHER_ANSWERS
-    return ModelDescription(family, template, head, make_runtime(architecture, head))
+    return ModelDescription(template.name, template, head, make_runtime(architecture, head))
+
+
+def is_early(name: str, folder: Path, config: dict[str, Any], description: ModelDescription) -> bool:
+    """Whether a description is one that models had before there were descriptions, whose outputs name none.
+
+    That is Qwen3-Reranker by its two answers or its one label, and a tokenizer's pair with one label.
+    """
+    template, head = replace(description.template, instruction=None), description.head
+    plain = ModelDescription(template.name, template, head, make_runtime(get_architecture(config), head))
+    if replace(description, template=template) != plain:
+        return False
+    if isinstance(head, LabelHead):
+        return head == LabelHead() and template in (QWEN3_RERANKER, CROSS_ENCODER)
+    return template == QWEN3_RERANKER and head == TokenHead(*(find_token(name, folder, word) for word in ("yes", "no")))
 
 
 def read_labels(config: dict[str, Any]) -> dict[int, str]:
