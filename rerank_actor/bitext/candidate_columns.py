@@ -15,7 +15,7 @@ from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.layouts import Source
 from rerank_actor.errors import InputError, suggest
 from rerank_actor.inputs.batches import Batch
-from rerank_actor.inputs.columns import RESERVED_COLUMNS, is_list
+from rerank_actor.inputs.columns import RESERVED_COLUMNS, is_list, is_text
 from rerank_actor.inputs.directions import BACKWARD, DIRECTED_VALUES, FORWARD, name_column
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.text import NOT_UNICODE
@@ -158,10 +158,14 @@ def _to_text(column: pa.Array, uri: str, name: str) -> tuple[pa.Array, set[int]]
 
 
 def _to_number(column: pa.Array) -> tuple[pa.Array, set[int]]:
-    """Return a column as numbers, and the rows that hold none; a null or an empty text is no score, which is no fault."""
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        numbers = column.cast(NUMBER)
-        return pc.if_else(pc.is_finite(numbers), numbers, None), set()
+    """Return a column as numbers, and the rows that hold none.
+
+    A null, an empty text, NaN and what is infinite are no score, which is no fault.
+    """
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not is_text(column.type):
+        return _drop_infinite(column.cast(NUMBER)), set()
     values: list[float | None] = []
     rows = set()
     for row, text in enumerate(column.to_pylist()):
@@ -170,4 +174,8 @@ def _to_number(column: pa.Array) -> tuple[pa.Array, set[int]]:
         except ValueError:
             values.append(None)
             rows.add(row)
-    return pa.array(values, NUMBER), rows
+    return _drop_infinite(pa.array(values, NUMBER)), rows
+
+
+def _drop_infinite(numbers: pa.Array) -> pa.Array:
+    return pc.if_else(pc.is_finite(numbers), numbers, None)

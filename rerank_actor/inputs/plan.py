@@ -18,13 +18,13 @@ from rerank_actor import storage
 from rerank_actor.errors import InputError, JobError, OutputConflictError, RerankError
 from rerank_actor.inputs import shards
 from rerank_actor.inputs.check_columns import check_columns
-from rerank_actor.inputs.columns import decode_type, has_extension, read_own_table, settle_type
+from rerank_actor.inputs.columns import read_own_table
 from rerank_actor.inputs.listing import InputListing, LeftOut, count_left_out, list_input
+from rerank_actor.inputs.listing.agreed_types import agree_on_types
 from rerank_actor.inputs.listing.left_out import EMPTY, IGNORED
 from rerank_actor.inputs.rows import UNIT_BYTES, ShardLayout, Unit
 from rerank_actor.inputs.scanning import refuse_other_values, scan_shards
 from rerank_actor.inputs.spec import InputSpec
-from rerank_actor.inputs.syntax.column_types import unify_types, widen_integers
 
 MIN_UNIT_ROWS = 512
 MAX_UNIT_ROWS = 16_384  # or pairs, where documents are lists and no single row has more
@@ -243,7 +243,7 @@ def make_plan(
         planned[uri] for uri in [*known, *(item.uri for item in objects if item.uri not in known)] if uri in planned
     ]
     refuse_same_ids(ordered)
-    plan = Plan(tuple(ordered), _agree_on_types(spec, readable, earlier.json_types))
+    plan = Plan(tuple(ordered), agree_on_types(spec, readable, earlier.json_types))
     _refuse_other_partitions(spec, plan, readable, partition_columns)
     if plan.num_rows == 0:
         broken = [shard.error for shard in plan.shards if shard.error]
@@ -351,55 +351,6 @@ def _choose_unit_size(spec: InputSpec, layouts: Iterable[ShardLayout]) -> UnitSi
 def share_out(total: int) -> int:
     """Return how many of so many rows, or pairs, make a unit where nobody says."""
     return min(MAX_UNIT_ROWS, max(MIN_UNIT_ROWS, total // UNITS_WANTED))
-
-
-def _agree_on_types(
-    spec: InputSpec, layouts: dict[str, ShardLayout], earlier: dict[str, pa.DataType]
-) -> dict[str, pa.DataType]:
-    """Return the types of columns that hold for all shards; those of an earlier plan stay.
-
-    Raises:
-        InputError: values of two shards have no type in common, or those of a new one do not go into the parts there are.
-    """
-    seen: dict[str, list[tuple[str, pa.DataType, bool]]] = {}
-    for uri, layout in layouts.items():
-        for name, kind in layout.columns.items():
-            is_json = layout.format == "jsonl"
-            if name not in layout.partitions and layout.num_rows and (is_json or spec.keeps(name)):
-                kind = decode_type(kind) if pa.types.is_nested(kind) else kind
-                seen.setdefault(name, []).append((uri, kind, is_json))
-    types = dict(earlier)
-    for name, found in seen.items():
-        types[name] = _unify(spec, name, found, earlier.get(name))
-    return {
-        name: pa.string() if pa.types.is_null(kind) else kind
-        for name, kind in types.items()
-        if not has_extension(kind)  # such a type may run code where the plan is read
-    }
-
-
-def _unify(
-    spec: InputSpec, name: str, found: list[tuple[str, pa.DataType, bool]], earlier: pa.DataType | None
-) -> pa.DataType:
-    """Return the type of a column from its types in some shards, and whether their values were looked at."""
-    there = f"in the parts already written it is {earlier}"
-    merged = earlier if earlier is not None else found[0][1]
-    if all(kind == merged for _, kind, _ in found):
-        return settle_type(merged) if found[0][2] else merged
-    if earlier is None:
-        merged = pa.null()
-    for uri, kind, is_exact in found:
-        wider = unify_types(merged, kind if is_exact else widen_integers(kind))
-        if spec.keeps(name) and (wider is None or (earlier is not None and settle_type(wider) != earlier)):
-            raise InputError(
-                f"{uri}: column `{name}` holds {settle_type(kind)}, {there}; give this shard an --output of its own, or leave "
-                f"the column out with --drop-columns {name}",
-                uri=uri,
-                column=name,
-            )
-        merged = merged if wider is None else wider
-        there = f"in {found[0][0]} it is {found[0][1]}" if earlier is None else there
-    return earlier if earlier is not None else settle_type(merged)
 
 
 def _cut(item: storage.StoredObject, layout: ShardLayout, unit_size: UnitSize, limit: int | None) -> Shard:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import ROOT
 
+from rerank_actor.bitext.candidate_columns import _to_number
 from rerank_actor.bitext.ingest import ReadSpec, read_candidates
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.run import _load_record
@@ -318,3 +320,18 @@ def test_cases_are_read_as_they_lie(tmp_path: Path, case: str, partitions: list[
     found = read_all(make_job(tmp_path / "in", CASES / f"bitext-{case}"))
     assert sorted(found) == partitions
     assert all(len(rows) == (6 if name in ("en-pt_BR", "en-zh_CN") else 3) for name, rows in found.items())
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["0.5", "nan", "", None, "inf", "x"]),
+        pa.array(["0.5", "nan", "", None, "inf", "x"]).dictionary_encode(),
+        pa.array([0.5, math.nan, None, None, math.inf, None]),
+    ],
+    ids=["text", "dictionary", "numbers"],
+)
+def test_candidate_scores_that_are_no_finite_numbers_are_none(column: pa.Array) -> None:
+    numbers, faulty = _to_number(column)
+    assert numbers.to_pylist() == [0.5, None, None, None, None, None]
+    assert faulty == (set() if pa.types.is_floating(column.type) else {5})
