@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from rerank_actor import storage
-from rerank_actor.engines.checkpoint.files import list_model_files
+from rerank_actor.engines.checkpoint.files import list_model_files, list_module_files, list_module_folders
 from rerank_actor.engines.checkpoint.folder import (
     check_checkpoint,
     make_loaded_folder,
@@ -135,13 +135,18 @@ def _fetch_from_s3(uri: str, *, weights: bool, code: bool) -> Path:
         raise ModelError(f"--model {error}", model=uri) from error
     if not objects:
         raise ModelError(f"{uri}: no such model folder; check --model", model=uri)
-    listing = json.dumps([item.identity for item in objects] + [weights, *["code"] * code])
+    has_modules = any(item.uri == f"{uri.rstrip('/')}/modules.json" for item in objects)  # copies of before lack theirs
+    marks = [weights, *["code"] * code, *["modules"] * has_modules]
+    listing = json.dumps([item.identity for item in objects] + marks)
     target = storage.choose_cache("models") / hashlib.sha256(listing.encode()).hexdigest()[:24]
     if not target.is_dir():
         temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
         temporary.mkdir(parents=True, exist_ok=True)
         left_out = [*REFUSED_SUFFIXES, *[".safetensors"] * (not weights), *[CODE_SUFFIX] * (not code)]
         storage.download_folder(uri, temporary, skip=tuple(left_out))
+        for place in list_module_folders(temporary):
+            (temporary / place).mkdir(parents=True, exist_ok=True)
+            storage.download_folder(f"{uri.rstrip('/')}/{place}", temporary / place, skip=tuple(left_out))
         try:
             temporary.rename(target)
         except OSError:  # another process on this machine was first
@@ -196,6 +201,7 @@ def load_reranker_model(
     config = _read_config(folder, name)
     refuse_overrides(name, config)
     description = describe_model(name, folder, config, entry)
+    early = is_early(name, folder, config, description)
     is_whole = description.runtime.loading in ("as_is", "sequence_to_sequence")
     if is_whole and not trust_remote_code:
         _refuse_code(name, folder, config)
@@ -204,14 +210,14 @@ def load_reranker_model(
     return RerankerModel(
         name=name,
         folder=str(folder),
-        digest=_identify(name, commit, folder, code=trust_remote_code),
+        digest=_identify(name, commit, folder, code=trust_remote_code, modules=not early),
         revision=commit or revision,
         description=description,
         architecture=get_architecture(config),
         max_positions=_max_positions(config),
         trust_remote_code=trust_remote_code,
         usual_length=read_usual_length(folder),
-        is_early=is_early(name, folder, config, description),
+        is_early=early,
     )
 
 
@@ -255,14 +261,14 @@ def fetch_weights(model: RerankerModel) -> Path:
     return make_loaded_folder(folder, choose_weights(model.name, files, config))
 
 
-def _identify(name: str, commit: str | None, folder: Path, *, code: bool) -> str:
+def _identify(name: str, commit: str | None, folder: Path, *, code: bool, modules: bool) -> str:
     """Return an identity that changes when the model does, without fetching weights that only the actors need."""
     if commit:
         return f"{name}@{commit}"
     if storage.is_s3(name):
         listing = [[item.uri.rpartition("/")[2], item.size, item.etag] for item in storage.list_objects(name)]
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:32]
-    return compute_digest(folder, code=code)
+    return compute_digest(folder, code=code, modules=modules)
 
 
 def _read_config(folder: Path, name: str, file: str = "config.json") -> dict[str, Any]:
@@ -343,13 +349,16 @@ def _byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def compute_digest(folder: Path, *, code: bool = False) -> str:
+def compute_digest(folder: Path, *, code: bool = False, modules: bool = True) -> str:
     """Return a hash over names, sizes and contents of a model's files; of weights, over windows spread evenly.
 
-    The model's own Python code is among the files where it is to run.
+    Args:
+        folder: with the model.
+        code: the model's own Python code is among the files, as it is to run.
+        modules: the files of its modules in subfolders are; earlier outputs' models are without.
     """
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
+    for path in (*sorted(folder.iterdir()), *(list_module_files(folder) if modules else ())):
         is_weight = path.suffix == ".safetensors"
         if (
             not path.is_file()
@@ -358,7 +367,7 @@ def compute_digest(folder: Path, *, code: bool = False) -> str:
         ):
             continue
         size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
         with path.open("rb") as file:
             if not is_weight or size <= _DIGEST_WINDOWS * _DIGEST_WINDOW_BYTES:
                 digest.update(file.read())

@@ -17,6 +17,7 @@ from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.template import QWEN3_RERANKER
 from rerank_actor.errors import JobError, ModelError, RerankError
 
+MODULES = "sentence_transformers.models."
 CONTROLS = ("<|im_start|>", "<|im_end|>")
 
 
@@ -105,6 +106,48 @@ def test_other_tokens_under_an_early_name_count_in_the_fingerprint(folder: Path,
     assert fingerprint("1", "0")["description"] != fingerprint("Yes", "no")["description"]
 
 
+@pytest.mark.parametrize("file", ["2_Dense/model.safetensors", "1_Pooling/config.json"])
+def test_file_of_a_module_that_changes_is_another_model(folder: Path, file: str) -> None:
+    def fingerprint() -> dict[str, Any]:
+        return load_reranker_model(str(folder), weights=False).fingerprint_settings()
+
+    write(folder, "config.json", {"architectures": ["ModernBertModel"]})
+    kinds = ("Transformer", "Pooling", "Dense", "LayerNorm", "Dense")
+    paths = ["", *(f"{number}_{kind}" for number, kind in enumerate(kinds) if number)]
+    write(
+        folder,
+        "modules.json",
+        [{"type": MODULES + kind, "path": path} for kind, path in zip(kinds, paths, strict=True)],
+    )
+    write(folder, file, "one")
+    before = fingerprint()
+    write(folder, "onnx/config.json", "of no module")
+    assert fingerprint() == before
+    write(folder, file, "two")
+    assert fingerprint() != before
+
+
+def test_files_of_modules_leave_the_fingerprint_of_an_early_model_alone(folder: Path) -> None:
+    head = {"true_token_id": token(folder, "yes"), "false_token_id": token(folder, "no")}
+    declare(folder, "qwen3", head=head)
+    before = load_reranker_model(str(folder), weights=False).fingerprint_settings()
+    write(folder, "1_LogitScore/config.json", {**head, "note": "the same head"})
+    assert load_reranker_model(str(folder), weights=False).fingerprint_settings() == before
+
+
+def test_modules_on_s3_are_read_and_count_in_the_fingerprint(folder: Path, s3: Any) -> None:
+    def load(true: str) -> Any:
+        write(folder, "1_LogitScore/config.json", {"true_token_id": token(folder, true), "false_token_id": None})
+        s3.put_folder(folder, "model")
+        return load_reranker_model(s3.uri("model"), weights=False)
+
+    declare(folder, "ctxl", head={})
+    found, other = load("yes"), load("Yes")
+    assert found.description.head == TokenHead(token(folder, "yes"))
+    assert other.description.head == TokenHead(token(folder, "Yes"))
+    assert found.digest != other.digest
+
+
 def test_default_prompt_is_the_instruction(folder: Path) -> None:
     declare(folder, "qwen3", head={"true_token_id": 1, "false_token_id": 2})
     about = {"prompts": {"task": "Find duplicates"}, "default_prompt_name": "task"}
@@ -143,7 +186,6 @@ def test_name_against_files_is_refused_and_settled_by_a_file(folder: Path, tmp_p
     assert (found.head, found.score) == (TokenHead(token(named, "no")), ScoreScale(2.0))
 
 
-MODULES = "sentence_transformers.models."
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "an embedding model": (
         lambda folder: write(

@@ -1,13 +1,14 @@
 """The files of a model where they lie: their sizes, and any range of their bytes, whether they were fetched or not.
 
-One view of a local folder, an S3 folder and a hub repository at a commit. Subfolders are left out, since no engine loads
-weights from them. Knows nothing of what the files hold.
+One view of a local folder, an S3 folder and a hub repository at a commit. Subfolders are left out of it: weights there are
+loaded only where a chain of modules is folded into the model, by whoever folds it. Knows nothing of what the files hold.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rerank_actor import storage
 from rerank_actor.storage import hub
@@ -50,6 +51,23 @@ def list_model_files(name: str, folder: Path, commit: str | None) -> ModelFiles:
         except OSError:  # no network: what was fetched before is all there is
             return ModelFiles(_list_folder(folder), partial(_read_folder, folder), is_complete=False)
     return ModelFiles(_list_folder(folder), partial(_read_folder, folder))
+
+
+def list_module_folders(folder: Path) -> list[str]:
+    """Return the subfolders of a local model's modules, as `modules.json` names them; none where it names none below it."""
+    try:
+        listed = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        places = {PurePosixPath(str(module.get("path") or "")) for module in listed}
+    except (OSError, ValueError, AttributeError, TypeError):  # none there, or a file that its reader refuses
+        return []
+    return sorted(str(place) for place in places if place.parts and not place.is_absolute() and ".." not in place.parts)
+
+
+def list_module_files(folder: Path) -> list[Path]:
+    """Return the files in the subfolders of a local model's modules."""
+    return sorted(
+        path for place in list_module_folders(folder) for path in (folder / place).glob("*") if path.is_file()
+    )
 
 
 def _list_folder(folder: Path) -> dict[str, int]:

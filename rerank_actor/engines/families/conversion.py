@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rerank_actor import storage
+from rerank_actor.engines.checkpoint.files import list_module_files
 from rerank_actor.engines.checkpoint.weights import INDEX_SUFFIX, SAFETENSORS, Weights
 from rerank_actor.engines.families.description import Loading
 from rerank_actor.errors import ModelError
@@ -34,7 +35,8 @@ def convert_model(name: str, folder: Path, weights: Weights, loading: Loading) -
     Raises:
         ModelError: its files are not those of such a model.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in (SAFETENSORS, ".json"))
+    files = [path for path in (*sorted(folder.glob("*")), *list_module_files(folder)) if path.is_file()]
+    files = [path for path in files if path.suffix in (SAFETENSORS, ".json")]
     facts = [[str(path.relative_to(folder)), (stat := path.stat()).st_size, stat.st_mtime_ns] for path in files]
     key = hashlib.sha256(json.dumps([str(folder.resolve()), facts, loading, 1]).encode()).hexdigest()[:24]
     target = storage.choose_cache("converted") / key
