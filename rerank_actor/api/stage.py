@@ -57,12 +57,18 @@ class RerankStage:
         taken = sorted(set(RESERVED_COLUMNS) & set(names))
         if taken:
             raise InputError(f"column `{taken[0]}` is there already; rename or drop it before", column=taken[0])
-        return _add_columns(batch, self._reranker.make_columns(*(_read_column(batch, name) for name in self._columns)))
+        columns = [_read_column(batch, name) for name in self._columns]
+        if len({len(column) for column in columns}) > 1:
+            sizes = ", ".join(f"{len(column)} in `{name}`" for name, column in zip(self._columns, columns, strict=True))
+            raise InputError(f"columns of a batch have other lengths than one another ({sizes})")
+        return _add_columns(batch, self._reranker.make_columns(*columns))
 
 
 def _list_columns(batch: Any) -> list[str]:
     if isinstance(batch, Mapping):
         return list(batch)
+    if isinstance(batch, pa.RecordBatch):
+        return list(batch.schema.names)
     names = batch.column_names if hasattr(batch, "column_names") else getattr(batch, "columns", None)
     if names is None:
         raise TypeError(
@@ -82,7 +88,7 @@ def _read_column(batch: Any, name: str) -> list[Any]:
 
 
 def _add_columns(batch: Any, added: dict[str, pa.Array]) -> Any:
-    if isinstance(batch, pa.Table):
+    if isinstance(batch, pa.Table | pa.RecordBatch):
         for name, values in added.items():
             batch = batch.append_column(name, values)
         return batch

@@ -36,6 +36,8 @@ def export(arguments: Sequence[str] | None = None) -> int:
     flag, position = options.pop("scored_flag"), options.pop("scored")
     if (flag is None) == (position is None):
         raise JobError("name one scored output, as SCORED or with --scored")
+    if options["format"] == "trec" and options["tag"].split() != [options["tag"]]:
+        raise JobError("--tag: a field of a TREC run has no blanks and is not empty")
     if options["top_k"] is not None and options["top_k"] < 1:
         raise JobError("--top-k: expected a whole number from 1 on")
     target, scored = options.pop("output"), normalize_uri(flag or position)

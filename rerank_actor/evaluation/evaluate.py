@@ -167,7 +167,31 @@ def _iterate_queries(
         has_order = has_order and not table[spec.retrieval_column].null_count
         scores = _group(table, "logit")
         left_out["candidates that are there twice"] += table.num_rows - sum(map(len, scores.values()))
-        yield scores, _group(table, spec.retrieval_column) if has_order else None
+        yield scores, _read_order(table, spec.retrieval_column, uri) if has_order else None
+
+
+def _read_order(table: pa.Table, column: str, uri: str) -> dict[str, dict[str, float]]:
+    """Return the scores of the retrieval.
+
+    Raises:
+        InputError: they are no numbers, or 1, 2, 3 and so on within each query, which are ranks.
+    """
+    kind = table.schema.field(column).type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        raise InputError(
+            f"{uri}: column `{column}` is {kind}; --retrieval-column names one of numbers", uri=uri, column=column
+        )
+    grouped = _group(table, column)
+    if any(len(found) > 1 for found in grouped.values()) and all(
+        sorted(found.values()) == list(range(1, len(found) + 1)) for found in grouped.values()
+    ):
+        raise InputError(
+            f"{uri}: column `{column}` counts the candidates of each query from 1, so that it holds ranks; name the column of "
+            "scores with --retrieval-column",
+            uri=uri,
+            column=column,
+        )
+    return grouped
 
 
 def _group(table: pa.Table, value: str) -> dict[str, dict[str, float]]:

@@ -31,23 +31,31 @@ def reranker() -> Iterator[Reranker]:
     "batch",
     [
         pa.table(COLUMNS),
+        pa.RecordBatch.from_pydict(COLUMNS),
         pd.DataFrame(COLUMNS),
         pd.DataFrame(COLUMNS).astype({"q": pd.StringDtype(), "d": object}),
         datasets.Dataset.from_dict(COLUMNS),
         {name: np.array(values, object) for name, values in COLUMNS.items()},
     ],
-    ids=["arrow", "pandas", "pandas-string", "datasets", "numpy"],
+    ids=["arrow", "record batch", "pandas", "pandas-string", "datasets", "numpy"],
 )
 def test_batch_comes_back_in_its_own_kind_with_columns_added(
     batch: Any, stage: RerankStage, reranker: Reranker
 ) -> None:
     found = stage(batch)
     assert type(found) is type(batch)
-    columns = {name: list(found[name].to_pylist() if isinstance(batch, pa.Table) else found[name]) for name in ADDED}
+    columns = {
+        name: list(found[name].to_pylist() if isinstance(batch, pa.Table | pa.RecordBatch) else found[name])
+        for name in ADDED
+    }
     assert columns["score"][:2] == reranker.score([("one", "a"), ("two", "b")]).tolist()
     assert [bool(pd.isna(score)) for score in columns["score"]] == [False, False, True]
     assert [None if pd.isna(error) else error for error in columns["error"]] == [None, None, "query is null"]
-    assert list(found["number"].to_pylist() if isinstance(batch, pa.Table) else found["number"]) == [1, 2, 3]
+    assert list(found["number"].to_pylist() if isinstance(batch, pa.Table | pa.RecordBatch) else found["number"]) == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_stage_of_a_pipeline(local_ray: str, reranker: Reranker) -> None:
@@ -65,6 +73,8 @@ def test_stage_refuses_columns_that_do_not_fit(stage: RerankStage) -> None:
         stage(pa.table({"query": ["a"], "d": ["b"]}))
     with pytest.raises(InputError, match="column `score` is there already"):
         stage(pa.table({"q": ["a"], "d": ["b"], "score": [1.0]}))
+    with pytest.raises(InputError, match="other lengths than one another"):
+        stage({"q": ["a"], "d": ["b", "c"]})
     with pytest.raises(TypeError, match="a batch is a list"):
         stage([("a", "b")])
 

@@ -190,6 +190,12 @@ def test_order_of_the_retrieval_is_known_for_all_candidates_or_not_at_all(
     flags = ["--scored", scored / "out", "--qrels", scored / "qrels.tsv", "--partial"]
     assert run(*flags) == 0
     assert "own order" not in capsys.readouterr().out
+    pq.write_table(table.append_column("rank", pa.array([1, 2, 3, 4] * 3)), part)
+    assert run(*flags, "--retrieval-column", "rank") == 2
+    assert "so that it holds ranks" in capsys.readouterr().err
+    assert run(*flags, "--retrieval-column", "query") == 2
+    assert "names one of numbers" in capsys.readouterr().err
+    pq.write_table(table.append_column("mine", some), part)
     for name in ("mine", "nothing"):
         assert run(*flags, "--retrieval-column", name) == 2
         assert f"not every candidate has a number in `{name}`" in capsys.readouterr().err
