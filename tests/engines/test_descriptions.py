@@ -171,6 +171,13 @@ def test_name_tells_what_bare_files_do_not(folder: Path, name: str, head: str, s
     )
 
 
+@pytest.mark.parametrize("given", ["models/zerank-1", "./models/zerank-1", "models/zerank-1/", "."])
+def test_relative_folder_is_called_as_its_last_part(folder: Path, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder, folder.parent / "models" / "zerank-1")
+    monkeypatch.chdir(folder.parent / "models" / "zerank-1" if given == "." else folder.parent)
+    assert load_reranker_model(given, weights=False).description.name == "zerank"
+
+
 def test_name_against_files_is_refused_and_settled_by_a_file(folder: Path, tmp_path: Path) -> None:
     declare(
         folder,

@@ -56,7 +56,8 @@ def describe_model(name: str, folder: Path, config: dict[str, Any], entry: Entry
         return entry.to_description(name, config, controls, find)
     declared = read_declared(name, folder, config)
     labels = read_labels(config)
-    called = (name, str(config.get("_name_or_path") or ""))
+    own_name = str(folder.absolute()) if folder == Path(name).expanduser() else name
+    called = (own_name, str(config.get("_name_or_path") or ""))
     entry = find_entry(called, architecture, config, labels)
     known = None if entry is None else entry.to_description(name, config, controls, find)
     template = _read_chat_template(name, folder, declared, controls, architecture)
