@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from families import CHAT, declare, make_bpe
+from transformers import BertConfig
 
 from rerank_actor.engines.families.chat_template import ChatTemplate
 from rerank_actor.engines.families.description import LabelHead, ScoreScale, TokenHead
+from rerank_actor.engines.families.detect import read_labels
 from rerank_actor.engines.families.entries import load_entries
 from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.template import QWEN3_RERANKER
@@ -287,9 +289,27 @@ def test_two_labels_are_a_difference_where_they_are_called_no_and_yes(folder: Pa
     config = {"architectures": ["Qwen3ForSequenceClassification"], "id2label": {"0": "no", "1": "yes"}}
     write(folder, "config.json", config)
     assert describe(folder).head == LabelHead(1, 0)
+    write(folder, "config.json", {**config, "num_labels": 2})
+    assert describe(folder).head == LabelHead(1, 0)
     write(folder, "config.json", {**config, "id2label": {"0": "LABEL_0", "1": "LABEL_1"}})
     with pytest.raises(ModelError, match="nothing says which is relevance"):
         describe(folder)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"num_labels": 1},
+        {"num_labels": 2},
+        {"num_labels": 2, "id2label": {"1": "yes", "0": "no"}},
+        {"num_labels": 1, "id2label": {"0": "no", "1": "yes"}},
+        {"num_labels": 2, "id2label": {"0": "relevance"}},
+        {"id2label": {"0": "relevance"}},
+    ],
+)
+def test_labels_are_those_that_transformers_reads(config: dict[str, Any]) -> None:
+    assert read_labels(config) == BertConfig.from_dict(config).id2label
 
 
 @pytest.mark.parametrize("name", CHAT)

@@ -94,11 +94,11 @@ def is_early(name: str, folder: Path, config: dict[str, Any], description: Model
 
 
 def read_labels(config: dict[str, Any]) -> dict[int, str]:
-    """Return the names of a classifier's outputs; two where a configuration does not say, as Transformers has it."""
-    if config.get("num_labels"):
-        return {number: f"LABEL_{number}" for number in range(int(config["num_labels"]))}
-    named = config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}
-    return {int(number): str(label) for number, label in sorted(named.items(), key=lambda item: int(item[0]))}
+    """Return the names of a classifier's outputs as Transformers has them: two without names where nothing is said."""
+    named, number = config.get("id2label") or {}, config.get("num_labels")
+    if not named or len(named) != (number or len(named)):  # names of another number of outputs are not kept
+        named = {at: f"LABEL_{at}" for at in range(int(number or 2))}
+    return {int(at): str(label) for at, label in sorted(named.items(), key=lambda item: int(item[0]))}
 
 
 def _read_label_head(name: str, architecture: str, labels: dict[int, str]) -> LabelHead | None:
