@@ -296,6 +296,18 @@ def test_two_labels_are_a_difference_where_they_are_called_no_and_yes(folder: Pa
         describe(folder)
 
 
+def test_two_labels_without_names_are_read_as_the_built_in_description_says(folder: Path) -> None:
+    named = folder.rename(folder.with_name("mxbai-rerank-base-v2-seq"))
+    config = {"architectures": ["Qwen2ForSequenceClassification"], "num_labels": 2}
+    for labels in ({}, {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, {"id2label": {"0": "0", "1": "1"}}):
+        write(named, "config.json", {**config, **labels})
+        found = describe(named)
+        assert (found.name, found.head) == ("mxbai-rerank-v2", LabelHead(1, 0))
+    write(named, "config.json", {**config, "id2label": {"0": "1", "1": "0"}})
+    with pytest.raises(ModelError, match="nothing says which is relevance"):
+        describe(named)
+
+
 @pytest.mark.parametrize(
     "config",
     [

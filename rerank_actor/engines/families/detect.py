@@ -61,7 +61,6 @@ def describe_model(name: str, folder: Path, config: dict[str, Any], entry: Entry
     entry = find_entry(called, architecture, config, labels)
     known = None if entry is None else entry.to_description(name, config, controls, find)
     template = _read_chat_template(name, folder, declared, controls, architecture)
-    head = declared.head or _read_label_head(name, architecture, labels)
     if declared.modules[1:] == CHAIN:
         return _describe_chain(name, architecture, template)
     if known is not None and declared.head is not None and known.head != declared.head:
@@ -72,8 +71,11 @@ def describe_model(name: str, folder: Path, config: dict[str, Any], entry: Entry
         )
     if template is None:
         template = known.template if known is not None else _find_template(name, architecture, config)
+    head = declared.head
+    if head is None and known is not None and _fits(known.head, labels):
+        head = known.head
     if head is None:
-        head = known.head if known is not None else TokenHead(find("yes"), find("no"))
+        head = _read_label_head(name, architecture, labels) or TokenHead(find("yes"), find("no"))
     if known is not None:
         return replace(known, template=template, head=head)
     return ModelDescription(template.name, template, head, make_runtime(architecture, head))
@@ -99,6 +101,11 @@ def read_labels(config: dict[str, Any]) -> dict[int, str]:
     if not named or len(named) != (number or len(named)):  # names of another number of outputs are not kept
         named = {at: f"LABEL_{at}" for at in range(int(number or 2))}
     return {int(at): str(label) for at, label in sorted(named.items(), key=lambda item: int(item[0]))}
+
+
+def _fits(head: TokenHead | LabelHead, labels: dict[int, str]) -> bool:
+    """Whether a head that is known of a model does without the names of its labels: it reads tokens, or they have none."""
+    return isinstance(head, TokenHead) or all(label == f"LABEL_{number}" for number, label in labels.items())
 
 
 def _read_label_head(name: str, architecture: str, labels: dict[int, str]) -> LabelHead | None:
