@@ -16,7 +16,7 @@ from rerank_actor.inputs.columns import RESERVED_COLUMNS
 from rerank_actor.inputs.directions import Directions
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.pairs import INDEX_COLUMN, TextSpec
-from rerank_actor.inputs.rankings import RANKING_FORMATS
+from rerank_actor.inputs.rankings.lines import RANKING_FORMATS
 from rerank_actor.inputs.settings import (
     DialectSettings,
     InputSettings,

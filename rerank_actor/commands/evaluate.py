@@ -8,7 +8,7 @@ from rerank_actor.commands.command_line import Parser, name_program
 from rerank_actor.evaluation.evaluate import RETRIEVAL_COLUMN, EvaluationSpec, evaluate_outputs
 from rerank_actor.evaluation.measures import KNOWN, parse_measure
 from rerank_actor.evaluation.table import make_table, to_record
-from rerank_actor.mining.qrels import load_judgements
+from rerank_actor.inputs.rankings.qrels import load_judgements
 from rerank_actor.progress import say
 from rerank_actor.storage.uri import normalize_uri
 

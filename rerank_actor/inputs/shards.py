@@ -16,7 +16,8 @@ from rerank_actor import storage
 from rerank_actor.errors import ObjectChangedError, ShardChangedError, ShardError, describe_cause
 from rerank_actor.inputs.columnar import read_arrow, read_parquet, scan_arrow, scan_parquet
 from rerank_actor.inputs.formats import TextFormat, detect_format
-from rerank_actor.inputs.rankings import COLUMNS, RANKING_FORMATS, RankingFile, read_ranking, scan_ranking
+from rerank_actor.inputs.rankings.files import RankingFile, read_ranking, scan_ranking
+from rerank_actor.inputs.rankings.lines import COLUMNS, RANKING_FORMATS
 from rerank_actor.inputs.rows import (
     LIMITS,
     ReadLimits,

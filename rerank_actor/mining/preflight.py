@@ -13,9 +13,9 @@ import pyarrow as pa
 from rerank_actor import storage
 from rerank_actor.errors import OutputConflictError
 from rerank_actor.fingerprint import hash_fingerprint, list_differing, refuse_other_rules
+from rerank_actor.inputs.rankings.qrels import load_qrels
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.output import MineOutput
-from rerank_actor.mining.qrels import load_qrels
 from rerank_actor.mining.rules import VERSION, MiningRules
 from rerank_actor.mining.scored import ScoredInput, load_scored
 from rerank_actor.outputs.folder import Output

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError
+from rerank_actor.inputs.rankings.qrels import mark_judged
 from rerank_actor.mining.pairs import TEXT_ROLES, Columns, encode_keys, read_pairs
-from rerank_actor.mining.qrels import mark_judged
 from rerank_actor.outputs.part import read_part_metadata
 from rerank_actor.outputs.row_groups import RowGroups, SizedGroup, batch_by_size, open_part, share_out_groups
 from rerank_actor.runtime.steps import TaskRunner

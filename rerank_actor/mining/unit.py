@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rerank_actor import storage
+from rerank_actor.inputs.rankings.qrels import Judged, mark_judged
 from rerank_actor.mining.examples import Teacher, group_examples
 from rerank_actor.mining.formats import build_objects
 from rerank_actor.mining.near_duplicates import mark_near_duplicates, mark_variants
 from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.pairs import TEXT_ROLES, Columns, encode_keys, encode_texts, read_pairs
-from rerank_actor.mining.qrels import Judged, mark_judged
 from rerank_actor.mining.rules import MiningRules
 from rerank_actor.mining.select import Candidates, select
 from rerank_actor.mining.survey import MiningUnit, is_split

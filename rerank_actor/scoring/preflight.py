@@ -31,7 +31,7 @@ from rerank_actor.inputs.formats import find_format
 from rerank_actor.inputs.listing import InputListing, list_input
 from rerank_actor.inputs.lookups import ScoreLookup, TextLookup
 from rerank_actor.inputs.plan import Plan, PlanChange, choose_partition_columns, make_plan
-from rerank_actor.inputs.rankings import RANKING_FORMATS
+from rerank_actor.inputs.rankings.lines import RANKING_FORMATS
 from rerank_actor.inputs.text_sources import TextSource, list_sources
 from rerank_actor.job import EngineJob, ScoreJob
 from rerank_actor.outputs.folder import PART_NAME, Output, list_strays, select_parts

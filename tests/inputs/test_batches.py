@@ -25,12 +25,12 @@ from rerank_actor.errors import InputError, RerankError
 from rerank_actor.inputs.batches import read_batches
 from rerank_actor.inputs.formats import detect_format
 from rerank_actor.inputs.listing import list_input
+from rerank_actor.inputs.rankings.qrels import load_qrels
 from rerank_actor.inputs.rows import LIMITS, ReadLimits, Unit
 from rerank_actor.inputs.shards import read_rows, scan_shard
 from rerank_actor.inputs.spec import InputSpec, SourceSpec
 from rerank_actor.inputs.text_sources import SourcePiece, TextSource
 from rerank_actor.inputs.text_sources import list_sources as find_text_sources
-from rerank_actor.mining.qrels import load_qrels
 from rerank_actor.storage.utf8 import is_unicode
 
 NAMES = ("source", "target", "label")

@@ -17,11 +17,13 @@ from rerank_actor import Reranker
 from rerank_actor.commands.export import export
 from rerank_actor.engines.base import compute_score
 from rerank_actor.errors import InputError, JobError
-from rerank_actor.inputs.rankings import RankingFile, parse_line, read_ranking, scan_ranking, sniff_format
+from rerank_actor.inputs.rankings.files import RankingFile, read_ranking, scan_ranking
+from rerank_actor.inputs.rankings.lines import parse_line
+from rerank_actor.inputs.rankings.qrels import load_qrels
+from rerank_actor.inputs.rankings.sniff import sniff_format
 from rerank_actor.inputs.shards import read_rows
 from rerank_actor.job import ScoreJob
 from rerank_actor.job_file import check_job
-from rerank_actor.mining.qrels import load_qrels
 from rerank_actor.outputs.export import ExportSpec, export_scores
 from rerank_actor.scoring.preflight import prepare_job
 from rerank_actor.scoring.run import run_job

@@ -14,10 +14,10 @@ from mining_inputs import group, make_pairs, write_scored
 from scoring_in_process import score_here
 
 from rerank_actor.errors import InputError
+from rerank_actor.inputs.rankings.qrels import load_qrels
 from rerank_actor.job import load_job
 from rerank_actor.mining.pairs import read_pairs
 from rerank_actor.mining.preflight import prepare_mining
-from rerank_actor.mining.qrels import load_qrels
 from rerank_actor.mining.report import list_remarks
 from rerank_actor.mining.survey import survey_part
 

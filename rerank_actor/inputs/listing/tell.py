@@ -9,7 +9,7 @@ import contextlib
 from rerank_actor import storage
 from rerank_actor.errors import ShardError
 from rerank_actor.inputs.formats import Format, find_format, is_shard, split_name
-from rerank_actor.inputs.rankings import sniff_format
+from rerank_actor.inputs.rankings.sniff import sniff_format
 from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.inputs.text import READ_ERRORS
 

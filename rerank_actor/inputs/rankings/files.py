@@ -9,35 +9,15 @@ by place; the lines of a query must then stand together. Memory is bounded by on
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import pyarrow as pa
 
 from rerank_actor.errors import InputError
+from rerank_actor.inputs.rankings.lines import BEIR_HEADER, BROKEN, COLUMNS, parse_line, split_line
 from rerank_actor.inputs.rows import LIMITS, Block, add_location
-from rerank_actor.inputs.syntax.quoted import BYTE_ORDER_MARK
-from rerank_actor.inputs.text import NOT_UNICODE, TextFile, is_number, iterate_records, open_text
+from rerank_actor.inputs.text import NOT_UNICODE, TextFile, is_number, iterate_records
 from rerank_actor.storage.utf8 import is_unicode
-
-RankingFormat = Literal["trec", "tevatron", "msmarco", "qrels"]
-RANKING_FORMATS: tuple[str, ...] = get_args(RankingFormat)
-HEAD_BYTES = 64 * 1024
-
-_IDS = {"query_id": pa.string(), "document_id": pa.string()}
-COLUMNS: dict[str, dict[str, pa.DataType]] = {
-    "trec": {**_IDS, "rank": pa.int64(), "retrieval_score": pa.float64(), "tag": pa.string()},
-    "tevatron": {**_IDS, "retrieval_score": pa.float64()},
-    "msmarco": {**_IDS, "rank": pa.int64()},
-    "qrels": {**_IDS, "relevance": pa.float64()},
-}
-THIRD_COLUMNS = {"tevatron": "retrieval_score", "msmarco": "rank", "qrels": "relevance"}
-BEIR_HEADER = ["query-id", "corpus-id", "score"]
-BROKEN = {
-    "trec": "line is not of a TREC run (query, Q0, document, rank, score, tag), ids without quotes",
-    "tevatron": "line is not of a Tevatron ranklist (query, document, score), ids without quotes",
-    "msmarco": "line is not of MS MARCO's (query, document, rank), ids without quotes",
-    "qrels": "line is not of qrels (query, document, score; or query, iteration, document, relevance), ids without quotes",
-}
 
 
 @dataclass(frozen=True)
@@ -84,80 +64,6 @@ class RankingLine:
     number: int
     values: dict[str, Any] | None
     fault: str | None = None
-
-
-def parse_line(kind: str, text: str) -> dict[str, Any] | None:
-    """Return the columns of a line, None where it is none of this format."""
-    fields = _split_line(kind, text)
-    try:
-        if kind == "trec":
-            query, _, document, rank, score, tag = fields
-            if _is_quoted(query) or _is_quoted(document):
-                return None
-            return {
-                "query_id": query,
-                "document_id": document,
-                "rank": int(rank),
-                "retrieval_score": float(score),
-                "tag": tag,
-            }
-        if kind == "qrels" and len(fields) == 4:
-            fields = [fields[0], *fields[2:]]
-        query, document, last = fields
-        number = int(last) if kind == "msmarco" else float(last)
-    except ValueError:
-        return None
-    if not query or not document or _is_quoted(query) or _is_quoted(document):
-        return None
-    return {
-        "query_id": query,
-        "document_id": document,
-        THIRD_COLUMNS[kind]: number,
-    }
-
-
-def _is_quoted(name: str) -> bool:
-    """Whether an id is in quotes, as a CSV writer puts them, so that no other file has it so."""
-    return len(name) > 1 and name[0] == name[-1] == '"'
-
-
-def sniff_format(uri: str, size: int, compression: str) -> str | None:
-    """Return the format that the first lines of a text show; None where they show none.
-
-    Raises:
-        InputError: they may be a ranklist with scores as well as ranks or ids.
-    """
-    with open_text(TextFile(uri, size, "", "lines", compression)) as stream:
-        head = stream.read(HEAD_BYTES).removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace")
-    lines = [line for line in head.splitlines() if line.strip()]
-    if not lines:
-        return None
-    fields = lines[0].split()
-    if len(fields) == 6 and parse_line("trec", lines[0]):
-        return "trec"
-    if len(fields) == 4 and fields[1] in ("0", "Q0") and parse_line("qrels", lines[0]):
-        return "qrels"
-    if (
-        _split_line("qrels", lines[0]) == BEIR_HEADER
-        and len(lines) > 1
-        and len(lines[1].split("\t")) == 3
-        and parse_line("qrels", lines[1])
-    ):
-        return "qrels"
-    if len(lines[0].split("\t")) != 3 or not parse_line("tevatron", lines[0]):
-        return None
-    if all(line.rpartition("\t")[2].strip().isdecimal() for line in lines[: None if len(lines) == 1 else -1]):
-        raise InputError(
-            f"{uri}: its third column holds whole numbers alone, which may be scores, ranks or ids; --format msmarco reads "
-            "them as ranks, where 1 is the best (MS MARCO's qid, pid, rank), --format tevatron as scores, where the highest is",
-            uri=uri,
-        )
-    return "tevatron"
-
-
-def _split_line(kind: str, text: str) -> list[str]:
-    fields = text.split("\t") if kind != "trec" and "\t" in text else text.split()
-    return [field.strip() for field in fields]
 
 
 def scan_ranking(file: RankingFile, block_rows: int, break_at: int) -> list[Block]:
@@ -285,5 +191,5 @@ def iterate_ranking(file: RankingFile, start: int = 0) -> Iterator[RankingLine]:
 
 def _is_header(file: RankingFile, text: str) -> bool:
     """Whether a first line of qrels names columns."""
-    fields = _split_line("qrels", text)
+    fields = split_line("qrels", text)
     return fields == BEIR_HEADER or (file.any_header and not is_number(fields[-1]))

@@ -1,6 +1,6 @@
 """Judgements: which document is relevant to which query, from a qrels file.
 
-Takes what `inputs.rankings` reads: TREC's four fields (query, iteration, document, relevance; blanks or tabs) and BEIR's TSV
+Takes what `files` reads: TREC's four fields (query, iteration, document, relevance; blanks or tabs) and BEIR's TSV
 (query-id, corpus-id, score; with or without a header), also packed; and Parquet, JSON lines and CSV with such columns, as
 MTEB and the hub have them. Gives all of it by query and document, or what is positive as two columns of ids, and marks pairs
 with it; ids are compared as text. Knows nothing of scores.
@@ -19,7 +19,7 @@ from rerank_actor import storage
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.batches import read_batches, refuse_broken
 from rerank_actor.inputs.formats import find_format
-from rerank_actor.inputs.rankings import RankingFile, iterate_ranking
+from rerank_actor.inputs.rankings.files import RankingFile, iterate_ranking
 from rerank_actor.inputs.text_sources import read_id
 
 SCHEMA = pa.schema({"query_id": pa.string(), "document_id": pa.string()})
