@@ -63,6 +63,7 @@ class RerankerModel:
         max_positions: longest prompt in tokens that the model was built for.
         usual_length: longest prompt by the settings of sentence-transformers, None where they say nothing.
         is_early: whether it is a kind of model that was scored before there were descriptions, so that outputs name none.
+        is_users: whether the description is the user's, which beats what the folder says.
         trust_remote_code: whether the user lets the model's own code run.
     """
 
@@ -76,6 +77,7 @@ class RerankerModel:
     trust_remote_code: bool = False
     usual_length: int | None = None
     is_early: bool = False
+    is_users: bool = False
 
     @property
     def default_length(self) -> int:
@@ -218,6 +220,7 @@ def load_reranker_model(
         trust_remote_code=trust_remote_code,
         usual_length=read_usual_length(folder),
         is_early=early,
+        is_users=entry is not None,
     )
 
 

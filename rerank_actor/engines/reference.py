@@ -6,15 +6,18 @@ own model, given our reading of the head, and its own tokenizer, given the whole
 the engine that is compared.
 """
 
+import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from rerank_actor.engines.families.description import LabelHead, TokenHead
+from rerank_actor.engines.families.description import LabelHead
+from rerank_actor.engines.families.entries import knows_segments
 from rerank_actor.engines.model import RerankerModel, fetch_model
+from rerank_actor.engines.template import CROSS_ENCODER
 from rerank_actor.errors import describe_cause
 
 logger = logging.getLogger(__name__)
@@ -81,11 +84,18 @@ def ask_sentence_transformers(
 
 
 def _describes_itself(model: RerankerModel) -> bool:
-    """Whether sentence-transformers knows the model's prompt: from its files, or because it is the tokenizer's own pair."""
+    """Whether sentence-transformers knows the model's prompt: from its files, or because it is the tokenizer's own pair.
+
+    It follows files that a user's description overrides, and segment ids that one may withhold.
+    """
     folder = fetch_model(model.name, model.revision, weights=False, code=model.trust_remote_code)
     template = model.description.template
-    is_pair = not template.prefix and template.head == "{query}" and not template.suffix
-    return (folder / "modules.json").is_file() or (is_pair and not isinstance(model.description.head, TokenHead))
+    is_pair = replace(template, name=CROSS_ENCODER.name, has_segments=False) == CROSS_ENCODER
+    if (folder / "modules.json").is_file():
+        return not model.is_users
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    is_meant = not model.is_users or template.has_segments == knows_segments(config)
+    return is_pair and is_meant and isinstance(model.description.head, LabelHead)
 
 
 def tokenize_whole(model: RerankerModel, pairs: Pairs, instruction: str) -> list[list[int]] | None:

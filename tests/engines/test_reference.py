@@ -18,6 +18,7 @@ from rerank_actor import Reranker
 from rerank_actor.engines.base import EngineSpec
 from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
+from rerank_actor.engines.reference import ask_sentence_transformers
 from rerank_actor.engines.start import CHECK_PAIRS, encode_check_pairs, start_engine
 from rerank_actor.errors import EngineStartError
 
@@ -59,8 +60,8 @@ def generative(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sample_model(tmp_path_factory.mktemp("generative") / "model", hidden_size=64, num_layers=2)
 
 
-def make_spec(folder: Path, **changes: Any) -> EngineSpec:
-    model = load_reranker_model(str(folder))
+def make_spec(folder: Path, described_in: str | None = None, **changes: Any) -> EngineSpec:
+    model = load_reranker_model(str(folder), described_in=described_in)
     settings = {"max_length": min(512, model.max_positions), "parse_special_tokens": False}
     encoder = PairEncoder(
         load_tokenizer_json(model), template=model.description.template, instruction="Judge", **settings
@@ -83,6 +84,22 @@ def test_reference_of_a_model_that_does_not_describe_itself_is_that_of_transform
     _, check = start_engine(make_spec(generative))
     assert check.reference == f"transformers {transformers.__version__}"
     assert check.max_difference is not None and check.max_difference < 1e-5
+
+
+def test_reference_of_what_a_user_describes_is_not_the_folder_s_own_description(classic: Path, tmp_path: Path) -> None:
+    folder, own = tmp_path / "model", tmp_path / "own.yaml"
+    sentence_transformers.CrossEncoder(str(classic), device="cpu").save_pretrained(str(folder))
+    own.write_text('prompt: "{query} {document}"\nspecial_tokens: single\nlabel: 0\n')
+    _, check = start_engine(make_spec(folder, str(own)))
+    assert (check.reference or "").startswith("transformers")
+    _, check = start_engine(make_spec(folder))
+    assert (check.reference or "").startswith("sentence-transformers")
+    own.write_text("prompt: pair\nlabel: 0\n")
+    _, check = start_engine(make_spec(classic, str(own)))
+    assert (check.reference or "").startswith("sentence-transformers"), "the pair is no assumption of ours"
+    own.write_text("prompt: pair\nsegment_ids: true\nlabel: 0\n")
+    model = load_reranker_model(str(classic), described_in=str(own))
+    assert ask_sentence_transformers(model, CHECK_PAIRS, "", LENGTH) is None
 
 
 @pytest.mark.parametrize("kind", ["classic", "generative"])
