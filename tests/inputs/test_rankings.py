@@ -326,6 +326,23 @@ def test_a_line_that_is_not_of_a_run_is_broken(line: str) -> None:
     assert parse_line("trec", line) is None
 
 
+@pytest.mark.parametrize("number", ["nan", "NaN", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize(
+    ("kind", "line"), [("trec", "q1 Q0 {} 1 {} t\n"), ("tevatron", "q1\t{}\t{}\n"), ("qrels", "q1 0 {} {}\n")]
+)
+def test_a_candidate_whose_score_is_no_finite_number_is_broken_and_never_among_the_best(
+    tmp_path: Path, kind: str, line: str, number: str
+) -> None:
+    scores = {"d0": number, "d1": "5", "d2": number, "d3": "7", "d4": "6"}
+    path = write(tmp_path / "run", "".join(line.format(*item) for item in scores.items()))
+    job = make_job(tmp_path, path, format=kind, top_k=2)
+    rows = read_rows(next(prepare_job(job).plan.units()), job.input_spec())
+    assert rows.table["document_id"].to_pylist() == [None, None, "d3", "d4"]
+    faults = [str(fault) for fault in rows.faults]
+    assert [fault.rpartition(", ")[2] for fault in faults[:2]] == ["line 1)", "line 3)"]
+    assert faults[2:] == ["None", "None"]
+
+
 def make_scored(folder: Path, rows: list[dict[str, Any]]) -> Path:
     """Write a folder that looks like a scored output of two parts."""
     folder.mkdir()

@@ -1,9 +1,10 @@
 """Lines of rankings: the formats, the columns of each, and a line as values.
 
 Takes a line of a TREC run, a Tevatron ranklist, MS MARCO's ranks or qrels, and gives its columns, or None for what is no line
-of the format. Knows nothing of files.
+of the format. Scores are finite numbers. Knows nothing of files.
 """
 
+import math
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
@@ -21,8 +22,8 @@ COLUMNS: dict[str, dict[str, pa.DataType]] = {
 THIRD_COLUMNS = {"tevatron": "retrieval_score", "msmarco": "rank", "qrels": "relevance"}
 BEIR_HEADER = ["query-id", "corpus-id", "score"]
 BROKEN = {
-    "trec": "line is not of a TREC run (query, Q0, document, rank, score, tag), ids without quotes",
-    "tevatron": "line is not of a Tevatron ranklist (query, document, score), ids without quotes",
+    "trec": "line is not of a TREC run (query, Q0, document, rank, score, tag), ids without quotes and a finite score",
+    "tevatron": "line is not of a Tevatron ranklist (query, document, score), ids without quotes and a finite score",
     "msmarco": "line is not of MS MARCO's (query, document, rank), ids without quotes",
     "qrels": "line is not of qrels (query, document, score; or query, iteration, document, relevance), ids without quotes",
 }
@@ -40,13 +41,13 @@ def parse_line(kind: str, text: str) -> dict[str, Any] | None:
                 "query_id": query,
                 "document_id": document,
                 "rank": int(rank),
-                "retrieval_score": float(score),
+                "retrieval_score": _read_number(score),
                 "tag": tag,
             }
         if kind == "qrels" and len(fields) == 4:
             fields = [fields[0], *fields[2:]]
         query, document, last = fields
-        number = int(last) if kind == "msmarco" else float(last)
+        number = int(last) if kind == "msmarco" else _read_number(last)
     except ValueError:
         return None
     if not query or not document or _is_quoted(query) or _is_quoted(document):
@@ -56,6 +57,14 @@ def parse_line(kind: str, text: str) -> dict[str, Any] | None:
         "document_id": document,
         THIRD_COLUMNS[kind]: number,
     }
+
+
+def _read_number(text: str) -> float:
+    """Return a finite number; by NaN or infinity no candidates can be put in order."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 def _is_quoted(name: str) -> bool:

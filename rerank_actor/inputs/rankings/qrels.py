@@ -42,10 +42,9 @@ def iterate_qrels(uri: str) -> Iterator[tuple[str, str, float]]:
             yield from _iterate_columns(uri, cast(Any, kind), compression)
             return
         for line in iterate_ranking(RankingFile(uri, None, "", "qrels", compression, any_header=True)):
-            if line.values is None or not math.isfinite(line.values["relevance"]):
-                fault = line.fault or "its relevance is no number"
+            if line.values is None:
                 raise InputError(
-                    f"--qrels {uri}: line {line.number} is no judgement ({fault}); expected query, iteration, "
+                    f"--qrels {uri}: line {line.number} is no judgement ({line.fault}); expected query, iteration, "
                     "document, relevance (TREC) or query, document, relevance separated by tabs (BEIR)",
                     uri=uri,
                     row=line.number,
