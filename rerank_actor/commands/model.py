@@ -53,7 +53,10 @@ def model(arguments: Sequence[str] | None = None) -> int:
         trust_remote_code=job.trust_remote_code,
         described_in=job.model_description,
     )
-    job = fit_max_length(job, found, make_reporter())
+    reporter = make_reporter()
+    if found.assumption:
+        reporter.info(found.assumption)
+    job = fit_max_length(job, found, reporter)
     encoder = PairEncoder(
         load_tokenizer_json(found),
         template=found.description.template,

@@ -26,7 +26,7 @@ from rerank_actor.engines.checkpoint.folder import (
 from rerank_actor.engines.checkpoint.weights import REFUSED_SUFFIXES, choose_weights, refuse_pointers
 from rerank_actor.engines.families.conversion import convert_model
 from rerank_actor.engines.families.description import ModelDescription, Runtime, TokenHead
-from rerank_actor.engines.families.detect import describe_model, is_early
+from rerank_actor.engines.families.detect import describe_model, find_assumption, is_early
 from rerank_actor.engines.families.entries import get_architecture, read_user_entry
 from rerank_actor.engines.options import BUILT_IN_TOKENIZER, DEFAULT_MAX_LENGTH
 from rerank_actor.engines.template import QWEN3_RERANKER
@@ -64,6 +64,7 @@ class RerankerModel:
         usual_length: longest prompt by the settings of sentence-transformers, None where they say nothing.
         is_early: whether it is a kind of model that was scored before there were descriptions, so that outputs name none.
         is_users: whether the description is the user's, which beats what the folder says.
+        assumption: what is taken for granted of it, for the user to read; empty where its files or the user say it.
         trust_remote_code: whether the user lets the model's own code run.
     """
 
@@ -78,6 +79,7 @@ class RerankerModel:
     usual_length: int | None = None
     is_early: bool = False
     is_users: bool = False
+    assumption: str = ""
 
     @property
     def default_length(self) -> int:
@@ -221,6 +223,7 @@ def load_reranker_model(
         usual_length=read_usual_length(folder),
         is_early=early,
         is_users=entry is not None,
+        assumption="" if entry is not None else find_assumption(name, folder, config, description),
     )
 
 

@@ -179,6 +179,8 @@ def look_at_model(job: EngineJob, outputs: Sequence[Output], reporter: Reporter)
         weights=job.engine != "fake",
         described_in=job.model_description,
     )
+    if model.assumption:
+        reporter.info(model.assumption)
     now = find_commit(name, job.revision) if pinned else model.revision
     if before and now and now != before:
         goes_on = (

@@ -59,6 +59,22 @@ def test_bare_qwen3_is_qwen3_reranker_with_its_fingerprint(folder: Path) -> None
     assert QWEN3_RERANKER.digest == "2361f7d60fa385b3"
 
 
+def test_qwen3_that_nothing_tells_more_of_is_said_to_be_taken_for_qwen3_reranker(folder: Path, tmp_path: Path) -> None:
+    def assume(path: Path, **options: Any) -> str:
+        return load_reranker_model(str(path), weights=False, **options).assumption
+
+    assert "taken for Qwen3-Reranker; --model-description settles it" in assume(folder)
+    write(tmp_path, "own.yaml", 'prompt: "{query} {document}"\ntrue_token: "yes"\n')
+    assert assume(folder, described_in=str(tmp_path / "own.yaml")) == ""
+    assert assume(Path(shutil.copytree(folder, tmp_path / "my-Qwen3-Reranker-4B"))) == ""
+    assert assume(Path(shutil.copytree(folder, tmp_path / "zerank-2"))) == ""
+    write(folder, "chat_template.jinja", CHAT["qwen3"] + "{# of a 'query' and a 'document' #}")
+    assert assume(folder) == ""
+    (folder / "chat_template.jinja").unlink()
+    declare(folder, "qwen3", head={"true_token_id": token(folder, "yes"), "false_token_id": token(folder, "no")})
+    assert assume(folder) == ""
+
+
 def test_folder_that_says_what_qwen3_reranker_is_keeps_its_fingerprint(folder: Path) -> None:
     before = load_reranker_model(str(folder), weights=False).fingerprint_settings()
     declare(folder, "qwen3", head={"true_token_id": token(folder, "yes"), "false_token_id": token(folder, "no")})

@@ -1,8 +1,8 @@
-"""Which description is a model's: its own, a built-in one or the user's. Nothing is guessed.
+"""Which description is a model's: its own, a built-in one or the user's. Nothing is guessed but one thing, which is said.
 
 Takes a model folder and its parsed `config.json`; gives a `ModelDescription`, or refuses in a sentence. What a folder says of
-itself in the files of sentence-transformers comes first, then what is known of its architecture. A user's description
-settles what neither does.
+itself in the files of sentence-transformers comes first, then what is known of its architecture: a Qwen3 that nothing
+tells more of is taken for Qwen3-Reranker. A user's description settles what neither does.
 """
 
 import re
@@ -95,6 +95,20 @@ def is_early(name: str, folder: Path, config: dict[str, Any], description: Model
     return template == QWEN3_RERANKER and head == TokenHead(*(find_token(name, folder, word) for word in ("yes", "no")))
 
 
+def find_assumption(name: str, folder: Path, config: dict[str, Any], description: ModelDescription) -> str:
+    """Return what is taken for granted of a model that the user did not describe, in words; empty where its files say it."""
+    called = f"{name} {folder.absolute()} {config.get('_name_or_path')}".casefold().replace("_", "-")
+    tokenizer_settings = read_json(folder / "tokenizer_config.json", name) or {}
+    if (
+        description.name != QWEN3_RERANKER.name
+        or QWEN3_RERANKER.name in called
+        or (folder / "modules.json").is_file()
+        or _names_texts(_read_chat_source(folder, tokenizer_settings))
+    ):
+        return ""
+    return f"{name}: nothing in the folder says which reranker it is; taken for Qwen3-Reranker; --model-description settles it"
+
+
 def read_labels(config: dict[str, Any]) -> dict[int, str]:
     """Return the names of a classifier's outputs as Transformers has them: two without names where nothing is said."""
     named, number = config.get("id2label") or {}, config.get("num_labels")
@@ -144,12 +158,8 @@ def _read_chat_template(
 ) -> Template | None:
     """Return the prompt that the chat template makes, None where pairs are not given to it."""
     tokenizer_settings = read_json(folder / "tokenizer_config.json", name) or {}
-    file = folder / "chat_template.jinja"
-    source = file.read_text(encoding="utf-8") if file.is_file() else tokenizer_settings.get("chat_template")
-    if isinstance(source, list):
-        source = {item.get("name"): item.get("template") for item in source}.get("default")
-    uses_chat = declared.uses_chat if declared.modules else isinstance(source, str) and ROLES.search(source) is not None
-    if not uses_chat:
+    source = _read_chat_source(folder, tokenizer_settings)
+    if not (declared.uses_chat if declared.modules else _names_texts(source)):
         return None
     if not isinstance(source, str):
         raise ModelError(
@@ -164,6 +174,21 @@ def _read_chat_template(
     chat = ChatTemplate(name, source, {**tokens, **declared.chat_settings}, is_structured=declared.is_structured)
     family = architecture.removesuffix("ForCausalLM").removesuffix("ForSequenceClassification").lower()
     return chat.to_template(f"{family}-chat", controls, declared.instruction)
+
+
+def _read_chat_source(folder: Path, tokenizer_settings: dict[str, Any]) -> Any:
+    file = folder / "chat_template.jinja"
+    source = file.read_text(encoding="utf-8") if file.is_file() else tokenizer_settings.get("chat_template")
+    return (
+        {item.get("name"): item.get("template") for item in source}.get("default")
+        if isinstance(source, list)
+        else source
+    )
+
+
+def _names_texts(source: Any) -> bool:
+    """Whether a chat template is one of messages of the roles query and document."""
+    return isinstance(source, str) and ROLES.search(source) is not None
 
 
 def _describe_chain(name: str, architecture: str, template: Template | None) -> ModelDescription:
