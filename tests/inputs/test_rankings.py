@@ -17,9 +17,9 @@ from rerank_actor import Reranker
 from rerank_actor.commands.export import export
 from rerank_actor.engines.base import compute_score
 from rerank_actor.errors import InputError, JobError
-from rerank_actor.inputs.rankings.files import RankingFile, read_ranking, scan_ranking
+from rerank_actor.inputs.rankings.files import RankingFile, iterate_ranking, read_ranking, scan_ranking
 from rerank_actor.inputs.rankings.lines import parse_line
-from rerank_actor.inputs.rankings.qrels import load_qrels
+from rerank_actor.inputs.rankings.qrels import load_judgements, load_qrels
 from rerank_actor.inputs.rankings.sniff import sniff_format
 from rerank_actor.inputs.shards import read_rows
 from rerank_actor.job import ScoreJob
@@ -223,6 +223,65 @@ def test_header_of_qrels_that_is_not_beirs_is_a_row_of_a_plan_and_none_of_judgem
     assert load_qrels(str(path), 1.0).to_pylist() == [{"query_id": "q1", "document_id": "d1"}]
 
 
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [
+        ("corpus-id\tquery-id\tscore", "d1\tq1\t{}"),
+        ("query-id corpus-id score rank", "q1 d1 {} 7"),
+        ("qid\tpid\titeration\trelevance", "q1\td1\t0\t{}"),
+        ("Query-ID\tdocid\trel", "q1\td1\t{}"),
+        ("docno\titer\trelevance\ttopic_id", "d1\t0\t{}\tq1"),
+    ],
+)
+def test_names_of_a_header_decide_which_field_of_qrels_is_which(tmp_path: Path, header: str, line: str) -> None:
+    path = write(tmp_path / "qrels.tsv", f"{header}\n{line.format(2)}\n")
+    assert load_judgements(str(path)) == {"q1": {"d1": 2}}
+    rows = list(iterate_ranking(open_ranking(path, "qrels")))
+    assert rows[0].fault is not None
+    assert [row.values for row in rows] == [None, {"query_id": "q1", "document_id": "d1", "relevance": 2.0}]
+    assert [row.values for row in iterate_ranking(open_ranking(path, "qrels"), rows[1].start)] == [rows[1].values]
+
+
+def test_qrels_of_ids_alone_are_all_relevant(tmp_path: Path) -> None:
+    path = write(tmp_path / "qrels.tsv", "query-id\tcorpus-id\nq1\td1\n")
+    assert load_judgements(str(path)) == {"q1": {"d1": 1}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("query-id\tcorpus-id\tscore\tlabel\nq1\td1\t1\t2\n", r"several columns of relevance \(score, label\)"),
+        ("query-id\tcorpus-id\trank\nq1\td1\t1\n", "no column of relevance"),
+        ("qid\tquery-id\tdocid\tscore\nq1\tq2\td1\t1\n", "several columns of queries' ids"),
+        ("docid\tpid\tscore\nd1\tq1\t1\n", "no column of queries' ids"),
+        ("one\ttwo\tthree\nd1\tq1\t1\n", "no column of queries' ids"),
+        ("q1 0 d1 1 bm25\n", "no column of queries' ids"),
+    ],
+)
+def test_qrels_whose_first_line_does_not_say_what_is_what_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path / "qrels.tsv", text)
+    with pytest.raises(InputError, match=f"--qrels .*qrels.tsv: {message}"):
+        load_judgements(str(path))
+    with pytest.raises(InputError, match=message):
+        prepare_job(make_job(tmp_path, path, format="qrels"))
+
+
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [("0\tQ0\t0\t1", "0 Q0 1"), ("q1\td1\t1", "q1 0 d2 1"), ("query-id\tcorpus-id\tscore", "q 0 d 1")],
+)
+def test_a_line_of_qrels_has_as_many_fields_as_the_first(tmp_path: Path, first: str, other: str) -> None:
+    path = write(tmp_path / "qrels.txt", f"{first}\n{other}\n")
+    with pytest.raises(InputError, match=r"qrels.txt: line 2 is no judgement \(.*another number of fields"):
+        load_judgements(str(path))
+    *_, last = iterate_ranking(open_ranking(path, "qrels"))
+    assert (last.number, last.values, last.fault) == (
+        2,
+        None,
+        "line of qrels has another number of fields than the first",
+    )
+
+
 @pytest.mark.parametrize("name", ["src.tar.gz", "code.tgz", "old.7z"])
 def test_archive_beside_shards_is_none_of_them(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "shards"
@@ -405,6 +464,6 @@ def test_export_command_ends_with_2_and_a_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ['"q"\t0\t"d"\t1', '"q"\t"d"\t1.0', 'q\t"d"\t2'])
 def test_ids_in_quotes_are_no_ids_of_judgements(tmp_path: Path, line: str) -> None:
     assert parse_line("qrels", line) is None
-    (tmp_path / "qrels.tsv").write_text(f"q\td\t1\n{line}\n")
+    (tmp_path / "qrels.tsv").write_text(("q\td\t1\n" if line.count("\t") == 2 else "q\t0\td\t1\n") + f"{line}\n")
     with pytest.raises(InputError, match=r"line 2.*ids without quotes"):
         load_qrels(str(tmp_path / "qrels.tsv"), 1)

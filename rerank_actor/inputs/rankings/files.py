@@ -14,9 +14,17 @@ from typing import Any, cast
 import pyarrow as pa
 
 from rerank_actor.errors import InputError
-from rerank_actor.inputs.rankings.lines import BEIR_HEADER, BROKEN, COLUMNS, parse_line, split_line
+from rerank_actor.inputs.rankings.lines import (
+    BEIR_HEADER,
+    COLUMNS,
+    QrelsLayout,
+    describe_fault,
+    find_layout,
+    parse_line,
+    split_line,
+)
 from rerank_actor.inputs.rows import LIMITS, Block, add_location
-from rerank_actor.inputs.text import NOT_UNICODE, TextFile, is_number, iterate_records
+from rerank_actor.inputs.text import NOT_UNICODE, Record, TextFile, iterate_records
 from rerank_actor.storage.utf8 import is_unicode
 
 
@@ -29,8 +37,8 @@ class RankingFile:
         kind, compression: its format.
         top_k: candidates of each query at most.
         line_bytes: of a line at most.
-        any_header: whether any first line of qrels that does not end in a number is a header. Rows of a plan are counted
-            with BEIR's header alone, and what else stands there is a row with its reason.
+        any_header: whether any first line of qrels that names columns is left out, as of judgements. Rows of a plan are
+            counted without BEIR's header alone, and what else stands there is a row with its reason.
     """
 
     uri: str
@@ -41,6 +49,11 @@ class RankingFile:
     top_k: int | None = None
     line_bytes: int = LIMITS.line_bytes
     any_header: bool = False
+
+    @property
+    def place(self) -> str:
+        """The file, for errors, with the flag of judgements."""
+        return f"--qrels {self.uri}" if self.any_header else self.uri
 
     @property
     def text(self) -> TextFile:
@@ -179,17 +192,30 @@ def iterate_ranking(file: RankingFile, start: int = 0) -> Iterator[RankingLine]:
 
     Raises:
         As `text.iterate_records`.
+        InputError: it is of qrels, and the first line is neither a judgement nor names its columns.
     """
+    layout, header_at = _find_qrels_layout(file) if file.kind == "qrels" else (None, None)
     for record in iterate_records(file.text, start):
-        text = cast(bytes, record.content).decode("utf-8", "surrogateescape")
-        if not text.strip() or (file.kind == "qrels" and record.start == 0 and _is_header(file, text)):
+        text = _decode(record)
+        is_header = record.start == header_at
+        if not text.strip() or (is_header and (file.any_header or split_line("qrels", text) == BEIR_HEADER)):
             continue
-        values = parse_line(file.kind, text) if is_unicode(text) else None
-        fault = None if values is not None else BROKEN[file.kind] if is_unicode(text) else NOT_UNICODE
+        values = parse_line(file.kind, text, layout) if is_unicode(text) and not is_header else None
+        fault = (
+            None if values is not None else describe_fault(file.kind, text, layout) if is_unicode(text) else NOT_UNICODE
+        )
         yield RankingLine(record.start, record.end, record.line, values, fault)
 
 
-def _is_header(file: RankingFile, text: str) -> bool:
-    """Whether a first line of qrels names columns."""
-    fields = split_line("qrels", text)
-    return fields == BEIR_HEADER or (file.any_header and not is_number(fields[-1]))
+def _find_qrels_layout(file: RankingFile) -> tuple[QrelsLayout | None, int | None]:
+    """Return where things stand in a file of qrels, and the first byte of the header."""
+    for record in iterate_records(file.text, 0):
+        text = _decode(record)
+        if text.strip():
+            layout = find_layout(text, file.place)
+            return layout, record.start if layout.has_header else None
+    return None, None
+
+
+def _decode(record: Record) -> str:
+    return cast(bytes, record.content).decode("utf-8", "surrogateescape")

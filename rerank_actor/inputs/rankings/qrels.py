@@ -7,7 +7,7 @@ with it; ids are compared as text. Knows nothing of scores.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -20,13 +20,10 @@ from rerank_actor.errors import InputError
 from rerank_actor.inputs.batches import read_batches, refuse_broken
 from rerank_actor.inputs.formats import find_format
 from rerank_actor.inputs.rankings.files import RankingFile, iterate_ranking
+from rerank_actor.inputs.rankings.lines import choose_qrels_columns
 from rerank_actor.inputs.text_sources import read_id
 
 SCHEMA = pa.schema({"query_id": pa.string(), "document_id": pa.string()})
-QUERY_NAMES = ("query-id", "query_id", "qid", "topic_id")
-DOCUMENT_NAMES = ("corpus-id", "corpus_id", "document_id", "doc_id", "docid", "docno", "pid", "did")
-RELEVANCE_NAMES = ("score", "relevance", "rel", "label", "grade", "relevance_score")
-OTHER_NAMES = frozenset({"iteration", "iter", "subtopic"})  # of TREC's second field, which nobody reads
 
 
 def iterate_qrels(uri: str) -> Iterator[tuple[str, str, float]]:
@@ -61,7 +58,7 @@ def _iterate_columns(
         raise InputError(f"--qrels {uri}: no such file", uri=uri)
     chosen = None
     for batch in read_batches(objects[0], kind, compression):
-        query, document, relevance = _choose_columns(uri, batch.names)
+        query, document, relevance = choose_qrels_columns(batch.names, f"--qrels {uri}")
         if (chosen := chosen or (query, document, relevance)) != (query, document, relevance):
             raise InputError(f"--qrels {uri}: {batch.describe(0)} and others before have other columns", uri=uri)
         grades = batch.values(relevance) if relevance is not None else [1] * batch.num_rows
@@ -72,24 +69,6 @@ def _iterate_columns(
                 fault = batch.faults.get(row, f"expected ids in `{query}` and `{document}` and a number of relevance")
                 raise InputError(f"--qrels {uri}: {batch.describe(row)} is no judgement ({fault})", uri=uri)
             yield ids[0], ids[1], number
-
-
-def _choose_columns(uri: str, names: Sequence[str]) -> tuple[str, str, str | None]:
-    """Return the columns of queries, documents and relevance, the last None where nothing but ids is there."""
-    wanted = (("queries' ids", QUERY_NAMES), ("documents' ids", DOCUMENT_NAMES), ("relevance", RELEVANCE_NAMES))
-    found = [[name for name in known if name in names] for _, known in wanted]
-    others = set(names) - {*QUERY_NAMES, *DOCUMENT_NAMES} - OTHER_NAMES
-    for (content, known), there in zip(wanted, found, strict=True):
-        if len(there) == 1 or (content == "relevance" and not others):
-            continue
-        problem = f"several columns of {content} ({', '.join(there)})" if there else f"no column of {content}"
-        shown = ", ".join(f"`{name}`" for name in names[:20]) or "none"
-        raise InputError(
-            f"--qrels {uri}: {problem}; it has {shown}, and exactly one of "
-            f"{', '.join(known)} is wanted; rename them, or leave out what is not meant",
-            uri=uri,
-        )
-    return found[0][0], found[1][0], found[2][0] if found[2] else None
 
 
 def _read_grade(value: Any) -> float | None:
