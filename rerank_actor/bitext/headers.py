@@ -1,20 +1,33 @@
 """Headers: what the columns of CSV and TSV files of candidates are, by what the user names and by the first line.
 
 Takes a file, gives its kind and, where its first line has none, the names of its columns. What a first line does not tell is
-refused with the flag that would; of its fields it is shown what they are, never a text. Knows nothing of other rows.
+refused with the flag that would where a few more rows tell that; of fields it is shown what they are, never a text. Knows
+nothing of the rest.
 """
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from rerank_actor import storage
+from rerank_actor.bitext.column_kinds import ID, TEXT, WHOLE, is_fraction, name_kinds, tell_kinds
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.language_pairs import LanguagePair
 from rerank_actor.bitext.layouts import Kind
 from rerank_actor.errors import InputError, suggest
 from rerank_actor.inputs.batches import refuse_broken
 from rerank_actor.inputs.formats import TextFormat, find_format
-from rerank_actor.inputs.text import DELIMITERS, TextFile, is_number, iterate_records, refuse_other, split_fields
+from rerank_actor.inputs.text import (
+    DELIMITERS,
+    Record,
+    TextFile,
+    is_number,
+    iterate_records,
+    refuse_other,
+    split_fields,
+)
 
 _SIDE = r"((%s)[ _]?(text|sentence|sent|segment|seg|plain|lang)?|(text|sentence|sent|segment|seg|lang)[ _]?%s)"
 _SOURCE = re.compile(_SIDE % ("src|source|sl|l1", "[1a]"), re.IGNORECASE)
@@ -22,7 +35,7 @@ _TARGET = re.compile(_SIDE % ("trg|tgt|target|tl|l2", "[2b]"), re.IGNORECASE)
 _SCORE = re.compile(r".*(score|bicleaner|laser|cosine|similarity).*", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 LASER, BARE = ("score", "source", "target"), ("source", "target")
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://\S*", re.IGNORECASE)
+SEEN_ROWS = 20
 
 
 def look_for_header(
@@ -36,14 +49,16 @@ def look_for_header(
     text = TextFile(file.uri, file.size, file.etag, kind, find_format(file.uri, kind)[1], dialect=job.dialect)
     with refuse_broken(file.uri, kind):
         refuse_other(text)
-        first = next(iterate_records(text), None)
+        records = iterate_records(text)
+        first = next(records, None)
     if first is None:
         return ("tsv" if kind == "tsv" else "csv"), tuple(job.columns)
     fields = split_fields(first.content, DELIMITERS[kind])
     if fields is None:
         problem: str | None = str(first.content)
     else:
-        problem = _find_contradiction(fields, job, pair) if job.columns else _find_strangeness(fields, kind, job, pair)
+        rows = _Rows(fields, records, file.uri, kind)
+        problem = _find_contradiction(rows, job, pair) if job.columns else _find_strangeness(rows, job, pair)
     if problem is not None:
         raise InputError(f"{file.uri}, line {first.line}: {problem}", uri=file.uri, line=first.line)
     if kind == "csv" or job.columns or {job.source_column, job.target_column} <= set(fields or ()):
@@ -51,31 +66,54 @@ def look_for_header(
     return ("laser" if len(fields or ()) == len(LASER) else "pairs"), ()
 
 
-def _find_contradiction(fields: list[str], job: BitextJob, pair: LanguagePair | None) -> str | None:
+@dataclass
+class _Rows:
+    """The first row of a file, and further ones where these are wanted."""
+
+    fields: list[str]
+    records: Iterator[Record]
+    uri: str
+    kind: TextFormat
+
+    def read(self) -> list[list[str]]:
+        """Return the first rows, those that have as many fields as the first."""
+        with refuse_broken(self.uri, self.kind):
+            others = [
+                split_fields(record.content, DELIMITERS[self.kind]) for record in islice(self.records, SEEN_ROWS - 1)
+            ]
+        return [self.fields, *(row for row in others if row is not None and len(row) == len(self.fields))]
+
+
+def _find_contradiction(rows: _Rows, job: BitextJob, pair: LanguagePair | None) -> str | None:
     """Return why a first line is no row of the columns that the user names."""
+    fields = rows.fields
     if job.source_column in fields and job.target_column in fields:
         return f"has the columns' names, `{job.source_column}` and `{job.target_column}`; leave --columns out"
     if len(fields) != len(job.columns):
-        return f"has {len(fields)} fields, and --columns names {len(job.columns)}; {_suggest_columns(fields)}"
+        return f"has {len(fields)} fields, and --columns names {len(job.columns)}; {_suggest_columns(rows.read(), job)}"
     if _names_columns(fields, pair):
         return f"is a header; leave --columns out: {_suggest_names(fields, pair)}"
     return None
 
 
-def _find_strangeness(fields: list[str], kind: TextFormat, job: BitextJob, pair: LanguagePair | None) -> str | None:
+def _find_strangeness(rows: _Rows, job: BitextJob, pair: LanguagePair | None) -> str | None:
     """Return why a first line is neither the header nor a row that is wanted."""
-    wanted = f"`{job.source_column}` and `{job.target_column}`"
+    fields, wanted = rows.fields, f"`{job.source_column}` and `{job.target_column}`"
     if job.source_column in fields and job.target_column in fields:
         return None
     if _names_columns(fields, pair):
         nearest = suggest(job.source_column, fields)
         return f"is a header without {wanted}{nearest}; {_suggest_names(fields, pair)}"
-    is_laser = len(fields) == len(LASER) and is_number(fields[0])
-    if kind == "tsv" and job.format == "auto" and (is_laser or len(fields) == len(BARE)):
+    is_plain = rows.kind == "tsv" and job.format == "auto"
+    if is_plain and len(fields) == len(BARE):
+        return None
+    seen = rows.read()
+    is_scored = is_number(fields[0]) and any(is_fraction(row[0]) for row in seen)
+    if is_plain and len(fields) == len(LASER) and is_scored:
         return None
     return (
         f"is no header with {wanted}, and neither {', '.join(LASER)} nor {', '.join(BARE)} in TSV; "
-        f"{_suggest_columns(fields)}"
+        f"{_suggest_columns(seen, job)}"
     )
 
 
@@ -110,19 +148,20 @@ def _suggest_names(fields: list[str], pair: LanguagePair | None) -> str:
     )
 
 
-def _suggest_columns(fields: list[str]) -> str:
-    """Return what a row's fields are, and the flag that says it if the first two texts are the pair."""
-    kinds = ["number" if is_number(field) else "url" if _URL.fullmatch(field) else "text" for field in fields]
-    names = ["-"] * len(fields)
-    for kind, roles in (("text", ("source", "target")), ("number", ("score",))):
-        places = [place for place, found in enumerate(kinds) if found == kind]
-        for place, role in zip(places, roles, strict=False):
-            names[place] = role
-    shown = f"it has {len(fields)} fields ({', '.join(kinds)})"
-    if "target" not in names:
-        return f"{shown}; name each with --columns, `-` for one to leave out, as in --columns=source,target,score,-"
-    if _are_names(fields):
+def _suggest_columns(rows: list[list[str]], job: BitextJob) -> str:
+    """Return what the columns of the first rows are, and the flag that says it where they can be nothing else."""
+    kinds = tell_kinds(rows, job.languages)
+    shown = f"it has {len(kinds)} fields ({', '.join(kinds)})"
+    if kinds[0] in (WHOLE, ID) and kinds[1:] == [TEXT, TEXT]:
+        return f"{shown}, of which the first is a score (--columns=score,source,target) or none (--columns=-,source,target)"
+    if _are_names(rows[0]):
         return (
             f"{shown}; name the columns with --source-column and --target-column, or with --columns if it is no header"
+        )
+    names = name_kinds(kinds, len(rows))
+    if names is None:
+        return (
+            f"{shown}; look what each is, and name all in their order with --columns: source, target, score, any other "
+            "name for one to keep, `-` for one to leave out"
         )
     return f"{shown}; if that is so, name them: --columns={','.join(names)}"

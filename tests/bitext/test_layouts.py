@@ -167,6 +167,44 @@ def test_file_without_header_is_refused_with_the_columns_to_type(
         assert {*rows[0]} == {"source", "target", "candidate_score", "input_file", "input_line", "dropped"}
 
 
+@pytest.mark.parametrize(
+    ("fields", "columns"),
+    [
+        (("deu", "eng", "SRC", "TRG"), "source_language,target_language,source,target"),
+        (("shop.example/x", "SRC", "b.example.co.uk/?p=1", "TRG"), "-,source,-,target"),
+        (("1276", "SRC", "2481", "TRG"), "-,source,-,target"),
+        (("doc-1", "SRC", "TRG"), "-,source,target"),
+        (("SRC", "SRC", "TRG"), None),
+        (("1", "SRC", "TRG", "0.5"), None),
+    ],
+)
+def test_columns_are_advised_only_where_they_can_be_nothing_else(
+    tmp_path: Path, fields: tuple[str, ...], columns: str | None
+) -> None:
+    path = write_rows(tmp_path / "in/c.deu-eng.tsv", *fields)
+    with pytest.raises(InputError, match=r"\(.*(text|label).*\)") as refused:
+        list_sources(make_job(path.parent))
+    advised = str(refused.value).partition("--columns=")[2]
+    assert advised == (columns or "")
+    if columns is not None:
+        assert name_pairs(read_all(make_job(path.parent, columns=columns))["deu-eng"]) == PAIRS
+    write(path, path.read_text().partition("\n")[0])
+    with pytest.raises(InputError, match="look what each is") as refused:
+        list_sources(make_job(path.parent))
+    assert "--columns=" not in str(refused.value), "one row tells nothing"
+
+
+def test_whole_numbers_before_two_texts_are_asked_about(tmp_path: Path) -> None:
+    path = write(tmp_path / "in/c.en-es.tsv", "".join(f"{row}\t{a}\t{b}\n" for row, (a, b) in enumerate(PAIRS, 7)))
+    told = "is a score .--columns=score,source,target. or none .--columns=-,source,target"
+    with pytest.raises(InputError, match=told):
+        list_sources(make_job(path.parent))
+    assert name_pairs(read_all(make_job(path.parent, columns="-,source,target"))["en-es"]) == PAIRS
+    write(path, path.read_text() + "0.5\tBye\tAdios\nx\tWell\tBueno\n")
+    rows = read_all(make_job(path.parent, output=str(tmp_path / "scored")))["en-es"]
+    assert [row["candidate_score"] for row in rows] == [7, 8, 9, 0.5, None]
+
+
 def test_rows_of_a_file_without_header_are_not_compared_with_one(tmp_path: Path) -> None:
     path = write(tmp_path / "in/c.en-es.tsv", "Hello\tHola\t1\nBye\tAdios\nWell\tBueno\t1\t2\n")
     rows = read_all(make_job(path.parent, columns="source,target,note"))["en-es"]
