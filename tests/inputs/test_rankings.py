@@ -197,6 +197,32 @@ def test_whole_numbers_behind_two_ids_are_not_guessed_to_be_scores(tmp_path: Pat
     assert prepare_job(make_job(tmp_path, path, format="tevatron")).plan.num_rows == text.count("\n")
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["1\t0\t1\t25.3", "1\t5\t2\t24.1"],
+        ["1\t5\t1\t25.3", "1\t0\t2\t24.1"],
+        ["1\t5\t1\t25.3", "1\t6\t2\t24.1"],
+        ["1\t0\t1\t25", "1\t5\t2\t24"],
+        ["1\t0\t1\t25.3", "2\t0\t1\t24.1"],
+    ],
+)
+def test_ranks_and_scores_behind_two_ids_are_not_taken_for_qrels(tmp_path: Path, lines: list[str]) -> None:
+    path = write(tmp_path / "ranking.tsv", "\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=r"ranking.tsv: its lines have four fields.*--format qrels.*--columns"):
+        prepare_job(make_job(tmp_path, path))
+    columns = ["query_id", "document_id", "rank", "retrieval_score"]
+    job = make_job(tmp_path, path, format="tsv", columns=columns)
+    rows = read_rows(next(prepare_job(job).plan.units()), job.input_spec()).table.to_pylist()
+    assert [row["document_id"] for row in rows] == [line.split()[1] for line in lines]
+
+
+@pytest.mark.parametrize("lines", ["q1 Q0 1 1\nq1 Q0 2 0\ncut\n", "q1\t0\t7\t-2\nq2 0 1\nq2\t0\t8\t1\n"])
+def test_qrels_of_trec_are_told_whatever_line_is_broken(tmp_path: Path, lines: str) -> None:
+    path = write(tmp_path / "qrels.txt", lines)
+    assert sniff_format(str(path), path.stat().st_size, "") == "qrels"
+
+
 @pytest.mark.parametrize("separator", ["\t", " "])
 def test_ranks_are_read_as_such_where_the_best_is_the_first(tmp_path: Path, separator: str) -> None:
     lines = [("q1", "d3", 2), ("q1", "d1", 1), ("q1", "d0", 10), ("q2", "d5", 3), ("q2", "d6", "x"), ("q2", "d7", 1)]
