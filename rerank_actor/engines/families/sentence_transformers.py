@@ -27,7 +27,6 @@ class Declared:
 
     Attributes:
         modules: kinds of the modules, in order; empty where there is no `modules.json`.
-        folders: of each, below the model's.
         head: what the score is, None where the model's own labels are.
         uses_chat: whether pairs are messages for the chat template.
         is_structured: whether the content of a message is a list of typed parts.
@@ -36,7 +35,6 @@ class Declared:
     """
 
     modules: tuple[str, ...] = ()
-    folders: tuple[str, ...] = ()
     head: TokenHead | LabelHead | None = None
     uses_chat: bool = False
     is_structured: bool = False
@@ -83,7 +81,6 @@ def read_declared(name: str, folder: Path, config: dict[str, Any]) -> Declared:
     processing = settings.get("processing_kwargs") or {}
     return Declared(
         kinds,
-        folders,
         head,
         uses_chat=message is not None,
         is_structured=(message or {}).get("format") == "structured",
