@@ -65,11 +65,18 @@ def scan_shard(
         if kind in RANKING_FORMATS:
             ranking = RankingFile(uri, size, etag, kind, compression, spec.top_k, limits.line_bytes)
             blocks = scan_ranking(ranking, block_rows, break_at)
-            return ShardLayout(sum(block.num_rows for block in blocks), dict(COLUMNS[kind]), blocks)
+            columns = dict(zip(_name_columns(kind, spec), COLUMNS[kind].values(), strict=True))
+            return ShardLayout(sum(block.num_rows for block in blocks), columns, blocks)
         text = _name_text(item, spec, limits)
         return scan_lines(LineScan(text, block_rows, BLOCK_PAIRS, list_column, limits.range_bytes), break_at)
     except READ_ERRORS as error:
         raise _refuse_unreadable(uri, kind, error) from error
+
+
+def _name_columns(kind: str, spec: InputSpec) -> list[str]:
+    """Return the columns of a ranking, whose ids have no name in the file and take that of the texts' ids."""
+    names = {f"{source.role}_id": source.id_column for source in spec.sources if source.id_column not in COLUMNS[kind]}
+    return [names.get(name, name) for name in COLUMNS[kind]]
 
 
 def _name_text(item: storage.StoredObject | Unit, spec: InputSpec, limits: ReadLimits) -> TextFile:
@@ -167,5 +174,6 @@ def _read_file(unit: Unit, spec: InputSpec, types: Mapping[str, pa.DataType], li
     else:
         ranking = RankingFile(unit.uri, unit.size, unit.etag, kind, compression, spec.top_k, limits.line_bytes)
         table, faults = read_ranking(ranking, unit.byte_start, unit.num_rows, unit.number)
+        table = table.rename_columns(_name_columns(kind, spec))
     rows = make_rows(table, choose_columns(table.column_names, keep, drop), text_columns)
     return replace(rows, faults=faults)

@@ -2,8 +2,9 @@
 
 Reads what BEIR calls `queries.jsonl` and `corpus.jsonl`, and the like in Parquet, CSV and TSV: an id, a text, and for
 documents a title, which is put before the text with a space between, as BEIR does. A TSV of two columns whose header names
-neither an id nor a text is taken for one without a header, as MS MARCO's are. Ids are compared as text. A piece of a source
-is read in batches, so that memory is bounded by neither. Knows nothing of pairs, stores or Ray.
+neither an id nor a text is taken for one without a header, as MS MARCO's are. A row of several ids is refused, unless the
+settings name their column. Ids are compared as text. A piece of a source is read in batches, so that memory is bounded by
+neither. Knows nothing of pairs, stores or Ray.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ from rerank_actor.inputs.text import TextFile, iterate_records, may_span_lines, 
 from rerank_actor.storage.utf8 import is_unicode
 
 ID_NAMES = ("_id", "id", "docid", "doc_id", "pid", "qid", "document_id", "query_id")
+OTHER_ROLE = {"query": ("docid", "doc_id", "pid", "document_id"), "document": ("qid", "query_id")}
 TEXT_NAMES = ("text", "contents", "passage", "body", "document", "query", "question")
 TITLE_NAME = "title"
 
@@ -59,7 +61,8 @@ class TextSource:
     Attributes:
         role: what the texts are.
         objects: in order of the flag and of names.
-        id_names, text_names: columns that may hold ids and texts; of each, the first that an object has.
+        id_names: columns that may hold ids; the first is the one that the settings name.
+        text_names: columns that may hold texts, of which the first that an object has does.
         dialect: of CSV and TSV.
     """
 
@@ -110,7 +113,7 @@ class TextSource:
         counts = _Counts()
         tables: list[pa.Table] = []
         for batch, columns in self.read_batches(piece, LIMITS):
-            tables.append(_make_texts(batch, columns, piece.uri, counts))
+            tables.append(_make_texts(batch, columns, self.read_ids(batch, piece.uri), piece.uri, counts))
             if sum(table.nbytes for table in tables) >= TABLE_BYTES:
                 yield pa.concat_tables(tables)
                 tables = []
@@ -140,11 +143,32 @@ class TextSource:
                 limits=limits,
             )
             for batch in batches:
-                if batch.names and not columns.ids:
+                if batch.names and not columns.text:
                     columns = _choose_columns(piece.uri, batch.names, self)
-                    others = self.id_names if kind == "jsonl" else ()
-                    columns = columns._replace(ids=tuple(dict.fromkeys((*columns.ids, *others))))
                 yield batch, columns
+
+    def read_ids(self, batch: Batch, uri: str) -> list[str | None]:
+        """Return each row's id as text, None where it has none.
+
+        Raises:
+            InputError: a row has several, and the settings do not name the column of one of them.
+        """
+        named, others = self.id_names[0], OTHER_ROLE[self.role]
+        own = [name for name in self.id_names if name not in others]
+        ids: list[str | None] = [None] * batch.num_rows
+        for group in ([named], own, others):  # rows of JSON lines need not have the same keys
+            columns = {name: batch.values(name) for name in group if name in batch.columns}
+            for row in [row for row, key in enumerate(ids) if key is None] if columns else []:
+                found = {name: key for name, values in columns.items() if (key := read_id(values[row])) is not None}
+                if len({*found.values()}) > 1:
+                    shown = " and ".join(f"{value!r} in `{name}`" for name, value in found.items())
+                    raise InputError(
+                        f"{self.flag} {uri}: {batch.describe(row)} has several ids, {shown}; name the column of ids with "
+                        f"--{self.role}-id-column, which a run's ids then go by too, or leave the others out",
+                        uri=uri,
+                    )
+                ids[row] = next(iter(found.values()), None)
+        return ids
 
 
 @dataclass
@@ -187,7 +211,10 @@ def _make_source(spec: SourceSpec) -> TextSource:
     text_names = tuple(dict.fromkeys((spec.text_column, *TEXT_NAMES)))
     source = TextSource(spec.role, tuple(objects.values()), id_names, text_names, spec.dialect)
     item = source.objects[0]
-    next(source.read_batches(SourcePiece(item.uri, item.size, item.etag), replace(LIMITS, batch_rows=LOOK_ROWS)), None)
+    piece = SourcePiece(item.uri, item.size, item.etag)
+    first = next(source.read_batches(piece, replace(LIMITS, batch_rows=LOOK_ROWS)), None)
+    if first is not None:
+        source.read_ids(first[0], item.uri)
     return source
 
 
@@ -224,9 +251,8 @@ def _join(text: Any, title: Any, has_title: bool) -> tuple[str | None, str | Non
 
 
 class _Columns(NamedTuple):
-    """Columns of an object: of ids, in the order in which they are looked at, of texts and of titles."""
+    """Columns of an object: of texts and of titles."""
 
-    ids: tuple[str, ...] = ()
     text: str = ""
     title: str = ""
     has_title: bool = False
@@ -244,7 +270,7 @@ def _read_header(item: storage.StoredObject, kind: str, compression: str, source
 
 
 def _choose_columns(uri: str, names: Sequence[str], source: TextSource) -> _Columns:
-    """Return the columns of ids, of texts and of titles."""
+    """Return the columns of texts and of titles; there is one of ids too."""
     chosen = []
     for content, known in (("ids", source.id_names), ("texts", source.text_names)):
         name = next((name for name in known if name in names), None)
@@ -257,25 +283,17 @@ def _choose_columns(uri: str, names: Sequence[str], source: TextSource) -> _Colu
             )
         chosen.append(name)
     is_titled = source.role == "document" and TITLE_NAME not in chosen
-    return _Columns((chosen[0],), chosen[1], TITLE_NAME if is_titled else "", is_titled and TITLE_NAME in names)
+    return _Columns(chosen[1], TITLE_NAME if is_titled else "", is_titled and TITLE_NAME in names)
 
 
-def _make_texts(batch: Batch, columns: _Columns, uri: str, counts: _Counts) -> pa.Table:
+def _make_texts(batch: Batch, columns: _Columns, ids: Sequence[str | None], uri: str, counts: _Counts) -> pa.Table:
     """Return a batch's texts by id, and count what is left out of them."""
     texts, titles = batch.values(columns.text), batch.values(columns.title)
-    ids = [next((value for value in row if value is not None), None) for row in _list_ids(batch, columns)]
     rows: list[tuple[str, str | None, str | None]] = []
-    for row, (value, text, title) in enumerate(zip(ids, texts, titles, strict=True)):
-        key = read_id(value)
+    for row, (key, text, title) in enumerate(zip(ids, texts, titles, strict=True)):
         if row in batch.faults or key is None:
             counts.leave_out(f"{uri}, {batch.describe(row)}", is_broken=row in batch.faults)
         else:
             rows.append((key, *_join(text, title, columns.has_title or title is not None)))
     counts.rows += len(rows)
     return pa.table([[row[column] for row in rows] for column in range(3)], schema=SCHEMA)
-
-
-def _list_ids(batch: Batch, columns: _Columns) -> Iterable[tuple[Any, ...]]:
-    """Return the values that may be each row's id; objects of one file need not have the same keys."""
-    present = [name for name in columns.ids if name in batch.columns]
-    return zip(*(batch.values(name) for name in present), strict=True) if present else [()] * batch.num_rows

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import read_output
 from s3_server import S3Server
+from scoring_in_process import score_here
 
 from rerank_actor import Reranker, storage
 from rerank_actor.commands.score import score
@@ -235,6 +236,53 @@ def test_tsv_of_two_columns_without_a_header_is_ids_and_texts(tmp_path: Path) ->
     path = write_lines(tmp_path / "collection.tsv", ["0\tfirst passage", "1\tsecond"])
     store = make_store(tmp_path, make_source(path), BucketLayout(1, 1))
     assert {row["key"]: row["text"] for row in store.find(["0", "1"])} == {"0": "first passage", "1": "second"}
+
+
+TWO_IDS = {
+    "indexed": [{"id": number, "docid": str(2 - number), "text": f"text {number}"} for number in range(3)],
+    "passages": [{"pid": f"p{n}", "passage": f"text {n}", "spans": "(0,9)", "docid": f"d{n // 2}"} for n in range(3)],
+}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize(("rows", "column"), [("indexed", "docid"), ("indexed", "id"), ("passages", "pid")])
+def test_of_several_ids_one_is_named_or_the_corpus_is_refused(
+    tmp_path: Path, rows: str, column: str, suffix: str
+) -> None:
+    corpus, path = TWO_IDS[rows], tmp_path / f"corpus.{suffix}"
+    pq.write_table(pa.Table.from_pylist(corpus), path) if suffix == "parquet" else write_lines(path, corpus)
+    run = tmp_path / "one.run"
+    run.write_text("".join(f"q1 Q0 {row[column]} 1 1.5 t\n" for row in corpus))
+
+    def make(**settings: Any) -> ScoreJob:
+        return make_job(tmp_path, [], input=[str(run)], **settings).model_copy(update={"corpus": [str(path)]})
+
+    with pytest.raises(InputError, match=r"(line|row|byte) \d has several ids, .*--document-id-column"):
+        prepare_job(make())
+    job = make(document_id_column=column)
+    score_here(job)
+    part = pq.read_table(next((tmp_path / "out").glob("part-*.parquet")))
+    assert part[column].to_pylist() == [str(row[column]) for row in corpus]
+    expected = score_texts([("what is rain", row.get("text") or row["passage"]) for row in corpus])
+    assert part["score"].to_pylist() == pytest.approx(expected)
+
+
+def test_several_ids_further_down_are_refused_when_read(tmp_path: Path) -> None:
+    rows = [
+        *({"_id": str(number), "id": number, "text": "same"} for number in range(40)),
+        {"_id": "x", "id": 7, "text": ""},
+    ]
+    source = make_source(write_lines(tmp_path / "corpus.jsonl", rows))
+    with pytest.raises(InputError, match="has several ids, 'x' in `_id` and '7' in `id`"):
+        list(source.read(source.cut()[0]))
+
+
+def test_a_query_of_a_passage_is_none_of_its_ids(tmp_path: Path) -> None:
+    source = make_source(
+        write_lines(tmp_path / "c.jsonl", [{"qid": 5, "pid": 7, "text": "x"}, {"qid": 6, "text": "y"}])
+    )
+    table = next(iter(source.read(source.cut()[0])))
+    assert table["key"].to_pylist() == ["7", "6"]
 
 
 @pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.tsv"])
