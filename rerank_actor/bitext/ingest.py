@@ -95,9 +95,11 @@ def read_candidates(source: Source, spec: ReadSpec) -> dict[str, Any]:
         StorageError: it cannot be read or the shards cannot be written.
     """
     writer = _ShardWriter(name_record(source), spec)
+    first: LanguagePair | None = None
     for candidates in _read_batches(source, spec):
         if candidates.table.num_rows:
-            for pair, table in split_candidates(candidates, source, spec.job, spec.rules):
+            for pair, table in split_candidates(candidates, source, spec.job, spec.rules, first):
+                first = first or pair
                 writer.add(pair, table)
     writer.finish()
     record = {
@@ -170,9 +172,20 @@ def _list_reasons(table: pa.Table) -> tuple[list[int], list[str]]:
 
 
 def split_candidates(
-    candidates: Candidates, source: Source, job: BitextJob, rules: CandidateFilters
+    candidates: Candidates,
+    source: Source,
+    job: BitextJob,
+    rules: CandidateFilters,
+    first: LanguagePair | None = None,
 ) -> Iterator[tuple[LanguagePair, pa.Table]]:
     """Yield the rows of each language pair in the form of candidates, with the reason of those not to be scored.
+
+    Args:
+        candidates: rows of a file.
+        source: the file.
+        job: names columns and languages.
+        rules: in force.
+        first: language pair that the file has first, to which broken rows without languages go; None if not yet known.
 
     Raises:
         InputError: a language pair cannot be told, or a code is unknown; says the file and the line.
@@ -182,7 +195,7 @@ def split_candidates(
     faults = pa.array([candidates.faults.get(row) for row in range(table.num_rows)], TEXT)
     for name, values in columns.items():
         table = table.append_column(name, values)
-    for pair, rows in _split_pairs(table, source, job):
+    for pair, rows in _split_pairs(table, set(candidates.faults), source, job, first):
         chosen = table if rows is None else table.take(rows)
         chosen_faults = faults if rows is None else faults.take(rows)
         names = [name for name in chosen.column_names if name not in ("source_language", "target_language")]
@@ -191,7 +204,9 @@ def split_candidates(
         yield pair, chosen.select(names).append_column(REASON_COLUMN, reasons)
 
 
-def _split_pairs(table: pa.Table, source: Source, job: BitextJob) -> Iterator[tuple[LanguagePair, pa.Array | None]]:
+def _split_pairs(
+    table: pa.Table, broken: set[int], source: Source, job: BitextJob, first: LanguagePair | None
+) -> Iterator[tuple[LanguagePair, pa.Array | None]]:
     """Yield each language pair and its rows, None for all."""
     uri = source.file.uri
     if source.pair is not None:
@@ -213,11 +228,22 @@ def _split_pairs(table: pa.Table, source: Source, job: BitextJob) -> Iterator[tu
         )
     codes = [table[name].to_pylist() for name in ("source_language", "target_language")]
     rows: dict[tuple[Any, Any], list[int]] = {}
+    lost: list[int] = []
     for row, key in enumerate(zip(*codes, strict=True)):
-        rows.setdefault(key, []).append(row)
-    for key, of_pair in rows.items():
-        line = table["input_line"][of_pair[0]].as_py()
-        yield make_pair(str(key[0]), str(key[1]), job.languages, f"{uri}, line {line}"), pa.array(of_pair)
+        is_lost = row in broken and any(find_language(code or "", job.languages) is None for code in key)
+        (lost if is_lost else rows.setdefault(key, [])).append(row)
+    pairs: dict[LanguagePair, list[int]] = {}
+    for key, of_key in rows.items():
+        line = table["input_line"][of_key[0]].as_py()
+        pair = make_pair(str(key[0]), str(key[1]), job.languages, f"{uri}, line {line}")
+        pairs.setdefault(pair, []).extend(of_key)
+    if lost:
+        first = first or next(iter(pairs), None)
+        if first is None:
+            raise InputError(f"{uri}: its first {len(lost):,} rows are broken, and none says its languages", uri=uri)
+        pairs.setdefault(first, []).extend(lost)
+    for pair, of_pair in pairs.items():
+        yield pair, pa.array(sorted(of_pair))
 
 
 def _refuse_other_languages(table: pa.Table, pair: LanguagePair, uri: str, job: BitextJob) -> None:

@@ -261,6 +261,22 @@ def test_rows_that_rules_drop_are_no_errors_that_stop_a_run(tmp_path: Path) -> N
     )
 
 
+def test_broken_rows_without_languages_are_errors_of_the_first_pair_of_the_file(tmp_path: Path) -> None:
+    rows = [{"source": a, "target": b, "source_language": "de", "target_language": "en"} for a, b in PAIRS]
+    rows[1]["source_language"] = "fr"
+    broken = '{"source": "Hallo", "tar'
+    lines = [broken, json.dumps(rows[0]), broken, *[json.dumps(rows[1])] * 3, broken]
+    path = write(tmp_path / "in/c.jsonl", "\n".join(lines) + "\n")
+    found = read_all(make_job(tmp_path, path, identifier="none"), tmp_path / "read", limits=ReadLimits(batch_rows=3))
+    of_first = [row for row in found if row["dropped"] is not None]
+    assert [row["input_line"] for row in of_first] == [1, 3, 7]
+    assert len(found) == 7
+    assert pq.ParquetFile(next((tmp_path / "read/lang_pair=de-en").iterdir())).metadata.num_rows == 4
+    write(path, json.dumps({**rows[0], "source_language": None}))
+    with pytest.raises(InputError, match="language code `None` is unknown"):
+        read_all(make_job(tmp_path, path, identifier="none"), tmp_path / "again")
+
+
 def test_file_with_rows_of_many_languages_is_read_in_bounded_memory(tmp_path: Path) -> None:
     codes = ["deu", "fra", "spa", "ita"]
     rows = [f"{codes[i * i % 4]}\teng\tsource {i}\ttarget {i}\n" for i in range(300)]
