@@ -17,6 +17,7 @@ from rerank_actor.errors import InputError, suggest
 from rerank_actor.inputs.batches import Batch
 from rerank_actor.inputs.columns import RESERVED_COLUMNS, is_list, is_text
 from rerank_actor.inputs.directions import BACKWARD, DIRECTED_VALUES, FORWARD, name_column
+from rerank_actor.inputs.listing.partitions import read_values
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.text import NOT_UNICODE
 from rerank_actor.storage.utf8 import is_utf8
@@ -90,7 +91,8 @@ def _assign_roles(names: Sequence[str], uri: str, job: BitextJob) -> dict[str, s
     roles = {"source": job.source_column, "target": job.target_column}
     optional = {"source_id": job.source_id_column, "target_id": job.target_id_column}
     optional |= {"source_language": job.source_language_column, "target_language": job.target_language_column}
-    roles |= {role: name for role, name in optional.items() if name is not None}
+    folders = {name for name in job.language_columns if read_values(uri, [name])[name] is not None}
+    roles |= {role: name for role, name in optional.items() if name is not None and name not in folders - {*names}}
     score = job.score_column or next((name for name in SCORE_NAMES if name in names), None)
     if score is not None:
         roles["candidate_score"] = score

@@ -30,6 +30,7 @@ from rerank_actor.bitext.translations import NO_TRANSLATION
 from rerank_actor.errors import InputError
 from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.inputs.batches import refuse_broken
+from rerank_actor.inputs.listing.partitions import read_values
 from rerank_actor.inputs.plan import ID_DIGITS
 from rerank_actor.inputs.rows import LIMITS, ReadLimits
 from rerank_actor.inputs.syntax.quoted import CSV_FAULTS
@@ -214,6 +215,9 @@ def _split_pairs(
             _refuse_other_languages(table, source.pair, uri, job)
         yield source.pair, None
         return
+    for role, name in zip(("source_language", "target_language"), job.language_columns, strict=True):
+        if role not in table.column_names and (code := read_values(uri, [name])[name]) is not None:
+            table = table.append_column(role, pa.repeat(code, table.num_rows))
     lacking = [name for name in ("source_language", "target_language") if name not in table.column_names]
     if lacking and source.folder_pair is not None:
         yield source.folder_pair, None

@@ -133,6 +133,11 @@ class BitextJob(
         own = [name for name in ("instruction", "backward_instruction", "preset") if name in self.model_fields_set]
         return job.with_origin(self.candidate_settings(), [f"--{name.replace('_', '-')}" for name in own])
 
+    @property
+    def language_columns(self) -> tuple[str, str]:
+        """Names of the columns, or of the folders, that hold the languages of source and target."""
+        return self.source_language_column or "source_language", self.target_language_column or "target_language"
+
     def candidate_settings(self) -> dict[str, Any]:
         """Return the settings that can change a candidate as it is read: its columns, or whether it is scored at all."""
         names = ("format", "source_column", "target_column", "source_id_column", "target_id_column", "score_column")

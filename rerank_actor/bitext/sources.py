@@ -1,12 +1,11 @@
 """Sources: the files of candidates that a job names, each with its format and its language pair.
 
-Takes the job's input, gives a `Source` a file or a Moses pair. A language pair comes from the flag, from a folder
-`lang_pair=deu-eng`, from the file's name, row by row from language columns, or else from the folder's name. What lies
-beside candidates is left out and said. Knows nothing of what becomes of the rows.
+Takes the job's input, gives a `Source` a file or a Moses pair. A language pair comes from the flag, from folders
+`lang_pair=deu-eng` or `source_language=deu/target_language=eng`, from the file's name, row by row from language columns, or
+else from the folder's name. What lies beside candidates is left out and said. Knows nothing of what becomes of the rows.
 """
 
 import fnmatch
-import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast, get_args
@@ -14,11 +13,12 @@ from typing import cast, get_args
 from rerank_actor import storage
 from rerank_actor.bitext.headers import look_for_header
 from rerank_actor.bitext.job import BitextJob
-from rerank_actor.bitext.language_pairs import LanguagePair, find_pair_in_name, parse_pair, read_name
+from rerank_actor.bitext.language_pairs import LanguagePair, find_pair_in_name, make_pair, parse_pair, read_name
 from rerank_actor.bitext.languages import spell_tag
 from rerank_actor.bitext.layouts import Kind, Source, join_moses, lies_beside, names_side
 from rerank_actor.errors import InputError, JobError, suggest
 from rerank_actor.inputs.formats import find_format, split_name
+from rerank_actor.inputs.listing.partitions import read_values
 from rerank_actor.progress import QuietReporter, Reporter
 
 LISTED_FILES = 5
@@ -34,7 +34,7 @@ def list_sources(job: BitextJob, reporter: Reporter | None = None) -> list[Sourc
     """
     files, passed_over = _list_files(job)
     given = parse_pair(job.lang_pair, job.languages, "--lang-pair") if job.lang_pair else None
-    pairs = {uri: given or find_pair(uri, job.languages) for uri in files}
+    pairs = {uri: given or find_pair(uri, job.languages, job.language_columns) for uri in files}
     by_folder = {uri: _find_pair_of_folder(uri, job.languages) for uri in files}
     if job.format == "moses" and (source := _pair_off(job, files, pairs)) is not None:
         return [source]
@@ -80,15 +80,20 @@ def _list_files(job: BitextJob) -> tuple[dict[str, storage.StoredObject], list[s
     return files, [uri for uri in dict.fromkeys(passed_over) if uri not in files]
 
 
-def find_pair(uri: str, languages: Mapping[str, str]) -> LanguagePair | None:
-    """Return the language pair that a file's folder `lang_pair=` or name tells, None where they tell none.
+def find_pair(
+    uri: str, languages: Mapping[str, str], columns: tuple[str, str] = ("source_language", "target_language")
+) -> LanguagePair | None:
+    """Return the language pair that a file's folders `lang_pair=` or of language columns, or its name, tell, else None.
 
     Raises:
-        InputError: the folder names no language pair.
+        InputError: a folder names no language or language pair.
     """
-    folder = re.search(r"(?:^|/)lang_pair=([^/]+)/", uri)
-    if folder is not None:
-        return parse_pair(folder[1], languages, uri)
+    folders = read_values(uri, ("lang_pair", *columns))
+    if (text := folders["lang_pair"]) is not None:
+        return parse_pair(text, languages, uri)
+    source, target = (folders[column] for column in columns)
+    if source is not None and target is not None:
+        return make_pair(source, target, languages, uri)
     return find_pair_in_name(uri.rpartition("/")[2], languages)
 
 

@@ -146,6 +146,30 @@ def test_folder_says_the_language_pair_only_where_columns_do_not(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    ("folder", "flags", "row"),
+    [
+        ("source_language=en/target_language=pt%5FBR", {}, {}),
+        ("crawl=x/src=en/tgt=pt-br", {"source_language_column": "src", "target_language_column": "tgt"}, {}),
+        ("source_language=en", {}, {"target_language": "pt_BR"}),
+        ("lang_pair=en-pt%5FBR", {}, {}),
+    ],
+)
+def test_folders_of_language_columns_tell_the_language_pair(
+    tmp_path: Path, folder: str, flags: dict[str, str], row: dict[str, str]
+) -> None:
+    lines = [json.dumps({"source": a, "target": b, **row}) + "\n" for a, b in PAIRS]
+    write(tmp_path / f"in/{folder}/part-0.jsonl", "".join(lines))
+    found = read_all(make_job(tmp_path / "in", **flags))
+    assert {name: name_pairs(rows) for name, rows in found.items()} == {"en-pt_BR": PAIRS}
+
+
+def test_folders_of_language_columns_that_hold_no_language_are_told(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in/source_language=en/target_language=qqq1/part-0.tsv", "SRC", "TRG")
+    with pytest.raises(InputError, match="language code `qqq1` is unknown"):
+        list_sources(make_job(tmp_path / "in"))
+
+
+@pytest.mark.parametrize(
     ("fields", "columns"),
     [
         (("SRC", "TRG", "1.08"), "source,target,score"),
