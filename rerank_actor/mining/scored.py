@@ -57,8 +57,6 @@ def load_scored(job: MineJob) -> ScoredInput:
     """
     outputs = [_open_output(uri, job) for uri in job.scored]
     all_settings = {output.uri: output.settings for output in outputs if output.settings}
-    if not job.allow_mixed_scores:
-        compare_settings(all_settings, "--scored", APART)
     made = {output.uri: read_text_settings(output) for output in outputs}
     first_output = next((output for output in outputs if output.settings), outputs[0])
     settings = made[first_output.uri]
@@ -67,14 +65,17 @@ def load_scored(job: MineJob) -> ScoredInput:
     texts = name_texts(job, settings, schema)
     for output in outputs:
         refuse_lost_fields(output, made[output.uri], schema)
-        other = name_texts(job, made[output.uri], schema) if output.settings else texts
+        tells = texts.sources or output.settings or "query_column" in made[output.uri]
+        other = name_texts(job, made[output.uri], schema) if tells else texts
         if other.instruction != texts.instruction:  # of scores that may be mixed
             texts = replace(texts, instruction=None)
         if replace(other, instruction=texts.instruction) != texts:
             raise InputError(
-                f"--scored {first_output.uri} and {output.uri}: their texts were made in different ways; mine them apart",
+                f"--scored {first_output.uri} and {output.uri}: {_tell_apart(texts, other)}; mine them apart",
                 uri=output.uri,
             )
+    if not job.allow_mixed_scores:
+        compare_settings(all_settings, "--scored", APART)
     columns = _name_columns(job, settings, texts, schema)
     columns.check(first_output.parts[0].uri, schema)
     prompt = None if texts.has_instructions else texts.instruction
@@ -85,6 +86,13 @@ def load_scored(job: MineJob) -> ScoredInput:
             uri=first_output.uri,
         )
     return ScoredInput(tuple(parts.values()), columns, prompt, find_sources(job, first_output.uri, settings))
+
+
+def _tell_apart(texts: ScoredTexts, other: ScoredTexts) -> str:
+    """Return in what the texts of two outputs differ."""
+    if texts.sources == other.sources:
+        return "their texts were made in different ways"
+    return "were scored with other --queries or --corpus each, in which one id may name two texts"
 
 
 def _has_lost_instructions(settings: dict[str, Any], texts: ScoredTexts) -> bool:

@@ -40,6 +40,7 @@ class ScoredTexts:
         instruction: of rows without one of their own, None where it is not known.
         lookups: where the texts are of columns that hold ids.
         is_exploded: whether a row is one candidate of a list, which may still be whole below a column.
+        sources: of `queries` and `corpus`, what scoring looked ids up in, as a fingerprint has it.
     """
 
     spec: TextSpec
@@ -47,6 +48,7 @@ class ScoredTexts:
     instruction: str | None = None
     lookups: tuple[TextLookup, ...] = ()
     is_exploded: bool = False
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "ScoredTexts":
@@ -67,7 +69,8 @@ class ScoredTexts:
         )
         instruction = settings.get("instruction") if not settings.get("directions") else None
         renamed = settings.get("rename_columns") or {}
-        return cls(spec, renamed, instruction, is_exploded=bool(settings.get("explode")))
+        sources = {name: str(settings[name]) for name in ("queries", "corpus") if settings.get(name)}
+        return cls(spec, renamed, instruction, is_exploded=bool(settings.get("explode")), sources=sources)
 
     @property
     def has_instructions(self) -> bool:
@@ -127,7 +130,9 @@ class ScoredTexts:
         Raises:
             InputError: naming the column; or the columns give other texts than those that were scored.
         """
-        others = json.loads(read_part_metadata(schema).get("facts", "{}")).get(NOT_KEPT)
+        metadata = read_part_metadata(schema)
+        self._refuse_made_otherwise(uri, metadata)
+        others = json.loads(metadata.get("facts", "{}")).get(NOT_KEPT)
         if others:
             raise InputError(
                 f"{uri}: its columns give {others:,} texts otherwise than they were scored, because JSON had values of several "
@@ -158,6 +163,19 @@ class ScoredTexts:
                         uri=uri,
                         column=shown,
                     )
+
+    def _refuse_made_otherwise(self, uri: str, metadata: Mapping[str, str]) -> None:
+        """Refuse a part whose texts are elsewhere or made by another template than those of the parts before."""
+        if "query_column" not in metadata:  # which says nothing of its texts
+            return
+        templates = {f"{side}_template": getattr(self.spec, f"{side}_template") for side in ("query", "document")}
+        for name, own in {**dict.fromkeys(("queries", "corpus")), **self.sources, **templates}.items():
+            if json.loads(metadata.get(name, "null")) != own:
+                raise InputError(
+                    f"{uri}: was scored with another --{name.replace('_', '-')} than the parts before it, so that its texts "
+                    "are others than theirs; read it apart",
+                    uri=uri,
+                )
 
     def make(self, rows: PairRows, roles: Container[str] = ROLES) -> dict[str, pa.ChunkedArray]:
         """Return the texts of some pairs by role, null where a pair that was not scored has none.

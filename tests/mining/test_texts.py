@@ -26,7 +26,7 @@ NUM_NEGATIVES = 3
 Mined = tuple[str, list[str], list[str]]  # a query, its positives and its negatives, in the order of the file
 
 
-def make_job(scored: Path | str, output: Path, **values: Any) -> MineJob:
+def make_job(scored: Path | str, output: Path, /, **values: Any) -> MineJob:
     given = {"scored": [str(scored)], "output": str(output), "label_column": "label", "num_negatives": NUM_NEGATIVES}
     rules = {"false_negatives": "report", "depth": "all"}
     return check_job(MineJob, {**given, **rules, **values}).normalized()
@@ -158,7 +158,7 @@ def score_layout(name: str, folder: Path, **values: Any) -> Path:
     return Path(job.output)
 
 
-def refuse(scored: Path, **values: Any) -> str:
+def refuse(scored: Path, /, **values: Any) -> str:
     with pytest.raises(InputError) as error:
         load_scored(make_job(scored, scored.parent / "mined", **values))
     assert "\n" not in str(error.value)
@@ -277,3 +277,41 @@ def test_what_rules_of_an_earlier_version_left_half_done_is_refused_and_what_the
     assert finished.stored is not None
     with pytest.raises(OutputConflictError, match="definition-version: there 1, now 2"):
         refuse_older(finished.output, finished.stored)  # where some of it is gone
+
+
+def score_ids(folder: Path, language: str) -> Path:
+    """Score pairs of ids, which are the same in each language, and return the output."""
+    layout = Layout([{"query_id": "0", "document_id": str(number), "label": int(not number)} for number in range(3)])
+    (folder / language).mkdir()
+    queries, corpus = folder / language / "queries.jsonl", folder / language / "corpus.jsonl"
+    queries.write_text(json.dumps({"_id": "0", "text": f"{language} query"}))
+    documents = [{"_id": str(number), "text": f"{language} document {number}"} for number in range(3)]
+    corpus.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    job = layout.make_job(folder / language, queries=[str(queries)], corpus=[str(corpus)])
+    score_here(job)
+    return Path(job.output)
+
+
+def test_ids_of_two_corpora_are_never_looked_up_in_one(tmp_path: Path) -> None:
+    first, second = score_ids(tmp_path, "de"), score_ids(tmp_path, "en")
+    for mixed in (False, True):
+        values = {"scored": [str(first), str(second)], "allow_mixed_scores": mixed}
+        said = refuse(first, **values)
+        assert "other --queries or --corpus each" in said
+        assert "--allow-mixed-scores" not in said
+    bare = tmp_path / "bare"
+    shutil.copytree(second, bare, ignore=shutil.ignore_patterns("_*"))
+    assert "other --queries" in refuse(first, scored=[str(first), str(bare)], allow_mixed_scores=True)
+
+
+def test_part_that_was_scored_with_another_corpus_is_refused(tmp_path: Path) -> None:
+    scored = score_ids(tmp_path, "de")
+    columns = load_scored(make_job(scored, tmp_path / "mined")).columns
+    schema = pq.read_schema(next(scored.glob("part-*")))
+    settings = {**columns.texts.sources, "query_column": "query"}
+    own = {f"rerank_actor.{name}": json.dumps(value) for name, value in settings.items()}
+    columns.check("part", schema.with_metadata(own))
+    with pytest.raises(InputError, match="another --corpus"):
+        columns.check("part", schema.with_metadata({**own, "rerank_actor.corpus": '"other"'}))
+    with pytest.raises(InputError, match="another --document-template"):
+        columns.check("part", schema.with_metadata({**own, "rerank_actor.document_template": '"{title}"'}))
