@@ -65,6 +65,7 @@ def load_scored(job: MineJob) -> ScoredInput:
     texts = name_texts(job, settings, schema)
     for output in outputs:
         refuse_lost_fields(output, made[output.uri], schema)
+        _refuse_lost_instructions(output.uri, made[output.uri], texts)
         tells = texts.sources or output.settings or "query_column" in made[output.uri]
         other = name_texts(job, made[output.uri], schema) if tells else texts
         if other.instruction != texts.instruction:  # of scores that may be mixed
@@ -79,12 +80,6 @@ def load_scored(job: MineJob) -> ScoredInput:
     columns = _name_columns(job, settings, texts, schema)
     columns.check(first_output.parts[0].uri, schema)
     prompt = None if texts.has_instructions else texts.instruction
-    if job.format == "flagembedding" and job.prompt is None and _has_lost_instructions(settings, texts):
-        raise InputError(
-            f"--scored {first_output.uri}: was scored with an instruction for each row, and did not keep what it was made of; "
-            "give --prompt for --format flagembedding",
-            uri=first_output.uri,
-        )
     return ScoredInput(tuple(parts.values()), columns, prompt, find_sources(job, first_output.uri, settings))
 
 
@@ -95,8 +90,18 @@ def _tell_apart(texts: ScoredTexts, other: ScoredTexts) -> str:
     return "were scored with other --queries or --corpus each, in which one id may name two texts"
 
 
-def _has_lost_instructions(settings: dict[str, Any], texts: ScoredTexts) -> bool:
-    return not texts.has_instructions and ScoredTexts.from_settings(settings).has_instructions
+def _refuse_lost_instructions(uri: str, settings: dict[str, Any], texts: ScoredTexts) -> None:
+    """Refuse rows whose instructions nobody knows: what a query got under two of them would be ranked as one."""
+    scored = ScoredTexts.from_settings(settings)
+    if scored.has_instructions and not texts.has_instructions:
+        task = scored.name(scored.spec.instruction_column or scored.spec.dataset_column)
+        raise InputError(
+            f"--scored {uri}: was scored with an instruction for each row and did not keep column `{task}`, so that the "
+            "candidates of a query under one instruction cannot be told from those under another; score again with it among "
+            "--keep-columns",
+            uri=uri,
+            column=task,
+        )
 
 
 def _open_output(uri: str, job: MineJob) -> ScoredOutput:

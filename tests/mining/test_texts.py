@@ -254,7 +254,19 @@ def test_prompt_is_the_instruction_of_each_row(tmp_path: Path) -> None:
     assert [row["prompt"] for row in mined] == ["first task", "other task", "other task"]
     dropped = layout.make_job(tmp_path / "dropped", instruction_map=instructions, drop_columns=["dataset"])
     score_here(dropped)
-    assert "give --prompt" in refuse(Path(dropped.output), format="flagembedding")
+    for values in ({"format": "flagembedding", "prompt": "task"}, {"format": "triplet"}):
+        assert "did not keep column `dataset`" in refuse(Path(dropped.output), **values)
+
+
+def test_query_under_two_instructions_that_were_lost_is_refused(tmp_path: Path) -> None:
+    rows = [
+        {"task": f"Find {name}", "query": "q", "document": f"{name} {label}", "label": label}
+        for name in "ab"
+        for label in (1, 0)
+    ]
+    job = Layout(rows).make_job(tmp_path, instruction_column="task", keep_columns=["query", "document", "label"])
+    score_here(job)
+    assert "did not keep column `task`" in refuse(Path(job.output))
 
 
 # Rules of another version.
