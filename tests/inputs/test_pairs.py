@@ -154,11 +154,12 @@ def test_exploded_lists_of_any_type_keep_their_order(kind: pa.DataType) -> None:
 
 def test_json_structs_of_mixed_values_keep_a_type_of_structs() -> None:
     first, second = [[{"id": 1, "text": "a"}]], [[{"id": "x", "text": "b\ud800", "title": None}], None]
-    kind = merge_types(to_array(first).type, to_array([[{"id": "x", "text": "b", "title": None}]]).type)
+    kind = merge_types(to_array(first)[0].type, to_array([[{"id": "x", "text": "b", "title": None}]])[0].type)
     assert is_list(kind) and pa.types.is_struct(kind.value_type)
-    assert to_array(first, kind).to_pylist() == [[{"id": "1", "text": "a", "title": None}]]
-    assert to_array(second, kind).type == kind
-    assert to_array(second, kind).to_pylist()[0][0]["id"] == "x"
+    assert to_array(first, kind)[0].to_pylist() == [[{"id": "1", "text": "a", "title": None}]]
+    values, replaced = to_array(second, kind)
+    assert (values.type, replaced) == (kind, [0])
+    assert values.to_pylist()[0][0]["id"] == "x"
 
 
 def test_reason_is_an_error_without_its_place() -> None:
