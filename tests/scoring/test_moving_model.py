@@ -41,7 +41,13 @@ def prepare(hub: HubServer, write_shard: Callable[..., Path], tmp_path: Path) ->
     shard = write_shard([{"query": "q", "document": "d"}])
 
     def prepare(output: str, begin: bool = False, **flags: Any) -> str:
-        given = {"input": str(shard), "output": str(tmp_path / output), "engine": "fake", "model": "org/name", **flags}
+        given = {
+            "input": str(shard),
+            "output": str(tmp_path / output),
+            "engine": "fake",
+            "model": "org/qwen3-reranker",
+            **flags,
+        }
         environment = {
             **os.environ,
             "HF_ENDPOINT": hub.endpoint,
@@ -65,12 +71,12 @@ def test_output_goes_on_with_its_commit_and_a_new_one_says_what_changed(
     hub: HubServer, prepare: Callable[..., str], model_folder: Path
 ) -> None:
     files = {**read_files(model_folder), "model.safetensors": b"1"}
-    first = hub.commit("org/name", files)
+    first = hub.commit("org/qwen3-reranker", files)
     assert prepare("out", begin=True) == f"commit {first}\n"
     changed = {**files, "model.safetensors": b"2", "chat_template.jinja": b"x", "README.md": b"y"}
-    second = hub.commit("org/name", changed)
+    second = hub.commit("org/qwen3-reranker", changed)
     said = (
-        f"org/name has moved on the hub from {first[:10]} to {second[:10]}: changed: template (chat_template.jinja), "
+        f"org/qwen3-reranker has moved on the hub from {first[:10]} to {second[:10]}: changed: template (chat_template.jinja), "
         "weights (model.safetensors)"
     )
     resumed = prepare("out")
@@ -78,7 +84,7 @@ def test_output_goes_on_with_its_commit_and_a_new_one_says_what_changed(
     assert f"commit {first}\n" in resumed
     assert prepare("other") == f"{said}\ncommit {second}\n"
     assert prepare("other") == f"commit {second}\n", "said once"
-    hub.commit("org/name", {**changed, "README.md": b"z"})
+    hub.commit("org/qwen3-reranker", {**changed, "README.md": b"z"})
     assert "no file that can change a score is another" in prepare("other")
     assert f"commit {first}\n" in prepare("out")
 
@@ -87,10 +93,10 @@ def test_another_revision_or_a_fresh_start_is_not_held_to_the_commit(
     hub: HubServer, prepare: Callable[..., str], model_folder: Path
 ) -> None:
     files = {**read_files(model_folder), "model.safetensors": b"1"}
-    first = hub.commit("org/name", files)
+    first = hub.commit("org/qwen3-reranker", files)
     prepare("out", begin=True)
-    second = hub.commit("org/name", {**files, "model.safetensors": b"2"})
-    hub.branches["org/name", "next"] = second
+    second = hub.commit("org/qwen3-reranker", {**files, "model.safetensors": b"2"})
+    hub.branches["org/qwen3-reranker", "next"] = second
     assert f"commit {second}\n" in prepare("out", revision="next")
     assert f"commit {second}\n" in prepare("out", overwrite=True)
     assert f"commit {first}\n" in prepare("out")
