@@ -15,13 +15,11 @@ from rerank_actor.bitext.language_pairs import FILE_WORDS, LanguagePair
 from rerank_actor.bitext.languages import find_language, spell_tag
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.formats import split_name
+from rerank_actor.inputs.listing.left_out import is_note
 
 Kind = Literal["parquet", "jsonl", "csv", "tsv", "laser", "pairs", "moses"]
 _SIDES = {"src": "source", "trg": "target", "tgt": "target"}
-_BESIDE = re.compile(
-    r"(readme|license|licence|copying|notice|citation|changelog|[a-z0-9]+sums?)(\.(md|txt|rst|html))?|.*\.(ids|id|xml|md|html|log)",
-    re.IGNORECASE,
-)  # of corpora, what is there besides their texts
+_BESIDE = re.compile(r"(copying|[a-z0-9]+sums?)(\.txt)?|.*\.(ids|id|xml|scores)", re.IGNORECASE)  # and notes
 
 
 @dataclass(frozen=True)
@@ -126,4 +124,4 @@ def names_side(uri: str) -> bool:
 def lies_beside(uri: str) -> bool:
     """Whether a file is by its name one of those that corpora have besides their texts, as `README` and OPUS's `.ids`."""
     stem, suffix, _ = split_name(uri)
-    return suffix == ".scores" or _BESIDE.fullmatch((stem + suffix).rpartition("/")[2]) is not None
+    return is_note(uri) or _BESIDE.fullmatch((stem + suffix).rpartition("/")[2]) is not None

@@ -18,9 +18,11 @@ from rerank_actor.bitext.languages import spell_tag
 from rerank_actor.bitext.layouts import Kind, Source, join_moses, lies_beside, names_side
 from rerank_actor.errors import InputError, JobError, suggest
 from rerank_actor.inputs.formats import find_format, split_name
+from rerank_actor.inputs.listing.left_out import DEEPER, DOUBLED, HIDDEN, count_left_out
 from rerank_actor.inputs.listing.partitions import read_values
 from rerank_actor.progress import QuietReporter, Reporter
 
+NO_CANDIDATES = "none of candidates by their names"
 LISTED_FILES = 5
 LOOK_THREADS = 16
 
@@ -53,17 +55,15 @@ def list_sources(job: BitextJob, reporter: Reporter | None = None) -> list[Sourc
     if unknown and not sources:
         raise _refuse_unknown(unknown[0], job, of_layout[unknown[0].uri])
     _refuse_unknown_names([file.uri for file in unknown], sources, job)
-    if everything := [*(file.uri for file in left_out), *passed_over]:
-        (reporter or QuietReporter()).info(
-            f"{len(everything):,} files are none of candidates by their names and are left out: {_list(everything)}"
-        )
+    if everything := count_left_out([*((NO_CANDIDATES, file.uri) for file in left_out), *passed_over]):
+        (reporter or QuietReporter()).info(f"left out: {'; '.join(item.describe() for item in everything)}")
     return sources
 
 
-def _list_files(job: BitextJob) -> tuple[dict[str, storage.StoredObject], list[str]]:
-    """Return the files that the input names, and the URIs of those in its folders that it does not."""
+def _list_files(job: BitextJob) -> tuple[dict[str, storage.StoredObject], list[tuple[str, str]]]:
+    """Return the files that the input names, and reason and URI of each in its folders that it does not."""
     files: dict[str, storage.StoredObject] = {}
-    passed_over: list[str] = []
+    passed_over: dict[str, str] = {}
     for uri in job.input:
         if storage.is_within(uri, job.output) or storage.is_within(job.output, uri):
             raise InputError(
@@ -73,11 +73,11 @@ def _list_files(job: BitextJob) -> tuple[dict[str, storage.StoredObject], list[s
         if not listing.objects:
             raise InputError(f"{uri}: nothing there; --input takes files, folders and globs, local or s3://", uri=uri)
         files.update((item.uri, item) for item in listing.objects)
-        passed_over += [*listing.hidden, *listing.deeper]
+        passed_over |= {**dict.fromkeys(listing.hidden, HIDDEN), **dict.fromkeys(listing.deeper, DEEPER)}
     for items in storage.group_by_file(list(files.values())).values():
         for item in items[1:]:  # further names of one file
-            passed_over.append(files.pop(item.uri).uri)
-    return files, [uri for uri in dict.fromkeys(passed_over) if uri not in files]
+            passed_over[files.pop(item.uri).uri] = DOUBLED
+    return files, [(reason, uri) for uri, reason in passed_over.items() if uri not in files]
 
 
 def find_pair(

@@ -82,8 +82,9 @@ def test_opus_folder_has_its_scores_and_the_rest_is_said(tmp_path: Path) -> None
     assert name_pairs(found["en-pt_BR"]) == PAIRS
     assert [row["candidate_score"] for row in found["en-pt_BR"]] == [1.07, 1.06, None]
     [line] = told.lines
-    assert line.startswith("4 files are none of candidates by their names and are left out")
-    assert all(name in line for name in names)
+    assert line.startswith("left out: 3 none of candidates by their names (the first: ")
+    assert "; 1 hidden, with names that begin with _ or . (the first: " in line
+    assert all(name in line for name in ("LICENSE", "_old/x.en-de.tsv"))
 
 
 def test_scores_of_another_length_are_refused_with_the_line(tmp_path: Path) -> None:

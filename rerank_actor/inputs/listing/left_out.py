@@ -74,7 +74,7 @@ def refuse_most(uri: str, unknown: list[str], num_shards: int) -> None:
     Raises:
         InputError: there is no shard, or there are more files of unknown format than shards.
     """
-    files = [name for name in unknown if not _is_note(name)]
+    files = [name for name in unknown if not is_note(name)]
     if num_shards and len(files) <= num_shards:
         return
     names = files or unknown
@@ -88,7 +88,7 @@ def refuse_most(uri: str, unknown: list[str], num_shards: int) -> None:
     )
 
 
-def _is_note(uri: str) -> bool:
+def is_note(uri: str) -> bool:
     """Whether a file is one for people by its name."""
     stem, suffix, _ = split_name(uri)
     name = stem.rpartition("/")[2].lower()
