@@ -14,7 +14,7 @@ from transformers import BertConfig
 from rerank_actor.engines.families.chat_template import ChatTemplate
 from rerank_actor.engines.families.description import LabelHead, ScoreScale, TokenHead
 from rerank_actor.engines.families.detect import read_labels
-from rerank_actor.engines.families.entries import load_entries
+from rerank_actor.engines.families.entries import SEGMENTS_BY_DEFAULT, knows_segments, load_entries
 from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.template import QWEN3_RERANKER
 from rerank_actor.errors import JobError, ModelError, RerankError
@@ -389,3 +389,13 @@ def test_tokenizer_that_transformers_builds_otherwise_is_refused(folder: Path) -
     write(folder, "tokenizer.json", parsed)
     with pytest.raises(ModelError, match=r"other token ids of .* than tokenizer\.json"):
         load_tokenizer_json(load_reranker_model(str(folder), weights=False))
+
+
+@pytest.mark.parametrize("kind", ["bert", "electra"])
+def test_segments_that_a_config_leaves_out_are_those_of_transformers(kind: str) -> None:
+    from transformers import AutoConfig
+
+    assert AutoConfig.for_model(kind).type_vocab_size == SEGMENTS_BY_DEFAULT[kind]
+    assert knows_segments({"model_type": kind})
+    assert not knows_segments({"model_type": kind, "type_vocab_size": 1})
+    assert not knows_segments({"model_type": "qwen3"})

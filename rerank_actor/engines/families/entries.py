@@ -144,14 +144,21 @@ class Entry(BaseModel):
         return ModelDescription(self.family, template, head, runtime, ScoreScale(self.scale, self.shift))
 
 
+SEGMENTS_BY_DEFAULT = {"bert": 2, "electra": 2}
+
+
 def get_architecture(config: Mapping[str, Any]) -> str:
     """Return the class named in `config.json`."""
     return str((config.get("architectures") or [config.get("model_type", "none")])[0])
 
 
 def knows_segments(config: Mapping[str, Any]) -> bool:
-    """Whether a model tells the second text of a pair from the first by segment ids."""
-    return int(config.get("type_vocab_size") or 0) > 1
+    """Whether a model tells the second text of a pair from the first by segment ids.
+
+    Where `config.json` does not say, what Transformers takes for its kind of model decides.
+    """
+    size = config.get("type_vocab_size")
+    return int(SEGMENTS_BY_DEFAULT.get(str(config.get("model_type")), 0) if size is None else size) > 1
 
 
 # Classes of Transformers that vLLM 0.32 has as classifiers, or turns into one.
