@@ -23,6 +23,7 @@ from rerank_actor.mining.select import Candidates, select
 from rerank_actor.mining.survey import MiningUnit, is_split
 from rerank_actor.mining.tally import MiningTally
 from rerank_actor.outputs.row_groups import open_runs
+from rerank_actor.outputs.scored_columns import refuse_two_texts
 from rerank_actor.storage.exchange import Exchange, Slice, assign_buckets, hash_keys, read_slices
 
 
@@ -159,6 +160,8 @@ def mine_table(unit: str, table: pa.Table | None, spec: MiningSpec) -> tuple[dic
     tallies = {name: MiningTally(rules.space) for name, rules in spec.rule_sets.items()}
     if table is None or not table.num_rows:
         return objects, tallies
+    if "query_id" in table.column_names:
+        refuse_two_texts("--scored", table["query_id"], encode_texts(table["query"])[0])
     queries = _Queries(table, spec)
     for name, rules in spec.rule_sets.items():
         selection = select(

@@ -34,13 +34,16 @@ from rerank_actor.outputs.scored_columns import (
     find_column,
     find_field_type,
     find_ids,
+    refuse_two_texts,
 )
+from rerank_actor.outputs.scored_texts import ScoredTexts, read_text_settings
 from rerank_actor.storage.exchange import Exchange, SlicedObject, assign_buckets, collect_slices, hash_keys, read_slices
 
 FORMATS = ("trec", "tevatron", "mteb-predictions")
 PAIRS_AT_ONCE = 2_000_000
 SPACES = VALUES
 ROLES = ("query", "document")
+QUERY_HASH = "query hash"  # of the query's text
 UNREADABLE = "cannot be read ({cause}); jobs.verify says what mends it"
 
 
@@ -135,8 +138,11 @@ def iterate_candidates(spec: ExportSpec, result: Exported) -> Iterator[pa.Table]
             uri=spec.scored,
         )
     settings = {**scored.settings, **output.load_manifest().get("job", {})}
+    settings = {**read_text_settings(scored), **settings}
     with tempfile.TemporaryDirectory() as folder:
-        yield from _bring_together(parts, settings, spec, result, Path(folder))
+        for table in _bring_together(parts, settings, spec, result, Path(folder)):
+            refuse_two_texts(spec.scored, table["query"], table[QUERY_HASH].to_numpy())
+            yield table.drop_columns([QUERY_HASH])
 
 
 def _bring_together(
@@ -184,14 +190,17 @@ def _read_part(part: storage.StoredObject, settings: dict[str, Any], spec: Expor
             )
         found = _find_id_columns(part.uri, file.schema_arrow, spec, columns)
         names = list(found)
+        texts = ScoredTexts.from_settings(settings)
+        texts_in = [] if texts.spec.query_is_id else texts.list_columns(file.schema_arrow.names, ("query",))
         with refuse_damaged(part.uri, UNREADABLE):
             more = [name for name in spec.more_columns if name in file.schema_arrow.names]
-            table = file.read(columns=list(dict.fromkeys([*found.values(), *SPACES, *more])))
+            table = file.read(columns=list(dict.fromkeys([*found.values(), *SPACES, *more, *texts_in])))
             for name in set(spec.more_columns) - set(more):
                 table = table.append_column(name, pa.nulls(table.num_rows, pa.float64()))
     rows = PairRows(table, "score", part.uri)
     ids = {role: rows.spread_ids(name, f"--{role}-id-column") for role, name in zip(ROLES, names, strict=True)}
     pairs = pa.table(ids | {name: rows.spread(name) for name in (*SPACES, *spec.more_columns)})
+    pairs = pairs.append_column(QUERY_HASH, _hash_queries(rows, texts if texts_in else None))
     scored = pairs.filter(pc.is_valid(pairs["score"]))
     result.unscored += rows.num_without + pairs.num_rows - scored.num_rows
     for role, name in zip(ROLES, names, strict=True):
@@ -200,6 +209,15 @@ def _read_part(part: storage.StoredObject, settings: dict[str, Any], spec: Expor
                 f"{part.uri}: a scored pair has no id in column `{name}`; name another column", uri=part.uri
             )
     return scored
+
+
+def _hash_queries(rows: PairRows, texts: ScoredTexts | None) -> pa.Array:
+    """Return a hash of each pair's query as text, one for all where only ids are there."""
+    query = texts.make(rows, ("query",)).get("query") if texts is not None else None
+    if query is None:
+        return pa.array(np.zeros(len(rows.spread("score")), np.uint64))
+    encoded = query.fill_null("").combine_chunks().dictionary_encode()
+    return pa.array(hash_keys(encoded.dictionary)[encoded.indices.to_numpy()])
 
 
 def _find_id_columns(uri: str, schema: pa.Schema, spec: ExportSpec, columns: ScoredColumns) -> dict[str, str]:

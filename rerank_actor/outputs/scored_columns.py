@@ -137,6 +137,31 @@ def find_ids(schema: pa.Schema, name: str) -> str | None:
     return next((f"{name}.{field}" for field in ID_NAMES if field in fields), None)
 
 
+def refuse_two_texts(uri: str, ids: pa.ChunkedArray, texts: np.ndarray) -> None:
+    """Refuse an id of queries that stands for two texts, as where the ids of each language begin anew.
+
+    Args:
+        uri: for the error.
+        ids: of each pair's query.
+        texts: a number or hash for each pair, equal for equal texts of queries.
+
+    Raises:
+        InputError: naming the id.
+    """
+    query = pc.dictionary_encode(ids).combine_chunks()
+    number = (query.chunk(0) if isinstance(query, pa.ChunkedArray) else query).indices.to_numpy()
+    first = np.zeros(number.max(initial=-1) + 1, texts.dtype)
+    first[number] = texts
+    others = np.flatnonzero(first[number] != texts)
+    if len(others):
+        raise InputError(
+            f"{uri}: query id {ids[int(others[0])].as_py()!r} stands for queries of two texts, whose candidates would be "
+            "taken for those of one; give each query an id of its own, such as one with its language before it, or score "
+            "each set of queries to an output of its own",
+            uri=uri,
+        )
+
+
 class PairRows:
     """The pairs of some scored rows: the rows themselves, or the elements of their lists.
 

@@ -330,3 +330,27 @@ def test_part_that_was_scored_with_another_corpus_is_refused(tmp_path: Path) -> 
         columns.check("part", schema.with_metadata({**own, "rerank_actor.corpus": '"other"'}))
     with pytest.raises(InputError, match="another --document-template"):
         columns.check("part", schema.with_metadata({**own, "rerank_actor.document_template": '"{title}"'}))
+
+
+@pytest.mark.parametrize("as_lists", [False, True])
+def test_id_of_two_queries_is_refused_by_name(tmp_path: Path, as_lists: bool) -> None:
+    rows: list[dict[str, Any]] = []
+    for language in ("de", "en"):
+        ids, documents = ["0#0", "0#1"], [f"{language} document {number}" for number in range(2)]
+        common = {"query_id": "0", "query": f"{language} query"}
+        columns = {"document_id": ids, "document": documents, "label": [1, 0]}
+        if as_lists:
+            rows.append({**common, **columns})
+        else:
+            pairs = zip(*columns.values(), strict=True)
+            rows += [{**common, **dict(zip(columns, values, strict=True))} for values in pairs]
+    job = Layout(rows).make_job(tmp_path, unit_rows=len(rows) // 2)
+    score_here(job)
+    given = {"query_id_column": "query_id", "document_id_column": "document_id", "format": "tevatron"}
+    with pytest.raises(InputError, match="query id '0' stands for queries of two texts"):
+        mine_in_process(make_job(job.output, tmp_path / "mined", **given))
+    for pairs_at_once in (1, 1000):
+        with pytest.raises(InputError, match="query id '0' stands for queries of two texts"):
+            export_scores(ExportSpec(job.output, "trec", str(tmp_path / "run"), pairs_at_once=pairs_at_once))
+    mine_in_process(make_job(job.output, tmp_path / "apart"))  # by text
+    assert len(read_rows(tmp_path / "apart", "triplet")) == 2
