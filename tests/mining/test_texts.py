@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import load_from_disk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from layouts import LAYOUTS, Layout, draw_layout
@@ -34,12 +34,12 @@ def make_job(scored: Path | str, output: Path, /, **values: Any) -> MineJob:
 
 
 def read_rows(output: Path, kind: str) -> list[dict[str, Any]]:
-    if kind == "tevatron-distillation":
-        return list(load_from_disk(str(output)))
     rows: list[dict[str, Any]] = []
     for path in sorted(output.glob(f"part-*.{SUFFIXES[kind]}")):
         if path.suffix == ".parquet":
             rows += pq.read_table(path).to_pylist()
+        elif path.suffix == ".arrow":
+            rows += pa.ipc.open_stream(path).read_all().to_pylist()
         elif path.suffix == ".json":
             rows += json.loads(path.read_text())["data"]
         else:
