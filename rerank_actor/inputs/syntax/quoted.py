@@ -25,6 +25,7 @@ BEHIND = "row is not CSV: it lies behind a quote that is not closed as it should
 LONE_RETURN = "row is not CSV: a carriage return stands alone in it"
 ODD_ESCAPE = "an escape stands before what needs none, which may be one character or two"
 LOOKS_QUOTED = "a field is in quotes, as CSV has them (--quoting csv takes them off, none keeps them)"
+ENDS_TRIED = 1_000  # lines of a record at which another reading may end it
 RECORD_LINES = 100_000  # of a record at most, and how far a quote's end is looked for where one is broken
 
 CSV_FAULTS = (STRAY, ESCAPED, UNCLOSED, BEHIND, LONE_RETURN, ODD_ESCAPE, LOOKS_QUOTED)
@@ -87,6 +88,7 @@ class Syntax:
         self._record = re.compile(f"{field}(?:{mark}{field})*+", re.DOTALL)
         escaped = _write_field(mark, r"\\", True, is_written)
         going_on = r'"(?:[^"\\]|\\.|"")*+'
+        self._escaped_whole = re.compile(f"(?:{escaped}{mark})*+{escaped}", re.DOTALL)
         self._escaped_record = re.compile(f"(?:{escaped}{mark})*+(?:{escaped}|{going_on})", re.DOTALL)
         self._escaped = re.compile(f"{re.escape(self.escape)}(.)", re.DOTALL)
         self._special = re.compile(f'{re.escape(self.escape)}(.)|""', re.DOTALL)
@@ -114,9 +116,22 @@ class Syntax:
         text = text[:-1] if text.endswith("\r") else text
         if not self._record.fullmatch(text):
             return STRAY
-        if self.may_escape and '\\"' in text and self._escaped_record.fullmatch(text):
+        if self.may_escape and '\\"' in text and self._may_be_escaped(text):
             return ESCAPED
         return self._split(text) if self.escape else list(fields)
+
+    def _may_be_escaped(self, text: str) -> bool:
+        """Whether a record would be one too, or end at an earlier line, if a backslash took its meaning from a quote."""
+        if self._escaped_record.fullmatch(text):
+            return True
+        end = text.find("\n", text.find('\\"'))
+        for _ in range(ENDS_TRIED):
+            if end < 0:
+                break
+            if self._escaped_whole.fullmatch(text[:end].removesuffix("\r")):
+                return True
+            end = text.find("\n", end + 1)
+        return False
 
     def _split(self, text: str) -> Fields:
         """Return the fields of a record with escapes; a null of an escaped N, as databases write it."""
