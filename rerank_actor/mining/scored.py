@@ -71,6 +71,8 @@ def load_scored(job: MineJob) -> ScoredInput:
         if other.instruction != texts.instruction:  # of scores that may be mixed
             texts = replace(texts, instruction=None)
         if replace(other, instruction=texts.instruction) != texts:
+            if texts.sources == other.sources and not job.allow_mixed_scores:
+                compare_settings(all_settings, "--scored", APART)  # which says what differs
             raise InputError(
                 f"--scored {first_output.uri} and {output.uri}: {_tell_apart(texts, other)}; mine them apart",
                 uri=output.uri,
