@@ -231,7 +231,8 @@ def test_rows_of_every_shard_stay_whole_and_in_order(scored: Scored) -> None:
             kept = found[uri].select(table.column_names)
             others = set(found[uri].column_names) - {*table.column_names, *ADDED}
             assert all(found[uri][name].null_count == table.num_rows for name in others), "columns of other shards"
-            assert kept.schema.types == table.schema.types
+            for kind, given in zip(kept.schema.types, table.schema.types, strict=True):
+                assert kind == given or {kind, given} == {pa.string(), pa.large_string()}, "one type in all shards"
             assert kept.to_pylist() == table.to_pylist()
 
 

@@ -227,7 +227,7 @@ def test_full_disk_is_told_and_leaves_what_was_there(tmp_path: Path) -> None:
     target.write_bytes(b"old")
     command = [sys.executable, "-c", WRITE_TOO_MUCH, str(target)]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = [f"False {target}: storage is full while {action}; make room" for action in ("writing", "creating")]
+    lines = [f"False {target}: storage is full while {action}; make room" for action in ("writing", "writing")]
     assert [line[: len(start)] for line, start in zip(found.stdout.splitlines(), lines, strict=True)] == lines
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
