@@ -310,7 +310,7 @@ def test_model_on_s3_is_fetched_by_a_machine_that_has_no_copy(
     monkeypatch.setenv("RERANK_ACTOR_CACHE", str(tmp_path / "worker"))
     (tmp_path / "driver").rename(tmp_path / "another machine")
     prompts = tuple((11, 12, 13, 20 + i) for i in range(8))
-    spec = EngineSpec("transformers", model, "float32", 64, 1, {}, prompts)
+    spec = EngineSpec("transformers", model, "float32", 64, 1, {}, prompts, (3,) * 8)
     engine, _ = start_engine(spec)
     found = engine.compute_logits([np.array(ids, np.int32) for ids in prompts])
     local, _ = start_engine(replace(spec, model=load_reranker_model(str(model_folder))))
