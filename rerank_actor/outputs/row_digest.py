@@ -1,7 +1,8 @@
 """The digest of rows: a hash over names, types and values of all columns in order, the same before Parquet and after it.
 
 A worker takes it of the rows that it has scored, before they are written; whoever reads the part takes it again. Null values
-count as null whatever lies under them, and chunks, offsets and dictionaries do not count. Knows nothing of what rows mean.
+count as null whatever lies under them, and chunks, offsets and dictionaries do not count. Of columns of extension types the
+name alone counts. Knows nothing of what rows mean.
 """
 
 import functools
@@ -18,15 +19,27 @@ DIGITS = 32
 
 def digest_rows(table: pa.Table) -> str:
     """Return the digest of a table that was read from Parquet, or of one that is about to be written: hex digits."""
+    extended = [field.name for field in table.schema if _is_extended(field)]
+    table = table.drop_columns(extended)  # which other processes may know as their storage, and Arrow does little with
     schema = _read_back(table.schema.remove_metadata())
     hashed = hashlib.sha256()
     hashed.update(table.num_rows.to_bytes(8, "little"))
+    for name in extended:
+        hashed.update(f"{name}\0extension\0".encode("utf-8", "surrogatepass"))
     for field, column in zip(schema, table.columns, strict=True):
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
         hashed.update(f"{field.name}\0{kind}\0".encode("utf-8", "surrogatepass"))
         column = column if column.type == kind else column.cast(kind)
         _add(hashed, pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], kind))
     return hashed.hexdigest()[:DIGITS]
+
+
+def _is_extended(field: pa.Field) -> bool:
+    """Whether a column is of an extension type, or holds one, whether or not this process knows it."""
+    kind = field.type
+    if isinstance(kind, pa.BaseExtensionType) or b"ARROW:extension:name" in (field.metadata or {}):
+        return True
+    return any(_is_extended(kind.field(index)) for index in range(kind.num_fields))
 
 
 @functools.lru_cache(maxsize=64)
