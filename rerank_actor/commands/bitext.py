@@ -16,7 +16,7 @@ from rerank_actor.bitext.selection.labelled_pairs import read_labelled
 from rerank_actor.bitext.selection.language_pair import Selected
 from rerank_actor.bitext.selection.report import CALIBRATION, OVERVIEW, list_calibration, list_overview, print_table
 from rerank_actor.bitext.selection.run import check_selection, select_pairs
-from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_flags, name_program
+from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_file, add_job_flags, name_program
 from rerank_actor.errors import JobError
 from rerank_actor.job import ScoreJob
 from rerank_actor.job_file import check_job, read_job_file
@@ -35,9 +35,7 @@ def make_parser() -> Parser:
         "resumes. Exit codes: 0 everything done, 1 some units failed or no row has a score, 2 bad job or input, 3 the output "
         "belongs to another job or run, 130 or 143 stopped by a signal.",
     )
-    parser.add_argument(
-        "job_file", nargs="?", metavar="JOB.yaml", help="keys are the flags below with _ for -; flags win"
-    )
+    add_job_file(parser)
     add_job_flags(parser, BitextJob, SelectJob)
     return parser
 

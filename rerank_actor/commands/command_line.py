@@ -57,6 +57,13 @@ def name_program(command: str) -> str:
     return f"{CONSOLE_SCRIPT} {command}" if Path(sys.argv[0]).name == CONSOLE_SCRIPT else f"python -m jobs.{command}"
 
 
+def add_job_file(parser: Parser) -> None:
+    """Add the job file, which may be left out; it stands first on the command line as `job_file`."""
+    parser.add_argument(
+        "job_file", nargs="?", metavar="JOB.yaml", help="keys are the flags below with _ for -; flags win"
+    )
+
+
 def add_job_flags(parser: Parser, *kinds: type[Settings]) -> None:
     """Add a flag for each setting of some kinds of job, in its group; the fields hold defaults and help."""
     groups: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from rerank_actor.bitext.job import refuse_root
-from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_flags, name_program
+from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_file, add_job_flags, name_program
 from rerank_actor.job_file import check_job, read_job_file
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.run import MineResult, mine_scores
@@ -23,9 +23,7 @@ def make_parser() -> Parser:
         "The same command again resumes. Exit codes: 0 all mined, 1 some units failed, 2 bad job or input, or rules that "
         "leave nothing, 3 the output belongs to another job or run, 130 or 143 stopped by a signal.",
     )
-    parser.add_argument(
-        "job_file", nargs="?", metavar="JOB.yaml", help="keys are the flags below with _ for -; flags win"
-    )
+    add_job_file(parser)
     add_job_flags(parser, MineJob)
     return parser
 

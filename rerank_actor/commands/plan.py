@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from rerank_actor.commands.command_line import Parser, add_job_flags, name_program
+from rerank_actor.commands.command_line import Parser, add_job_file, add_job_flags, name_program
 from rerank_actor.job import ScoreJob, load_job
 from rerank_actor.progress import make_reporter
 from rerank_actor.scoring.budget import make_budget, print_budget, print_gpu_types, store_budget
@@ -19,9 +19,7 @@ def plan(arguments: Sequence[str] | None = None) -> int:
         "actors and by GPU. Stores the figures in the output, so that jobs.status and the report can compare; starts "
         "nothing.",
     )
-    parser.add_argument(
-        "job_file", nargs="?", metavar="JOB.yaml", help="keys are the flags below with _ for -; flags win"
-    )
+    add_job_file(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--list-gpus", action="store_true", help="print the table of GPU types and prices, and end")
     add_job_flags(parser, ScoreJob)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_flags, name_program
+from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_file, add_job_flags, name_program
 from rerank_actor.job import ScoreJob, load_job
 from rerank_actor.outputs.unscored import describe_unscored
 from rerank_actor.progress import make_reporter, say
@@ -20,9 +20,7 @@ def make_parser() -> Parser:
         "resumes. Exit codes: 0 everything scored, 1 some units failed or no row has a score, 2 bad job, 3 the output belongs "
         "to another job or run, 130 or 143 stopped by a signal.",
     )
-    parser.add_argument(
-        "job_file", nargs="?", metavar="JOB.yaml", help="keys are the flags below with _ for -; flags win"
-    )
+    add_job_file(parser)
     add_job_flags(parser, ScoreJob)
     return parser
 

@@ -8,7 +8,7 @@ the fields, give other scores.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 
@@ -97,13 +97,4 @@ CROSS_ENCODER = Template(
     control="pair",
     longest_first=True,
 )
-CROSS_ENCODER_WITH_SEGMENTS = Template(
-    name="cross-encoder-with-segments",
-    prefix="",
-    head="{query}",
-    suffix="",
-    document_separator="",
-    control="pair",
-    longest_first=True,
-    has_segments=True,
-)
+CROSS_ENCODER_WITH_SEGMENTS = replace(CROSS_ENCODER, name="cross-encoder-with-segments", has_segments=True)

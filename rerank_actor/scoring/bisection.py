@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-NOT_FINITE = "engine returned a logit that is not finite"
+from rerank_actor.engines.score_columns import NOT_FINITE
+
 ENDS_ALLOWED = 64  # of actors, for one unit; each costs an engine's start
 
 

@@ -14,8 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import ray
 
+from rerank_actor.engines.score_columns import NOT_FINITE
 from rerank_actor.runtime.watchdog import START_SECONDS
-from rerank_actor.scoring.bisection import NOT_FINITE, Bisection, Outcome, UnitSlice
+from rerank_actor.scoring.bisection import Bisection, Outcome, UnitSlice
 
 # Ends of actors in a row, with nothing scored in between, after which the run is hopeless.
 ENDS_ALLOWED, ENDS_ALLOWED_PER_ACTOR = 30, 10

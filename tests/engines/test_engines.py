@@ -31,13 +31,7 @@ PAIRS = [(row["query"], row["document"]) for row in ROWS[::7]] + [("q", ""), (""
 SIZES: dict[str, Any] = {"hidden_size": 64, "num_layers": 2, "max_positions": 512}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Keep models this small on one thread: more of them wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

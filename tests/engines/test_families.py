@@ -1,7 +1,6 @@
 """Families of rerankers: each equal to its own reference in ids and logits, or refused by name; see `families` in support."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,7 @@ from transformers import (
 from rerank_actor import Reranker
 from rerank_actor.errors import ModelError
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Keep models this small on one thread: more of them wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("family", WITH_SENTENCE_TRANSFORMERS)

@@ -1,6 +1,5 @@
 """Trained for real: a small sentence-transformers model learns from mined files, on a CPU, and its loss falls."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 STEPS = 20
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Such small matrices are slower on several threads, much slower where other processes are at work."""
-    number = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(number)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
