@@ -49,7 +49,8 @@ FLAGS = {
         --scored --query-column --document-column --queries --corpus --query-id-column --document-id-column --title-column
         --allow-incomplete --allow-mixed-scores --label-column --positive-labels --qrels --min-relevance --min-positive-score
         --weak-positives --false-negatives --space --skip-top --depth --max-score --min-score --absolute-margin
-        --relative-margin --margin-pos --perc-pos --near-duplicates --num-negatives --sampling --seed
+        --relative-margin --margin-pos --perc-pos --near-duplicates --rank-column --rank-window --num-negatives
+        --num-negatives-column --sampling --seed
         --min-negatives --what-if --teacher --normalize --temperature --output --format --prompt --examples
         --overwrite --unit-mb --ray-address
     """,

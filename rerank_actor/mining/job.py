@@ -53,6 +53,8 @@ class MineJob(
             raise ValueError(
                 "--format tevatron-distillation holds teacher values: give --teacher score or --teacher logit"
             )
+        if self.num_negatives_column is not None and self.format == "n-tuple":
+            raise ValueError("--format n-tuple has as many negatives in each row: leave out --num-negatives-column")
         self.check_window()
         return self
 
@@ -92,7 +94,9 @@ class MineJob(
         labels = ("label_column", "qrels", "min_relevance")
         output = ("teacher", "normalize", "temperature", "format", "prompt")
         values = {name: getattr(self, name) for name in (*names, *labels, *output)}
-        later = {"positive_labels": sorted(self.positive_labels)} if self.positive_labels else {}
+        later: dict[str, Any] = {"positive_labels": sorted(self.positive_labels)} if self.positive_labels else {}
+        for name in ("rank_column", "num_negatives_column"):
+            later |= {name: getattr(self, name)} if getattr(self, name) is not None else {}
         return {**values, **later, **self.rules().to_dict()}
 
 

@@ -21,7 +21,8 @@ from rerank_actor.outputs.scored_columns import PairRows, find_column, find_fiel
 from rerank_actor.outputs.scored_texts import ROLES, ScoredTexts
 
 TEXT_ROLES = ("query", "document", "query_id", "document_id", "title", "instruction")
-OWN_ROLES = ("query_id", "document_id", "title", "label")  # beside those that scoring made texts for
+NUMBER_ROLES = ("rank", "num_negatives")
+OWN_ROLES = ("query_id", "document_id", "title", "label", *NUMBER_ROLES)  # beside those that scoring made texts for
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Columns:
     document_id: str | None = None
     title: str | None = None
     label: str | None = None
+    rank: str | None = None
+    num_negatives: str | None = None
     spaces: tuple[str, ...] = SPACES
     pair_key: str | None = None
     min_relevance: float = 1.0
@@ -125,7 +128,7 @@ class Pairs:
 
     Attributes:
         table: a string column for each role there is, float32 `score` and `logit`, `position` (int64, place in the input)
-            and, where there are labels, `positive` (bool).
+            and, where there are, `positive` (bool), `rank` and `num_negatives` (float64, NaN where null).
         unscored: pairs and rows without a score, which are left out.
         unscored_positives: those of them with a positive label.
     """
@@ -145,7 +148,7 @@ def read_pairs(
         uri: its name, for errors.
         groups: row groups to read.
         columns: what its columns are called.
-        roles: those of the text columns that are wanted.
+        roles: those of the columns of texts and numbers that are wanted.
         start: position of the first pair.
 
     Raises:
@@ -182,6 +185,9 @@ def _spread_pairs(rows: PairRows, roles: Container[str], columns: Columns) -> pa
             values[role] = rows.spread_ids(name, f"--{role.replace('_', '-')}-column")
     if columns.title is not None and "title" in roles:
         values["title"] = _to_text(rows.spread(columns.title), rows.uri, columns.title).fill_null("")
+    for role in NUMBER_ROLES:
+        if role in roles and (name := getattr(columns, role)) is not None:
+            values[role] = _read_numbers(rows, name, f"--{role.replace('_', '-')}-column")
     values |= {space: rows.spread(space).cast(pa.float32(), safe=False).fill_null(np.nan) for space in columns.spaces}
     if columns.pair_key is not None and columns.pair_key in rows.table.column_names:
         values["pair_key"] = rows.spread(columns.pair_key)
@@ -189,6 +195,23 @@ def _spread_pairs(rows: PairRows, roles: Container[str], columns: Columns) -> pa
         rules = columns.min_relevance, columns.positive_labels
         values["positive"] = pa.array(mark_positives(rows, columns.label, *rules))
     return pa.table(values)
+
+
+def _read_numbers(rows: PairRows, name: str, flag: str) -> pa.ChunkedArray:
+    """Return a column of whole numbers from 0, however they are written: float64 [num_pairs], NaN for null."""
+    column = rows.spread(name)
+    try:
+        numbers = column.cast(pa.float64()).fill_null(np.nan)
+    except pa.ArrowException:
+        numbers = None
+    known = pc.drop_null(numbers.filter(pc.invert(pc.is_nan(numbers)))).to_numpy() if numbers is not None else [-1]
+    if not np.all((np.asarray(known) >= 0) & (np.floor(known) == known)):
+        raise InputError(
+            f"{rows.uri}: column `{name}` ({column.type}) of {flag} holds what is no whole number from 0; name another one",
+            uri=rows.uri,
+            column=name,
+        )
+    return numbers
 
 
 def _refuse_nulls(pairs: pa.Table, uri: str, columns: Columns) -> None:

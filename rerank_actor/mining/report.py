@@ -27,6 +27,7 @@ STEPS = {
     "weak_positives": "weak positives",
     "no_positive": "of queries without a positive",
     "positive": "are positives",
+    "rank_window": "outside --rank-window",
     "depth": "below --depth",
     "promoted": "promoted to positive",
     "false_negatives": "scored above a positive",

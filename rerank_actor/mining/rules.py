@@ -5,12 +5,15 @@ the same scores and settings give the same rows; TopK-PercPos and TopK-MarginPos
 Knows nothing of how scores are read or rows written.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
+
+import numpy as np
 
 Space = Literal["score", "logit"]
 SPACES: tuple[Space, ...] = ("score", "logit")
 VERSION = 2  # of what the same settings and scores give, with their texts; to be raised with every rule that changes
+LATER = frozenset({"rank_window"})  # rules that fingerprints of earlier versions do not have
 DEPTH_FACTOR = 10  # of num_negatives, where rules may drop candidates; sentence-transformers 6
 
 
@@ -44,6 +47,34 @@ class Threshold:
 
 
 @dataclass(frozen=True)
+class RankWindow:
+    """Ranks that a retriever gave, from `start` to before `end`, None for no end. Written `30:200`, `30:` or `:200`."""
+
+    start: int = 0
+    end: int | None = None
+
+    @classmethod
+    def parse(cls, text: object) -> "RankWindow":
+        """Return the window that a text stands for.
+
+        Raises:
+            ValueError: it is no two ranks with a colon between, of which the second is higher.
+        """
+        if isinstance(text, cls):
+            return text
+        start, separator, end = str(text).strip().partition(":")
+        if not separator or not all(bound == "" or bound.isdecimal() for bound in (start, end)):
+            raise ValueError("expected FIRST:END, as in 30:200, which takes ranks from 30 to 199")
+        window = cls(int(start or 0), int(end) if end else None)
+        if window.end is not None and window.end <= window.start:
+            raise ValueError(f"there is no rank from {window.start} to before {window.end}; FIRST:END is as in 30:200")
+        return window
+
+    def __str__(self) -> str:
+        return f"{self.start}:{'' if self.end is None else self.end}"
+
+
+@dataclass(frozen=True)
 class MiningRules:
     """A set of rules.
 
@@ -57,7 +88,8 @@ class MiningRules:
         absolute_margin, relative_margin, margin_pos, perc_pos: distance from the query's lowest positive.
         false_negatives: what becomes of candidates above the query's lowest positive.
         near_duplicates: likeness to a positive, 0 to 1, from which a candidate is none.
-        num_negatives, sampling, seed: how many to take for each query and how.
+        num_negatives, sampling, seed: how many to take for each query, where its rows do not say it, and how.
+        rank_window: retriever's ranks that negatives are taken from, None for all.
         min_negatives: queries with fewer are dropped whole.
     """
 
@@ -76,9 +108,10 @@ class MiningRules:
     false_negatives: Literal["drop", "promote", "report"] = "drop"
     near_duplicates: float | None = None
     num_negatives: int = 3
-    sampling: Literal["top", "random"] = "top"
+    sampling: Literal["top", "random", "stratified"] = "top"
     seed: int = 0
     min_negatives: int = 1
+    rank_window: RankWindow | None = None
 
     def space_of(self, threshold: Threshold) -> Space:
         """Return the space that a threshold is in."""
@@ -90,16 +123,22 @@ class MiningRules:
         thresholds = [value for value in vars(self).values() if isinstance(value, Threshold)]
         return frozenset({self.space, *(self.space_of(threshold) for threshold in thresholds)})
 
-    def resolve_depth(self, max_positives: int) -> int | None:
-        """Return the rank at which the window ends, None for no end; `max_positives` is the most that any query has."""
-        if self.depth == "all":
+    def resolve_depth(self, max_positives: int, num_negatives: np.ndarray | None = None) -> Any:
+        """Return the rank at which the window ends, None for no end.
+
+        Args:
+            max_positives: the most that any query has.
+            num_negatives: int64, for each query or pair how many are wanted; None for as many as the rules say.
+        """
+        if self.depth == "all" or (self.depth == "auto" and self.sampling == "stratified"):
             return None
         if self.depth != "auto":
             return self.depth
+        number = self.num_negatives if num_negatives is None else num_negatives
         margins = (self.absolute_margin, self.relative_margin, self.margin_pos, self.perc_pos)
         others = (self.max_score, self.min_score, self.near_duplicates)
         may_drop = self.false_negatives != "report" or any(rule is not None for rule in (*margins, *others))
-        return self.skip_top + (DEPTH_FACTOR if may_drop else 1) * self.num_negatives + max_positives
+        return self.skip_top + (DEPTH_FACTOR if may_drop else 1) * number + max_positives
 
     def define(self) -> dict[str, str]:
         """Return each rule that is in force in words, in the order in which they apply; s is a candidate's value."""
@@ -114,9 +153,12 @@ class MiningRules:
         elif self.min_positive_score is not None:
             fate = "dropped, before p is found" if self.weak_positives == "drop" else "reported"
             rules["weak positives"] = f"positives with a value < {self.min_positive_score} are {fate}"
-        depth = {"all": "all", "auto": "what sentence-transformers takes by default"}.get(
-            str(self.depth), str(self.depth)
-        )
+        if self.rank_window is not None:
+            first, end = self.rank_window.start, self.rank_window.end
+            bound = "" if end is None else f" or >= {end}"
+            rules["rank window"] = f"candidates whose retriever's rank is < {first}{bound} or unknown are no negatives"
+        auto = "all" if self.sampling == "stratified" else "what sentence-transformers takes by default"
+        depth = {"all": "all", "auto": auto}.get(str(self.depth), str(self.depth))
         rules["depth"] = (
             f"of a query's ranking, the first DEPTH + most positives of any query are looked at; DEPTH is {depth}"
         )
@@ -142,11 +184,20 @@ class MiningRules:
                 f"has a Jaccard similarity >= {self.near_duplicates:g} with that of a positive of its query"
             )
         rules["window"] = f"of what is left, ranks from {self.skip_top} (counted from 0) to before DEPTH stay"
-        how = "the first" if self.sampling == "top" else f"at random (seed {self.seed})"
+        how = {
+            "top": "the first",
+            "random": f"at random (seed {self.seed})",
+            "stratified": f"one at random (seed {self.seed}) of each of as many runs of nearly equal length of the ranking",
+        }[self.sampling]
         rules["sampling"] = f"{self.num_negatives} of these are taken, {how}"
         rules["min_negatives"] = f"queries with fewer than {self.min_negatives} are dropped"
         return rules
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the rules as plain values, for the fingerprint."""
-        return {name: str(value) if isinstance(value, Threshold) else value for name, value in vars(self).items()}
+        """Return the rules as plain values, for the fingerprint; of later ones those that are in force."""
+        unused = {rule.name for rule in fields(self) if rule.name in LATER and getattr(self, rule.name) == rule.default}
+        return {
+            name: str(value) if isinstance(value, Threshold | RankWindow) else value
+            for name, value in vars(self).items()
+            if name not in unused
+        }

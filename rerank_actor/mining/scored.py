@@ -146,6 +146,8 @@ def _name_columns(job: MineJob, settings: dict[str, Any], texts: ScoredTexts, sc
         document_id=document_id and (find_ids(schema, document_id) or document_id),
         title=job.title_column,
         label=job.label_column,
+        rank=job.rank_column,
+        num_negatives=job.num_negatives_column,
         spaces=tuple(space for space in SPACES if space in needed or space in scored.values),
         pair_key=PAIR_KEY if PAIR_KEY in schema.names and texts.instruction is not None else None,
         min_relevance=job.min_relevance,

@@ -27,6 +27,8 @@ class Candidates:
         unusable: bool [num_pairs], documents that are empty or the query itself.
         position: int64 [num_pairs], place in the input; it settles ties.
         query_hash: uint64 [num_queries], of the query's key; it seeds random sampling.
+        rank: float64 [num_pairs], that a retriever gave, NaN where unknown; needed for the rank window alone.
+        num_negatives: float64 [num_queries], that each query is to have, NaN where the rules say it; None where they always do.
     """
 
     query: np.ndarray
@@ -36,6 +38,8 @@ class Candidates:
     unusable: np.ndarray
     position: np.ndarray
     query_hash: np.ndarray
+    rank: np.ndarray | None = None
+    num_negatives: np.ndarray | None = None
 
     @property
     def num_queries(self) -> int:
@@ -107,6 +111,11 @@ class _Selector:
         self.positive = candidates.positive[self.rows]
         self.unusable = candidates.unusable[self.rows]
         self.position = candidates.position[self.rows]
+        self.rank = None if candidates.rank is None else candidates.rank[self.rows]
+        self.num_negatives = np.full(self.num_queries, rules.num_negatives)
+        if candidates.num_negatives is not None:
+            known = np.isfinite(candidates.num_negatives)
+            self.num_negatives[known] = candidates.num_negatives[known]
 
     def run(self) -> Selection:
         """Apply the steps in their order."""
@@ -118,9 +127,11 @@ class _Selector:
         self._choose_positives()
         keep = ~self.positive
         self._count("positive", int(self.positive.sum()))
-        depth = rules.resolve_depth(self.max_positives)
+        is_outside = self._mark_outside()
+        keep = self._drop("rank_window", keep, is_outside)
+        depth = rules.resolve_depth(self.max_positives, self.num_negatives[self.query])
         if depth is not None:
-            rank = _rank(self.query, np.ones(len(self.query), bool), self.num_queries)
+            rank = _rank(self.query, ~is_outside, self.num_queries)
             keep = self._drop("depth", keep, rank >= depth + self.max_positives)
         keep, promoted = self._judge_false_negatives(keep)
         for name, is_too_near in self._compare():
@@ -167,6 +178,7 @@ class _Selector:
         self.rows, self.query, self.text = self.rows[keep], self.query[keep], self.text[keep]
         self.positive, self.unusable = self.positive[keep], self.unusable[keep]
         self.position = self.position[keep]
+        self.rank = None if self.rank is None else self.rank[keep]
         self.values = {space: values[keep] for space, values in self.values.items()}
 
     def _merge_equal_texts(self) -> None:
@@ -205,6 +217,16 @@ class _Selector:
         self._count("no_positive", int((~has_positive[self.query]).sum()))
         self._shrink(has_positive[self.query])
         self.lowest = {space: self._compute_extreme(space, np.minimum, np.inf) for space in self.values}
+
+    def _mark_outside(self) -> np.ndarray:
+        """Return which candidates are outside the window of the retriever's ranks, which leaves positives alone."""
+        window = self.rules.rank_window
+        if window is None or self.rank is None:
+            return np.zeros(len(self.query), bool)
+        end = np.inf if window.end is None else window.end
+        is_inside: np.ndarray = (self.rank >= window.start) & (self.rank < end)
+        is_outside: np.ndarray = ~(is_inside | self.positive)
+        return is_outside
 
     def _compute_extreme(self, space: Space, ufunc: np.ufunc, start: float) -> np.ndarray:
         """Return the lowest or highest positive of each query: float32 [num_queries]."""
@@ -273,15 +295,26 @@ class _Selector:
 
     def _sample(self, keep: np.ndarray) -> np.ndarray:
         """Return which of the kept rows are taken."""
-        rank = _rank(self.query, keep, self.num_queries)
+        rank, number = _rank(self.query, keep, self.num_queries), self.num_negatives[self.query]
+        sampled: np.ndarray = keep & (rank < number)
+        if self.rules.sampling == "top":
+            return sampled
+        rows = np.flatnonzero(keep)
+        query, rank, number = self.query[rows], rank[rows], number[rows]
+        ticket = rank.astype(np.uint64) + np.uint64((self.rules.seed * int(_STEP)) % 2**64)
+        draw = mix(self.query_hash[query] + mix(ticket))
+        is_taken = np.zeros(len(rows), bool)
         if self.rules.sampling == "random":
-            rows = np.flatnonzero(keep)
-            ticket = rank[rows].astype(np.uint64) + np.uint64((self.rules.seed * int(_STEP)) % 2**64)
-            draw = mix(self.query_hash[self.query[rows]] + mix(ticket))
-            order = np.lexsort((draw, self.query[rows]))
-            rank = np.full(len(keep), -1)
-            rank[rows[order]] = _rank(self.query[rows], np.ones(len(rows), bool), self.num_queries)
-        return keep & (rank < self.rules.num_negatives)
+            order = np.lexsort((draw, query))
+            is_taken[order] = _rank(query, np.ones(len(rows), bool), self.num_queries) < number
+        else:
+            stratum = rank * number // np.bincount(query, minlength=self.num_queries)[query]
+            order = np.lexsort((draw, stratum, query))
+            is_first = np.ones(len(rows), bool)
+            is_first[1:] = (np.diff(query) != 0) | (np.diff(stratum[order]) != 0)
+            is_taken[order] = is_first & (number > 0)
+        sampled[rows] = is_taken
+        return sampled
 
 
 def _rank(query: np.ndarray, keep: np.ndarray, num_queries: int) -> np.ndarray:

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator
 
 from rerank_actor.job_file import Location, Locations, Names, OptionalLocation, Settings, make_flag
-from rerank_actor.mining.rules import Threshold
+from rerank_actor.mining.rules import RankWindow, Threshold
 
 Format = Literal[
     "triplet", "n-tuple", "labeled-pair", "labeled-list", "flagembedding", "tevatron", "tevatron-distillation", "nemo"
 ]
 Number = Annotated[Threshold, BeforeValidator(Threshold.parse), PlainSerializer(str)]
+Window = Annotated[RankWindow, BeforeValidator(RankWindow.parse), PlainSerializer(str)]
 
 
 def _accept_one(value: Any) -> Any:
@@ -127,9 +128,23 @@ class RuleSettings(Settings):
     near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = make_flag(
         None, "rules", "drop candidates whose text is this like a positive's, 0 to 1 (0.9)", "X"
     )
+    rank_column: str | None = make_flag(
+        None, "rules", "column with the rank that a retriever gave, for --rank-window", "NAME"
+    )
+    rank_window: Window | None = make_flag(
+        None,
+        "rules",
+        "take negatives from these ranks of --rank-column alone: 30:200 is from 30 to before 200, as the column counts",
+        "FIRST:END",
+    )
     num_negatives: Annotated[int, Field(ge=1)] = make_flag(3, "rules", "negatives for each query at most", "N")
-    sampling: Literal["top", "random"] = make_flag("top", "rules", "which of the candidates that are left")
-    seed: Annotated[int, Field(ge=0)] = make_flag(0, "rules", "for --sampling random", "N")
+    num_negatives_column: str | None = make_flag(
+        None, "rules", "column with the number of a query's negatives; --num-negatives where it is null", "NAME"
+    )
+    sampling: Literal["top", "random", "stratified"] = make_flag(
+        "top", "rules", "which of the candidates that are left; stratified: one of each quantile of the query's logits"
+    )
+    seed: Annotated[int, Field(ge=0)] = make_flag(0, "rules", "for --sampling random and stratified", "N")
     min_negatives: Annotated[int, Field(ge=0)] | None = make_flag(
         None, "rules", "drop queries with fewer (default 1; all for n-tuple; 0 for labeled-pair)", "N"
     )
@@ -166,6 +181,9 @@ class RuleSettings(Settings):
         Raises:
             ValueError: the rank window is too narrow, or more negatives are demanded than taken.
         """
+        if (self.rank_window is None) != (self.rank_column is None):
+            given, other = ("rank-window", "rank-column") if self.rank_window else ("rank-column", "rank-window")
+            raise ValueError(f"--{given} is of no use without --{other}: give both")
         if isinstance(self.depth, int) and self.num_negatives > self.depth - self.skip_top:
             raise ValueError(
                 f"--depth {self.depth} leaves {max(0, self.depth - self.skip_top)} candidates behind --skip-top "

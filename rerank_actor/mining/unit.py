@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rerank_actor import storage
+from rerank_actor.errors import InputError
 from rerank_actor.inputs.rankings.qrels import Judged, mark_judged
 from rerank_actor.mining.examples import Teacher, group_examples
 from rerank_actor.mining.formats import build_objects
 from rerank_actor.mining.near_duplicates import mark_near_duplicates, mark_variants
 from rerank_actor.mining.output import MineOutput
-from rerank_actor.mining.pairs import TEXT_ROLES, Columns, encode_keys, encode_texts, read_pairs
+from rerank_actor.mining.pairs import NUMBER_ROLES, TEXT_ROLES, Columns, encode_keys, encode_texts, read_pairs
 from rerank_actor.mining.rules import MiningRules
 from rerank_actor.mining.select import Candidates, select
 from rerank_actor.mining.survey import MiningUnit, is_split
@@ -100,7 +101,7 @@ def count_positives(slices: list[Slice], columns: Columns, qrels: pa.Table | Non
 
 def _read_unit(unit: MiningUnit, spec: MiningSpec) -> pa.Table:
     return pa.concat_tables(
-        read_pairs(file, uri, groups, spec.columns, TEXT_ROLES, start).table
+        read_pairs(file, uri, groups, spec.columns, (*TEXT_ROLES, *NUMBER_ROLES), start).table
         for file, uri, groups, start in open_runs(unit.runs, spec.parts)
     )
 
@@ -118,6 +119,21 @@ def _mark_unusable(table: pa.Table) -> np.ndarray:
     document, query = (pc.utf8_trim_whitespace(table[name]) for name in ("document", "query"))
     unusable: np.ndarray = pc.or_(pc.equal(document, ""), pc.equal(document, query)).to_numpy()
     return unusable
+
+
+def _read_wanted(table: pa.Table, query: np.ndarray, keys: pa.Array) -> np.ndarray | None:
+    """Return how many negatives each query is to have, NaN where its rows do not say it: float64 [num_queries]."""
+    if "num_negatives" not in table.column_names:
+        return None
+    number, known = np.full(len(keys), np.nan), table["num_negatives"].to_numpy()
+    rows = np.flatnonzero(np.isfinite(known))
+    number[query[rows]] = known[rows]
+    others = len(np.unique(query[rows[number[query[rows]] != known[rows]]]))
+    if others:
+        raise InputError(
+            f"--num-negatives-column: {others:,} queries have rows that name different numbers; give all rows of a query one"
+        )
+    return number
 
 
 def _count_contradicting(table: pa.Table, query: np.ndarray, text: np.ndarray) -> int:
@@ -200,6 +216,8 @@ class _Queries:
             unusable=_mark_unusable(table),
             position=table["position"].to_numpy(),
             query_hash=hash_keys(keys),
+            rank=table["rank"].to_numpy() if "rank" in table.column_names else None,
+            num_negatives=_read_wanted(table, query, keys),
         )
 
     def make_finder(self, rules: MiningRules) -> Any:

@@ -1,0 +1,137 @@
+"""Which of the candidates become negatives: quantiles, retriever's ranks, and numbers that rows give, each as plain Python."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from mining_in_process import make_job, mine_in_process
+from mining_inputs import make_pairs, write_scored
+
+from rerank_actor.errors import InputError, JobError
+from rerank_actor.mining.rules import MiningRules
+from rerank_actor.mining.select import Candidates, select
+
+
+def spread(number: int) -> int:
+    """Return splitmix64 of a number."""
+    number = (number + 0x9E3779B97F4A7C15) % 2**64
+    number = (number ^ (number >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    number = (number ^ (number >> 27)) * 0x94D049BB133111EB % 2**64
+    return number ^ (number >> 31)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345])
+def test_stratified_sampling_takes_one_of_each_run_of_the_ranking(seed: int) -> None:
+    draw = random.Random(seed)
+    sizes = [draw.randint(1, 40) for _ in range(30)]
+    query = np.repeat(np.arange(30), sizes)
+    logits = np.array([draw.uniform(-9, 9) for _ in query], np.float32)
+    logits[np.cumsum(sizes) - sizes] = 10
+    hashes = [draw.getrandbits(64) for _ in sizes]
+    wanted = [draw.choice([1, 3, 7, 40]) for _ in sizes]
+    candidates = Candidates(
+        query=query,
+        text=np.arange(len(query)),
+        values={"logit": logits},
+        positive=logits == 10,
+        unusable=np.zeros(len(query), bool),
+        position=np.arange(len(query)),
+        query_hash=np.array(hashes, np.uint64),
+        num_negatives=np.array(wanted, np.float64),
+    )
+    expected = []
+    for number, size in enumerate(sizes):
+        ranking = sorted(np.flatnonzero((query == number) & (logits != 10)), key=lambda row: -logits[row])
+        draws = [
+            spread((hashes[number] + spread((rank + seed * 0x9E3779B97F4A7C15) % 2**64)) % 2**64)
+            for rank in range(size - 1)
+        ]
+        runs: dict[int, list[int]] = {}
+        for rank in range(len(ranking)):
+            runs.setdefault(rank * wanted[number] // len(ranking), []).append(rank)
+        expected += [ranking[min(run, key=draws.__getitem__)] for run in runs.values()]
+    rules = MiningRules(space="logit", sampling="stratified", seed=seed, min_negatives=0)
+    assert select(candidates, rules, 1).negatives.tolist() == expected
+
+
+def mine_ranked(folder: Path, ranks: Any, **values: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Any]:
+    """Mine pairs with more columns than scoring gives; returns them, the mined rows and the tally."""
+    rows = make_pairs(6, 12)
+    scored = write_scored(folder / "scored", rows)
+    path = next(scored.glob("*.parquet"))
+    table = pq.read_table(path)
+    metadata = table.schema.metadata
+    for name, column in ranks(rows).items():
+        table = table.append_column(name, [column])
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    mined, tally, _ = mine_in_process(make_job(scored, folder / "mined", space="logit", absolute_margin=None, **values))
+    return rows, mined, tally
+
+
+def test_rank_window_leaves_out_other_ranks_and_no_positive(tmp_path: Path) -> None:
+    ranks = [None if number % 11 == 0 else (number * 7) % 12 for number in range(72)]
+    rows, mined, tally = mine_ranked(
+        tmp_path, lambda _: {"rank": ranks}, rank_column="rank", rank_window="2:8", num_negatives=3
+    )
+    expected = []
+    for query in range(6):
+        own = range(12 * query, 12 * query + 12)
+        positive = rows[own[0]]
+        left = [row for row in own[1:] if ranks[row] is not None and 2 <= ranks[row] < 8]
+        left = sorted((rows[row] for row in left), key=lambda row: -row["logit"])
+        left = [row for row in left if row["logit"] <= positive["logit"]][:3]
+        expected += [(positive["document"], row["document"]) for row in left]
+    assert [(row["positive"], row["negative"]) for row in mined] == expected
+    assert tally.removed["rank_window"] == sum(
+        number % 12 != 0 and (rank is None or not 2 <= rank < 8) for number, rank in enumerate(ranks)
+    )
+
+
+def test_number_of_negatives_is_that_of_the_column_or_of_the_flag(tmp_path: Path) -> None:
+    numbers = {"q0": 1, "q1": None, "q2": 5, "q3": 3, "q4": 2, "q5": 1}
+    _, mined, _ = mine_ranked(
+        tmp_path,
+        lambda rows: {"wanted": [numbers[row["query_id"]] for row in rows]},
+        num_negatives_column="wanted",
+        num_negatives=4,
+        false_negatives="report",
+    )
+    found = [sum(row["anchor"] == f"query number {query}" for row in mined) for query in range(6)]
+    assert found == [number or 4 for number in numbers.values()]
+
+
+@pytest.mark.parametrize(
+    ("columns", "values", "words"),
+    [
+        ({}, {"rank_column": "rank"}, "--rank-column is of no use without --rank-window: give both"),
+        ({}, {"rank_window": "3:9"}, "--rank-window is of no use without --rank-column: give both"),
+        ({}, {"rank_column": "rank", "rank_window": "9:3"}, "there is no rank from 9 to before 3"),
+        ({}, {"rank_column": "rank", "rank_window": "10"}, "expected FIRST:END"),
+        ({}, {"rank_column": "rank", "rank_window": "3:9"}, "has no column `rank`"),
+        (
+            {"rank": ["first"] * 72},
+            {"rank_column": "rank", "rank_window": "3:9"},
+            "holds what is no whole number from 0",
+        ),
+        ({"rank": [0.5] * 72}, {"rank_column": "rank", "rank_window": "3:9"}, "holds what is no whole number from 0"),
+        (
+            {"wanted": list(range(72))},
+            {"num_negatives_column": "wanted"},
+            "6 queries have rows that name different numbers",
+        ),
+        (
+            {"wanted": [1] * 72},
+            {"num_negatives_column": "wanted", "format": "n-tuple"},
+            "leave out --num-negatives-column",
+        ),
+    ],
+)
+def test_ranks_and_numbers_that_cannot_be_read_are_refused(
+    tmp_path: Path, columns: dict[str, Any], values: dict[str, Any], words: str
+) -> None:
+    with pytest.raises((InputError, JobError)) as error:
+        mine_ranked(tmp_path, lambda _: columns, **values)
+    assert words in str(error.value)
