@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from rerank_actor.engines.families.embedding import EmbeddingRequest
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 from rerank_actor.engines.options import HARMLESS_ENGINE_ARGS
 from rerank_actor.engines.settings import EngineSettings, InstructionSettings
@@ -189,6 +190,10 @@ class EngineJob(
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing: give it as a flag or as `{name}:` in the job file")
         return self
+
+    def embedding(self) -> EmbeddingRequest | None:
+        """Return what is wanted of an embedding model; None where pairs are scored."""
+        return None
 
 
 class ScoreJob(

@@ -14,6 +14,7 @@ from rerank_actor.errors import suggest
 from rerank_actor.progress import say
 
 COMMANDS = {
+    "retrieve": "find candidates of queries in a corpus by an embedding model",
     "score": "score query-document pairs; the same command again resumes",
     "plan": "say what a job would take in GPU hours and dollars",
     "status": "say how far a job is, from its output alone",

@@ -60,7 +60,7 @@ class Engine(Protocol):
     cached_tokens: int
 
     def compute_logits(self, prompts: Sequence[np.ndarray], head_tokens: Sequence[int] | None = None) -> np.ndarray:
-        """Return the log-odds of each prompt.
+        """Return the log-odds of each prompt, or the vector of each where the model is one of embeddings.
 
         Args:
             prompts: int32 arrays of token ids, none empty, none longer than the spec's `max_length`.
@@ -68,7 +68,7 @@ class Engine(Protocol):
                 caches, and where the second text begins for models that have segment ids; None where nothing is known.
 
         Returns:
-            float32 [num_prompts], order of the input.
+            float32 [num_prompts], or [num_prompts, size] with rows of length 1; order of the input.
 
         Raises:
             EngineError: the batch could not be computed.

@@ -8,6 +8,7 @@ doing so until its process is replaced, as after a CUDA error.
 
 import ctypes
 import hashlib
+import itertools
 import os
 import random
 import signal
@@ -19,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from rerank_actor.engines.base import EngineSpec
+from rerank_actor.engines.families.description import EmbeddingHead
+from rerank_actor.engines.vectors import finish_vectors, make_outputs
 from rerank_actor.errors import EngineError, EngineMemoryError, ModelError
 
 SPREAD = 8.0  # logits are uniform in [-SPREAD, SPREAD)
@@ -56,6 +59,7 @@ class FakeEngine:
         self.cached_tokens = 0
         self._cached_share = float(spec.engine_args.get("cached_share", 0.0))
         self._seconds_per_prompt = float(spec.engine_args.get("seconds_per_prompt", 0.0))
+        self._head = spec.model.description.head
         self._faults = _Faults(spec.engine_args.get("faults", {}), spec.check_prompts)
         self._batch_tokens: int | None = None
         self._faults.strike_start()
@@ -63,12 +67,15 @@ class FakeEngine:
             _meet(*spec.engine_args["meet"])
 
     def compute_logits(self, prompts: Sequence[np.ndarray], head_tokens: Sequence[int] | None = None) -> np.ndarray:
-        """Return a logit for each prompt: 32 bits of the BLAKE2 hash of its little-endian int32 ids, scaled."""
+        """Return a logit for each prompt: 32 bits of the BLAKE2 hash of its little-endian int32 ids, scaled; or a vector."""
         if self._seconds_per_prompt:
             time.sleep(self._seconds_per_prompt * len(prompts))
         self._faults.strike_memory(prompts, self._batch_tokens)
-        logits = np.empty(len(prompts), np.float32)
+        logits = make_outputs(self._head, len(prompts))
         for index, ids in enumerate(prompts):
+            if isinstance(self._head, EmbeddingHead):
+                logits[index] = _make_vector(ids, self._head)
+                continue
             digest = hashlib.blake2b(np.asarray(ids, "<i4").tobytes(), digest_size=4).digest()
             logits[index] = np.float32(int.from_bytes(digest, "little") / 2**32 * 2 * SPREAD - SPREAD)
         self.cached_tokens += int(self._cached_share * sum(len(ids) for ids in prompts))
@@ -81,6 +88,15 @@ class FakeEngine:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+def _make_vector(ids: np.ndarray, head: EmbeddingHead) -> np.ndarray:
+    """Return the mean of a vector for each pair of neighbouring tokens, so that texts that share words are close."""
+    pairs = itertools.pairwise(ids) if len(ids) > 1 else [(ids[0], ids[0])]
+    digests = [hashlib.shake_128(np.array(pair, "<i4").tobytes()).digest(head.width) for pair in pairs]
+    states = np.frombuffer(b"".join(digests), np.int8).reshape(-1, head.width)
+    whole = states.sum(axis=0, dtype=np.int64, keepdims=True) + 0.5  # which no sum of whole numbers takes to zero
+    return np.asarray(finish_vectors(head, whole)[0])
 
 
 def _meet(folder: str, number: int) -> None:
@@ -146,7 +162,8 @@ class _Faults:
         if not guilty.any():
             return logits
         if kind == "nan":
-            return np.where(guilty, np.float32(np.nan), logits)
+            logits[guilty] = np.nan
+            return logits
         if kind == "raise":
             raise EngineError("a prompt with the guilty token was in the batch")
         self._do(kind, "a guilty prompt")

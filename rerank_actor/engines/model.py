@@ -27,6 +27,7 @@ from rerank_actor.engines.checkpoint.weights import REFUSED_SUFFIXES, choose_wei
 from rerank_actor.engines.families.conversion import convert_model
 from rerank_actor.engines.families.description import ModelDescription, Runtime, TokenHead
 from rerank_actor.engines.families.detect import describe_model, find_assumption, is_early
+from rerank_actor.engines.families.embedding import EmbeddingRequest, describe_embedding, read_length
 from rerank_actor.engines.families.entries import get_architecture, read_user_entry
 from rerank_actor.engines.options import BUILT_IN_TOKENIZER, DEFAULT_MAX_LENGTH
 from rerank_actor.engines.template import QWEN3_RERANKER
@@ -179,8 +180,9 @@ def load_reranker_model(
     trust_remote_code: bool = False,
     weights: bool = True,
     described_in: str | None = None,
+    embedding: EmbeddingRequest | None = None,
 ) -> RerankerModel:
-    """Read what kind of reranker a model is, and whether its weight files are those of that model.
+    """Read what kind of reranker or embedding model a model is, and whether its weight files are those of that model.
 
     Args:
         name: hub name, local folder or s3:// folder.
@@ -188,12 +190,15 @@ def load_reranker_model(
         trust_remote_code: let the model's own Python code run.
         weights: look at its weight files too; of no use for a rehearsal, which loads none.
         described_in: YAML file with a description that beats what is found.
+        embedding: what is wanted of an embedding model; None where a reranker is wanted.
 
     Raises:
         ModelError: it is not there, it is not a reranker (no yes and no tokens, no head with one label), it brings code
             that it was not said to trust, or its weight files are not safetensors, not whole or of another model.
     """
     entry = read_user_entry(described_in) if described_in is not None else None
+    if name == BUILT_IN_TOKENIZER and embedding is not None:
+        return RerankerModel(name, name, name, None, embedding.describe_fake(), "none", UNLIMITED_POSITIONS)
     if name == BUILT_IN_TOKENIZER:
         described = ModelDescription(QWEN3_RERANKER.name, QWEN3_RERANKER, TokenHead(1, 0), Runtime("none"))
         return RerankerModel(name, name, name, None, described, "none", UNLIMITED_POSITIONS, is_early=True)
@@ -204,8 +209,11 @@ def load_reranker_model(
     refuse_pointers(name, files)
     config = _read_config(folder, name)
     refuse_overrides(name, config)
-    description = describe_model(name, folder, config, entry)
-    early = is_early(name, folder, config, description)
+    if embedding is not None:
+        description, early = describe_embedding(name, folder, config, embedding), False
+    else:
+        description = describe_model(name, folder, config, entry)
+        early = is_early(name, folder, config, description)
     is_whole = description.runtime.loading in ("as_is", "sequence_to_sequence")
     if is_whole and not trust_remote_code:
         _refuse_code(name, folder, config)
@@ -220,10 +228,12 @@ def load_reranker_model(
         architecture=get_architecture(config),
         max_positions=_max_positions(config),
         trust_remote_code=trust_remote_code,
-        usual_length=read_usual_length(folder),
+        usual_length=read_usual_length(folder) or (read_length(name, folder) if embedding is not None else None),
         is_early=early,
         is_users=entry is not None,
-        assumption="" if entry is not None else find_assumption(name, folder, config, description),
+        assumption=""
+        if entry is not None or embedding is not None
+        else find_assumption(name, folder, config, description),
     )
 
 

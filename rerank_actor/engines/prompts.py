@@ -120,7 +120,12 @@ class Prompts:
         )
 
     def fill_in(self, logits: np.ndarray) -> np.ndarray:
-        """Return the logits of all pairs, of those that the engine was given: float32 [num_pairs], NaN where none."""
+        """Return the logits of all pairs, of those that the engine was given: float32 [num_pairs], NaN where none.
+
+        Vectors of texts, float32 [num_pairs, size], are filled in likewise; none of them is known before.
+        """
+        if logits.ndim == 2:
+            return np.asarray(logits[self.original], np.float32)
         distinct = np.where(np.isnan(self.known_logits), logits, self.known_logits)
         return np.asarray(distinct[self.original], np.float32)
 

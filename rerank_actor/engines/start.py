@@ -34,7 +34,10 @@ CHECK_PAIRS = (
 
 @dataclass(frozen=True)
 class EngineCheck:
-    """Figures of the check at an engine's start: logits of the built-in pairs, how long they took, the reference's."""
+    """Figures of the check at an engine's start: logits of the built-in pairs, how long they took, the reference's.
+
+    Of an embedding model the logits are cosines of their documents with the first one.
+    """
 
     engine: str
     version: str
@@ -51,11 +54,12 @@ def encode_check_pairs(encoder: PairEncoder) -> dict[str, Any]:
     """Return the built-in pairs as `check_prompts` and `check_heads`; where one is too long, its last tokens."""
     queries, documents = zip(*CHECK_PAIRS, strict=True)
     whole = encoder.with_max_length(10**9).encode(queries, documents)
-    ids = whole.ids_at(np.arange(len(CHECK_PAIRS)))
-    lost = np.maximum(whole.num_tokens - encoder.max_length, 0)
+    readable = np.flatnonzero(whole.num_tokens)  # an embedding model may have no token of an empty text
+    ids = whole.ids_at(readable)
+    lost = np.maximum(whole.num_tokens - encoder.max_length, 0)[readable]
     return {
         "check_prompts": tuple(tuple(int(token) for token in prompt[-encoder.max_length :]) for prompt in ids),
-        "check_heads": tuple(np.maximum(whole.head_tokens - lost, 0).tolist()),
+        "check_heads": tuple(np.maximum(whole.head_tokens[readable] - lost, 0).tolist()),
     }
 
 
@@ -75,7 +79,7 @@ def start_engine(spec: EngineSpec, report: Callable[[int], object] | None = None
         started = time.monotonic()
         try:
             prompts = [np.array(ids, np.int32) for ids in spec.check_prompts]
-            logits = compute_within_memory(engine, prompts, spec.check_heads, report)
+            logits = _to_figures(compute_within_memory(engine, prompts, spec.check_heads, report))
         except RerankError as error:
             raise EngineStartError(f"the {spec.kind} engine started but cannot score: {error}") from error
         if np.isfinite(logits).all():
@@ -90,10 +94,15 @@ def start_engine(spec: EngineSpec, report: Callable[[int], object] | None = None
     )
 
 
+def _to_figures(outputs: np.ndarray) -> np.ndarray:
+    """Return a number for each built-in pair: its logit, or the cosine of its document's vector with the first one's."""
+    return outputs if outputs.ndim == 1 else np.asarray(outputs @ outputs[0], np.float32)
+
+
 def scores_as_before(engine: Engine, prompts: Sequence[np.ndarray], heads: Sequence[int], check: EngineCheck) -> bool:
     """Return whether an engine in doubt still gives the built-in pairs the logits of its start, within their noise."""
     try:
-        logits = compute_within_memory(engine, prompts, heads)
+        logits = _to_figures(compute_within_memory(engine, prompts, heads))
     except RerankError:
         return False
     return float(np.abs(logits - np.array(check.logits)).max()) <= allow_noise(engine.dtype, np.array(check.logits))

@@ -13,8 +13,9 @@ import torch
 import transformers
 
 from rerank_actor.engines.base import EngineSpec
-from rerank_actor.engines.families.description import LabelHead, TokenHead
+from rerank_actor.engines.families.description import EmbeddingHead, LabelHead, TokenHead
 from rerank_actor.engines.model import fetch_weights
+from rerank_actor.engines.vectors import finish_vectors, make_outputs
 from rerank_actor.errors import EngineError, EngineMemoryError, EngineStartError, describe_cause
 
 BATCH_TOKENS = 8192
@@ -45,7 +46,7 @@ class TransformersEngine:
             trust_remote_code=spec.model.trust_remote_code,
             output_loading_info=True,
         )
-        _refuse_made_up(spec.model.name, report)
+        _refuse_made_up(spec.model.name, report, spec.model.description.head)
         self._model: Any = model
         self._model.to(self._device).eval()
         if isinstance(self._description.head, LabelHead):
@@ -53,10 +54,10 @@ class TransformersEngine:
             self._model.config.pad_token_id = -1
 
     def compute_logits(self, prompts: Sequence[np.ndarray], head_tokens: Sequence[int] | None = None) -> np.ndarray:
-        """Return float32 [num_prompts], order of the input."""
+        """Return float32 [num_prompts], or [num_prompts, size] of an embedding model; order of the input."""
         if self._model is None:
             raise EngineError("the engine is closed")
-        logits = np.empty(len(prompts), np.float32)
+        logits = make_outputs(self._description.head, len(prompts))
         try:
             for positions in _batches([len(prompt) for prompt in prompts], self._batch_tokens):
                 heads = [head_tokens[position] for position in positions] if head_tokens is not None else None
@@ -77,7 +78,9 @@ class TransformersEngine:
             inputs["token_type_ids"] = (torch.arange(ids.shape[1], device=self._device)[None] >= starts).long()
         with torch.inference_mode():
             output = self._read_head(self._compute(inputs))
-        return np.asarray(output.cpu().numpy(), np.float32)
+        values = np.asarray(output.cpu().numpy(), np.float32)
+        head = self._description.head
+        return finish_vectors(head, values) if isinstance(head, EmbeddingHead) else values
 
     def _compute(self, inputs: dict[str, Any]) -> Any:
         """Return [num_prompts, num_outputs], outputs of the classifier or of the token after each prompt."""
@@ -92,10 +95,15 @@ class TransformersEngine:
             return self._model(**inputs, decoder_input_ids=first).logits[:, -1]
         if isinstance(self._description.head, TokenHead):
             return self._model(**inputs, logits_to_keep=1).logits[:, -1]
+        if isinstance(self._description.head, EmbeddingHead):
+            return self._model(**inputs).last_hidden_state
         return self._model(**inputs).logits
 
     def _read_head(self, outputs: Any) -> Any:
         head = self._description.head
+        if isinstance(head, EmbeddingHead):  # a batch has no padding
+            states = outputs.float()
+            return states.mean(dim=1) if head.pooling == "mean" else states[:, 0 if head.pooling == "cls" else -1]
         plus, minus = (head.true_id, head.false_id) if isinstance(head, TokenHead) else (head.row, head.minus)
         logits = outputs[:, plus].float()
         return logits if minus is None else logits - outputs[:, minus].float()
@@ -114,9 +122,11 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
 
-def _refuse_made_up(name: str, report: dict[str, Any]) -> None:
+def _refuse_made_up(name: str, report: dict[str, Any], head: Any) -> None:
     """Refuse a model of which Transformers has made up tensors at random; it says so in its log alone."""
     made_up = sorted({*report["missing_keys"], *(tensor for tensor, *_ in report["mismatched_keys"])})
+    if isinstance(head, EmbeddingHead):  # no vector is read behind the layer that a classifier would have
+        made_up = [tensor for tensor in made_up if not tensor.startswith("pooler.")]
     if made_up:
         raise EngineStartError(
             f"{name}: its weight files lack {made_up[0]} and {len(made_up) - 1:,} more tensors, which Transformers would "

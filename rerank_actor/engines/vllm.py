@@ -22,8 +22,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from rerank_actor.engines.base import EngineSpec, allow_noise, let_threads_sleep
-from rerank_actor.engines.families.description import LabelHead, ModelDescription
+from rerank_actor.engines.families.description import EmbeddingHead, LabelHead, ModelDescription
 from rerank_actor.engines.model import fetch_weights
+from rerank_actor.engines.vectors import finish_vectors, make_outputs
 from rerank_actor.errors import EngineError, EngineMemoryError, EngineStartError, ModelError, describe_cause
 
 BATCH_TOKENS = 16_384
@@ -104,6 +105,13 @@ class VllmEngine:
             arguments |= {"enable_chunked_prefill": False, "enable_prefix_caching": True}
         else:
             del arguments["block_size"]
+        head = spec.model.description.head
+        if isinstance(head, EmbeddingHead):
+            from vllm.config import PoolerConfig
+
+            pooling: Any = {"last": "LAST", "mean": "MEAN", "cls": "CLS"}[head.pooling]
+            arguments |= {"convert": "embed", "pooler_config": PoolerConfig(seq_pooling_type=pooling)}
+            arguments["enable_prefix_caching"] = False  # a mean is of all tokens, and texts share next to nothing
         arguments |= spec.engine_args
         try:
             with _pause_collection():
@@ -114,13 +122,16 @@ class VllmEngine:
         self._call_tokens = sys.maxsize
         self._vocabulary = int(self._llm.llm_engine.vllm_config.model_config.get_vocab_size())
         self._has_segments = spec.model.description.template.has_segments
-        head = spec.model.description.head
+        self._head = head
         self._outputs = (head.row, head.minus) if isinstance(head, LabelHead) else (0, None)
         self._make_parameters = functools.cache(functools.partial(_make_parameters, vllm.PoolingParams))
         self._to_prompt = vllm.TokensPrompt
         self._torch = torch
         self.cached_tokens = 0
         self.path, self._compute, self._forget = "classify", self._classify, self._forget_classify
+        if isinstance(head, EmbeddingHead):
+            self.path, self._compute = "embed", self._embed
+            return
         check_prompts = [np.array(ids, np.int32) for ids in spec.check_prompts]
         self._try_short_path(check_prompts, spec.check_heads, int(arguments["max_num_seqs"]))
 
@@ -148,11 +159,11 @@ class VllmEngine:
         self.path, self._compute, self._forget = "core", functools.partial(self._feed, feed), feed.forget
 
     def compute_logits(self, prompts: Sequence[np.ndarray], head_tokens: Sequence[int] | None = None) -> np.ndarray:
-        """Return float32 [num_prompts], order of the input."""
+        """Return float32 [num_prompts], or [num_prompts, size] of an embedding model; order of the input."""
         if self._llm is None:
             raise EngineError("the engine is closed")
         if not prompts:
-            return np.empty(0, np.float32)
+            return make_outputs(self._head, 0)
         longest = max(len(prompt) for prompt in prompts)
         if longest > self._max_length or min(len(prompt) for prompt in prompts) == 0:
             raise EngineError(f"a prompt of {longest} tokens does not fit the engine's {self._max_length}")
@@ -162,7 +173,7 @@ class VllmEngine:
         if head_tokens is None and self._has_segments:
             raise EngineError("where the second text begins is not known, and the model has segment ids")
         heads = [0] * len(prompts) if head_tokens is None else head_tokens
-        logits = np.empty(len(prompts), np.float32)
+        logits = make_outputs(self._head, len(prompts))
         for start, stop in _split(prompts, self._call_tokens):
             logits[start:stop] = self._run(self._compute, prompts[start:stop], heads[start:stop])
         return logits
@@ -198,6 +209,14 @@ class VllmEngine:
         if minus is not None:
             logits -= np.fromiter((output.outputs.probs[minus] for output in outputs), np.float32, len(outputs))
         return logits
+
+    def _embed(self, prompts: Sequence[np.ndarray], head_tokens: Sequence[int]) -> np.ndarray:
+        """Compute vectors through vLLM's public call, not normalised there because they may be cut first."""
+        requests = [self._to_prompt(prompt_token_ids=prompt.tolist()) for prompt in prompts]
+        outputs = self._llm.embed(requests, pooling_params=self._make_parameters(None), use_tqdm=False)
+        if len(outputs) != len(prompts) or not isinstance(self._head, EmbeddingHead):
+            raise ValueError(f"{len(outputs)} results for {len(prompts)} prompts")
+        return finish_vectors(self._head, np.array([output.outputs.embedding for output in outputs], np.float32))
 
     def forget(self) -> None:
         """Empty the prefix cache, or close the engine where that cannot be done."""
@@ -249,7 +268,7 @@ def make_overrides(name: str, description: ModelDescription, folder: Path) -> di
     if description.runtime.loading == "bidirectional":
         overrides["pooling"] = "avg"
     head = description.head
-    if isinstance(head, LabelHead):
+    if isinstance(head, LabelHead | EmbeddingHead):
         return overrides
     answers = [_name_token(name, folder, token) for token in (head.false_id, head.true_id) if token is not None]
     if description.runtime.vllm == "Qwen3ForSequenceClassification" and len(answers) == 2:

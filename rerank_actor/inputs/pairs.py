@@ -7,7 +7,7 @@ as they were read, gives texts in parallel lists. Knows nothing of prompts, and 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,8 @@ class TextSpec:
         explode: give a row a pair.
         explode_columns: kept lists to take apart along with the documents.
         keep_fields: of documents that are structs, the fields to keep; None for all.
+        only_role: where each row is one text alone, the document of its pair, what it is; empty for pairs.
+        title_column: column with what is put before that text, as BEIR does; empty for none.
     """
 
     query_column: str = "query"
@@ -58,10 +60,14 @@ class TextSpec:
     explode: bool = False
     explode_columns: tuple[str, ...] = ()
     keep_fields: tuple[str, ...] | None = None
+    only_role: Literal["", "query", "document"] = ""
+    title_column: str = ""
 
     @property
     def text_columns(self) -> list[str]:
         """Columns that are looked at, where they exist."""
+        if self.only_role:
+            return [self.document_column, *([self.title_column] if self.title_column else [])]
         names = [] if self.query_template else [self.query_column]
         for template in (self.query_template, self.document_template):
             names += parse_template(template).names if template else ()
@@ -72,6 +78,8 @@ class TextSpec:
 
     def list_required(self, columns: Mapping[str, pa.DataType]) -> dict[str, list[str]]:
         """Return the columns that a shard with these columns must have, by the flag that names them."""
+        if self.only_role:
+            return {f"--{self.only_role}-column": [self.document_column]}
         required: dict[str, list[str]] = {}
         if self.query_template:
             required["--query-template"] = list(parse_template(self.query_template).names)
@@ -158,6 +166,12 @@ def make_pairs(rows: Rows, spec: TextSpec) -> Pairs:
     nothing: list[Any] = [None] * count
     row_errors = list(rows.faults)
     texts = rows.texts.get(spec.document_column, nothing)
+    if spec.only_role:
+        titles = rows.texts.get(spec.title_column)
+        if titles is not None:
+            texts = [put_title(text, title) for text, title in zip(texts, titles, strict=True)]
+        texts = [None if fault is not None else text for text, fault in zip(texts, row_errors, strict=True)]
+        return Pairs(rows.table, [""] * count, texts, None, row_errors, None)
     queries = rows.texts.get(spec.query_column, nothing)
     if spec.query_template:
         template = parse_template(spec.query_template)
@@ -257,6 +271,13 @@ def join_title(document: Mapping[str, Any]) -> Any:
     if not isinstance(title, str) or not isinstance(text, str):
         return text if isinstance(title, str) else title
     return f"{title} {text}".strip()
+
+
+def put_title(text: Any, title: Any) -> Any:
+    """Return a text with its title before it, as BEIR joins them; what is no text where one of them is none."""
+    if text is None or not isinstance(text, str) or not isinstance(title, str | None):
+        return text if isinstance(title, str | None) else title
+    return f"{title or ''} {text}".strip()
 
 
 def _refuse_misaligned(table: pa.Table, lists: list[Any], spec: TextSpec, row_errors: list[str | None]) -> None:

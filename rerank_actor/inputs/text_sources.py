@@ -147,6 +147,22 @@ class TextSource:
                     columns = _choose_columns(piece.uri, batch.names, self)
                 yield batch, columns
 
+    def name_columns(self) -> "SourceColumns":
+        """Return the columns of the first object, for those who read all of them as shards.
+
+        Raises:
+            As `read`.
+        """
+        item = self.objects[0]
+        piece = SourcePiece(item.uri, item.size, item.etag)
+        kind, compression = _detect(item.uri, self.flag)
+        header = _read_header(item, kind, compression, self)
+        batch, columns = next(self.read_batches(piece, replace(LIMITS, batch_rows=LOOK_ROWS)), (None, _Columns()))
+        if batch is None or not columns.text:
+            raise InputError(f"{self.flag} {item.uri}: holds no text", uri=item.uri)
+        own = next(name for name in self.id_names if name in batch.names)
+        return SourceColumns(own, columns.text, columns.title if columns.has_title else "", header)
+
     def read_ids(self, batch: Batch, uri: str) -> list[str | None]:
         """Return each row's id as text, None where it has none.
 
@@ -248,6 +264,15 @@ def _join(text: Any, title: Any, has_title: bool) -> tuple[str | None, str | Non
         return None, NOT_TEXT
     whole = f"{title or ''} {text}".strip() if has_title else text
     return (whole, None) if is_unicode(whole) else (None, BAD_UNICODE)
+
+
+class SourceColumns(NamedTuple):
+    """Columns of a source: of ids, texts and titles, "" where there are none, and all names where the file has no header."""
+
+    key: str
+    text: str
+    title: str
+    header: tuple[str, ...]
 
 
 class _Columns(NamedTuple):

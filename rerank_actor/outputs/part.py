@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from rerank_actor.engines.base import compute_score
 from rerank_actor.engines.families.description import ScoreScale
+from rerank_actor.engines.vectors import EMBEDDING, VECTOR_COLUMNS, VectorForm
 from rerank_actor.inputs.columns import RESERVED_COLUMNS
 from rerank_actor.inputs.directions import DIRECTED_VALUES, list_directions, name_column
 from rerank_actor.inputs.pairs import INDEX_COLUMN
@@ -69,7 +70,9 @@ def check_part(unit: Unit, data: bytes, fingerprint: str) -> PartCheck:
         metadata = read_part_metadata(table.schema)
         facts = json.loads(metadata.get("facts", "{}"))
         problem = _compare_with_plan(unit, table, metadata, fingerprint)
-        problem = problem or _check_types(table) or _check_scores(table) or _compare_with_facts(table, facts)
+        form = VectorForm.from_metadata(metadata)
+        problem = problem or (form.find_problem(table) if form else _check_types(table) or _check_scores(table))
+        problem = problem or _compare_with_facts(table, facts)
         problem = problem or _compare_digest(table, facts)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return PartCheck(f"cannot be read ({type(error).__name__})")
@@ -169,7 +172,8 @@ def _compare_digest(table: pa.Table, facts: dict[str, Any]) -> str | None:
 
 
 def _compare_with_facts(table: pa.Table, facts: dict[str, Any]) -> str | None:
-    columns = flatten_columns(table)
+    is_scored = "score" in table.column_names
+    columns = flatten_columns(table) if is_scored else {name: table.column(name) for name in VECTOR_COLUMNS}
     reasons = [columns["error"].drop_null()]
     if pa.types.is_list(table.schema.field("error").type):  # a row without a list has its reason alone
         reasons.append(pc.list_flatten(pc.filter(table.column("error"), pc.is_null(table.column("score")))))
@@ -178,10 +182,11 @@ def _compare_with_facts(table: pa.Table, facts: dict[str, Any]) -> str | None:
             name: pa.concat_arrays([table.column(name_column(one, name)).combine_chunks() for one in directions])
             for name in DIRECTED_VALUES
         }
+    values = columns["score" if is_scored else EMBEDDING]
     counted = {
         "rows": count_input_rows(table, read_part_metadata(table.schema)),
-        "pairs": len(columns["score"]),
-        "scored": len(columns["score"]) - columns["score"].null_count,
+        "pairs": len(values),
+        "scored": len(values) - values.null_count,
         "truncated": int(pc.sum(pc.greater(columns["truncated_tokens"], 0)).as_py() or 0),
         "tokens": int(pc.sum(columns["num_tokens"]).as_py() or 0),
         "errors": dict(Counter(strip_location(reason) for values in reasons for reason in values.to_pylist())),

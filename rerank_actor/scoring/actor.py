@@ -196,6 +196,6 @@ class RerankActor:
 
 def _scatter(work: UnitWork, scorable_logits: np.ndarray) -> np.ndarray:
     """Return logits of the scorable pairs in their places among all pairs, NaN elsewhere."""
-    logits = np.full(len(work.prompts), np.nan, np.float32)
+    logits = np.full((len(work.prompts), *scorable_logits.shape[1:]), np.nan, np.float32)
     logits[work.prompts.scorable] = scorable_logits
     return logits

@@ -36,7 +36,7 @@ class Outcome:
     """How a bisection ended.
 
     Attributes:
-        logits: float32 [num_prompts], NaN for pairs given up.
+        logits: float32 [num_prompts], or [num_prompts, size] of vectors, NaN for pairs given up.
         given_up: reason for each pair given up, by position.
         attempts: slices handed out.
         failure: why the unit was given up as a whole; then the rest means nothing.
@@ -107,7 +107,9 @@ class Bisection:
             Whether all are finite; those that are not are tried again, and the slice has failed.
         """
         unit_slice = self._take()
-        finite = np.isfinite(logits)
+        finite = np.isfinite(logits).reshape(len(logits), -1).all(axis=1)
+        if self._logits.shape[1:] != logits.shape[1:]:  # nothing has come back yet, and these are vectors
+            self._logits = np.full((self.num_prompts, *logits.shape[1:]), np.nan, np.float32)
         self._logits[unit_slice.positions[finite]] = logits[finite]
         if finite.all():
             return True

@@ -245,7 +245,7 @@ class OutputCommitter:
             "revision": prepared.model.revision or "",
             "template": prepared.model.description.name,
             **{f"{name}_is": words for name, words in prepared.model.description.explain().items()},
-            **prepared.model.description.score.to_metadata(),
+            **prepared.model.description.to_metadata(),
             "instruction": prepared.job.instruction,
             "instruction_column": prepared.job.instruction_column or "",
             **({"explode": "true"} if prepared.job.explode else {}),
@@ -311,7 +311,9 @@ class OutputCommitter:
             self._write_manifest("stopped", self.outcomes.failed)
 
     def _write_report(self) -> None:
-        """Leave a report for people; nothing depends on it."""
+        """Leave a report for people; nothing depends on it, and vectors have none."""
+        if self.prepared.job.embedding() is not None:
+            return
         try:
             self._context.reporter.info(f"report: {write_report(self.output)}")
         except Exception as error:  # whatever it stumbles over, the scores are there

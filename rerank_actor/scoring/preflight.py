@@ -178,6 +178,7 @@ def look_at_model(job: EngineJob, outputs: Sequence[Output], reporter: Reporter)
         trust_remote_code=job.trust_remote_code,
         weights=job.engine != "fake",
         described_in=job.model_description,
+        embedding=job.embedding(),
     )
     if model.assumption:
         reporter.info(model.assumption)

@@ -32,6 +32,8 @@ from rerank_actor.inputs.rows import Rows, Unit
 from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.scoring.unit import UnitWork
 
+NO_TOKEN = "text is empty, and the model puts no token of its own around it"
+
 
 @dataclass(frozen=True)
 class PrepareSpec:
@@ -156,6 +158,7 @@ def prepare_rows(unit: Unit, rows: Rows, spec: PrepareSpec, encoder: PairEncoder
     """
     pairs, missing = _look_up_pairs(rows, spec)
     prompts = _encode(pairs.queries, pairs.documents, pairs.instructions, encoder, dedupes=spec.dedupes)
+    missing |= {at: NO_TOKEN for at in prompts.scorable[prompts.num_tokens[prompts.scorable] == 0].tolist()}
     prompts = prompts.with_errors(missing) if missing else prompts
     keys: list[str | None] | None = None
     facts: dict[str, Any] = {}

@@ -25,7 +25,7 @@ class UnitWork:
         prompts: one for each pair.
         row_errors: string [num_rows], faults that concern a whole row.
         list_lengths: int32 [num_rows], pairs of each row, -1 for a row without a list; None when a row is a pair.
-        logits: float32 [num_pairs], NaN where not scored; None before scoring.
+        logits: float32 [num_pairs], NaN where not scored; vectors of an embedding model [num_pairs, size]; None before.
         failure: why the whole unit failed; then the rest is empty.
         facts: what happened on the way (attempts, seconds, engine), for manifest and metadata.
         pair_keys: string [num_pairs], for the part; None where it has none.
@@ -79,6 +79,8 @@ class UnitWork:
         columns["directions"] = pa.array([json.dumps(self.directions)])
         columns["output_index"] = pa.array([self.output_index], pa.int32())
         columns["failure"] = pa.array([self.failure], pa.string())
+        size = self.logits.shape[1] if self.logits is not None and self.logits.ndim == 2 else None
+        columns["vector_size"] = pa.array([size], pa.int32())
         return pa.table(columns)
 
     @classmethod
@@ -88,13 +90,14 @@ class UnitWork:
         def numbers(name: str, kind: Any) -> np.ndarray | None:
             return np.frombuffer(_read_value(table, name), kind) if table.column(name)[0].is_valid else None
 
+        logits, size = numbers("logits", np.float32), table.column("vector_size")[0].as_py()
         return cls(
             unit=Unit(**json.loads(table.column("unit")[0].as_py())),
             rows=_read_value(table, "rows"),
             prompts=Prompts.from_batch(_buffer_to_batch(_read_value(table, "prompts"))),
             row_errors=_buffer_to_batch(_read_value(table, "row_errors")).column(0),
             list_lengths=numbers("list_lengths", np.int32),
-            logits=numbers("logits", np.float32),
+            logits=logits.reshape(-1, size) if logits is not None and size is not None else logits,
             failure=table.column("failure")[0].as_py(),
             facts=json.loads(table.column("facts")[0].as_py()),
             pair_keys=_buffer_to_batch(_read_value(table, "pair_keys")).column(0)

@@ -20,6 +20,7 @@ from rerank_actor import storage
 from rerank_actor.engines.base import compute_score
 from rerank_actor.engines.families.description import ScoreScale
 from rerank_actor.engines.score_columns import list_errors, make_score_columns
+from rerank_actor.engines.vectors import VectorForm
 from rerank_actor.inputs.directions import DIRECTED_VALUES, name_column
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.rows import strip_location
@@ -71,6 +72,31 @@ def build_part(work: UnitWork, scale: ScoreScale | None = None) -> tuple[pa.Tabl
         "tokens": int(prompts.num_tokens[scored].sum()),
         "forward_passes": int(scored[prompts.scorable].sum()),
         "errors": dict(sorted(errors.items())),
+    }
+    return table, totals
+
+
+def build_vector_part(work: UnitWork, form: VectorForm) -> tuple[pa.Table, dict[str, Any]]:
+    """Return the part of a unit of texts and its totals: the kept columns, then those of `VectorForm.make_columns`.
+
+    A row that could not be read has no text, and its reason is that of the row.
+    """
+    if work.logits is None:
+        raise ValueError(f"unit {work.unit.name} has not been embedded")
+    columns = form.make_columns(work.prompts, work.logits, work.row_errors)
+    table = pa.ipc.open_stream(work.rows).read_all()
+    for name, values in columns.items():
+        table = table.append_column(name, values)
+    reasons = [strip_location(reason) for reason in columns["error"].drop_null().to_pylist()]
+    has_vector = columns["error"].is_null().to_numpy(zero_copy_only=False)
+    totals = {
+        "rows": work.unit.num_rows,
+        "pairs": work.unit.num_rows,
+        "scored": int(has_vector.sum()),
+        "truncated": int((columns["truncated_tokens"].to_numpy() > 0).sum()),
+        "tokens": int(columns["num_tokens"].to_numpy().sum()),
+        "forward_passes": int(has_vector[work.prompts.scorable].sum()),
+        "errors": dict(sorted(Counter(reasons).items())),
     }
     return table, totals
 
@@ -135,8 +161,12 @@ def write_part(
         OutputConflictError: another run took over.
         StorageError, JobError: the part could not be written.
     """
-    table, totals = build_part(work, ScoreScale.from_metadata(metadata))
-    histograms = ScoreHistograms.of_columns(flatten_columns(table)).to_record()
+    form = VectorForm.from_metadata(metadata)
+    if form is not None:
+        (table, totals), histograms = build_vector_part(work, form), {}
+    else:
+        table, totals = build_part(work, ScoreScale.from_metadata(metadata))
+        histograms = ScoreHistograms.of_columns(flatten_columns(table)).to_record()
     facts = {**totals, **histograms, **work.facts, "digest": digest_rows(table)}
     unit_metadata = {
         **metadata,

@@ -1,12 +1,12 @@
-"""Scoring with the fake engine by the path of a unit, in this process and without Ray."""
+"""Scoring or embedding by the path of a unit, in this process and without Ray."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from rerank_actor import storage
-from rerank_actor.engines.fake import FakeEngine
 from rerank_actor.engines.model import load_tokenizer_json
+from rerank_actor.engines.start import start_engine
 from rerank_actor.errors import ShardError
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.folder import list_pending
@@ -16,6 +16,7 @@ from rerank_actor.runtime.store_builder import run_here
 from rerank_actor.scoring.lookups import make_known, make_lookups
 from rerank_actor.scoring.preflight import make_engine_spec, make_prepare_spec, prepare_job
 from rerank_actor.scoring.prepare import prepare_unit
+from rerank_actor.scoring.unit import UnitWork
 from rerank_actor.scoring.write import write_part
 
 
@@ -44,15 +45,19 @@ def score_here(job: ScoreJob, run_id: str = "run", *, records: bool = True) -> O
     lookups = make_lookups(prepared, run_here, reporter, lambda: None)
     known = make_known(prepared, run_here, reporter, lambda: None)
     prepare = make_prepare_spec(prepared, {}, lookups, known)
-    engine, unit_records = FakeEngine(make_engine_spec(prepared, tokenizer_json)), UnitRecords(output, run_id)
+    engine, unit_records = start_engine(make_engine_spec(prepared, tokenizer_json))[0], UnitRecords(output, run_id)
     for unit in pending:
         work = prepare_unit(unit, prepare, tokenizer_json)
         if work.failure is not None:
             raise ShardError(work.failure)
-        logits = np.full(len(work.prompts), np.nan, np.float32)
-        logits[work.prompts.scorable] = engine.compute_logits(work.prompts.ids_at(work.prompts.scorable))
+        work = UnitWork.from_table(work.to_table())
+        computed = engine.compute_logits(work.prompts.ids_at(work.prompts.scorable))
+        logits = np.full((len(work.prompts), *computed.shape[1:]), np.nan, np.float32)
+        logits[work.prompts.scorable] = computed
         done = work.with_logits(logits, {"attempts": 1, "seconds": 0.0, "engine_version": "1", "dtype": "float32"})
+        done = UnitWork.from_table(done.to_table())
         metadata = {"fingerprint": prepared.fingerprint, "run": run_id, **({"explode": "true"} if job.explode else {})}
+        metadata |= prepared.model.description.to_metadata()
         report = write_part(done, output.uri, metadata, output.scratch)
         totals.add(report)
         unit_records.add(unit.name, {**report, "fingerprint": prepared.fingerprint})

@@ -32,6 +32,27 @@ class LabelHead:
 
 
 @dataclass(frozen=True)
+class EmbeddingHead:
+    """There is no logit, but a normalised vector of a text.
+
+    Attributes:
+        pooling: which hidden states of the last layer it is made of.
+        width: numbers of the model's own vectors.
+        size: numbers of the vectors that are kept, the first of them, which are normalised again.
+        stored: type of the numbers in outputs.
+    """
+
+    pooling: Literal["last", "mean", "cls"]
+    width: int
+    size: int
+    stored: Literal["float32", "float16"] = "float32"
+
+    def to_metadata(self) -> dict[str, str]:
+        """Return what parts keep of it."""
+        return {"embedding_size": str(self.size), "embedding_type": self.stored}
+
+
+@dataclass(frozen=True)
 class ScoreScale:
     """The score of a logit is `sigmoid((logit - shift) / scale)`; the logit itself is the model's raw output."""
 
@@ -70,12 +91,12 @@ DECODERS = ("Qwen2", "Qwen3", "Llama", "Mistral", "Gemma", "Gemma2")  # stems of
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """One reranker.
+    """One reranker, or one embedding model.
 
     Attributes:
         name: of the family; stands in outputs as `template`.
         template: the prompt, and which of its texts loses tokens.
-        head: what the logit is read from.
+        head: what the logit is read from, or the vector.
         runtime: what runs it.
         score: how the score follows from the logit.
         group: what is scored at once; a pair, until listwise models are known.
@@ -83,7 +104,7 @@ class ModelDescription:
 
     name: str
     template: Template
-    head: TokenHead | LabelHead
+    head: TokenHead | LabelHead | EmbeddingHead
     runtime: Runtime
     score: ScoreScale = field(default_factory=ScoreScale)
     group: Literal["pair"] = "pair"
@@ -91,6 +112,10 @@ class ModelDescription:
     def explain(self) -> dict[str, str]:
         """Return in words what `logit` and `score` of an output are."""
         head = self.head
+        if isinstance(head, EmbeddingHead):
+            states = {"last": "of the last token", "mean": "of all tokens, their mean", "cls": "of the first token"}
+            cut = "" if head.size == head.width else f", the first {head.size} of {head.width} numbers"
+            return {"embedding": f"the hidden state {states[head.pooling]}{cut}, normalised"}
         if isinstance(head, TokenHead):
             first, second = (f"the logit of token {token} after the prompt" for token in (head.true_id, head.false_id))
             logit = first if head.false_id is None else f"{first} less {second}"
@@ -102,10 +127,16 @@ class ModelDescription:
         scaled = shifted if self.score.scale == 1 else f"{shifted} / {self.score.scale:g}"
         return {"logit": logit, "score": f"sigmoid({scaled})"}
 
+    def to_metadata(self) -> dict[str, str]:
+        """Return what parts keep of how their values are to be read."""
+        return self.head.to_metadata() if isinstance(self.head, EmbeddingHead) else self.score.to_metadata()
+
     @property
     def is_encoder(self) -> bool:
         """Whether tokens see those after them, so that prompts share nothing that could be cached."""
         stem = self.runtime.vllm.removesuffix("ForSequenceClassification")
+        if isinstance(self.head, EmbeddingHead):
+            return stem.removesuffix("ForCausalLM") not in DECODERS
         return self.runtime.loading == "bidirectional" or (isinstance(self.head, LabelHead) and stem not in DECODERS)
 
     @property
@@ -113,6 +144,8 @@ class ModelDescription:
         """Class of Transformers by which the model is loaded."""
         if self.runtime.loading == "sequence_to_sequence":
             return "AutoModelForSeq2SeqLM"
+        if isinstance(self.head, EmbeddingHead):
+            return "AutoModel"
         return "AutoModelForCausalLM" if isinstance(self.head, TokenHead) else "AutoModelForSequenceClassification"
 
     @property

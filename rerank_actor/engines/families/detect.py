@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from rerank_actor.engines.families.chat_template import ChatTemplate
-from rerank_actor.engines.families.description import LabelHead, ModelDescription, TokenHead
+from rerank_actor.engines.families.description import EmbeddingHead, LabelHead, ModelDescription, TokenHead
 from rerank_actor.engines.families.entries import (
     EXAMPLE,
     Entry,
@@ -60,6 +60,7 @@ def describe_model(name: str, folder: Path, config: dict[str, Any], entry: Entry
     called = (own_name, str(config.get("_name_or_path") or ""))
     entry = find_entry(called, architecture, config, labels)
     known = None if entry is None else entry.to_description(name, config, controls, find)
+    known_head = None if known is None or isinstance(known.head, EmbeddingHead) else known.head
     template = _read_chat_template(name, folder, declared, controls, architecture)
     if declared.modules[1:] == CHAIN:
         return _describe_chain(name, architecture, template)
@@ -72,8 +73,8 @@ def describe_model(name: str, folder: Path, config: dict[str, Any], entry: Entry
     if template is None:
         template = known.template if known is not None else _find_template(name, architecture, config)
     head = declared.head
-    if head is None and known is not None and _fits(known.head, labels):
-        head = known.head
+    if head is None and known_head is not None and _fits(known_head, labels):
+        head = known_head
     if head is None:
         head = _read_label_head(name, architecture, labels) or TokenHead(find("yes"), find("no"))
     if known is not None:
@@ -87,6 +88,8 @@ def is_early(name: str, folder: Path, config: dict[str, Any], description: Model
     That is Qwen3-Reranker by its two answers or its one label, and a tokenizer's pair with one label.
     """
     template, head = replace(description.template, instruction=None), description.head
+    if isinstance(head, EmbeddingHead):
+        return False
     plain = ModelDescription(template.name, template, head, make_runtime(get_architecture(config), head))
     if replace(description, template=template) != plain:
         return False

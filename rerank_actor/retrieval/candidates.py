@@ -1,0 +1,152 @@
+"""Tasks of the search: ids that stand twice, the best of a group of documents, and the candidates of some queries as a file.
+
+Each reads parts from storage and writes what it found there; records are small. Knows nothing of Ray.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rerank_actor import storage
+from rerank_actor.errors import InputError
+from rerank_actor.retrieval.job import OutputFormat
+from rerank_actor.retrieval.search import keep_best, search
+from rerank_actor.retrieval.vectors import VectorPart, Vectors, read_part, read_part_ids
+
+TAG = "retrieve"
+BLANK = r"\s"
+
+
+@dataclass(frozen=True)
+class SearchPlace:
+    """Where a search keeps what it finds.
+
+    Attributes:
+        partial: folder of the best of groups of documents.
+        candidates: folder of the candidates.
+        scratch: folder for temporary files on the same file system.
+    """
+
+    partial: str
+    candidates: str
+    scratch: str | None
+
+
+@dataclass(frozen=True)
+class SearchBlock:
+    """Some parts of queries against some parts of documents."""
+
+    name: str
+    queries: tuple[VectorPart, ...]
+    documents: tuple[VectorPart, ...]
+
+
+def find_twice(item: tuple[str, Sequence[VectorPart], int, int]) -> dict[str, Any]:
+    """Return how many ids stand more than once and the first of them, of those whose hash is of one number of several.
+
+    Raises:
+        InputError: there is one.
+    """
+    flag, parts, number, numbers = item
+    found: list[pa.Array] = []
+    for part in parts:
+        ids = read_part_ids(part).drop_null()
+        hashes = np.fromiter((hash_id(value) % numbers for value in ids.to_pylist()), np.int64, len(ids))
+        found.append(ids.filter(pa.array(hashes == number)))
+    counts = pc.value_counts(pa.chunked_array(found, pa.string()))
+    twice = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(twice):
+        raise InputError(
+            f"{flag}: {len(twice):,} ids stand more than once, {pc.min(twice.field('values')).as_py()!r} among them, and a "
+            "candidate names its text by its id; give each text an id of its own, or take the doubled rows out"
+        )
+    return {"ids": sum(map(len, found))}
+
+
+def hash_id(value: str) -> int:
+    """Return a number that follows from an id alone, in every process."""
+    import zlib
+
+    return zlib.crc32(value.encode())
+
+
+def search_block(block: SearchBlock, top_k: int, place: SearchPlace) -> dict[str, Any]:
+    """Write the best documents of a block for each of its queries; return what was left out of it."""
+    left_out: Counter[str] = Counter()
+
+    def read_documents() -> Iterator[Vectors]:
+        for part in block.documents:
+            vectors = read_part(part)
+            left_out.update(vectors.left_out)
+            yield vectors
+
+    queries = [read_part(part) for part in block.queries]
+    values = np.concatenate([part.values for part in queries])
+    best = search(values, read_documents(), top_k)
+    ids = pa.concat_arrays([part.ids for part in queries])
+    left_queries: Counter[str] = Counter()
+    for part in queries:
+        left_queries.update(part.left_out)
+    table = best.append_column("query_id", ids.take(best.column("query").combine_chunks()))
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    storage.write_bytes(
+        storage.join_uri(place.partial, f"{block.name}.parquet"), sink.getvalue(), scratch=place.scratch
+    )
+    return {"left_out": dict(left_out), "left_queries": dict(left_queries), "queries": len(values)}
+
+
+def write_candidates(
+    item: tuple[str, Sequence[str]], top_k: int, output_format: OutputFormat, place: SearchPlace
+) -> dict[str, Any]:
+    """Write the candidates of some queries, of all groups of documents; return how many there are.
+
+    Raises:
+        InputError: an id has a blank in it, which a TREC run cannot hold.
+    """
+    name, blocks = item
+    data = [storage.read_bytes(storage.join_uri(place.partial, f"{block}.parquet")) for block in blocks]
+    table = keep_best(pa.concat_tables([pq.read_table(io.BytesIO(part)) for part in data]), top_k)
+    query = table.column("query").to_numpy()
+    ranks = pa.array(np.arange(len(query)) - np.searchsorted(query, query) + 1, pa.int64())
+    candidates = pa.table(
+        {
+            "query_id": table.column("query_id"),
+            "document_id": table.column("document_id"),
+            "rank": ranks,
+            "retrieval_score": table.column("cosine"),
+        }
+    )
+    content = _write_trec(candidates) if output_format == "trec" else _write_parquet(candidates)
+    uri = storage.join_uri(place.candidates, f"{name}.{output_format}")
+    storage.write_bytes(uri, content, scratch=place.scratch)
+    return {"queries": len(np.unique(query)), "candidates": len(query)}
+
+
+def _write_parquet(candidates: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(candidates, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _write_trec(candidates: pa.Table) -> bytes:
+    for name in ("query_id", "document_id"):
+        ids = candidates.column(name)
+        blank = ids.filter(pc.match_substring_regex(ids, BLANK))
+        if len(blank):
+            raise InputError(
+                f"id {blank[0].as_py()!r} has a blank in it, which a TREC run cannot hold; give --output-format parquet"
+            )
+    columns = [candidates.column(name).to_pylist() for name in ("query_id", "document_id", "rank", "retrieval_score")]
+    lines = (
+        f"{query} Q0 {document} {rank} {cosine:.9g} {TAG}\n"
+        for query, document, rank, cosine in zip(*columns, strict=True)
+    )
+    return "".join(lines).encode()

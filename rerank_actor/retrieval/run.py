@@ -1,0 +1,258 @@
+"""Retrieval: from a `RetrieveJob` to candidates, and on again after whatever ended it.
+
+`retrieve` is the order of things: look at the texts, embed documents and queries with the same engines, search, write. Vectors
+that are there are not made again, whatever `--top-k` is. How each step works is known elsewhere.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rerank_actor import storage
+from rerank_actor.engines.families.embedding import read_prompt
+from rerank_actor.engines.model import fetch_model
+from rerank_actor.engines.options import BUILT_IN_TOKENIZER
+from rerank_actor.errors import EngineError, InputError, OutputConflictError
+from rerank_actor.inputs.text_sources import TextSource, list_sources
+from rerank_actor.outputs.folder import JobFolder
+from rerank_actor.progress import QuietReporter, Reporter
+from rerank_actor.retrieval.candidates import SearchBlock, SearchPlace, find_twice, search_block, write_candidates
+from rerank_actor.retrieval.job import EmbedJob, RetrieveJob
+from rerank_actor.retrieval.vectors import VectorPart, list_vector_parts
+from rerank_actor.runtime.connection import connect_ray, watch_signals
+from rerank_actor.runtime.steps import StepOutcome, StepRecords, TaskRunner, run_step
+from rerank_actor.scoring.estimate import estimate_job, print_estimate
+from rerank_actor.scoring.preflight import prepare_job
+from rerank_actor.scoring.run import RunResult, run_jobs
+from rerank_actor.storage.lease import Lease, hold_lease, make_run_id
+
+QUERY_GROUP_ROWS = 16_384  # queries of a task, whose best documents it holds
+DOCUMENT_GROUP_ROWS = 2**18  # documents of a task
+IDS_OF_A_TASK = 2**21  # that one task holds, to find those that stand twice
+
+
+@dataclass
+class RetrieveResult:
+    """How a retrieval ended.
+
+    Attributes:
+        status: `complete`, or `failed` when texts could not be embedded.
+        candidates: folder of them.
+        queries, documents: embedded.
+        num_candidates: of all queries.
+        left_out: rows of queries and of documents without a vector, by reason.
+    """
+
+    status: str
+    candidates: str
+    queries: int = 0
+    documents: int = 0
+    num_candidates: int = 0
+    left_out: dict[str, Counter[str]] = field(default_factory=dict)
+
+
+def retrieve(job: RetrieveJob, reporter: Reporter | None = None) -> RetrieveResult | None:
+    """Find the best documents of each query, as far as that is not done; a dry run only says what is to be embedded.
+
+    Raises:
+        JobError: the job, its texts or its model are wrong.
+        OutputConflictError: the output holds candidates of another job, or another run is writing to it.
+        RunInterruptedError: a signal stopped the run; everything committed stays.
+    """
+    reporter = reporter or QuietReporter()
+    jobs = make_embed_jobs(job)
+    if job.dry_run:
+        for embed in jobs:
+            print_estimate(estimate_job(embed, reporter))
+        return None
+    results = run_jobs(jobs, reporter)
+    folder = JobFolder(job.output)
+    place = storage.join_uri(job.output, "candidates")
+    if any(result.status == "failed" for result in results):
+        return RetrieveResult("failed", place)
+    with hold_lease(folder.lease_uri, folder.uri, make_run_id(), reporter.info) as lease:
+        return _Search(job, jobs, results, lease, reporter).execute()
+
+
+def make_embed_jobs(job: RetrieveJob) -> list[EmbedJob]:
+    """Return the jobs that embed the corpus and the queries, checked against what is there.
+
+    Raises:
+        JobError, OutputConflictError: as of `retrieve`.
+    """
+    return [_make_embed_job(job, source) for source in list_sources(job.source_specs())]
+
+
+def _make_embed_job(job: RetrieveJob, source: TextSource) -> EmbedJob:
+    columns, prompt = source.name_columns(), _choose_prompt(job, source)
+    embed = job.to_embedding(source, columns, prompt, overwrite=False)
+    if not job.overwrite:
+        return embed
+    try:
+        prepare_job(embed)
+    except OutputConflictError:
+        return job.to_embedding(source, columns, prompt, overwrite=True)
+    return embed
+
+
+def _choose_prompt(job: RetrieveJob, source: TextSource) -> str:
+    """Return what is put before the texts of a source."""
+    given = job.query_prompt if source.role == "query" else job.document_prompt
+    if given is not None:
+        return given
+    instruction = job.instruction if source.role == "query" else None
+    if job.model_name == BUILT_IN_TOKENIZER:
+        return f"Instruct: {instruction}\nQuery:" if instruction is not None else ""
+    folder = fetch_model(job.model_name, job.revision, weights=False)
+    return read_prompt(job.model_name, folder, source.role, instruction)
+
+
+class _Search:
+    """The search of a run that holds the lease of the output; documents come first everywhere, then queries."""
+
+    def __init__(
+        self, job: RetrieveJob, jobs: list[EmbedJob], results: list[RunResult], lease: Lease, reporter: Reporter
+    ) -> None:
+        self._job, self._results, self._lease, self._reporter = job, results, lease, reporter
+        self._folder = JobFolder(job.output)
+        listed = [list_vector_parts(embed) for embed in jobs]
+        self._documents, self._queries = listed[0][0], listed[1][0]
+        self._settings = {
+            "top_k": job.top_k,
+            "output_format": job.output_format,
+            "corpus": _digest(self._documents),
+            "queries": _digest(self._queries),
+        }
+        digest = hashlib.sha256(json.dumps(self._settings).encode()).hexdigest()[:16]
+        work = self._folder.at("search", digest)
+        self._records = functools.partial(storage.join_uri, work)
+        candidates = storage.join_uri(job.output, "candidates")
+        self._place = SearchPlace(storage.join_uri(work, "partial"), candidates, self._folder.scratch)
+
+    def execute(self) -> RetrieveResult:
+        """Search what is not searched, and write the candidates."""
+        stored = self._folder.read_own("retrieval.json")
+        if stored and stored.get("settings") != self._settings:
+            self._replace(stored["settings"])
+        elif stored.get("status") == "complete" and storage.read_if_present(self._folder.success_uri) is not None:
+            self._reporter.info(f"all candidates are there already; output {self._job.output}")
+            return self._make_result(stored)
+        self._folder.write_own("retrieval.json", json.dumps({"settings": self._settings}).encode())
+        with self._connect() as runner:
+            self._refuse_twice(runner)
+            record = self._search(runner)
+        self._lease.check(fresh=True)
+        record |= {"settings": self._settings, "status": "complete"}
+        self._folder.write_own("retrieval.json", json.dumps(record, indent=1).encode())
+        storage.write_bytes(self._folder.success_uri, b"")
+        storage.delete_folder(self._folder.at("search"))
+        return self._make_result(record)
+
+    def _replace(self, stored: dict[str, Any]) -> None:
+        """Delete the candidates of another job where that is wanted.
+
+        Raises:
+            OutputConflictError: it is not.
+        """
+        differing = [name for name, value in self._settings.items() if stored.get(name) != value]
+        if not self._job.overwrite:
+            raise OutputConflictError(
+                f"{self._job.output}: holds candidates of another job (other {', '.join(differing)}); choose another --output, "
+                "with --embeddings to share the vectors, or --overwrite to replace the candidates",
+                uri=self._job.output,
+            )
+        self._lease.check(fresh=True)
+        storage.delete_objects([self._folder.success_uri])
+        storage.delete_folder(self._place.candidates)
+        storage.delete_folder(self._folder.at("search"))
+
+    @contextlib.contextmanager
+    def _connect(self) -> Iterator[TaskRunner]:
+        with watch_signals() as watch, connect_ray(self._job, watch) as connection:
+            yield TaskRunner(lambda: connection, self._lease, storage.capture_environment())
+
+    def _refuse_twice(self, runner: TaskRunner) -> None:
+        items: dict[str, tuple[str, list[VectorPart], int, int]] = {}
+        for flag, parts in (("--corpus", self._documents), ("--queries", self._queries)):
+            numbers = 1 + sum(part.num_rows for part in parts) // IDS_OF_A_TASK
+            items |= {f"{flag[2:]}-{number:04d}": (flag, parts, number, numbers) for number in range(numbers)}
+        records = StepRecords(self._records("ids"), self._folder.scratch)
+        _require(run_step(find_twice, items, records, runner, keep=dict))
+
+    def _search(self, runner: TaskRunner) -> dict[str, Any]:
+        """Find the best of each block, then of each query; return the figures."""
+        queries, documents = _group(self._queries, QUERY_GROUP_ROWS), _group(self._documents, DOCUMENT_GROUP_ROWS)
+        blocks = {
+            (name := f"{row:05d}-{column:05d}"): SearchBlock(name, some, others)
+            for row, some in enumerate(queries)
+            for column, others in enumerate(documents)
+        }
+        self._reporter.info(
+            f"searching {sum(part.num_rows for part in self._documents):,} texts in {len(blocks):,} blocks"
+        )
+        records = StepRecords(self._records("blocks"), self._folder.scratch)
+        work = functools.partial(search_block, top_k=self._job.top_k, place=self._place)
+        found = _require(run_step(work, blocks, records, runner, keep=dict))
+        files = {
+            f"part-{row:05d}": (f"part-{row:05d}", [f"{row:05d}-{column:05d}" for column in range(len(documents))])
+            for row in range(len(queries))
+        }
+        write = functools.partial(
+            write_candidates, top_k=self._job.top_k, output_format=self._job.output_format, place=self._place
+        )
+        records = StepRecords(self._records("files"), self._folder.scratch)
+        written = _require(run_step(write, files, records, runner, keep=dict))
+        return {
+            "queries": sum(record["queries"] for record in found[:: max(1, len(documents))]),
+            "candidates": sum(record["candidates"] for record in written),
+            "left_documents": _add(record["left_out"] for record in found[: len(documents)]),
+            "left_queries": _add(record["left_queries"] for record in found[:: max(1, len(documents))]),
+        }
+
+    def _make_result(self, record: dict[str, Any]) -> RetrieveResult:
+        left_out = {"--corpus": Counter(record["left_documents"]), "--queries": Counter(record["left_queries"])}
+        documents = sum(part.num_rows for part in self._documents) - left_out["--corpus"].total()
+        return RetrieveResult(
+            "complete", self._place.candidates, record["queries"], documents, record["candidates"], left_out
+        )
+
+
+def _require(outcome: StepOutcome[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the records of a step, all of whose tasks have to be done.
+
+    Raises:
+        InputError, EngineError: one failed.
+    """
+    for failure in outcome.failures.values():
+        raise InputError(failure.reason) if failure.kind == "InputError" else EngineError(failure.reason)
+    return outcome.records
+
+
+def _digest(parts: list[VectorPart]) -> str:
+    listing = [[part.uri.rpartition("/")[2], part.num_rows, part.etag] for part in parts]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
+
+
+def _group(parts: list[VectorPart], rows: int) -> list[tuple[VectorPart, ...]]:
+    """Return parts in groups of about so many rows."""
+    groups: list[list[VectorPart]] = []
+    size = rows
+    for part in parts:
+        if size + part.num_rows > rows:
+            groups.append([])
+            size = 0
+        groups[-1].append(part)
+        size += part.num_rows
+    return [tuple(group) for group in groups]
+
+
+def _add(counts: Iterator[dict[str, int]] | Any) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(total)

@@ -1,0 +1,112 @@
+"""The vectors of one role as the embedding job left them: which parts, and ids with vectors, a part at a time.
+
+Takes an output of an `EmbedJob` and the objects of its source, because a folder may hold the parts of others too. Rows without
+a vector or an id are left out and counted. Knows nothing of queries and documents.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rerank_actor import storage
+from rerank_actor.engines.vectors import EMBEDDING, read_vectors
+from rerank_actor.errors import InputError
+from rerank_actor.inputs.rows import strip_location
+from rerank_actor.inputs.text_sources import read_id
+from rerank_actor.outputs.folder import Output
+from rerank_actor.retrieval.job import ID_COLUMN, EmbedJob
+
+WITHOUT_ID = "id is missing, or neither text nor a whole number"
+
+
+@dataclass(frozen=True)
+class VectorPart:
+    """A part of vectors.
+
+    Attributes:
+        uri: where it is.
+        num_rows: rows in it.
+        etag: its version mark.
+    """
+
+    uri: str
+    num_rows: int
+    etag: str
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Some vectors with their ids.
+
+    Attributes:
+        ids: string [num_vectors].
+        values: float32 [num_vectors, size].
+        left_out: rows without, by reason.
+    """
+
+    ids: pa.StringArray
+    values: np.ndarray
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def list_vector_parts(job: EmbedJob) -> tuple[list[VectorPart], str]:
+    """Return the parts of the objects that a job embeds, in their order, and the job's fingerprint of the vectors.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    output = Output(job.output)
+    plan, settings = output.require_plan()
+    parts, wanted = output.list_parts(), set(job.input)
+    units = [unit for unit in plan.units() if unit.uri in wanted and unit.part_name in parts]
+    found = [VectorPart(parts[unit.part_name].uri, unit.num_rows, str(parts[unit.part_name].etag)) for unit in units]
+    return found, str(settings.get("model"))
+
+
+def read_part(part: VectorPart) -> Vectors:
+    """Read a part.
+
+    Raises:
+        InputError: it is damaged.
+        StorageError: it cannot be reached.
+    """
+    table = _read_table(part, [ID_COLUMN, EMBEDDING, "error"])
+    ids = read_ids(table.column(ID_COLUMN))
+    has_vector = pc.is_valid(table.column(EMBEDDING)).combine_chunks()
+    has_id = pc.is_valid(ids)
+    reasons = table.column("error").drop_null().to_pylist()
+    left_out = Counter(strip_location(str(reason)) for reason in reasons)
+    without_id = pc.sum(pc.and_(has_vector, pc.invert(has_id))).as_py() or 0
+    left_out += Counter({WITHOUT_ID: without_id})
+    kept = pc.and_(has_vector, has_id)
+    vectors = read_vectors(table.column(EMBEDDING).filter(kept))
+    return Vectors(ids.filter(kept), vectors, left_out)
+
+
+def read_part_ids(part: VectorPart) -> pa.StringArray:
+    """Return the ids of a part, null where there is none. Errors as of `read_part`."""
+    return read_ids(_read_table(part, [ID_COLUMN]).column(ID_COLUMN))
+
+
+def _read_table(part: VectorPart, columns: list[str]) -> pa.Table:
+    try:
+        data = pa.BufferReader(storage.read_bytes(part.uri))
+        return pq.read_table(data, columns=columns, page_checksum_verification=True)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise InputError(
+            f"{part.uri}: cannot be read as vectors ({type(error).__name__}); `jobs.verify` on its folder says more",
+            uri=part.uri,
+        ) from error
+
+
+def read_ids(column: Any) -> pa.StringArray:
+    """Return ids as text, by which they are compared everywhere."""
+    if pa.types.is_string(column.type):
+        texts = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+    return pa.array([read_id(value) for value in column.to_pylist()], pa.string())
