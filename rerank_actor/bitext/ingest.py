@@ -153,7 +153,9 @@ class _ShardWriter:
         written = self.partitions[partition]
         table = _name_nulls(pa.concat_tables(self._tables[partition], promote_options="permissive"))
         sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd", row_group_size=self._spec.limits.batch_rows)
+        pq.write_table(
+            table, sink, compression="zstd", row_group_size=self._spec.limits.batch_rows, write_page_checksum=True
+        )
         name = f"{self._name}-{written['shards']:05d}.parquet"
         storage.write_bytes(storage.join_uri(self._spec.folder, f"lang_pair={partition}", name), sink.getvalue())
         written["shards"] += 1

@@ -128,7 +128,9 @@ def _make_known(
     present = [] if job.overwrite else [item.uri for item in storage.list_objects(folder)]
     if present != [uri]:
         sink = io.BytesIO()
-        pq.write_table(table.append_column(REASON_COLUMN, pa.nulls(table.num_rows, pa.string())), sink)
+        pq.write_table(
+            table.append_column(REASON_COLUMN, pa.nulls(table.num_rows, pa.string())), sink, write_page_checksum=True
+        )
         with _hold_known(job, pair.folder, reporter):
             storage.delete_folder(folder)
             storage.write_bytes(uri, sink.getvalue())

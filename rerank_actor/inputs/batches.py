@@ -170,7 +170,7 @@ def _read_parquet(
     file: storage.StoredObject, wanted: Container[str] | None, part: int, parts: int, limits: ReadLimits
 ) -> Iterator[Batch]:
     with storage.open_input(file.uri, size=file.size, etag=file.etag) as stream:
-        parquet = pq.ParquetFile(stream, buffer_size=2**20)
+        parquet = pq.ParquetFile(stream, buffer_size=2**20, page_checksum_verification=True)
         metadata, names = parquet.metadata, tuple(parquet.schema_arrow.names)
         refuse_doubled(file.uri, list(names))
         columns = [name for name in names if wanted is None or name in wanted]

@@ -69,7 +69,7 @@ def read_parquet(
 ) -> Rows:
     """Read a unit's rows; columns as `make_rows` has them. Row groups of more than `group_bytes` are decoded piecewise."""
     with storage.open_input(unit.uri, size=unit.size, etag=unit.etag) as source:
-        file = pq.ParquetFile(source, buffer_size=2**20)
+        file = pq.ParquetFile(source, buffer_size=2**20, page_checksum_verification=True)
         names = file.schema_arrow.names
         kept = choose_columns(names, keep, drop)
         columns = list(dict.fromkeys([*kept, *list_sources(names, text_columns)]))

@@ -134,7 +134,7 @@ class Plan:
         types = pa.schema(list(self.json_types.items())).serialize().to_pybytes().hex()
         metadata = {"json_types": types, "fingerprint": json.dumps(fingerprint, sort_keys=True)}
         sink = io.BytesIO()
-        pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd", write_page_checksum=True)
         return sink.getvalue()
 
     @classmethod

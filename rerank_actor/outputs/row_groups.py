@@ -92,11 +92,7 @@ def _join_groups(groups: Iterable[SizedGroup], start: int) -> list[RowGroups]:
 
 @contextlib.contextmanager
 def open_part(
-    part: storage.StoredObject,
-    problem: str = UNREADABLE,
-    kind: type[RerankError] = ShardError,
-    *,
-    verify_checksums: bool = False,
+    part: storage.StoredObject, problem: str = UNREADABLE, kind: type[RerankError] = ShardError
 ) -> Iterator[pq.ParquetFile]:
     """Give a scored file, of which nothing but the footer is read yet; it is closed again.
 
@@ -104,7 +100,6 @@ def open_part(
         part: the file.
         problem: what an error says of a file that Arrow cannot read, with `{cause}` in it.
         kind: of that error.
-        verify_checksums: compare those of the pages that are read.
 
     Raises:
         ShardError: or `kind`; it is no Parquet file. What is damaged behind its footer, `refuse_damaged` says.
@@ -113,7 +108,7 @@ def open_part(
     with contextlib.ExitStack() as stack:
         with refuse_damaged(part.uri, problem, kind):
             source = stack.enter_context(storage.open_input(part.uri, size=part.size, etag=part.etag))
-            file = pq.ParquetFile(source, buffer_size=2**20, page_checksum_verification=verify_checksums)
+            file = pq.ParquetFile(source, buffer_size=2**20, page_checksum_verification=True)
         yield file
 
 

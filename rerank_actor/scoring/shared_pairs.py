@@ -143,7 +143,9 @@ def _keep_shared(item: tuple[int, list[Slice]], folder: str, scratch: str | None
         if shared.num_rows:
             sink = io.BytesIO()
             order = [(name, "ascending") for name in ("instruction", "query")]
-            pq.write_table(shared.sort_by(order), sink, compression="zstd", row_group_size=16_384)
+            pq.write_table(
+                shared.sort_by(order), sink, compression="zstd", row_group_size=16_384, write_page_checksum=True
+            )
             name = storage.join_uri(folder, f"bucket-{bucket:05d}.parquet")
             storage.write_bytes(name, sink.getvalue(), scratch=scratch)
         return {"rows": shared.num_rows}

@@ -44,6 +44,7 @@ from rerank_actor.storage.s3_client import connect_s3, get_s3, put_s3
 from rerank_actor.storage.uri import Listing, StoredObject, is_s3, split_uri
 
 DOWNLOAD_THREADS = 8
+PARQUET_SCAN = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 
 
 def choose_cache(kind: str) -> Path:
@@ -258,6 +259,7 @@ def _download(item: StoredObject, target: Path) -> None:
 
 def open_parquet(uris: Sequence[str]) -> ds.Dataset:
     """Return Parquet objects, all local or all in S3, as a pyarrow dataset in their order; rows are read later."""
+    checked = ds.ParquetFileFormat(default_fragment_scan_options=PARQUET_SCAN)
     if uris and is_s3(uris[0]):
-        return ds.dataset(["/".join(split_uri(uri)) for uri in uris], filesystem=connect_s3(), format="parquet")
-    return ds.dataset(list(uris), format="parquet")
+        return ds.dataset(["/".join(split_uri(uri)) for uri in uris], filesystem=connect_s3(), format=checked)
+    return ds.dataset(list(uris), format=checked)
