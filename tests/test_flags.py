@@ -58,7 +58,7 @@ FLAGS = {
         --allow-incomplete --allow-mixed-scores --label-column --positive-labels --qrels --min-relevance --min-positive-score
         --weak-positives --false-negatives --space --skip-top --depth --max-score --min-score --absolute-margin
         --relative-margin --margin-pos --perc-pos --near-duplicates --rank-column --rank-window --num-negatives
-        --num-negatives-column --sampling --seed
+        --num-negatives-column --random-negatives --sampling --seed
         --min-negatives --what-if --teacher --normalize --temperature --output --format --prompt --examples
         --overwrite --unit-mb --ray-address
     """,

@@ -53,6 +53,11 @@ class MineJob(
             raise ValueError(
                 "--format tevatron-distillation holds teacher values: give --teacher score or --teacher logit"
             )
+        if self.teacher != "none" and self.random_negatives:
+            raise ValueError(
+                "--random-negatives are not scored, so that they have no teacher value: leave out --teacher, or score what was "
+                "mined without it, and mine that"
+            )
         if self.num_negatives_column is not None and self.format == "n-tuple":
             raise ValueError("--format n-tuple has as many negatives in each row: leave out --num-negatives-column")
         self.check_window()

@@ -56,8 +56,8 @@ def mark_variants(texts: pa.Array, query: np.ndarray, positives: pa.Array, posit
     # The first letter tells most texts apart, and all of a text is dear to look at.
     likely = np.flatnonzero(_mark_shared(_take_heads(texts), query, _take_heads(positives), positive_query))
     is_variant = np.zeros(len(texts), bool)
-    some = _strip(texts.take(pa.array(likely)))
-    is_variant[likely] = _mark_shared(some, query[likely], _strip(positives), positive_query)
+    some = strip_texts(texts.take(pa.array(likely)))
+    is_variant[likely] = _mark_shared(some, query[likely], strip_texts(positives), positive_query)
     return is_variant
 
 
@@ -79,7 +79,7 @@ def _mark_shared(texts: pa.Array, query: np.ndarray, others: pa.Array, other_que
     return is_shared
 
 
-def _strip(texts: pa.Array) -> pa.Array:
+def strip_texts(texts: pa.Array) -> pa.Array:
     """Return texts in lower case, each run of space as one blank, without punctuation at the ends."""
     return _trim(pc.replace_substring_regex(pc.utf8_lower(texts), r"[\s\p{Z}]+", " "))
 

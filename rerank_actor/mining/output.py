@@ -19,7 +19,16 @@ from rerank_actor.runtime.steps import StepRecords
 from rerank_actor.storage.exchange import Exchange
 
 OWN_FOLDERS = ("units", "shuffle", "stores", "what-if", "tmp")
-OWN_OBJECTS = ("plan.json", "split.bin", "job.yaml", "definition.json", "report.html", "report.json", "what-if.json")
+OWN_OBJECTS = (
+    "plan.json",
+    "pool.arrow",
+    "split.bin",
+    "job.yaml",
+    "definition.json",
+    "report.html",
+    "report.json",
+    "what-if.json",
+)
 DATA_FOLDERS = ("", "corpus")
 DATA_NAME = re.compile(r"(part|ranklist|corpus/train)-\d{5,}\..+|corpus/merlin_metadata\.json")
 CARD = "README.md"

@@ -115,6 +115,11 @@ def list_remarks(tally: MiningTally, job: MineJob, rules: MiningRules, source: s
     if counts["weak_positives"]:
         done = "dropped" if job.weak_positives == "drop" else "kept (--weak-positives drop leaves them out)"
         remarks.append(f"{least}: {counts['weak_positives']:,} positives are below; {done}")
+    if counts["queries_short_of_random"]:
+        remarks.append(
+            f"--random-negatives {rules.random_negatives}: {counts['queries_short_of_random']:,} queries got fewer, because "
+            "the corpus has no more documents that are none of their candidates"
+        )
     if counts["queries_short"]:
         deeper = "; --depth all looks further down their rankings" if rules.depth != "all" else ""
         remarks.append(
@@ -196,6 +201,7 @@ def _list_counts(counts: dict[str, int]) -> list[tuple[str, int]]:
         "judged_queries_without_candidates": "further judged queries without a scored pair",
         "weak_positives": "positives below --min-positive-score",
         "promoted": "candidates promoted to positive",
+        "random_negatives": "random negatives, beside the others",
     }
     return [(words, counts.get(name, 0)) for name, words in labels.items()]
 

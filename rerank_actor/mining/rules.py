@@ -13,7 +13,7 @@ import numpy as np
 Space = Literal["score", "logit"]
 SPACES: tuple[Space, ...] = ("score", "logit")
 VERSION = 2  # of what the same settings and scores give, with their texts; to be raised with every rule that changes
-LATER = frozenset({"rank_window"})  # rules that fingerprints of earlier versions do not have
+LATER = frozenset({"rank_window", "random_negatives"})  # rules that fingerprints of earlier versions do not have
 DEPTH_FACTOR = 10  # of num_negatives, where rules may drop candidates; sentence-transformers 6
 
 
@@ -89,6 +89,7 @@ class MiningRules:
         false_negatives: what becomes of candidates above the query's lowest positive.
         near_duplicates: likeness to a positive, 0 to 1, from which a candidate is none.
         num_negatives, sampling, seed: how many to take for each query, where its rows do not say it, and how.
+        random_negatives: documents of the corpus to add to these.
         rank_window: retriever's ranks that negatives are taken from, None for all.
         min_negatives: queries with fewer are dropped whole.
     """
@@ -112,6 +113,7 @@ class MiningRules:
     seed: int = 0
     min_negatives: int = 1
     rank_window: RankWindow | None = None
+    random_negatives: int = 0
 
     def space_of(self, threshold: Threshold) -> Space:
         """Return the space that a threshold is in."""
@@ -190,6 +192,11 @@ class MiningRules:
             "stratified": f"one at random (seed {self.seed}) of each of as many runs of nearly equal length of the ranking",
         }[self.sampling]
         rules["sampling"] = f"{self.num_negatives} of these are taken, {how}"
+        if self.random_negatives:
+            rules["random negatives"] = (
+                f"{self.random_negatives} documents of the corpus are added to these, drawn at random (seed {self.seed}) from "
+                "a pool of at most 20,000; none has the text of a candidate or of the query, or is judged relevant"
+            )
         rules["min_negatives"] = f"queries with fewer than {self.min_negatives} are dropped"
         return rules
 

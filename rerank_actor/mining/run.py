@@ -21,6 +21,7 @@ from rerank_actor.mining.formats import CORPUS, describe_corpus, describe_datase
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.output import CARD, restore_plan, store_plan
 from rerank_actor.mining.preflight import PreparedMining, look_again, prepare_mining, refuse_older
+from rerank_actor.mining.random_negatives import draw_pool, pack_pool
 from rerank_actor.mining.report import explain_empty, list_remarks, render_report, summarize, tabulate_sets
 from rerank_actor.mining.scored import APART
 from rerank_actor.mining.survey import MiningPlan, MiningUnit, plan_units, require_pairs, survey_parts
@@ -111,7 +112,8 @@ class _Run:
                 plan = self._survey(runner)
                 store_plan(self.output, self.prepared.settings, plan)
             self._write_definition()
-            self._mine(plan, self._make_spec(plan, "shuffle"), self.output.records, runner)
+            spec = replace(self._make_spec(plan, "shuffle"), pool=self._draw_pool(runner))
+            self._mine(plan, spec, self.output.records, runner)
         return self._finish(plan, mined_pairs=self.tallies["as given"].counts["pairs"] - before)
 
     def compare(self) -> MineResult:
@@ -157,6 +159,17 @@ class _Run:
                 )
             )
         self.prepared = replace(self.prepared, scored=scored.with_lookups(tuple(lookups)))
+
+    def _draw_pool(self, runner: TaskRunner) -> str | None:
+        """Draw what random negatives are taken from; None where none are wanted."""
+        scored, rules = self.prepared.scored, self.prepared.rule_sets["as given"]
+        if not rules.random_negatives:
+            return None
+        uri = self.output.at("pool.arrow")
+        pool = draw_pool(scored.parts, scored.columns, scored.sources, rules.seed, runner)
+        self.reporter.info(f"--random-negatives: drawn from {pool.num_rows:,} documents")
+        storage.write_bytes(uri, pack_pool(pool), scratch=self.output.scratch)
+        return uri
 
     def _survey(self, runner: TaskRunner) -> MiningPlan:
         """Look at all files once, and plan units and exchange."""
@@ -338,5 +351,6 @@ class _Run:
             storage.write_bytes(storage.join_uri(uri, CARD), card.encode())
         self.output.make_exchange("shuffle", plan.num_buckets).delete()
         storage.delete_folder(self.output.at("stores"))
+        storage.delete_objects([self.output.at("pool.arrow")])
         self.output.clear_scratch()
         storage.write_bytes(self.output.success_uri, b"")

@@ -141,10 +141,19 @@ class RuleSettings(Settings):
     num_negatives_column: str | None = make_flag(
         None, "rules", "column with the number of a query's negatives; --num-negatives where it is null", "NAME"
     )
+    random_negatives: Annotated[int, Field(ge=0)] = make_flag(
+        0,
+        "rules",
+        "add N documents of the corpus to each query's negatives, drawn at random, never a candidate or a positive of it; the "
+        "corpus is that of the scores, or all scored documents",
+        "N",
+    )
     sampling: Literal["top", "random", "stratified"] = make_flag(
         "top", "rules", "which of the candidates that are left; stratified: one of each quantile of the query's logits"
     )
-    seed: Annotated[int, Field(ge=0)] = make_flag(0, "rules", "for --sampling random and stratified", "N")
+    seed: Annotated[int, Field(ge=0)] = make_flag(
+        0, "rules", "for --sampling random and stratified, and --random-negatives", "N"
+    )
     min_negatives: Annotated[int, Field(ge=0)] | None = make_flag(
         None, "rules", "drop queries with fewer (default 1; all for n-tuple; 0 for labeled-pair)", "N"
     )

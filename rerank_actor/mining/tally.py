@@ -128,8 +128,10 @@ class MiningTally:
         for step, number in selection.removed.items():
             self.removed[step] += number
         self.positives.add(values[chosen.positives])
-        self.negatives.add(values[chosen.negatives])
+        self.negatives.add(values[chosen.negatives][np.isfinite(values[chosen.negatives])])
         positive, negative = chosen.pair_up()
+        is_scored = np.isfinite(values[negative])  # random ones are not
+        positive, negative = positive[is_scored], negative[is_scored]
         margins = values[positive] - values[negative]
         self.margins.add(margins)
         if with_examples:

@@ -19,8 +19,9 @@ from rerank_actor.mining.formats import build_objects
 from rerank_actor.mining.near_duplicates import mark_near_duplicates, mark_variants
 from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.pairs import NUMBER_ROLES, TEXT_ROLES, Columns, encode_keys, encode_texts, read_pairs
+from rerank_actor.mining.random_negatives import add_random_negatives, unpack_pool
 from rerank_actor.mining.rules import MiningRules
-from rerank_actor.mining.select import Candidates, select
+from rerank_actor.mining.select import Candidates, Selection, mix, select
 from rerank_actor.mining.survey import MiningUnit, is_split
 from rerank_actor.mining.tally import MiningTally
 from rerank_actor.outputs.row_groups import open_runs
@@ -42,6 +43,7 @@ class MiningSpec:
         exchange: takes the pairs of queries that lie in several units.
         qrels: positive judgements, where these say what is positive.
         teacher, format, prompt, with_examples: of the job.
+        pool: where the documents are that random negatives are drawn from, None where there are none.
         only_tally: whether nothing is written, because rule sets are compared.
     """
 
@@ -58,6 +60,7 @@ class MiningSpec:
     prompt: str | None
     with_examples: bool
     only_tally: bool = False
+    pool: str | None = None
 
 
 def mine_unit(unit: MiningUnit, spec: MiningSpec) -> dict[str, Any]:
@@ -183,14 +186,15 @@ def mine_table(unit: str, table: pa.Table | None, spec: MiningSpec) -> tuple[dic
         selection = select(
             queries.candidates, rules, spec.max_positives, queries.make_finder(rules), queries.mark_variants
         )
-        chosen = group_examples(
-            table, queries.candidates.query, selection, Teacher() if spec.only_tally else spec.teacher
-        )
-        values = queries.candidates.values[rules.space]
+        pairs, query, counts = queries.add_random(selection, rules)
+        chosen = group_examples(pairs, query, selection, Teacher() if spec.only_tally else spec.teacher)
+        tallies[name].counts.update(counts)
+        values = pairs[rules.space].to_numpy()
         tallies[name].add(chosen, selection, values, with_examples=spec.with_examples and not spec.only_tally)
         tallies[name].counts.update(queries.counts)
         if not spec.only_tally:
-            objects = build_objects(spec.format, unit, chosen, num_negatives=rules.num_negatives, prompt=spec.prompt)
+            number = rules.num_negatives + rules.random_negatives
+            objects = build_objects(spec.format, unit, chosen, num_negatives=number, prompt=spec.prompt)
     return objects, tallies
 
 
@@ -201,7 +205,7 @@ class _Queries:
         query, keys = encode_keys(table, spec.columns)
         text, _ = encode_texts(table["document"])
         judged = _mark_positives(table, spec.qrels)
-        self.table = table
+        self.table, self.spec = table, spec
         self.counts = {
             "unmatched_judgements": judged.num_missing,
             "judged_queries": judged.num_queries,
@@ -219,6 +223,21 @@ class _Queries:
             rank=table["rank"].to_numpy() if "rank" in table.column_names else None,
             num_negatives=_read_wanted(table, query, keys),
         )
+
+    def add_random(self, selection: Selection, rules: MiningRules) -> tuple[pa.Table, np.ndarray, dict[str, int]]:
+        """Return the pairs with random negatives, which the selection then has, the query of each pair, and counts."""
+        query, number = self.candidates.query, rules.random_negatives
+        if self.spec.pool is None or not number:
+            return self.table, query, {}
+        pool = unpack_pool(storage.read_bytes(self.spec.pool))
+        kept = np.unique(query[selection.positives])
+        seeds = self.candidates.query_hash ^ mix(np.array([rules.seed], np.uint64))
+        table, query = add_random_negatives(self.table, query, kept, pool, number, seeds, self.spec.qrels)
+        added = np.arange(self.table.num_rows, table.num_rows)
+        rows = np.concatenate([selection.negatives, added])
+        selection.negatives = rows[np.argsort(query[rows], kind="stable")]
+        short = int((np.bincount(query[added], minlength=int(kept.max(initial=0)) + 1)[kept] < number).sum())
+        return table, query, {"random_negatives": len(added), "queries_short_of_random": short}
 
     def make_finder(self, rules: MiningRules) -> Any:
         """Return a function that finds near-duplicates, None where the rules do not ask for them."""

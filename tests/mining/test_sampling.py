@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from mining_in_process import make_job, mine_in_process
-from mining_inputs import make_pairs, write_scored
+from mining_inputs import make_pairs, read_mined, write_scored
 
 from rerank_actor.errors import InputError, JobError
+from rerank_actor.mining.preflight import prepare_mining
+from rerank_actor.mining.random_negatives import add_random_negatives, draw_some, unpack_pool
 from rerank_actor.mining.rules import MiningRules
+from rerank_actor.mining.run import mine_scores
 from rerank_actor.mining.select import Candidates, select
 
 
@@ -135,3 +139,88 @@ def test_ranks_and_numbers_that_cannot_be_read_are_refused(
     with pytest.raises((InputError, JobError)) as error:
         mine_ranked(tmp_path, lambda _: columns, **values)
     assert words in str(error.value)
+
+
+def test_random_negatives_are_no_candidate_positive_or_query_and_follow_the_seed() -> None:
+    draw = random.Random(1)
+    pairs = [
+        {"query": f"q{query}", "query_id": str(query), "document": f"d{draw.randrange(30)}"}
+        for query in range(20)
+        for _ in range(6)
+    ]
+    table = pa.table(
+        {
+            **{name: pa.array([pair[name] for pair in pairs], pa.large_string()) for name in pairs[0]},
+            "logit": pa.array(np.zeros(len(pairs), np.float32)),
+            "position": pa.array(range(len(pairs))),
+        }
+    )
+    documents = [*(f"d{number}" for number in range(30)), "D3!", "q4", "Q4."]
+    pool = pa.table({"document": documents, "document_id": [f"id{number}" for number in range(33)]})
+    judged = pa.table({"query_id": ["0", "7"], "document_id": ["id30", "id9"]})
+    query = np.repeat(np.arange(20), 6)
+    kept, seeds = np.arange(0, 20, 3), np.arange(20, dtype=np.uint64)
+
+    def add(number: int, seeds: np.ndarray = seeds) -> list[tuple[str, str]]:
+        found, owners = add_random_negatives(table, query, kept, pool, number, seeds, judged)
+        rows = found.slice(len(pairs)).to_pylist()
+        assert [f"q{owner}" for owner in owners[len(pairs) :]] == [row["query"] for row in rows]
+        return [(row["query"], row["document"]) for row in rows]
+
+    bare = {document: document.lower().strip("!.") for document in documents}
+    for owner in kept.tolist():
+        own = {pair["document"] for pair in pairs if pair["query"] == f"q{owner}"}
+        allowed = {text for text in bare.values() if text not in own and text != f"q{owner}"}
+        everything = [bare[document] for name, document in add(40) if name == f"q{owner}"]
+        assert sorted(everything) == sorted(allowed), "each text once, and all of them where that many are asked for"
+    assert ("q0", "D3!") not in add(40), "which is judged relevant"
+    assert {name: [one for one, _ in add(2)].count(name) for name in ("q0", "q3", "q18")} == {
+        "q0": 2,
+        "q3": 2,
+        "q18": 2,
+    }
+    assert add(2) == add(2)
+    assert add(2) != add(2, seeds + np.uint64(99))
+
+
+def test_random_negatives_stand_behind_the_others_and_fill_tuples(tmp_path: Path) -> None:
+    rows = make_pairs(6, 6)
+    scored = write_scored(tmp_path / "scored", rows, 10)
+    values = {
+        "format": "n-tuple",
+        "num_negatives": 2,
+        "random_negatives": 3,
+        "teacher": "none",
+        "absolute_margin": None,
+    }
+    values["false_negatives"] = "report"
+    hard, _, _ = mine_in_process(make_job(scored, tmp_path / "hard", **{**values, "random_negatives": 0}))
+    result = mine_scores(make_job(scored, tmp_path / "mined", **values))
+    mined = read_mined(tmp_path / "mined")
+    assert [list(row.values())[:4] for row in sorted(mined, key=lambda row: row["anchor"])] == [
+        list(row.values()) for row in sorted(hard, key=lambda row: row["anchor"])
+    ]
+    for row in mined:
+        added = [row[f"negative_{place}"] for place in (3, 4, 5)]
+        own = {pair["document"] for pair in rows if pair["query"] == row["anchor"]}
+        assert len({*added}) == 3
+        assert not own & {*added}
+        assert {*added} <= {pair["document"] for pair in rows}
+    assert result.tally.counts["random_negatives"] == 18
+    assert result.tally.negatives.count == 12, "those with a value"
+
+
+def test_pool_is_the_same_however_the_documents_lie(tmp_path: Path) -> None:
+    rows = make_pairs(6, 6)
+    pools = []
+    for part_rows in (7, 1000):
+        job = make_job(write_scored(tmp_path / f"{part_rows}", rows, part_rows), tmp_path / "mined")
+        scored = prepare_mining(job).scored
+        pools.append(unpack_pool(draw_some(scored.parts, scored.columns, None, 5)["pool"]).to_pylist())
+    assert pools[0] == pools[1]
+    assert sorted(row["document"] for row in pools[0]) == sorted(row["document"] for row in rows)
+
+
+def test_random_negatives_have_no_teacher_value(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="--random-negatives are not scored"):
+        make_job(tmp_path, tmp_path / "mined", random_negatives=2, teacher="logit")

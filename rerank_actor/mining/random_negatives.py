@@ -1,0 +1,194 @@
+"""Random negatives: documents of the corpus that no query was scored with, a few for each query.
+
+A pool of documents is drawn once, those whose hashes with the seed are lowest, so that it does not depend on how the corpus
+lies; a query takes from it at random what is none of its candidates, of its positives, the query itself or empty. Corpus is
+what rows name by id, or else all scored documents. Knows nothing of scores.
+"""
+
+import contextlib
+import functools
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rerank_actor import storage
+from rerank_actor.errors import InputError
+from rerank_actor.inputs.text_sources import SourcePiece, TextSource
+from rerank_actor.mining.near_duplicates import strip_texts
+from rerank_actor.mining.pairs import Columns, read_pairs
+from rerank_actor.mining.select import mix
+from rerank_actor.outputs.row_groups import batch_by_size, open_part
+from rerank_actor.runtime.steps import TaskRunner
+from rerank_actor.runtime.task_report import TaskFailure
+from rerank_actor.storage.exchange import hash_keys
+
+POOL_DOCUMENTS = 20_000
+TASK_BYTES, PIECES_PER_TASK = 256 * 2**20, 32
+ROLES = ("document", "document_id", "title")
+
+Piece = storage.StoredObject | SourcePiece
+
+
+def draw_pool(
+    parts: Sequence[storage.StoredObject],
+    columns: Columns,
+    sources: Sequence[TextSource],
+    seed: int,
+    runner: TaskRunner,
+) -> pa.Table:
+    """Draw the documents that queries take random negatives from.
+
+    Args:
+        parts: the scored files.
+        columns: what their columns are called.
+        sources: what rows name by id; where documents are among them, these are the corpus.
+        seed: of the draw.
+        runner: runs the tasks.
+
+    Returns:
+        `document` and, where there are, `document_id` and `title`, each document once, in random order.
+
+    Raises:
+        InputError: a file cannot be read.
+        RunInterruptedError, OutputConflictError, RerankError: the run was ended.
+    """
+    corpus = next((source for source in sources if source.role == "document"), None)
+    pieces: list[Piece] = [*parts] if corpus is None else [*corpus.cut()]
+    bundles = batch_by_size(pieces, lambda piece: piece.size, TASK_BYTES, PIECES_PER_TASK)
+    pool: pa.Table | None = None
+    work = functools.partial(draw_some, columns=columns, corpus=corpus, seed=seed)
+    with contextlib.closing(runner.run_tasks(work, bundles)) as reports:
+        for _, report in reports:
+            if isinstance(report, TaskFailure):
+                raise InputError(f"{report.reason}; nothing was mined")
+            if len(report["pool"]):
+                pool = _draw([*([pool] if pool is not None else []), unpack_pool(report["pool"])], seed)
+    if pool is None:
+        raise InputError("--random-negatives: there is no document to draw from")
+    return pool
+
+
+def draw_some(bundle: Sequence[Piece], columns: Columns, corpus: TextSource | None, seed: int) -> dict[str, Any]:
+    """Return as `pool` the documents of some files that a pool of these alone would have, packed."""
+    pool: pa.Table | None = None
+    for piece in bundle:
+        for table in _read_scored(piece, columns) if corpus is None else _read_corpus(piece, corpus):
+            pool = _draw([*([pool] if pool is not None else []), table], seed)
+    return {"pool": np.frombuffer(pack_pool(pool) if pool is not None else b"", np.uint8)}
+
+
+def pack_pool(pool: pa.Table) -> bytes:
+    """Return a pool as an Arrow stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, pool.schema) as writer:
+        writer.write_table(pool)
+    packed: bytes = sink.getvalue().to_pybytes()
+    return packed
+
+
+def unpack_pool(data: Any) -> pa.Table:
+    """Rebuild the pool that `pack_pool` packed."""
+    return pa.ipc.open_stream(pa.py_buffer(data)).read_all()
+
+
+def _read_scored(piece: Any, columns: Columns) -> Iterator[pa.Table]:
+    with open_part(piece) as file:
+        for group in range(file.metadata.num_row_groups):
+            pairs = read_pairs(file, piece.uri, [group], columns, ROLES, 0).table
+            yield pairs.select([role for role in ROLES if role in pairs.column_names])
+
+
+def _read_corpus(piece: Any, corpus: TextSource) -> Iterator[pa.Table]:
+    for table in corpus.read(piece):
+        if isinstance(table, pa.Table):
+            sound = table.filter(pc.and_(pc.is_null(table["fault"]), pc.is_valid(table["text"])))
+            yield sound.select(["text", "key"]).rename_columns(["document", "document_id"])
+
+
+def _draw(tables: Iterable[pa.Table], seed: int) -> pa.Table:
+    """Return each text once that is not empty, those with the lowest draws: of the rows of a text that with the lowest id."""
+    table = pa.concat_tables([table.cast(_widen(table.schema)) for table in tables])
+    table = table.filter(pc.not_equal(pc.utf8_trim_whitespace(table["document"]), ""))
+    draws = mix(hash_keys(table["document"].combine_chunks()) + mix(np.array([seed], np.uint64)))
+    table = table.append_column("draw", pa.array(draws))
+    table = table.sort_by([(name, "ascending") for name in ("draw", *table.column_names[:-1])])
+    draws = table["draw"].to_numpy()
+    is_first = np.ones(len(draws), bool)
+    is_first[1:] = draws[1:] != draws[:-1]
+    return table.take(pa.array(np.flatnonzero(is_first)[:POOL_DOCUMENTS])).drop_columns(["draw"])
+
+
+def _widen(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([(name, pa.large_string()) for name in schema.names if name != "draw"])
+
+
+def add_random_negatives(
+    table: pa.Table, query: np.ndarray, kept: np.ndarray, pool: pa.Table, number: int, seeds: np.ndarray, judged: Any
+) -> tuple[pa.Table, np.ndarray]:
+    """Return the pairs with random negatives behind them, and the query of each.
+
+    Args:
+        table: all pairs of some queries.
+        query: int64 [num_pairs], number of each pair's query.
+        kept: int64, the queries that get random negatives.
+        pool: to take them from.
+        number: for each query.
+        seeds: uint64 [num_queries], of each query's draws.
+        judged: positive judgements as `query_id` and `document_id`, whose documents are no negatives; None for none.
+    """
+    texts = _number_texts([table["document"], table["query"], pool["document"]])
+    own, asked, offered = texts[: len(query)], texts[len(query) : 2 * len(query)], texts[2 * len(query) :].tolist()
+    ids = pool["document_id"].to_pylist() if judged is not None else []
+    order = np.argsort(query, kind="stable")
+    starts = np.searchsorted(query[order], np.stack([kept, kept + 1]))
+    owners, places = [], []
+    for start, end in starts.T.tolist():
+        rows = order[start:end]
+        first = int(rows[0])
+        taken = {*own[rows].tolist(), int(asked[first])}
+        positives = _list_positives(table["query_id"][first], judged) if judged is not None else set()
+        draw = random.Random(int(seeds[query[first]]))
+        found: list[int] = []
+        for place in _shuffle(len(offered), draw):
+            if len(found) == number:
+                break
+            if offered[place] not in taken and not (positives and ids[place] in positives):
+                taken.add(offered[place])
+                found.append(place)
+        owners += [first] * len(found)
+        places += found
+    of_query = [name for name in ("query", "query_id", "instruction") if name in table.column_names]
+    added = {name: table[name].take(pa.array(owners, pa.int64())) for name in of_query}
+    added |= {name: pool[name].take(pa.array(places, pa.int64())) for name in ROLES if name in pool.column_names}
+    columns = {
+        field.name: added[field.name].cast(field.type) if field.name in added else pa.nulls(len(places), field.type)
+        for field in table.schema
+    }
+    for name in {"score", "logit"} & set(columns):
+        columns[name] = pa.array(np.full(len(places), np.nan, np.float32))
+    columns["position"] = pa.array(np.full(len(places), -1, np.int64))
+    return pa.concat_tables([table, pa.table(columns, schema=table.schema)]), np.concatenate([query, query[owners]])
+
+
+def _number_texts(columns: Iterable[pa.ChunkedArray]) -> np.ndarray:
+    """Return a number for each text, equal where they differ in case, space and punctuation at the ends at most."""
+    texts = pa.concat_arrays([strip_texts(column.combine_chunks().cast(pa.large_string())) for column in columns])
+    numbers: np.ndarray = texts.dictionary_encode().indices.to_numpy()
+    return numbers
+
+
+def _list_positives(query: pa.Scalar, judged: pa.Table) -> set[str]:
+    return set(judged.filter(pc.equal(judged["query_id"], query.cast(pa.string())))["document_id"].to_pylist())
+
+
+def _shuffle(size: int, draw: random.Random) -> Iterator[int]:
+    """Yield the numbers below a size, each once, in random order, at the cost of those that are asked for."""
+    moved: dict[int, int] = {}
+    for left in range(size, 0, -1):
+        place = int(draw.random() * left)
+        yield moved.get(place, place)
+        moved[place] = moved.get(left - 1, left - 1)
