@@ -24,7 +24,7 @@ from rerank_actor.bitext.language_pairs import LanguagePair
 from rerank_actor.bitext.layouts import Source
 from rerank_actor.bitext.readers import read_candidate_batches
 from rerank_actor.bitext.sources import choose_partitions, choose_sources, list_sources
-from rerank_actor.engines.model import RerankerModel, load_tokenizer_json
+from rerank_actor.engines.model import RerankerModel, check_weights, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.batches import refuse_broken
@@ -118,6 +118,8 @@ def estimate_bitext(job: BitextJob, reporter: Reporter | None = None) -> BitextE
     """
     reporter = reporter or QuietReporter()
     model = look_at_model(job, [Output(job.output)], reporter)
+    if job.engine != "fake":
+        check_weights(model)
     job = fit_max_length(job, model, reporter)
     groups: dict[str | None, list[Source]] = defaultdict(list)
     for source in choose_sources(list_sources(job, reporter), job.partitions):

@@ -23,7 +23,7 @@ from rerank_actor.engines.checkpoint.folder import (
     refuse_adapter,
     refuse_overrides,
 )
-from rerank_actor.engines.checkpoint.weights import REFUSED_SUFFIXES, choose_weights, refuse_pointers
+from rerank_actor.engines.checkpoint.weights import REFUSED_SUFFIXES, choose_weights, refuse_pickles, refuse_pointers
 from rerank_actor.engines.families.conversion import convert_model
 from rerank_actor.engines.families.description import ModelDescription, Runtime, TokenHead
 from rerank_actor.engines.families.detect import describe_model, find_assumption, is_early
@@ -36,6 +36,7 @@ from rerank_actor.errors import ModelError, RerankError, describe_cause
 HUB_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")
 CODE_SUFFIX = ".py"
 UNLIMITED_POSITIONS = 10**9
+LOADED_WHOLE = ("as_is", "sequence_to_sequence")  # ways of loading that take a model's files as they are
 # Texts on which builds of a tokenizer have differed: blanks, digits, capitals, accents, marks and other scripts.
 TOKENIZER_PROBES = (
     "What's the capital of China? It's Beijing, 21.5 million (2023).",
@@ -188,7 +189,7 @@ def load_reranker_model(
         name: hub name, local folder or s3:// folder.
         revision: branch, tag or commit of a hub model.
         trust_remote_code: let the model's own Python code run.
-        weights: look at its weight files too; of no use for a rehearsal, which loads none.
+        weights: look at its weight files too, as `check_weights` does; of no use where none will be loaded.
         described_in: YAML file with a description that beats what is found.
         embedding: what is wanted of an embedding model; None where a reranker is wanted.
 
@@ -207,6 +208,7 @@ def load_reranker_model(
     files = list_model_files(name, folder, commit)
     refuse_adapter(name, files)
     refuse_pointers(name, files)
+    refuse_pickles(name, files)
     config = _read_config(folder, name)
     refuse_overrides(name, config)
     if embedding is not None:
@@ -214,12 +216,9 @@ def load_reranker_model(
     else:
         description = describe_model(name, folder, config, entry)
         early = is_early(name, folder, config, description)
-    is_whole = description.runtime.loading in ("as_is", "sequence_to_sequence")
-    if is_whole and not trust_remote_code:
+    if description.runtime.loading in LOADED_WHOLE and not trust_remote_code:
         _refuse_code(name, folder, config)
-    # What is loaded under other names is looked at where it has been given them.
-    check_checkpoint(name, folder, files, config, description.auto_class if is_whole else None, weights=weights)
-    return RerankerModel(
+    model = RerankerModel(
         name=name,
         folder=str(folder),
         digest=_identify(name, commit, folder, code=trust_remote_code, modules=not early),
@@ -235,6 +234,26 @@ def load_reranker_model(
         if entry is not None or embedding is not None
         else find_assumption(name, folder, config, description),
     )
+    if weights:
+        check_weights(model)
+    return model
+
+
+@lru_cache(maxsize=1)
+def check_weights(model: RerankerModel) -> None:
+    """Refuse a model whose weight files are not those of what would be run, by their headers; that imports torch.
+
+    Raises:
+        ModelError: they are not safetensors, not whole or of another model.
+    """
+    if model.folder == BUILT_IN_TOKENIZER:
+        return
+    folder = Path(model.folder)
+    files = list_model_files(model.name, folder, folder.name if folder.parent.name == "snapshots" else None)
+    is_whole = model.description.runtime.loading in LOADED_WHOLE
+    # What is loaded under other names is looked at where it has been given them.
+    auto_class = model.description.auto_class if is_whole else None
+    check_checkpoint(model.name, folder, files, _read_config(folder, model.name), auto_class)
 
 
 def _refuse_code(name: str, folder: Path, config: dict[str, Any]) -> None:
@@ -270,7 +289,7 @@ def fetch_weights(model: RerankerModel) -> Path:
     refuse_pointers(model.name, files)
     config = _read_config(folder, model.name)
     loading = model.description.runtime.loading
-    if loading not in ("as_is", "sequence_to_sequence"):
+    if loading not in LOADED_WHOLE:
         folder = convert_model(model.name, folder, choose_weights(model.name, files, config), loading)
         files, config = list_model_files(str(folder), folder, None), _read_config(folder, model.name)
     check_checkpoint(model.name, folder, files, config, model.description.auto_class)

@@ -7,7 +7,7 @@ the fields, give other scores.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -72,6 +72,16 @@ def fill(text: str, instruction: str, query: str) -> str:
     before_query, found, after_query = text.partition("{query}")
     before_query = before_query.replace("{instruction}", instruction, 1)
     return before_query + query + after_query.replace("{instruction}", instruction, 1) if found else before_query
+
+
+def cut_prefix(before: str, controls: Sequence[str]) -> tuple[str, str]:
+    """Return the text before a document in two, cut behind the last control token that comes before any field."""
+    first_field = min(
+        (at for at in (before.find("{instruction}"), before.find("{query}")) if at >= 0), default=len(before)
+    )
+    fixed = before[:first_field]
+    cut = max((fixed.rfind(token) + len(token) for token in controls if token in fixed), default=0)
+    return before[:cut], before[cut:]
 
 
 QWEN3_RERANKER = Template(

@@ -20,7 +20,7 @@ from rerank_actor.engines.checkpoint.pinning import (
     read_cached_commit,
     shorten_commit,
 )
-from rerank_actor.engines.model import RerankerModel, load_reranker_model, load_tokenizer_json
+from rerank_actor.engines.model import RerankerModel, check_weights, load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.options import DEFAULT_MODEL
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.engines.settings import ModelSettings
@@ -139,6 +139,8 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
     plan, change = make_plan(spec, earlier, parts, report, listing)
     for item in change.left_out:
         reporter.info(f"left out: {item.describe()}")
+    if job.engine != "fake" and (change.stale_parts or any(unit.part_name not in parts for unit in plan.units())):
+        check_weights(model)  # last, because it costs seconds, which what has nothing to score does without
     return PreparedJob(job, output, model, settings, earlier, plan, change, frozenset(parts), sources, reused)
 
 
@@ -163,7 +165,7 @@ def look_at_model(job: EngineJob, outputs: Sequence[Output], reporter: Reporter)
         reporter: is told where a branch of the hub has moved.
 
     Raises:
-        ModelError: it is no reranker, or its files are not whole.
+        ModelError: it is no reranker; its weights are for `check_weights`.
     """
     name, pinned, before = job.model_name, None, None
     if job.trust_remote_code:
@@ -176,7 +178,7 @@ def look_at_model(job: EngineJob, outputs: Sequence[Output], reporter: Reporter)
         name,
         pinned or job.revision,
         trust_remote_code=job.trust_remote_code,
-        weights=job.engine != "fake",
+        weights=False,
         described_in=job.model_description,
         embedding=job.embedding(),
     )

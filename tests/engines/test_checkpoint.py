@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sample_model import write_sample_model
+from scoring_in_process import score_here
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -26,8 +27,12 @@ from rerank_actor.engines.checkpoint.coverage import check_coverage
 from rerank_actor.engines.checkpoint.files import list_model_files
 from rerank_actor.engines.checkpoint.folder import make_loaded_folder
 from rerank_actor.engines.checkpoint.weights import choose_weights, read_headers
-from rerank_actor.engines.model import fetch_weights, load_reranker_model
+from rerank_actor.engines.families.description import LabelHead, ModelDescription, Runtime
+from rerank_actor.engines.model import check_weights, fetch_weights, load_reranker_model
+from rerank_actor.engines.template import CROSS_ENCODER_WITH_SEGMENTS
 from rerank_actor.errors import ModelError
+from rerank_actor.job import ScoreJob
+from rerank_actor.scoring.preflight import prepare_job
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "num_layers": 2, "max_positions": 512}
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 123456\n"
@@ -329,3 +334,30 @@ def test_length_of_sentence_transformers_is_the_default_and_no_limit(
     model = load_reranker_model(str(folder))
     assert (model.default_length, model.max_positions) == (expected, 512)
     assert not (fetch_weights(model) / "sentence_bert_config.json").exists(), "vLLM takes no more tokens than it says"
+
+
+def test_weights_are_looked_at_only_where_something_is_left_to_score(tmp_path: Path) -> None:
+    folder = write_sample_model(tmp_path / "model", **SIZES)
+    (tmp_path / "in.jsonl").write_text('{"query": "q", "document": "d"}\n')
+    source, output = [str(tmp_path / "in.jsonl")], str(tmp_path / "out")
+    job = ScoreJob(input=source, output=output, model=str(folder), engine="transformers", dtype="float32")
+    score_here(job)
+    check_weights.cache_clear()
+    prepared = prepare_job(job)
+    assert prepared.parts and check_weights.cache_info().misses == 0, "torch is imported to find that nothing is left"
+    for part in Path(output).glob("part-*"):
+        part.unlink()
+    prepare_job(job)
+    assert check_weights.cache_info().misses == 1
+    without("model.norm.weight")(folder)
+    with pytest.raises(ModelError, match=r"lack model\.norm\.weight"):
+        prepare_job(job.model_copy(update={"overwrite": True}))
+
+
+def test_reason_in_other_words_leaves_a_fingerprint_alone() -> None:
+    template = CROSS_ENCODER_WITH_SEGMENTS
+    one, other, real = (
+        ModelDescription(template.name, template, LabelHead(), runtime)
+        for runtime in (Runtime("", "no such class"), Runtime("", "no class"), Runtime("BertForSequenceClassification"))
+    )
+    assert one.digest == other.digest != real.digest

@@ -9,9 +9,11 @@ a layer that no file has as uninitialised memory. Knows nothing of where the fil
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rerank_actor.engines.checkpoint.files import name_some
 from rerank_actor.engines.checkpoint.weights import Weights
 from rerank_actor.errors import ModelError, describe_cause
 
@@ -19,6 +21,7 @@ PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
 SHOWN_TENSORS = 3
 _IN_A_LAYER = re.compile(r"\.\d+\.")
 _BUFFER = re.compile(r"(inv_freq|position_ids|masked_bias|num_batches_tracked)$")  # remade by whoever loads them
+_name_tensors = partial(name_some, shown=SHOWN_TENSORS, kind=" tensors")
 
 
 def check_coverage(
@@ -55,7 +58,7 @@ def check_coverage(
         )
     if missing:
         raise ModelError(
-            f"{name}: its weight files lack {_name_some(missing)}, which {report['class']} needs and which would be made "
+            f"{name}: its weight files lack {_name_tensors(missing)}, which {report['class']} needs and which would be made "
             "up at random; fetch the model again, or correct config.json (architectures, num_hidden_layers, "
             "tie_word_embeddings)",
             model=name,
@@ -63,7 +66,7 @@ def check_coverage(
     strange = sorted(tensor for tensor in report["unexpected_keys"] if _is_part(tensor, weights.shapes))
     if strange and quantization is None:
         raise ModelError(
-            f"{name}: its weight files hold {_name_some(strange)}, for which {report['class']} as config.json describes it "
+            f"{name}: its weight files hold {_name_tensors(strange)}, for which {report['class']} as config.json describes it "
             "has no place; the scores would be those of another model",
             model=name,
         )
@@ -87,11 +90,6 @@ def _is_part(tensor: str, shapes: Mapping[str, Any]) -> bool:
         return False
     module, _, leaf = tensor.rpartition(".")
     return bool(_IN_A_LAYER.search(tensor)) or (leaf == "bias" and f"{module}.weight" in shapes)
-
-
-def _name_some(tensors: list[str]) -> str:
-    more = len(tensors) - SHOWN_TENSORS
-    return ", ".join(tensors[:SHOWN_TENSORS]) + (f" and {more:,} more tensors" if more > 0 else "")
 
 
 def _load_shapes(name: str, folder: Path, shapes: Mapping[str, tuple[int, ...]], auto_class: str) -> dict[str, Any]:

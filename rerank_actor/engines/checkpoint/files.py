@@ -5,7 +5,7 @@ loaded only where a chain of modules is folded into the model, by whoever folds 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -68,6 +68,12 @@ def list_module_files(folder: Path) -> list[Path]:
     return sorted(
         path for place in list_module_folders(folder) for path in (folder / place).glob("*") if path.is_file()
     )
+
+
+def name_some(names: Sequence[str], shown: int, kind: str = "") -> str:
+    """Return the first of some names and how many more there are, in words."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more:,} more{kind}" if more > 0 else "")
 
 
 def _list_folder(folder: Path) -> dict[str, int]:

@@ -22,7 +22,6 @@ from rerank_actor.engines.checkpoint.weights import (
     are_same,
     choose_weights,
     read_headers,
-    refuse_pickles,
 )
 from rerank_actor.errors import ModelError
 
@@ -115,8 +114,6 @@ def check_checkpoint(
     files: ModelFiles,
     config: Mapping[str, Any],
     auto_class: str | None,
-    *,
-    weights: bool = True,
 ) -> None:
     """Refuse a model whose weight files are not those of the model that would be run; no weight is read.
 
@@ -127,17 +124,12 @@ def check_checkpoint(
         config: its `config.json`.
         auto_class: of Transformers, by which it is loaded; None where that is made of the files first, of which then the
             headers alone are looked at.
-        weights: whether any will be loaded; not in a rehearsal.
 
     Raises:
         ModelError: says what is wrong and what to do.
     """
-    has_safetensors = any(file.endswith(SAFETENSORS) for file in files.sizes)
-    if not has_safetensors and not (files.is_complete and weights):
-        refuse_pickles(name, files)  # without a network nobody knows of others; an engine looks before it loads them
-        return
-    if not weights:
-        return
+    if not files.is_complete and not any(file.endswith(SAFETENSORS) for file in files.sizes):
+        return  # without a network nobody knows of others; an engine looks before it loads them
     quantization = read_quantization(name, config)
     found = read_headers(name, files, choose_weights(name, files, config))
     if auto_class is None or config.get("auto_map"):

@@ -7,6 +7,7 @@ files that can change a score is not as it was when this machine last used it. K
 from pathlib import Path
 
 from rerank_actor import storage
+from rerank_actor.engines.checkpoint.files import name_some
 from rerank_actor.engines.options import BUILT_IN_TOKENIZER
 from rerank_actor.storage import hub
 
@@ -68,14 +69,11 @@ def describe_changes(name: str, before: str, now: str) -> str:
             kinds.setdefault(kind, []).append(file)
     if not kinds:
         return "no file that can change a score is another"
-    return "changed: " + ", ".join(f"{kind} ({_name_some(kinds[kind])})" for kind in _KINDS if kind in kinds)
+    return "changed: " + ", ".join(
+        f"{kind} ({name_some(kinds[kind], SHOWN_FILES)})" for kind in _KINDS if kind in kinds
+    )
 
 
 def shorten_commit(commit: str) -> str:
     """Return a commit as it is shown."""
     return commit[:COMMIT_DIGITS]
-
-
-def _name_some(files: list[str]) -> str:
-    more = len(files) - SHOWN_FILES
-    return ", ".join(files[:SHOWN_FILES]) + (f" and {more} more" if more > 0 else "")

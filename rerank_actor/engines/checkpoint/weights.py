@@ -69,7 +69,7 @@ def refuse_pickles(name: str, files: ModelFiles) -> None:
         ModelError: they are; loading a pickle could run code.
     """
     refused = sorted(file for file in files.sizes if file.endswith(REFUSED_SUFFIXES))
-    if refused:
+    if refused and not any(file.endswith(SAFETENSORS) for file in files.sizes):
         raise ModelError(
             f"{name}: has no weights as safetensors, only {refused[0]}, and loading that could run code; convert it "
             "(Transformers: `model.save_pretrained(folder)`) or take a --revision that has them",

@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any, Literal
 
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
-from rerank_actor.engines.template import QWEN3_RERANKER, Template, fill
+from rerank_actor.engines.template import QWEN3_RERANKER, Template, cut_prefix, fill
 from rerank_actor.errors import ModelError, describe_cause
 
 _MARKS = {"instruction": "Mark0Instruction", "query": "Mark1Query", "document": "Mark2Document"}
@@ -86,20 +86,11 @@ class ChatTemplate:
         for role in ("instruction", "query"):
             before = before.replace(_MARKS[role], f"{{{role}}}")
             after = after.replace(_MARKS[role], f"{{{role}}}")
-        first_field = min(
-            (at for at in (before.find("{instruction}"), before.find("{query}")) if at >= 0), default=len(before)
-        )
-        ends = [
-            before.rfind(control, 0, first_field) + len(control)
-            for control in controls
-            if control in before[:first_field]
-        ]
-        cut = max(ends, default=0)
-        head = before[cut:]
+        prefix, head = cut_prefix(before, controls)
         separator = " " if head.endswith(" ") else ""
         return Template(
             name=family,
-            prefix=before[:cut],
+            prefix=prefix,
             head=head.removesuffix(" ") if separator else head,
             suffix=after,
             document_separator=separator,

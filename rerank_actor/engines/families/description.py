@@ -150,6 +150,7 @@ class ModelDescription:
 
     @property
     def digest(self) -> str:
-        """Short hash of all that can change a logit or a score, for the fingerprint."""
-        described = {**asdict(self), "template": self.template.digest}
+        """Short hash of all that can change a logit or a score, for the fingerprint; a reason in words is none of it."""
+        runtime = {**asdict(self.runtime), "without_vllm": ""}
+        described = {**asdict(self), "template": self.template.digest, "runtime": runtime}
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]

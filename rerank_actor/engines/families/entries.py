@@ -22,7 +22,7 @@ from rerank_actor.engines.families.description import (
     ScoreScale,
     TokenHead,
 )
-from rerank_actor.engines.template import Template
+from rerank_actor.engines.template import Template, cut_prefix
 from rerank_actor.errors import JobError, ModelError
 
 EXAMPLE = """\
@@ -92,9 +92,7 @@ class Entry(BaseModel):
         )
         text = "{query}{document}" if self.prompt == "pair" else self.prompt
         before, _, suffix = text.partition("{document}")
-        first_field = min(at for at in (before.find("{query}"), before.find("{instruction}"), len(before)) if at >= 0)
-        ends = [before.rfind(token, 0, first_field) + len(token) for token in controls if token in before[:first_field]]
-        prefix, head = before[: max(ends, default=0)], before[max(ends, default=0) :]
+        prefix, head = cut_prefix(before, controls)
         if special == "pair":
             head, _, separator = head.partition("{query}")
             head += "{query}"
