@@ -21,6 +21,12 @@ RESERVED_COLUMNS = ("score", "logit", "num_tokens", "truncated_tokens", "error")
 EXACT_INTEGER = 2**53  # up to it a float64 holds all integers
 WIDE_INTEGER = pa.decimal128(19, 0)  # while types are merged, int64 of which some are beyond it
 
+MAX_DEPTH, MAX_FIELDS = (
+    16,
+    256,
+)  # of a JSON column; readers of Parquet fail on trees, and time grows with rows times fields
+JSON_TEXT = pa.large_string()  # while types are merged, a column beyond these, kept as JSON text
+
 _FAILURES = (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError)
 
 
@@ -116,6 +122,8 @@ def merge_types(first: pa.DataType | None, second: pa.DataType) -> pa.DataType:
         return second
     if pa.types.is_null(second):
         return first
+    if JSON_TEXT in (first, second):
+        return JSON_TEXT
     if is_list(first) and is_list(second):
         return pa.list_(merge_types(first.value_type, second.value_type))
     if pa.types.is_struct(first) and pa.types.is_struct(second):
@@ -143,7 +151,46 @@ def settle_type(kind: pa.DataType) -> pa.DataType:
         return pa.list_(settle_type(kind.value_type))
     if pa.types.is_struct(kind):
         return pa.struct([(field.name, settle_type(field.type)) for field in kind])
-    return pa.int64() if kind == WIDE_INTEGER else kind
+    return pa.int64() if kind == WIDE_INTEGER else pa.string() if kind == JSON_TEXT else kind
+
+
+def merge_columns(first: pa.DataType | None, second: pa.DataType) -> pa.DataType:
+    """Return a merged type of a JSON column; `JSON_TEXT` where it has too many fields."""
+    return bound_type(merge_types(first, second))
+
+
+def bound_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of a JSON column, `JSON_TEXT` where it has too many fields."""
+    return JSON_TEXT if _count_fields(kind) > MAX_FIELDS else kind
+
+
+def _count_fields(kind: pa.DataType) -> int:
+    """Return the number of fields of structs in a type, at any depth."""
+    if is_list(kind):
+        return _count_fields(kind.value_type)
+    return sum(1 + _count_fields(field.type) for field in kind) if pa.types.is_struct(kind) else 0
+
+
+def _is_deep_or_wide(values: list[Any]) -> bool:
+    """Whether JSON values are nested too deep, or their objects have too many fields together."""
+    places: dict[tuple[int, Any], int] = {}  # a number for each place where objects or lists may have values
+    level = [(0, value) for value in values if isinstance(value, list | dict)]
+    for _ in range(MAX_DEPTH):
+        following: list[tuple[int, Any]] = []
+        for at, value in level:
+            if isinstance(value, list):
+                following += [(-1 - at, item) for item in value if isinstance(item, list | dict)]
+                continue
+            for name, item in value.items():
+                number = places.setdefault((at, name), len(places) + 1)
+                if isinstance(item, list | dict):
+                    following.append((number, item))
+            if len(places) > MAX_FIELDS:
+                return True
+        if not following:
+            return False
+        level = following
+    return True
 
 
 def widen_types(types: Mapping[str, pa.DataType], objects: list[dict[str, Any]]) -> dict[str, pa.DataType]:
@@ -151,7 +198,7 @@ def widen_types(types: Mapping[str, pa.DataType], objects: list[dict[str, Any]])
     names = dict.fromkeys(name for item in objects for name in item)
     return {
         **types,
-        **{name: merge_types(types.get(name), _infer_type([item.get(name) for item in objects])) for name in names},
+        **{name: merge_columns(types.get(name), _infer_type([item.get(name) for item in objects])) for name in names},
     }
 
 
@@ -162,6 +209,8 @@ def list_not_unicode(values: list[Any]) -> list[int]:
 
 
 def _infer_type(values: list[Any]) -> pa.DataType:
+    if _is_deep_or_wide(values):
+        return JSON_TEXT
     try:
         kind = pa.array(values).type
     except _FAILURES:  # Arrow takes no mixture, also deep inside
@@ -247,8 +296,12 @@ def to_whole_array(values: list[Any]) -> tuple[pa.Array, list[int]]:
     It is of the type that they show; objects become JSON text, because others may have other fields.
     """
     with contextlib.suppress(*_FAILURES):
-        array = pa.array(values)
-        if not pa.types.is_struct(array.type) and not (_has_numbers(array.type) and any(map(_may_change, values))):
+        array = pa.array([] if _is_deep_or_wide(values) else values)
+        if (
+            len(array) == len(values)
+            and not pa.types.is_struct(array.type)
+            and not (_has_numbers(array.type) and any(map(_may_change, values)))
+        ):
             return array, []
     array, replaced = to_array(values)
     if pa.types.is_struct(array.type):

@@ -20,8 +20,8 @@ from rerank_actor.inputs import shards
 from rerank_actor.inputs.check_columns import check_columns
 from rerank_actor.inputs.columns import read_own_table
 from rerank_actor.inputs.listing import InputListing, LeftOut, count_left_out, list_input
-from rerank_actor.inputs.listing.agreed_types import agree_on_types
-from rerank_actor.inputs.listing.left_out import EMPTY, IGNORED
+from rerank_actor.inputs.listing.agreed_types import agree_on_types, list_texts
+from rerank_actor.inputs.listing.left_out import AS_TEXT, EMPTY, IGNORED
 from rerank_actor.inputs.rows import UNIT_BYTES, ShardLayout, Unit
 from rerank_actor.inputs.scanning import refuse_other_values, scan_shards
 from rerank_actor.inputs.spec import InputSpec
@@ -256,7 +256,8 @@ def make_plan(
     ignored = [
         (IGNORED, name) for name in listing.partition_columns if spec.uses(name) and name not in partition_columns
     ]
-    left_out = count_left_out([*listing.passed_over, *empty, *ignored])
+    as_text = [(AS_TEXT, name) for name in list_texts(spec, readable)]
+    left_out = count_left_out([*listing.passed_over, *empty, *ignored, *as_text])
     return plan, PlanChange(vanished, stale, tuple(left_out))
 
 

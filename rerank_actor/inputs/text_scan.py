@@ -27,7 +27,7 @@ from rerank_actor.inputs.columns import (
     find_type,
     is_list,
     locate,
-    merge_types,
+    merge_columns,
     settle_type,
     take_fields,
     widen_types,
@@ -182,7 +182,7 @@ def _join(stretch: _Stretch, following: _Stretch) -> None:
     stretch.blocks += [block._replace(number=stretch.num_lines + block.number) for block in following.blocks]
     stretch.num_lines += following.num_lines
     for name, kind in following.types.items():
-        stretch.types[name] = merge_types(stretch.types.get(name), kind)
+        stretch.types[name] = merge_columns(stretch.types.get(name), kind)
 
 
 def _scan_data(scan: LineScan, data: bytes, position: int, expected: dict[str, pa.DataType]) -> _Stretch:

@@ -6,7 +6,7 @@ Takes what scanning found in each shard, gives a type that holds the values of a
 import pyarrow as pa
 
 from rerank_actor.errors import InputError
-from rerank_actor.inputs.columns import decode_type, has_extension, settle_type
+from rerank_actor.inputs.columns import JSON_TEXT, bound_type, decode_type, has_extension, merge_columns, settle_type
 from rerank_actor.inputs.rows import ShardLayout
 from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.inputs.syntax.column_types import unify_types, widen_integers
@@ -37,6 +37,15 @@ def agree_on_types(
     }
 
 
+def list_texts(spec: InputSpec, layouts: dict[str, ShardLayout]) -> list[str]:
+    """Return the kept columns of JSON whose values are too deep or have too many fields for any type but text."""
+    merged: dict[str, pa.DataType] = {}
+    for layout in layouts.values():
+        for name, kind in layout.columns.items() if layout.format == "jsonl" else ():
+            merged[name] = merge_columns(merged.get(name), kind)
+    return [name for name, kind in merged.items() if kind == JSON_TEXT and spec.keeps(name)]
+
+
 def _unify(
     spec: InputSpec, name: str, found: list[tuple[str, pa.DataType, bool]], earlier: pa.DataType | None
 ) -> pa.DataType:
@@ -56,6 +65,6 @@ def _unify(
                 uri=uri,
                 column=name,
             )
-        merged = merged if wider is None else wider
+        merged = merged if wider is None else bound_type(wider) if is_exact else wider
         there = f"in {found[0][0]} it is {found[0][1]}" if earlier is None else there
     return earlier if earlier is not None else settle_type(merged)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rerank_actor.errors import InputError
+from rerank_actor.inputs.columns import MAX_DEPTH, MAX_FIELDS
 from rerank_actor.inputs.formats import split_name
 
 HIDDEN = "hidden, with names that begin with _ or ."
@@ -16,6 +17,7 @@ DOUBLED = "another name of a file that is taken"
 STRANGE = "beside what save_to_disk wrote"
 EMPTY = "without a row"
 IGNORED = "columns in names of folders, which the parts already written have not"
+AS_TEXT = f"columns but for their JSON text, which is kept (nested over {MAX_DEPTH} deep, or over {MAX_FIELDS} fields)"
 
 SHOWN_SUFFIXES = 8
 NOTES = {

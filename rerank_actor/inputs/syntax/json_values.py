@@ -12,6 +12,9 @@ from typing import Any
 from rerank_actor.inputs.columns import as_text
 
 LINES_TRIED = 16
+MAX_NESTING = (
+    200  # of a line's lists and objects; Python and others give up at some hundreds, where depends on the caller
+)
 SHORT_NUMBER = 16  # characters, of which at most fifteen are digits that count
 
 
@@ -28,12 +31,26 @@ _DECODER = json.JSONDecoder(parse_float=parse_float)
 
 
 def parse_object(line: bytes) -> dict[str, Any] | None:
-    """Return the JSON object of a line, None where it holds none."""
+    """Return the JSON object of a line, None where it holds none, or one that is nested more than `MAX_NESTING` deep."""
     try:
         value = _DECODER.decode(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError):
         return None
-    return {str(as_text(name)): item for name, item in value.items()} if isinstance(value, dict) else None
+    if not isinstance(value, dict) or (line.count(b"[") + line.count(b"{") > MAX_NESTING and _is_too_deep(value)):
+        return None
+    return {str(as_text(name)): item for name, item in value.items()}
+
+
+def _is_too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [
+            item
+            for outer in level
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(item, list | dict)
+        ]
+    return bool(level)
 
 
 def find_no_lines(head: bytes, is_whole: bool) -> str | None:
