@@ -240,6 +240,18 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda folder: write(folder, "config.json", {"architectures": ["JinaForRanking"]}),
         "listwise",
     ),
+    "a model of several layers": (
+        lambda folder: write(folder, "config.json", {"architectures": ["LayerWiseMiniCPMForCausalLM"]}),
+        "behind one of several layers.*bge-reranker-v2-m3",
+    ),
+    "a model of images": (
+        lambda folder: write(folder, "config.json", {"architectures": ["Qwen3VLForConditionalGeneration"]}),
+        "a model of images and texts",
+    ),
+    "a BERT of its own": (
+        lambda folder: write(folder, "config.json", {"architectures": ["JinaBertForSequenceClassification"]}),
+        "attention of its own",
+    ),
     "a causal model that nothing describes": (
         lambda folder: write(folder, "config.json", {"architectures": ["MistralForCausalLM"]}),
         r"not a reranker that this job knows.*true_token",
