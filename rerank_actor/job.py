@@ -60,6 +60,9 @@ class RescoreSettings(ReuseSettings):
     """What becomes of scores whose shards are others by now."""
 
     rescore_changed: bool = make_flag(False, "output", "score shards again that changed since they were scored")
+    extend: bool = make_flag(
+        False, "output", "add an input to an output whose shards all are other ones, which is refused without it"
+    )
 
 
 class RunSettings(Settings):

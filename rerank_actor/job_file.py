@@ -193,10 +193,20 @@ def _parse_yaml(
     try:
         values = yaml.load(data, _JobFileLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise JobError(f"{path}: not a YAML file ({str(error).splitlines()[0]})", file=path) from None
+        raise JobError(f"{path}: {_describe_yaml(error)}", file=path) from None
     if not isinstance(values, dict):
         raise JobError(f"{path}: expected {expected}", file=path)
     return values
+
+
+def _describe_yaml(error: Exception) -> str:
+    """Return what is no YAML and in which line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None:
+        return f"not a YAML file ({str(error).splitlines()[0]})"
+    if "'\\t'" in str(problem):
+        return f"line {mark.line + 1} has a tab, which YAML does not take for a blank; write blanks instead"
+    return f"line {mark.line + 1} is no YAML ({problem})"
 
 
 def read_instruction_map(path: str) -> dict[str, str]:

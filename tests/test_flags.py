@@ -24,7 +24,7 @@ FLAGS = {
         --queries --corpus --query-id-column --document-id-column --query-template --document-template --instruction
         --instruction-column --instruction-map --dataset-column --task --limit --output --keep-columns
         --drop-columns --rename-columns --keep-fields --explode --explode-columns --with-pair-key --reuse
-        --overwrite --rescore-changed --model --revision --dtype --max-length --parse-special-tokens
+        --overwrite --rescore-changed --extend --model --revision --dtype --max-length --parse-special-tokens
         --trust-remote-code --model-description --check-scores --engine --gpus-per-actor --tensor-parallel-size --engine-args
         --actors --unit-rows --dedupe --max-attempts --stall-seconds --retry-failed --max-failed-units
         --max-error-rows --dry-run --pairs-per-second --ray-address --on-finish --on-trouble --webhook

@@ -78,6 +78,14 @@ def test_unknown_key_is_refused_with_the_nearest_one(job_file: Callable[[str], s
             load_job(job_file(f"{key}: 1\n"), NEEDED)
 
 
+@pytest.mark.parametrize(("text", "words"), [("a: b\n\tc: d", "line 2 has a tab"), ("a: b\nc: [", "line 2 is no YAML")])
+def test_job_file_that_is_no_yaml_is_refused_with_its_line(
+    job_file: Callable[[str], str], text: str, words: str
+) -> None:
+    with pytest.raises(JobError, match=words):
+        load_job(job_file(text), NEEDED)
+
+
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words", "a: [1\n", "\x00"])
 def test_job_file_that_is_no_mapping_is_refused_by_name(job_file: Callable[[str], str], text: str) -> None:
     with pytest.raises(JobError, match=r"job\.yaml"):
@@ -176,6 +184,7 @@ FINGERPRINT_KEEPS = {
     "limit": 5,
     "overwrite": True,
     "rescore_changed": True,
+    "extend": True,
     "check_scores": True,
     "gpus_per_actor": 0.5,
     "tensor_parallel_size": 2,

@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -40,11 +41,24 @@ class Parser(argparse.ArgumentParser):
     def parse(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse a command line; exit with 2 where it does not fit."""
         flags_given, unknown = self.parse_known_args(arguments)
+        self._refuse_names_apart(sys.argv[1:] if arguments is None else arguments, flags_given, unknown)
         if unknown:
             flags = [option for action in self._actions for option in action.option_strings]
             hint = suggest(unknown[0].split("=")[0], flags) if unknown[0].startswith("-") else ""
             self.error(f"unknown flag or argument {unknown[0].split('=')[0]}{hint}")
         return flags_given
+
+    def _refuse_names_apart(
+        self, arguments: Sequence[str], flags_given: argparse.Namespace, unknown: Sequence[str]
+    ) -> None:
+        """Refuse `--keep-columns a b`, whose second name argparse would take for the job file."""
+        loose = {*unknown[:1], getattr(flags_given, "job_file", None)}
+        for action in self._actions:
+            for flag in {*action.option_strings}.intersection(arguments) if action.metavar == "NAMES" else ():
+                start = list(arguments).index(flag) + 1
+                names = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments[start:]))
+                if len(names) > 1 and names[1] in loose and not names[1].endswith((".yaml", ".yml")):
+                    self.error(f"{flag} takes its names with commas and no blanks: {flag} {','.join(names)}")
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line."""
@@ -96,6 +110,14 @@ def _plain_types(annotation: Any) -> list[Any]:
     if (origin is not None and getattr(origin, "_name", None) == "Literal") or str(origin) == "typing.Literal":
         return [get_args(annotation)]
     return [annotation]
+
+
+def refuse_unscorable(reason: str | None) -> int:
+    """Return the exit code of a plan, after saying why it comes to nothing where it does."""
+    if reason is None:
+        return 0
+    say(f"error: {reason}; nothing was started")
+    return EXIT_BAD_JOB
 
 
 def configure_logging() -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from rerank_actor.commands.command_line import Parser, add_job_file, add_job_flags, name_program
+from rerank_actor.commands.command_line import Parser, add_job_file, add_job_flags, name_program, refuse_unscorable
 from rerank_actor.job import ScoreJob, load_job
 from rerank_actor.progress import make_reporter
 from rerank_actor.scoring.budget import make_budget, print_budget, print_gpu_types, store_budget
@@ -39,4 +39,4 @@ def plan(arguments: Sequence[str] | None = None) -> int:
         reporter.info("--overwrite: the plan was not stored, because what is in the output is of another job")
     elif store_budget(prepared, budget, reporter):
         reporter.info(f"stored: {prepared.output.at('estimate.json')}")
-    return 0
+    return refuse_unscorable(budget.estimate.describe_unscorable())

@@ -5,7 +5,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_file, add_job_flags, name_program
+from rerank_actor.commands.command_line import (
+    EXIT_FAILED,
+    Parser,
+    add_job_file,
+    add_job_flags,
+    name_program,
+    refuse_unscorable,
+)
 from rerank_actor.job import ScoreJob, load_job
 from rerank_actor.outputs.unscored import describe_unscored
 from rerank_actor.progress import make_reporter, say
@@ -34,8 +41,9 @@ def score(arguments: Sequence[str] | None = None) -> int:
     if job.dry_run:
         from rerank_actor.scoring.estimate import estimate_job, print_estimate
 
-        print_estimate(estimate_job(job, reporter))
-        return 0
+        estimate = estimate_job(job, reporter)
+        print_estimate(estimate)
+        return refuse_unscorable(estimate.describe_unscorable())
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints what happens to its workers; stdout is the output's URI
         result = run_job(job, reporter)
     _print_result(result)

@@ -122,7 +122,12 @@ def _join_cluster(address: str, arguments: dict[str, Any]) -> None:
 
 
 def _refuse_silent_address(address: str) -> None:
-    """Raise where nothing listens at HOST:PORT, which Ray would wait for without a word."""
+    """Raise for what is no address of a cluster, and where nothing listens at HOST:PORT: Ray would wait without a word."""
+    if address.startswith(("http://", "https://")):
+        raise JobError(
+            f"{address} is the address of Ray's dashboard, which `ray job submit --address` takes; a run on the cluster itself "
+            "needs none, one from outside takes --ray-address ray://HOST:10001: check --ray-address or RAY_ADDRESS"
+        )
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if not separator or not port.isdigit():
         return

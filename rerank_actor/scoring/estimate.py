@@ -3,22 +3,26 @@
 Reads a few units, tokenizes some of their pairs, counts. Starts neither Ray nor an engine and writes nothing.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from rich.table import Table
 
 from rerank_actor import storage
 from rerank_actor.engines.model import load_tokenizer_json
+from rerank_actor.inputs.rows import strip_location
 from rerank_actor.job import RunSettings, ScoreJob
 from rerank_actor.outputs.folder import list_pending
 from rerank_actor.progress import PlainConsole, Reporter, format_seconds
 from rerank_actor.scoring.lookups import sample_lookups
 from rerank_actor.scoring.preflight import PreparedJob, make_prepare_spec, prepare_job
 from rerank_actor.scoring.prepare import prepare_unit
+from rerank_actor.scoring.unit import UnitWork
 
 SAMPLED_UNITS = 8
 SAMPLED_ROWS = 250  # of each sampled unit
+SHOWN_REASONS = 10
 CACHE_BLOCK = 64  # tokens that the prefix cache keeps or drops together
 BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
@@ -35,6 +39,7 @@ class Estimate:
         num_tokens: int32 [num_sampled], prompt tokens of the sampled pairs that can be scored.
         truncated: of the sampled pairs, how many would lose tokens of the document.
         errors: sampled pairs that would get an error.
+        reasons: how many of them for which reason, and one of them in words.
         cached_share: of the sampled tokens, those that pairs before them in their unit have in common with them.
         pairs_per_row: 1, or the mean length of the document lists.
         actors: number the estimate is for.
@@ -60,12 +65,22 @@ class Estimate:
     cached_share: float = 0.0
     left_out: tuple[str, ...] = ()
     is_counted: bool = True
+    reasons: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
     @property
     def scored_share(self) -> float:
         """Share of the sampled pairs that can be scored."""
         sampled = len(self.num_tokens) + self.errors
         return len(self.num_tokens) / sampled if sampled else 1.0
+
+    def describe_unscorable(self) -> str | None:
+        """Return why nothing of the sample can be scored, None where something can or nothing was sampled."""
+        if len(self.num_tokens):
+            return None
+        if not self.reasons:
+            return f"nothing of the input can be read: {self.unreadable[0]}" if self.unreadable else None
+        reason, (count, example) = max(self.reasons.items(), key=lambda item: item[1][0])
+        return f"none of {self.errors:,} sampled pairs can be scored, {count:,} of them because: {reason} ({example})"
 
     @property
     def hours(self) -> float | None:
@@ -92,7 +107,9 @@ def estimate_prepared(prepared: PreparedJob, reporter: Reporter | None = None) -
     readable = [unit for unit in units if unit.num_rows]
     tokenizer_json = load_tokenizer_json(prepared.model)
     num_tokens: list[np.ndarray] = []
-    truncated = errors = sampled_rows = sampled_pairs = cached_tokens = 0
+    unreadable = [shard.error for shard in prepared.plan.shards if shard.error]
+    reasons: dict[str, tuple[int, str]] = {}
+    truncated = sampled_rows = sampled_pairs = cached_tokens = 0
     with sample_lookups(prepared) as lookups:
         if lookups is None and reporter is not None:
             reporter.info("queries and corpus are too large for a dry run to read; tokens of prompts are not known")
@@ -102,12 +119,16 @@ def estimate_prepared(prepared: PreparedJob, reporter: Reporter | None = None) -
             head = replace(readable[index], num_rows=min(readable[index].num_rows, SAMPLED_ROWS))
             work = prepare_unit(head, spec, tokenizer_json)
             if work.failure is not None:
+                unreadable.append(work.failure)
                 continue
+            faults = _list_faults(work)
+            for row, reason in faults:
+                count, example = reasons.get(reason, (0, f"as in row {head.row_start + row:,} of {head.uri}, from 0"))
+                reasons[reason] = count + 1, example
             scorable = work.prompts.scorable
             num_tokens.append(work.prompts.num_tokens[scorable])
             cached_tokens += count_shared(work.prompts.ids_at(scorable), work.prompts.head_tokens[scorable])
             truncated += int((work.prompts.truncated_tokens[scorable] > 0).sum())
-            errors += len(work.prompts) - len(scorable)
             sampled_pairs += len(work.prompts)
             sampled_rows += work.unit.num_rows
     rate, source = find_rate(job, prepared.output.load_manifest())
@@ -119,11 +140,12 @@ def estimate_prepared(prepared: PreparedJob, reporter: Reporter | None = None) -
         num_bytes=prepared.plan.num_bytes,
         pending_units=len(pending),
         pending_rows=sum(unit.num_rows for unit in pending),
-        unreadable=[shard.error for shard in prepared.plan.shards if shard.error],
+        unreadable=unreadable,
         left_out=tuple(item.describe() for item in prepared.change.left_out),
         num_tokens=np.concatenate(num_tokens) if num_tokens else np.zeros(0, np.int32),
         truncated=truncated,
-        errors=errors,
+        errors=sum(count for count, _ in reasons.values()),
+        reasons=reasons,
         pairs_per_row=sampled_pairs / sampled_rows if sampled_rows else 1.0,
         actors=actors,
         pairs_per_second=rate,
@@ -131,6 +153,16 @@ def estimate_prepared(prepared: PreparedJob, reporter: Reporter | None = None) -
         output=prepared.output.uri,
         cached_share=cached_tokens / max(1, sum(int(counts.sum()) for counts in num_tokens)),
     )
+
+
+def _list_faults(work: UnitWork) -> list[tuple[int, str]]:
+    """Return row and reason of each pair that would get an error; a row without pairs counts as one."""
+    row_faults, pair_faults = work.row_errors.to_pylist(), work.prompts.errors.to_pylist()
+    lengths = [1] * len(row_faults) if work.list_lengths is None else np.maximum(work.list_lengths, 0).tolist()
+    rows = np.repeat(np.arange(len(row_faults)), lengths).tolist()
+    faults = [(row, row_faults[row] or fault) for row, fault in zip(rows, pair_faults, strict=True)]
+    faults += [(row, fault) for row, fault in enumerate(row_faults) if not lengths[row]]
+    return [(row, strip_location(fault)) for row, fault in faults if fault is not None]
 
 
 def count_shared(prompts: list[np.ndarray], head_tokens: np.ndarray) -> int:
@@ -180,9 +212,10 @@ def print_estimate(estimate: Estimate) -> None:
             )
         )
         rows.append(("truncated", f"{100 * estimate.truncated / sampled:.1f} % of the sampled pairs"))
-        rows.append(("errors", f"{100 * estimate.errors / (sampled + estimate.errors):.1f} % of the sampled pairs"))
         if estimate.pairs_per_row != 1:
             rows.append(("pairs", f"{estimate.pairs_per_row:.1f} a row"))
+    if sampled or estimate.errors:
+        rows.append(("errors", f"{100 * estimate.errors / (sampled + estimate.errors):.1f} % of the sampled pairs"))
     if estimate.hours is None:
         rows.append(("expected time", "unknown: give --pairs-per-second, the speed of one actor"))
     else:
@@ -197,6 +230,8 @@ def print_estimate(estimate: Estimate) -> None:
     for name, value in rows:
         table.add_row(name, value)
     console.print(table)
+    for reason, (count, example) in sorted(estimate.reasons.items(), key=lambda item: -item[1][0])[:SHOWN_REASONS]:
+        console.print(f"error in {100 * count / (sampled + estimate.errors):.1f} %: {reason} ({example})")
     for problem in estimate.unreadable:
         console.print(f"unreadable: {problem}")
     for item in estimate.left_out:

@@ -132,6 +132,9 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
         )
     earlier = stored[0] if stored is not None else Plan()
 
+    if parts and not job.extend:
+        _refuse_other_input(output, earlier, listing)
+
     def report(done: int, total: int) -> None:
         if total >= 1000 and done % 1000 == 0:
             reporter.info(f"planning: {done:,} of {total:,} shards")
@@ -151,6 +154,16 @@ def _refuse_foreign(output: Output, listed: list[storage.StoredObject]) -> None:
         raise OutputConflictError(
             f"{output.uri}: holds {len(foreign):,} Parquet files that no scoring job wrote ({foreign[0]}), and whoever reads "
             "the scores there would read them too; choose another --output",
+            uri=output.uri,
+        )
+
+
+def _refuse_other_input(output: Output, earlier: Plan, listing: InputListing) -> None:
+    """Refuse an input that shares no shard with what is scored in the output: most often a command that was copied."""
+    if earlier.shards and not any(shard.uri in listing.formats for shard in earlier.shards):
+        raise OutputConflictError(
+            f"{output.uri}: holds the scores of another input ({len(earlier.shards):,} shards, the first is "
+            f"{earlier.shards[0].uri}), of which this one has no shard; choose another --output, or --extend to add to it",
             uri=output.uri,
         )
 

@@ -150,4 +150,9 @@ def load_reused(uri: str, settings: dict[str, Any]) -> ScoreSource:
             "score with --with-pair-key from now on",
             uri=uri,
         )
+    if not scored.parts:
+        raise InputError(
+            f"--reuse {uri}: has no parts, so there is no score to reuse; check the folder, or leave out --reuse",
+            uri=uri,
+        )
     return ScoreSource(uri, scored.parts, hash_fingerprint(stored), Output(uri).load_manifest().get("dtype"))

@@ -47,6 +47,13 @@ def connect(job: Any) -> None:
         pass
 
 
+def test_dashboard_is_told_from_a_cluster(starts: list[str | None]) -> None:
+    job = OnThisMachine()
+    job.ray_address = "http://127.0.0.1:8265"
+    with pytest.raises(JobError, match="dashboard, which `ray job submit --address` takes"):
+        connect(job)
+
+
 def test_ray_that_did_not_come_up_is_started_once_more(starts: list[str | None]) -> None:
     starts += ["The node did not come up in 30 s", None]
     connect(OnThisMachine())

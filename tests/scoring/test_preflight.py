@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scoring_in_process import score_here
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from rerank_actor import Reranker
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
-from rerank_actor.errors import ModelError
+from rerank_actor.errors import InputError, ModelError, OutputConflictError
 from rerank_actor.job import load_job
+from rerank_actor.scoring.estimate import estimate_prepared, print_estimate
 from rerank_actor.scoring.preflight import PreparedJob, prepare_job
 
 Write = Callable[..., Path]
@@ -90,3 +92,41 @@ def test_length_that_comes_with_a_model_is_the_default_and_said(
     assert prepare(model=cross_encoder, max_length=256).job.max_length == 256
     with pytest.raises(ModelError, match=r"--max-length 600 is more than .* \(512 tokens\)"):
         prepare(model=cross_encoder, max_length=600)
+
+
+def test_input_without_a_shard_of_what_is_scored_is_refused_unless_it_is_to_be_added(
+    prepare: Callable[..., PreparedJob], write_shard: Write
+) -> None:
+    job = prepare().job
+    score_here(job)
+    other = write_shard([{"query": "p", "document": "d"}], "other.parquet").as_posix()
+    with pytest.raises(OutputConflictError, match=r"scores of another input .* --extend to add to it"):
+        prepare(input=other)
+    assert prepare(input=other, extend=True).plan.num_rows == 2
+    assert prepare(input=[*job.input, other]).plan.num_rows == 2
+
+
+def test_output_without_parts_has_nothing_to_reuse(prepare: Callable[..., PreparedJob], tmp_path: Path) -> None:
+    job = prepare(with_pair_key=True).job
+    score_here(job)
+    prepare(output=str(tmp_path / "next"), reuse=job.output)
+    for part in Path(job.output).glob("part-*"):
+        part.unlink()
+    with pytest.raises(InputError, match="has no parts"):
+        prepare(output=str(tmp_path / "next"), reuse=job.output)
+
+
+@pytest.mark.parametrize("explode", [False, True])
+def test_dry_run_says_why_rows_would_be_errors_and_refuses_where_all_are(
+    prepare: Callable[..., PreparedJob], write_shard: Write, capsys: pytest.CaptureFixture[str], explode: bool
+) -> None:
+    document: Any = ["d", None] if explode else "d"
+    some = write_shard([{"query": "q", "document": document}, {"query": None, "document": document}], "some.parquet")
+    every = write_shard([{"query": None, "document": document}] * 3, "every.parquet")
+    estimate = estimate_prepared(prepare(input=str(some), explode=explode))
+    print_estimate(estimate)
+    words = " ".join(capsys.readouterr().out.split())
+    assert f"(as in row 1 of {some}, from 0)" in words and "error in 50.0 %" in words
+    assert estimate.describe_unscorable() is None
+    reason = estimate_prepared(prepare(input=str(every), explode=explode)).describe_unscorable()
+    assert reason is not None and "sampled pairs can be scored" in reason
