@@ -5,9 +5,7 @@ form a program can read. All of them survive pickling, because they cross proces
 says whether trying the same thing again can help; nothing in the project decides that by looking at a message.
 """
 
-import difflib
 import re
-from collections.abc import Iterable
 from typing import Any
 
 
@@ -120,9 +118,3 @@ def show(words: str, *names: str) -> str:
         if "\n" in name:
             words = words.replace(name, name.replace("\n", "\\n"))
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), words)
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean X?)` for the nearest known name, or nothing."""
-    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {nearest[0]}?)" if nearest else ""

@@ -12,7 +12,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rerank_actor import storage
-from rerank_actor.errors import JobError, suggest
+from rerank_actor.errors import JobError
+from rerank_actor.synonyms import suggest
 
 
 class Settings(BaseModel):
@@ -108,6 +109,11 @@ def split_names(value: Any) -> Any:
 
 def _normalize(value: Any) -> Any:
     return [storage.normalize_uri(uri) for uri in value] if isinstance(value, list) else storage.normalize_uri(value)
+
+
+def take_other_value(other: str, own: str) -> BeforeValidator:
+    """Return what takes a value under the name that another command has for it."""
+    return BeforeValidator(lambda value: own if value == other else value)
 
 
 # Types of settings. Locations are refused with what looks like a credential, and get one spelling as a job is normalized.
@@ -228,4 +234,5 @@ def _describe(problem: Any, path: str | None, flags: Container[str]) -> str:
         return str(message)
     key = str(problem["loc"][0])
     where = f"{path}: key `{key}`" if path is not None and key not in flags else f"--{key.replace('_', '-')}"
-    return f"{where}: {message[0].lower()}{message[1:]}"
+    choices = re.findall("'([^']*)'", message) if problem["type"] == "literal_error" else []
+    return f"{where}: {message[0].lower()}{message[1:]}{suggest(str(problem['input']), choices) if choices else ''}"

@@ -4,6 +4,7 @@ A new flag has to be argued for, in the message of the commit that adds it here:
 no flag that is there will do. One that goes breaks scripts. A fingerprint that changes sets each earlier output aside.
 """
 
+import functools
 import importlib
 import re
 from typing import Any
@@ -13,6 +14,10 @@ import pytest
 from rerank_actor.bitext.job import BitextJob, DirectedJob
 from rerank_actor.bitext.language_pairs import parse_pair
 from rerank_actor.bitext.selection.job import SelectJob
+from rerank_actor.commands.command_line import call_command
+from rerank_actor.commands.export import export
+from rerank_actor.commands.mine import mine
+from rerank_actor.commands.select import select
 from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.job import ScoreJob
 from rerank_actor.job_file import Settings, check_job
@@ -41,7 +46,11 @@ FLAGS = {
         --actors --unit-rows --dedupe --max-attempts --stall-seconds --retry-failed --max-failed-units
         --max-error-rows --dry-run --pairs-per-second --ray-address --on-finish --on-trouble --webhook
         --tokens-per-second --gpu-type --gpu-price --max-length-ratio --min-letters --min-script
-        --drop-identical --identifier --scored --combine --space --threshold --forward-threshold
+        --drop-identical --identifier --deliver
+    """,
+    "select": """
+        --quoting --csv-escape --lang-pair --partitions --languages --source-column --target-column --direction
+        --ray-address --scored --combine --space --threshold --forward-threshold
         --backward-threshold --margin --ratio-margin --neighbors --rank-by --mode --deduplicate
         --allow-incomplete --calibration --calibrate-only --deliver --formats --part-rows --reselect
     """,
@@ -64,7 +73,7 @@ FLAGS = {
     """,
     "export": """
         --scored --format --output --query-id-column --document-id-column --space --top-k --tag --subset --split
-        --partial
+        --allow-incomplete
     """,
     "status": "--json",
     "verify": "--delete-damaged",
@@ -86,10 +95,6 @@ FLAGS["plan"] += FLAGS["score"]
 
 # Keys that are no flags: those of the selection bound its memory, those of a language pair are made from others.
 KEYS_ALONE = {SelectJob: "unit_mb bucket_rows local_rows", DirectedJob: "backward_instruction direction"}
-SHARED_WITH_SCORING = (
-    "quoting csv_escape lang_pair partitions languages source_column target_column direction ray_address"
-)
-FIRST_OF_SELECTION = "--scored"
 
 
 def make_keys(flags: str) -> list[str]:
@@ -109,16 +114,64 @@ def test_flags_of_a_command_are_those_that_were_argued_for(command: str, capsys:
     assert lines == ["-h", *FLAGS[command].split()]
 
 
+@pytest.mark.parametrize("command", FLAGS)
+def test_help_fits_a_terminal_and_ends_in_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        getattr(importlib.import_module(f"jobs.{command}"), command)(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+    assert lines.index("") <= 3
+    examples = lines[lines.index("examples:") + 1 :]
+    assert examples and all(line.startswith(f"  python -m jobs.{command} ") for line in examples)
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "right"),
+    [
+        ("score", "--batch-size", "--unit-rows"),
+        ("score", "--num-gpus", "--actors"),
+        ("score", "-tp", "--tensor-parallel-size"),
+        ("score", "--max-model-len", "--max-length"),
+        ("score", "--concurrency", "--actors"),
+        ("score", "--address", "--ray-address"),
+        ("score", "--half", "--dtype"),
+        ("score", "--dtype=fp16", "float16"),
+        ("score", "--dtype=half", "float16"),
+        ("bitext", "--model-name-or-path", "--model"),
+    ],
+)
+def test_name_of_another_tool_says_the_right_flag(
+    command: str, typed: str, right: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = getattr(importlib.import_module(f"jobs.{command}"), command)
+    given = ["--input", "in", "--output", "out", *([typed] if "=" in typed else [typed, "8"])]
+    code = call_command(lambda: run(given))
+    said = capsys.readouterr().err
+    assert code == 2 and f"(did you mean {right}?)" in said and said.count("\n") == 1
+
+
+def test_one_thing_has_one_name_and_the_other_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    calls = [
+        (export, ["/nowhere", "--format", "trec", "--partial", "--space", "probability"]),
+        (select, ["--scored", "/nowhere", "--deliver", "/out", "--overwrite", "--space", "score"]),
+        (
+            mine,
+            ["--scored", "/nowhere", "--output", "/o", "--partial", "--space", "probability", "--label-column", "x"],
+        ),
+    ]
+    codes = [call_command(functools.partial(run, given)) for run, given in calls]
+    said = capsys.readouterr().err
+    assert codes == [2, 2, 2] and said.count("/nowhere: ") == 3
+
+
 @pytest.mark.parametrize(("command", "kind"), [("score", ScoreJob), ("mine", MineJob)])
 def test_keys_of_a_job_file_are_its_flags_in_their_order(command: str, kind: type[Settings]) -> None:
     assert list(kind.model_fields) == sort_keys(FLAGS[command])
 
 
 def test_keys_of_a_bitext_job_file_are_those_of_scoring_and_of_selection() -> None:
-    scoring, selection = (make_keys(part) for part in FLAGS["bitext"].split(FIRST_OF_SELECTION))
-    assert sorted(BitextJob.model_fields) == sorted(scoring)
-    selection += ["scored", *KEYS_ALONE[SelectJob].split(), *SHARED_WITH_SCORING.split()]
-    assert sorted(SelectJob.model_fields) == sorted(selection)
+    assert sorted([*BitextJob.model_fields, "deliver"]) == sorted(make_keys(FLAGS["bitext"]))
+    assert sorted(SelectJob.model_fields) == sorted([*make_keys(FLAGS["select"]), *KEYS_ALONE[SelectJob].split()])
     assert list(DirectedJob.model_fields) == [*sort_keys(FLAGS["score"]), *KEYS_ALONE[DirectedJob].split()]
 
 

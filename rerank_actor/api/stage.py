@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rerank_actor.errors import InputError, suggest
+from rerank_actor.errors import InputError
 from rerank_actor.inputs.columns import RESERVED_COLUMNS
 from rerank_actor.reranker import Reranker
+from rerank_actor.synonyms import suggest
 
 
 class RerankStage:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.layouts import Source
-from rerank_actor.errors import InputError, suggest
+from rerank_actor.errors import InputError
 from rerank_actor.inputs.batches import Batch
 from rerank_actor.inputs.columns import RESERVED_COLUMNS, is_list, is_text
 from rerank_actor.inputs.directions import BACKWARD, DIRECTED_VALUES, FORWARD, name_column
@@ -21,6 +21,7 @@ from rerank_actor.inputs.listing.partitions import read_values
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.text import NOT_UNICODE
 from rerank_actor.storage.utf8 import is_utf8
+from rerank_actor.synonyms import suggest
 
 TEXT, NUMBER = pa.string(), pa.float64()
 OWN_COLUMNS = ("source", "target", "source_id", "target_id", "candidate_score", "input_file", "input_line")

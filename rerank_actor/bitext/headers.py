@@ -16,7 +16,7 @@ from rerank_actor.bitext.column_kinds import ID, TEXT, WHOLE, is_fraction, name_
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.language_pairs import LanguagePair
 from rerank_actor.bitext.layouts import Kind
-from rerank_actor.errors import InputError, suggest
+from rerank_actor.errors import InputError
 from rerank_actor.inputs.batches import refuse_broken
 from rerank_actor.inputs.formats import TextFormat, find_format
 from rerank_actor.inputs.text import (
@@ -28,6 +28,7 @@ from rerank_actor.inputs.text import (
     refuse_other,
     split_fields,
 )
+from rerank_actor.synonyms import suggest
 
 _SIDE = r"((%s)[ _]?(text|sentence|sent|segment|seg|plain|lang)?|(text|sentence|sent|segment|seg|lang)[ _]?%s)"
 _SOURCE = re.compile(_SIDE % ("src|source|sl|l1", "[1a]"), re.IGNORECASE)

@@ -16,11 +16,12 @@ from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.language_pairs import LanguagePair, find_pair_in_name, make_pair, parse_pair, read_name
 from rerank_actor.bitext.languages import spell_tag
 from rerank_actor.bitext.layouts import Kind, Source, join_moses, lies_beside, names_side
-from rerank_actor.errors import InputError, JobError, suggest
+from rerank_actor.errors import InputError, JobError
 from rerank_actor.inputs.formats import find_format, split_name
 from rerank_actor.inputs.listing.left_out import DEEPER, DOUBLED, HIDDEN, count_left_out
 from rerank_actor.inputs.listing.partitions import read_values
 from rerank_actor.progress import QuietReporter, Reporter
+from rerank_actor.synonyms import suggest
 
 NO_CANDIDATES = "none of candidates by their names"
 LISTED_FILES = 5

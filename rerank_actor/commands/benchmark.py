@@ -10,7 +10,7 @@ from rerank_actor.benchmark.ratios import extract_ratios, report_moved, store_ra
 from rerank_actor.benchmark.suite import SUITES, choose_suite, make_tables, run_suite
 from rerank_actor.benchmark.weights import SHAPES
 from rerank_actor.benchmark.workload import KINDS
-from rerank_actor.commands.command_line import Parser, name_program
+from rerank_actor.commands.command_line import Parser
 from rerank_actor.errors import JobError
 from rerank_actor.progress import say
 
@@ -47,15 +47,36 @@ def benchmark(arguments: Sequence[str] | None = None) -> int:
 
 def _make_parser() -> Parser:
     parser = Parser(
-        prog=name_program("benchmark"),
-        description="Score the same pairs with the job, with its engine alone and with other tools, in turn, and compare; "
+        "benchmark",
+        "Score the same pairs with the job, with its engine alone and with other tools, in turn, and compare; "
         "cpu-knobs and gpu-knobs turn the engine's "
         "settings, one at a time.",
+        "--suite cpu --rounds 3",
     )
     parser.add_argument("--suite", choices=sorted(SUITES), default="cpu", help="what to measure (default cpu)")
-    parser.add_argument("--workloads", nargs="+", choices=sorted(KINDS), default=(), help="some of the suite's")
-    parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=(), help="some of the suite's")
-    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), help="models, instead of the suite's")
+    parser.add_argument(
+        "--workloads",
+        nargs="+",
+        choices=sorted(KINDS),
+        default=(),
+        metavar="NAME",
+        help=f"some of the suite's: {', '.join(sorted(KINDS))}",
+    )
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        choices=list(CONTENDERS),
+        default=(),
+        metavar="NAME",
+        help=f"some of the suite's: {', '.join(CONTENDERS)}",
+    )
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        choices=list(SHAPES),
+        metavar="NAME",
+        help=f"models, instead of the suite's: {', '.join(SHAPES)}",
+    )
     parser.add_argument("--rounds", type=int, help="rounds that count, instead of the suite's")
     parser.add_argument("--engine-args", type=json.loads, default={}, metavar="JSON", help="for the job's engine")
     parser.add_argument("--folder", default="benchmark-out", help="for models, pairs, logs and result.json")

@@ -16,7 +16,7 @@ from rerank_actor.bitext.selection.labelled_pairs import read_labelled
 from rerank_actor.bitext.selection.language_pair import Selected
 from rerank_actor.bitext.selection.report import CALIBRATION, OVERVIEW, list_calibration, list_overview, print_table
 from rerank_actor.bitext.selection.run import check_selection, select_pairs
-from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_file, add_job_flags, name_program
+from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_file, add_job_flags
 from rerank_actor.errors import JobError
 from rerank_actor.job import ScoreJob
 from rerank_actor.job_file import check_job, read_job_file
@@ -29,14 +29,16 @@ OWN_OF_SELECTION = frozenset(SelectJob.model_fields) - frozenset(BitextJob.model
 def make_parser() -> Parser:
     """Return the parser of the bitext job."""
     parser = Parser(
-        prog=name_program("bitext"),
-        description="Score candidate translation pairs in both directions, a folder for each language pair, and, with "
-        "--deliver, select from them; --scored selects from an earlier output and needs no model. The same command again "
-        "resumes. Exit codes: 0 everything done, 1 some units failed or no row has a score, 2 bad job or input, 3 the output "
-        "belongs to another job or run, 130 or 143 stopped by a signal.",
+        "bitext",
+        "Score candidate translation pairs in both directions, a folder for each language pair, and, with "
+        "--deliver, select from them: then the flags of jobs.select (`rerank select`), which selects from an earlier output, "
+        "are taken too. The same command again resumes. Exit codes: 0 everything done, 1 some units failed or no row "
+        "has a score, 2 bad job or input, 3 the output belongs to another job or run, 130 or 143 stopped by a signal.",
+        "--input candidates/ --output bitext",
+        "--input candidates/ --output bitext --deliver parallel",
     )
     add_job_file(parser)
-    add_job_flags(parser, BitextJob, SelectJob)
+    add_job_flags(parser, BitextJob, SelectJob, hidden=OWN_OF_SELECTION - {"deliver"})
     return parser
 
 
@@ -49,7 +51,7 @@ def bitext(arguments: Sequence[str] | None = None) -> int:
         name = given[0].replace("_", "-")
         raise JobError(f"--{name} is a setting of the selection: give --deliver too, the folder for what is selected")
     if values.get("scored"):
-        return _select(values, path, flags)
+        return select_scored(values, path, flags)
     scoring = {name: value for name, value in values.items() if name not in OWN_OF_SELECTION}
     job = check_job(BitextJob, scoring, path, flags).normalized()
     known = None
@@ -85,7 +87,9 @@ def bitext(arguments: Sequence[str] | None = None) -> int:
             say(f"{name}: not selected from, because some units failed; run the same command again")
         if whole:
             values = {**values, "partitions": whole, "source_column": "source", "target_column": "target"}
-            code = max(code, _select({**values, "lang_pair": None}, path, flags, [folders[name] for name in whole]))
+            code = max(
+                code, select_scored({**values, "lang_pair": None}, path, flags, [folders[name] for name in whole])
+            )
     return code
 
 
@@ -95,7 +99,9 @@ def _check_selection(values: dict[str, Any], path: str | None, flags: dict[str, 
     return check_job(SelectJob, selected, path, flags).normalized()
 
 
-def _select(values: dict[str, Any], path: str | None, flags: dict[str, Any], folders: list[str] | None = None) -> int:
+def select_scored(
+    values: dict[str, Any], path: str | None, flags: dict[str, Any], folders: list[str] | None = None
+) -> int:
     """Select from scored folders, print what came of it, and return the exit code."""
     if folders is None:
         for name in sorted(set(flags) - set(SelectJob.model_fields)):

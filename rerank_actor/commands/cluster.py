@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rerank_actor.commands.command_line import Parser, name_program
+from rerank_actor.commands.command_line import Parser
 from rerank_actor.progress import say
 from rerank_actor.runtime.cluster_file import check_cluster_file
 
@@ -10,9 +10,10 @@ from rerank_actor.runtime.cluster_file import check_cluster_file
 def cluster(arguments: Sequence[str] | None = None) -> int:
     """Check the files that are named, say what each sets up, and print the commands that do so."""
     parser = Parser(
-        prog=name_program("cluster"),
-        description="Check files of cluster/ (KubeRay's, or of Ray's cluster launcher): values that are still to be set, "
+        "cluster",
+        "Check files of cluster/ (KubeRay's, or of Ray's cluster launcher): values that are still to be set, "
         "unknown fields, room for the job's actors. Prints the command that is next, on stdout. Exit codes: 0 ready, 2 not.",
+        "cluster/rayjob.yaml",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="a file of cluster/, with your own values")
     for path in parser.parse(arguments).files:

@@ -10,40 +10,78 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin
 
 import rerank_actor
-from rerank_actor.errors import (
-    JobError,
-    OutputConflictError,
-    RerankError,
-    RunInterruptedError,
-    describe_cause,
-    suggest,
-)
+from rerank_actor.errors import JobError, OutputConflictError, RerankError, RunInterruptedError, describe_cause
 from rerank_actor.job_file import Settings
 from rerank_actor.progress import say
 from rerank_actor.runtime.connection import is_pipeline_running
+from rerank_actor.synonyms import suggest
 
 CONSOLE_SCRIPT = "rerank"
+HELP_WIDTH = 80
+CHOICES_WIDTH = 60
+EXAMPLES = "examples:"
+SAME_FLAGS = (
+    ("--allow-incomplete", "--partial"),
+    ("--reselect", "--overwrite"),
+)  # one thing; a command has one of them
 EXIT_FAILED, EXIT_BAD_JOB, EXIT_REFUSED = 1, 2, 3
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser that refuses unknown flags with the nearest right one, in one line."""
+class HelpFormatter(argparse.HelpFormatter):
+    """Help in 80 columns at most, in which examples keep their lines."""
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(allow_abbrev=False, **arguments)
+    def __init__(self, prog: str, **arguments: Any) -> None:
+        super().__init__(prog, **{**arguments, "width": HELP_WIDTH, "max_help_position": 26})
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(EXAMPLES) else super()._fill_text(text, width, indent)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that refuses unknown flags with the nearest right one, in one line.
+
+    Args:
+        command: name of the command.
+        description: what it does.
+        examples: command lines behind the command's name, for the end of its help.
+    """
+
+    def __init__(self, command: str, description: str, *examples: str) -> None:
+        program = name_program(command)
+        lines = "".join(f"\n  {program} {example}" for example in examples)
+        super().__init__(
+            prog=program,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=HelpFormatter,
+            epilog=EXAMPLES + lines if examples else None,
+        )
+
+    def format_help(self) -> str:
+        """Return the help, whose usage names what has to be given and leaves the other flags to the list."""
+        words = [self.prog]
+        for action in self._actions:
+            if not action.option_strings:
+                name = str(action.metavar or action.dest)
+                words.append(name if action.required else f"[{name}]")
+            elif action.required:
+                words.append(f"{action.option_strings[0]} {action.dest.upper()}")
+        self.usage = " ".join([*words, "[flags]"]).replace("%", "%%")
+        return super().format_help()
 
     def parse(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse a command line; exit with 2 where it does not fit."""
+        flags = [option for action in self._actions for option in action.option_strings]
+        arguments = [_take_other_name(word, flags) for word in (sys.argv[1:] if arguments is None else arguments)]
         flags_given, unknown = self.parse_known_args(arguments)
-        self._refuse_names_apart(sys.argv[1:] if arguments is None else arguments, flags_given, unknown)
+        self._refuse_names_apart(arguments, flags_given, unknown)
         if unknown:
-            flags = [option for action in self._actions for option in action.option_strings]
             hint = suggest(unknown[0].split("=")[0], flags) if unknown[0].startswith("-") else ""
             self.error(f"unknown flag or argument {unknown[0].split('=')[0]}{hint}")
         return flags_given
@@ -66,6 +104,14 @@ class Parser(argparse.ArgumentParser):
         sys.exit(EXIT_BAD_JOB)
 
 
+def _take_other_name(word: str, flags: Sequence[str]) -> str:
+    """Return a flag by the name that it has in this command, where another command's is given."""
+    name, separator, value = word.partition("=")
+    others = next((names for names in SAME_FLAGS if name in names), ())
+    own = next((other for other in others if other in flags), name) if name not in flags else name
+    return own + separator + value
+
+
 def name_program(command: str) -> str:
     """Return how a command was started, for its usage line: `rerank score` or `python -m jobs.score`."""
     return f"{CONSOLE_SCRIPT} {command}" if Path(sys.argv[0]).name == CONSOLE_SCRIPT else f"python -m jobs.{command}"
@@ -78,8 +124,14 @@ def add_job_file(parser: Parser) -> None:
     )
 
 
-def add_job_flags(parser: Parser, *kinds: type[Settings]) -> None:
-    """Add a flag for each setting of some kinds of job, in its group; the fields hold defaults and help."""
+def add_job_flags(parser: Parser, *kinds: type[Settings], hidden: Container[str] = ()) -> None:
+    """Add a flag for each setting of some kinds of job, in its group; the fields hold defaults and help.
+
+    Args:
+        parser: to add them to.
+        kinds: of job.
+        hidden: settings whose flags are taken and stand in no help.
+    """
     groups: dict[str, Any] = {}
     for name, info in {name: info for kind in kinds for name, info in kind.model_fields.items()}.items():
         extra = info.json_schema_extra
@@ -90,16 +142,28 @@ def add_job_flags(parser: Parser, *kinds: type[Settings]) -> None:
         types = _plain_types(info.annotation)
         arguments: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": info.description}
         if info.default not in (None, "", [], {}, False):
-            arguments["help"] += f" (default {info.default})"
-        arguments["help"] = arguments["help"].replace("%", "%%")
+            arguments["help"] += f" (default {_spell(info.default)})"
+        arguments["help"] = argparse.SUPPRESS if name in hidden else arguments["help"].replace("%", "%%")
         if bool in types:
             arguments["action"] = argparse.BooleanOptionalAction
         else:
             choices = [choice for kind in types if isinstance(kind, tuple) for choice in kind]
-            arguments["metavar"] = extra["metavar"] or ("|".join(choices) if choices else name.upper())
+            is_long = len("|".join(choices)) > CHOICES_WIDTH
+            arguments["metavar"] = extra["metavar"] or ("|".join(choices) if choices and not is_long else name.upper())
+            if is_long and name not in hidden:
+                arguments["help"] += f": {', '.join(choices)}"
             if extra["nargs"]:
                 arguments["nargs"] = extra["nargs"]
         group.add_argument("--" + name.replace("_", "-"), **arguments)
+
+
+def _spell(value: Any) -> str:
+    """Return a default as a user would give it."""
+    if isinstance(value, bool):
+        return "on"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _plain_types(annotation: Any) -> list[Any]:

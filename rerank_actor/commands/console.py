@@ -10,8 +10,8 @@ from typing import NoReturn
 
 from rerank_actor import __version__
 from rerank_actor.commands.command_line import CONSOLE_SCRIPT, EXIT_BAD_JOB, run_command
-from rerank_actor.errors import suggest
 from rerank_actor.progress import say
+from rerank_actor.synonyms import suggest
 
 COMMANDS = {
     "retrieve": "find candidates of queries in a corpus by an embedding model",
@@ -23,7 +23,8 @@ COMMANDS = {
     "export": "write scores as a TREC run or in another tool's format",
     "evaluate": "say how well scores rank, by judgements",
     "mine": "make training data from scores",
-    "bitext": "score translation pairs in both directions and select from them",
+    "bitext": "score translation pairs in both directions",
+    "select": "make a parallel corpus from scored translation pairs",
     "model": "say what a model is and how it would be run, before it scores",
     "tasks": "list the instructions of well-known tasks",
     "cluster": "check a file that sets up a cluster",

@@ -28,7 +28,9 @@ SHOWN_CANDIDATES = 3
 def demo(arguments: Sequence[str] | None = None) -> int:
     """Write the sample data, score it as a user would, print what came out, and return the job's exit code."""
     parser = Parser(
-        prog=name_program("demo"), description="Score sample pairs in several languages with a small model."
+        "demo",
+        "Score sample pairs in several languages with a small model.",
+        "--engine vllm",
     )
     parser.add_argument("--folder", default="demo-out", help="where pairs and scores go (default demo-out)")
     parser.add_argument("--engine", default="vllm", help="vllm, transformers or fake (default vllm)")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from rerank_actor import storage
-from rerank_actor.commands.command_line import Parser, name_program
+from rerank_actor.commands.command_line import Parser
 from rerank_actor.evaluation.evaluate import RETRIEVAL_COLUMN, EvaluationSpec, evaluate_outputs
 from rerank_actor.evaluation.measures import KNOWN, parse_measure
 from rerank_actor.evaluation.table import make_table, to_record
@@ -18,10 +18,11 @@ DEFAULT_MEASURES = ("ndcg@10", "map", "mrr@10", "recall@100")
 def evaluate(arguments: Sequence[str] | None = None) -> int:
     """Print the table, write it where asked, and return 0."""
     parser = Parser(
-        prog=name_program("evaluate"),
-        description="Say how well scored outputs rank their candidates, by judgements: means over queries with 95 % intervals, "
+        "evaluate",
+        "Say how well scored outputs rank their candidates, by judgements: means over queries with 95 % intervals, "
         "beside the candidates' own order and the best possible order of the same candidates. Measures are those of "
         "pytrec_eval; ties go by the document's id, descending, as in trec_eval and MTEB.",
+        "--scored scores --qrels qrels.tsv",
     )
     parser.add_argument(
         "--scored", nargs="+", required=True, metavar="URI", help="outputs of jobs.score, one for each reranker"
@@ -49,7 +50,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="leave out candidates with the id of their query, as MTEB for ArguAna",
     )
-    parser.add_argument("--partial", action="store_true", help="evaluate outputs that are not complete")
+    parser.add_argument("--allow-incomplete", action="store_true", help="evaluate outputs that are not complete")
     parser.add_argument("--seed", type=int, default=0, help="of the intervals (default 0)")
     parser.add_argument(
         "--output", metavar="URI", help="folder for table.md and evaluation.json with a value for each query"
@@ -62,7 +63,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> int:
         document_id_column=options.document_id_column,
         retrieval_column=options.retrieval_column,
         ignore_identical_ids=options.ignore_identical_ids,
-        partial=options.partial,
+        partial=options.allow_incomplete,
         seed=options.seed,
     )
     result = evaluate_outputs(spec, load_judgements(normalize_uri(options.qrels)))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from rerank_actor.bitext.job import refuse_root
-from rerank_actor.commands.command_line import Parser, name_program
+from rerank_actor.commands.command_line import Parser
 from rerank_actor.errors import JobError
 from rerank_actor.outputs.export import FORMATS, SPACES, ExportSpec, export_scores
 from rerank_actor.progress import say
@@ -13,8 +13,9 @@ from rerank_actor.storage.uri import normalize_uri
 def export(arguments: Sequence[str] | None = None) -> int:
     """Export a scored output and return 0."""
     parser = Parser(
-        prog=name_program("export"),
-        description="Write a scored output as a ranking for evaluation, the best candidate of each query first (by logit).",
+        "export",
+        "Write a scored output as a ranking for evaluation, the best candidate of each query first (by logit).",
+        "scores --format trec --output run.trec",
     )
     parser.add_argument("scored", nargs="?", metavar="SCORED", help="the --output of jobs.score, local or s3://")
     parser.add_argument("--scored", dest="scored_flag", metavar="URI", help="the same as a flag")
@@ -26,13 +27,16 @@ def export(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--document-id-column", metavar="NAME", help="column with the document's id (default: the job's)"
     )
-    parser.add_argument("--space", choices=SPACES, default="logit", help="the number to write (default logit)")
+    parser.add_argument(
+        "--space", type=_spell_space, choices=SPACES, default="logit", help="the number to write (default logit)"
+    )
     parser.add_argument("--top-k", type=int, metavar="K", help="candidates of each query at most")
     parser.add_argument("--tag", default="rerank-actor", help="last field of a TREC run (default rerank-actor)")
     parser.add_argument("--subset", default="default", help="subset of MTEB's predictions (default default)")
     parser.add_argument("--split", default="test", help="split of MTEB's predictions (default test)")
-    parser.add_argument("--partial", action="store_true", help="export an output that is not complete")
+    parser.add_argument("--allow-incomplete", action="store_true", help="export an output that is not complete")
     options = vars(parser.parse(arguments))
+    options["partial"] = options.pop("allow_incomplete")
     flag, position = options.pop("scored_flag"), options.pop("scored")
     if (flag is None) == (position is None):
         raise JobError("name one scored output, as SCORED or with --scored")
@@ -53,3 +57,7 @@ def export(arguments: Sequence[str] | None = None) -> int:
     left_out += f"; {result.doubled:,} that were there twice" if result.doubled else ""
     say(f"{result.queries:,} queries, {result.candidates:,} candidates{left_out}")
     return 0
+
+
+def _spell_space(value: str) -> str:
+    return "score" if value == "probability" else value  # as the selection calls it

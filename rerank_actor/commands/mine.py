@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from rerank_actor.bitext.job import refuse_root
-from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_file, add_job_flags, name_program
+from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_file, add_job_flags
 from rerank_actor.job_file import check_job, read_job_file
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.run import MineResult, mine_scores
@@ -18,10 +18,11 @@ from rerank_actor.progress import LineReporter, PlainConsole, say
 def make_parser() -> Parser:
     """Return the parser of the mining job."""
     parser = Parser(
-        prog=name_program("mine"),
-        description="Mine training data from stored scores: positives, hard negatives, distillation labels. Needs no model. "
+        "mine",
+        "Mine training data from stored scores: positives, hard negatives, distillation labels. Needs no model. "
         "The same command again resumes. Exit codes: 0 all mined, 1 some units failed, 2 bad job or input, or rules that "
         "leave nothing, 3 the output belongs to another job or run, 130 or 143 stopped by a signal.",
+        "--scored scores --output mined --qrels qrels.tsv",
     )
     add_job_file(parser)
     add_job_flags(parser, MineJob)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_flags, name_program
+from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_flags
 from rerank_actor.engines.base import EngineSpec
 from rerank_actor.engines.inspection import EngineDifference, compare_engine, format_cut, inspect_model
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
@@ -27,9 +27,11 @@ PAIR_FORMS = ("{query}{document}",)
 def model(arguments: Sequence[str] | None = None) -> int:
     """Print what a model is, compare engines with its reference where that is wanted, and return 0, or 1 where one differs."""
     parser = Parser(
-        prog=name_program("model"),
-        description="Say what a model is: family, prompt, cut, head, score, weights, and what runs it. A model that jobs.score "
+        "model",
+        "Say what a model is: family, prompt, cut, head, score, weights, and what runs it. A model that jobs.score "
         "would refuse is refused with the same words. Exit codes: 0, 1 an engine differs from the reference, 2 refused.",
+        "Qwen/Qwen3-Reranker-0.6B",
+        "models/mine --check --engine transformers",
     )
     parser.add_argument(
         "name", nargs="?", metavar="MODEL", help="name on the hub, local folder or s3:// folder; as --model"

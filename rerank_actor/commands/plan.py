@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from rerank_actor.commands.command_line import Parser, add_job_file, add_job_flags, name_program, refuse_unscorable
+from rerank_actor.commands.command_line import Parser, add_job_file, add_job_flags, refuse_unscorable
 from rerank_actor.job import ScoreJob, load_job
 from rerank_actor.progress import make_reporter
 from rerank_actor.scoring.budget import make_budget, print_budget, print_gpu_types, store_budget
@@ -14,10 +14,12 @@ from rerank_actor.scoring.estimate import print_estimate
 def plan(arguments: Sequence[str] | None = None) -> int:
     """Print the plan and its budget, store both in the output, and return 0."""
     parser = Parser(
-        prog=name_program("plan"),
-        description="Plan a job and say how many GPU hours, how much time and how many dollars it takes, by number of "
+        "plan",
+        "Plan a job and say how many GPU hours, how much time and how many dollars it takes, by number of "
         "actors and by GPU. Stores the figures in the output, so that jobs.status and the report can compare; starts "
         "nothing.",
+        "job.yaml --actors 16",
+        "--list-gpus",
     )
     add_job_file(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rerank_actor import storage
 from rerank_actor.bitext.job import list_outputs
-from rerank_actor.commands.command_line import Parser, name_program
+from rerank_actor.commands.command_line import Parser
 from rerank_actor.errors import JobError
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.price import find_price
@@ -15,8 +15,9 @@ from rerank_actor.outputs.report.build import build_report
 def report(arguments: Sequence[str] | None = None) -> int:
     """Write the report, print where it is, and return 0."""
     parser = Parser(
-        prog=name_program("report"),
-        description="Make one HTML file of what ran, what it cost and what came out. It names rows by ids, never by texts.",
+        "report",
+        "Make one HTML file of what ran, what it cost and what came out. It names rows by ids, never by texts.",
+        "scores",
     )
     parser.add_argument("output", metavar="OUTPUT", help="the job's --output, local or s3://")
     parser.add_argument("--to", metavar="FILE", help="where to write it (default OUTPUT/_job/report.html); - prints it")

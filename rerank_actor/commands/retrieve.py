@@ -14,9 +14,10 @@ from rerank_actor.retrieval.job import RetrieveJob
 def make_parser() -> Parser:
     """Return the parser of the retrieval job."""
     parser = Parser(
-        prog=name_program("retrieve"),
-        description="Find the best documents of a corpus for each query, by the cosines of an embedding model's vectors, "
+        "retrieve",
+        "Find the best documents of a corpus for each query, by the cosines of an embedding model's vectors, "
         "exactly, as candidates for jobs.score. The same command again resumes; vectors that are there are not made again.",
+        "--queries q.jsonl --corpus c.jsonl --output run.trec",
     )
     add_job_file(parser)
     add_job_flags(parser, RetrieveJob)

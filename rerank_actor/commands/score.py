@@ -22,10 +22,12 @@ from rerank_actor.scoring.run import RunResult, run_job
 def make_parser() -> Parser:
     """Return the parser of the main job."""
     parser = Parser(
-        prog=name_program("score"),
-        description="Score query-document pairs with a reranker and write them back as Parquet. The same command again "
+        "score",
+        "Score query-document pairs with a reranker and write them back as Parquet. The same command again "
         "resumes. Exit codes: 0 everything scored, 1 some units failed or no row has a score, 2 bad job, 3 the output belongs "
         "to another job or run, 130 or 143 stopped by a signal.",
+        "job.yaml",
+        "--input pairs/ --output scores --dry-run",
     )
     add_job_file(parser)
     add_job_flags(parser, ScoreJob)

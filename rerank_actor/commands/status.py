@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rerank_actor.bitext.job import list_outputs
 from rerank_actor.bitext.selection.output import SelectionStatus, read_selection_status
 from rerank_actor.bitext.selection.report import OVERVIEW, list_overview, print_table
-from rerank_actor.commands.command_line import Parser, name_program
+from rerank_actor.commands.command_line import Parser
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.status import print_status, print_statuses, read_status
 from rerank_actor.storage.uri import normalize_uri
@@ -14,7 +14,12 @@ from rerank_actor.storage.uri import normalize_uri
 
 def status(arguments: Sequence[str] | None = None) -> int:
     """Print the status of an output folder and return 0."""
-    parser = Parser(prog=name_program("status"), description="Say how far a job is, how fast, and which units failed.")
+    parser = Parser(
+        "status",
+        "Say how far a job is, how fast, and which units failed.",
+        "scores",
+        "scores --json",
+    )
     parser.add_argument("output", metavar="OUTPUT", help="the job's --output, or --deliver, local or s3://")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse(arguments)

@@ -4,14 +4,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from rerank_actor.commands.command_line import Parser, name_program
+from rerank_actor.commands.command_line import Parser
 from rerank_actor.engines.instructions import load_presets
 
 
 def tasks(arguments: Sequence[str] | None = None) -> int:
     """Print name, instruction, use and source of each task, and return 0."""
     parser = Parser(
-        prog=name_program("tasks"), description="List the instructions of well-known tasks, with their sources."
+        "tasks",
+        "List the instructions of well-known tasks, with their sources.",
+        "--json",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     options = parser.parse(arguments)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rerank_actor.bitext.job import list_outputs
 from rerank_actor.bitext.selection.output import SelectionStatus, check_delivered, read_selection_status
-from rerank_actor.commands.command_line import EXIT_FAILED, Parser, name_program
+from rerank_actor.commands.command_line import EXIT_FAILED, Parser
 from rerank_actor.errors import show
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.verify import Verification, verify_output
@@ -15,8 +15,10 @@ from rerank_actor.storage.uri import normalize_uri
 def verify(arguments: Sequence[str] | None = None) -> int:
     """Verify an output folder, print what is wrong, and return 0 or 1."""
     parser = Parser(
-        prog=name_program("verify"),
-        description="Check that every planned row is present exactly once, that parts are readable and of one fingerprint.",
+        "verify",
+        "Check that every planned row is present exactly once, that parts are readable and of one fingerprint.",
+        "scores",
+        "scores --delete-damaged",
     )
     parser.add_argument("output", metavar="OUTPUT", help="the job's --output, or --deliver, local or s3://")
     parser.add_argument(

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
-from rerank_actor.errors import JobError, suggest
+from rerank_actor.errors import JobError
 from rerank_actor.job import ClusterSettings
 from rerank_actor.job_file import check_job
 from rerank_actor.mining.rules import MiningRules
@@ -21,6 +21,7 @@ from rerank_actor.mining.settings import (
     TaskSettings,
     TeacherSettings,
 )
+from rerank_actor.synonyms import suggest
 
 SETS_AT_ONCE = 20
 RULES = tuple(name for name in MiningRules.__dataclass_fields__ if name != "labelled")

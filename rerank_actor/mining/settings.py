@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator
 
-from rerank_actor.job_file import Location, Locations, Names, OptionalLocation, Settings, make_flag
+from rerank_actor.job_file import Location, Locations, Names, OptionalLocation, Settings, make_flag, take_other_value
 from rerank_actor.mining.rules import RankWindow, Threshold
 
 Format = Literal[
@@ -108,7 +108,7 @@ class RuleSettings(Settings):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    space: Literal["score", "logit"] = make_flag(
+    space: Annotated[Literal["score", "logit"], take_other_value("probability", "score")] = make_flag(
         "score", "rules", "what thresholds are in; X@score or X@logit overrides it for one"
     )
     skip_top: Annotated[int, Field(ge=0)] = make_flag(

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rerank_actor import storage
-from rerank_actor.errors import InputError, suggest
+from rerank_actor.errors import InputError
 from rerank_actor.inputs.pairs import list_fields
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.row_groups import open_part, refuse_damaged
@@ -38,6 +38,7 @@ from rerank_actor.outputs.scored_columns import (
 )
 from rerank_actor.outputs.scored_texts import ScoredTexts, read_text_settings
 from rerank_actor.storage.exchange import Exchange, SlicedObject, assign_buckets, collect_slices, hash_keys, read_slices
+from rerank_actor.synonyms import suggest
 
 FORMATS = ("trec", "tevatron", "mteb-predictions")
 PAIRS_AT_ONCE = 2_000_000
@@ -134,7 +135,7 @@ def iterate_candidates(spec: ExportSpec, result: Exported) -> Iterator[pa.Table]
     if not spec.partial and reason is not None:
         raise InputError(
             f"{spec.scored}: is not complete ({reason}), so that queries may lack candidates; run the job again, or export "
-            "what is there with --partial",
+            "what is there with --allow-incomplete",
             uri=spec.scored,
         )
     settings = {**scored.settings, **output.load_manifest().get("job", {})}

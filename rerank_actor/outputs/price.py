@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from rerank_actor.errors import JobError, suggest
+from rerank_actor.errors import JobError
+from rerank_actor.synonyms import suggest
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from rerank_actor import storage
-from rerank_actor.errors import InputError, RerankError, suggest
+from rerank_actor.errors import InputError, RerankError
 from rerank_actor.inputs.columns import find_type, is_list, is_text, locate
 from rerank_actor.inputs.field_template import parse_template
 from rerank_actor.inputs.lookups import TextLookup, look_up_texts
@@ -25,6 +25,7 @@ from rerank_actor.outputs.part import TEXT_SETTINGS, read_part_metadata
 from rerank_actor.outputs.scored import ScoredOutput, read_schema
 from rerank_actor.outputs.scored_columns import PairRows, find_field_type
 from rerank_actor.storage.utf8 import is_unicode
+from rerank_actor.synonyms import suggest
 
 ROLES = ("query", "document", "instruction")
 SCORE_AGAIN = "score again with it among --keep-columns"

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from rerank_actor.errors import JobError, suggest
+from rerank_actor.errors import JobError
+from rerank_actor.synonyms import suggest
 
 API_VERSION = "ray.io/v1"
 GPU = "nvidia.com/gpu"

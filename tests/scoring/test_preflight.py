@@ -125,8 +125,8 @@ def test_dry_run_says_why_rows_would_be_errors_and_refuses_where_all_are(
     every = write_shard([{"query": None, "document": document}] * 3, "every.parquet")
     estimate = estimate_prepared(prepare(input=str(some), explode=explode))
     print_estimate(estimate)
-    words = " ".join(capsys.readouterr().out.split())
-    assert f"(as in row 1 of {some}, from 0)" in words and "error in 50.0 %" in words
+    words = "".join(capsys.readouterr().out.split())
+    assert f"(asinrow1of{some},from0)" in words and "errorin50.0%" in words
     assert estimate.describe_unscorable() is None
     reason = estimate_prepared(prepare(input=str(every), explode=explode)).describe_unscorable()
     assert reason is not None and "sampled pairs can be scored" in reason

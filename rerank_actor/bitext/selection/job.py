@@ -13,7 +13,7 @@ from rerank_actor.bitext.selection.rules import Combine, Deduplicate, Mode, Rank
 from rerank_actor.bitext.settings import DirectionSettings, PairSettings
 from rerank_actor.inputs.settings import DialectSettings
 from rerank_actor.job import ClusterSettings
-from rerank_actor.job_file import Location, Locations, make_flag
+from rerank_actor.job_file import Location, Locations, make_flag, take_other_value
 
 Format = Literal["parquet", "tsv", "moses", "tmx"]
 FORMATS: tuple[Format, ...] = ("parquet", "tsv", "moses", "tmx")
@@ -33,8 +33,11 @@ class SelectJob(ClusterSettings, DirectionSettings, PairSettings, DialectSetting
         "+",
     )
     combine: Combine = make_flag("mean", "selection", "how the two directions become one score")
-    space: Space = make_flag(
-        "logit", "selection", "what scores and their thresholds are: log-odds, or probabilities in [0, 1]"
+    space: Annotated[Space, take_other_value("score", "probability")] = make_flag(
+        "logit",
+        "selection",
+        "what scores and their thresholds are: log-odds, or scores, which are probabilities in [0, 1]",
+        "logit|score",
     )
     threshold: Threshold = make_flag(
         None, "selection", "drop pairs with a lower score; auto takes --calibration's", "X|auto"
