@@ -138,6 +138,29 @@ class Reranker:
         """
         return compute_score(self.logits(pairs, instruction), self.model.description.score)
 
+    def predict(
+        self,
+        sentences: Any,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+    ) -> Any:
+        """Return the score of each pair, as sentence-transformers' `CrossEncoder.predict` does; of one pair, its own.
+
+        Args:
+            sentences: pairs (query, document), or one pair.
+            batch_size: taken so that calls need no change; the engine makes its batches itself.
+            show_progress_bar: likewise; none is shown.
+
+        Returns:
+            float32 [num_pairs] as `score`, or a float32 of no dimension for one pair.
+
+        Raises:
+            As `logits`.
+        """
+        is_one = isinstance(sentences, tuple | list) and [type(text) for text in sentences] == [str, str]
+        scores = self.score([sentences] if is_one else sentences)
+        return scores[0] if is_one else scores
+
     def rank(
         self, query: str, documents: Sequence[str], top_k: int | None = None, *, return_documents: bool = False
     ) -> list[dict[str, Any]]:

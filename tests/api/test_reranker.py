@@ -24,6 +24,21 @@ def test_pairs_may_be_any_sequence_of_two_texts(reranker: Reranker) -> None:
     assert reranker.score([]).shape == (0,)
 
 
+def test_predict_is_called_as_a_cross_encoder_is(reranker: Reranker) -> None:
+    pairs = [("q", "a"), ("q", "b")]
+    scores = reranker.score(pairs)
+    assert (reranker.predict(pairs, batch_size=8, show_progress_bar=False) == scores).all()
+    assert reranker.predict(pairs[1]) == reranker.predict([*pairs[1]]) == scores[1]
+    with pytest.raises(TypeError, match="pairs are a str"):
+        reranker.predict("qd")
+
+
+def test_closing_one_reranker_leaves_another(reranker: Reranker) -> None:
+    before = reranker.score([("q", "a")])
+    Reranker(engine="fake").close()
+    assert (reranker.score([("q", "a")]) == before).all()
+
+
 @pytest.mark.parametrize(
     ("pairs", "kind", "words"),
     [
