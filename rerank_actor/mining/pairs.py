@@ -23,6 +23,7 @@ from rerank_actor.synonyms import suggest
 
 TEXT_ROLES = ("query", "document", "query_id", "document_id", "title", "instruction")
 NUMBER_ROLES = ("rank", "num_negatives")
+CANDIDATE_ROLES = ("document_id", "title", "label", "rank")  # that each candidate has one of
 OWN_ROLES = ("query_id", "document_id", "title", "label", *NUMBER_ROLES)  # beside those that scoring made texts for
 
 
@@ -103,6 +104,21 @@ class Columns:
             )
         if self.title is not None:
             _check_title(uri, self.title, schema)
+        self._check_lists(uri, schema)
+
+    def _check_lists(self, uri: str, schema: pa.Schema) -> None:
+        """Refuse one value for all documents of a list; of a label it is the place of the positive one."""
+        if not is_list(schema.field(self.spaces[0]).type):
+            return
+        for role in set(CANDIDATE_ROLES) - {"label"}:
+            name = getattr(self, role)
+            if name is not None and not is_list(find_field_type(schema, name) or pa.null()):
+                raise InputError(
+                    f"{uri}: column `{name}` holds one value for a list of documents; give a list with one for each with "
+                    f"--{role.replace('_', '-')}-column",
+                    uri=uri,
+                    column=name,
+                )
 
     def _check_names(self, uri: str, schema: pa.Schema) -> None:
         for role in OWN_ROLES:

@@ -15,7 +15,7 @@ from rerank_actor.inputs.lookups import TextLookup
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.text_sources import TextSource
 from rerank_actor.mining.job import MineJob
-from rerank_actor.mining.pairs import Columns
+from rerank_actor.mining.pairs import CANDIDATE_ROLES, Columns
 from rerank_actor.mining.rules import SPACES
 from rerank_actor.mining.texts import find_sources, name_texts
 from rerank_actor.outputs.scored import ScoredOutput, compare_settings, open_scored, read_schema
@@ -81,6 +81,8 @@ def load_scored(job: MineJob) -> ScoredInput:
         compare_settings(all_settings, "--scored", APART)
     columns = _name_columns(job, settings, texts, schema)
     columns.check(first_output.parts[0].uri, schema)
+    for output in outputs:
+        _refuse_repeated(output.uri, made[output.uri], columns)
     prompt = None if texts.has_instructions else texts.instruction
     return ScoredInput(tuple(parts.values()), columns, prompt, find_sources(job, first_output.uri, settings))
 
@@ -104,6 +106,23 @@ def _refuse_lost_instructions(uri: str, settings: dict[str, Any], texts: ScoredT
             uri=uri,
             column=task,
         )
+
+
+def _refuse_repeated(uri: str, settings: dict[str, Any], columns: Columns) -> None:
+    """Refuse what a list's row says once where its candidates are rows: a place would mark all of them, or none."""
+    if not settings.get("explode"):
+        return
+    texts = ScoredTexts.from_settings(settings)
+    taken_apart = {texts.document, *(texts.name(name) for name in settings.get("explode_columns") or ())}
+    for role in CANDIDATE_ROLES:
+        name = getattr(columns, role)
+        if name is not None and not any(name == one or name.startswith(f"{one}.") for one in taken_apart):
+            raise InputError(
+                f"--scored {uri}: was scored with --explode, which repeated column `{name}` for each candidate of a row "
+                f"instead of taking it apart; score again with it among --explode-columns, or without --explode",
+                uri=uri,
+                column=name,
+            )
 
 
 def _open_output(uri: str, job: MineJob) -> ScoredOutput:

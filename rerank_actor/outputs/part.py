@@ -31,7 +31,7 @@ METADATA_PREFIX = "rerank_actor."
 TEXT_SETTINGS = (
     *("query_column", "document_column", "queries", "corpus", "query_id_column", "document_id_column"),
     *("query_template", "document_template", "instruction_map", "dataset_column"),
-    *("rename_columns", "keep_fields", "directions"),
+    *("rename_columns", "keep_fields", "directions", "explode_columns"),
 )
 
 

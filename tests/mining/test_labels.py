@@ -196,3 +196,28 @@ def test_positives_that_were_not_retrieved_are_scored_as_the_remark_says(tmp_pat
     twice = mine_in_process(make_job(tmp_path / "scored/bm25.run", tmp_path / "twice", scored=both, **job))
     assert {row["anchor"]: row["documents"][0] for row in twice[0]} == {"capital?": "text 0", "sea?": "text 5"}
     assert twice[1].counts["queries_lacking_positives"] == 0
+
+
+def test_a_place_repeated_for_each_exploded_candidate_is_refused(tmp_path: Path) -> None:
+    listed = [
+        {"query": f"q{n}", "document": ["a", "b", "c"], "label": n, "grades": [n == k for k in range(3)]}
+        for n in (0, 2)
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listed))
+    marked = {}
+    for name, values in {"lists": {}, "rows": {"explode": True, "explode_columns": ["grades"]}}.items():
+        out = {"input": [str(tmp_path / "in.jsonl")], "engine": "fake", "output": str(tmp_path / name), **values}
+        score_here(load_job(None, out))
+        columns = prepare_mining(make_job(tmp_path / name, tmp_path / "mined", label_column="grades")).scored.columns
+        (part,) = (tmp_path / name).glob("part-*.parquet")
+        marked[name] = read_pairs(pq.ParquetFile(part), "x", [0], columns, (), 0).table["positive"].to_pylist()
+    bare = tmp_path / "bare.parquet"
+    bare.write_bytes(part.read_bytes())  # whose metadata say how it was laid out
+    assert marked["lists"] == marked["rows"] == [True, False, False, False, False, True]
+    for scored in (tmp_path / "rows", bare):
+        with pytest.raises(InputError, match=r"repeated column `label` for each candidate.*--explode-columns"):
+            prepare_mining(make_job(scored, tmp_path / "mined", label_column="label"))
+    with pytest.raises(InputError, match="column `label` holds one value for a list of documents"):
+        prepare_mining(
+            make_job(tmp_path / "lists", tmp_path / "mined", label_column="grades", document_id_column="label")
+        )
