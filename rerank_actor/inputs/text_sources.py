@@ -20,6 +20,7 @@ from rerank_actor import storage
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.batches import Batch, read_batches, refuse_broken
 from rerank_actor.inputs.formats import find_format
+from rerank_actor.inputs.listing.left_out import is_note
 from rerank_actor.inputs.rows import LIMITS, ReadLimits
 from rerank_actor.inputs.spec import SourceSpec
 from rerank_actor.inputs.syntax.quoted import AUTO, Dialect
@@ -220,7 +221,10 @@ def _make_source(spec: SourceSpec) -> TextSource:
         items = storage.list_objects(uri)
         if not items:
             raise InputError(f"{flag} {uri}: nothing there; it takes files, folders and globs, local or s3://", uri=uri)
-        for item in items:
+        texts = [item for item in items if item.uri == uri or not is_note(item.uri) or _is_text(item.uri)]
+        if not texts:
+            raise InputError(f"{flag} {uri}: holds no texts, only notes as {items[0].uri}; {NAMES_WANTED}", uri=uri)
+        for item in texts:
             _detect(item.uri, flag)
             objects.setdefault(item.uri, item)
     id_names = tuple(dict.fromkeys((spec.id_column, *ID_NAMES)))
@@ -232,6 +236,11 @@ def _make_source(spec: SourceSpec) -> TextSource:
     if first is not None:
         source.read_ids(first[0], item.uri)
     return source
+
+
+def _is_text(uri: str) -> bool:
+    """Whether a file that is called like a note has texts by its suffix, as manifest.jsonl."""
+    return find_format(uri)[0] in KINDS
 
 
 def _detect(uri: str, flag: str) -> tuple[Any, str]:

@@ -268,6 +268,12 @@ def test_names_of_a_header_decide_which_field_of_qrels_is_which(tmp_path: Path, 
     assert [row.values for row in iterate_ranking(open_ranking(path, "qrels"), rows[1].start)] == [rows[1].values]
 
 
+def test_qrels_in_a_folder_are_refused_as_such(tmp_path: Path) -> None:
+    write(tmp_path / "qrels/test.tsv", "q1 0 d1 1\n")
+    with pytest.raises(InputError, match=r"--qrels .*qrels: is a folder or a glob; name the one file"):
+        load_judgements(str(tmp_path / "qrels"))
+
+
 def test_qrels_of_ids_alone_are_all_relevant(tmp_path: Path) -> None:
     path = write(tmp_path / "qrels.tsv", "query-id\tcorpus-id\nq1\td1\n")
     assert load_judgements(str(path)) == {"q1": {"d1": 1}}

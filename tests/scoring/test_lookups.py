@@ -277,6 +277,18 @@ def test_several_ids_further_down_are_refused_when_read(tmp_path: Path) -> None:
         list(source.read(source.cut()[0]))
 
 
+def test_notes_beside_texts_are_none_of_them(tmp_path: Path) -> None:
+    for name in ("README.md", "LICENSE", ".gitattributes"):
+        write_lines(tmp_path / "corpus" / name, ["how it was made"])
+    with pytest.raises(InputError, match=r"--corpus .*corpus: (holds no texts|nothing there)"):
+        make_source(tmp_path / "corpus")
+    path = write_lines(tmp_path / "corpus/part.jsonl", CORPUS)
+    assert [item.uri for item in make_source(tmp_path / "corpus").objects] == [str(path)]
+    write_lines(tmp_path / "corpus/more.bin", ["?"])
+    with pytest.raises(InputError, match=r"more\.bin: the name does not tell its format"):
+        make_source(tmp_path / "corpus")
+
+
 def test_a_query_of_a_passage_is_none_of_its_ids(tmp_path: Path) -> None:
     source = make_source(
         write_lines(tmp_path / "c.jsonl", [{"qid": 5, "pid": 7, "text": "x"}, {"qid": 6, "text": "y"}])

@@ -33,6 +33,10 @@ def iterate_qrels(uri: str) -> Iterator[tuple[str, str, float]]:
         InputError: it is not there, or a line is no judgement.
         StorageError, JobError: it cannot be read.
     """
+    if any(item.uri != uri for item in storage.list_objects(uri)):
+        raise InputError(
+            f"--qrels {uri}: is a folder or a glob; name the one file of judgements that is meant", uri=uri
+        )
     kind, compression = find_format(uri)
     with refuse_broken(uri, "qrels", "--qrels"):
         if kind in ("parquet", "jsonl", "csv"):
