@@ -7,6 +7,7 @@ a type may run code. Knows nothing of formats.
 
 import contextlib
 import json
+import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, cast
@@ -382,6 +383,27 @@ def _value_or_fault(value: Any) -> Any:
         return value.as_py()
     except UnicodeDecodeError:
         return "\udc80"
+
+
+def read_id(value: Any) -> str | None:
+    """Return an id as text, by which ids are compared wherever they are read; None for what is no id."""
+    if isinstance(value, str):
+        return value if value and is_unicode(value) else None
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
+        return str(int(value))  # of a column with nulls that passed through pandas
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def read_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column of ids as `read_id` has them: large_string [num_rows], null where there is none."""
+    if pa.types.is_integer(column.type):
+        return column.cast(pa.large_string())
+    chunks = []
+    for chunk in column.chunks:
+        encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
+        values = to_texts(pa.chunked_array([encoded.dictionary]))
+        chunks.append(pa.array([read_id(value) for value in values], pa.large_string()).take(encoded.indices))
+    return pa.chunked_array(chunks, pa.large_string())
 
 
 def read_own_table(data: bytes, skip: Container[str] = ()) -> pa.Table:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rerank_actor.inputs.columns import read_id
 from rerank_actor.inputs.pairs import Pairs
-from rerank_actor.inputs.text_sources import read_id
 from rerank_actor.storage.keyed_store import KeyedStore, StoreSpec
 
 Role = Literal["query", "document"]

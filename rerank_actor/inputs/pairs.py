@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rerank_actor.inputs.columns import find_type, is_list, is_text, locate
+from rerank_actor.inputs.columns import find_type, is_list, is_text, locate, read_id
 from rerank_actor.inputs.field_template import FieldTemplate, parse_template
 from rerank_actor.inputs.rows import Rows, make_rows
 from rerank_actor.storage.utf8 import is_unicode
@@ -162,6 +162,7 @@ def make_pairs(rows: Rows, spec: TextSpec) -> Pairs:
         if list_fields(rows.table.schema.field(index).type):
             column = _select_fields(_combine(rows.table.column(index)), spec.keep_fields)
             rows = replace(rows, table=rows.table.set_column(index, spec.document_column, column))
+    rows = replace(rows, table=_write_ids(rows, spec))
     count = rows.table.num_rows
     nothing: list[Any] = [None] * count
     row_errors = list(rows.faults)
@@ -329,6 +330,30 @@ def _explode(
 def _combine(column: pa.ChunkedArray) -> pa.Array:
     combined = column.combine_chunks()
     return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
+
+
+def _write_ids(rows: Rows, spec: TextSpec) -> pa.Table:
+    """Return kept ids as they are looked up, where a column is of text because others than 7.0 are."""
+    table = rows.table
+    for name, is_id in ((spec.query_column, spec.query_is_id), (spec.document_column, spec.document_is_id)):
+        if not is_id or name not in table.column_names or name not in rows.texts:
+            continue
+        kind, found = table.schema.field(name).type, rows.texts[name]
+        is_number = any(isinstance(one, float) for value in found for one in _list_values(value))
+        if is_number and is_text(kind.value_type if is_list(kind) else kind):
+            ids = [_write_id(value, kept) for value, kept in zip(found, table[name].to_pylist(), strict=True)]
+            table = table.set_column(table.column_names.index(name), name, pa.array(ids, kind))
+    return table
+
+
+def _list_values(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _write_id(value: Any, kept: Any) -> Any:
+    if isinstance(value, list) and isinstance(kept, list):
+        return [_write_id(*one) for one in zip(value, kept, strict=True)]
+    return (read_id(value) or kept) if isinstance(value, float) else kept
 
 
 def _select_fields(column: pa.Array, names: tuple[str, ...]) -> pa.Array:

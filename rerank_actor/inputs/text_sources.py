@@ -9,7 +9,6 @@ neither. Knows nothing of pairs, stores or Ray.
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -19,6 +18,7 @@ import pyarrow as pa
 from rerank_actor import storage
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.batches import Batch, read_batches, refuse_broken
+from rerank_actor.inputs.columns import read_id
 from rerank_actor.inputs.formats import find_format
 from rerank_actor.inputs.listing.left_out import is_note
 from rerank_actor.inputs.rows import LIMITS, ReadLimits
@@ -65,6 +65,7 @@ class TextSource:
         id_names: columns that may hold ids; the first is the one that the settings name.
         text_names: columns that may hold texts, of which the first that an object has does.
         dialect: of CSV and TSV.
+        num_notes: files for people that lie beside the objects and are left out.
     """
 
     role: Literal["query", "document"]
@@ -72,6 +73,7 @@ class TextSource:
     id_names: tuple[str, ...]
     text_names: tuple[str, ...]
     dialect: Dialect = AUTO
+    num_notes: int = field(default=0, compare=False)
 
     @property
     def flag(self) -> str:
@@ -217,6 +219,7 @@ def list_sources(specs: Iterable[SourceSpec]) -> list[TextSource]:
 def _make_source(spec: SourceSpec) -> TextSource:
     flag = "--queries" if spec.role == "query" else "--corpus"
     objects: dict[str, storage.StoredObject] = {}
+    num_notes = 0
     for uri in spec.uris:
         items = storage.list_objects(uri)
         if not items:
@@ -224,12 +227,13 @@ def _make_source(spec: SourceSpec) -> TextSource:
         texts = [item for item in items if item.uri == uri or not is_note(item.uri) or _is_text(item.uri)]
         if not texts:
             raise InputError(f"{flag} {uri}: holds no texts, only notes as {items[0].uri}; {NAMES_WANTED}", uri=uri)
+        num_notes += len(items) - len(texts)
         for item in texts:
             _detect(item.uri, flag)
             objects.setdefault(item.uri, item)
     id_names = tuple(dict.fromkeys((spec.id_column, *ID_NAMES)))
     text_names = tuple(dict.fromkeys((spec.text_column, *TEXT_NAMES)))
-    source = TextSource(spec.role, tuple(objects.values()), id_names, text_names, spec.dialect)
+    source = TextSource(spec.role, tuple(objects.values()), id_names, text_names, spec.dialect, num_notes)
     item = source.objects[0]
     piece = SourcePiece(item.uri, item.size, item.etag)
     first = next(source.read_batches(piece, replace(LIMITS, batch_rows=LOOK_ROWS)), None)
@@ -254,15 +258,6 @@ def _detect(uri: str, flag: str) -> tuple[Any, str]:
         )
         raise InputError(f"{flag} {uri}: {problem}; {NAMES_WANTED}", uri=uri)
     return kind, compression
-
-
-def read_id(value: Any) -> str | None:
-    """Return an id as text, by which ids are compared; None for what is no id."""
-    if isinstance(value, str):
-        return value if value and is_unicode(value) else None
-    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
-        return str(int(value))  # of a column with nulls that passed through pandas
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _join(text: Any, title: Any, has_title: bool) -> tuple[str | None, str | None]:

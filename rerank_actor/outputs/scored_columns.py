@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from rerank_actor.engines.families.description import ScoreScale
 from rerank_actor.errors import InputError, describe_cause
-from rerank_actor.inputs.columns import find_type, is_list, locate
+from rerank_actor.inputs.columns import find_type, is_list, locate, read_ids
 from rerank_actor.inputs.directions import BACKWARD, FORWARD, name_column
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.pairs import list_fields
@@ -237,19 +237,16 @@ class PairRows:
         """
         column = self.spread(name)
         try:
-            if pa.types.is_dictionary(column.type):
-                column = column.cast(column.type.value_type)
-            if pa.types.is_floating(column.type):  # of a column with nulls that passed through pandas
-                column = column.cast(pa.int64())
-            ids = column.cast(pa.large_string())
-            ids.validate(full=True)
+            ids = read_ids(column)
+            cause = "neither text nor a whole number" if ids.null_count > column.null_count else None
         except pa.ArrowException as error:
+            cause = describe_cause(error)
+        if cause is not None:
             raise InputError(
-                f"{self.uri}: column `{name}` ({column.type}) holds what is no id ({describe_cause(error)}); choose another "
-                f"with {flag}",
+                f"{self.uri}: column `{name}` ({column.type}) holds what is no id ({cause}); choose another with {flag}",
                 uri=self.uri,
                 column=name,
-            ) from error
+            )
         return ids
 
 

@@ -6,7 +6,6 @@ a vector or an id are left out and counted. Knows nothing of queries and documen
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +15,8 @@ import pyarrow.parquet as pq
 from rerank_actor import storage
 from rerank_actor.engines.vectors import EMBEDDING, read_vectors
 from rerank_actor.errors import InputError
+from rerank_actor.inputs.columns import read_ids
 from rerank_actor.inputs.rows import strip_location
-from rerank_actor.inputs.text_sources import read_id
 from rerank_actor.outputs.folder import Output
 from rerank_actor.retrieval.job import ID_COLUMN, EmbedJob
 
@@ -76,7 +75,7 @@ def read_part(part: VectorPart) -> Vectors:
         StorageError: it cannot be reached.
     """
     table = _read_table(part, [ID_COLUMN, EMBEDDING, "error"])
-    ids = read_ids(table.column(ID_COLUMN))
+    ids = read_ids(table.column(ID_COLUMN)).cast(pa.string()).combine_chunks()
     has_vector = pc.is_valid(table.column(EMBEDDING)).combine_chunks()
     has_id = pc.is_valid(ids)
     reasons = table.column("error").drop_null().to_pylist()
@@ -90,7 +89,7 @@ def read_part(part: VectorPart) -> Vectors:
 
 def read_part_ids(part: VectorPart) -> pa.StringArray:
     """Return the ids of a part, null where there is none. Errors as of `read_part`."""
-    return read_ids(_read_table(part, [ID_COLUMN]).column(ID_COLUMN))
+    return read_ids(_read_table(part, [ID_COLUMN]).column(ID_COLUMN)).cast(pa.string()).combine_chunks()
 
 
 def _read_table(part: VectorPart, columns: list[str]) -> pa.Table:
@@ -102,11 +101,3 @@ def _read_table(part: VectorPart, columns: list[str]) -> pa.Table:
             f"{part.uri}: cannot be read as vectors ({type(error).__name__}); `jobs.verify` on its folder says more",
             uri=part.uri,
         ) from error
-
-
-def read_ids(column: Any) -> pa.StringArray:
-    """Return ids as text, by which they are compared everywhere."""
-    if pa.types.is_string(column.type):
-        texts = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
-    return pa.array([read_id(value) for value in column.to_pylist()], pa.string())

@@ -40,7 +40,10 @@ def make_lookups(
     """
     lookups = []
     for source in prepared.sources:
-        reporter.info(f"{source.flag}: indexing {source.num_bytes:,} bytes of {len(source.objects):,} objects by id")
+        notes = f", without {source.num_notes:,} notes for people (README, ...)" if source.num_notes else ""
+        reporter.info(
+            f"{source.flag}: indexing {source.num_bytes:,} bytes of {len(source.objects):,} objects by id{notes}"
+        )
         uri = prepared.output.at("stores", f"{source.role}-{source.digest}")
         lookup = make_lookup(source, uri, run_tasks, prepared.plan.num_rows, prepared.output.scratch, check)
         facts = lookup.store.facts

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from scoring_in_process import score_here
 from rerank_actor import Reranker, storage
 from rerank_actor.commands.score import score
 from rerank_actor.errors import InputError, OutputConflictError, ShardError
+from rerank_actor.inputs.columns import read_id, read_ids
 from rerank_actor.inputs.lookups import TextLookup
+from rerank_actor.inputs.rankings.qrels import load_judgements
 from rerank_actor.inputs.text_sources import SourcePiece, TextSource, list_sources
 from rerank_actor.job import ScoreJob
+from rerank_actor.outputs.scored_columns import PairRows
 from rerank_actor.outputs.verify import verify_output
 from rerank_actor.progress import QuietReporter
 from rerank_actor.runtime.store_builder import build_store, run_here
@@ -105,6 +109,51 @@ def test_ids_are_joined_with_beir_files_and_missing_ones_are_errors_by_reason(tm
     assert joined["first_left_out"].endswith("corpus.jsonl, line 8")
     assert not (tmp_path / "out/_job/stores").exists()
     assert verify_output(str(tmp_path / "out")).problems == []
+
+
+FORMS: dict[str, Any] = {
+    "text": pa.array(["7", "12", "9007199254740993"]),
+    "dictionary": pa.array(["7", "12", "9007199254740993"]).dictionary_encode(),
+    "integer": pa.array([7, 12, 9007199254740993]),
+    "unsigned": pa.array([7, 12, 9007199254740993], pa.uint64()),
+    "decimal": pa.array([Decimal("7.00"), Decimal("12.00"), Decimal("9007199254740993.00")]),
+    "float": pa.array([7.0, 12.0, None]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_id_is_the_same_in_whatever_type_and_reader(tmp_path: Path, form: str) -> None:
+    wanted = ["7", "12", None if form == "float" else "9007199254740993"]
+    table = pa.table({"query_id": FORMS[form], "document_id": FORMS[form], "text": ["x", "y", "z"], "logit": [1.0] * 3})
+    assert [read_id(value) for value in FORMS[form].to_pylist()] == wanted
+    assert PairRows(table, "logit", "x").spread_ids("query_id", "--x").to_pylist() == wanted
+    assert read_ids(table["document_id"]).to_pylist() == wanted
+    pq.write_table(table.slice(0, 2).select(["query_id", "document_id"]), tmp_path / "qrels.parquet")
+    assert load_judgements(str(tmp_path / "qrels.parquet")) == {"7": {"7": 1}, "12": {"12": 1}}
+    pq.write_table(table.slice(0, 2).select(["document_id", "text"]), tmp_path / "corpus.parquet")
+    source = make_source(tmp_path / "corpus.parquet")
+    texts = next(iter(source.read(source.cut()[0])))
+    assert texts["key"].to_pylist() == wanted[:2]
+
+
+@pytest.mark.parametrize("column", [pa.array([1.5]), pa.array([True]), pa.array([""]), pa.array([float("inf")])])
+def test_what_is_no_id_is_none_in_any_reader(column: pa.Array) -> None:
+    rows = PairRows(pa.table({"query_id": column, "logit": [1.0]}), "logit", "x")
+    assert [read_id(value) for value in column.to_pylist()] == [None]
+    with pytest.raises(InputError, match="holds what is no id"):
+        rows.spread_ids("query_id", "--query-id-column")
+
+
+@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: [value, value]])
+def test_ids_of_text_beside_numbers_are_kept_as_they_are_looked_up(tmp_path: Path, wrap: Callable[[Any], Any]) -> None:
+    uris = []
+    for number, one in enumerate([7.0, "7", 7, "7.0"]):
+        row = {"query_id": one, "document_id": wrap(12.0 if isinstance(one, float) else "12")}
+        uris.append(str(write_lines(tmp_path / f"in-{number}.jsonl", [row])))
+    score_here(make_job(tmp_path, [], input=uris))
+    rows = [row for uri in (tmp_path / "out").glob("part-*") for row in pq.read_table(uri).to_pylist()]
+    assert sorted(row["query_id"] for row in rows) == ["7", "7", "7", "7.0"]
+    assert all(row["document_id"] == wrap("12") for row in rows)
 
 
 def test_lists_of_ids_give_aligned_lists_and_texts_may_stand_beside_ids(tmp_path: Path, local_ray: str) -> None:
@@ -283,7 +332,8 @@ def test_notes_beside_texts_are_none_of_them(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--corpus .*corpus: (holds no texts|nothing there)"):
         make_source(tmp_path / "corpus")
     path = write_lines(tmp_path / "corpus/part.jsonl", CORPUS)
-    assert [item.uri for item in make_source(tmp_path / "corpus").objects] == [str(path)]
+    source = make_source(tmp_path / "corpus")
+    assert ([item.uri for item in source.objects], source.num_notes) == ([str(path)], 3)
     write_lines(tmp_path / "corpus/more.bin", ["?"])
     with pytest.raises(InputError, match=r"more\.bin: the name does not tell its format"):
         make_source(tmp_path / "corpus")
