@@ -55,12 +55,13 @@ FLAGS = {
         --allow-incomplete --calibration --calibrate-only --deliver --formats --part-rows --reselect
     """,
     "retrieve": """
-        --quoting --csv-escape --queries --corpus --query-column --document-column --query-id-column --document-id-column
-        --top-k --output --output-format --embeddings --overwrite --embedding-type --model --revision --dtype --max-length
-        --parse-special-tokens --trust-remote-code --model-description --check-scores --instruction --query-prompt
-        --document-prompt --dimensions --engine --gpus-per-actor --tensor-parallel-size --engine-args --actors --unit-rows
-        --dedupe --max-attempts --stall-seconds --retry-failed --max-failed-units --max-error-rows --dry-run
-        --pairs-per-second --ray-address
+        --quoting --csv-escape --queries --corpus --source --target --both-directions --query-column --document-column
+        --query-id-column --document-id-column --top-k --output --output-format --embeddings --overwrite --rescore-changed
+        --embedding-type --model --revision --dtype --max-length --parse-special-tokens --trust-remote-code
+        --model-description --check-scores --instruction --query-prompt --document-prompt
+        --dimensions --engine --gpus-per-actor --tensor-parallel-size --engine-args --actors --unit-rows --dedupe
+        --max-attempts --stall-seconds --retry-failed --max-failed-units --max-error-rows --dry-run --pairs-per-second
+        --ray-address
     """,
     "mine": """
         --scored --query-column --document-column --queries --corpus --query-id-column --document-id-column --title-column

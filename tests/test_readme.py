@@ -24,10 +24,12 @@ from rerank_actor.commands.demo import demo
 from rerank_actor.commands.evaluate import evaluate
 from rerank_actor.commands.export import export
 from rerank_actor.commands.mine import mine
+from rerank_actor.commands.retrieve import retrieve
 from rerank_actor.commands.score import score
 from rerank_actor.commands.verify import verify
 
-DOCS = [ROOT / f"docs/{name}.md" for name in ["input", "output", "models", "mining", "bitext", "watching", "faults"]]
+NAMES = ["input", "output", "models", "retrieval", "mining", "bitext", "watching", "faults"]
+DOCS = [ROOT / f"docs/{name}.md" for name in NAMES]
 PAGES = [ROOT / "README.md", *DOCS]
 README = "\n".join(page.read_text() for page in PAGES)
 
@@ -162,6 +164,23 @@ def test_readme_sample_of_ids_gives_the_scores_of_the_texts(
     first = (demo_folder / "reranked.trec").read_text().splitlines()[0].split()
     mine = [row for row in rows if row["query_id"] == first[0]]
     assert first[2] == max(mine, key=lambda row: row["score"])["document_id"]
+
+
+def test_readme_retrieval_commands_lead_from_texts_to_scores(demo_folder: Path, local_ray: str) -> None:
+    found = re.findall(
+        r"^\.venv/bin/python -m jobs\.(retrieve|score) (.*demo-out/(?:beir|retrieved).+?(?:\\\n.+?)*)$",
+        (ROOT / "docs/retrieval.md").read_text(),
+        re.M,
+    )
+    assert [name for name, _ in found] == ["retrieve", "score"]
+    for name, text in found:
+        flags = shlex.split(text.replace("\\\n", " ").replace("demo-out/", f"{demo_folder}/"))
+        flags = [flag for flag in flags if flag not in ("--model", "Qwen/Qwen3-Embedding-0.6B")]
+        command = {"retrieve": retrieve, "score": score}[name]
+        assert command([*flags, "--engine", "fake", "--ray-address", local_ray]) == 0
+    rows = read_output(demo_folder / "retrieved-scores").to_pylist()
+    assert len(rows) == 64 * 20
+    assert all(row["score"] is not None for row in rows)
 
 
 def test_readme_reuse_and_export_commands_do_what_they_say(

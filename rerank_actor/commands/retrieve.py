@@ -46,9 +46,12 @@ def retrieve(arguments: Sequence[str] | None = None) -> int:
         if reasons:
             told = "; ".join(f"{count:,} x {reason}" for reason, count in sorted(reasons.items()))
             say(f"{flag}: {reasons.total():,} rows are left out ({told})")
+    what, use = ("queries", "documents"), f"{name_program('score')} takes them with the same --queries and --corpus"
+    if job.is_bitext:
+        what, use = ("sources", "targets"), f"{name_program('bitext')} takes them with --lang-pair"
     say(
-        f"complete: {result.num_candidates:,} candidates of {result.queries:,} queries among {result.documents:,} documents; "
-        f"{name_program('score')} takes them with --input and the same --queries and --corpus"
+        f"complete: {result.num_candidates:,} candidates of {result.queries:,} {what[0]} among {result.documents:,} {what[1]}; "
+        f"as --input {use}"
     )
     print(result.candidates)
     return 0

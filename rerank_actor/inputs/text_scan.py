@@ -223,6 +223,8 @@ def _locate_rows(data: bytes, kind: TextFormat) -> tuple[np.ndarray, np.ndarray,
 
 
 def _is_blank(line: bytes, kind: TextFormat) -> bool:
+    if kind == "lines":  # each is a text
+        return False
     content = line.removeprefix(BYTE_ORDER_MARK)
     return not (content.strip() if kind == "jsonl" else content.rstrip(b"\r\n"))
 

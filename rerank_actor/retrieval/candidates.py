@@ -19,6 +19,7 @@ from rerank_actor.errors import InputError
 from rerank_actor.retrieval.job import OutputFormat
 from rerank_actor.retrieval.search import keep_best, search
 from rerank_actor.retrieval.vectors import VectorPart, Vectors, read_part, read_part_ids
+from rerank_actor.storage.exchange import Exchange, Slice, assign_buckets, hash_keys, read_slices
 
 TAG = "retrieve"
 BLANK = r"\s"
@@ -41,11 +42,12 @@ class SearchPlace:
 
 @dataclass(frozen=True)
 class SearchBlock:
-    """Some parts of queries against some parts of documents."""
+    """Some parts of queries against some parts of documents; of pairs of texts that stand for themselves where `distinct`."""
 
     name: str
     queries: tuple[VectorPart, ...]
     documents: tuple[VectorPart, ...]
+    distinct: bool = False
 
 
 def find_twice(item: tuple[str, Sequence[VectorPart], int, int]) -> dict[str, Any]:
@@ -58,8 +60,7 @@ def find_twice(item: tuple[str, Sequence[VectorPart], int, int]) -> dict[str, An
     found: list[pa.Array] = []
     for part in parts:
         ids = read_part_ids(part).drop_null()
-        hashes = np.fromiter((hash_id(value) % numbers for value in ids.to_pylist()), np.int64, len(ids))
-        found.append(ids.filter(pa.array(hashes == number)))
+        found.append(ids.filter(pa.array(assign_buckets(hash_keys(ids), numbers) == number)))
     counts = pc.value_counts(pa.chunked_array(found, pa.string()))
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(twice):
@@ -70,26 +71,19 @@ def find_twice(item: tuple[str, Sequence[VectorPart], int, int]) -> dict[str, An
     return {"ids": sum(map(len, found))}
 
 
-def hash_id(value: str) -> int:
-    """Return a number that follows from an id alone, in every process."""
-    import zlib
-
-    return zlib.crc32(value.encode())
-
-
 def search_block(block: SearchBlock, top_k: int, place: SearchPlace) -> dict[str, Any]:
     """Write the best documents of a block for each of its queries; return what was left out of it."""
     left_out: Counter[str] = Counter()
 
     def read_documents() -> Iterator[Vectors]:
         for part in block.documents:
-            vectors = read_part(part)
+            vectors = read_part(part, distinct=block.distinct)
             left_out.update(vectors.left_out)
             yield vectors
 
-    queries = [read_part(part) for part in block.queries]
+    queries = [read_part(part, distinct=block.distinct) for part in block.queries]
     values = np.concatenate([part.values for part in queries])
-    best = search(values, read_documents(), top_k)
+    best = search(values, read_documents(), top_k, distinct=block.distinct)
     ids = pa.concat_arrays([part.ids for part in queries])
     left_queries: Counter[str] = Counter()
     for part in queries:
@@ -112,8 +106,7 @@ def write_candidates(
         InputError: an id has a blank in it, which a TREC run cannot hold.
     """
     name, blocks = item
-    data = [storage.read_bytes(storage.join_uri(place.partial, f"{block}.parquet")) for block in blocks]
-    table = keep_best(pa.concat_tables([pq.read_table(io.BytesIO(part)) for part in data]), top_k)
+    table = _read_best(blocks, top_k, place)
     query = table.column("query").to_numpy()
     ranks = pa.array(np.arange(len(query)) - np.searchsorted(query, query) + 1, pa.int64())
     candidates = pa.table(
@@ -128,6 +121,52 @@ def write_candidates(
     uri = storage.join_uri(place.candidates, f"{name}.{output_format}")
     storage.write_bytes(uri, content, scratch=place.scratch)
     return {"queries": len(np.unique(query)), "candidates": len(query)}
+
+
+def _read_best(blocks: Sequence[str], top_k: int, place: SearchPlace) -> pa.Table:
+    """Return the best of the same queries in several blocks."""
+    data = [storage.read_bytes(storage.join_uri(place.partial, f"{block}.parquet")) for block in blocks]
+    return keep_best(pa.concat_tables([pq.read_table(io.BytesIO(part)) for part in data]), top_k)
+
+
+def spill_pairs(
+    item: tuple[str, Sequence[str], bool], top_k: int, exchange: Exchange, place: SearchPlace
+) -> dict[str, Any]:
+    """Write the candidates of some sentences for the exchange that brings a pair together with itself.
+
+    Args:
+        item: name, blocks, and whether the queries were targets.
+        top_k: candidates of a sentence at most.
+        exchange: of pairs.
+        place: of the search.
+    """
+    name, blocks, is_backward = item
+    tables = [_read_best([block], top_k, place) for block in blocks]
+    table = pa.concat_tables(tables)
+    # A text of several documents' groups may be there several times; the best of each query are chosen without these.
+    once = table.group_by(["query", "query_id", "document_id"]).aggregate([("cosine", "max")])
+    once = once.rename_columns([column.removesuffix("_max") for column in once.column_names])
+    best = keep_best(once, top_k)
+    sides = ("document_id", "query_id") if is_backward else ("query_id", "document_id")
+    pairs = pa.table(
+        [best.column(sides[0]), best.column(sides[1]), best.column("cosine")], ["source", "target", "cosine"]
+    )
+    keys = pc.binary_join_element_wise(pairs.column("source"), pairs.column("target"), "\0").combine_chunks()
+    return {"spilled": exchange.write(f"{name}.bin", pairs, assign_buckets(hash_keys(keys), exchange.num_buckets))}
+
+
+def write_pairs(item: tuple[str, list[Slice]], place: SearchPlace) -> dict[str, Any]:
+    """Write the pairs of a bucket, each once, as `jobs.bitext` reads candidates."""
+    name, slices = item
+    table = read_slices(slices)
+    if table is None:
+        return {"candidates": 0}
+    pairs = table.group_by(["source", "target"]).aggregate([("cosine", "max")])
+    pairs = pairs.sort_by([("source", "ascending"), ("cosine_max", "descending"), ("target", "ascending")])
+    columns = {"source": pairs["source"], "target": pairs["target"], "candidate_score": pairs["cosine_max"]}
+    uri = storage.join_uri(place.candidates, f"{name}.parquet")
+    storage.write_bytes(uri, _write_parquet(pa.table(columns)), scratch=place.scratch)
+    return {"candidates": pairs.num_rows}
 
 
 def _write_parquet(candidates: pa.Table) -> bytes:

@@ -10,14 +10,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from rerank_actor.engines.families.embedding import EmbeddingRequest
+from rerank_actor.engines.families.embedding import EmbeddingRequest, Role
 from rerank_actor.engines.options import BUILT_IN_TOKENIZER
 from rerank_actor.engines.settings import EngineSettings
 from rerank_actor.engines.vectors import VECTOR_COLUMNS
 from rerank_actor.inputs.pairs import TextSpec
 from rerank_actor.inputs.settings import DialectSettings
 from rerank_actor.inputs.spec import InputSpec, SourceSpec
-from rerank_actor.inputs.text_sources import SourceColumns, TextSource
+from rerank_actor.inputs.text_sources import SourceColumns
 from rerank_actor.job import ClusterSettings, RunSettings, ScoreJob
 from rerank_actor.job_file import (
     Location,
@@ -38,6 +38,7 @@ OutputFormat = Literal["trec", "parquet"]
 class EmbedJob(ScoreJob):
     """The scoring job that embeds the texts of one role, whose prompt is its instruction."""
 
+    format: Literal["auto", "parquet", "jsonl", "csv", "tsv", "lines"] = "auto"  # type: ignore[assignment]
     role: Literal["query", "document"] = "document"
     title_column: str = ""
     dimensions: int | None = None
@@ -70,6 +71,13 @@ class TextSourceSettings(DialectSettings):
     queries: Locations = make_flag([], "input", "queries, as BEIR's queries.jsonl: an id and a text", "URI", nargs="+")
     corpus: Locations = make_flag(
         [], "input", "documents, as BEIR's corpus.jsonl: an id, a text and perhaps a title", "URI", nargs="+"
+    )
+    source: Locations = make_flag(
+        [], "input", "for translation pairs, in place of queries: files of a sentence a line", "URI", nargs="+"
+    )
+    target: Locations = make_flag([], "input", "the same in the other language, in place of a corpus", "URI", nargs="+")
+    both_directions: bool = make_flag(
+        False, "input", "with --source and --target: the best of each source and the best of each target"
     )
     query_column: str = make_flag("query", "input", "column with the query, looked for first", "NAME")
     document_column: str = make_flag("document", "input", "column with the document, looked for first", "NAME")
@@ -130,6 +138,7 @@ class CandidateSettings(Settings):
     overwrite: bool = make_flag(
         False, "output", "replace the candidates of an earlier job, and vectors of another model or prompt"
     )
+    rescore_changed: bool = make_flag(False, "output", "embed shards again that changed since they were embedded")
 
 
 class RetrieveJob(ClusterSettings, RunSettings, EmbeddingSettings, CandidateSettings, TextSourceSettings):
@@ -137,9 +146,24 @@ class RetrieveJob(ClusterSettings, RunSettings, EmbeddingSettings, CandidateSett
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        for name in ("queries", "corpus", "output"):
+        if self.is_bitext and (self.queries or self.corpus):
+            raise ValueError(
+                "--source and --target are sentences, --queries and --corpus texts with ids; give one of both"
+            )
+        for name in (*(("source", "target") if self.is_bitext else ("queries", "corpus")), "output"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing: give it as a flag or as `{name}:` in the job file")
+        if self.both_directions and not self.is_bitext:
+            raise ValueError("--both-directions is for --source and --target; give those, or leave it out")
+        if self.is_bitext and (self.instruction is not None or self.query_prompt is not None):
+            raise ValueError(
+                "--instruction and --query-prompt are for queries, and sentences have one vector for both directions; give "
+                "--document-prompt, which is put before sources and targets"
+            )
+        if self.is_bitext and "output_format" in self.model_fields_set and self.output_format != "parquet":
+            raise ValueError(
+                "--source and --target give Parquet of texts, as jobs.bitext reads it; leave out --output-format"
+            )
         if self.instruction is not None and self.query_prompt is not None:
             raise ValueError("--instruction and --query-prompt both say what is put before a query; give one")
         for name in ("check_scores", "model_description", "retry_failed"):
@@ -150,20 +174,28 @@ class RetrieveJob(ClusterSettings, RunSettings, EmbeddingSettings, CandidateSett
         return self
 
     @property
+    def is_bitext(self) -> bool:
+        """Whether candidates of translation pairs are wanted."""
+        return bool(self.source or self.target)
+
+    @property
     def embeddings_uri(self) -> str:
         """The folder of the vectors."""
         return self.embeddings or f"{self.output.rstrip('/')}/embeddings"
 
-    def to_embedding(self, source: TextSource, columns: SourceColumns, prompt: str, *, overwrite: bool) -> EmbedJob:
-        """Return the job that embeds the texts of a source.
+    def to_embedding(
+        self, role: Role, uris: list[str], columns: SourceColumns, prompt: str, *, overwrite: bool
+    ) -> EmbedJob:
+        """Return the job that embeds the texts of a role.
 
         Args:
-            source: its objects.
-            columns: of them.
+            role: of the texts.
+            uris: where they are.
+            columns: of them; where that of ids is that of texts, texts stand for themselves.
             prompt: what is put before each text.
             overwrite: whether vectors of another job may be deleted.
         """
-        folder = "queries" if source.role == "query" else "corpus"
+        folder = "queries" if role == "query" else "corpus"
         given = self.pick(EngineSettings, RunSettings, ClusterSettings)
         return check_job(
             EmbedJob,
@@ -171,9 +203,11 @@ class RetrieveJob(ClusterSettings, RunSettings, EmbeddingSettings, CandidateSett
                 **given,
                 "model": self.model_name if self.model or self.engine != "fake" else None,
                 "dry_run": False,
-                "input": [item.uri for item in source.objects],
+                "input": uris,
+                "format": "lines" if self.is_bitext else "auto",
                 "output": f"{self.embeddings_uri.rstrip('/')}/{folder}",
                 "overwrite": overwrite,
+                "rescore_changed": self.rescore_changed,
                 "columns": list(columns.header),
                 "quoting": self.quoting,
                 "csv_escape": self.csv_escape,
@@ -182,7 +216,7 @@ class RetrieveJob(ClusterSettings, RunSettings, EmbeddingSettings, CandidateSett
                 "keep_columns": [columns.key],
                 "rename_columns": {columns.key: ID_COLUMN} if columns.key != ID_COLUMN else {},
                 "instruction": prompt,
-                "role": source.role,
+                "role": role,
                 "dimensions": self.dimensions,
                 "embedding_type": self.embedding_type,
             },

@@ -14,26 +14,38 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rerank_actor import storage
-from rerank_actor.engines.families.embedding import read_prompt
+from rerank_actor.engines.families.embedding import Role, read_prompt
 from rerank_actor.engines.model import fetch_model
 from rerank_actor.engines.options import BUILT_IN_TOKENIZER
 from rerank_actor.errors import EngineError, InputError, OutputConflictError
-from rerank_actor.inputs.text_sources import TextSource, list_sources
+from rerank_actor.inputs.formats import find_format
+from rerank_actor.inputs.text_sources import SourceColumns, list_sources
 from rerank_actor.outputs.folder import JobFolder
 from rerank_actor.progress import QuietReporter, Reporter
-from rerank_actor.retrieval.candidates import SearchBlock, SearchPlace, find_twice, search_block, write_candidates
+from rerank_actor.retrieval.candidates import (
+    SearchBlock,
+    SearchPlace,
+    find_twice,
+    search_block,
+    spill_pairs,
+    write_candidates,
+    write_pairs,
+)
 from rerank_actor.retrieval.job import EmbedJob, RetrieveJob
 from rerank_actor.retrieval.vectors import VectorPart, list_vector_parts
 from rerank_actor.runtime.connection import connect_ray, watch_signals
 from rerank_actor.runtime.steps import StepOutcome, StepRecords, TaskRunner, run_step
 from rerank_actor.scoring.estimate import estimate_job, print_estimate
 from rerank_actor.scoring.preflight import prepare_job
-from rerank_actor.scoring.run import RunResult, run_jobs
+from rerank_actor.scoring.run import run_jobs
+from rerank_actor.storage.exchange import Exchange, collect_slices
 from rerank_actor.storage.lease import Lease, hold_lease, make_run_id
 
 QUERY_GROUP_ROWS = 16_384  # queries of a task, whose best documents it holds
 DOCUMENT_GROUP_ROWS = 2**18  # documents of a task
 IDS_OF_A_TASK = 2**21  # that one task holds, to find those that stand twice
+PAIRS_OF_A_TASK = 2**20  # of texts, that one task brings together
+LINES = SourceColumns("text", "text", "", ("text",))  # a sentence stands for itself
 
 
 @dataclass
@@ -76,7 +88,7 @@ def retrieve(job: RetrieveJob, reporter: Reporter | None = None) -> RetrieveResu
     if any(result.status == "failed" for result in results):
         return RetrieveResult("failed", place)
     with hold_lease(folder.lease_uri, folder.uri, make_run_id(), reporter.info) as lease:
-        return _Search(job, jobs, results, lease, reporter).execute()
+        return _Search(job, jobs, lease, reporter).execute()
 
 
 def make_embed_jobs(job: RetrieveJob) -> list[EmbedJob]:
@@ -85,46 +97,76 @@ def make_embed_jobs(job: RetrieveJob) -> list[EmbedJob]:
     Raises:
         JobError, OutputConflictError: as of `retrieve`.
     """
-    return [_make_embed_job(job, source) for source in list_sources(job.source_specs())]
+    if job.is_bitext:
+        prompt = _choose_prompt(job, "document")
+        return [
+            _make_embed_job(job, "document", _check_lines(job.target, "--target"), LINES, prompt),
+            _make_embed_job(job, "query", _check_lines(job.source, "--source"), LINES, prompt),
+        ]
+    sources = list_sources(job.source_specs())
+    return [
+        _make_embed_job(
+            job, one.role, [item.uri for item in one.objects], one.name_columns(), _choose_prompt(job, one.role)
+        )
+        for one in sources
+    ]
 
 
-def _make_embed_job(job: RetrieveJob, source: TextSource) -> EmbedJob:
-    columns, prompt = source.name_columns(), _choose_prompt(job, source)
-    embed = job.to_embedding(source, columns, prompt, overwrite=False)
+def _check_lines(uris: list[str], flag: str) -> list[str]:
+    """Return files of sentences, a line each.
+
+    Raises:
+        InputError: nothing is there, or a name says that it is something else.
+    """
+    listed = [item.uri for uri in uris for item in storage.list_objects(uri)]
+    if not listed:
+        raise InputError(
+            f"{flag} {uris[0]}: nothing there; it takes files, folders and globs, local or s3://", uri=uris[0]
+        )
+    for uri in listed:
+        kind, _ = find_format(uri)
+        if kind is not None:
+            raise InputError(
+                f"{flag} {uri}: is {kind} by its name, and a file of a sentence a line is wanted; name it .txt if it is one",
+                uri=uri,
+            )
+    return listed
+
+
+def _make_embed_job(job: RetrieveJob, role: Role, uris: list[str], columns: SourceColumns, prompt: str) -> EmbedJob:
+    embed = job.to_embedding(role, uris, columns, prompt, overwrite=False)
     if not job.overwrite:
         return embed
     try:
         prepare_job(embed)
     except OutputConflictError:
-        return job.to_embedding(source, columns, prompt, overwrite=True)
+        return job.to_embedding(role, uris, columns, prompt, overwrite=True)
     return embed
 
 
-def _choose_prompt(job: RetrieveJob, source: TextSource) -> str:
-    """Return what is put before the texts of a source."""
-    given = job.query_prompt if source.role == "query" else job.document_prompt
+def _choose_prompt(job: RetrieveJob, role: Role) -> str:
+    """Return what is put before the texts of a role."""
+    given = job.query_prompt if role == "query" else job.document_prompt
     if given is not None:
         return given
-    instruction = job.instruction if source.role == "query" else None
+    instruction = job.instruction if role == "query" else None
     if job.model_name == BUILT_IN_TOKENIZER:
         return f"Instruct: {instruction}\nQuery:" if instruction is not None else ""
     folder = fetch_model(job.model_name, job.revision, weights=False)
-    return read_prompt(job.model_name, folder, source.role, instruction)
+    return read_prompt(job.model_name, folder, role, instruction)
 
 
 class _Search:
     """The search of a run that holds the lease of the output; documents come first everywhere, then queries."""
 
-    def __init__(
-        self, job: RetrieveJob, jobs: list[EmbedJob], results: list[RunResult], lease: Lease, reporter: Reporter
-    ) -> None:
-        self._job, self._results, self._lease, self._reporter = job, results, lease, reporter
+    def __init__(self, job: RetrieveJob, jobs: list[EmbedJob], lease: Lease, reporter: Reporter) -> None:
+        self._job, self._lease, self._reporter = job, lease, reporter
         self._folder = JobFolder(job.output)
-        listed = [list_vector_parts(embed) for embed in jobs]
-        self._documents, self._queries = listed[0][0], listed[1][0]
+        self._documents, self._queries = map(list_vector_parts, jobs)
         self._settings = {
             "top_k": job.top_k,
-            "output_format": job.output_format,
+            "output_format": "bitext" if job.is_bitext else job.output_format,
+            **({"both_directions": True} if job.both_directions else {}),
             "corpus": _digest(self._documents),
             "queries": _digest(self._queries),
         }
@@ -144,8 +186,11 @@ class _Search:
             return self._make_result(stored)
         self._folder.write_own("retrieval.json", json.dumps({"settings": self._settings}).encode())
         with self._connect() as runner:
-            self._refuse_twice(runner)
-            record = self._search(runner)
+            if self._job.is_bitext:
+                record = self._search_pairs(runner)
+            else:
+                self._refuse_twice(runner)
+                record = self._search(runner)
         self._lease.check(fresh=True)
         record |= {"settings": self._settings, "status": "complete"}
         self._folder.write_own("retrieval.json", json.dumps(record, indent=1).encode())
@@ -186,37 +231,65 @@ class _Search:
 
     def _search(self, runner: TaskRunner) -> dict[str, Any]:
         """Find the best of each block, then of each query; return the figures."""
-        queries, documents = _group(self._queries, QUERY_GROUP_ROWS), _group(self._documents, DOCUMENT_GROUP_ROWS)
-        blocks = {
-            (name := f"{row:05d}-{column:05d}"): SearchBlock(name, some, others)
-            for row, some in enumerate(queries)
-            for column, others in enumerate(documents)
-        }
-        self._reporter.info(
-            f"searching {sum(part.num_rows for part in self._documents):,} texts in {len(blocks):,} blocks"
-        )
-        records = StepRecords(self._records("blocks"), self._folder.scratch)
-        work = functools.partial(search_block, top_k=self._job.top_k, place=self._place)
-        found = _require(run_step(work, blocks, records, runner, keep=dict))
-        files = {
-            f"part-{row:05d}": (f"part-{row:05d}", [f"{row:05d}-{column:05d}" for column in range(len(documents))])
-            for row in range(len(queries))
-        }
+        rows, found = self._search_blocks(runner, self._queries, self._documents, "f")
+        files = {f"part-{number:05d}": (f"part-{number:05d}", blocks) for number, blocks in enumerate(rows)}
         write = functools.partial(
             write_candidates, top_k=self._job.top_k, output_format=self._job.output_format, place=self._place
         )
+        return {**_sum_up(rows, found), "candidates": self._write(write, files, runner)}
+
+    def _search_pairs(self, runner: TaskRunner) -> dict[str, Any]:
+        """Find the best targets of each source, and perhaps the best sources of each target; write each pair once."""
+        rows, found = self._search_blocks(runner, self._queries, self._documents, "f", distinct=True)
+        spilling = {blocks[0]: (blocks[0], blocks, False) for blocks in rows}
+        num_pairs = self._job.top_k * sum(part.num_rows for part in self._queries)
+        if self._job.both_directions:
+            others, _ = self._search_blocks(runner, self._documents, self._queries, "b", distinct=True)
+            spilling |= {blocks[0]: (blocks[0], blocks, True) for blocks in others}
+            num_pairs += self._job.top_k * sum(part.num_rows for part in self._documents)
+        exchange = Exchange(self._records("pairs"), 1 + num_pairs // PAIRS_OF_A_TASK, self._folder.scratch)
+        spill = functools.partial(spill_pairs, top_k=self._job.top_k, exchange=exchange, place=self._place)
+        records = StepRecords(self._records("spilled"), self._folder.scratch)
+        spilled = [record["spilled"] for record in _require(run_step(spill, spilling, records, runner, keep=dict))]
+        slices = collect_slices(spilled, exchange.num_buckets)
+        buckets = {f"part-{number:05d}": (f"part-{number:05d}", some) for number, some in enumerate(slices)}
+        write = functools.partial(write_pairs, place=self._place)
+        return {**_sum_up(rows, found), "candidates": self._write(write, buckets, runner)}
+
+    def _write(self, work: Any, files: dict[str, Any], runner: TaskRunner) -> int:
+        """Write the files of candidates; return how many candidates there are."""
         records = StepRecords(self._records("files"), self._folder.scratch)
-        written = _require(run_step(write, files, records, runner, keep=dict))
-        return {
-            "queries": sum(record["queries"] for record in found[:: max(1, len(documents))]),
-            "candidates": sum(record["candidates"] for record in written),
-            "left_documents": _add(record["left_out"] for record in found[: len(documents)]),
-            "left_queries": _add(record["left_queries"] for record in found[:: max(1, len(documents))]),
-        }
+        written = _require(run_step(work, files, records, runner, keep=dict))
+        return sum(record["candidates"] for record in written)
+
+    def _search_blocks(
+        self,
+        runner: TaskRunner,
+        queries: list[VectorPart],
+        documents: list[VectorPart],
+        prefix: str,
+        *,
+        distinct: bool = False,
+    ) -> tuple[list[list[str]], list[dict[str, Any]]]:
+        """Return the names of the blocks of each group of queries, and the records of all."""
+        groups = _group(documents, DOCUMENT_GROUP_ROWS)
+        rows, blocks = list[list[str]](), dict[str, SearchBlock]()
+        for row, some in enumerate(_group(queries, QUERY_GROUP_ROWS)):
+            names = [f"{prefix}{row:05d}-{column:05d}" for column in range(len(groups))]
+            rows.append(names)
+            blocks |= {
+                name: SearchBlock(name, some, others, distinct) for name, others in zip(names, groups, strict=True)
+            }
+        num_texts = sum(part.num_rows for part in documents)
+        self._reporter.info(f"searching {num_texts:,} texts in {len(blocks):,} blocks")
+        records = StepRecords(self._records("blocks"), self._folder.scratch)
+        work = functools.partial(search_block, top_k=self._job.top_k, place=self._place)
+        return rows, _require(run_step(work, blocks, records, runner, keep=dict))
 
     def _make_result(self, record: dict[str, Any]) -> RetrieveResult:
-        left_out = {"--corpus": Counter(record["left_documents"]), "--queries": Counter(record["left_queries"])}
-        documents = sum(part.num_rows for part in self._documents) - left_out["--corpus"].total()
+        flags = ("--target", "--source") if self._job.is_bitext else ("--corpus", "--queries")
+        left_out = {flags[0]: Counter(record["left_documents"]), flags[1]: Counter(record["left_queries"])}
+        documents = sum(part.num_rows for part in self._documents) - left_out[flags[0]].total()
         return RetrieveResult(
             "complete", self._place.candidates, record["queries"], documents, record["candidates"], left_out
         )
@@ -249,6 +322,16 @@ def _group(parts: list[VectorPart], rows: int) -> list[tuple[VectorPart, ...]]:
         groups[-1].append(part)
         size += part.num_rows
     return [tuple(group) for group in groups]
+
+
+def _sum_up(rows: list[list[str]], found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of blocks that stand row by row, each row with all documents, each column with all queries."""
+    width = max(1, len(found) // max(1, len(rows)))
+    return {
+        "queries": sum(record["queries"] for record in found[::width]),
+        "left_documents": _add(record["left_out"] for record in found[:width]),
+        "left_queries": _add(record["left_queries"] for record in found[::width]),
+    }
 
 
 def _add(counts: Iterator[dict[str, int]] | Any) -> dict[str, int]:

@@ -21,13 +21,14 @@ BEST_SCHEMA = pa.schema({"query": pa.int32(), "document_id": pa.string(), "cosin
 ORDER = [("query", "ascending"), ("cosine", "descending"), ("document_id", "ascending")]
 
 
-def search(queries: np.ndarray, parts: Iterable[Vectors], top_k: int) -> pa.Table:
+def search(queries: np.ndarray, parts: Iterable[Vectors], top_k: int, *, distinct: bool = False) -> pa.Table:
     """Return the best documents of each query.
 
     Args:
         queries: float32 [num_queries, size].
         parts: of the documents.
         top_k: documents of a query at most.
+        distinct: whether several parts may have a document, which then counts once; within a part none does.
 
     Returns:
         A table of `BEST_SCHEMA`, the number of the query, best first.
@@ -43,7 +44,7 @@ def search(queries: np.ndarray, parts: Iterable[Vectors], top_k: int) -> pa.Tabl
                 found = _find_better(queries[rows], documents, bounds[rows], top_k)
                 if len(found[0]):
                     more = pa.table([pa.array(found[0]), ids.take(pa.array(found[1])), pa.array(found[2])], BEST_SCHEMA)
-                    best[start] = keep_best(pa.concat_tables([best[start], more]), top_k)
+                    best[start] = keep_best(pa.concat_tables([best[start], more]), top_k, distinct=distinct)
                     bounds[rows] = _find_bounds(best[start], len(queries[rows]), top_k)
     numbered = []
     for start, table in best.items():
@@ -52,8 +53,11 @@ def search(queries: np.ndarray, parts: Iterable[Vectors], top_k: int) -> pa.Tabl
     return pa.concat_tables([BEST_SCHEMA.empty_table(), *numbered])
 
 
-def keep_best(table: pa.Table, top_k: int) -> pa.Table:
-    """Return the best rows of each query, best first."""
+def keep_best(table: pa.Table, top_k: int, *, distinct: bool = False) -> pa.Table:
+    """Return the best rows of each query, best first; further columns are lost where each document is to be there once."""
+    if distinct:
+        once = table.group_by(["query", "document_id"]).aggregate([("cosine", "max")])
+        table = once.select(["query", "document_id", "cosine_max"]).rename_columns(BEST_SCHEMA.names).cast(BEST_SCHEMA)
     table = table.sort_by(ORDER)
     query = table.column("query").to_numpy()
     places = np.arange(len(query)) - np.searchsorted(query, query)

@@ -53,22 +53,25 @@ class Vectors:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def list_vector_parts(job: EmbedJob) -> tuple[list[VectorPart], str]:
-    """Return the parts of the objects that a job embeds, in their order, and the job's fingerprint of the vectors.
+def list_vector_parts(job: EmbedJob) -> list[VectorPart]:
+    """Return the parts of the objects that a job embeds, in their order.
 
     Raises:
-        InputError: nothing is there.
+        InputError: no job has written there.
     """
     output = Output(job.output)
-    plan, settings = output.require_plan()
+    plan, _ = output.require_plan()
     parts, wanted = output.list_parts(), set(job.input)
-    units = [unit for unit in plan.units() if unit.uri in wanted and unit.part_name in parts]
-    found = [VectorPart(parts[unit.part_name].uri, unit.num_rows, str(parts[unit.part_name].etag)) for unit in units]
-    return found, str(settings.get("model"))
+    found = [(unit, parts[unit.part_name]) for unit in plan.units() if unit.uri in wanted and unit.part_name in parts]
+    return [VectorPart(part.uri, unit.num_rows, str(part.etag)) for unit, part in found]
 
 
-def read_part(part: VectorPart) -> Vectors:
+def read_part(part: VectorPart, *, distinct: bool = False) -> Vectors:
     """Read a part.
+
+    Args:
+        part: to read.
+        distinct: whether texts stand for themselves, of which the first of several that are the same is kept.
 
     Raises:
         InputError: it is damaged.
@@ -83,6 +86,10 @@ def read_part(part: VectorPart) -> Vectors:
     without_id = pc.sum(pc.and_(has_vector, pc.invert(has_id))).as_py() or 0
     left_out += Counter({WITHOUT_ID: without_id})
     kept = pc.and_(has_vector, has_id)
+    if distinct:
+        is_first = np.zeros(len(ids), bool)
+        is_first[np.unique(ids.dictionary_encode().indices.fill_null(-1).to_numpy(), return_index=True)[1]] = True
+        kept = pc.and_(kept, pa.array(is_first))
     vectors = read_vectors(table.column(EMBEDDING).filter(kept))
     return Vectors(ids.filter(kept), vectors, left_out)
 
