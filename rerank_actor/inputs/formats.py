@@ -25,11 +25,10 @@ SUFFIXES: dict[str, Format] = {
     ".trec": "trec",
     ".run": "trec",
 }
-COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
+COMPRESSIONS = {".gz": "gz", ".zst": "zst", ".bz2": "bz2"}
 UNPACKERS = {  # of what is not read, how it is unpacked
     ".xz": "xz -dc FILE",
     ".lzma": "xz -dc FILE",
-    ".bz2": "bzip2 -dc FILE",
     ".zip": "unzip FILE",
     ".7z": "7z x FILE",
     ".lz4": "lz4 -dc FILE",
@@ -41,7 +40,7 @@ MAGICS = {
     b"\x1f\x8b": ".gz",
     b"\x28\xb5\x2f\xfd": ".zst",
     b"\xfd7zXZ\0": ".xz",
-    b"BZh91AY&SY": ".bz2",
+    **{b"BZh%d" % level + block: ".bz2" for level in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P\x90")},
     b"PK\x03\x04": ".zip",
 }
 MAGIC_BYTES = max(map(len, MAGICS))
@@ -66,7 +65,7 @@ WIDE_TEXT = {
 
 
 def split_name(uri: str) -> tuple[str, str, str]:
-    """Return a URI without its suffix, the suffix with its dot, and the compression (gz, zst or none)."""
+    """Return a URI without its suffix, the suffix with its dot, and the compression (gz, zst, bz2 or none)."""
     compression = ""
     for ending, codec in COMPRESSIONS.items():
         if not compression and uri.lower().endswith(ending):
@@ -77,7 +76,7 @@ def split_name(uri: str) -> tuple[str, str, str]:
 
 
 def find_format(uri: str, wanted: str = "auto") -> tuple[Format | None, str]:
-    """Return format, None where the name does not tell it, and compression (`""`, `gz` or `zst`) of a file by its name.
+    """Return format, None where the name does not tell it, and compression (`""`, `gz`, `zst` or `bz2`) of a file by its name.
 
     Raises:
         InputError: it is packed as nothing here reads, whatever format is wanted.

@@ -138,7 +138,7 @@ def decompress(raw: BinaryIO, compression: str) -> Any:
     """Return the uncompressed stream; Arrow's reader knows concatenated frames and tells when one is cut short."""
     if not compression:
         return raw
-    codec = {"gz": "gzip", "zst": "zstd"}[compression]
+    codec = {"gz": "gzip", "zst": "zstd", "bz2": "bz2"}[compression]
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec), buffer_size=2**20)
 
 
