@@ -428,16 +428,13 @@ class PairEncoder:
 
     def _can_cut(self, left: str, separator: str, parts: TemplateParts) -> bool:
         """Whether encoding head, document and what follows apart gives the ids of the whole, on texts made to break it."""
-        rest, closing = parts.rest, parts.closing
-        rest_ids = self._encode([rest])[0] if rest else []
-        for query in _PROBES if "{query}" in left else _PROBES[:1]:
-            head = fill(left, self.instruction, query)
-            bodies = [separator + probe + closing for probe in _PROBES]
-            head_ids = self._encode([head])[0] if head else []
-            apart = [[*head_ids, *ids, *rest_ids] for ids in self._encode(bodies)]
-            if apart != self._encode([head + body + rest for body in bodies]):
-                return False
-        return True
+        rest = parts.rest
+        heads = [fill(left, self.instruction, query) for query in (_PROBES if "{query}" in left else _PROBES[:1])]
+        bodies = [separator + probe + parts.closing for probe in _PROBES]
+        head_ids = self._encode(heads) if left else [[]] * len(heads)
+        body_ids, rest_ids = self._encode(bodies), self._encode([rest])[0] if rest else []
+        apart = [[*head, *body, *rest_ids] for head in head_ids for body in body_ids]
+        return apart == self._encode([head + body + rest for head in heads for body in bodies])
 
 
 def _no_ids(num_pairs: int) -> pa.ListArray:
