@@ -12,7 +12,17 @@ from itertools import islice
 from typing import Literal
 
 from rerank_actor import storage
-from rerank_actor.bitext.column_kinds import ID, TEXT, WHOLE, is_fraction, name_kinds, tell_kinds
+from rerank_actor.bitext.column_kinds import (
+    ID,
+    NUMBER,
+    SEVERAL,
+    TEXT,
+    URL,
+    WHOLE,
+    is_fraction,
+    name_kinds,
+    tell_kinds,
+)
 from rerank_actor.bitext.job import BitextJob
 from rerank_actor.bitext.language_pairs import LanguagePair
 from rerank_actor.bitext.layouts import Kind
@@ -106,15 +116,25 @@ def _find_strangeness(rows: _Rows, job: BitextJob, pair: LanguagePair | None) ->
         nearest = suggest(job.source_column, fields)
         return f"is a header without {wanted}{nearest}; {_suggest_names(fields, pair)}"
     is_plain = rows.kind == "tsv" and job.format == "auto"
-    if is_plain and len(fields) == len(BARE):
-        return None
     seen = rows.read()
+    if is_plain and len(fields) == len(BARE):
+        return _find_ids(tell_kinds(seen, job.languages), len(seen))
     is_scored = is_number(fields[0]) and any(is_fraction(row[0]) for row in seen)
     if is_plain and len(fields) == len(LASER) and is_scored:
         return None
     return (
         f"is no header with {wanted}, and neither {', '.join(LASER)} nor {', '.join(BARE)} in TSV; "
         f"{_suggest_columns(seen, job)}"
+    )
+
+
+def _find_ids(kinds: list[str], num_rows: int) -> str | None:
+    """Return why two fields are no pair: texts with an id each, as queries and collections have."""
+    if num_rows < SEVERAL or TEXT not in kinds or not {WHOLE, ID, NUMBER, URL}.intersection(kinds):
+        return None
+    return (
+        f"it has 2 fields ({', '.join(kinds)}), of which one is no text; give files of source and target, or say that these "
+        "are with --columns=source,target"
     )
 
 

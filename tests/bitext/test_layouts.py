@@ -219,6 +219,14 @@ def test_columns_are_advised_only_where_they_can_be_nothing_else(
     assert "--columns=" not in str(refused.value), "one row tells nothing"
 
 
+@pytest.mark.parametrize("ids", [["1048585", "2"], ["0.5", "1"], ["https://a.org/x", "b.org/y"]])
+def test_texts_with_an_id_each_are_no_pairs_without_a_word(tmp_path: Path, ids: list[str]) -> None:
+    path = write(tmp_path / "in/c.en-es.tsv", "".join(f"{one}\ta text of it\n" for one in ids))
+    with pytest.raises(InputError, match=r"2 fields .*of which one is no text.*--columns=source,target"):
+        list_sources(make_job(path.parent))
+    assert len(read_all(make_job(path.parent, columns="source,target"))["en-es"]) == len(ids)
+
+
 def test_whole_numbers_before_two_texts_are_asked_about(tmp_path: Path) -> None:
     path = write(tmp_path / "in/c.en-es.tsv", "".join(f"{row}\t{a}\t{b}\n" for row, (a, b) in enumerate(PAIRS, 7)))
     told = "is a score .--columns=score,source,target. or none .--columns=-,source,target"
