@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from rerank_actor.engines.checkpoint.folder import (
     refuse_overrides,
 )
 from rerank_actor.engines.checkpoint.weights import REFUSED_SUFFIXES, choose_weights, refuse_pickles, refuse_pointers
-from rerank_actor.engines.families.conversion import convert_model
+from rerank_actor.engines.families.conversion import convert_headers, convert_model
 from rerank_actor.engines.families.description import ModelDescription, Runtime, TokenHead
 from rerank_actor.engines.families.detect import describe_model, find_assumption, is_early
 from rerank_actor.engines.families.embedding import EmbeddingRequest, describe_embedding, read_length
@@ -249,11 +249,13 @@ def check_weights(model: RerankerModel) -> None:
     if model.folder == BUILT_IN_TOKENIZER:
         return
     folder = Path(model.folder)
-    files = list_model_files(model.name, folder, folder.name if folder.parent.name == "snapshots" else None)
-    is_whole = model.description.runtime.loading in LOADED_WHOLE
-    # What is loaded under other names is looked at where it has been given them.
-    auto_class = model.description.auto_class if is_whole else None
-    check_checkpoint(model.name, folder, files, _read_config(folder, model.name), auto_class)
+    config, loading = _read_config(folder, model.name), model.description.runtime.loading
+    commit = folder.name if folder.parent.name == "snapshots" else None
+    files = list_model_files(model.name, folder, commit, list_module_folders(folder) if loading == "folded" else ())
+    convert = partial(convert_headers, model.name, folder, files, config, loading)
+    check_checkpoint(
+        model.name, folder, files, config, model.description.auto_class, None if loading in LOADED_WHOLE else convert
+    )
 
 
 def _refuse_code(name: str, folder: Path, config: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ say of them, and when to try again, `storage` knows. Endpoint and token come fro
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -162,15 +162,16 @@ def list_model_marks(repository: str, commit: str) -> dict[str, str]:
     return {str(item.path): _get_mark(item) for item in tree if hasattr(item, "blob_id")}
 
 
-def list_model_files(repository: str, commit: str) -> dict[str, int]:
-    """Return the size of each file at the top of a model's repository.
+def list_model_files(repository: str, commit: str, places: Sequence[str] = ()) -> dict[str, int]:
+    """Return the size of each file at the top of a model's repository, and in some of its folders.
 
     Raises:
         FileNotFoundError, PermissionError, OSError: the hub does not tell.
     """
     with translate_hub_errors(repository):
-        tree = list(_api(_endpoint(), _token()).list_repo_tree(repository, revision=commit))
-    return {str(item.path): int(item.size) for item in tree if hasattr(item, "blob_id")}
+        api = _api(_endpoint(), _token())
+        trees = [list(api.list_repo_tree(repository, place, revision=commit)) for place in (None, *places)]
+    return {str(item.path): int(item.size) for tree in trees for item in tree if hasattr(item, "blob_id")}
 
 
 def read_model_range(repository: str, commit: str, path: str, start: int, end: int) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import write_chain, write_jina, write_nemotron
 from safetensors.torch import load_file, save_file
 from sample_model import write_sample_model
 from scoring_in_process import score_here
@@ -361,3 +362,72 @@ def test_reason_in_other_words_leaves_a_fingerprint_alone() -> None:
         for runtime in (Runtime("", "no such class"), Runtime("", "no class"), Runtime("BertForSequenceClassification"))
     )
     assert one.digest == other.digest != real.digest
+
+
+def spoil_module(folder: Path, place: str, tensor: str) -> None:
+    weights = load_file(folder / place / "model.safetensors")
+    del weights[tensor]
+    save_file(weights, folder / place / "model.safetensors", metadata={"format": "pt"})
+
+
+CONVERTED: dict[str, tuple[Callable[[Path], object], dict[str, tuple[Spoil, str]]]] = {
+    "ettin": (
+        write_chain,
+        {
+            "a layer lost": (without("layers.1.mlp.Wi.weight"), r"lack model\.layers\.1\.mlp\.Wi"),
+            "a layer too few": (
+                change_config(num_hidden_layers=3, layer_types=["full_attention"] * 3),
+                r"lack model\.layers\.2\.",
+            ),
+            "a head lost": (
+                lambda folder: spoil_module(folder, "4_Dense", "linear.weight"),
+                r"4_Dense/model\.safetensors lacks linear\.weight",
+            ),
+            "a module lost": (
+                lambda folder: (folder / "2_Dense/model.safetensors").unlink(),
+                r"needs 2_Dense/model\.safetensors, which is not there",
+            ),
+        },
+    ),
+    "jina-v2": (
+        write_jina,
+        {
+            "a layer lost": (
+                without("roberta.encoder.layers.1.mixer.Wqkv.weight"),
+                r"lack roberta\.encoder\.layer\.1\.attention\.self\.key\.weight.* and 1 more|query\.weight",
+            ),
+            "a head lost": (without("classifier.out_proj.weight"), r"lack classifier\.out_proj\.weight"),
+            "another width": (change_config(hidden_size=32), r"by config\.json; they are not of one model"),
+        },
+    ),
+    "nemotron": (
+        write_nemotron,
+        {
+            "a layer lost": (without("model.layers.1.mlp.up_proj.weight"), r"lack model\.layers\.1\.mlp\.up_proj"),
+            "a head lost": (without("score.weight"), r"lack score\.weight"),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("family", CONVERTED)
+def test_converted_family_is_looked_at_before_it_is_converted(family: str, tmp_path: Path) -> None:
+    make, faults = CONVERTED[family]
+    make(tmp_path / "sound")
+    load_reranker_model(str(tmp_path / "sound"))
+    for what, (spoil, words) in faults.items():
+        folder = copy(tmp_path / "sound", tmp_path / what)
+        spoil(folder)
+        with pytest.raises(ModelError, match=words) as refused:
+            load_reranker_model(str(folder))
+        assert "\n" not in str(refused.value)
+
+
+def test_modules_of_a_chain_on_s3_are_looked_at_where_they_lie(tmp_path: Path, s3: Any) -> None:
+    folder = write_chain(tmp_path / "model")
+    s3.put_folder(folder, "chain")
+    load_reranker_model(s3.uri("chain"))
+    spoil_module(folder, "3_LayerNorm", "norm.bias")
+    s3.put_folder(folder, "chain")
+    with pytest.raises(ModelError, match=r"3_LayerNorm/model\.safetensors lacks norm\.bias"):
+        load_reranker_model(s3.uri("chain"))

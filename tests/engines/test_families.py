@@ -1,6 +1,5 @@
 """Families of rerankers: each equal to its own reference in ids and logits, or refused by name; see `families` in support."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from families import (
     make_llama_bpe,
     predict,
     write_jina,
+    write_nemotron,
     write_t5,
 )
 from transformers import (
@@ -95,13 +95,10 @@ def test_rankllama_equals_its_classifier_on_pairs(tmp_path: Path) -> None:
 
 
 def test_nemotron_equals_llama_that_sees_both_ways(tmp_path: Path) -> None:
-    tokenizer = make_llama_bpe()
-    folder = build("Llama", tokenizer, tmp_path / "model", max_position_embeddings=1024)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    config = json.loads((folder / "config.json").read_text())
-    own_code = {"AutoConfig": "llama_bidirectional_model.LlamaBidirectionalConfig"}
-    config |= {"architectures": ["LlamaBidirectionalForSequenceClassification"], "model_type": "llama_bidirec"}
-    (folder / "config.json").write_text(json.dumps(config | {"auto_map": own_code, "pooling": "avg"}))
+    plain = write_nemotron(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(plain)
+    model = AutoModelForSequenceClassification.from_pretrained(plain, dtype=torch.float32).eval()
+    folder = tmp_path / "model"
     ids = [tokenizer(f"question:{query} \n \n passage:{document}")["input_ids"] for query, document in PAIRS]
     expected = []
     for one in ids:

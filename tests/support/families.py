@@ -1,6 +1,7 @@
 """Small rerankers with random weights, one of each family, as folders; and what their publishers' way makes of pairs."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,17 @@ def write_jina(folder: Path) -> Path:
                 break
         stored[name] = value.contiguous()
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    return plain
+
+
+def write_nemotron(folder: Path) -> Path:
+    """Write a Llama classifier as nemotron-rerank stores it, with code of its own; return it as plain Llama."""
+    plain = build("Llama", make_llama_bpe(), folder.parent / f"{folder.name}-plain", max_position_embeddings=1024)
+    shutil.copytree(plain, folder)
+    config = json.loads((folder / "config.json").read_text())
+    own_code = {"AutoConfig": "llama_bidirectional_model.LlamaBidirectionalConfig"}
+    config |= {"architectures": ["LlamaBidirectionalForSequenceClassification"], "model_type": "llama_bidirec"}
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": own_code, "pooling": "avg"}))
     return plain
 
 

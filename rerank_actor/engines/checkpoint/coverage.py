@@ -25,7 +25,12 @@ _name_tensors = partial(name_some, shown=SHOWN_TENSORS, kind=" tensors")
 
 
 def check_coverage(
-    name: str, folder: Path, weights: Weights, auto_class: str, quantization: str | None = None
+    name: str,
+    folder: Path,
+    weights: Weights,
+    auto_class: str,
+    quantization: str | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> list[tuple[str, str]]:
     """Refuse weights that are not those of the model.
 
@@ -35,6 +40,7 @@ def check_coverage(
         weights: what the headers tell.
         auto_class: of Transformers, by which the model is loaded: `AutoModelForCausalLM` or the like.
         quantization: how the weights are packed, None for plain ones; of packed ones only their modules' names are compared.
+        config: what the model is loaded by, where that is not its `config.json`.
 
     Returns:
         Pairs of tensors that are one in the model and both in the files, so that they have to be the same.
@@ -44,7 +50,7 @@ def check_coverage(
     """
     if quantization is None:
         _refuse_packed(name, weights)
-    report = _load_shapes(name, folder, weights.shapes, auto_class)
+    report = _load_shapes(name, folder if config is None else config, weights.shapes, auto_class)
     missing = sorted(report["missing_keys"])
     if quantization is not None:
         modules = {tensor.rpartition(".")[0] for tensor in weights.shapes}
@@ -92,7 +98,9 @@ def _is_part(tensor: str, shapes: Mapping[str, Any]) -> bool:
     return bool(_IN_A_LAYER.search(tensor)) or (leaf == "bias" and f"{module}.weight" in shapes)
 
 
-def _load_shapes(name: str, folder: Path, shapes: Mapping[str, tuple[int, ...]], auto_class: str) -> dict[str, Any]:
+def _load_shapes(
+    name: str, source: Path | Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], auto_class: str
+) -> dict[str, Any]:
     """Return Transformers' report of loading tensors of these shapes, with the model's class and its tied tensors."""
     import torch
     import transformers
@@ -100,7 +108,10 @@ def _load_shapes(name: str, folder: Path, shapes: Mapping[str, tuple[int, ...]],
     transformers.utils.logging.disable_progress_bar()
     tensors = {tensor: torch.empty(shape, dtype=torch.float32, device="meta") for tensor, shape in shapes.items()}
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
+        if isinstance(source, Path):
+            config = transformers.AutoConfig.from_pretrained(source)
+        else:
+            config = transformers.CONFIG_MAPPING[source["model_type"]].from_dict(dict(source))
         vars(config).pop("quantization_config", None)
         built: Any = getattr(transformers, auto_class)._model_mapping[type(config)]
         with _quiet(transformers.utils.logging):

@@ -1,7 +1,8 @@
 """The files of a model where they lie: their sizes, and any range of their bytes, whether they were fetched or not.
 
-One view of a local folder, an S3 folder and a hub repository at a commit. Subfolders are left out of it: weights there are
-loaded only where a chain of modules is folded into the model, by whoever folds it. Knows nothing of what the files hold.
+One view of a local folder, an S3 folder and a hub repository at a commit. Subfolders are left out of it but for those that
+are asked for: weights there are loaded only where a chain of modules is folded into the model. Knows nothing of what the
+files hold.
 """
 
 import json
@@ -31,26 +32,27 @@ class ModelFiles:
     is_near: bool = True
 
 
-def list_model_files(name: str, folder: Path, commit: str | None) -> ModelFiles:
+def list_model_files(name: str, folder: Path, commit: str | None, places: Sequence[str] = ()) -> ModelFiles:
     """Return the files of a model.
 
     Args:
         name: as the user gave it.
         folder: local folder with the model, perhaps without its weights.
         commit: of a hub model, else None.
+        places: subfolders whose files are wanted too, under names as `2_Dense/model.safetensors`.
 
     Raises:
         JobError, StorageError: storage does not answer.
     """
     if storage.is_s3(name):
-        return _list_s3(storage.normalize_uri(name))
+        return _list_s3(storage.normalize_uri(name), places)
     if commit is not None:
         try:
-            sizes = hub.list_model_files(name, commit)
+            sizes = hub.list_model_files(name, commit, places)
             return ModelFiles(sizes, partial(_read_hub, name, commit, folder), is_near=False)
         except OSError:  # no network: what was fetched before is all there is
-            return ModelFiles(_list_folder(folder), partial(_read_folder, folder), is_complete=False)
-    return ModelFiles(_list_folder(folder), partial(_read_folder, folder))
+            return ModelFiles(_list_folder(folder, places), partial(_read_folder, folder), is_complete=False)
+    return ModelFiles(_list_folder(folder, places), partial(_read_folder, folder))
 
 
 def list_module_folders(folder: Path) -> list[str]:
@@ -76,8 +78,9 @@ def name_some(names: Sequence[str], shown: int, kind: str = "") -> str:
     return ", ".join(names[:shown]) + (f" and {more:,} more{kind}" if more > 0 else "")
 
 
-def _list_folder(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+def _list_folder(folder: Path, places: Sequence[str]) -> dict[str, int]:
+    paths = [path for place in ("", *places) for path in sorted((folder / place).glob("*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
 
 def _read_folder(folder: Path, file: str, start: int, end: int) -> bytes:
@@ -92,12 +95,9 @@ def _read_hub(name: str, commit: str, folder: Path, file: str, start: int, end: 
     return hub.read_model_range(name, commit, file, start, end)
 
 
-def _list_s3(uri: str) -> ModelFiles:
-    objects = {
-        item.uri.rpartition("/")[2]: item
-        for item in storage.list_objects(uri)
-        if item.uri.count("/") == uri.count("/") + 1
-    }
+def _list_s3(uri: str, places: Sequence[str]) -> ModelFiles:
+    found = ((item.uri.removeprefix(uri).strip("/"), item) for item in storage.list_objects(uri))
+    objects = {path: item for path, item in found if path.rpartition("/")[0] in ("", *places)}
 
     def read(file: str, start: int, end: int) -> bytes:
         item = objects[file]

@@ -8,7 +8,7 @@ adapter, settings meant for vLLM, weights packed in a way that vLLM cannot read.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,8 @@ def check_checkpoint(
     folder: Path,
     files: ModelFiles,
     config: Mapping[str, Any],
-    auto_class: str | None,
+    auto_class: str,
+    convert: Callable[[Weights], tuple[dict[str, Any], Weights]] | None = None,
 ) -> None:
     """Refuse a model whose weight files are not those of the model that would be run; no weight is read.
 
@@ -122,8 +123,9 @@ def check_checkpoint(
         folder: with its settings, perhaps without its weights.
         files: all of them, where they lie.
         config: its `config.json`.
-        auto_class: of Transformers, by which it is loaded; None where that is made of the files first, of which then the
-            headers alone are looked at.
+        auto_class: of Transformers, by which it is loaded.
+        convert: gives the configuration and the headers of what is made of the files before it is loaded; None where they are
+            loaded as they are.
 
     Raises:
         ModelError: says what is wrong and what to do.
@@ -132,9 +134,12 @@ def check_checkpoint(
         return  # without a network nobody knows of others; an engine looks before it loads them
     quantization = read_quantization(name, config)
     found = read_headers(name, files, choose_weights(name, files, config))
-    if auto_class is None or config.get("auto_map"):
+    made = None
+    if convert is not None:
+        made, found = convert(found)
+    elif config.get("auto_map"):
         return  # a class of the model's own may not be built without memory
-    for tied in check_coverage(name, folder, found, auto_class, quantization):
+    for tied in check_coverage(name, folder, found, auto_class, quantization, made):
         if not are_same(files, found, tied):
             raise ModelError(
                 f"{name}: {tied[0]} and {tied[1]} differ in the weight files, and by config.json they are one "

@@ -9,18 +9,29 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rerank_actor import storage
-from rerank_actor.engines.checkpoint.files import list_module_files
-from rerank_actor.engines.checkpoint.weights import INDEX_SUFFIX, SAFETENSORS, Weights
+from rerank_actor.engines.checkpoint.files import ModelFiles, list_module_files
+from rerank_actor.engines.checkpoint.folder import read_quantization
+from rerank_actor.engines.checkpoint.weights import (
+    INDEX_SUFFIX,
+    SAFETENSORS,
+    SINGLE_FILE,
+    Weights,
+    read_headers,
+)
 from rerank_actor.engines.families.description import Loading
+from rerank_actor.engines.families.sentence_transformers import read_json
 from rerank_actor.errors import ModelError
 
 TORCH_NORM_EPS = 1e-5  # of the norm in a chain of modules
 OWN_CODE = ("auto_map", "_name_or_path")
+CHANGING = ("renamed_xlm_roberta", "folded")  # ways of loading in which tensors get other names
 
 
 def convert_model(name: str, folder: Path, weights: Weights, loading: Loading) -> Path:
@@ -45,15 +56,9 @@ def convert_model(name: str, folder: Path, weights: Weights, loading: Loading) -
     temporary = target.with_name(f"{key}.{os.getpid()}.partial")
     temporary.mkdir(parents=True, exist_ok=True)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = {key: value for key, value in config.items() if key not in OWN_CODE}
-    changed: dict[str, Any] | None = None
-    if loading == "bidirectional":
-        config |= {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}
-    elif loading == "renamed_xlm_roberta":
-        config |= {"model_type": "xlm-roberta", "architectures": ["XLMRobertaForSequenceClassification"]}
-        changed = _rename(name, _load(folder, weights))
-    elif loading == "folded":
-        changed = _fold(name, folder, _load(folder, weights), config)
+    config, changed = _convert(
+        name, folder, config, loading, partial(_load, folder, weights.files), partial(_load, folder)
+    )
     for path in folder.iterdir():
         is_weight = path.name.endswith((SAFETENSORS, INDEX_SUFFIX))
         if path.is_file() and path.name != "config.json" and not (is_weight and changed is not None):
@@ -70,10 +75,73 @@ def convert_model(name: str, folder: Path, weights: Weights, loading: Loading) -
     return target
 
 
-def _load(folder: Path, weights: Weights) -> dict[str, Any]:
+def convert_headers(
+    name: str, folder: Path, files: ModelFiles, config: dict[str, Any], loading: Loading, weights: Weights
+) -> tuple[dict[str, Any], Weights]:
+    """Return configuration and headers of the model that `convert_model` would write; no weight is read.
+
+    Args:
+        name: of the model, for messages.
+        folder: with its settings.
+        files: all of them, those of its modules too.
+        config: its `config.json`.
+        loading: how its weights become a model.
+        weights: what their headers say.
+
+    Raises:
+        ModelError: its files are not those of such a model.
+    """
+    import torch
+
+    if loading in CHANGING and read_quantization(name, config) is not None:
+        raise ModelError(
+            f"{name}: its weights are quantised, and are loaded under other names; take a plain copy", model=name
+        )
+
+    def make(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        return {tensor: torch.empty(shape, device="meta") for tensor, shape in shapes.items()}
+
+    def load(chosen: Sequence[str]) -> dict[str, Any]:
+        absent = [file for file in chosen if file not in files.sizes]
+        if absent:
+            raise ModelError(
+                f"{name}: modules.json needs {absent[0]}, which is not there; fetch the model again", model=name
+            )
+        return make(read_headers(name, files, Weights(tuple(chosen))).shapes)
+
+    made, changed = _convert(name, folder, config, loading, lambda: make(weights.shapes), load)
+    if changed is not None:
+        weights = replace(weights, shapes={tensor: tuple(value.shape) for tensor, value in changed.items()})
+    return made, weights
+
+
+_LoadFiles = Callable[[Sequence[str]], dict[str, Any]]
+
+
+def _convert(
+    name: str,
+    folder: Path,
+    config: dict[str, Any],
+    loading: Loading,
+    load_model: Callable[[], dict[str, Any]],
+    load: _LoadFiles,
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the configuration that the model is loaded by, and its tensors, None where they stay as they lie."""
+    config = {key: value for key, value in config.items() if key not in OWN_CODE}
+    if loading == "bidirectional":
+        return config | {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, None
+    if loading == "renamed_xlm_roberta":
+        config |= {"model_type": "xlm-roberta", "architectures": ["XLMRobertaForSequenceClassification"]}
+        return config, _rename(name, load_model())
+    if loading == "folded":
+        return _fold(name, folder, load_model(), config, load)
+    return config, None
+
+
+def _load(folder: Path, files: Sequence[str]) -> dict[str, Any]:
     from safetensors.torch import load_file
 
-    return {tensor: value for file in weights.files for tensor, value in load_file(folder / file).items()}
+    return {tensor: value for file in files for tensor, value in load_file(folder / file).items()}
 
 
 # Names of jina-reranker-v2, whose code fuses the projections of XLM-R.
@@ -94,6 +162,8 @@ def _rename(name: str, tensors: dict[str, Any]) -> dict[str, Any]:
     for tensor, value in tensors.items():
         fused = _FUSED.match(tensor)
         if fused is not None:
+            if len(value) % 3:
+                raise ModelError(f"{name}: {tensor} has {len(value)} rows, which are not three projections", model=name)
             for part, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
                 own = f"roberta.encoder.layer.{fused[1]}.attention.self.{part}.{fused[2]}"
                 renamed[own] = piece.contiguous()
@@ -106,13 +176,13 @@ def _rename(name: str, tensors: dict[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def _fold(name: str, folder: Path, tensors: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """Return the tensors of a classifier that does what a ModernBert and the modules after it do."""
-    from safetensors.torch import load_file
-
+def _fold(
+    name: str, folder: Path, tensors: dict[str, Any], config: dict[str, Any], load: _LoadFiles
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return configuration and tensors of a classifier that does what a ModernBert and the modules after it do."""
     listed = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-    places = [folder / str(module.get("path") or "") for module in listed]
-    settings = [json.loads((place / "config.json").read_text(encoding="utf-8")) for place in places[1:]]
+    places = [str(module.get("path") or "") for module in listed]
+    settings = [read_json(folder / place / "config.json", f"{name}: {place}") or {} for place in places[1:]]
     pooling, dense, _, last = settings
     mode = pooling.get("pooling_mode") or next(
         (key.removeprefix("pooling_mode_").removesuffix("_token").removesuffix("_tokens") for key, on in pooling.items()
@@ -133,7 +203,20 @@ def _fold(name: str, folder: Path, tensors: dict[str, Any], config: dict[str, An
             f"{last.get('out_features')} outputs), so they cannot be folded into one",
             model=name,
         )
-    first, norm, final = (load_file(place / "model.safetensors") for place in places[2:])
+    stored = {place: load([f"{place}/{SINGLE_FILE}"]) for place in places[2:]}
+    for place, needed in zip(places[2:], ("linear.weight", "norm.weight norm.bias", "linear.weight"), strict=True):
+        absent = needed.split() - stored[place].keys()
+        if absent:
+            raise ModelError(
+                f"{name}: {place}/{SINGLE_FILE} lacks {min(absent)}, without which its classifier has no such layer; fetch the "
+                "model again",
+                model=name,
+            )
+    first, norm, final = stored.values()
+    if final["linear.weight"].shape[-1:] != norm["norm.bias"].shape:
+        raise ModelError(
+            f"{name}: {places[3]} and {places[4]} have other widths; they are not of one model", model=name
+        )
     folded = {
         (tensor if tensor.startswith("model.") else f"model.{tensor}"): value for tensor, value in tensors.items()
     }
@@ -149,7 +232,8 @@ def _fold(name: str, folder: Path, tensors: dict[str, Any], config: dict[str, An
         final["linear.weight"],
         shift.to(final["linear.weight"].dtype),
     )
-    config |= {
+    config = config | {
+        "model_type": "modernbert",
         "architectures": ["ModernBertForSequenceClassification"],
         "classifier_pooling": mode,
         "classifier_activation": "gelu",
@@ -157,4 +241,4 @@ def _fold(name: str, folder: Path, tensors: dict[str, Any], config: dict[str, An
         "id2label": {"0": "LABEL_0"},
         "label2id": {"LABEL_0": 0},
     }
-    return folded
+    return config, folded
