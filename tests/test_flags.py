@@ -64,11 +64,12 @@ FLAGS = {
         --ray-address
     """,
     "mine": """
-        --scored --query-column --document-column --queries --corpus --query-id-column --document-id-column --title-column
+        --scored --combine --weights
+        --query-column --document-column --queries --corpus --query-id-column --document-id-column --title-column
         --allow-incomplete --allow-mixed-scores --label-column --positive-labels --qrels --min-relevance --min-positive-score
         --weak-positives --false-negatives --space --skip-top --depth --max-score --min-score --absolute-margin
-        --relative-margin --margin-pos --perc-pos --near-duplicates --rank-column --rank-window --num-negatives
-        --num-negatives-column --random-negatives --sampling --seed
+        --relative-margin --margin-pos --perc-pos --max-disagreement --near-duplicates --rank-column --rank-window
+        --num-negatives --num-negatives-column --random-negatives --sampling --seed
         --min-negatives --what-if --teacher --normalize --temperature --output --format --prompt --examples
         --overwrite --unit-mb --ray-address
     """,

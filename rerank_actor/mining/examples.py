@@ -4,13 +4,14 @@ Takes a table of pairs and a selection, gives row numbers grouped by query, and 
 scores or logits as stored, or at a temperature, or normalized over the passages of their query. Knows no format.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
+from rerank_actor.engines.base import compute_score
 from rerank_actor.mining.near_duplicates import expand
 from rerank_actor.mining.select import Selection
 
@@ -34,6 +35,7 @@ class TrainingExamples:
         ranking: row numbers of all candidates of the kept queries, by query and falling value.
         num_positives, num_negatives, num_ranked: int64 [num_queries], of each kept query.
         teacher: float32 [num_pairs], values of positives and negatives, NaN elsewhere; None where none are wanted.
+        own: float32 [num_pairs] of each of several teachers, by its number from 1, as they gave it.
     """
 
     table: pa.Table
@@ -44,6 +46,7 @@ class TrainingExamples:
     num_negatives: np.ndarray
     num_ranked: np.ndarray
     teacher: np.ndarray | None
+    own: Mapping[int, np.ndarray] = field(default_factory=dict)
 
     @property
     def num_queries(self) -> int:
@@ -69,6 +72,7 @@ class TrainingExamples:
                 num_negatives=self.num_negatives[queries],
                 num_ranked=self.num_ranked[queries],
                 teacher=self.teacher,
+                own=self.own,
             )
 
     def pair_up(self) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +113,15 @@ def group_examples(table: pa.Table, query: np.ndarray, selection: Selection, tea
         num_negatives=np.bincount(negative_query, minlength=len(kept)),
         num_ranked=np.bincount(ranked_query, minlength=len(kept)),
         teacher=values,
+        own=_list_own(table, teacher),
     )
+
+
+def _list_own(table: pa.Table, teacher: Teacher) -> dict[int, np.ndarray]:
+    """Return what each of several teachers gave, its logit or the sigmoid of that, none where no value is wanted."""
+    numbers = [int(name[6:]) for name in table.column_names if name.startswith("logit_")]
+    own = {number: table[f"logit_{number}"].to_numpy() for number in numbers if teacher.value != "none"}
+    return own if teacher.value == "logit" else {number: compute_score(values) for number, values in own.items()}
 
 
 def _cut(rows: np.ndarray, number: np.ndarray, queries: slice) -> np.ndarray:

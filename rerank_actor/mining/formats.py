@@ -109,6 +109,12 @@ def _to_lists(values: pa.Array, lengths: np.ndarray) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
+def _list_teachers(chosen: TrainingExamples) -> list[tuple[str, np.ndarray]]:
+    """Return what ends the name of each column of values, and the values: the one to train on, then each teacher's own."""
+    own = [(f"_{number}", values) for number, values in chosen.own.items()]
+    return [("", chosen.teacher), *own] if chosen.teacher is not None else []
+
+
 def _build_triplets(chosen: TrainingExamples, num_negatives: int) -> pa.Table:
     positive, negative = chosen.pair_up()
     columns = {
@@ -116,9 +122,9 @@ def _build_triplets(chosen: TrainingExamples, num_negatives: int) -> pa.Table:
         "positive": _take(chosen, "document", positive),
         "negative": _take(chosen, "document", negative),
     }
-    if chosen.teacher is not None:
-        values = np.stack([chosen.teacher[positive], chosen.teacher[negative]], axis=1).ravel()
-        columns["scores"] = _to_lists(pa.array(values), np.full(len(positive), 2))
+    for suffix, teacher in _list_teachers(chosen):
+        values = np.stack([teacher[positive], teacher[negative]], axis=1).ravel()
+        columns[f"scores{suffix}"] = _to_lists(pa.array(values), np.full(len(positive), 2))
     return pa.table(columns)
 
 
@@ -130,9 +136,9 @@ def _build_tuples(chosen: TrainingExamples, num_negatives: int) -> pa.Table:
     columns = {"anchor": _take(chosen, "query", positives), "positive": _take(chosen, "document", positives)}
     for index in range(num_negatives):
         columns[f"negative_{index + 1}"] = _take(chosen, "document", negatives[:, index])
-    if chosen.teacher is not None:
-        values = chosen.teacher[np.concatenate([positives[:, None], negatives], axis=1)].ravel()
-        columns["scores"] = _to_lists(pa.array(values), np.full(len(positives), num_negatives + 1))
+    for suffix, teacher in _list_teachers(chosen):
+        values = teacher[np.concatenate([positives[:, None], negatives], axis=1)].ravel()
+        columns[f"scores{suffix}"] = _to_lists(pa.array(values), np.full(len(positives), num_negatives + 1))
     return pa.table(columns)
 
 
@@ -142,9 +148,9 @@ def _build_pairs(chosen: TrainingExamples, num_negatives: int) -> pa.Table:
     order = np.argsort(query, kind="stable")  # of each query the positives first
     rows = np.concatenate([chosen.positives, chosen.negatives])[order]
     columns = {"anchor": _take(chosen, "query", rows), "document": _take(chosen, "document", rows)}
-    if chosen.teacher is not None:
-        columns["score"] = pa.array(chosen.teacher[rows])
-    else:
+    for suffix, teacher in _list_teachers(chosen):
+        columns[f"score{suffix}"] = pa.array(teacher[rows])
+    if chosen.teacher is None:
         columns["label"] = pa.array((order < len(chosen.positives)).astype(np.int64))
     return pa.table(columns)
 
@@ -155,9 +161,9 @@ def _build_lists(chosen: TrainingExamples, num_negatives: int) -> pa.Table:
         "anchor": _take(chosen, "query", positives),
         "documents": _to_lists(_take(chosen, "document", rows), lengths),
     }
-    if chosen.teacher is not None:
-        columns["scores"] = _to_lists(pa.array(chosen.teacher[rows]), lengths)
-    else:
+    for suffix, teacher in _list_teachers(chosen):
+        columns[f"scores{suffix}"] = _to_lists(pa.array(teacher[rows]), lengths)
+    if chosen.teacher is None:
         columns["labels"] = _to_lists(pa.array(is_positive.astype(np.int64)), lengths)
     return pa.table(columns)
 

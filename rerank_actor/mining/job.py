@@ -21,6 +21,7 @@ from rerank_actor.mining.settings import (
     TaskSettings,
     TeacherSettings,
 )
+from rerank_actor.mining.teachers import Combination
 from rerank_actor.synonyms import suggest
 
 SETS_AT_ONCE = 20
@@ -54,6 +55,7 @@ class MineJob(
             raise ValueError(
                 "--format tevatron-distillation holds teacher values: give --teacher score or --teacher logit"
             )
+        self._check_teachers()
         if self.teacher != "none" and self.random_negatives:
             raise ValueError(
                 "--random-negatives are not scored, so that they have no teacher value: leave out --teacher, or score what was "
@@ -63,6 +65,31 @@ class MineJob(
             raise ValueError("--format n-tuple has as many negatives in each row: leave out --num-negatives-column")
         self.check_window()
         return self
+
+    def _check_teachers(self) -> None:
+        """Refuse flags of several teachers that do not go together."""
+        if self.combine == "none":
+            for name in ("weights", "max_disagreement"):
+                if getattr(self, name) not in ([], None):
+                    raise ValueError(f"--{name.replace('_', '-')} is for several teachers: give --combine too")
+            return
+        if len({uri.rstrip("/") for uri in self.scored}) < max(2, len(self.scored)):
+            raise ValueError("--combine takes an output of each teacher: give several with --scored, each once")
+        if self.weights and (self.combine in ("min", "max") or len(self.weights) != len(self.scored)):
+            raise ValueError(
+                f"--weights are for --combine mean, zscore or rank, one for each of the {len(self.scored)} of --scored"
+            )
+        has_scores = "score" in self.rules().spaces or self.teacher == "score"
+        if has_scores and self.combine in ("zscore", "rank"):
+            raise ValueError(
+                f"--combine {self.combine} gives no probability: give --space logit, thresholds in it and --teacher logit"
+            )
+
+    def combination(self) -> Combination | None:
+        """Return how the scores of several teachers become one, None for one teacher."""
+        if self.combine == "none":
+            return None
+        return Combination(self.combine, tuple(self.weights) or (1.0,) * len(self.scored))
 
     def rules(self) -> MiningRules:
         """Return the rules."""
@@ -101,6 +128,8 @@ class MineJob(
         output = ("teacher", "normalize", "temperature", "format", "prompt")
         values = {name: getattr(self, name) for name in (*names, *labels, *output)}
         later: dict[str, Any] = {"positive_labels": sorted(self.positive_labels)} if self.positive_labels else {}
+        if (combination := self.combination()) is not None:
+            later["combine"] = {"method": combination.method, "weights": list(combination.weights)}
         for name in ("rank_column", "num_negatives_column"):
             later |= {name: getattr(self, name)} if getattr(self, name) is not None else {}
         return {**values, **later, **self.rules().to_dict()}

@@ -4,8 +4,8 @@ Reads row groups of a scored Parquet file, flat or with lists of documents, and 
 names of its own. A pair without a score is left out and counted. Knows nothing of rules or of Ray.
 """
 
-from collections.abc import Container
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class Columns:
         texts: how query, document and instruction are made.
         spaces: those of `score` and `logit` that there are.
         pair_key: whether there are pair keys, by which texts can be told to be those that were scored.
+        teachers: which teacher the pairs of a file are of, by its URI; empty for one teacher.
         min_relevance: label from which a pair is positive.
         positive_labels: labels that are positive whatever their order; none where numbers and words speak for themselves.
     """
@@ -50,6 +51,7 @@ class Columns:
     pair_key: str | None = None
     min_relevance: float = 1.0
     positive_labels: tuple[str, ...] = ()
+    teachers: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -186,7 +188,12 @@ def read_pairs(
         is_scored &= np.isfinite(pairs[space].to_numpy())
     positive = pairs["positive"].to_numpy() if columns.label else np.zeros(pairs.num_rows, bool)
     pairs = pairs.append_column("position", pa.array(np.arange(start, start + pairs.num_rows)))
-    pairs = pairs if is_scored.all() else pairs.filter(pa.array(is_scored))
+    kept = is_scored
+    if columns.teachers:  # an unscored pair stays, so that it is not taken for one that a teacher was not asked for
+        pairs = pairs.append_column("teacher", pa.array(np.full(pairs.num_rows, columns.teachers[uri])))
+        nulls = [pairs[role].is_null().to_numpy() for role in roles if role in pairs.column_names]
+        kept = is_scored | ~np.any([*nulls, np.zeros(pairs.num_rows, bool)], axis=0)
+    pairs = pairs if kept.all() else pairs.filter(pa.array(kept))
     _refuse_nulls(pairs, uri, columns)
     if is_checked:
         _refuse_others(pairs, uri, columns)

@@ -131,6 +131,8 @@ def _collect_settings(job: MineJob, scored: ScoredInput, qrels: pa.Table | None)
         "definition_version": VERSION,
         "inputs": [part.identity for part in scored.parts],
     }
+    if scored.columns.teachers:
+        settings["teachers"] = [scored.columns.teachers[part.uri] for part in scored.parts]
     if qrels is not None:
         ordered = qrels.sort_by([("query_id", "ascending"), ("document_id", "ascending")])
         text = "\n".join(f"{query}\t{document}" for query, document in zip(*ordered.to_pydict().values(), strict=True))

@@ -9,6 +9,7 @@ from typing import Any
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.rules import MiningRules
 from rerank_actor.mining.tally import BIN_WIDTHS, MiningTally
+from rerank_actor.mining.teachers import list_agreement
 from rerank_actor.outputs.html import (
     Page,
     format_number,
@@ -37,6 +38,7 @@ STEPS = {
     "perc_pos": "--perc-pos",
     "max_score": "--max-score",
     "min_score": "--min-score",
+    "max_disagreement": "--max-disagreement",
     "near_duplicates": "--near-duplicates",
     "skip_top": "--skip-top",
     "num_negatives": "beyond --num-negatives",
@@ -62,7 +64,8 @@ def list_funnel(tally: MiningTally) -> list[tuple[str, int, int]]:
 
 def summarize(tally: MiningTally, rules: MiningRules, *, examples: int) -> dict[str, Any]:
     """Return the numbers of a report, as JSON can hold them."""
-    counts = dict(sorted(tally.counts.items()))
+    counts = {name: count for name, count in sorted(tally.counts.items()) if not name.startswith("agreement ")}
+    agreement = list_agreement(tally.counts)
     kept = tally.counts["queries_kept"]
     return {
         "counts": counts,
@@ -79,6 +82,7 @@ def summarize(tally: MiningTally, rules: MiningRules, *, examples: int) -> dict[
                 for name in ("positives", "negatives", "margins")
             },
         },
+        **({"agreement": agreement} if agreement else {}),
         "rules": rules.define(),
         "examples": [
             {name: value for name, value in example.items() if name != "ticket"}
@@ -171,6 +175,23 @@ def render_report(numbers: dict[str, Any], about: dict[str, str]) -> str:
     ]
     page.add("Distribution", make_table([values["space"], "positive", "negative", "difference"], rows))
     page.add("Rules", make_table(["rule", "definition (s: a candidate's value)"], rules))
+    if agreement := numbers.get("agreement"):
+        rows = [
+            [
+                " and ".join(map(str, one["teachers"])),
+                one["pairs"],
+                one["correlation"] or "-",
+                one["kendall_tau"] or "-",
+            ]
+            for one in agreement
+        ]
+        page.add(
+            "Agreement of the teachers, by their number in --scored",
+            make_table(["teachers", "pairs", "correlation of logits", "Kendall's tau, mean over queries"], rows),
+            make_bars(
+                {f"tau of {row[0]}, in hundredths": max(0, round(100 * row[3])) for row in rows if row[3] != "-"}
+            ),
+        )
     if numbers["examples"]:
         page.add(
             "Examples, from the smallest margin to the largest",

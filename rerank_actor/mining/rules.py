@@ -13,7 +13,9 @@ import numpy as np
 Space = Literal["score", "logit"]
 SPACES: tuple[Space, ...] = ("score", "logit")
 VERSION = 2  # of what the same settings and scores give, with their texts; to be raised with every rule that changes
-LATER = frozenset({"rank_window", "random_negatives"})  # rules that fingerprints of earlier versions do not have
+LATER = frozenset(
+    {"rank_window", "random_negatives", "max_disagreement"}
+)  # rules that fingerprints of earlier versions do not have
 DEPTH_FACTOR = 10  # of num_negatives, where rules may drop candidates; sentence-transformers 6
 
 
@@ -89,6 +91,7 @@ class MiningRules:
         false_negatives: what becomes of candidates above the query's lowest positive.
         near_duplicates: likeness to a positive, 0 to 1, from which a candidate is none.
         num_negatives, sampling, seed: how many to take for each query, where its rows do not say it, and how.
+        max_disagreement: of several teachers, above which a candidate is no negative.
         random_negatives: documents of the corpus to add to these.
         rank_window: retriever's ranks that negatives are taken from, None for all.
         min_negatives: queries with fewer are dropped whole.
@@ -114,6 +117,7 @@ class MiningRules:
     min_negatives: int = 1
     rank_window: RankWindow | None = None
     random_negatives: int = 0
+    max_disagreement: float | None = None
 
     def space_of(self, threshold: Threshold) -> Space:
         """Return the space that a threshold is in."""
@@ -180,6 +184,11 @@ class MiningRules:
         rules |= {
             name: words.format(getattr(self, name)) for name, words in forms.items() if getattr(self, name) is not None
         }
+        if self.max_disagreement is not None:
+            rules["max_disagreement"] = (
+                f"a candidate is dropped whose teachers' values, as they are combined, differ by more than "
+                f"{self.max_disagreement:g}"
+            )
         if self.near_duplicates is not None:
             rules["near duplicates"] = (
                 f"a candidate is dropped whose set of 5-character pieces, of the text in lower case without punctuation, "

@@ -177,7 +177,7 @@ class _Run:
         self.reporter.info(f"surveying {len(scored.parts):,} scored files")
         surveys = survey_parts(scored.parts, scored.columns, self.prepared.qrels, runner)
         fingerprints = {survey.fingerprint: scored.parts[survey.part].uri for survey in surveys}
-        if not self.job.allow_mixed_scores:
+        if not self.job.allow_mixed_scores and self.job.combine == "none":
             compare_fingerprints(fingerprints, "--scored", APART)
         plan = plan_units(surveys, int(self.job.unit_mb * MB))
         require_pairs(plan, scored.columns, source)
@@ -215,6 +215,7 @@ class _Run:
             format=job.format,
             prompt=prepared.settings["prompt"],
             with_examples=job.examples > 0,
+            combination=job.combination(),
         )
 
     def _mine(self, plan: MiningPlan, spec: MiningSpec, records: StepRecords | None, runner: TaskRunner) -> None:
@@ -297,7 +298,8 @@ class _Run:
         """Add up, say what is remarkable, write the report, and `_SUCCESS` last."""
         self.lease.check(fresh=True)
         tally, rules = self.tallies["as given"], self.prepared.rule_sets["as given"]
-        tally.removed["unscored"] = plan.totals["unscored"]
+        joined = tally.counts["pairs_without_a_score"] if self.job.combine != "none" else None
+        tally.removed["unscored"] = plan.totals["unscored"] if joined is None else joined
         tally.counts["unscored_positives"] = plan.totals["unscored_positives"]
         if (qrels := self.prepared.qrels) is not None:
             others = pc.count_distinct(qrels["query_id"]).as_py() - tally.counts["judged_queries"]
@@ -328,7 +330,13 @@ class _Run:
 
     def _find_contradiction(self, plan: MiningPlan) -> str | None:
         """Return what is wrong where files that do not say what scored them give one pair two scores, as of two teachers."""
-        number = self.tallies["as given"].counts["pairs_with_two_scores"]
+        counts = self.tallies["as given"].counts
+        if unmatched := counts["pairs_unmatched"]:
+            return (
+                f"--combine: {unmatched:,} pairs are not in the outputs of all teachers; score the same pairs with each "
+                "(pairs are the same by query, document and ids)"
+            )
+        number = counts["pairs_with_two_scores"]
         if not number or not plan.totals.get("unmarked") or self.job.allow_mixed_scores:
             return None
         return (

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError
+from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.inputs.lookups import TextLookup
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.text_sources import TextSource
@@ -63,6 +64,9 @@ def load_scored(job: MineJob) -> ScoredInput:
     parts = {part.uri: part for output in outputs for part in output.parts}
     schema = read_schema(first_output.parts[0])
     texts = name_texts(job, settings, schema)
+    _refuse_one_teacher(job, outputs)
+    if job.combine != "none" and not job.allow_mixed_scores:
+        _refuse_other_tasks(made)
     for output in outputs:
         refuse_lost_fields(output, made[output.uri], schema)
         _refuse_lost_instructions(output.uri, made[output.uri], texts)
@@ -71,20 +75,52 @@ def load_scored(job: MineJob) -> ScoredInput:
         if other.instruction != texts.instruction:  # of scores that may be mixed
             texts = replace(texts, instruction=None)
         if replace(other, instruction=texts.instruction) != texts:
-            if texts.sources == other.sources and not job.allow_mixed_scores:
+            if texts.sources == other.sources and not job.allow_mixed_scores and job.combine == "none":
                 compare_settings(all_settings, "--scored", APART)  # which says what differs
             raise InputError(
                 f"--scored {first_output.uri} and {output.uri}: {_tell_apart(texts, other)}; mine them apart",
                 uri=output.uri,
             )
-    if not job.allow_mixed_scores:
+    if not job.allow_mixed_scores and job.combine == "none":
         compare_settings(all_settings, "--scored", APART)
     columns = _name_columns(job, settings, texts, schema)
+    if job.combine != "none":
+        teachers = {part.uri: number for number, output in enumerate(outputs) for part in output.parts}
+        columns = replace(columns, teachers=teachers, spaces=tuple({"logit": None, **dict.fromkeys(columns.spaces)}))
     columns.check(first_output.parts[0].uri, schema)
     for output in outputs:
         _refuse_repeated(output.uri, made[output.uri], columns)
     prompt = None if texts.has_instructions else texts.instruction
     return ScoredInput(tuple(parts.values()), columns, prompt, find_sources(job, first_output.uri, settings))
+
+
+def _refuse_other_tasks(made: dict[str, dict[str, Any]]) -> None:
+    """Refuse teachers that scored with different instructions, by what is known of each output's settings."""
+    (first, expected), *others = ((uri, settings.get("instruction")) for uri, settings in made.items())
+    for uri, instruction in others:
+        if instruction != expected:
+            raise InputError(
+                f"--scored {first} and {uri}: were scored with different instructions ({expected!r} and {instruction!r}); "
+                "give --allow-mixed-scores to combine them all the same",
+                uri=uri,
+            )
+
+
+def _refuse_one_teacher(job: MineJob, outputs: list[ScoredOutput]) -> None:
+    """Refuse outputs that are to be of several teachers, and are of one, or whose logits are no log-odds to take means of."""
+    if job.combine == "none":
+        return
+    seen: dict[str, str] = {}
+    for output in outputs:
+        mark = hash_fingerprint(output.settings) if output.settings else output.uri
+        if (other := seen.setdefault(mark, output.uri)) != output.uri:
+            raise InputError(
+                f"--combine: {other} and {output.uri} have one fingerprint, so that they are of one teacher; give one of them",
+                uri=output.uri,
+            )
+        if job.combine in ("mean", "min", "max"):
+            scored = describe_columns(output.settings, read_schema(output.parts[0]))
+            scored.refuse_scaled(f"--scored {output.uri}", f"--combine {job.combine}", "give --combine zscore or rank")
 
 
 def _tell_apart(texts: ScoredTexts, other: ScoredTexts) -> str:

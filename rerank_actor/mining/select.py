@@ -29,6 +29,7 @@ class Candidates:
         query_hash: uint64 [num_queries], of the query's key; it seeds random sampling.
         rank: float64 [num_pairs], that a retriever gave, NaN where unknown; needed for the rank window alone.
         num_negatives: float64 [num_queries], that each query is to have, NaN where the rules say it; None where they always do.
+        disagreement: float64 [num_pairs], of several teachers; needed for that rule alone.
     """
 
     query: np.ndarray
@@ -40,6 +41,7 @@ class Candidates:
     query_hash: np.ndarray
     rank: np.ndarray | None = None
     num_negatives: np.ndarray | None = None
+    disagreement: np.ndarray | None = None
 
     @property
     def num_queries(self) -> int:
@@ -112,6 +114,7 @@ class _Selector:
         self.unusable = candidates.unusable[self.rows]
         self.position = candidates.position[self.rows]
         self.rank = None if candidates.rank is None else candidates.rank[self.rows]
+        self.disagreement = None if candidates.disagreement is None else candidates.disagreement[self.rows]
         self.num_negatives = np.full(self.num_queries, rules.num_negatives)
         if candidates.num_negatives is not None:
             known = np.isfinite(candidates.num_negatives)
@@ -179,6 +182,7 @@ class _Selector:
         self.positive, self.unusable = self.positive[keep], self.unusable[keep]
         self.position = self.position[keep]
         self.rank = None if self.rank is None else self.rank[keep]
+        self.disagreement = None if self.disagreement is None else self.disagreement[keep]
         self.values = {space: values[keep] for space, values in self.values.items()}
 
     def _merge_equal_texts(self) -> None:
@@ -284,6 +288,8 @@ class _Selector:
         if rules.min_score is not None:
             value, _, bound = read(rules.min_score)
             dropped.append(("min_score", value < bound))
+        if rules.max_disagreement is not None and self.disagreement is not None:
+            dropped.append(("max_disagreement", self.disagreement > rules.max_disagreement))
         return dropped
 
     def _compare_texts(self, mark: NearDuplicates, keep: np.ndarray, promoted: np.ndarray) -> np.ndarray:

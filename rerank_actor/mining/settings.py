@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator
 
-from rerank_actor.job_file import Location, Locations, Names, OptionalLocation, Settings, make_flag, take_other_value
+from rerank_actor.job_file import (
+    Location,
+    Locations,
+    Names,
+    OptionalLocation,
+    Settings,
+    make_flag,
+    split_names,
+    take_other_value,
+)
 from rerank_actor.mining.rules import RankWindow, Threshold
 
 Format = Literal[
@@ -21,11 +30,24 @@ def _accept_one(value: Any) -> Any:
     return [value] if isinstance(value, str | dict) else value
 
 
+def _split_weights(value: Any) -> Any:
+    return split_names(value) if isinstance(value, str) else value
+
+
 class ScoredSettings(Settings):
     """Which scores are mined, and where their texts are."""
 
     scored: Locations = make_flag(
         [], "input", "outputs of jobs.score, or Parquet files with their columns; local paths or s3://", "URI", "+"
+    )
+    combine: Literal["none", "mean", "min", "max", "zscore", "rank"] = make_flag(
+        "none",
+        "input",
+        "take each of --scored for a teacher of the same pairs, and make one value of their logits; zscore and rank are "
+        "within each query",
+    )
+    weights: Annotated[list[Annotated[float, Field(gt=0)]], BeforeValidator(_split_weights)] = make_flag(
+        [], "input", "weights of the teachers in the order of --scored, for --combine mean, zscore and rank", "X,..."
     )
     query_column: str | None = make_flag(
         None, "input", "column with the query (default: as the scores were made)", "NAME"
@@ -59,7 +81,9 @@ class ScoredSettings(Settings):
     title_column: str | None = make_flag(None, "input", "column with the document's title, for Tevatron", "NAME")
     allow_incomplete: bool = make_flag(False, "input", "mine an output of jobs.score that is not yet complete")
     allow_mixed_scores: bool = make_flag(
-        False, "input", "mine scores of different fingerprints as if they were comparable"
+        False,
+        "input",
+        "mine scores of different fingerprints as if they were comparable; with --combine, of different instructions",
     )
 
 
@@ -125,6 +149,9 @@ class RuleSettings(Settings):
     )
     margin_pos: Number | None = make_flag(None, "rules", "NV-Retriever's TopK-MarginPos, keep s < p - X (0.05)", "X")
     perc_pos: Number | None = make_flag(None, "rules", "NV-Retriever's TopK-PercPos, keep s < X of p (0.95)", "X")
+    max_disagreement: Annotated[float, Field(ge=0)] | None = make_flag(
+        None, "rules", "drop candidates on which the teachers of --combine differ by more, in what is combined", "X"
+    )
     near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = make_flag(
         None, "rules", "drop candidates whose text is this like a positive's, 0 to 1 (0.9)", "X"
     )

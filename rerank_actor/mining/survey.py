@@ -81,6 +81,8 @@ def _survey_group(
         positive = pairs.table["positive"].to_numpy()
     else:
         positive = np.zeros(len(query), bool)
+    if columns.teachers:  # whose labels are those of the same pairs
+        positive = positive & (pairs.table["teacher"].to_numpy() == 0)
     return Survey(
         part=part,
         group=group,

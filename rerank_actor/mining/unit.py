@@ -24,6 +24,7 @@ from rerank_actor.mining.rules import MiningRules
 from rerank_actor.mining.select import Candidates, Selection, mix, select
 from rerank_actor.mining.survey import MiningUnit, is_split
 from rerank_actor.mining.tally import MiningTally
+from rerank_actor.mining.teachers import Combination, combine_teachers
 from rerank_actor.outputs.row_groups import open_runs
 from rerank_actor.outputs.scored_columns import refuse_two_texts
 from rerank_actor.storage.exchange import Exchange, Slice, assign_buckets, hash_keys, read_slices
@@ -43,6 +44,7 @@ class MiningSpec:
         exchange: takes the pairs of queries that lie in several units.
         qrels: positive judgements, where these say what is positive.
         teacher, format, prompt, with_examples: of the job.
+        combination: of several teachers, None for one.
         pool: where the documents are that random negatives are drawn from, None where there are none.
         only_tally: whether nothing is written, because rule sets are compared.
     """
@@ -61,6 +63,7 @@ class MiningSpec:
     with_examples: bool
     only_tally: bool = False
     pool: str | None = None
+    combination: Combination | None = None
 
 
 def mine_unit(unit: MiningUnit, spec: MiningSpec) -> dict[str, Any]:
@@ -97,6 +100,8 @@ def count_positives(slices: list[Slice], columns: Columns, qrels: pa.Table | Non
     table = read_slices(slices)
     if table is None:
         return {"most": 0}
+    if columns.teachers:
+        table = table.filter(pc.equal(table["teacher"], 0))
     query, keys = encode_keys(table, columns)
     positive = _mark_positives(table, qrels).positive
     return {"most": int(np.bincount(query[positive], minlength=len(keys)).max(initial=0))}
@@ -181,6 +186,9 @@ def mine_table(unit: str, table: pa.Table | None, spec: MiningSpec) -> tuple[dic
         return objects, tallies
     if "query_id" in table.column_names:
         refuse_two_texts("--scored", table["query_id"], encode_texts(table["query"])[0])
+    joined: dict[str, Any] = {}
+    if spec.combination is not None:
+        table, joined = combine_teachers(table, encode_keys(table, spec.columns)[0], spec.combination)
     queries = _Queries(table, spec)
     for name, rules in spec.rule_sets.items():
         selection = select(
@@ -191,7 +199,7 @@ def mine_table(unit: str, table: pa.Table | None, spec: MiningSpec) -> tuple[dic
         tallies[name].counts.update(counts)
         values = pairs[rules.space].to_numpy()
         tallies[name].add(chosen, selection, values, with_examples=spec.with_examples and not spec.only_tally)
-        tallies[name].counts.update(queries.counts)
+        tallies[name].counts.update({**queries.counts, **joined})
         if not spec.only_tally:
             number = rules.num_negatives + rules.random_negatives
             objects = build_objects(spec.format, unit, chosen, num_negatives=number, prompt=spec.prompt)
@@ -222,6 +230,7 @@ class _Queries:
             query_hash=hash_keys(keys),
             rank=table["rank"].to_numpy() if "rank" in table.column_names else None,
             num_negatives=_read_wanted(table, query, keys),
+            disagreement=table["disagreement"].to_numpy() if "disagreement" in table.column_names else None,
         )
 
     def add_random(self, selection: Selection, rules: MiningRules) -> tuple[pa.Table, np.ndarray, dict[str, int]]:

@@ -62,6 +62,7 @@ def mine_in_process(
         format=job.format,
         prompt=prepared.settings["prompt"],
         with_examples=True,
+        combination=job.combination(),
     )
     records = [mine_unit(unit, spec) for unit in plan.units]
     slices = collect_slices([record["shuffled"] for record in records if "shuffled" in record], plan.num_buckets)
