@@ -83,7 +83,7 @@ def test_folder_that_says_what_qwen3_reranker_is_keeps_its_fingerprint(folder: P
     write(
         folder,
         "1_LogitScore/config.json",
-        {"true_token_id": token(folder, "no"), "false_token_id": token(folder, "yes")},
+        {"true_token_id": token(folder, "0"), "false_token_id": token(folder, "1")},
     )
     assert load_reranker_model(str(folder), weights=False).fingerprint_settings()["description"]
 

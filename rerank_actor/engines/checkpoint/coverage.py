@@ -128,7 +128,20 @@ def _load_shapes(
         raise ModelError(
             f"{name}: Transformers cannot build this model from its config.json ({describe_cause(error)})", model=name
         ) from error
+    named, made = str((config.architectures or [built.__name__])[0]), built.__name__
+    if _get_stem(named) != _get_stem(made):
+        raise ModelError(
+            f"{name}: config.json names the class {named} and the model_type {config.model_type}, which is {made}; one engine "
+            "goes by the one and one by the other, so correct what is wrong",
+            model=name,
+        )
     return {**report, "class": built.__name__, "tied": list(getattr(model, "all_tied_weights_keys", {}).items())}
+
+
+def _get_stem(architecture: str) -> str:
+    """Return the kind of model that a class is of, whatever its head."""
+    stem = re.split(r"For[A-Z]|Model$", architecture)[0]
+    return "Roberta" if stem in ("XLMRoberta", "Camembert") else stem  # of one layout
 
 
 @contextlib.contextmanager

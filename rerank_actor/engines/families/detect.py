@@ -7,13 +7,22 @@ tells more of is taken for Qwen3-Reranker. A user's description settles what nei
 
 import re
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from rerank_actor.engines.families.chat_template import ChatTemplate
+from rerank_actor.engines.families.contradictions import (
+    doubt_tokenizer,
+    refuse_labels_apart,
+    refuse_larger_tokenizer,
+    refuse_other_answers,
+    refuse_other_prompt,
+    refuse_other_task,
+    refuse_several_classes,
+)
 from rerank_actor.engines.families.description import EmbeddingHead, LabelHead, ModelDescription, TokenHead
 from rerank_actor.engines.families.entries import (
     EXAMPLE,
@@ -51,15 +60,18 @@ def describe_model(name: str, folder: Path, config: dict[str, Any], entry: Entry
         ModelError: it is no reranker that is known, or its files contradict each other.
     """
     architecture = get_architecture(config)
-    controls, find = _read_controls(folder), partial(find_token, name, folder)
+    tokenizer, find = _load_tokenizer(folder), partial(find_token, name, folder)
+    controls = _list_controls(tokenizer)
     if entry is not None:
         return entry.to_description(name, config, controls, find)
+    refuse_several_classes(name, config)
     declared = read_declared(name, folder, config)
     labels = read_labels(config)
     own_name = str(folder.absolute()) if folder == Path(name).expanduser() else name
     called = (own_name, str(config.get("_name_or_path") or ""))
     entry = find_entry(called, architecture, config, labels)
     known = None if entry is None else entry.to_description(name, config, controls, find)
+    refuse_other_task(name, architecture, declared.modules, declared.settings)
     known_head = None if known is None or isinstance(known.head, EmbeddingHead) else known.head
     template = _read_chat_template(name, folder, declared, controls, architecture)
     if declared.modules[1:] == CHAIN:
@@ -70,13 +82,30 @@ def describe_model(name: str, folder: Path, config: dict[str, Any], entry: Entry
             f"({declared.head}); say which with --model-description FILE, which holds for example\n{EXAMPLE}",
             model=name,
         )
+    if template is not None and known is not None:
+        refuse_other_prompt(name, known, template)
     if template is None:
-        template = known.template if known is not None else _find_template(name, architecture, config)
+        has_segments = knows_segments(config) and _marks_segments(name, folder, tokenizer)
+        template = known.template if known is not None else _find_template(name, architecture, has_segments)
+    if tokenizer is not None:
+        refuse_larger_tokenizer(name, tokenizer, config.get("vocab_size"))
+        if declared.head is not None and isinstance(declared.head, TokenHead):
+            refuse_other_answers(name, template, declared.head, tokenizer)
     head = declared.head
     if head is None and known_head is not None and _fits(known_head, labels):
         head = known_head
     if head is None:
-        head = _read_label_head(name, architecture, labels) or TokenHead(find("yes"), find("no"))
+        head = _read_label_head(name, architecture, labels)
+        if head is not None:
+            refuse_labels_apart(name, config, head, declared.activation)
+    if head is None:
+        if template.name != QWEN3_RERANKER.name:
+            raise ModelError(
+                f"{name}: its chat template makes a prompt of a query and a document, and nothing says which token after it is "
+                f"the answer; say it with --model-description FILE, which holds for example\n{EXAMPLE}",
+                model=name,
+            )
+        head = TokenHead(find("yes"), find("no"))
     if known is not None:
         return replace(known, template=template, head=head)
     return ModelDescription(template.name, template, head, make_runtime(architecture, head))
@@ -100,6 +129,15 @@ def is_early(name: str, folder: Path, config: dict[str, Any], description: Model
 
 def find_assumption(name: str, folder: Path, config: dict[str, Any], description: ModelDescription) -> str:
     """Return what is taken for granted of a model that the user did not describe, in words; empty where its files say it."""
+    tokenizer = _load_tokenizer(folder)
+    doubt = "" if tokenizer is None else doubt_tokenizer(tokenizer, config.get("vocab_size"))
+    family = _assume_family(name, folder, config, description)
+    said = "; ".join(part for part in (doubt, family) if part)
+    return f"{name}: {said}" if said else ""
+
+
+def _assume_family(name: str, folder: Path, config: dict[str, Any], description: ModelDescription) -> str:
+    """Return that a model is taken for Qwen3-Reranker where nothing says which reranker it is."""
     called = f"{name} {folder.absolute()} {config.get('_name_or_path')}".casefold().replace("_", "-")
     tokenizer_settings = read_json(folder / "tokenizer_config.json", name) or {}
     if (
@@ -109,7 +147,7 @@ def find_assumption(name: str, folder: Path, config: dict[str, Any], description
         or _names_texts(_read_chat_source(folder, tokenizer_settings))
     ):
         return ""
-    return f"{name}: nothing in the folder says which reranker it is; taken for Qwen3-Reranker; --model-description settles it"
+    return "nothing in the folder says which reranker it is; taken for Qwen3-Reranker; --model-description settles it"
 
 
 def read_labels(config: dict[str, Any]) -> dict[int, str]:
@@ -142,13 +180,13 @@ def _read_label_head(name: str, architecture: str, labels: dict[int, str]) -> La
     )
 
 
-def _find_template(name: str, architecture: str, config: dict[str, Any]) -> Template:
+def _find_template(name: str, architecture: str, has_segments: bool) -> Template:
     """Return the prompt that goes with an architecture where the folder has none."""
     if architecture in ("Qwen3ForCausalLM", "Qwen3ForSequenceClassification"):
         return QWEN3_RERANKER
     stem = architecture.removesuffix("ForSequenceClassification")
     if stem != architecture and stem in ENCODERS:
-        return CROSS_ENCODER_WITH_SEGMENTS if knows_segments(config) else CROSS_ENCODER
+        return CROSS_ENCODER_WITH_SEGMENTS if has_segments else CROSS_ENCODER
     raise ModelError(
         f"{name}: {architecture} is not a reranker that this job knows, and its files do not say how query and document "
         f"become a prompt; say it with --model-description FILE, which holds for example\n{EXAMPLE}",
@@ -205,13 +243,33 @@ def _describe_chain(name: str, architecture: str, template: Template | None) -> 
     return ModelDescription("cross-encoder-chain", CROSS_ENCODER, head, make_runtime(wanted, head, loading="folded"))
 
 
-def _read_controls(folder: Path) -> tuple[str, ...]:
-    """Return the added tokens of a folder's tokenizer, none where it has no such file."""
+def _load_tokenizer(folder: Path) -> Tokenizer | None:
+    """Return a folder's tokenizer, None where it has no such file."""
+    file = folder / "tokenizer.json"
     try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        facts = file.stat()
+        return _load_tokenizer_file(str(file), facts.st_mtime_ns, facts.st_size)
     except Exception:  # the tokenizers library raises bare Exception; who needs the tokenizer says more
-        return ()
-    return tuple(token.content for token in tokenizer.get_added_tokens_decoder().values())
+        return None
+
+
+@lru_cache(maxsize=2)
+def _load_tokenizer_file(file: str, _changed: int, _size: int) -> Tokenizer:
+    """Return a tokenizer, read once: a large one takes most of a second."""
+    return Tokenizer.from_file(file)
+
+
+def _list_controls(tokenizer: Tokenizer | None) -> tuple[str, ...]:
+    """Return the added tokens of a tokenizer."""
+    added = {} if tokenizer is None else tokenizer.get_added_tokens_decoder()
+    return tuple(token.content for token in added.values())
+
+
+def _marks_segments(name: str, folder: Path, tokenizer: Tokenizer | None) -> bool:
+    """Whether a tokenizer tells the second text of a pair from the first, without which a model takes both for the first."""
+    settings = read_json(folder / "tokenizer_config.json", name) or {}
+    gives = "token_type_ids" in (settings.get("model_input_names") or ["token_type_ids"])
+    return gives and (tokenizer is None or 1 in tokenizer.encode("a", "b").type_ids)
 
 
 def find_token(name: str, folder: Path, token: str) -> int:
@@ -220,12 +278,9 @@ def find_token(name: str, folder: Path, token: str) -> int:
     Raises:
         ModelError: there is no `tokenizer.json`, or it has no such token.
     """
-    try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise ModelError(
-            f"{name}: tokenizer.json is missing or cannot be read; a fast tokenizer is needed", model=name
-        ) from error
+    tokenizer = _load_tokenizer(folder)
+    if tokenizer is None:
+        raise ModelError(f"{name}: tokenizer.json is missing or cannot be read; a fast tokenizer is needed", model=name)
     token_id = tokenizer.token_to_id(token)
     if token_id is None:
         raise ModelError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rerank_actor.engines.families.contradictions import refuse_other_kind
 from rerank_actor.engines.families.description import LabelHead, TokenHead
 from rerank_actor.engines.families.entries import EXAMPLE
 from rerank_actor.errors import ModelError
@@ -32,6 +33,8 @@ class Declared:
         is_structured: whether the content of a message is a list of typed parts.
         chat_settings: what the chat template is given.
         instruction: the default prompt, None where there is none.
+        activation: what makes scores of the outputs, empty where nothing is said.
+        settings: of the first module.
     """
 
     modules: tuple[str, ...] = ()
@@ -40,6 +43,8 @@ class Declared:
     is_structured: bool = False
     chat_settings: dict[str, Any] = field(default_factory=dict)
     instruction: str | None = None
+    activation: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def read_declared(name: str, folder: Path, config: dict[str, Any]) -> Declared:
@@ -54,11 +59,12 @@ def read_declared(name: str, folder: Path, config: dict[str, Any]) -> Declared:
         ModelError: it says that it is no reranker of pairs, or something that is not known.
     """
     own = read_json(folder / "config_sentence_transformers.json", name) or {}
-    _check_activation(name, own.get("activation_fn"), config)
+    refuse_other_kind(name, own)
+    activation = _check_activation(name, own.get("activation_fn"), config)
     listed = read_json(folder / "modules.json", name)
     instruction = _read_instruction(name, own)
     if listed is None:
-        return Declared(instruction=instruction)
+        return Declared(instruction=instruction, activation=activation)
     kinds = tuple(_name_module(name, module) for module in listed)
     folders = tuple(str(module.get("path") or "") for module in listed)
     if "Normalize" in kinds or kinds == ("Transformer", "Pooling"):
@@ -86,6 +92,8 @@ def read_declared(name: str, folder: Path, config: dict[str, Any]) -> Declared:
         is_structured=(message or {}).get("format") == "structured",
         chat_settings=_read_chat_settings(name, processing),
         instruction=instruction,
+        activation=activation,
+        settings=settings,
     )
 
 
@@ -153,7 +161,7 @@ def _read_instruction(name: str, own: dict[str, Any]) -> str | None:
     return str(prompts[chosen]) or None
 
 
-def _check_activation(name: str, own: Any, config: dict[str, Any]) -> None:
+def _check_activation(name: str, own: Any, config: dict[str, Any]) -> str:
     declared = own or (config.get("sentence_transformers") or {}).get("activation_fn")
     declared = declared or config.get("sbert_ce_default_activation_function")
     if declared and declared not in ACTIVATIONS:
@@ -162,3 +170,4 @@ def _check_activation(name: str, own: Any, config: dict[str, Any]) -> None:
             "the logit is, and how the score follows from it: sigmoid((logit - shift) / scale)",
             model=name,
         )
+    return str(declared or "")
