@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rerank_actor.benchmark.contenders import CONTENDERS
+from rerank_actor.benchmark.host import ROUNDS, make_host_tables, run_host_suite
 from rerank_actor.benchmark.ratios import extract_ratios, report_moved, store_ratios
 from rerank_actor.benchmark.suite import SUITES, choose_suite, make_tables, run_suite
 from rerank_actor.benchmark.weights import SHAPES
@@ -13,6 +14,8 @@ from rerank_actor.benchmark.workload import KINDS
 from rerank_actor.commands.command_line import Parser
 from rerank_actor.errors import JobError
 from rerank_actor.progress import say
+
+HOST = "host"
 
 
 def benchmark(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +30,11 @@ def benchmark(arguments: Sequence[str] | None = None) -> int:
     def keep(result: dict[str, Any]) -> None:
         (folder / "result.json").write_text(json.dumps(result, indent=1))
 
+    if args.suite == HOST:
+        figures = run_host_suite(folder, report, rounds=args.rounds or ROUNDS)
+        keep(figures)
+        print(make_host_tables(figures))
+        return 0
     if SUITES[args.suite].on_gpu:
         _require_gpu(args.suite)
     shapes = tuple(args.shapes) if args.shapes else None
@@ -50,10 +58,10 @@ def _make_parser() -> Parser:
         "benchmark",
         "Score the same pairs with the job, with its engine alone and with other tools, in turn, and compare; "
         "cpu-knobs and gpu-knobs turn the engine's "
-        "settings, one at a time.",
+        "settings, one at a time; host rehearses on a simulated device what a pair costs its host.",
         "--suite cpu --rounds 3",
     )
-    parser.add_argument("--suite", choices=sorted(SUITES), default="cpu", help="what to measure (default cpu)")
+    parser.add_argument("--suite", choices=sorted([*SUITES, HOST]), default="cpu", help="what to measure (default cpu)")
     parser.add_argument(
         "--workloads",
         nargs="+",

@@ -35,6 +35,8 @@ BLOCK_SIZE = (
 )
 
 
+PATHS = ("prefill", "core")  # to the model besides the public call, the shortest first; both lean on internals
+
 logger = logging.getLogger(__name__)
 
 
@@ -100,6 +102,8 @@ class VllmEngine:
             arguments["gpu_memory_utilization"] = round(GPU_MEMORY_SHARE * spec.gpu_share, 3)
         if on_cpu:
             arguments["enforce_eager"] = True  # compiling takes a minute, which a CPU run seldom earns back
+        elif "pipeline_parallel_size" not in spec.engine_args:
+            arguments["async_scheduling"] = True  # two steps under way; vLLM leaves it off for the latency of a server
         arguments["hf_overrides"] = make_overrides(spec.model.name, spec.model.description, folder)
         if not spec.model.description.is_encoder:
             arguments |= {"enable_chunked_prefill": False, "enable_prefix_caching": True}
@@ -128,35 +132,78 @@ class VllmEngine:
         self._to_prompt = vllm.TokensPrompt
         self._torch = torch
         self.cached_tokens = 0
+        self._feeds: dict[str, Any] = {}
+        self._max_num_seqs = int(arguments["max_num_seqs"])
         self.path, self._compute, self._forget = "classify", self._classify, self._forget_classify
-        if isinstance(head, EmbeddingHead):
-            self.path, self._compute = "embed", self._embed
-            return
-        check_prompts = [np.array(ids, np.int32) for ids in spec.check_prompts]
-        self._try_short_path(check_prompts, spec.check_heads, int(arguments["max_num_seqs"]))
+        self._choose_path([np.array(ids, np.int32) for ids in spec.check_prompts], spec.check_heads)
 
-    def _try_short_path(self, prompts: Sequence[np.ndarray], heads: Sequence[int], max_num_seqs: int) -> None:
-        """Go straight to the engine core from now on, if that gives some prompts the logits of the public call."""
-        prompts = [*prompts, *prompts]  # so that the second half can read what the first left in the cache
-        heads = [*heads, *heads]
+    def _choose_path(self, prompts: Sequence[np.ndarray], heads: Sequence[int]) -> None:
+        """Take the shortest way to the model that gives some prompts the logits of the public call."""
         try:
             expected = self._classify(prompts, heads)
-            if not np.isfinite(expected).all():
-                return  # the engine's check says more about it
-            from rerank_actor.engines.vllm_core import CoreFeed
-
-            feed = CoreFeed(self._llm, max_num_seqs, self._outputs, has_segments=self._has_segments)
-            shared = heads if self._has_segments else [len(prompt) for prompt in prompts]
-            logits, _ = feed.compute(prompts, shared)
         except Exception:
-            logger.warning("vLLM %s cannot be fed directly; scoring is slower", self.version, exc_info=True)
+            logger.warning("vLLM %s fails on the built-in pairs", self.version, exc_info=True)
             self._recover()
             return
-        difference = float(np.abs(logits - expected).max())
-        if not difference <= allow_noise(self.dtype, expected):
-            logger.warning("vLLM %s, fed directly, is off by %.3g; scoring is slower", self.version, difference)
+        if not np.isfinite(expected).all():
+            return  # the engine's check says more about it
+        shared = heads if self._has_segments else [len(prompt) for prompt in prompts]
+        for name in PATHS:
+            try:
+                self.take_path(name)
+                logits = self._compute(prompts, shared)
+                with self._make_small_steps(name, 2 * max(len(prompt) for prompt in prompts)):
+                    again = self._compute(prompts[::-1], shared[::-1])[::-1]  # reads what the first left in the cache
+            except Exception as error:
+                reason = describe_cause(error)
+            else:
+                difference = float(np.abs([logits - expected, again - expected]).max())
+                if difference <= allow_noise(self.dtype, expected):
+                    return
+                reason = f"it is off by {difference:.3g}"
+            logger.warning("vLLM %s is not fed by way of %s, so that scoring is slower: %s", self.version, name, reason)
+            self._recover()
+            if self._llm is None:
+                return
+        self.take_path("classify")
+
+    @contextlib.contextmanager
+    def _make_small_steps(self, name: str, tokens: int) -> Iterator[None]:
+        """Let few prompts be several steps, so that a trial has some that overlap."""
+        if name != "prefill":
+            yield
             return
-        self.path, self._compute, self._forget = "core", functools.partial(self._feed, feed), feed.forget
+        feed = self._feeds[name]
+        before, feed.budget = feed.budget, tokens
+        try:
+            yield
+        finally:
+            feed.budget = before
+
+    def take_path(self, name: str) -> None:
+        """Give prompts to the model from now on by a way of `PATHS`, or by vLLM's public call, `classify`.
+
+        Raises:
+            Exception: any, where this vLLM or the model is of a kind that the way does not know; the old way stays.
+        """
+        if name == "classify":
+            compute, forget = self._classify, self._forget_classify
+        else:
+            if name not in self._feeds:
+                self._feeds[name] = self._make_feed(name)
+            feed = self._feeds[name]
+            compute, forget = functools.partial(self._feed, feed), feed.forget
+        self._recover()
+        self.path, self._compute, self._forget = name, compute, forget
+
+    def _make_feed(self, name: str) -> Any:
+        if name == "prefill":
+            from rerank_actor.engines.vllm_prefill import PrefillFeed
+
+            return PrefillFeed(self._llm, self._max_num_seqs, self._outputs, has_segments=self._has_segments)
+        from rerank_actor.engines.vllm_core import CoreFeed
+
+        return CoreFeed(self._llm, self._max_num_seqs, self._outputs, has_segments=self._has_segments)
 
     def compute_logits(self, prompts: Sequence[np.ndarray], head_tokens: Sequence[int] | None = None) -> np.ndarray:
         """Return float32 [num_prompts], or [num_prompts, size] of an embedding model; order of the input."""
@@ -252,6 +299,7 @@ class VllmEngine:
         with contextlib.suppress(AttributeError):
             self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
+        self._feeds.clear()
         self._compute, self._forget = self._classify, self._forget_classify
         gc.collect()
         if self._torch.cuda.is_available():

@@ -39,21 +39,14 @@ class CoreFeed:
         self._core = llm.llm_engine.engine_core.engine_core
         self._scheduler = self._core.scheduler
         config = llm.llm_engine.vllm_config
-        self._model_config = config.model_config
-        self._outputs, self._has_segments = outputs, has_segments
-        self._parameters = self._make_parameters(None)
-        self._parameters_by_start = functools.cache(self._make_parameters)
+        self._outputs = outputs
+        make = functools.cache(functools.partial(make_parameters, config.model_config))
+        self._parameters = make if has_segments else lambda start: make(None)
         self._most_waiting = BATCHES_WAITING * max_num_seqs
         self._block_size = int(config.cache_config.block_size) if config.cache_config.enable_prefix_caching else 0
         self._number = 0
         if self._block_size:
             self._limit_caching(self._scheduler.kv_cache_manager.block_pool)
-
-    def _make_parameters(self, segment_start: int | None) -> PoolingParams:
-        extra = None if segment_start is None else {"compressed_token_type_ids": segment_start}
-        parameters = PoolingParams(task="classify", use_activation=False, extra_kwargs=extra)
-        parameters.verify(self._model_config)
-        return parameters
 
     def _limit_caching(self, pool: Any) -> None:
         """Let the cache take in those full blocks alone that have a hash."""
@@ -104,8 +97,7 @@ class CoreFeed:
         return float(values[plus] if minus is None else values[plus] - values[minus])
 
     def _make_request(self, number: int, prompt: np.ndarray, head_tokens: int, hashes: dict[bytes, list[bytes]]) -> Any:
-        parameters = self._parameters_by_start(head_tokens) if self._has_segments else self._parameters
-        request = Request(str(number), prompt.tolist(), None, parameters)
+        request = Request(str(number), prompt.tolist(), None, self._parameters(head_tokens))
         if self._block_size:
             shared = prompt[: head_tokens // self._block_size * self._block_size]
             key = shared.tobytes()
@@ -120,6 +112,14 @@ class CoreFeed:
         # A step that was still under way would write into blocks that are given to others.
         is_idle = not self._core.batch_queue and not self._scheduler.has_unfinished_requests()
         return is_idle and bool(self._core.reset_prefix_cache())
+
+
+def make_parameters(model_config: Any, segment_start: int | None) -> PoolingParams:
+    """Return what a request asks for: the raw output, of a prompt whose second text begins somewhere."""
+    extra = None if segment_start is None else {"compressed_token_type_ids": segment_start}
+    parameters = PoolingParams(task="classify", use_activation=False, extra_kwargs=extra)
+    parameters.verify(model_config)
+    return parameters
 
 
 def _hash_blocks(tokens: np.ndarray, block_size: int) -> list[bytes]:

@@ -82,7 +82,7 @@ def count_tokens(reranker: Reranker, pairs: list[tuple[str, str]]) -> tuple[int,
 
 def test_vllm_reads_heads_from_the_cache_whatever_the_order(reranker: Reranker) -> None:
     """Counts, which no machine bends: each full block of a head is computed once, and of documents none is kept."""
-    assert reranker.check.path == "core"
+    assert reranker.check.path == "prefill"
     pairs = [
         (f"query {number} about autumn", f"document {i} {number} on leaves") for number in range(8) for i in range(40)
     ]
@@ -110,8 +110,32 @@ def test_vllm_fed_directly_gives_the_logits_of_its_public_call(reranker: Reranke
     assert np.abs(direct - engine._classify(ids, [])).max() <= 1e-6 * max(1.0, np.abs(direct).max())
 
 
-@pytest.mark.parametrize("error", [MemoryError("no memory"), RuntimeError("a kernel failed")])
-def test_vllm_goes_on_after_a_step_that_failed(reranker: Reranker, error: Exception) -> None:
+def test_vllm_prefill_gives_the_logits_of_vllms_own_scheduler_whatever_order_and_room(reranker: Reranker) -> None:
+    engine: Any = reranker._engine
+    prompts = reranker._encoder.encode(*zip(*sample_pairs(90), strict=True))
+    ids, heads = prompts.ids_at(prompts.scorable), prompts.head_tokens[prompts.scorable].tolist()
+    expected = engine._classify(ids, [])
+    feed = engine._feeds["prefill"]
+    budget = feed.budget
+    try:
+        for seed, num_blocks, tokens in ((0, 10, budget), (1, 60, 700), (2, 9, MAX_LENGTH)):
+            order = np.random.default_rng(seed).permutation(len(ids))
+            assert feed.forget()
+            feed.budget, feed._free = tokens, feed._free[:num_blocks]
+            logits, _ = feed.compute([ids[index] for index in order], [heads[index] for index in order])
+            assert np.abs(logits - expected[order]).max() <= 1e-6 * max(1.0, np.abs(expected).max())
+    finally:
+        feed.budget = budget
+        assert feed.forget()
+    engine.take_path("core")
+    try:
+        assert np.abs(engine.compute_logits(ids, heads) - expected).max() <= 1e-6 * max(1.0, np.abs(expected).max())
+    finally:
+        engine.take_path("prefill")
+
+
+@pytest.mark.parametrize("error", [MemoryError("no memory"), RuntimeError("a kernel failed"), KeyboardInterrupt()])
+def test_vllm_goes_on_after_a_step_that_failed(reranker: Reranker, error: BaseException) -> None:
     """What the failed step left behind, requests and blocks that were never computed, is not read by later prompts."""
     engine: Any = reranker._engine
     pairs = sample_pairs(60)
@@ -131,7 +155,7 @@ def test_vllm_goes_on_after_a_step_that_failed(reranker: Reranker, error: Except
         if isinstance(error, MemoryError):
             found = reranker.logits(pairs)
         else:
-            with pytest.raises(EngineError, match="a kernel failed"):
+            with pytest.raises((EngineError, KeyboardInterrupt), match="a kernel failed|^$"):
                 reranker.logits(pairs)
             found = reranker.logits(pairs)
     finally:
