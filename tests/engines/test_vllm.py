@@ -155,7 +155,7 @@ def test_vllm_goes_on_after_a_step_that_failed(reranker: Reranker, error: BaseEx
         if isinstance(error, MemoryError):
             found = reranker.logits(pairs)
         else:
-            with pytest.raises((EngineError, KeyboardInterrupt), match="a kernel failed|^$"):
+            with pytest.raises((EngineError, KeyboardInterrupt), match=r"a kernel failed|^$"):
                 reranker.logits(pairs)
             found = reranker.logits(pairs)
     finally:
