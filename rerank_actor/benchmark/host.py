@@ -25,7 +25,6 @@ from rerank_actor.benchmark.workload import make_workload
 from rerank_actor.engines.base import EngineSpec
 from rerank_actor.engines.model import load_reranker_model
 from rerank_actor.engines.start import encode_check_pairs, start_engine
-from rerank_actor.engines.vllm import PATHS
 
 NUM_PAIRS = 4096
 MAX_LENGTH = 4096
@@ -33,6 +32,11 @@ ROUNDS = 3
 SAMPLE_SECONDS = 0.001
 LIMIT_SECONDS = 150e-6  # of a pair, on a device that computes nothing but matrix products
 MODELS = ("0.6B", "4B", "8B")
+WAYS = {
+    "prefill": ("prefill", 1),
+    "prefill, two steps under way": ("prefill", 2),
+    "core": ("core", 1),
+}  # path and steps
 STEPS = {
     "simulated.py": {"": "simulation"},
     "vllm_core.py": {"_make_request": "make requests", "_hash_blocks": "make requests", "_read": "take results"},
@@ -85,7 +89,7 @@ def run_host_suite(folder: Path, report: Callable[[str], None], *, rounds: int =
         rounds: that count.
 
     Returns:
-        The machine, CPU microseconds a pair by path and step, and busy shares by device, model and path.
+        The machine, CPU microseconds a pair by way and step, and busy shares by device, model and way (`WAYS`).
     """
     from rerank_actor.benchmark.simulated import DEVICES, UTILIZATION, SimulatedExecutor, reckon_rate
 
@@ -111,15 +115,12 @@ def run_host_suite(folder: Path, report: Callable[[str], None], *, rounds: int =
     )
     engine: Any = start_engine(spec)[0]
     device = _find_device(engine)
-    for path in PATHS:
-        engine.take_path(path)
-    engine._feeds["prefill"].steps_under_way = 2  # as on a GPU; vLLM's platform for CPUs forbids it
-    costs: dict[str, list[dict[str, float]]] = {path: [] for path in PATHS}
+    costs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for number in range(rounds + 1):
-        for path, found in costs.items():
-            engine.take_path(path)
+        for way, found in costs.items():
+            _take_way(engine, way)
             cost = _measure_round(engine, ids, heads)
-            report(f"round {number}, {path}: {cost['all']:.1f} \u00b5s a pair")
+            report(f"round {number}, {way}: {cost['all']:.1f} \u00b5s a pair")
             found += [cost] if number else []
     tokens = float(prompts.num_tokens.mean())
     cached = _count_cached(engine, ids, heads) / NUM_PAIRS
@@ -130,13 +131,13 @@ def run_host_suite(folder: Path, report: Callable[[str], None], *, rounds: int =
     for title, rate in rates.items():
         device.rate = rate
         busy[title] = {"microseconds": (tokens - cached) / rate.tokens_per_second * 1e6}
-        for path in PATHS:
-            engine.take_path(path)
+        for way in WAYS:
+            _take_way(engine, way)
             engine.forget()
             device.reset()
             engine.compute_logits(ids, heads)
-            busy[title][path] = device.busy_share
-        report(f"{title}: busy {', '.join(f'{path} {busy[title][path]:.3f}' for path in PATHS)}")
+            busy[title][way] = device.busy_share
+        report(f"{title}: busy {', '.join(f'{way} {busy[title][way]:.3f}' for way in WAYS)}")
     engine.close()
     return {
         "machine": describe_machine(),
@@ -144,10 +145,10 @@ def run_host_suite(folder: Path, report: Callable[[str], None], *, rounds: int =
         "cached_per_pair": cached,
         "utilization": UTILIZATION,
         "around": {step: seconds / NUM_PAIRS * 1e6 for step, seconds in around.items()},
-        "costs": {path: _take_medians(found) for path, found in costs.items()},
+        "costs": {way: _take_medians(found) for way, found in costs.items()},
         "ratios": {
-            path: statistics.median(one["all"] / base["all"] for one, base in zip(found, costs["core"], strict=True))
-            for path, found in costs.items()
+            way: statistics.median(one["all"] / base["all"] for one, base in zip(found, costs["core"], strict=True))
+            for way, found in costs.items()
         },
         "busy": busy,
     }
@@ -170,6 +171,13 @@ def _measure_round(engine: Any, ids: list[np.ndarray], heads: list[int]) -> dict
     }
 
 
+def _take_way(engine: Any, way: str) -> None:
+    path, steps = WAYS[way]
+    engine.take_path(path)
+    if path == "prefill":
+        engine._feeds[path].steps_under_way = steps  # vLLM itself has one on CPUs, and for pooling models
+
+
 def _find_device(engine: Any) -> Any:
     return engine._llm.llm_engine.engine_core.engine_core.model_executor
 
@@ -188,30 +196,30 @@ def _take_medians(found: list[dict[str, float]]) -> dict[str, float]:
 
 def make_host_tables(result: dict[str, Any]) -> str:
     """Return a result as Markdown."""
-    paths = list(result["costs"])
+    ways = list(result["costs"])
     steps = sorted({step for cost in result["costs"].values() for step in cost} - {"all"})
     lines = [
         f"A rehearsal, no GPU was measured: {result['tokens_per_pair']:.0f} tokens a pair, "
         f"{result['cached_per_pair']:.0f} of them from the cache.",
         "",
-        f"| CPU \u00b5s a pair | {' | '.join(paths)} |",
-        "|---|" + "---|" * len(paths),
+        f"| CPU \u00b5s a pair | {' | '.join(ways)} |",
+        "|---|" + "---|" * len(ways),
     ]
     for step in [*steps, "all"]:
-        lines.append(f"| {step} | " + " | ".join(f"{result['costs'][path].get(step, 0):.1f}" for path in paths) + " |")
-    lines.append("| by that of core | " + " | ".join(f"{result['ratios'][path]:.2f} x" for path in paths) + " |")
+        lines.append(f"| {step} | " + " | ".join(f"{result['costs'][way].get(step, 0):.1f}" for way in ways) + " |")
+    lines.append("| by that of core | " + " | ".join(f"{result['ratios'][way]:.2f} x" for way in ways) + " |")
     around = ", ".join(f"{step} {cost:.1f} \u00b5s a pair" for step, cost in result["around"].items())
     lines += [
         "",
         f"Elsewhere, on cores of readers: {around}.",
         "",
         f"| simulated device, {result['utilization']:.0%} of its operations | device \u00b5s a pair | "
-        + " | ".join(f"busy, {path}" for path in paths)
+        + " | ".join(f"busy, {way}" for way in ways)
         + " |",
-        "|---|---|" + "---|" * len(paths),
+        "|---|---|" + "---|" * len(ways),
     ]
     for title, row in result["busy"].items():
         lines.append(
-            f"| {title} | {row['microseconds']:,.0f} | " + " | ".join(f"{row[path]:.1%}" for path in paths) + " |"
+            f"| {title} | {row['microseconds']:,.0f} | " + " | ".join(f"{row[way]:.1%}" for way in ways) + " |"
         )
     return "\n".join(lines)

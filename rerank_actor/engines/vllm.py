@@ -102,8 +102,6 @@ class VllmEngine:
             arguments["gpu_memory_utilization"] = round(GPU_MEMORY_SHARE * spec.gpu_share, 3)
         if on_cpu:
             arguments["enforce_eager"] = True  # compiling takes a minute, which a CPU run seldom earns back
-        elif "pipeline_parallel_size" not in spec.engine_args:
-            arguments["async_scheduling"] = True  # two steps under way; vLLM leaves it off for the latency of a server
         arguments["hf_overrides"] = make_overrides(spec.model.name, spec.model.description, folder)
         if not spec.model.description.is_encoder:
             arguments |= {"enable_chunked_prefill": False, "enable_prefix_caching": True}
@@ -135,6 +133,9 @@ class VllmEngine:
         self._feeds: dict[str, Any] = {}
         self._max_num_seqs = int(arguments["max_num_seqs"])
         self.path, self._compute, self._forget = "classify", self._classify, self._forget_classify
+        if isinstance(head, EmbeddingHead):
+            self.path, self._compute = "embed", self._embed
+            return
         self._choose_path([np.array(ids, np.int32) for ids in spec.check_prompts], spec.check_heads)
 
     def _choose_path(self, prompts: Sequence[np.ndarray], heads: Sequence[int]) -> None:
@@ -234,6 +235,9 @@ class VllmEngine:
         except Exception as error:
             self._recover()
             raise EngineError(f"vLLM failed on a batch ({describe_cause(error)})") from error
+        except BaseException:  # stopped on the way, as by Ctrl-C, after which some go on
+            self._recover()
+            raise
 
     def _feed(self, feed: Any, prompts: Sequence[np.ndarray], head_tokens: Sequence[int]) -> np.ndarray:
         """Compute through the engine core."""
@@ -284,6 +288,10 @@ class VllmEngine:
 
     def _forget_classify(self) -> bool:
         engine = self._llm.llm_engine
+        with contextlib.suppress(ImportError, AttributeError):  # not in this process, or a vLLM that is built otherwise
+            from rerank_actor.engines.vllm_core import drain_steps
+
+            drain_steps(engine.engine_core.engine_core)
         engine.abort_request(list(engine.output_processor.request_states), internal=True)
         return not engine.has_unfinished_requests() and bool(engine.reset_prefix_cache())
 

@@ -8,6 +8,7 @@ reused first, so that the cache is left to heads and holds many thousands of the
 models, dtypes or memory that runs out.
 """
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -108,10 +109,16 @@ class CoreFeed:
 
     def forget(self) -> bool:
         """Drop all requests and the cache; return whether the core can go on as after its start."""
+        drain_steps(self._core)
         self._scheduler.finish_requests(None, RequestStatus.FINISHED_ABORTED)
-        # A step that was still under way would write into blocks that are given to others.
-        is_idle = not self._core.batch_queue and not self._scheduler.has_unfinished_requests()
-        return is_idle and bool(self._core.reset_prefix_cache())
+        return not self._scheduler.has_unfinished_requests() and bool(self._core.reset_prefix_cache())
+
+
+def drain_steps(core: Any) -> None:
+    """Wait for steps under way, which would write into blocks that are given to others, and drop what they give."""
+    while core.batch_queue:
+        with contextlib.suppress(Exception):
+            core.batch_queue.pop()[0].result()
 
 
 def make_parameters(model_config: Any, segment_start: int | None) -> PoolingParams:

@@ -1,4 +1,4 @@
-"""A scheduler for prefill alone: steps of whole prompts, made here and given to vLLM's executor, two under way.
+"""A scheduler for prefill alone: steps of whole prompts, made here while the one before is computed by vLLM's executor.
 
 A prompt lives for one step, has no output tokens and is never preempted, so that a request, its state and most of vLLM's
 scheduler fall away. The full blocks of a prompt's head are held under the tokens that they stand for, least recently used
@@ -9,6 +9,7 @@ vLLM 0.32; takes one group of full attention, or none. Knows nothing of models, 
 
 import contextlib
 import functools
+import itertools
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from rerank_actor.engines.vllm_core import make_parameters
+
+SPREADS = ("pipeline", "decode_context", "prefill_context")  # of a step's prompts, or of a block's tokens, over workers
 
 
 @dataclass
@@ -35,7 +38,7 @@ class _Step:
     """Prompts that are computed at once.
 
     Attributes:
-        number: of the step.
+        number: of the step, in the order in which they are built.
         first: position of its first prompt.
         requests: what vLLM is given, by name.
         tokens: of each, those to compute.
@@ -60,7 +63,8 @@ class PrefillFeed:
 
     Attributes:
         budget: tokens of a step.
-        steps_under_way: at most; two where vLLM schedules ahead, whose model runner then leaves alone what a step still reads.
+        steps_under_way: at most; two where this vLLM schedules ahead (`async_scheduling`), as its model runner then leaves
+            alone what a step still reads, else one.
 
     Raises:
         AttributeError, TypeError: this vLLM is built otherwise, or the model's cache is of a kind that is not known here.
@@ -77,11 +81,16 @@ class PrefillFeed:
         if len(specs) > 1 or any(type(spec) is not FullAttentionSpec for spec in specs):
             raise TypeError("the model's cache is not of one group of full attention")
         if (
-            config.parallel_config.pipeline_parallel_size > 1
+            any(getattr(config.parallel_config, f"{kind}_parallel_size", 1) > 1 for kind in SPREADS)
             or getattr(cache, "needs_kv_cache_zeroing", False)
             or self._scheduler.connector is not None
         ):
             raise TypeError("steps are more than their prompts")
+        longest = int(config.model_config.max_model_len)
+        if int(self._scheduler.max_num_scheduled_tokens) < longest:
+            raise TypeError("a step does not hold a prompt of the greatest length")
+        if specs and (int(cache.num_blocks) - 1) * int(specs[0].block_size) < longest:
+            raise TypeError("the cache does not hold a prompt of the greatest length")
         self._num_groups = len(specs)
         self._block_size = int(specs[0].block_size) if specs else 0
         self._num_blocks = int(cache.num_blocks) if specs else 0
@@ -96,6 +105,7 @@ class PrefillFeed:
         self._finished: set[str] = set()
         self._number = self._ended = self._requests = 0
         self._under_way: deque[_Step] = deque()
+        self._is_at_rest = True
         self._clear()
 
     def _clear(self) -> None:
@@ -104,25 +114,31 @@ class PrefillFeed:
 
     def compute(self, prompts: Sequence[np.ndarray], head_tokens: Sequence[int]) -> tuple[np.ndarray, int]:
         """Return the logit of each prompt, and how many of their tokens came from the cache; as `CoreFeed.compute` does."""
-        if self._under_way and not self.forget():
+        if not self._is_at_rest and not self.forget():
             raise RuntimeError("steps of an earlier call cannot be ended")
+        self._is_at_rest = False
         self._take_over()
         logits = np.empty(len(prompts), np.float32)
         given = cached = 0
-        while given < len(prompts) or self._under_way:
-            if given < len(prompts) and len(self._under_way) < self.steps_under_way:
-                step = self._build(prompts, head_tokens, given)
-                if step.requests:
-                    self._begin(step)
-                    given += len(step.requests)
-                    if not step.result.done():
-                        continue
+        ahead = _Step(0, 0)
+        while True:
+            if not ahead.requests:
+                ahead = self._build(prompts, head_tokens, given)
+            if ahead.requests and len(self._under_way) < self.steps_under_way:
+                step, ahead = ahead, _Step(0, 0)
+                self._begin(step)
+                given += len(step.requests)
+                if not step.result.done():
+                    continue
             if not self._under_way:
-                raise RuntimeError(f"no room for a prompt of {len(prompts[given])} tokens")
+                break
             step = self._under_way[0]
             logits[step.first : step.first + len(step.requests)] = self._read(step)
             cached += step.cached
             self._end(step)
+        if given < len(prompts):
+            raise RuntimeError(f"no room for a prompt of {len(prompts[given])} tokens")
+        self._is_at_rest = True
         return logits, cached
 
     def _take_over(self) -> None:
@@ -142,7 +158,8 @@ class PrefillFeed:
         self._number += 1
         step = _Step(self._number, first)
         room = self.budget
-        places = self._most_under_way - sum(len(other.requests) for other in self._under_way)
+        beside = itertools.islice(reversed(self._under_way), self.steps_under_way - 1)  # when it begins
+        places = self._most_under_way - sum(len(other.requests) for other in beside)
         head: bytes = b""
         chain: list[int] = []
         for position in range(first, min(first + places, len(prompts))):
@@ -259,4 +276,5 @@ class PrefillFeed:
         self._clear()
         self._scheduler.finished_req_ids |= self._finished
         self._finished = set()
-        return not self._scheduler.has_unfinished_requests() and bool(self._core.reset_prefix_cache())
+        self._is_at_rest = not self._scheduler.has_unfinished_requests() and bool(self._core.reset_prefix_cache())
+        return self._is_at_rest

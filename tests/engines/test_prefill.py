@@ -10,6 +10,7 @@ import pytest
 pytestmark = pytest.mark.vllm
 
 BLOCK = 4
+MAX_LENGTH = 32
 
 
 class CheckedExecutor:
@@ -80,8 +81,8 @@ def compute_logit(tokens: list[int]) -> float:
     return float(sum(tokens) % 1009)
 
 
-def make_feed(executor: CheckedExecutor, budget: int, seqs: int) -> Any:
-    """Return a feed on an executor, with two steps under way."""
+def make_feed(executor: CheckedExecutor, budget: int, seqs: int, steps: int = 2) -> Any:
+    """Return a feed on an executor, with so many steps under way."""
     import torch
     from vllm.v1.kv_cache_interface import FullAttentionSpec
 
@@ -98,12 +99,12 @@ def make_feed(executor: CheckedExecutor, budget: int, seqs: int) -> Any:
         has_unfinished_requests=lambda: False,
     )
     core = SimpleNamespace(
-        scheduler=scheduler, model_executor=executor, batch_queue_size=2, reset_prefix_cache=lambda: True
+        scheduler=scheduler, model_executor=executor, batch_queue_size=steps, reset_prefix_cache=lambda: True
     )
     config = SimpleNamespace(
         parallel_config=SimpleNamespace(pipeline_parallel_size=1),
         cache_config=SimpleNamespace(enable_prefix_caching=True),
-        model_config=None,
+        model_config=SimpleNamespace(max_model_len=MAX_LENGTH),
     )
     engine = SimpleNamespace(engine_core=SimpleNamespace(engine_core=core), vllm_config=config)
     feed = PrefillFeed(SimpleNamespace(llm_engine=engine), seqs)
@@ -122,34 +123,36 @@ def make_prompts(seed: int) -> tuple[list[np.ndarray], list[int]]:
     return prompts, [len(heads[index]) for index in chosen]
 
 
+@pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize(
     ("seed", "num_blocks", "budget", "seqs"),
     [(0, 500, 200, 64), (1, 500, 200, 64), (2, 9, 32, 64), (3, 12, 40, 5), (4, 30, 32, 1), (5, 20, 64, 3)],
 )
 def test_prefill_reads_only_what_was_written_whatever_order_and_room(
-    seed: int, num_blocks: int, budget: int, seqs: int
+    seed: int, num_blocks: int, budget: int, seqs: int, steps: int
 ) -> None:
     executor = CheckedExecutor(num_blocks)
-    feed = make_feed(executor, budget, seqs)
+    feed = make_feed(executor, budget, seqs, steps)
     prompts, heads = make_prompts(seed)
     expected = [compute_logit(prompt.tolist()) for prompt in prompts]
     for _ in range(2):
         logits, cached = feed.compute(prompts, heads)
         assert logits.tolist() == expected
-    assert executor.most_under_way <= 2
+    assert executor.most_under_way <= steps
     assert sum(len(step) for step in executor.steps) == 2 * len(prompts)
     assert len(executor.live) <= seqs
     if num_blocks == 500:
-        assert executor.most_under_way == 2
+        assert executor.most_under_way == steps
         assert cached == sum(
             min(head, len(prompt) - 1) // BLOCK * BLOCK for prompt, head in zip(prompts, heads, strict=True)
         )
 
 
-def test_prefill_step_that_failed_leaves_nothing_that_later_ones_read() -> None:
+@pytest.mark.parametrize("steps", [1, 2])
+def test_prefill_step_that_failed_leaves_nothing_that_later_ones_read(steps: int) -> None:
     for fail_at in range(6):
         executor = CheckedExecutor(40, fail_at)
-        feed = make_feed(executor, 64, 16)
+        feed = make_feed(executor, 64, 16, steps)
         prompts, heads = make_prompts(1)
         with pytest.raises(RuntimeError, match="a kernel failed"):
             feed.compute(prompts, heads)
@@ -160,3 +163,44 @@ def test_prefill_step_that_failed_leaves_nothing_that_later_ones_read() -> None:
         assert logits.tolist() == [compute_logit(prompt.tolist()) for prompt in prompts[::-1]]
         feed.compute(prompts[:1], heads[:1])
         assert len(executor.live) == 1
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_prefill_stopped_before_a_step_began_does_not_take_its_heads_for_computed(steps: int) -> None:
+    for stop_at in range(4):
+        executor = CheckedExecutor(500)
+        feed = make_feed(executor, 64, 16, steps)
+        execute = executor.execute_model
+
+        def stop(
+            output: Any, non_block: bool, executor: Any = executor, execute: Any = execute, at: int = stop_at
+        ) -> Any:
+            if len(executor.steps) == at:
+                executor.execute_model = execute
+                raise KeyboardInterrupt
+            return execute(output, non_block)
+
+        executor.execute_model = stop  # type: ignore[method-assign]
+        prompts, heads = make_prompts(1)
+        with pytest.raises(KeyboardInterrupt):
+            feed.compute(prompts, heads)
+        executor.blocks.clear()
+        logits, _ = feed.compute(prompts, heads)
+        assert logits.tolist() == [compute_logit(prompt.tolist()) for prompt in prompts]
+
+
+def test_prefill_builds_a_step_while_the_one_before_is_computed() -> None:
+    executor = CheckedExecutor(500)
+    feed = make_feed(executor, 64, 16, 1)
+    read, build, order = feed._read, feed._build, []
+    feed._build = lambda *given: (order.append("build"), build(*given))[1]
+    feed._read = lambda step: (order.append("read"), read(step))[1]
+    feed.compute(*make_prompts(0))
+    assert order[:5] == ["build", "build", "read", "build", "read"]
+
+
+def test_prefill_refuses_what_does_not_hold_the_longest_prompt() -> None:
+    with pytest.raises(TypeError, match="a step does not hold"):
+        make_feed(CheckedExecutor(500), MAX_LENGTH - 1, 4)
+    with pytest.raises(TypeError, match="the cache does not hold"):
+        make_feed(CheckedExecutor(MAX_LENGTH // BLOCK), 64, 4)
