@@ -25,7 +25,7 @@ from rerank_actor.bitext.layouts import Source
 from rerank_actor.bitext.sources import choose_partitions, choose_sources, list_sources
 from rerank_actor.errors import InputError, OutputConflictError, StorageError
 from rerank_actor.inputs.plan import ID_DIGITS, ID_DIGITS_BEFORE
-from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.folder import JobFolder, Output
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.runtime.connection import connect_ray, watch_signals
 from rerank_actor.runtime.store_builder import run_all
@@ -62,6 +62,7 @@ def score_bitext(
     reporter = reporter or QuietReporter()
     with _hold_candidates(job, reporter):
         names, jobs = _prepare_jobs(job, reporter, known or {})
+        JobFolder(job.output).write_card("lang_pair=*/part-*.parquet")
     return dict(zip(names, run_jobs(jobs, reporter, job, limits), strict=False))
 
 

@@ -26,6 +26,8 @@ RECORD_THREADS = 16
 WRITE_TRIES = 5
 PARQUET_SUFFIXES = (".parquet", ".pq")
 PART_NAME = re.compile(r"part-[0-9a-f]{12,}-\d{5,}\.parquet")
+CARD = ".huggingface.yaml"  # read by datasets as its README.md is, whose name pyarrow, pandas and Spark would take for data
+DATA_FILES = "part-*.parquet"
 OWN_FILES = ("plan.parquet", "job.yaml", "manifest.json", "report.html", "estimate.json")
 ADDED_COLUMNS = frozenset({"fingerprint", "digest"})  # which records written before have not
 HISTOGRAM_COLUMNS = frozenset(f"{name}_bins" for name in NAMES)
@@ -101,10 +103,25 @@ class JobFolder:
         """Return one of the folder's objects as this run alone is to write it."""
         return GuardedObject(uri, self.scratch)
 
+    def write_card(self, data_files: str = DATA_FILES) -> None:
+        """Tell `datasets` which files are data, unless the folder tells it already; whoever else reads it skips the name."""
+        storage.create_bytes(storage.join_uri(self.uri, CARD), make_card(data_files), scratch=self.scratch)
+
+    def delete_card(self) -> None:
+        """Delete what `write_card` wrote of the parts, and nothing that another wrote."""
+        uri = storage.join_uri(self.uri, CARD)
+        if storage.read_if_present(uri) == make_card():
+            storage.delete_objects([uri])
+
     def clear_scratch(self) -> None:
         """Delete what a killed run left half written."""
         if self.scratch is not None:
             storage.delete_folder(self.scratch)
+
+
+def make_card(data_files: str = DATA_FILES) -> bytes:
+    """Return what tells `datasets` which files of a folder are data."""
+    return f"configs:\n- config_name: default\n  data_files: {data_files}\n".encode()
 
 
 def parse_values(data: bytes | None) -> dict[str, Any]:
@@ -250,6 +267,7 @@ class Output(JobFolder):
             storage.delete_folder(self.at(folder))
         check()
         storage.delete_objects([self.at(name) for name in OWN_FILES])
+        self.delete_card()
 
     def _list_own_parts(self) -> list[storage.StoredObject]:
         """Return the parts that the stored plan names; without one, those whose names only a plan of ours gives."""

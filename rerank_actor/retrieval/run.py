@@ -185,6 +185,8 @@ class _Search:
             self._reporter.info(f"all candidates are there already; output {self._job.output}")
             return self._make_result(stored)
         self._folder.write_own("retrieval.json", json.dumps({"settings": self._settings}).encode())
+        if self._settings["output_format"] != "trec":
+            self._folder.write_card("candidates/part-*.parquet")
         with self._connect() as runner:
             if self._job.is_bitext:
                 record = self._search_pairs(runner)

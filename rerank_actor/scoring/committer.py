@@ -124,6 +124,7 @@ class OutputCommitter:
         self._success.look()
         if prepared.plan != prepared.earlier:
             self._plan.write(prepared.plan.to_bytes(prepared.settings), self._check_lease)
+        output.write_card()
         output.write_own("job.yaml", prepared.job.model_copy(update={"overwrite": False}).to_yaml().encode())
         self._delete_parts(damaged)
         count = sum(1 for _ in prepared.plan.units())

@@ -26,6 +26,7 @@ from rerank_actor.engines.model import load_reranker_model
 from rerank_actor.engines.start import start_engine
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.job import ScoreJob, load_job
+from rerank_actor.outputs.folder import CARD
 from rerank_actor.outputs.verify import verify_output
 from rerank_actor.progress import LineReporter
 from rerank_actor.scoring.run import RunResult, run_job
@@ -178,7 +179,7 @@ def test_job_from_s3_to_s3(finished: tuple[S3Server, RunResult], capsys: pytest.
         assert mine == [f"{prefix} {i}" for i in range(count)]
     everything = s3.read_all("out/")
     names = {key.removeprefix("out/").partition("/")[0] for key in everything}
-    assert names == {"_SUCCESS", "_job", *read_parts(s3)}
+    assert names == {"_SUCCESS", "_job", CARD, *read_parts(s3)}
     assert "out/_job/lease.json" not in everything
     assert not any(SECRET.encode() in data for data in everything.values())
     manifest = json.loads(everything["out/_job/manifest.json"])

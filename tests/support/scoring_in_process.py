@@ -35,6 +35,7 @@ def score_here(job: ScoreJob, run_id: str = "run", *, records: bool = True) -> O
     prepared = prepare_job(job)
     output, notes = prepared.output, list[str]()
     output.write_own("plan.parquet", prepared.plan.to_bytes(prepared.settings))
+    output.write_card()
     output.write_own("job.yaml", job.to_yaml().encode())
     parts = output.list_parts()
     totals, damaged = check_committed(output, parts, prepared.plan.units(), prepared.fingerprint, notes.append)

@@ -17,6 +17,7 @@ from rerank_actor.bitext.selection.report import render_report
 from rerank_actor.bitext.selection.scored import ScoredPair, load_scored
 from rerank_actor.errors import InputError, OutputConflictError
 from rerank_actor.fingerprint import refuse_other_rules
+from rerank_actor.outputs.folder import JobFolder
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.runtime.connection import Connection, connect_ray, watch_signals
 from rerank_actor.runtime.steps import TaskRunner
@@ -48,6 +49,8 @@ def select_pairs(job: SelectJob, folders: list[str], reporter: Reporter | None =
     errors: list[InputError] = []
     settings = {name: _collect_settings(scored, job, known) for name, scored in pairs.items()}
     earlier = {name: _load_earlier(SelectOutput(job.deliver, name), values, job) for name, values in settings.items()}
+    if "parquet" in job.formats and not job.calibrate_only:
+        JobFolder(job.deliver).write_card("parquet/lang_pair=*/part-*.parquet")
     with contextlib.ExitStack() as stack:
         connect = _Connector(job, stack)
         for name, scored in pairs.items():
