@@ -38,6 +38,7 @@ class JobStatus:
         faults: survived by all runs, by kind, as of then.
         gpu_hours: of all runs, None where there was no GPU or no run has told it.
         cost: dollars that these cost at the job's own price, None where it has none.
+        engines_busy: share of the actors' time in which their engines computed; the rest is their start, and waiting for units.
         planned: what `jobs.plan` foresaw, empty where it was not asked.
         left_out: what the last run found in the input and did not plan, as `LeftOut` has it.
     """
@@ -56,6 +57,7 @@ class JobStatus:
     faults: dict[str, int]
     gpu_hours: float | None = None
     cost: float | None = None
+    engines_busy: float | None = None
     planned: dict[str, Any] = field(default_factory=dict)
     left_out: list[dict[str, Any]] = field(default_factory=list)
 
@@ -64,6 +66,13 @@ def sum_gpu_hours(manifest: dict[str, Any]) -> float | None:
     """Return the GPU hours of all runs; None where no run held a GPU or counted it."""
     counted = [float(run["gpu_seconds"]) for run in manifest.get("runs", []) if run.get("gpu_seconds")]
     return sum(counted) / 3600 if counted else None
+
+
+def _measure_busy(manifest: dict[str, Any]) -> float | None:
+    """Return the share of the actors' time in which their engines computed, of all runs that counted it."""
+    counted = [run for run in manifest.get("runs", []) if run.get("actor_seconds")]
+    held = sum(float(run["actor_seconds"]) for run in counted)
+    return min(1.0, sum(float(run.get("engine_seconds") or 0) for run in counted) / held) if held else None
 
 
 def count_actors(run: dict[str, Any]) -> int:
@@ -111,6 +120,7 @@ def judge_status(scored: ScoredOutput, manifest: dict[str, Any], running: bool |
         faults=manifest.get("faults", {}),
         gpu_hours=gpu_hours,
         cost=gpu_hours * price.dollars if gpu_hours is not None and price is not None else None,
+        engines_busy=_measure_busy(manifest),
         planned=output.load_estimate(),
         left_out=manifest.get("plan", {}).get("left_out", []),
     )
@@ -173,6 +183,8 @@ def print_status(status: JobStatus, *, as_json: bool = False) -> None:
     if status.gpu_hours is not None:
         spent = f", {format_dollars(status.cost)}" if status.cost is not None else ""
         table.add_row("GPU hours", f"{status.gpu_hours:,.2f}{spent}")
+    if status.engines_busy is not None:
+        table.add_row("engines busy", f"{status.engines_busy:.1%} of their time; the rest: starting, waiting for units")
     if status.planned.get("wall_hours") is not None:
         table.add_row("planned", _describe_plan(status.planned))
     if status.left_out:

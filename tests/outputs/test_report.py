@@ -69,6 +69,8 @@ def test_facts_are_those_of_the_output(output: Path) -> None:
     assert facts.totals.scored == NUM_ROWS - table["score"].null_count == 295
     assert facts.totals.tokens == sum(table["num_tokens"].to_pylist())
     assert facts.totals.units == facts.status.committed_units == 8
+    (run,) = facts.runs
+    assert facts.status.engines_busy == pytest.approx(min(1.0, run["engine_seconds"] / run["actor_seconds"]))
     expected = ScoreHistograms.of_columns({name: table[name].combine_chunks() for name in table.column_names})
     for name, counts in facts.histograms.bins.items():
         assert counts.tolist() == expected.bins[name].tolist(), name

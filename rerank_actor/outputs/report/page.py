@@ -83,8 +83,8 @@ def _list_figures(facts: Facts) -> dict[str, str]:
         figures["time of all runs"] = format_seconds(seconds)
     if status.eta_seconds is not None:
         figures["left, as it goes"] = format_seconds(status.eta_seconds)
-    if (busy := _measure_busy(facts)) is not None:
-        figures["engines busy"] = f"{100 * busy:.1f} %"
+    if status.engines_busy is not None:
+        figures["engines busy"] = f"{100 * status.engines_busy:.1f} %"
     if facts.gpu_hours is not None:
         figures["GPU hours"] = f"{facts.gpu_hours:,.2f}"
     if facts.cost is not None:
@@ -104,13 +104,6 @@ def _format_count(count: int) -> str:
         if count >= 10 * size:
             return f"{count / size:,.1f} {word}"
     return f"{count:,}"
-
-
-def _measure_busy(facts: Facts) -> float | None:
-    """Return the share of the actors' time in which their engines computed."""
-    counted = [run for run in facts.runs if run.get("actor_seconds")]
-    held = sum(float(run["actor_seconds"]) for run in counted)
-    return min(1.0, sum(float(run.get("engine_seconds") or 0) for run in counted) / held) if held else None
 
 
 def _compare_estimate(facts: Facts) -> str:
