@@ -15,6 +15,13 @@ from rerank_actor.engines.template import Template
 _FIELDS = ("{instruction}", "{query}")
 CUT = "{cut}"
 
+# Texts that tell whether a tokenizer may be fed in parts: spaces, newlines, marks and digits on both sides of a cut.
+PROBES = (
+    "", " ", "  ", "\n", "\n\n", " \n ", "\t", "a", " a", "  a", "A b", "7", " 7", ".", ":", "::", "?\n", "\u0301",
+    "\u3000", "\u00a0x", "\u4f60\u597d", "\u0645\u0631\u062d\u0628\u0627", "\U0001f600", "e\u0301", "-1", "\r\n", "'s", "<",
+    "word\n", "a: b",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class TemplateParts:

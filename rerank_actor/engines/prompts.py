@@ -19,20 +19,13 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from rerank_actor.engines.parts import TemplateParts, split_template, without_added_tokens
+from rerank_actor.engines.parts import PROBES, TemplateParts, split_template, without_added_tokens
 from rerank_actor.engines.template import Template, fill
-from rerank_actor.engines.text_faults import QUERY_TOO_LONG, find_document_fault, find_fault
+from rerank_actor.engines.text_faults import NO_CUT, QUERY_TOO_LONG, find_document_fault, find_fault
 from rerank_actor.engines.tokenization import TextEncoder
 from rerank_actor.errors import ModelError
 
 _FIELDS = r"\{instruction\}|\{query\}"
-
-# Texts that tell whether a tokenizer may be fed in parts: spaces, newlines, marks and digits on both sides of a cut.
-_PROBES = (
-    "", " ", "  ", "\n", "\n\n", " \n ", "\t", "a", " a", "  a", "A b", "7", " 7", ".", ":", "::", "?\n", "\u0301",
-    "\u3000", "\u00a0x", "\u4f60\u597d", "\u0645\u0631\u062d\u0628\u0627", "\U0001f600", "e\u0301", "-1", "\r\n", "'s", "<",
-    "word\n", "a: b",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -228,6 +221,7 @@ class PairEncoder:
         texts = [documents[pair] for pair in scorable.tolist()]
         if "document" in self.template.strips:
             texts = [text.strip() for text in texts]
+        texts, heads, rest = self._shorten(texts, heads, group[scorable])
         head_ids, document_ids, tail_ids, owner = self._encode_bodies(heads, group[scorable], texts)
         tail_lengths = np.array([len(ids) for ids in tail_ids], np.int64)
         fixed = len(self.prefix_ids) + len(self.suffix_ids) + tail_lengths[owner if len(tail_ids) > 1 else owner * 0]
@@ -249,6 +243,8 @@ class PairEncoder:
                 is_empty or self._has_room(document_ids[index], int(room[index] - closed[index]))
             ):
                 errors[scorable[index]] = QUERY_TOO_LONG
+        for index in scorable[rest < 0].tolist():
+            errors[index] = NO_CUT
         fits = np.array([errors[index] is None for index in scorable.tolist()], bool)
         flat = self._join((head_ids, document_ids, tail_ids), owner[fits], fits, (lengths - truncated)[fits])
 
@@ -266,7 +262,7 @@ class PairEncoder:
             num_tokens,
             group,
             spread(head_tokens),
-            spread((truncated + closed + head_cut)[fits]),
+            spread((truncated + closed + head_cut + rest)[fits]),
             pa.array(errors, pa.string()),
             np.arange(len(errors), dtype=np.int32),
             np.full(len(errors), np.nan, np.float32),
@@ -294,6 +290,18 @@ class PairEncoder:
             errors.append(error)
             groups.append(number if error is None else 0)
         return errors, groups, heads
+
+    def _shorten(
+        self, texts: list[str], heads: list[tuple[str, str]], owner: np.ndarray
+    ) -> tuple[list[str], list[tuple[str, str]], np.ndarray]:
+        """Cut long texts to more than a prompt takes; return the tokens that documents lose, -1 where no cut is sure."""
+        if self.template.longest_first or self.template.query_share < 1 or self._closing:
+            return texts, heads, np.zeros(len(texts), np.int64)  # the end or both lengths say what is cut
+        enough = self.max_length + 16  # a first piece may join what stands before it
+        texts, rest = self._texts.shorten(texts, enough)
+        queries, query_rest = self._texts.shorten([query for _, query in heads], enough)
+        heads = [(instruction, query) for (instruction, _), query in zip(heads, queries, strict=True)]
+        return texts, heads, np.where(query_rest[owner] < 0, -1, rest)
 
     def _cut_heads(
         self, head_ids: list[list[int]], owner: np.ndarray, lengths: np.ndarray, room: np.ndarray
@@ -429,8 +437,8 @@ class PairEncoder:
     def _can_cut(self, left: str, separator: str, parts: TemplateParts) -> bool:
         """Whether encoding head, document and what follows apart gives the ids of the whole, on texts made to break it."""
         rest = parts.rest
-        heads = [fill(left, self.instruction, query) for query in (_PROBES if "{query}" in left else _PROBES[:1])]
-        bodies = [separator + probe + parts.closing for probe in _PROBES]
+        heads = [fill(left, self.instruction, query) for query in (PROBES if "{query}" in left else PROBES[:1])]
+        bodies = [separator + probe + parts.closing for probe in PROBES]
         head_ids = self._encode(heads) if left else [[]] * len(heads)
         body_ids, rest_ids = self._encode(bodies), self._encode([rest])[0] if rest else []
         apart = [[*head, *body, *rest_ids] for head in head_ids for body in body_ids]

@@ -18,6 +18,7 @@ from rerank_actor.engines.families.description import TokenHead
 from rerank_actor.engines.model import load_reranker_model
 from rerank_actor.engines.prompts import PairEncoder, Prompts
 from rerank_actor.engines.template import CROSS_ENCODER, QWEN3_RERANKER
+from rerank_actor.engines.text_faults import NO_CUT
 
 QWEN_FOLDER = Path(__file__).parent.parent.parent.parent / "shared" / "qwen3-tokenizer"
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
@@ -92,6 +93,23 @@ def encoder(tokenizer_json: str) -> PairEncoder:
 @pytest.fixture(scope="module")
 def card(tokenizer_json: str) -> Card:
     return Card(tokenizer_json)
+
+
+def test_long_document_has_the_ids_and_the_cut_of_the_whole(tokenizer_json: str) -> None:
+    long = "long text, 12 times; \u4f60\u597d\u3002\n" * 6_000
+    prompts = make_encoder(tokenizer_json, max_length=512).encode(["q"] * 3, [long, "short", "\n" * 100_000 + long])
+    card = Card(tokenizer_json)
+    for row, document in ((0, long), (2, "\n" * 100_000 + long)):
+        assert prompts.token_ids[row].as_py() == card.encode("q", document, length=512)
+        assert prompts.truncated_tokens[row] == len(card.encode("q", document, length=10**9)) - 512
+    assert prompts.truncated_tokens[1] == 0
+
+
+def test_longest_text_without_a_place_to_cut_is_an_error_of_its_row(tokenizer_json: str) -> None:
+    bad = "\n" * 5_000_000
+    prompts = make_encoder(tokenizer_json).encode(["q", bad, "q"], [bad, "d", "d"])
+    assert prompts.errors.to_pylist() == [NO_CUT, NO_CUT, None]
+    assert prompts.num_tokens[:2].tolist() == [0, 0]
 
 
 def test_encode_chosen_texts_gives_ids_of_the_card(encoder: PairEncoder, card: Card) -> None:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from rerank_actor.benchmark.sample import load_sample_rows, train_sample_tokenizer
 from rerank_actor.engines.parts import without_added_tokens
-from rerank_actor.engines.tokenization import TextEncoder
+from rerank_actor.engines.tokenization import LONG_TEXT, LONGEST_TEXT, TextEncoder
 
 REAL = Path(__file__).parent.parent.parent.parent / "shared/qwen3-tokenizer/tokenizer.json"
 CONTEXTS = ("ab{}cd", " x {} y", "a'{} b", "1{}2", "\n{}\n {}", "{0}{0}A{0}", "!{}? {}.", "{}")
@@ -55,6 +55,103 @@ def test_fast_encoder_gives_the_same_ids_on_texts(tokenizer: Tokenizer) -> None:
     texts = ["".join(rng.choice(words) + rng.choice(joints) for _ in range(rng.randrange(40))) for _ in range(3000)]
     texts += [unicodedata.normalize("NFD", text) for text in texts[:500]]
     assert TextEncoder(tokenizer, is_plain=True).encode(texts) == encode_slowly(tokenizer, texts)
+
+
+@pytest.mark.parametrize("blank", [" ", "\t\u3000"])
+def test_long_blank_is_encoded_by_the_tokenizer_itself(blank: str, tokenizer: Tokenizer) -> None:
+    """Tiktoken would panic on a million of white space in a row."""
+    texts = ["a" + blank * (1_100_000 // len(blank)) + "b"]
+    assert TextEncoder(tokenizer, is_plain=True).encode(texts) == encode_slowly(tokenizer, texts)
+
+
+LONG_PIECES = (
+    "word ", "don't ", "'s", " ", "\n", "\r\n", "  \n ", ", ", ".", "...", "; ", "7", "3.14", "e\u0301 ",
+    "a\u0301", "\u0301 ", " \u0338", ".\u0338", ",\u0301", "\u3002", "\u4f60\u597d", "\u4f60\u597d\u3002",
+    "\uff0c\u4e16", "\u3001\u3099", "\U0001f600", "\u200d", "\u00a0", "z" * 40, "^" * 30, "a ", "A.b",
+    "\uac00\u11a8 ", "\u0130 ", "\U00020000 ",
+)  # fmt: skip
+
+
+def make_long(rng: random.Random, length: int) -> str:
+    few = rng.sample(LONG_PIECES, rng.randint(1, 8))
+    return "".join(rng.choices(few, k=length * len(few) // sum(map(len, few))))
+
+
+def test_long_text_is_encoded_in_pieces_to_the_same_ids(tokenizer: Tokenizer) -> None:
+    encoder, rng = TextEncoder(tokenizer, is_plain=True), random.Random(0)
+    texts = [make_long(rng, rng.randint(LONG_TEXT // 2, LONG_TEXT * 2)) for _ in range(8)]
+    whole = encode_slowly(tokenizer, texts)
+    assert encoder.encode(["x", *texts, ""]) == [*encode_slowly(tokenizer, ["x"]), *whole, []]
+    beginnings, rest = encoder.shorten(texts, 100)
+    assert sum(begin != text for begin, text in zip(beginnings, texts, strict=True)) > 2
+    for begin, behind, ids in zip(beginnings, rest.tolist(), whole, strict=True):
+        kept = encode_slowly(tokenizer, [begin])[0]
+        assert kept == ids[: len(kept)]
+        assert len(kept) + behind == len(ids)
+        assert len(kept) > 100
+
+
+@pytest.mark.parametrize("text", ["\n", "\u0301", "\u4f60", " \n", "'s"])
+def test_text_without_a_sure_place_is_encoded_whole(text: str, tokenizer: Tokenizer) -> None:
+    text = text * (LONG_TEXT + 1)
+    encoder = TextEncoder(tokenizer, is_plain=True)
+    assert encoder.encode([text]) == encode_slowly(tokenizer, [text])
+
+
+def test_tokens_are_counted_up_to_the_bound_and_no_further() -> None:
+    text = "word, " * (LONGEST_TEXT // 6 + 50_000)
+    for length in (LONGEST_TEXT, len(text)):
+        [begin], [rest] = SMALL_ENCODER.shorten([text[:length]], 8192)
+        counted = len(SMALL_ENCODER.encode([begin])[0]) + rest
+        assert len(begin) < LONG_TEXT * 4
+        whole = len(SMALL_ENCODER.encode([text[:length]])[0])
+        assert counted == whole if length == LONGEST_TEXT else counted < whole
+
+
+@pytest.mark.parametrize("text", ["\n" * 10_000_000, "a b" + " " * 10_000_000 + "c d"])
+def test_longest_text_without_a_sure_place_is_not_encoded(text: str) -> None:
+    beginnings, rest = SMALL_ENCODER.shorten([text], 8192)
+    assert (beginnings, rest.tolist()) == ([""], [-1])
+
+
+ANY = st.text(alphabet=st.characters(exclude_categories=["Cs"]))
+
+
+@given(
+    ANY,
+    st.one_of(
+        st.sampled_from("azAZ09\u4e00\u9fff\u0431\u00e9\u0e01\u1100\u11a8"), st.characters(categories=["L", "Nd"])
+    ),
+    st.sampled_from([*map(chr, range(128)), *"\u3002\uff0c\u3001"]),
+    ANY,
+)
+def test_ids_on_both_sides_of_a_sure_place_are_those_of_the_whole(
+    before: str, letter: str, mark: str, after: str
+) -> None:
+    text = before + letter + mark + after
+    pieces, start = [], 0
+    for match in SMALL_ENCODER.sure_cut.finditer(text):
+        pieces.append(text[start : match.end()])
+        start = match.end()
+    found = encode_slowly(SMALL, [*pieces, text[start:]])
+    assert [number for ids in found for number in ids] == encode_slowly(SMALL, [text])[0]
+
+
+def test_each_sure_place_keeps_the_ids_in_context(tokenizer: Tokenizer) -> None:
+    """Each character that may stand before a cut, with each that may stand behind it."""
+    sure_cut = TextEncoder(tokenizer, is_plain=True).sure_cut
+    marks = [chr(code) for code in range(128)] + ["\u3002", "\uff0c", "\u3001"]
+    letters = [chr(code) for code in range(0x10000) if sure_cut.match(chr(code) + ".")]
+    assert len(letters) > 30_000
+    contexts = (("ab", "\u0301c"), ("'", "s"), (" \u1100", "\u0338 "), ("e", "\n x"))
+    pairs = []
+    for number, letter in enumerate(letters):
+        before, after = contexts[number % 4]
+        pairs.append((before + letter, marks[number % len(marks)] + after))
+    pairs = [(left, right) for left, right in pairs if sure_cut.match(left + right, len(left) - 1)]
+    lefts, rights = (encode_slowly(tokenizer, list(side)) for side in zip(*pairs, strict=True))
+    whole = encode_slowly(tokenizer, [left + right for left, right in pairs])
+    assert [left + right for left, right in zip(lefts, rights, strict=True)] == whole
 
 
 SMALL = make_small()
