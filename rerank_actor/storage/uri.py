@@ -3,6 +3,7 @@
 Knows nothing of how storage is reached.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable
@@ -95,15 +96,26 @@ def is_within(inner: str, outer: str) -> bool:
 
 
 def group_by_file(objects: Iterable[StoredObject]) -> dict[str, list[StoredObject]]:
-    """Return objects by the path of their file with links followed: several where one file has several names."""
+    """Return objects by the path of their file with links followed: several where one file has several names.
+
+    Hard links are names of one file, which is under the first of them.
+    """
     folders: dict[str, str] = {}  # each is resolved once
+    linked: dict[tuple[int, int], str] = {}  # device and inode, of files with several names
     groups: dict[str, list[StoredObject]] = {}
     for item in objects:
         folder, _, name = item.uri.rpartition("/")
         if folder not in folders:
             folders[folder] = resolve_links(folder)
-        is_link = "://" not in item.uri and os.path.islink(item.uri)
-        groups.setdefault(resolve_links(item.uri) if is_link else f"{folders[folder]}/{name}", []).append(item)
+        path = f"{folders[folder]}/{name}"
+        if "://" not in item.uri:
+            if os.path.islink(item.uri):
+                path = resolve_links(item.uri)
+            with contextlib.suppress(OSError):  # it was deleted since it was listed, which its reader says
+                status = os.stat(item.uri)
+                if status.st_nlink > 1 and status.st_ino:  # without a number nothing tells files apart
+                    path = linked.setdefault((status.st_dev, status.st_ino), path)
+        groups.setdefault(path, []).append(item)
     return groups
 
 

@@ -200,6 +200,20 @@ def test_file_given_twice_by_any_spelling_is_one_input(tmp_path: Path, monkeypat
     assert plan(tmp_path, by_link)[0] == by_link, "a name that was planned stays"
 
 
+def test_hard_link_is_another_name_of_its_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "input/b.jsonl", to_lines(make_rows(2)))
+    write(tmp_path / "input/c.jsonl", to_lines(make_rows(2)))
+    (tmp_path / "input/a.jsonl").hardlink_to(path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/d.jsonl").hardlink_to(path)
+    (tmp_path / "other/e.jsonl").symlink_to(path)
+    found, change = plan(tmp_path, input=[str(tmp_path / "input"), str(tmp_path / "other")])
+    assert [Path(shard.uri).name for shard in found.shards] == ["a.jsonl", "c.jsonl"]
+    assert {item.reason: item.count for item in change.left_out} == {DOUBLED: 3}
+    by_link = plan(tmp_path, input=str(path))[0]
+    assert [shard.uri for shard in plan(tmp_path, by_link)[0].shards if shard.uri == str(path)], "a planned name stays"
+
+
 @pytest.mark.parametrize("is_made", [False, True])
 def test_links_do_not_hide_that_input_and_output_lie_in_one_another(tmp_path: Path, is_made: bool) -> None:
     write(tmp_path / "data/in/a.jsonl", to_lines(make_rows(1)))

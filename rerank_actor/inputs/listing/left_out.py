@@ -17,7 +17,7 @@ DOUBLED = "another name of a file that is taken"
 STRANGE = "beside what save_to_disk wrote"
 EMPTY = "without a row"
 IGNORED = "columns in names of folders, which the parts already written have not"
-AS_TEXT = f"columns but for their JSON text, which is kept (nested over {MAX_DEPTH} deep, or over {MAX_FIELDS} fields)"
+AS_TEXT = f"columns as values; kept as JSON text, being nested over {MAX_DEPTH} deep or of over {MAX_FIELDS} fields"
 
 SHOWN_SUFFIXES = 8
 NOTES = {
