@@ -45,7 +45,7 @@ class TextEncoder:
 
     def __init__(self, tokenizer: Tokenizer, *, is_plain: bool) -> None:
         self._tokenizer = tokenizer
-        self._fast = _make_tiktoken(tokenizer) if is_plain else None
+        self._fast: Any = _make_tiktoken(tokenizer) if is_plain else None
         unusual, self.sure_cut = _make_patterns()
         self._is_unusual = unusual.search
 
