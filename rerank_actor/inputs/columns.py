@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor.storage.utf8 import is_unicode
@@ -404,6 +405,17 @@ def read_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
         values = to_texts(pa.chunked_array([encoded.dictionary]))
         chunks.append(pa.array([read_id(value) for value in values], pa.large_string()).take(encoded.indices))
     return pa.chunked_array(chunks, pa.large_string())
+
+
+def find_other_spelling(ids: pa.Array | pa.ChunkedArray, others: pa.Array | pa.ChunkedArray) -> str | None:
+    """Return an id such as 7.0 that is written 7 among others, where text says nothing of which was meant; None for none."""
+    distinct = pc.unique(ids).cast(pa.large_string())
+    fractions = distinct.filter(pc.match_substring_regex(distinct, r"^-?\d+\.0+$"))
+    if not len(fractions):
+        return None
+    whole = pc.replace_substring_regex(fractions, r"\.0+$", "")
+    found = fractions.filter(pc.is_in(whole, value_set=pc.unique(others).cast(pa.large_string())))
+    return str(found[0]) if len(found) else None
 
 
 def read_own_table(data: bytes, skip: Container[str] = ()) -> pa.Table:

@@ -210,19 +210,34 @@ def make_pairs(rows: Rows, spec: TextSpec) -> Pairs:
 
 
 def count_not_kept(rows: Rows, spec: TextSpec) -> int:
-    """Return how many texts would be others if they were made of the kept columns; 0 where one of these is not kept.
+    """Return how many texts would be others if they were made of the kept columns; those that cannot be made do not count.
 
     A column of JSON that has texts beside objects, or whole numbers beside fractions, is kept with values of one type.
     """
     names = rows.table.column_names
-    if any(locate(names, name)[0] not in names for name in rows.texts):
-        return 0
+    lost = [name for name in rows.texts if locate(names, name)[0] not in names]
     spec = replace(spec, explode=False, explode_columns=(), keep_fields=None)
+    if _list_needed(rows, spec, "query").intersection(lost):
+        spec = replace(spec, query_column="", query_template=None)
+    if _list_needed(rows, spec, "document").intersection(lost):
+        spec = replace(spec, document_column="", document_template=None)
     there, kept = make_pairs(rows, spec), make_pairs(make_rows(rows.table, names, list(rows.texts)), spec)
     if len(there.documents) != len(kept.documents):
         return len(there.documents)
     texts = [*zip(there.queries, kept.queries, strict=True), *zip(there.documents, kept.documents, strict=True)]
     return sum(isinstance(text, str) and text != other and is_unicode(text) for text, other in texts)
+
+
+def _list_needed(rows: Rows, spec: TextSpec, side: Literal["query", "document"]) -> set[str]:
+    """Return the columns that texts of a side are made of."""
+    template = spec.query_template if side == "query" else spec.document_template
+    column = spec.query_column if side == "query" else spec.document_column
+    if template is None:
+        return {column}
+    named = set(parse_template(template).names)
+    is_plain = not any(isinstance(value, list | dict) for value in rows.texts.get(column, ()))
+    is_text = "text" in named and "text" not in rows.texts  # which stands for the document
+    return named if side == "query" or (is_plain and not is_text) else {*named, column}
 
 
 def _list_instructions(rows: Rows, spec: TextSpec, row_errors: list[str | None]) -> list[Any] | None:

@@ -21,6 +21,7 @@ from rerank_actor.inputs.rankings.qrels import mark_judged
 from rerank_actor.mining.pairs import TEXT_ROLES, Columns, encode_keys, read_pairs
 from rerank_actor.outputs.part import read_part_metadata
 from rerank_actor.outputs.row_groups import RowGroups, SizedGroup, batch_by_size, open_part, share_out_groups
+from rerank_actor.outputs.scored_columns import refuse_judged_otherwise
 from rerank_actor.runtime.steps import TaskRunner
 from rerank_actor.runtime.task_report import TaskFailure
 from rerank_actor.storage.exchange import hash_keys
@@ -76,6 +77,8 @@ def _survey_group(
     pairs = read_pairs(file, uri, [group], columns, tuple(dict.fromkeys(roles)), 0)
     query, keys = encode_keys(pairs.table, columns)
     if qrels is not None:
+        for role in ("query", "document"):
+            refuse_judged_otherwise(uri, role, pairs.table[f"{role}_id"], qrels[f"{role}_id"])
         positive = mark_judged(pairs.table["query_id"], pairs.table["document_id"], qrels).positive
     elif columns.label is not None:
         positive = pairs.table["positive"].to_numpy()

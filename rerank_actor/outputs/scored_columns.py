@@ -7,7 +7,7 @@ nothing of plans and parts, or of what is made of the pairs.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from rerank_actor.engines.families.description import ScoreScale
 from rerank_actor.errors import InputError, describe_cause
-from rerank_actor.inputs.columns import find_type, is_list, locate, read_ids
+from rerank_actor.inputs.columns import find_other_spelling, find_type, is_list, locate, read_ids
 from rerank_actor.inputs.directions import BACKWARD, FORWARD, name_column
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.pairs import list_fields
@@ -24,6 +24,7 @@ from rerank_actor.outputs.part import read_part_metadata
 
 VALUES = ("score", "logit")
 PLAIN = ScoreScale()
+_Ids: TypeAlias = pa.Array | pa.ChunkedArray
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,36 @@ class PairRows:
                 uri=self.uri,
                 column=name,
             )
+        if (found := find_other_spelling(ids, ids)) is not None:
+            raise InputError(
+                f"{self.uri}: column `{name}` has the id {found!r} beside {found.partition('.')[0]!r}, which may be one; write "
+                "whole numbers alike (tables with nulls make fractions of them) and score again",
+                uri=self.uri,
+                column=name,
+            )
         return ids
+
+
+def refuse_judged_otherwise(uri: str, role: str, ours: _Ids, judged: _Ids) -> None:
+    """Refuse ids of which judgements write as 7 what pairs write as 7.0, or the other way round: they would miss each other.
+
+    Args:
+        uri: of the pairs, for the error.
+        role: of what the ids name.
+        ours: ids of the pairs.
+        judged: ids of the judgements.
+
+    Raises:
+        InputError: naming one.
+    """
+    for ids, others in ((ours, judged), (judged, ours)):
+        found = find_other_spelling(ids, others)
+        if found is not None:
+            both = found, found.partition(".")[0]
+            here, there = both if ids is ours else both[::-1]
+            raise InputError(
+                f"{uri}: has the {role} id {here!r} where --qrels has {there!r}; write the ids of both alike", uri=uri
+            )
 
 
 def _take_field(values: pa.Array, field: str) -> pa.Array:

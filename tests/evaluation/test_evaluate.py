@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from scoring_in_process import score_here
 
 from rerank_actor.commands.command_line import call_command
 from rerank_actor.commands.evaluate import evaluate
-from rerank_actor.errors import JobError
+from rerank_actor.errors import InputError, JobError
 from rerank_actor.evaluation.intervals import compute_interval
 from rerank_actor.evaluation.measures import compute_measures, parse_measure
 from rerank_actor.job import ScoreJob
+from rerank_actor.mining.job import MineJob
+from rerank_actor.mining.preflight import prepare_mining
+from rerank_actor.mining.survey import survey_part
 
 IDS = st.sampled_from([f"d{number}" for number in range(12)])
 # What trec_eval's 32-bit scores tell apart, as float32 logits are.
@@ -165,6 +169,32 @@ def test_judgements_that_do_not_fit(scored: Path, qrels: str, said: str, capsys:
     (scored / "other.tsv").write_text(qrels)
     assert run("--scored", scored / "out", "--qrels", scored / "other.tsv") == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ids", "judged", "said"),
+    [
+        (["7.0", "8.0"], "7\td0", "has the query id '7.0' where --qrels has '7'"),
+        (["7", "8"], "7.0\td0", "has the query id '7' where --qrels has '7.0'"),
+        (["7", "7.0"], "7\td0", "the id '7.0' beside '7', which may be one"),
+    ],
+)
+def test_ids_that_are_written_otherwise_do_not_miss_each_other(
+    tmp_path: Path, ids: list[str], judged: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"query_id": one, "document_id": "d0", "query": "q", "document": "x"} for one in ids]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    score_here(
+        ScoreJob(input=[str(tmp_path / "pairs.parquet")], output=str(tmp_path / "out"), engine="fake").normalized()
+    )
+    (tmp_path / "q.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}\t1\n")
+    assert run("--scored", tmp_path / "out", "--qrels", tmp_path / "q.tsv") == 2
+    assert said in capsys.readouterr().err
+    ids_of = {"query_id_column": "query_id", "document_id_column": "document_id"}
+    job = MineJob(scored=[str(tmp_path / "out")], output=str(tmp_path / "m"), qrels=str(tmp_path / "q.tsv"), **ids_of)
+    prepared = prepare_mining(job.normalized())
+    with pytest.raises(InputError, match=re.escape(said)):
+        survey_part(0, prepared.scored.parts[0], prepared.scored.columns, prepared.qrels)
 
 
 def test_reciprocal_rank_at_its_depth_counts_at_any_depth() -> None:

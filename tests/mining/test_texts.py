@@ -234,13 +234,17 @@ def test_what_the_output_did_not_keep_of_a_text_is_refused(tmp_path: Path) -> No
         ([{"document": "plain"}, {"document": {"title": "T", "text": "x"}}], None),
         ([{"document": ["plain", {"title": "T", "text": "x"}]}], None),
         ([{"number": 1, "name": "a"}, {"number": 2.5, "name": "b"}], "{number} {name}"),
+        ([{"document": "x", "number": 1}, {"document": "y", "number": 2.5}], "{number}"),
     ],
 )
 def test_json_that_is_kept_otherwise_than_it_was_scored_is_refused(
     tmp_path: Path, rows: list[dict[str, Any]], template: str | None
 ) -> None:
-    layout = Layout([{"query": "q", "label": 1, **row} for row in rows], {"document_template": template})
-    job = layout.make_job(tmp_path, as_lines=True)
+    drop = ["document"] if template else []  # which the text is not made of
+    layout = Layout(
+        [{"query": "q", "label": 1, "document": "", **row} for row in rows], {"document_template": template}
+    )
+    job = layout.make_job(tmp_path, as_lines=True, drop_columns=drop)
     score_here(job)
     assert "its columns give 1 texts otherwise than they were scored" in refuse(Path(job.output))
 
