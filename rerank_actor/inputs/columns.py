@@ -407,15 +407,20 @@ def read_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array(chunks, pa.large_string())
 
 
+def write_whole(ids: pa.Array) -> pa.Array:
+    """Return ids, alone or before a unit separator, with 7 for 7.0; text does not say whether they are one."""
+    return pc.replace_substring_regex(ids, r"^(-?\d+)\.0+($|\x1f)", r"\1\2")
+
+
 def find_other_spelling(ids: pa.Array | pa.ChunkedArray, others: pa.Array | pa.ChunkedArray) -> str | None:
-    """Return an id such as 7.0 that is written 7 among others, where text says nothing of which was meant; None for none."""
+    """Return an id such as 7.0 that is written 7 among others; None where there is none."""
     distinct = pc.unique(ids).cast(pa.large_string())
-    fractions = distinct.filter(pc.match_substring_regex(distinct, r"^-?\d+\.0+$"))
-    if not len(fractions):
+    whole = write_whole(distinct)
+    is_other = pc.not_equal(whole, distinct)
+    if not pc.any(is_other).as_py():
         return None
-    whole = pc.replace_substring_regex(fractions, r"\.0+$", "")
-    found = fractions.filter(pc.is_in(whole, value_set=pc.unique(others).cast(pa.large_string())))
-    return str(found[0]) if len(found) else None
+    known = pc.is_in(whole, value_set=pc.unique(others).cast(pa.large_string()))
+    return next(iter(distinct.filter(pc.and_(is_other, known)).to_pylist()), None)
 
 
 def read_own_table(data: bytes, skip: Container[str] = ()) -> pa.Table:

@@ -14,11 +14,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor.errors import InputError, ShardError, describe_cause
-from rerank_actor.inputs.columns import is_list, is_text
+from rerank_actor.inputs.columns import is_list, is_text, write_whole
 from rerank_actor.mining.labels import mark_positives
 from rerank_actor.mining.rules import SPACES
 from rerank_actor.outputs.scored_columns import PairRows, find_column, find_field_type
 from rerank_actor.outputs.scored_texts import ROLES, ScoredTexts
+from rerank_actor.storage.exchange import hash_keys
 from rerank_actor.synonyms import suggest
 
 TEXT_ROLES = ("query", "document", "query_id", "document_id", "title", "instruction")
@@ -277,6 +278,11 @@ def encode_keys(table: pa.Table, columns: Columns) -> tuple[np.ndarray, pa.Array
     keys = [table[role] for role in columns.key]
     key = keys[0] if len(keys) == 1 else pc.binary_join_element_wise(*keys, pa.scalar("\x1f", keys[0].type))
     return encode_texts(key)
+
+
+def hash_queries(keys: pa.Array) -> np.ndarray:
+    """Return a hash of each query's key, by which its pairs come together, and ids that may be one: uint64 [num_keys]."""
+    return hash_keys(write_whole(keys))
 
 
 def encode_texts(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:

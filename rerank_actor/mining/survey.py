@@ -18,13 +18,12 @@ import pyarrow.parquet as pq
 from rerank_actor import storage
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.rankings.qrels import mark_judged
-from rerank_actor.mining.pairs import TEXT_ROLES, Columns, encode_keys, read_pairs
+from rerank_actor.mining.pairs import TEXT_ROLES, Columns, encode_keys, hash_queries, read_pairs
 from rerank_actor.outputs.part import read_part_metadata
 from rerank_actor.outputs.row_groups import RowGroups, SizedGroup, batch_by_size, open_part, share_out_groups
 from rerank_actor.outputs.scored_columns import refuse_judged_otherwise
 from rerank_actor.runtime.steps import TaskRunner
 from rerank_actor.runtime.task_report import TaskFailure
-from rerank_actor.storage.exchange import hash_keys
 
 PAIR_BYTES = 96  # of numbers and copies, beside the texts
 HASHES_AT_ONCE = 32_000_000  # that the driver holds; beyond that all queries are shuffled
@@ -95,7 +94,7 @@ def _survey_group(
         unscored_positives=pairs.unscored_positives,
         num_positives=int(positive.sum()),
         fingerprint=read_part_metadata(file.schema_arrow).get("fingerprint"),
-        hashes=hash_keys(keys),
+        hashes=hash_queries(keys),
         positives=np.bincount(query[positive], minlength=len(keys)),
     )
 

@@ -18,7 +18,15 @@ from rerank_actor.mining.examples import Teacher, group_examples
 from rerank_actor.mining.formats import build_objects
 from rerank_actor.mining.near_duplicates import mark_near_duplicates, mark_variants
 from rerank_actor.mining.output import MineOutput
-from rerank_actor.mining.pairs import NUMBER_ROLES, TEXT_ROLES, Columns, encode_keys, encode_texts, read_pairs
+from rerank_actor.mining.pairs import (
+    NUMBER_ROLES,
+    TEXT_ROLES,
+    Columns,
+    encode_keys,
+    encode_texts,
+    hash_queries,
+    read_pairs,
+)
 from rerank_actor.mining.random_negatives import add_random_negatives, unpack_pool
 from rerank_actor.mining.rules import MiningRules
 from rerank_actor.mining.select import Candidates, Selection, mix, select
@@ -26,7 +34,7 @@ from rerank_actor.mining.survey import MiningUnit, is_split
 from rerank_actor.mining.tally import MiningTally
 from rerank_actor.mining.teachers import Combination, combine_teachers
 from rerank_actor.outputs.row_groups import open_runs
-from rerank_actor.outputs.scored_columns import refuse_two_texts
+from rerank_actor.outputs.scored_columns import refuse_two_spellings, refuse_two_texts
 from rerank_actor.storage.exchange import Exchange, Slice, assign_buckets, hash_keys, read_slices
 
 
@@ -74,7 +82,7 @@ def mine_unit(unit: MiningUnit, spec: MiningSpec) -> dict[str, Any]:
     """
     table = _read_unit(unit, spec)
     query, keys = encode_keys(table, spec.columns)
-    hashes = hash_keys(keys)
+    hashes = hash_queries(keys)
     moved = is_split(hashes, spec.split)
     begun: dict[str, Any] = {"unit": unit.name}
     if spec.exchange.num_buckets and moved.any():
@@ -185,6 +193,7 @@ def mine_table(unit: str, table: pa.Table | None, spec: MiningSpec) -> tuple[dic
     if table is None or not table.num_rows:
         return objects, tallies
     if "query_id" in table.column_names:
+        refuse_two_spellings("--scored", "query", table["query_id"])
         refuse_two_texts("--scored", table["query_id"], encode_texts(table["query"])[0])
     joined: dict[str, Any] = {}
     if spec.combination is not None:

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError
+from rerank_actor.inputs.columns import write_whole
 from rerank_actor.inputs.pairs import list_fields
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.row_groups import open_part, refuse_damaged
@@ -34,6 +35,7 @@ from rerank_actor.outputs.scored_columns import (
     find_column,
     find_field_type,
     find_ids,
+    refuse_two_spellings,
     refuse_two_texts,
 )
 from rerank_actor.outputs.scored_texts import ScoredTexts, read_text_settings
@@ -142,6 +144,8 @@ def iterate_candidates(spec: ExportSpec, result: Exported) -> Iterator[pa.Table]
     settings = {**read_text_settings(scored), **settings}
     with tempfile.TemporaryDirectory() as folder:
         for table in _bring_together(parts, settings, spec, result, Path(folder)):
+            for role in ROLES:
+                refuse_two_spellings(spec.scored, role, table[role])
             refuse_two_texts(spec.scored, table["query"], table[QUERY_HASH].to_numpy())
             yield table.drop_columns([QUERY_HASH])
 
@@ -176,7 +180,7 @@ def _bring_together(
 
 def _spill(tables: list[pa.Table], exchange: Exchange, name: str) -> SlicedObject:
     table = pa.concat_tables(tables).combine_chunks()
-    hashes = hash_keys(table.column("query").combine_chunks())
+    hashes = hash_keys(write_whole(table.column("query").combine_chunks()))
     return exchange.write(name, table, assign_buckets(hashes, exchange.num_buckets))
 
 

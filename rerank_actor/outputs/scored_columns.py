@@ -138,6 +138,21 @@ def find_ids(schema: pa.Schema, name: str) -> str | None:
     return next((f"{name}.{field}" for field in ID_NAMES if field in fields), None)
 
 
+def refuse_two_spellings(uri: str, role: str, ids: pa.ChunkedArray) -> None:
+    """Refuse ids of which some are written 7 and others 7.0, as where one shard's column has nulls and another's has none.
+
+    Raises:
+        InputError: naming one.
+    """
+    found = find_other_spelling(ids, ids)
+    if found is not None:
+        raise InputError(
+            f"{uri}: has the {role} id {found!r} beside {found.partition('.')[0]!r}, which may be one; write whole numbers "
+            "alike (tables with nulls make fractions of them) and score again",
+            uri=uri,
+        )
+
+
 def refuse_two_texts(uri: str, ids: pa.ChunkedArray, texts: np.ndarray) -> None:
     """Refuse an id of queries that stands for two texts, as where the ids of each language begin anew.
 
@@ -245,13 +260,6 @@ class PairRows:
         if cause is not None:
             raise InputError(
                 f"{self.uri}: column `{name}` ({column.type}) holds what is no id ({cause}); choose another with {flag}",
-                uri=self.uri,
-                column=name,
-            )
-        if (found := find_other_spelling(ids, ids)) is not None:
-            raise InputError(
-                f"{self.uri}: column `{name}` has the id {found!r} beside {found.partition('.')[0]!r}, which may be one; write "
-                "whole numbers alike (tables with nulls make fractions of them) and score again",
                 uri=self.uri,
                 column=name,
             )

@@ -16,6 +16,7 @@ from scoring_in_process import score_here
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, OutputConflictError
+from rerank_actor.job import ScoreJob
 from rerank_actor.job_file import check_job
 from rerank_actor.mining.formats import SUFFIXES
 from rerank_actor.mining.job import MineJob
@@ -358,3 +359,20 @@ def test_id_of_two_queries_is_refused_by_name(tmp_path: Path, as_lists: bool) ->
             export_scores(ExportSpec(job.output, "trec", str(tmp_path / "run"), pairs_at_once=pairs_at_once))
     mine_in_process(make_job(job.output, tmp_path / "apart"))  # by text
     assert len(read_rows(tmp_path / "apart", "triplet")) == 2
+
+
+def test_an_id_that_a_shard_with_nulls_writes_as_a_fraction_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, ids in (("a", pa.array([7, 8])), ("b", pa.array([7.0, 9.5]))):
+        columns = {"qid": ids, "query": ["q", f"of {name}"], "document": [name, name], "did": [name, f"{name}2"]}
+        pq.write_table(pa.table({**columns, "label": [1, 0]}), tmp_path / f"in/{name}.parquet")
+    job = ScoreJob(input=[str(tmp_path / "in")], output=str(tmp_path / "scored"), engine="fake").normalized()
+    score_here(job)
+    ids = {"query_id_column": "qid", "document_id_column": "did"}
+    for unit_bytes in (1, 2**20):
+        with pytest.raises(InputError, match=r"the query id '7.0' beside '7', which may be one"):
+            mine_in_process(make_job(tmp_path / "scored", tmp_path / f"mined-{unit_bytes}", **ids), unit_bytes)
+    for pairs_at_once in (1, 2**20):
+        spec = ExportSpec(job.output, "trec", str(tmp_path / "run"), pairs_at_once=pairs_at_once, **ids)
+        with pytest.raises(InputError, match=r"the query id '7.0' beside '7', which may be one"):
+            export_scores(spec)
