@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 PIECE = 5
 CHUNK_CHARACTERS = 1_000_000
+UNSEEN = r"^[\s\p{Z}\p{C}]*$"  # a text of blanks and of characters without a shape alone
 HEAD_CHARACTERS = 32  # of a text, in which its first letter is looked for
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _PIECE_BITS, _PIECE_SHIFT, _PIECE_MASK = np.uint64(40), np.uint64(24), np.uint64(2**40 - 1)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from rerank_actor import storage
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.text_sources import SourcePiece, TextSource
-from rerank_actor.mining.near_duplicates import strip_texts
+from rerank_actor.mining.near_duplicates import UNSEEN, strip_texts
 from rerank_actor.mining.pairs import Columns, read_pairs
 from rerank_actor.mining.select import mix
 from rerank_actor.outputs.row_groups import batch_by_size, open_part
@@ -112,7 +112,7 @@ def _read_corpus(piece: Any, corpus: TextSource) -> Iterator[pa.Table]:
 def _draw(tables: Iterable[pa.Table], seed: int) -> pa.Table:
     """Return each text once that is not empty, those with the lowest draws: of the rows of a text that with the lowest id."""
     table = pa.concat_tables([table.cast(_widen(table.schema)) for table in tables])
-    table = table.filter(pc.not_equal(pc.utf8_trim_whitespace(table["document"]), ""))
+    table = table.filter(pc.invert(pc.match_substring_regex(table["document"], UNSEEN)))
     draws = mix(hash_keys(table["document"].combine_chunks()) + mix(np.array([seed], np.uint64)))
     table = table.append_column("draw", pa.array(draws))
     table = table.sort_by([(name, "ascending") for name in ("draw", *table.column_names[:-1])])

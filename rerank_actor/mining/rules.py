@@ -151,7 +151,7 @@ class MiningRules:
         rules = {
             "space": f"values are compared as {self.space}s unless a rule names another space",
             "text": "of a query's candidates with one text the best-scored stands for all; one with a positive's text is none, "
-            "also where case, space or punctuation at the ends differ, nor is an empty one or the query itself",
+            "nor is the query itself, also where case, space or punctuation at the ends differ, nor one that shows nothing",
             "positives": "the labelled ones; p is the lowest value among those of a query",
         }
         if not self.labelled:

@@ -16,7 +16,7 @@ from rerank_actor.errors import InputError
 from rerank_actor.inputs.rankings.qrels import Judged, mark_judged
 from rerank_actor.mining.examples import Teacher, group_examples
 from rerank_actor.mining.formats import build_objects
-from rerank_actor.mining.near_duplicates import mark_near_duplicates, mark_variants
+from rerank_actor.mining.near_duplicates import UNSEEN, mark_near_duplicates, mark_variants
 from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.pairs import (
     NUMBER_ROLES,
@@ -130,10 +130,13 @@ def _mark_positives(table: pa.Table, qrels: pa.Table | None) -> Judged:
     return Judged(labels, 0, 0, 0)
 
 
-def _mark_unusable(table: pa.Table) -> np.ndarray:
-    """Return which documents are empty or the query itself, blanks around them apart."""
-    document, query = (pc.utf8_trim_whitespace(table[name]) for name in ("document", "query"))
-    unusable: np.ndarray = pc.or_(pc.equal(document, ""), pc.equal(document, query)).to_numpy()
+def _mark_unusable(table: pa.Table, query: np.ndarray) -> np.ndarray:
+    """Return which documents show nothing, or are the query itself but for case, space and punctuation at the ends."""
+    document, asked = table["document"].combine_chunks(), table["query"].combine_chunks()
+    first = pa.array(np.unique(query, return_index=True)[1])
+    is_itself = mark_variants(document, query, asked.take(first), np.unique(query))
+    is_empty: np.ndarray = pc.match_substring_regex(document, UNSEEN).to_numpy(zero_copy_only=False)
+    unusable: np.ndarray = is_empty | is_itself
     return unusable
 
 
@@ -234,7 +237,7 @@ class _Queries:
             text=text,
             values={space: table[space].to_numpy() for space in ("score", "logit") if space in table.column_names},
             positive=judged.positive,
-            unusable=_mark_unusable(table),
+            unusable=_mark_unusable(table, query),
             position=table["position"].to_numpy(),
             query_hash=hash_keys(keys),
             rank=table["rank"].to_numpy() if "rank" in table.column_names else None,

@@ -67,16 +67,17 @@ def test_rows_are_the_same_however_the_pairs_lie(
 
 def test_empty_texts_and_the_query_itself_are_no_negatives(tmp_path: Path) -> None:
     rows = make_pairs(3, 6)
-    for number, text in ((1, "query number 0"), (2, ""), (3, " query number 0\n"), (7, "  ")):
+    texts = ["query number 0", "", " query number 0\n", "\u200b \ufeff", "Query\u00a0number 0?"]
+    for number, text in zip((1, 2, 3, 7, 4), texts, strict=True):
         rows[number] |= {"document": text, "logit": 3.5, "score": 0.9}
     rows[13] |= {"document": "query number 0", "logit": -3.0, "score": 0.04}  # of query 2, so that it may be a negative
     job = make_job(write_scored(tmp_path / "scored", rows), tmp_path / "mined", false_negatives="report", depth="all")
     mined, tally, _ = mine_in_process(job)
     negatives = {(row["anchor"], row["negative"]) for row in mined}
-    assert not {text for _, text in negatives} & {"", "  ", " query number 0\n"}
+    assert not {text for _, text in negatives} & set(texts[1:])
     assert ("query number 0", "query number 0") not in negatives
     assert ("query number 2", "query number 0") in negatives
-    assert tally.removed["unusable"] == 4
+    assert tally.removed["unusable"] == 5
 
 
 def test_queries_that_lie_in_one_unit_are_not_shuffled(tmp_path: Path) -> None:
