@@ -27,6 +27,7 @@ from rerank_actor.inputs.rows import (
 
 FOOTER_BYTES = 64 * 1024
 PIECE_ROWS = 1024  # of a row group that is decoded piecewise
+LOCAL_BYTES, REMOTE_BYTES = 2**20, 2**23  # that are read of a column of such a row group at a time
 FILE_MAGIC = b"ARROW1"  # of Arrow's file format
 
 
@@ -69,12 +70,20 @@ def read_parquet(
 ) -> Rows:
     """Read a unit's rows; columns as `make_rows` has them. Row groups of more than `group_bytes` are decoded piecewise."""
     with storage.open_input(unit.uri, size=unit.size, etag=unit.etag) as source:
-        file = pq.ParquetFile(source, buffer_size=2**20, page_checksum_verification=True)
+        file = pq.ParquetFile(source, page_checksum_verification=True)
         names = file.schema_arrow.names
         kept = choose_columns(names, keep, drop)
         columns = list(dict.fromkeys([*kept, *list_sources(names, text_columns)]))
         groups, skip = _list_groups(file.metadata, unit)
         is_large = any(file.metadata.row_group(group).total_byte_size > group_bytes for group in groups)
+        if is_large:  # else Arrow takes all bytes of its columns before it gives the first row
+            file = pq.ParquetFile(
+                source,
+                metadata=file.metadata,
+                buffer_size=REMOTE_BYTES if storage.is_s3(unit.uri) else LOCAL_BYTES,
+                pre_buffer=False,
+                page_checksum_verification=True,
+            )
         schema = pa.schema([file.schema_arrow.field(name) for name in columns])
         decoded = decode_schema(schema)
         if is_large or decoded != schema:

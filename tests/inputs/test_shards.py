@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from rerank_actor.inputs.plan import Plan, make_plan
 from rerank_actor.inputs.rows import LIMITS, ReadLimits, Unit
 from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.job import load_job
+from rerank_actor.storage.limits import override_limits
 
 Write = Callable[..., Path]
 PACK: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
@@ -236,6 +238,23 @@ def test_parquet_large_row_groups_read_piecewise_are_the_same(write_shard: Write
     assert [part.texts for part in pieces] == [part.texts for part in whole]
     assert all(a.table.equals(b.table) and a.faults == b.faults for a, b in zip(pieces, whole, strict=True))
     assert [text for part in pieces for text in part.texts["query"]] == [row["query"] for row in rows]
+
+
+def test_unit_of_a_large_row_group_reads_few_bytes_behind_its_rows(s3: S3Server) -> None:
+    block_bytes = 2**18
+    documents = [random.Random(i).randbytes(4_000).hex() for i in range(6000)]
+    sink = io.BytesIO()
+    table = pa.table({"query": ["q"] * len(documents), "document": documents})
+    pq.write_table(table, sink, compression="none", use_dictionary=False, data_page_size=2**16)
+    s3.put("in/a.parquet", sink.getvalue())
+    [found] = storage.list_objects(s3.uri("in"))
+    s3.requests.clear()
+    unit = Unit("0-0", found.uri, found.size, found.etag, 0, 20, 0, format="parquet")
+    spec = load_job(None, {"input": s3.uri("in"), "output": s3.uri("out")}).input_spec()
+    with override_limits(read_ahead_bytes=block_bytes):
+        rows = shards.read_rows(unit, spec, limits=ReadLimits(group_bytes=1))
+    assert list(rows.texts["document"]) == documents[:20]
+    assert len(s3.requests) < found.size // block_bytes // 2
 
 
 GOOD_JSON = write_text("jsonl", [{"query": f"q{i}", "document": f"d{i * 7919 % 10007}"} for i in range(2000)])
