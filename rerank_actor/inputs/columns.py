@@ -391,7 +391,8 @@ def read_id(value: Any) -> str | None:
     if isinstance(value, str):
         return value if value and is_unicode(value) else None
     if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
-        return str(int(value))  # of a column with nulls that passed through pandas
+        is_exact = isinstance(value, Decimal) or abs(value) <= EXACT_INTEGER  # beyond, several ids have become one
+        return str(int(value)) if is_exact else None  # of a column with nulls that passed through pandas
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
@@ -399,6 +400,11 @@ def read_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column of ids as `read_id` has them: large_string [num_rows], null where there is none."""
     if pa.types.is_integer(column.type):
         return column.cast(pa.large_string())
+    with contextlib.suppress(*_FAILURES):  # bytes that are no text are left to the loop below
+        if is_text(column.type) and not pa.types.is_dictionary(column.type):
+            texts = column.cast(pa.large_string())
+            texts.validate(full=True)
+            return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.large_string()), texts)
     chunks = []
     for chunk in column.chunks:
         encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()

@@ -136,7 +136,9 @@ def test_an_id_is_the_same_in_whatever_type_and_reader(tmp_path: Path, form: str
     assert texts["key"].to_pylist() == wanted[:2]
 
 
-@pytest.mark.parametrize("column", [pa.array([1.5]), pa.array([True]), pa.array([""]), pa.array([float("inf")])])
+@pytest.mark.parametrize(
+    "column", [pa.array([1.5]), pa.array([True]), pa.array([""]), pa.array([float("inf")]), pa.array([2.0**53 + 2])]
+)
 def test_what_is_no_id_is_none_in_any_reader(column: pa.Array) -> None:
     rows = PairRows(pa.table({"query_id": column, "logit": [1.0]}), "logit", "x")
     assert [read_id(value) for value in column.to_pylist()] == [None]
