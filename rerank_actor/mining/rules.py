@@ -12,7 +12,7 @@ import numpy as np
 
 Space = Literal["score", "logit"]
 SPACES: tuple[Space, ...] = ("score", "logit")
-VERSION = 2  # of what the same settings and scores give, with their texts; to be raised with every rule that changes
+VERSION = 3  # of what the same settings and scores give, with their texts; to be raised with every rule that changes
 LATER = frozenset(
     {"rank_window", "random_negatives", "max_disagreement"}
 )  # rules that fingerprints of earlier versions do not have
