@@ -123,8 +123,8 @@ def _print_facts(found: RerankerModel, facts: dict[str, Any], tokenizer_json: st
         "built for": f"{facts['positions']:,} tokens",
         "logit": facts["logit"] + "".join(f"; {token} is {text!r}" for token, text in facts["tokens"].items()),
         "score": facts["score"],
-        "vllm": facts["vllm"],
-        "transformers": facts["transformers"],
+        "vllm": facts["vllm"] + f", weights packed as {facts['quantization']}" * bool(facts["quantization"]),
+        "transformers": facts["transformers"] or "not run: its weights are quantised",
     }
     for name, value in lines.items():
         print(f"{name:16} {value}")

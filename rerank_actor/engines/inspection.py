@@ -78,8 +78,9 @@ def inspect_model(model: RerankerModel, encoder: PairEncoder, source: str | None
         "positions": model.max_positions,
         **described.explain(),
         "tokens": _name_tokens(described, Tokenizer.from_str(load_tokenizer_json(model))),
+        "quantization": model.quantization,
         "vllm": described.runtime.vllm or described.runtime.without_vllm,
-        "transformers": described.auto_class,
+        "transformers": described.auto_class if model.quantization is None else "",
         "loading": described.runtime.loading,
     }
 

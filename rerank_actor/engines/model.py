@@ -19,6 +19,7 @@ from rerank_actor.engines.checkpoint.files import list_model_files, list_module_
 from rerank_actor.engines.checkpoint.folder import (
     check_checkpoint,
     make_loaded_folder,
+    read_quantization,
     read_usual_length,
     refuse_adapter,
     refuse_overrides,
@@ -68,6 +69,7 @@ class RerankerModel:
         is_users: whether the description is the user's, which beats what the folder says.
         assumption: what is taken for granted of it, for the user to read; empty where its files or the user say it.
         trust_remote_code: whether the user lets the model's own code run.
+        quantization: how its weights are packed, as vLLM calls it; None for plain ones.
     """
 
     name: str
@@ -82,6 +84,7 @@ class RerankerModel:
     is_early: bool = False
     is_users: bool = False
     assumption: str = ""
+    quantization: str | None = None
 
     @property
     def default_length(self) -> int:
@@ -101,8 +104,14 @@ class RerankerModel:
         """Refuse an engine that cannot run the model.
 
         Raises:
-            ModelError: vLLM was asked for and has no such model.
+            ModelError: vLLM was asked for and has no such model, or Transformers was and the weights are packed.
         """
+        if kind == "transformers" and self.quantization is not None:
+            raise ModelError(
+                f"{self.name}: its weights are quantised ({self.quantization}), which vLLM alone is given, without a "
+                "reference; give --engine vllm, or take a copy in float32, float16 or bfloat16",
+                model=self.name,
+            )
         runtime = self.description.runtime
         if kind == "vllm" and runtime.without_vllm:
             raise ModelError(f"{self.name}: {runtime.without_vllm}; give --engine transformers", model=self.name)
@@ -230,6 +239,7 @@ def load_reranker_model(
         usual_length=read_usual_length(folder) or (read_length(name, folder) if embedding is not None else None),
         is_early=early,
         is_users=entry is not None,
+        quantization=read_quantization(name, config),
         assumption=""
         if entry is not None or embedding is not None
         else find_assumption(name, folder, config, description),

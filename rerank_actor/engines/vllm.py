@@ -103,6 +103,10 @@ class VllmEngine:
         if on_cpu:
             arguments["enforce_eager"] = True  # compiling takes a minute, which a CPU run seldom earns back
         arguments["hf_overrides"] = make_overrides(spec.model.name, spec.model.description, folder)
+        if spec.model.description.runtime.loading == "gte":
+            from rerank_actor.engines.families.gte import take_class
+
+            arguments["hf_overrides"] = take_class
         if not spec.model.description.is_encoder:
             arguments |= {"enable_chunked_prefill": False, "enable_prefix_caching": True}
         else:

@@ -179,6 +179,16 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
         change_config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
         r"quantised \(bitsandbytes\), which vLLM cannot read",
     ),
+    "quantised by a library that does not say so": (
+        change_config(quantization_config={"group_size": 64, "bits": 4}),
+        r"quantised \(without a quant_method\), which vLLM cannot read",
+    ),
+    "float8 without a word": (
+        lambda folder: change_weights(
+            folder, lambda weights: weights.update({OTHER_SHAPE: weights[OTHER_SHAPE].to(torch.float8_e4m3fn)})
+        ),
+        "is stored as F8_E4M3, which are no plain weights",
+    ),
     "quantised without a word": (
         lambda folder: change_weights(
             folder, lambda weights: weights.update({OTHER_SHAPE: torch.zeros(64, 192, dtype=torch.int8)})
@@ -197,6 +207,21 @@ def test_folder_that_is_not_the_model_is_refused_in_a_sentence(sound: Path, tmp_
     with pytest.raises(ModelError, match=words) as refused:
         load_reranker_model(str(folder))
     assert str(folder) in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "fp8", "compressed-tensors"])
+def test_quantised_weights_are_for_vllm_alone(sound: Path, tmp_path: Path, method: str) -> None:
+    folder = copy(sound, tmp_path / "model")
+    change_config(quantization_config={"quant_method": method})(folder)
+    if method != "compressed-tensors":
+        with pytest.raises(ModelError, match=rf"quantised \({method}\), and its files hold plain ones"):
+            load_reranker_model(str(folder))
+    change_weights(folder, lambda weights: weights.update({OTHER_SHAPE: weights[OTHER_SHAPE].to(torch.float8_e4m3fn)}))
+    model = load_reranker_model(str(folder))
+    assert model.quantization == method
+    model.refuse_engine("vllm")
+    with pytest.raises(ModelError, match=rf"quantised \({method}\), .*give --engine vllm, or take a copy"):
+        model.refuse_engine("transformers")
 
 
 def test_head_is_needed_where_it_is_not_the_embedding(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Families of rerankers: each equal to its own reference in ids and logits, or refused by name; see `families` in support."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from families import (
     WITH_SENTENCE_TRANSFORMERS,
     build,
     choose_length,
+    compute_gte,
     make_llama_bpe,
     predict,
+    write_gte,
     write_jina,
     write_nemotron,
     write_t5,
@@ -25,6 +28,7 @@ from transformers import (
 )
 
 from rerank_actor import Reranker
+from rerank_actor.engines.model import load_reranker_model
 from rerank_actor.errors import ModelError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,6 +117,18 @@ def test_jina_v2_equals_the_same_weights_as_plain_xlm_roberta(tmp_path: Path) ->
     plain = write_jina(tmp_path / "model")
     expected, ids = predict(plain, PAIRS, 160)
     check(tmp_path / "model", PAIRS, ids, expected.tolist(), max_length=160)
+
+
+def test_gte_multilingual_equals_its_architecture(tmp_path: Path) -> None:
+    folder, length = write_gte(tmp_path / "model"), 160
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(*map(list, zip(*PAIRS, strict=True)), truncation=True, max_length=length)["input_ids"]
+    expected = [compute_gte(folder, one) for one in ids]
+    check(folder, PAIRS, ids, expected, max_length=length)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "logn_attention_scale": True}))
+    with pytest.raises(ModelError, match="differs from gte-multilingual-reranker's in logn_attention_scale"):
+        load_reranker_model(str(folder))
 
 
 def test_monot5_equals_true_less_false_of_the_first_token(tmp_path: Path) -> None:

@@ -294,6 +294,73 @@ def write_jina(folder: Path) -> Path:
     return plain
 
 
+GTE_THETA, GTE_FACTOR = 20_000.0, 8.0
+
+
+def write_gte(folder: Path) -> Path:
+    """Write a classifier as gte-multilingual-reranker stores it, with code of its own and scaled angles."""
+    from safetensors.torch import load_file, save_file
+
+    build("Gte", make_unigram(), folder, type_vocab_size=1, pad_token_id=1, initializer_range=0.1)
+    stored = load_file(folder / "model.safetensors")
+    renamed = {name.replace("gte.", "new.", 1) if name.startswith("gte.") else name: stored[name] for name in stored}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    del config["rope_parameters"]
+    config |= {
+        "architectures": ["NewForSequenceClassification"],
+        "model_type": "new",
+        "auto_map": {"AutoConfig": "Alibaba-NLP/new-impl--configuration.NewConfig"},
+        "rope_theta": GTE_THETA,
+        "rope_scaling": {"type": "ntk", "factor": GTE_FACTOR},
+        "position_embedding_type": "rope",
+        "layer_norm_type": "layer_norm",
+        "pack_qkv": True,
+        "logn_attention_scale": False,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def compute_gte(folder: Path, ids: list[int]) -> float:
+    """Return the output of such a classifier, written from its architecture."""
+    import torch.nn.functional as functional
+    from safetensors.torch import load_file
+
+    config, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    width = config["hidden_size"] // config["num_attention_heads"]
+    steps = (GTE_THETA * GTE_FACTOR) ** (-torch.arange(0, width, 2).float() / width) / GTE_FACTOR ** (2 / width)
+    angles = torch.outer(torch.arange(len(ids)).float(), steps).repeat(1, 2)[:, None]
+
+    def turn(states: Any) -> Any:
+        halves = torch.cat([-states[..., width // 2 :], states[..., : width // 2]], -1)
+        return states * angles.cos() + halves * angles.sin()
+
+    def norm(states: Any, name: str) -> Any:
+        sizes = (config["hidden_size"],)
+        return functional.layer_norm(
+            states, sizes, weights[f"{name}.weight"], weights[f"{name}.bias"], config["layer_norm_eps"]
+        )
+
+    def dense(states: Any, name: str) -> Any:
+        return functional.linear(states, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+    embedded = weights["new.embeddings.word_embeddings.weight"][ids]
+    states = norm(embedded + weights["new.embeddings.token_type_embeddings.weight"][0], "new.embeddings.LayerNorm")
+    for layer in range(config["num_hidden_layers"]):
+        at = f"new.encoder.layer.{layer}"
+        query, key, value = (
+            part.view(len(ids), -1, width) for part in dense(states, f"{at}.attention.qkv_proj").chunk(3, -1)
+        )
+        shares = (torch.einsum("qhd,khd->hqk", turn(query), turn(key)) / width**0.5).softmax(-1)
+        mixed = torch.einsum("hqk,khd->qhd", shares, value).reshape(len(ids), -1)
+        states = norm(states + dense(mixed, f"{at}.attention.o_proj"), f"{at}.attn_ln")
+        up, gate = dense(states, f"{at}.mlp.up_gate_proj").chunk(2, -1)
+        states = norm(states + dense(functional.gelu(gate) * up, f"{at}.mlp.down_proj"), f"{at}.mlp_ln")
+    pooled = torch.tanh(dense(states[0], "new.pooler.dense"))
+    return float(dense(pooled, "classifier").item())
+
+
 def write_nemotron(folder: Path) -> Path:
     """Write a Llama classifier as nemotron-rerank stores it, with code of its own; return it as plain Llama."""
     plain = build("Llama", make_llama_bpe(), folder.parent / f"{folder.name}-plain", max_position_embeddings=1024)

@@ -18,6 +18,7 @@ from rerank_actor.engines.checkpoint.weights import Weights
 from rerank_actor.errors import ModelError, describe_cause
 
 PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
+ALWAYS_PACKED = ("awq", "gptq", "auto-round", "fp8", "fbgemm_fp8", "mxfp4")  # ways that leave no file of plain weights
 SHOWN_TENSORS = 3
 _IN_A_LAYER = re.compile(r"\.\d+\.")
 _BUFFER = re.compile(r"(inv_freq|position_ids|masked_bias|num_batches_tracked)$")  # remade by whoever loads them
@@ -50,6 +51,12 @@ def check_coverage(
     """
     if quantization is None:
         _refuse_packed(name, weights)
+    elif quantization in ALWAYS_PACKED and {*weights.dtypes.values()} <= {*PLAIN_DTYPES}:
+        raise ModelError(
+            f"{name}: config.json has weights that are quantised ({quantization}), and its files hold plain ones; take out "
+            "quantization_config, or fetch the weights that belong to it",
+            model=name,
+        )
     report = _load_shapes(name, folder if config is None else config, weights.shapes, auto_class)
     missing = sorted(report["missing_keys"])
     if quantization is not None:

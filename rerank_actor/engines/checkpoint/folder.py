@@ -98,7 +98,7 @@ def read_quantization(name: str, config: Mapping[str, Any]) -> str | None:
     settings = config.get("quantization_config") or config.get("compression_config")
     if not settings:
         return None
-    method = str(settings.get("quant_method") if isinstance(settings, dict) else settings)
+    method = str((settings.get("quant_method") if isinstance(settings, dict) else settings) or "without a quant_method")
     if method not in QUANTIZATIONS:
         raise ModelError(
             f"{name}: its weights are quantised ({method}), which vLLM cannot read; take a copy in float32, float16 or "

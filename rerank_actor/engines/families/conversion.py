@@ -133,6 +133,8 @@ def _convert(
     if loading == "renamed_xlm_roberta":
         config |= {"model_type": "xlm-roberta", "architectures": ["XLMRobertaForSequenceClassification"]}
         return config, _rename(name, load_model())
+    if loading == "gte":
+        return _describe_gte(name, config), None
     if loading == "folded":
         return _fold(name, folder, load_model(), config, load)
     return config, None
@@ -174,6 +176,41 @@ def _rename(name: str, tensors: dict[str, Any]) -> dict[str, Any]:
     if not any("attention.self.query" in tensor for tensor in renamed):
         raise ModelError(f"{name}: its weights are not those of jina-reranker-v2, as its config.json says", model=name)
     return renamed
+
+
+def _describe_gte(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of Transformers' GTE for one of gte-multilingual-reranker's own code.
+
+    Its "ntk" scaling by a factor makes the base of the angles that much larger, and the angles smaller by factor ** (2 / width
+    of a head) (https://kexue.fm/archives/9706, formula 6): a linear scaling of that larger base.
+    """
+    scaling = config.get("rope_scaling") or {}
+    factor = float(scaling.get("factor", 1.0))
+    width = int(config["hidden_size"]) // int(config["num_attention_heads"])
+    expected = {
+        "position_embedding_type": "rope",
+        "layer_norm_type": "layer_norm",
+        "hidden_act": "gelu",
+        "pack_qkv": True,
+        "logn_attention_scale": False,
+        "type_vocab_size": 1,
+    }
+    defaults = {"layer_norm_type": "layer_norm", "hidden_act": "gelu", "pack_qkv": True, "logn_attention_scale": False}
+    other = [key for key, value in expected.items() if config.get(key, defaults.get(key)) != value]
+    if scaling and (scaling.get("type", scaling.get("rope_type")) != "ntk" or scaling.get("mixed_b") is not None):
+        other.append("rope_scaling")
+    if other:
+        raise ModelError(
+            f"{name}: config.json differs from gte-multilingual-reranker's in {', '.join(other)}, for which there is no class "
+            "without the model's own code; take another model",
+            model=name,
+        )
+    rope = {"rope_theta": float(config.get("rope_theta", 10_000.0)) * factor, "rope_type": "default"}
+    if factor != 1:
+        rope |= {"rope_type": "linear", "factor": factor ** (2 / width)}
+    left_out = ("rope_scaling", "rope_theta")
+    config = {key: value for key, value in config.items() if key not in left_out}
+    return config | {"model_type": "gte", "architectures": ["GteForSequenceClassification"], "rope_parameters": rope}
 
 
 def _fold(

@@ -12,7 +12,7 @@ from typing import Literal
 
 from rerank_actor.engines.template import Template
 
-Loading = Literal["as_is", "native", "bidirectional", "renamed_xlm_roberta", "sequence_to_sequence", "folded"]
+Loading = Literal["as_is", "native", "bidirectional", "renamed_xlm_roberta", "gte", "sequence_to_sequence", "folded"]
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,9 @@ class Runtime:
         vllm: the class that vLLM is given, empty where it has none.
         without_vllm: why vLLM cannot run it.
         loading: how its weights become a model: as they lie; by Transformers' own class though the folder names another
-            (`native`); with attention both ways and the mean of all tokens; as plain XLM-R under other names; as an encoder
-            and a decoder; or folded, where modules that follow the model are the head of a classifier.
+            (`native`); with attention both ways and the mean of all tokens; as plain XLM-R under other names; as the GTE of
+            Transformers (`gte`); as an encoder and a decoder; or folded, where modules that follow the model are the head of
+            a classifier.
     """
 
     vllm: str
