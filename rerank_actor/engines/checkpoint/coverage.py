@@ -83,6 +83,12 @@ def check_coverage(
             "has no place; the scores would be those of another model",
             model=name,
         )
+    if _get_stem(report["named"]) != _get_stem(report["class"]):
+        raise ModelError(
+            f"{name}: config.json names the class {report['named']} and the model_type {report['model_type']}, which is "
+            f"{report['class']}; one engine goes by the one and one by the other, so correct what is wrong",
+            model=name,
+        )
     return [pair for pair in report["tied"] if weights.shapes.keys() >= {*pair}]
 
 
@@ -135,14 +141,14 @@ def _load_shapes(
         raise ModelError(
             f"{name}: Transformers cannot build this model from its config.json ({describe_cause(error)})", model=name
         ) from error
-    named, made = str((config.architectures or [built.__name__])[0]), built.__name__
-    if _get_stem(named) != _get_stem(made):
-        raise ModelError(
-            f"{name}: config.json names the class {named} and the model_type {config.model_type}, which is {made}; one engine "
-            "goes by the one and one by the other, so correct what is wrong",
-            model=name,
-        )
-    return {**report, "class": built.__name__, "tied": list(getattr(model, "all_tied_weights_keys", {}).items())}
+    named = str((config.architectures or [built.__name__])[0])
+    return {
+        **report,
+        "class": built.__name__,
+        "named": named,
+        "model_type": config.model_type,
+        "tied": list(getattr(model, "all_tied_weights_keys", {}).items()),
+    }
 
 
 def _get_stem(architecture: str) -> str:
