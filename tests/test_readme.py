@@ -166,14 +166,16 @@ def test_readme_sample_of_ids_gives_the_scores_of_the_texts(
     assert first[2] == max(mine, key=lambda row: row["score"])["document_id"]
 
 
-def test_readme_retrieval_commands_lead_from_texts_to_scores(demo_folder: Path, local_ray: str) -> None:
+def test_readme_retrieval_commands_lead_from_texts_to_scores(
+    demo_folder: Path, local_ray: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = re.findall(
-        r"^\.venv/bin/python -m jobs\.(retrieve|score) (.*demo-out/(?:beir|retrieved).+?(?:\\\n.+?)*)$",
+        r"^\.venv/bin/python -m jobs\.(retrieve|score|evaluate) (.*demo-out/(?:beir|retrieved).+?(?:\\\n.+?)*)$",
         (ROOT / "docs/retrieval.md").read_text(),
         re.M,
     )
-    assert [name for name, _ in found] == ["retrieve", "score"]
-    for name, text in found:
+    assert [name for name, _ in found] == ["retrieve", "score", "evaluate"]
+    for name, text in found[:2]:
         flags = shlex.split(text.replace("\\\n", " ").replace("demo-out/", f"{demo_folder}/"))
         flags = [flag for flag in flags if flag not in ("--model", "Qwen/Qwen3-Embedding-0.6B")]
         command = {"retrieve": retrieve, "score": score}[name]
@@ -181,6 +183,11 @@ def test_readme_retrieval_commands_lead_from_texts_to_scores(demo_folder: Path, 
     rows = read_output(demo_folder / "retrieved-scores").to_pylist()
     assert len(rows) == 64 * 20
     assert all(row["score"] is not None for row in rows)
+    capsys.readouterr()
+    assert evaluate(shlex.split(found[2][1].replace("demo-out/", f"{demo_folder}/"))) == 0
+    table = capsys.readouterr().out
+    assert table.startswith("64 queries\n")
+    assert "| candidates' own order | " in table
 
 
 def test_readme_reuse_and_export_commands_do_what_they_say(

@@ -46,6 +46,9 @@ def retrieve(arguments: Sequence[str] | None = None) -> int:
         if reasons:
             told = "; ".join(f"{count:,} x {reason}" for reason, count in sorted(reasons.items()))
             say(f"{flag}: {reasons.total():,} rows are left out ({told})")
+    for flag, count in result.empty.items():
+        if count:
+            say(f"{flag}: {count:,} texts are blank, and are embedded as they are")
     what, use = ("queries", "documents"), f"{name_program('score')} takes them with the same --queries and --corpus"
     if job.is_bitext:
         what, use = ("sources", "targets"), f"{name_program('bitext')} takes them with --lang-pair"

@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 from rerank_actor.errors import InputError
 
-Format = Literal["parquet", "jsonl", "csv", "tsv", "arrow", "trec", "tevatron", "msmarco", "qrels"]
+Format = Literal["parquet", "jsonl", "csv", "tsv", "arrow", "trec", "tevatron", "msmarco", "qrels", "mteb-predictions"]
 TextFormat = Literal["jsonl", "csv", "tsv", "lines"]  # lines: each is a text, as in Moses files
 
 SUFFIXES: dict[str, Format] = {

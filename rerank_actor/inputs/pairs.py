@@ -19,6 +19,7 @@ from rerank_actor.inputs.rows import Rows, make_rows
 from rerank_actor.storage.utf8 import is_unicode
 
 INDEX_COLUMN = "candidate_index"  # of an exploded row: the place of its document in the list, from 0
+EMPTY = "empty_texts"  # of a part's facts: texts to embed that are blank, and are embedded as they are
 NOT_KEPT = "texts_not_kept"  # of a part's facts: texts that its columns do not give again
 ANY_DATASET = "*"  # in an instruction map: every dataset that is not named
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from rerank_actor import storage
 from rerank_actor.errors import JobError
 from rerank_actor.inputs.field_template import parse_template
+from rerank_actor.inputs.rankings.lines import RankingFormat
 from rerank_actor.inputs.spec import SourceSpec
 from rerank_actor.inputs.syntax.quoted import AUTO, Dialect
 from rerank_actor.job_file import (
@@ -94,16 +95,17 @@ class DialectSettings(Settings):
 class ShardSettings(InputSettings):
     """How the shards of the input are read."""
 
-    format: Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv", "trec", "tevatron", "msmarco", "qrels"] = (
-        make_flag(
-            "auto",
-            "input",
-            "format of the shards; auto goes by each file's name (.gz and .zst understood), else by its first bytes, with "
-            "--queries or --corpus also by its first lines; tevatron is query, document, score, and msmarco ends in the rank",
-        )
+    format: Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv", RankingFormat] = make_flag(
+        "auto",
+        "input",
+        "format of the shards; auto goes by each file's name (.gz and .zst understood), else by its first bytes, with "
+        "--queries or --corpus also by its first lines; tevatron is query, document, score, and msmarco ends in the rank",
     )
     top_k: Annotated[int, Field(ge=1)] | None = make_flag(
-        None, "input", "candidates of each query at most, the best of the ranking (trec, tevatron, msmarco, qrels)", "K"
+        None,
+        "input",
+        "candidates of each query at most, the best of the ranking (trec, tevatron, msmarco, qrels, mteb-predictions)",
+        "K",
     )
     columns: Names = make_flag(
         [], "input", "names of the columns of CSV and TSV files without a header, comma-separated", "NAMES"

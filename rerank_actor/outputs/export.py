@@ -7,7 +7,6 @@ parts: what does not fit in memory goes through buckets of queries on disk. Need
 """
 
 import gzip
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from rerank_actor.errors import InputError
 from rerank_actor.inputs.columns import write_whole
 from rerank_actor.inputs.pairs import list_fields
 from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.predictions import PredictionsWriter
 from rerank_actor.outputs.row_groups import open_part, refuse_damaged
 from rerank_actor.outputs.scored import open_scored
 from rerank_actor.outputs.scored_columns import (
@@ -301,18 +301,16 @@ class _Writer:
 
     def __init__(self, file: IO[str], spec: ExportSpec, model: dict[str, Any]) -> None:
         self._file, self._spec = file, spec
-        self._mark = "\n"
+        self._predictions = None
         if spec.format == "mteb-predictions":
-            meta = {"model_name": model.get("name"), "revision": model.get("revision")}
-            head = f'"mteb_model_meta": {json.dumps(meta)}, {json.dumps(spec.subset)}: {{{json.dumps(spec.split)}: {{'
-            file.write("{" + head)
+            self._predictions = PredictionsWriter(
+                file, model.get("name"), model.get("revision"), spec.subset, spec.split
+            )
 
     def write(self, query: str, candidates: dict[str, float]) -> None:
         """Write a query's candidates, best first."""
-        if self._spec.format == "mteb-predictions":
-            shown = {document: float(f"{score:.9g}") for document, score in candidates.items()}
-            self._file.write(f"{self._mark}{json.dumps(query)}: {json.dumps(shown)}")
-            self._mark = ",\n"
+        if self._predictions is not None:
+            self._predictions.write(query, candidates)
             return
         for rank, (document, score) in enumerate(candidates.items(), 1):
             self._refuse_blanks(query, document)
@@ -332,8 +330,8 @@ class _Writer:
 
     def finish(self) -> None:
         """Write what comes behind the last query."""
-        if self._spec.format == "mteb-predictions":
-            self._file.write("\n}}}\n")
+        if self._predictions is not None:
+            self._predictions.finish()
 
 
 @contextmanager

@@ -4,6 +4,8 @@ Each reads parts from storage and writes what it found there; records are small.
 """
 
 import io
+import itertools
+import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError
+from rerank_actor.outputs.predictions import PredictionsWriter
 from rerank_actor.retrieval.job import OutputFormat
 from rerank_actor.retrieval.search import keep_best, search
 from rerank_actor.retrieval.vectors import VectorPart, Vectors, read_part, read_part_ids
@@ -72,13 +75,15 @@ def find_twice(item: tuple[str, Sequence[VectorPart], int, int]) -> dict[str, An
 
 
 def search_block(block: SearchBlock, top_k: int, place: SearchPlace) -> dict[str, Any]:
-    """Write the best documents of a block for each of its queries; return what was left out of it."""
+    """Write the best documents of a block for each of its queries; return what was left out of it, and what is blank."""
     left_out: Counter[str] = Counter()
+    empty: Counter[str] = Counter()
 
     def read_documents() -> Iterator[Vectors]:
         for part in block.documents:
             vectors = read_part(part, distinct=block.distinct)
             left_out.update(vectors.left_out)
+            empty["documents"] += vectors.num_empty
             yield vectors
 
     queries = [read_part(part, distinct=block.distinct) for part in block.queries]
@@ -88,13 +93,15 @@ def search_block(block: SearchBlock, top_k: int, place: SearchPlace) -> dict[str
     left_queries: Counter[str] = Counter()
     for part in queries:
         left_queries.update(part.left_out)
+        empty["queries"] += part.num_empty
     table = best.append_column("query_id", ids.take(best.column("query").combine_chunks()))
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     storage.write_bytes(
         storage.join_uri(place.partial, f"{block.name}.parquet"), sink.getvalue(), scratch=place.scratch
     )
-    return {"left_out": dict(left_out), "left_queries": dict(left_queries), "queries": len(values)}
+    counts = {"left_out": left_out, "left_queries": left_queries, "empty": empty}
+    return {"queries": len(values), **{name: dict(found) for name, found in counts.items()}}
 
 
 def write_candidates(
@@ -121,6 +128,27 @@ def write_candidates(
     uri = storage.join_uri(place.candidates, f"{name}.{output_format}")
     storage.write_bytes(uri, content, scratch=place.scratch)
     return {"queries": len(np.unique(query)), "candidates": len(query)}
+
+
+def write_predictions(
+    item: tuple[str, Sequence[Sequence[str]]], top_k: int, model: tuple[str, str | None], place: SearchPlace
+) -> dict[str, Any]:
+    """Write the candidates of all queries as one JSON, a group of queries in memory at a time; return how many there are."""
+    name, groups = item
+    num_candidates = 0
+    with io.BytesIO() as sink, io.TextIOWrapper(sink, "utf-8") as text:
+        writer = PredictionsWriter(text, *model)
+        for blocks in groups:
+            table = _read_best(blocks, top_k, place)
+            num_candidates += table.num_rows
+            rows = zip(*(table.column(name).to_pylist() for name in ("query_id", "document_id", "cosine")), strict=True)
+            for query, candidates in itertools.groupby(rows, key=operator.itemgetter(0)):
+                writer.write(query, {document: cosine for _, document, cosine in candidates})
+        writer.finish()
+        text.flush()
+        uri = storage.join_uri(place.candidates, f"{name}.json")
+        storage.write_bytes(uri, sink.getvalue(), scratch=place.scratch)
+    return {"candidates": num_candidates}
 
 
 def _read_best(blocks: Sequence[str], top_k: int, place: SearchPlace) -> pa.Table:

@@ -32,7 +32,7 @@ from rerank_actor.job_file import (
 DEFAULT_EMBEDDING = "Qwen/Qwen3-Embedding-0.6B"
 ID_COLUMN = "id"
 
-OutputFormat = Literal["trec", "parquet"]
+OutputFormat = Literal["trec", "parquet", "mteb-predictions"]
 
 
 class EmbedJob(ScoreJob):
@@ -130,7 +130,7 @@ class CandidateSettings(Settings):
     top_k: Annotated[int, Field(ge=1)] = make_flag(100, "output", "documents of each query, the best ones", "K")
     output: Location = make_flag("", "output", "folder for candidates and vectors; local path or s3://", "URI")
     output_format: OutputFormat = make_flag(
-        "trec", "output", "candidates as a TREC run, or as Parquet of ids; jobs.score --input reads both"
+        "trec", "output", "candidates as a TREC run, as Parquet of ids, or as MTEB's JSON; jobs.score --input reads all"
     )
     embeddings: OptionalLocation = make_flag(
         None, "output", "folder of the vectors, for several outputs to share (default OUTPUT/embeddings)", "URI"

@@ -30,6 +30,7 @@ from rerank_actor.retrieval.candidates import (
     spill_pairs,
     write_candidates,
     write_pairs,
+    write_predictions,
 )
 from rerank_actor.retrieval.job import EmbedJob, RetrieveJob
 from rerank_actor.retrieval.vectors import VectorPart, list_vector_parts
@@ -58,6 +59,7 @@ class RetrieveResult:
         queries, documents: embedded.
         num_candidates: of all queries.
         left_out: rows of queries and of documents without a vector, by reason.
+        empty: blank texts that were embedded, by flag.
     """
 
     status: str
@@ -66,6 +68,7 @@ class RetrieveResult:
     documents: int = 0
     num_candidates: int = 0
     left_out: dict[str, Counter[str]] = field(default_factory=dict)
+    empty: dict[str, int] = field(default_factory=dict)
 
 
 def retrieve(job: RetrieveJob, reporter: Reporter | None = None) -> RetrieveResult | None:
@@ -234,6 +237,17 @@ class _Search:
     def _search(self, runner: TaskRunner) -> dict[str, Any]:
         """Find the best of each block, then of each query; return the figures."""
         rows, found = self._search_blocks(runner, self._queries, self._documents, "f")
+        if self._job.output_format == "mteb-predictions":
+            write_all = functools.partial(
+                write_predictions,
+                top_k=self._job.top_k,
+                model=(self._job.model_name, self._job.revision),
+                place=self._place,
+            )
+            return {
+                **_sum_up(rows, found),
+                "candidates": self._write(write_all, {"all": ("predictions", rows)}, runner),
+            }
         files = {f"part-{number:05d}": (f"part-{number:05d}", blocks) for number, blocks in enumerate(rows)}
         write = functools.partial(
             write_candidates, top_k=self._job.top_k, output_format=self._job.output_format, place=self._place
@@ -292,8 +306,9 @@ class _Search:
         flags = ("--target", "--source") if self._job.is_bitext else ("--corpus", "--queries")
         left_out = {flags[0]: Counter(record["left_documents"]), flags[1]: Counter(record["left_queries"])}
         documents = sum(part.num_rows for part in self._documents) - left_out[flags[0]].total()
+        empty = {flags[0]: record.get("empty_documents", 0), flags[1]: record.get("empty_queries", 0)}
         return RetrieveResult(
-            "complete", self._place.candidates, record["queries"], documents, record["candidates"], left_out
+            "complete", self._place.candidates, record["queries"], documents, record["candidates"], left_out, empty
         )
 
 
@@ -333,6 +348,8 @@ def _sum_up(rows: list[list[str]], found: list[dict[str, Any]]) -> dict[str, Any
         "queries": sum(record["queries"] for record in found[::width]),
         "left_documents": _add(record["left_out"] for record in found[:width]),
         "left_queries": _add(record["left_queries"] for record in found[::width]),
+        "empty_documents": sum(record["empty"].get("documents", 0) for record in found[:width]),
+        "empty_queries": sum(record["empty"].get("queries", 0) for record in found[::width]),
     }
 
 

@@ -4,6 +4,7 @@ Takes an output of an `EmbedJob` and the objects of its source, because a folder
 a vector or an id are left out and counted. Knows nothing of queries and documents.
 """
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -16,10 +17,13 @@ from rerank_actor import storage
 from rerank_actor.engines.vectors import EMBEDDING, read_vectors
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.columns import read_ids
+from rerank_actor.inputs.pairs import EMPTY
 from rerank_actor.inputs.rows import strip_location
 from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.part import read_part_metadata
 from rerank_actor.retrieval.job import ID_COLUMN, EmbedJob
 
+BLANK_LINE = "line is blank"
 WITHOUT_ID = "id is missing, or neither text nor a whole number"
 
 
@@ -46,11 +50,13 @@ class Vectors:
         ids: string [num_vectors].
         values: float32 [num_vectors, size].
         left_out: rows without, by reason.
+        num_empty: of blank texts, where ids stand for others.
     """
 
     ids: pa.StringArray
     values: np.ndarray
     left_out: Counter[str] = field(default_factory=Counter)
+    num_empty: int = 0
 
 
 def list_vector_parts(job: EmbedJob) -> list[VectorPart]:
@@ -71,7 +77,8 @@ def read_part(part: VectorPart, *, distinct: bool = False) -> Vectors:
 
     Args:
         part: to read.
-        distinct: whether texts stand for themselves, of which the first of several that are the same is kept.
+        distinct: whether texts stand for themselves, of which blank ones are left out, and of several that are the same all
+            but the first.
 
     Raises:
         InputError: it is damaged.
@@ -83,15 +90,19 @@ def read_part(part: VectorPart, *, distinct: bool = False) -> Vectors:
     has_id = pc.is_valid(ids)
     reasons = table.column("error").drop_null().to_pylist()
     left_out = Counter(strip_location(str(reason)) for reason in reasons)
-    without_id = pc.sum(pc.and_(has_vector, pc.invert(has_id))).as_py() or 0
-    left_out += Counter({WITHOUT_ID: without_id})
     kept = pc.and_(has_vector, has_id)
+    num_empty = json.loads(read_part_metadata(table.schema).get("facts", "{}")).get(EMPTY, 0)
     if distinct:
+        is_blank = pc.equal(pc.utf8_trim_whitespace(ids.fill_null("")), "")
+        kept, num_empty = pc.and_(kept, pc.invert(is_blank)), 0
+        left_out += Counter({BLANK_LINE: pc.sum(pc.and_(has_vector, is_blank)).as_py() or 0})
         is_first = np.zeros(len(ids), bool)
         is_first[np.unique(ids.dictionary_encode().indices.fill_null(-1).to_numpy(), return_index=True)[1]] = True
         kept = pc.and_(kept, pa.array(is_first))
+    else:
+        left_out += Counter({WITHOUT_ID: pc.sum(pc.and_(has_vector, pc.invert(has_id))).as_py() or 0})
     vectors = read_vectors(table.column(EMBEDDING).filter(kept))
-    return Vectors(ids.filter(kept), vectors, left_out)
+    return Vectors(ids.filter(kept), vectors, left_out, num_empty)
 
 
 def read_part_ids(part: VectorPart) -> pa.StringArray:

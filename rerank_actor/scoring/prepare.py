@@ -27,7 +27,7 @@ from rerank_actor.inputs import shards
 from rerank_actor.inputs.directions import Directions
 from rerank_actor.inputs.lookups import ScoreLookup, TextLookup, look_up_texts
 from rerank_actor.inputs.pair_key import compute_originals, make_pair_keys
-from rerank_actor.inputs.pairs import NOT_KEPT, Pairs, count_not_kept, make_pairs
+from rerank_actor.inputs.pairs import EMPTY, NOT_KEPT, Pairs, count_not_kept, make_pairs
 from rerank_actor.inputs.rows import Rows, Unit
 from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.scoring.unit import UnitWork
@@ -167,6 +167,8 @@ def prepare_rows(unit: Unit, rows: Rows, spec: PrepareSpec, encoder: PairEncoder
         prompts, facts = _fill_in_known(prompts, keys, spec.known)
     if spec.json_types and (others := count_not_kept(rows, spec.input.texts)):
         facts = {**facts, NOT_KEPT: others}
+    if spec.input.texts.only_role:
+        facts = {**facts, EMPTY: sum(not pairs.documents[at].strip() for at in prompts.scorable.tolist())}
     sink = pa.BufferOutputStream()
     table = pairs.table.rename_columns([spec.input.rename.get(name, name) for name in pairs.table.column_names])
     with pa.ipc.new_stream(sink, table.schema) as writer:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,59 @@ def test_mteb_predictions_and_tevatron_hold_the_scores_of_the_output(tmp_path: P
     scores = {(row["query_id"], row["document_id"]): row["score"] for row in rows}
     assert [float(score) for *_, score in lines] == pytest.approx([scores[q, d] for q, d, _ in lines], abs=1e-8)
     assert sniff_format(str(target), target.stat().st_size, "gz") == "tevatron"
+
+
+def make_predictions(num_queries: int, depth: int) -> dict[str, dict[str, float]]:
+    """Return scores by ids in which what JSON escapes and what ends its objects stand."""
+    marks = ['q"{}', "q\\", "q é\u2028", "q}}}", 'q"}, "x": {', "q b"]
+    return {
+        f"{marks[number % len(marks)]}{number}": {f"d,{at}{{:}}": float(at % 7) / (number + 1) for at in range(depth)}
+        for number in range(num_queries)
+    }
+
+
+@pytest.mark.parametrize("layout", [{}, {"indent": 1}, {"ensure_ascii": False, "separators": (",", ":")}])
+@pytest.mark.parametrize("name", ["t_predictions.json", "t_predictions.json.gz"])
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_mteb_predictions_are_read_query_by_query_from_any_of_them(
+    tmp_path: Path, layout: dict[str, Any], name: str, top_k: int | None
+) -> None:
+    made = make_predictions(30, 11)
+    whole = {"mteb_model_meta": {"model_name": "a/b", "revision": None}, "default": {"test": made | {"none": {}}}}
+    path = write(tmp_path / name, json.dumps(whole, **layout))
+    file = open_ranking(path, "mteb-predictions", top_k)
+    assert sniff_format(str(path), path.stat().st_size, file.compression) == "mteb-predictions"
+    blocks = scan_ranking(file, 20, -1)
+    assert len(blocks) > 3
+    found: dict[str, dict[str, float]] = {}
+    for block in reversed(blocks):
+        table, faults = read_ranking(file, block.byte_start, block.num_rows, block.number)
+        assert faults == [None] * block.num_rows
+        for row in table.to_pylist():
+            assert (
+                found.setdefault(row["query_id"], {}).setdefault(row["document_id"], row["retrieval_score"]) is not None
+            )
+    best = {query: dict(sorted(names.items(), key=lambda item: -item[1])[:top_k]) for query, names in made.items()}
+    assert found == best
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ('{"mteb_model_meta": {}, "default": {"test": {"q1": {"d1": 1}}, "dev": {}}}', "several subsets or splits"),
+    ('{"de": {"test": {"q1": {"d1": 1}}}, "en": {"test": {}}}', "several subsets or splits"),
+    ('{"default": {"test": {"q1": {"d1": 1}, "q1": {"d2": 1}}}}', "query 'q1' is there twice"),
+    ('{"default": {"test": {"q1": {"d1": 1, "d1": 2}}}}', "query 'q1' has a document twice"),
+    ('{"default": {"test": {"q1": {"d1": NaN}}}}', "score of document 'd1' for query 'q1' is no finite number"),
+    ('{"default": {"test": {"q1": {"d1": "2"}}}}', "score of document 'd1' for query 'q1' is no finite number"),
+    ('{"default": {"test": {"q1": {"d1": 1}', "another JSON or cut short at byte"),
+    ('{"default": {"test": {"q1": {"d1": 1}}}} {}', "another JSON or cut short at byte"),
+    ('{"default": {"test": {"q1": ["d1"]}}}', "another JSON or cut short at byte"),
+    ('{"default": {"test": {"q1": {"": 1}}}}', "has an empty id"),
+    ('{"default": {"test": {"q1": {"\\ud800": 1}}}}', "is not valid Unicode"),
+])  # fmt: skip
+def test_predictions_that_are_broken_or_several_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = write(tmp_path / "x.json", text)
+    with pytest.raises(InputError, match=re.escape(said)):
+        scan_ranking(open_ranking(path, "mteb-predictions"), 10, -1)
 
 
 def write_part(folder: Path, logits: list[float]) -> Path:

@@ -38,6 +38,7 @@ from rerank_actor.retrieval.candidates import (
     spill_pairs,
     write_candidates,
     write_pairs,
+    write_predictions,
 )
 from rerank_actor.retrieval.job import RetrieveJob
 from rerank_actor.retrieval.run import make_embed_jobs
@@ -125,9 +126,36 @@ def test_vectors_and_ranking_are_those_of_sentence_transformers(
     assert np.reshape(best.column("document_id").to_pylist(), (-1, 5)).tolist() == wanted
 
 
+@pytest.mark.vllm
+def test_vectors_of_vllm_are_those_of_sentence_transformers(models: dict[str, Path], tmp_path: Path) -> None:
+    model = SentenceTransformer(str(models["qwen3"]), device="cpu")
+    texts = [*QUERIES, *DOCUMENTS]
+    job = make_job(tmp_path, engine="vllm", model=str(models["qwen3"]), unit_rows=50, **write_texts(tmp_path, texts))
+    _, one = make_embed_jobs(job)
+    score_here(one)
+    found = np.concatenate([read_part(part).values for part in list_vector_parts(one)])
+    assert np.abs(found - model.encode_query(texts, normalize_embeddings=True)).max() < 1e-5
+
+
 def rank_by_hand(queries: np.ndarray, documents: np.ndarray, ids: list[str], top_k: int) -> list[list[str]]:
     cosines = (queries.astype(np.float64) @ documents.astype(np.float64).T).astype(np.float32)
     return [[ids[at] for at in sorted(range(len(ids)), key=lambda at: (-row[at], ids[at]))[:top_k]] for row in cosines]
+
+
+def test_blank_texts_are_embedded_and_counted_and_blank_lines_left_out(models: dict[str, Path], tmp_path: Path) -> None:
+    job = make_job(tmp_path, model=str(models["bert"]), **write_texts(tmp_path, ["x", ""], ["", "y", " ", "z"]))
+    corpus, queries = make_embed_jobs(job)
+    assert [len(vectors.ids) for vectors in embed(job)] == [4, 2]
+    (documents,), parts = list_vector_parts(corpus), list_vector_parts(queries)
+    place = SearchPlace(str(tmp_path / "partial"), str(tmp_path / "candidates"), None)
+    record = search_block(SearchBlock("block", tuple(parts), (documents,)), 2, place)
+    assert record["empty"] == {"documents": 2, "queries": 1}
+    (tmp_path / "deu.txt").write_text("Ja\n\n  \nNein\n")
+    lines = RetrieveJob(source=[str(tmp_path / "deu.txt")], target=[str(tmp_path / "deu.txt")], engine="transformers",
+                        model=str(models["bert"]), output=str(tmp_path / "lines")).normalized()  # fmt: skip
+    score_here(one := make_embed_jobs(lines)[1])
+    vectors = read_part(list_vector_parts(one)[0], distinct=True)
+    assert (vectors.ids.to_pylist(), vectors.left_out["line is blank"], vectors.num_empty) == (["Ja", "Nein"], 2, 0)
 
 
 @pytest.mark.parametrize(("num_documents", "top_k"), [(300, 7), (300, 300), (5, 7), (1, 1)])
@@ -176,7 +204,12 @@ def test_candidates_are_read_by_the_scoring_job_as_they_are(tmp_path: Path) -> N
     assert [(line[0], line[2]) for line in lines] == list(
         zip(table.column("query_id").to_pylist(), table.column("document_id").to_pylist(), strict=True)
     )
-    for name in ("trec", "parquet"):
+    blocks = sorted(path.stem for path in (tmp_path / "partial").iterdir())
+    place = SearchPlace(str(tmp_path / "partial"), str(tmp_path / "candidates"), None)
+    write_predictions(("part-00000", [blocks]), 3, ("an/embedder", None), place)
+    predictions = json.loads((tmp_path / "candidates/part-00000.json").read_text())["default"]["test"]
+    assert [(query, name) for query, found in predictions.items() for name in found] == [(x[0], x[2]) for x in lines]
+    for name in ("trec", "parquet", "json"):
         job = ScoreJob(input=[str(tmp_path / f"candidates/part-00000.{name}")], output=str(tmp_path / name), engine="fake",
                        **write_texts(tmp_path)).normalized()  # fmt: skip
         assert score_here(job).totals.scored == table.num_rows
@@ -322,8 +355,8 @@ def test_sentences_of_both_languages_become_candidates_that_bitext_reads(tmp_pat
     assert len(set(pairs)) == len(pairs)
     for side, texts in (
         ("source", {"Guten Tag", "Ja", "Das ist gut"}),
-        ("target", {"Good day", "Yes", "This is good", ""}),
+        ("target", {"Good day", "Yes", "This is good"}),
     ):
-        assert {row[side] for row in rows} <= texts
-        assert all(sum(row[side] == text for row in rows) >= 2 for text in texts - {""})
+        assert {row[side] for row in rows} == texts
+        assert all(sum(row[side] == text for row in rows) >= 2 for text in texts)
     assert all(-1 <= row["candidate_score"] <= 1 for row in rows)

@@ -30,7 +30,8 @@ def tell_format(item: storage.StoredObject, spec: InputSpec, before: str | None 
         StorageError, JobError: it cannot be reached.
     """
     kind = find_format(item.uri, spec.format)[0] if is_shard(item.uri, spec.format) else None
-    if spec.format != "auto" or kind not in (None, "tsv"):
+    _, suffix, _ = split_name(item.uri)
+    if spec.format != "auto" or (kind not in (None, "tsv") and suffix.lower() != ".json"):
         return kind
     if before:
         return before

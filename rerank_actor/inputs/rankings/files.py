@@ -2,8 +2,9 @@
 
 TREC runs (query, Q0, document, rank, score, tag; blanks between), Tevatron's ranklists (query, document, score; tabs), MS
 MARCO's (query, document, rank; 1 is the best) and qrels (BEIR's query-id, corpus-id, score with a header, or TREC's query,
-iteration, document, relevance). A line is a row. With `top_k` only the best of each query are rows, by score, then by rank and
-by place; the lines of a query must then stand together. Memory is bounded by one query. Knows nothing of texts, plans or Ray.
+iteration, document, relevance); and MTEB's predictions, of which a candidate is a row as elsewhere a line is. With `top_k`
+only the best of each query are rows, by score, then by rank and by place; the lines of a query must then stand together.
+Memory is bounded by one query. Knows nothing of texts, plans or Ray.
 """
 
 import hashlib
@@ -23,9 +24,12 @@ from rerank_actor.inputs.rankings.lines import (
     parse_line,
     split_line,
 )
+from rerank_actor.inputs.rankings.predictions import iterate_predictions
 from rerank_actor.inputs.rows import LIMITS, Block, add_location
 from rerank_actor.inputs.text import NOT_UNICODE, Record, TextFile, iterate_records
 from rerank_actor.storage.utf8 import is_unicode
+
+_NOT_CUT = {False: "--top-k", True: "--format mteb-predictions"}
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,8 @@ def scan_ranking(file: RankingFile, block_rows: int, break_at: int) -> list[Bloc
     for group in _iterate_groups(file, 0, check=True):
         if num_rows < break_at < num_rows + len(group):
             raise InputError(
-                f"{file.uri}: --limit ended within the candidates of a query, where --top-k cannot go on; give the larger "
-                "--limit an --output of its own",
+                f"{file.uri}: --limit ended within the candidates of a query, where {_NOT_CUT[file.top_k is None]} cannot go "
+                "on; give the larger --limit an --output of its own",
                 uri=file.uri,
             )
         if group and rows and (rows >= block_rows or num_rows == break_at):
@@ -142,7 +146,11 @@ def read_ranking(
 
 
 def _iterate_groups(file: RankingFile, start: int, *, check: bool) -> Iterator[list[RankingLine]]:
-    """Yield lines that are rows: each by itself, or with `top_k` those of a query together."""
+    """Yield lines that are rows: each by itself, or with `top_k` and of predictions those of a query together."""
+    if file.kind == "mteb-predictions":
+        for candidates in _iterate_queries(file, start, check=check):
+            yield candidates if file.top_k is None else _choose(candidates, file.top_k)
+        return
     if file.top_k is None:
         for line in iterate_ranking(file, start):
             yield [line]
@@ -168,6 +176,22 @@ def _iterate_groups(file: RankingFile, start: int, *, check: bool) -> Iterator[l
         group.append(line)
     if group:
         yield _choose(group, file.top_k)
+
+
+def _iterate_queries(file: RankingFile, start: int, *, check: bool) -> Iterator[list[RankingLine]]:
+    """Yield the candidates of each query of predictions, which count as lines."""
+    done: set[int] = set()
+    number = 1
+    for begin, end, query, candidates in iterate_predictions(file.text, start):
+        if check and (mark := _hash(query)) in done:
+            raise InputError(f"{file.uri}: query {query!r} is there twice; leave one of them", uri=file.uri)
+        elif check:
+            done.add(mark)
+        yield [
+            RankingLine(begin, end, number + at, {"query_id": query, "document_id": name, "retrieval_score": score})
+            for at, (name, score) in enumerate(candidates)
+        ]
+        number += len(candidates)
 
 
 def _hash(query: str) -> int:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.text import is_number
 
-RankingFormat = Literal["trec", "tevatron", "msmarco", "qrels"]
+RankingFormat = Literal["trec", "tevatron", "msmarco", "qrels", "mteb-predictions"]
 RANKING_FORMATS: tuple[str, ...] = get_args(RankingFormat)
 
 _IDS = {"query_id": pa.string(), "document_id": pa.string()}
@@ -24,6 +24,7 @@ COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "tevatron": {**_IDS, "retrieval_score": pa.float64()},
     "msmarco": {**_IDS, "rank": pa.int64()},
     "qrels": {**_IDS, "relevance": pa.float64()},
+    "mteb-predictions": {**_IDS, "retrieval_score": pa.float64()},
 }
 THIRD_COLUMNS = {"tevatron": "retrieval_score", "msmarco": "rank", "qrels": "relevance"}
 BEIR_HEADER = ["query-id", "corpus-id", "score"]

@@ -4,8 +4,11 @@ Takes a text without a name that says what it is; gives the format that its head
 what may be two. Knows nothing of other formats than rankings.
 """
 
+import re
+
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.rankings.lines import BEIR_HEADER, parse_line, split_line
+from rerank_actor.inputs.rankings.predictions import META
 from rerank_actor.inputs.syntax.quoted import BYTE_ORDER_MARK
 from rerank_actor.inputs.text import TextFile, open_text
 
@@ -20,6 +23,8 @@ def sniff_format(uri: str, size: int, compression: str) -> str | None:
     """
     with open_text(TextFile(uri, size, "", "lines", compression)) as stream:
         head = stream.read(HEAD_BYTES)
+    if re.match(rb"\s*\{\s*" + META + rb"\s*:", head):
+        return "mteb-predictions"
     text = head.removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace")
     lines = [line for line in text.splitlines() if line.strip()]
     if len(head) == HEAD_BYTES and len(lines) > 1:
