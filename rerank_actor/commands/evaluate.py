@@ -21,7 +21,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> int:
         "evaluate",
         "Say how well scored outputs rank their candidates, by judgements: means over queries with 95 % intervals, "
         "beside the candidates' own order and the best possible order of the same candidates. Measures are those of "
-        "pytrec_eval; ties go by the document's id, descending, as in trec_eval and MTEB.",
+        "pytrec_eval, and FollowIR's p-MRR; ties go by the document's id, descending, as in trec_eval and MTEB.",
         "--scored scores --qrels qrels.tsv",
     )
     parser.add_argument(

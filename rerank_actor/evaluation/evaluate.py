@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rerank_actor.errors import InputError
+from rerank_actor.evaluation.changed import CHANGED, ORIGINAL, compute_p_mrr, find_changed, rank_documents
 from rerank_actor.evaluation.intervals import compute_interval
-from rerank_actor.evaluation.measures import Judgements, Measure, Scores, compute_measures
+from rerank_actor.evaluation.measures import P_MRR, Judgements, Measure, Scores, compute_measures
 from rerank_actor.outputs.export import Exported, ExportSpec, iterate_candidates
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.scored_columns import refuse_judged_otherwise
@@ -54,7 +55,7 @@ class Row:
 
     Attributes:
         name: the output and its model, or whose order it is.
-        values: float64 [num_queries, num_measures].
+        values: float64 [num_queries, num_measures]; NaN of p-MRR but for queries with a changed instruction.
         means, intervals: of each measure.
         differences: of each measure, the bounds of the mean difference from the first row; none for the first row.
     """
@@ -68,10 +69,14 @@ class Row:
 
 @dataclass
 class Evaluation:
-    """What came of it: the rows in the order of the table, the queries that count, and what does not, by output and reason."""
+    """What came of it: the rows in the order of the table, the queries that count, and what does not, by output and reason.
+
+    Documents whose relevance an instruction changes are by the query's id without its ending; none where nobody asks.
+    """
 
     measures: tuple[Measure, ...]
     queries: list[str]
+    changed: dict[str, list[str]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     left_out: dict[str, Counter[str]] = field(default_factory=dict)
 
@@ -83,6 +88,7 @@ class _Ranked:
     reranked: dict[str, np.ndarray] = field(default_factory=dict)
     retrieved: dict[str, np.ndarray] = field(default_factory=dict)
     best: dict[str, np.ndarray] = field(default_factory=dict)
+    ranks: dict[str, dict[str, list[int]]] = field(default_factory=lambda: {"reranked": {}, "retrieved": {}})
     left_out: Counter[str] = field(default_factory=Counter)
 
 
@@ -100,16 +106,21 @@ def evaluate_outputs(spec: EvaluationSpec, judgements: Judgements) -> Evaluation
     """
     judged = {query: documents for query, documents in judgements.items() if max(documents.values(), default=0) > 0}
     queries = sorted(judged)
-    result = Evaluation(spec.measures, queries)
+    changed = find_changed(judgements) if any(measure.kind == P_MRR for measure in spec.measures) else {}
+    counted = {name: found for name, found in changed.items() if {name + ORIGINAL, name + CHANGED} <= judged.keys()}
+    result = Evaluation(spec.measures, queries, counted)
     for uri in spec.scored:
-        ranked = _rank_output(spec, uri, judged)
+        ranked = _rank_output(spec, uri, judged, counted)
+        ranked.left_out["queries of p-mrr of which one instruction has no relevant document"] += len(changed) - len(
+            counted
+        )
         name = _name_output(uri)
         _add_rows(result, spec, name, ranked, alone=len(spec.scored) == 1)
         result.left_out[uri] = ranked.left_out
     return result
 
 
-def _rank_output(spec: EvaluationSpec, uri: str, judged: Judgements) -> _Ranked:
+def _rank_output(spec: EvaluationSpec, uri: str, judged: Judgements, changed: dict[str, list[str]]) -> _Ranked:
     ranked, exported = _Ranked(), Exported()
     for scores, retrieved in _iterate_queries(spec, uri, exported, ranked.left_out, judged):
         names = list(scores)
@@ -122,6 +133,10 @@ def _rank_output(spec: EvaluationSpec, uri: str, judged: Judgements) -> _Ranked:
         for by_query, values in orders:
             if values is not None:
                 by_query.update(zip(names, compute_measures(judged, values, spec.measures, names), strict=True))
+        for order, found in (("reranked", scores), ("retrieved", retrieved or {})):
+            for query, candidates in found.items() if changed else ():
+                documents = changed.get(query.removesuffix(ORIGINAL).removesuffix(CHANGED), [])
+                ranked.ranks[order][query] = rank_documents(candidates, documents)
     if not ranked.reranked:
         raise InputError(
             f"{uri}: none of its queries is among the {len(judged):,} judged ones with a relevant document; check that --qrels "
@@ -137,9 +152,21 @@ def _rank_output(spec: EvaluationSpec, uri: str, judged: Judgements) -> _Ranked:
                 column=spec.retrieval_column,
             )
         ranked.retrieved.clear()
+    _add_p_mrr(spec.measures, ranked, changed)
     ranked.left_out["candidates without a score"] += exported.unscored
     ranked.left_out["judged queries without a candidate, which count with 0"] += len(judged) - len(ranked.reranked)
     return ranked
+
+
+def _add_p_mrr(measures: tuple[Measure, ...], ranked: _Ranked, changed: dict[str, list[str]]) -> None:
+    """Add p-MRR to the measures of queries with a changed instruction; 0 where one of both has no candidates."""
+    columns = [at for at, measure in enumerate(measures) if measure.kind == P_MRR]
+    for by_query, ranks in ((ranked.reranked, ranked.ranks["reranked"]), (ranked.retrieved, ranked.ranks["retrieved"])):
+        for name in changed:
+            before, after = ranks.get(name + ORIGINAL), ranks.get(name + CHANGED)
+            if name + CHANGED in by_query:
+                value = compute_p_mrr(before, after) if before and after else 0.0
+                by_query[name + CHANGED][columns] = value
 
 
 def _iterate_queries(
@@ -223,16 +250,20 @@ def _add_rows(result: Evaluation, spec: EvaluationSpec, name: str, ranked: _Rank
     for title, by_query in orders.items():
         if not by_query:
             continue
-        nothing = np.zeros(len(spec.measures))
-        values = np.array([by_query.get(query, nothing) for query in result.queries])
-        if title != name and any(np.array_equal(values, row.values) for row in result.rows if " order" in row.name):
+        values = np.array(
+            [by_query[query] if query in by_query else _make_nothing(result, query) for query in result.queries]
+        )
+        if by_query is ranked.best:
+            values[:, [measure.kind == P_MRR for measure in spec.measures]] = np.nan  # it is the best of each alone
+        orders_before = [row.values for row in result.rows if " order" in row.name]
+        if title != name and any(np.array_equal(values, before, equal_nan=True) for before in orders_before):
             continue
         first = result.rows[0].values if result.rows else None
         result.rows.append(
             Row(
                 title,
                 values,
-                values.mean(axis=0).tolist(),
+                [float(column.mean()) if len(column) else float("nan") for column in map(_drop_nan, values.T)],
                 _bound(values, spec.seed),
                 [] if first is None else _bound(values - first, spec.seed),
             )
@@ -240,4 +271,15 @@ def _add_rows(result: Evaluation, spec: EvaluationSpec, name: str, ranked: _Rank
 
 
 def _bound(values: np.ndarray, seed: int) -> list[tuple[float, float]]:
-    return [compute_interval(column, seed) for column in values.T]
+    bounds = [compute_interval(column, seed) if len(column) else None for column in map(_drop_nan, values.T)]
+    return [found or (float("nan"), float("nan")) for found in bounds]
+
+
+def _drop_nan(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values[~np.isnan(values)])
+
+
+def _make_nothing(result: Evaluation, query: str) -> np.ndarray:
+    """Return the measures of a query without candidates."""
+    has_p_mrr = query.endswith(CHANGED) and query.removesuffix(CHANGED) in result.changed
+    return np.array([np.nan if measure.kind == P_MRR and not has_p_mrr else 0.0 for measure in result.measures])

@@ -16,7 +16,8 @@ from rerank_actor.errors import JobError
 # Measures by their names here, with what trec_eval calls them; those of the second mapping need a depth.
 _WHOLE = {"map": "map", "mrr": "recip_rank", "ndcg": "ndcg"}
 _CUT = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "precision": "P", "success": "success"}
-KNOWN = "ndcg@K, map, map@K, mrr, mrr@K, recall@K, precision@K, success@K"
+KNOWN = "ndcg@K, map, map@K, mrr, mrr@K, recall@K, precision@K, success@K, p-mrr"
+P_MRR = "p-mrr"  # of two rankings: see `changed`
 
 Judgements = Mapping[str, Mapping[str, int]]
 Scores = Mapping[str, Mapping[str, float]]
@@ -51,6 +52,8 @@ def parse_measure(text: str) -> Measure:
     Raises:
         JobError: there is none of that name.
     """
+    if text.lower() == P_MRR:
+        return Measure(P_MRR, P_MRR, None)
     form = re.fullmatch(r"([a-z]+)(?:@([1-9][0-9]*))?", text.lower())
     kind, depth = (form[1], int(form[2]) if form[2] else None) if form else ("", None)
     if kind not in (_WHOLE if depth is None else _CUT | {"mrr": ""}):
@@ -70,13 +73,14 @@ def compute_measures(
         queries: to compute them of; one without candidates has 0 of each.
 
     Returns:
-        float64 [num_queries, num_measures].
+        float64 [num_queries, num_measures], NaN of p-MRR.
     """
+    trec = [(at, measure) for at, measure in enumerate(measures) if measure.kind != P_MRR]
     wanted = {query: dict(judgements[query]) for query in queries if scores.get(query)}
-    evaluator = pytrec_eval.RelevanceEvaluator(wanted, {measure.trec_name for measure in measures})
+    evaluator = pytrec_eval.RelevanceEvaluator(wanted, {measure.trec_name for _, measure in trec})
     by_query = evaluator.evaluate({query: dict(scores[query]) for query in wanted})
-    found = np.zeros((len(queries), len(measures)))
+    found = np.full((len(queries), len(measures)), np.nan)
     for row, query in enumerate(queries):
-        if query in by_query:
-            found[row] = [measure.pick(by_query[query]) for measure in measures]
+        for at, measure in trec:
+            found[row, at] = measure.pick(by_query[query]) if query in by_query else 0.0
     return found

@@ -1,6 +1,10 @@
 """The evaluation as a Markdown table and as plain values. Takes an `Evaluation`; knows nothing of where it goes."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from rerank_actor.evaluation.evaluate import Evaluation
 
@@ -14,11 +18,11 @@ def to_record(result: Evaluation) -> dict[str, Any]:
         "rankings": [
             {
                 "name": row.name,
-                "means": dict(zip(measures, row.means, strict=True)),
-                "intervals": dict(zip(measures, row.intervals, strict=True)),
-                "differences_from_the_first": dict(zip(measures, row.differences, strict=False)),
+                "means": _name(measures, row.means),
+                "intervals": _name(measures, row.intervals),
+                "differences_from_the_first": _name(measures, row.differences),
                 "by_query": {
-                    query: dict(zip(measures, values, strict=True))
+                    query: _name(measures, values)
                     for query, values in zip(result.queries, row.values.tolist(), strict=True)
                 },
             }
@@ -26,6 +30,11 @@ def to_record(result: Evaluation) -> dict[str, Any]:
         ],
         "left_out": {uri: dict(counts) for uri, counts in result.left_out.items()},
     }
+
+
+def _name(measures: list[str], values: Sequence[Any]) -> dict[str, Any]:
+    """Return values by measure, without those that are not there."""
+    return {name: value for name, value in zip(measures, values, strict=False) if not np.isnan(value).any()}
 
 
 def make_table(result: Evaluation) -> str:
@@ -39,7 +48,7 @@ def make_table(result: Evaluation) -> str:
     ]
     for row in result.rows:
         cells = [
-            f"{100 * mean:.2f} ({100 * low:.1f} to {100 * high:.1f})"
+            "-" if math.isnan(mean) else f"{100 * mean:.2f} ({100 * low:.1f} to {100 * high:.1f})"
             for mean, (low, high) in zip(row.means, row.intervals, strict=True)
         ]
         lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
@@ -51,6 +60,7 @@ def make_table(result: Evaluation) -> str:
                 for name, mean, first, (low, high) in zip(
                     measures, row.means, result.rows[0].means, row.differences, strict=True
                 )
+                if not math.isnan(mean)
             ]
             lines.append(f"- {row.name}: {', '.join(differences)}")
     notes = [

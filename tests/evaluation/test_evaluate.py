@@ -250,3 +250,41 @@ def test_candidates_with_the_id_of_their_query(scored: Path) -> None:
     record = json.loads((scored / "told/evaluation.json").read_text())
     assert record["rankings"][0]["by_query"]["q0"]["recall@10"] == 0.5
     assert record["left_out"][str(scored / "out")]["candidates with the id of their query"] == 1
+
+
+def test_p_mrr_is_how_far_documents_go_whose_relevance_the_instruction_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    orders = {"1-og": "abcd", "1-changed": "bcda", "2-og": "abcd", "2-changed": "bacd", "3-og": "ab", "4-og": "ab"}
+    rows = [(query, document, float(-rank)) for query, order in orders.items() for rank, document in enumerate(order)]
+    queries, documents, logits = zip(*rows, strict=True)
+    numbers = {"score": np.linspace(0.9, 0.1, len(rows)), "logit": np.array(logits, np.float32)}
+    table = pa.table({"query_id": queries, "document_id": documents, "retrieval_score": [0.5] * len(rows), **numbers})
+    (tmp_path / "out").mkdir()
+    pq.write_table(
+        table.append_column("error", pa.nulls(len(rows), pa.string())), tmp_path / "out/part-0-00000.parquet"
+    )
+    (tmp_path / "out/_SUCCESS").touch()
+    judged = [
+        ("1-og", "a 1, b 1, d 0, z 1"), ("1-changed", "b 1, d 1"),  # of a, d and z
+        ("2-og", "a 2, b 1"), ("2-changed", "a 2, b 1, c 0"),  # of none
+        ("3-og", "a 1"), ("3-changed", "b 1"),  # whose second ranking is not there
+        ("4-og", "a 1, b 1"), ("4-changed", "a 0, b 0"),  # of which nothing is relevant
+    ]  # fmt: skip
+    lines = [f"{query} 0 {one}" for query, found in judged for one in found.split(", ")]
+    (tmp_path / "qrels").write_text("\n".join(lines))
+    flags = ["--scored", tmp_path / "out", "--qrels", tmp_path / "qrels", "--output", tmp_path / "told"]
+    flags += ["--query-id-column", "query_id", "--document-id-column", "document_id"]
+    assert run(*flags, "--measures", "ndcg@10", "p-mrr") == 0
+    reranked, retrieved, best = json.loads((tmp_path / "told/evaluation.json").read_text())["rankings"]
+    values = {query: found["p-mrr"] for query, found in reranked["by_query"].items() if "p-mrr" in found}
+    assert values == pytest.approx({"1-changed": ((1 - 1 / 4) + (3 / 4 - 1) + 0) / 3, "3-changed": 0.0})
+    assert reranked["means"]["p-mrr"] == pytest.approx(1 / 12)
+    assert retrieved["means"]["p-mrr"] == 0
+    assert "p-mrr" not in best["means"]
+    printed = capsys.readouterr().out
+    assert "| 8.33 (" in printed
+    assert "1 queries of p-mrr of which one instruction has no relevant document" in printed
+    (tmp_path / "qrels").write_text("1-og 0 a 1\n")
+    assert run(*flags, "--measures", "p-mrr") == 2
+    assert "no query is judged as ID-og and as ID-changed" in capsys.readouterr().err
