@@ -20,6 +20,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from sentence_transformers.util import semantic_search
 from tokenizers import processors
 
+from rerank_actor.commands.evaluate import evaluate
 from rerank_actor.engines.families.embedding import EMBEDDING_TEMPLATE
 from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
@@ -191,7 +192,10 @@ def find_candidates(job: RetrieveJob, folder: Path) -> pa.Table:
     for number, part in enumerate(documents):
         names.append(f"f{number}")
         search_block(SearchBlock(names[-1], tuple(queries), (part,)), job.top_k, place)
-    write_candidates(("part-00000", names), job.top_k, job.output_format, place)
+    if job.output_format == "mteb-predictions":
+        write_predictions(("predictions", [names]), job.top_k, (job.model_name, job.revision), place)
+    else:
+        write_candidates(("part-00000", names), job.top_k, job.output_format, place)
     return pq.read_table(folder / "candidates/part-00000.parquet") if job.output_format == "parquet" else pa.table({})
 
 
@@ -213,6 +217,26 @@ def test_candidates_are_read_by_the_scoring_job_as_they_are(tmp_path: Path) -> N
         job = ScoreJob(input=[str(tmp_path / f"candidates/part-00000.{name}")], output=str(tmp_path / name), engine="fake",
                        **write_texts(tmp_path)).normalized()  # fmt: skip
         assert score_here(job).totals.scored == table.num_rows
+
+
+@pytest.mark.parametrize("output_format", ["trec", "parquet", "mteb-predictions"])
+def test_beir_folder_leads_to_measures_by_way_of_any_candidates(
+    tmp_path: Path, output_format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [f"what {number} is" for number in range(12)]
+    given = write_texts(tmp_path, texts[:4], texts)  # of each query one document has its very words
+    (tmp_path / "qrels").mkdir()
+    lines = [f"q{number}\tc{number}\t1" for number in range(4)]
+    (tmp_path / "qrels/test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]))
+    find_candidates(make_job(tmp_path, engine="fake", top_k=5, output_format=output_format), tmp_path)
+    scored = tmp_path / "scored"
+    score_here(ScoreJob(input=[str(tmp_path / "candidates")], output=str(scored), engine="fake", **given).normalized())
+    flags = ["--qrels", str(tmp_path / "qrels/test.tsv"), "--measures", "ndcg@10", "recall@5"]
+    assert evaluate(["--scored", str(scored), *flags]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("4 queries\n")
+    assert "| candidates' own order | 100.00 (100.0 to 100.0) | 100.00 (100.0 to 100.0) |" in printed
+    assert "Not counted" not in printed
 
 
 def test_another_top_k_and_other_queries_leave_the_vectors_of_the_corpus_as_they_are(tmp_path: Path) -> None:
