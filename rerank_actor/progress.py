@@ -6,11 +6,12 @@ gone ends no run. Knows nothing of where the counts come from.
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from rerank_actor.errors import show
@@ -49,15 +50,20 @@ def say(words: str, stream: TextIO | None = None) -> None:
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run is. Rows count what is committed, those of earlier runs included."""
+    """How far a run is. Rows count what is committed, those of earlier runs included.
+
+    Attributes:
+        awaited: what has to happen before the first pairs are scored, empty from then on.
+    """
 
     rows: int
     total_rows: int
-    failed_rows: int
+    failed_pairs: int
     failed_units: int
     pairs: int
     pairs_per_second: float
     eta_seconds: float | None
+    awaited: str = ""
 
 
 class Reporter(Protocol):
@@ -117,7 +123,16 @@ class LineReporter(Reporter):
 
     def _print(self, progress: RunProgress) -> None:
         self._printed_at, self._printed = time.monotonic(), progress
-        self.info(describe(progress))
+        self.info(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {describe(progress)}")
+
+
+class _BarAboveWords(Progress):
+    """A bar with words below it, which go on in the next line where a terminal is narrow."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Yield the bar, then the words."""
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(task.fields["note"]) for task in self.tasks)
 
 
 class BarReporter(Reporter):
@@ -125,12 +140,8 @@ class BarReporter(Reporter):
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or PlainConsole(stderr=True)
-        self._bar = Progress(
-            TextColumn("scoring"),
-            BarColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            console=self._console,
+        self._bar = _BarAboveWords(
+            TextColumn("scoring"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), console=self._console
         )
         self._task: TaskID | None = None
 
@@ -158,13 +169,15 @@ def make_reporter() -> Reporter:
 def describe(progress: RunProgress) -> str:
     """Return progress as a line."""
     share = 100 * progress.rows / progress.total_rows if progress.total_rows else 100.0
-    parts = [
-        f"{progress.rows:,} of {progress.total_rows:,} rows ({share:.1f} %)",
-        f"{progress.pairs_per_second:,.1f} pairs/s",
-    ]
+    parts = [f"{progress.rows:,} of {progress.total_rows:,} rows ({share:.1f} %)"]
+    if progress.awaited:
+        parts.append(f"waiting: {progress.awaited}")
+    elif rate := progress.pairs_per_second:
+        parts.append(f"{rate:,.{0 if rate >= 10 else 1}f} pairs/s")
     if progress.eta_seconds is not None and progress.rows < progress.total_rows:
         parts.append(f"ETA {format_seconds(progress.eta_seconds)}")
-    parts.append(f"{progress.failed_rows:,} failed rows")
+    if progress.failed_pairs:
+        parts.append(f"{progress.failed_pairs:,} pairs with an error")
     if progress.failed_units:
         parts.append(f"{progress.failed_units:,} failed units")
     return ", ".join(parts)

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import re
 import subprocess
 import sys
 import unicodedata
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 from rerank_actor.errors import InputError, show
-from rerank_actor.progress import BarReporter, LineReporter, PlainConsole, RunProgress, say
+from rerank_actor.progress import BarReporter, LineReporter, PlainConsole, RunProgress, describe, say
 
 PROGRESS = RunProgress(1, 2, 0, 0, 1, 1.0, None)
 
@@ -82,3 +83,29 @@ def test_bar_goes_on_where_the_console_is_gone() -> None:
     reporter.info("a line")
     reporter.update(PROGRESS)
     reporter.close()
+
+
+@pytest.mark.parametrize("width", [80, 40])
+def test_bar_shows_all_words_of_200_million_rows_in_any_width(width: int) -> None:
+    printed = io.StringIO()
+    reporter = BarReporter(PlainConsole(file=printed, force_terminal=True, width=width, color_system=None))
+    progress = RunProgress(123_456_789, 200_000_000, 1_234_567, 12, 123_456_789, 12_345.6, 86_000.0)
+    reporter.update(progress)
+    reporter.close()
+    shown = " ".join(re.sub(r"\x1b\[[0-9?;]*[a-zA-Z]", "", printed.getvalue()).split())
+    assert describe(progress) in shown
+    assert "\u2026" not in shown
+
+
+def test_words_tell_what_is_awaited_and_no_rate_of_zero() -> None:
+    waiting = describe(RunProgress(0, 10, 0, 0, 0, 0.0, None, "the first engine loads the model"))
+    assert waiting == "0 of 10 rows (0.0 %), waiting: the first engine loads the model"
+    assert describe(RunProgress(5, 10, 1, 0, 50, 5_000.0, 1.0)) == (
+        "5 of 10 rows (50.0 %), 5,000 pairs/s, ETA 1 s, 1 pairs with an error"
+    )
+
+
+def test_lines_of_a_pipe_begin_with_the_time() -> None:
+    printed = io.StringIO()
+    LineReporter(printed).update(PROGRESS)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d 1 of 2 rows .*\n", printed.getvalue())

@@ -17,6 +17,8 @@ from rerank_actor.scoring.coordinator import News
 from rerank_actor.scoring.metrics import RunMeter
 
 RATE_WINDOW_SECONDS = 120.0
+LOADING = "the first engine loads the model"
+FIRST_UNIT = "the first unit is scored"
 
 
 class RunMonitor:
@@ -85,7 +87,7 @@ class RunMonitor:
         )
         pairs_per_second, rows_per_second = self._compute_rates()
         if self._facts.ready_at is None:
-            self._reporter.update(RunProgress(done, total, failed_pairs, failed_units, 0, 0.0, None))
+            self._reporter.update(RunProgress(done, total, failed_pairs, failed_units, 0, 0.0, None, LOADING))
             return
         eta_seconds = (total - done) / rows_per_second if rows_per_second > 0 else None
         self._meter.set(eta_seconds=eta_seconds)
@@ -93,11 +95,12 @@ class RunMonitor:
             RunProgress(
                 rows=done,
                 total_rows=total,
-                failed_rows=failed_pairs,
+                failed_pairs=failed_pairs,
                 failed_units=failed_units,
                 pairs=sum(output.totals.pairs for output in outcomes),
                 pairs_per_second=pairs_per_second,
                 eta_seconds=eta_seconds,
+                awaited="" if any(output.scored_now.units for output in outcomes) else FIRST_UNIT,
             )
         )
 

@@ -186,6 +186,7 @@ class _Run:
         left = list(units)
         try:
             if units:
+                self._context.reporter.info("waiting for Ray")
                 with watch_signals() as watch, connect_ray(self._owner, watch) as connection:
                     for group in _group_by_dtype(left):
                         work = {output: units[output] for output in group}
