@@ -44,6 +44,10 @@ class InputError(JobError):
     """The input is missing, empty, or has not the columns that the job names."""
 
 
+class PlanDamagedError(JobError):
+    """The stored plan of an output is not what was written."""
+
+
 class ModelError(JobError):
     """The model is not there, is not a reranker, or cannot be used with these settings."""
 

@@ -8,7 +8,6 @@ nothing of Ray, prompts or scores.
 
 import hashlib
 import io
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -111,7 +110,7 @@ def read_candidates(source: Source, spec: ReadSpec) -> dict[str, Any]:
         "settings": spec.settings,
     }
     name = storage.join_uri(spec.folder, "files", f"{name_record(source)}.json")
-    storage.write_bytes(name, json.dumps(record, ensure_ascii=False).encode())
+    storage.write_bytes(name, storage.seal_json(record, ensure_ascii=False))
     return record
 
 

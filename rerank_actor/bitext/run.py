@@ -209,10 +209,9 @@ def _load_record(source: Source, spec: ReadSpec) -> dict[str, Any] | None:
     """Return the record of a file, None where it was not read yet."""
     uri = source.file.uri
     uris = (storage.join_uri(spec.folder, "files", f"{name}.json") for name in _list_names(source))
-    data = next((data for data in map(storage.read_if_present, uris) if data is not None), None)
-    if data is None:
+    record = next((found for uri in uris if (found := storage.open_json(storage.read_if_present(uri)))), None)
+    if record is None:
         return None
-    record: dict[str, Any] = json.loads(data)
     # Scores beside a Moses pair were not read by earlier versions, whose candidates stay as they are.
     if record["files"] != source.identity[: max(len(record["files"]), 2)]:
         raise OutputConflictError(

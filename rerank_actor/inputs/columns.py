@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rerank_actor import storage
 from rerank_actor.storage.utf8 import is_unicode
 
 RESERVED_COLUMNS = ("score", "logit", "num_tokens", "truncated_tokens", "error")
@@ -435,6 +436,8 @@ def read_own_table(data: bytes, skip: Container[str] = ()) -> pa.Table:
     Raises:
         pyarrow.ArrowException: it is damaged or not the project's.
     """
+    if storage.is_broken(data):
+        raise pa.ArrowInvalid("its checksum is of other bytes")
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         table = file.read([name for name in file.schema_arrow.names if name not in skip])

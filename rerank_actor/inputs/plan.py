@@ -5,17 +5,15 @@ further state: the same plan names the same parts on every machine. Knows nothin
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.errors import InputError, JobError, OutputConflictError, RerankError
+from rerank_actor.errors import InputError, OutputConflictError, PlanDamagedError, RerankError
 from rerank_actor.inputs import shards
 from rerank_actor.inputs.check_columns import check_columns
 from rerank_actor.inputs.columns import read_own_table
@@ -133,16 +131,14 @@ class Plan:
         )
         types = pa.schema(list(self.json_types.items())).serialize().to_pybytes().hex()
         metadata = {"json_types": types, "fingerprint": json.dumps(fingerprint, sort_keys=True)}
-        sink = io.BytesIO()
-        pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd", write_page_checksum=True)
-        return sink.getvalue()
+        return storage.seal_parquet(table.replace_schema_metadata(metadata))
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> tuple["Plan", dict[str, Any]]:
+    def from_bytes(cls, data: bytes, uri: str = "the stored plan") -> tuple["Plan", dict[str, Any]]:
         """Return a stored plan and the settings of its fingerprint.
 
         Raises:
-            JobError: the bytes are no plan.
+            PlanDamagedError: the bytes are no plan; `uri` is for the message.
         """
         try:
             table = read_own_table(data)
@@ -153,8 +149,10 @@ class Plan:
             shards = tuple(Shard(**before | {name: _thaw(name, value) for name, value in row.items()}) for row in rows)
             return cls(shards, dict(zip(types.names, types.types, strict=True))), json.loads(metadata[b"fingerprint"])
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise JobError(
-                f"the stored plan cannot be read ({type(error).__name__}); --overwrite starts afresh"
+            raise PlanDamagedError(
+                f"{uri}: is damaged ({type(error).__name__}); the job's own command makes it again from the input and keeps "
+                "the parts that fit, and with --overwrite starts afresh",
+                uri=uri,
             ) from error
 
 

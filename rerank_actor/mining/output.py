@@ -4,7 +4,7 @@ A unit's objects are written first and its record last, so that a record says wh
 stored before the first unit; another definition in the same folder is refused. Knows nothing of Ray or of formats.
 """
 
-import json
+import hashlib
 import re
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rerank_actor import storage
+from rerank_actor.errors import InputError
 from rerank_actor.mining.survey import MiningPlan, MiningUnit
 from rerank_actor.outputs.folder import JobFolder
 from rerank_actor.outputs.row_groups import RowGroups
@@ -52,10 +53,6 @@ class MineOutput(JobFolder):
         stored = self.read_own("plan.json")
         return stored if "settings" in stored else None
 
-    def write_json(self, name: str, values: Any) -> None:
-        """Write one of the job's own objects."""
-        self.write_own(name, json.dumps(values, indent=2, ensure_ascii=False).encode())
-
     @property
     def records(self) -> StepRecords:
         """The records of committed units."""
@@ -83,25 +80,26 @@ class MineOutput(JobFolder):
 
 def store_plan(output: MineOutput, settings: dict[str, Any], plan: MiningPlan) -> None:
     """Write down what a run and its resumes go by, the plan last."""
-    if plan.split is not None:
-        storage.write_bytes(output.at("split.bin"), plan.split.astype("<u8").tobytes(), scratch=output.scratch)
+    split = plan.split.astype("<u8").tobytes() if plan.split is not None else None
+    if split is not None:
+        storage.write_bytes(output.at("split.bin"), split, scratch=output.scratch)
     values = {
         "units": [asdict(unit) for unit in plan.units],
-        "all_shuffled": plan.split is None,
+        "all_shuffled": split is None,
+        "split_digest": hashlib.sha256(split).hexdigest() if split is not None else None,
         "num_buckets": plan.num_buckets,
         "max_positives": plan.max_positives,
         "totals": plan.totals,
     }
-    storage.write_bytes(
-        output.at("plan.json"), json.dumps({"settings": settings, "layout": values}).encode(), scratch=output.scratch
-    )
+    data = storage.seal_json({"settings": settings, "layout": values})
+    storage.write_bytes(output.at("plan.json"), data, scratch=output.scratch)
 
 
 def restore_plan(output: MineOutput, stored: dict[str, Any]) -> MiningPlan:
     """Return the plan that an earlier run wrote down.
 
     Raises:
-        InputError: a part of it is gone.
+        InputError: a part of it is gone or damaged.
         JobError, StorageError: it cannot be read.
     """
     values = stored["layout"]
@@ -111,5 +109,13 @@ def restore_plan(output: MineOutput, stored: dict[str, Any]) -> MiningPlan:
         )
         for unit in values["units"]
     ]
-    split = None if values["all_shuffled"] else np.frombuffer(storage.read_bytes(output.at("split.bin")), "<u8")
+    split = None if values["all_shuffled"] else _read_split(output.at("split.bin"), values.get("split_digest"))
     return MiningPlan(units, split, values["num_buckets"], values["max_positives"], values["totals"])
+
+
+def _read_split(uri: str, digest: str | None) -> np.ndarray:
+    """Return the hashes of queries that lie in several units."""
+    data = storage.read_bytes(uri)
+    if digest not in (None, hashlib.sha256(data).hexdigest()) or len(data) % 8:
+        raise InputError(f"{uri}: is damaged; --overwrite starts afresh", uri=uri)
+    return np.frombuffer(data, "<u8")

@@ -292,7 +292,7 @@ class _Run:
         settings = {name: value for name, value in self.prepared.settings.items() if name != "inputs"}
         definition = {"fingerprint": self.prepared.fingerprint, "definition": rules.define(), "settings": settings}
         self.output.write_json("definition.json", {**definition, "versions": read_versions()})
-        self.output.write_own("job.yaml", self.job.model_copy(update={"overwrite": False}).to_yaml().encode())
+        self.output.write_own("job.yaml", storage.seal_text(self.job.model_copy(update={"overwrite": False}).to_yaml()))
 
     def _finish(self, plan: MiningPlan, mined_pairs: int) -> MineResult:
         """Add up, say what is remarkable, write the report, and `_SUCCESS` last."""

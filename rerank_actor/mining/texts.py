@@ -144,7 +144,10 @@ def _measure(description: str) -> str:
 def _read_places(uri: str, name: str) -> list[str]:
     """Return where a scoring job found its queries or its corpus."""
     path = Output(uri).at("job.yaml")
-    if storage.read_if_present(path) is None:
+    data = storage.read_if_present(path)
+    if data is None:
         return []
+    if storage.is_broken(data):
+        raise InputError(f"{path}: is damaged; say with --queries and --corpus where the texts are", uri=path)
     places: list[str] = read_job_file(path, ScoreJob).get(name) or []
     return places

@@ -6,7 +6,6 @@ Ray or of what is in a part.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,14 @@ PARQUET_SUFFIXES = (".parquet", ".pq")
 PART_NAME = re.compile(r"part-[0-9a-f]{12,}-\d{5,}\.parquet")
 CARD = ".huggingface.yaml"  # read by datasets as its README.md is, whose name pyarrow, pandas and Spark would take for data
 DATA_FILES = "part-*.parquet"
+UNKNOWN_FAILURE = {
+    "shard": "a shard",
+    "row_start": 0,
+    "num_rows": 0,
+    "error": "the record of it is damaged",
+    "attempts": 0,
+    "run": "",
+}
 OWN_FILES = ("plan.parquet", "job.yaml", "manifest.json", "report.html", "estimate.json")
 ADDED_COLUMNS = frozenset({"fingerprint", "digest"})  # which records written before have not
 HISTOGRAM_COLUMNS = frozenset(f"{name}_bins" for name in NAMES)
@@ -77,9 +84,12 @@ class JobFolder:
         return storage.join_uri(self.uri, "_SUCCESS")
 
     def read_success(self) -> dict[str, Any] | None:
-        """Return what the mark says, empty where it was written before marks said anything; None where there is none."""
+        """Return what the mark says, empty where it was written before marks said anything; None where there is none.
+
+        One that is damaged says that it is, and so is of no parts.
+        """
         data = storage.read_if_present(self.success_uri)
-        return None if data is None else parse_values(data)
+        return None if data is None else (storage.open_json(data) or {"damaged": True}) if data else {}
 
     @property
     def lease_uri(self) -> str:
@@ -97,7 +107,11 @@ class JobFolder:
 
     def read_own(self, name: str) -> dict[str, Any]:
         """Return one of the job's own JSON objects, empty where there is none or it is damaged."""
-        return parse_values(storage.read_if_present(self.at(name)))
+        return storage.open_json(storage.read_if_present(self.at(name))) or {}
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
+        """Write one of the job's own JSON objects, sealed."""
+        self.write_own(name, storage.seal_json(values, indent=2, ensure_ascii=False))
 
     def guard(self, uri: str) -> "GuardedObject":
         """Return one of the folder's objects as this run alone is to write it."""
@@ -122,15 +136,6 @@ class JobFolder:
 def make_card(data_files: str = DATA_FILES) -> bytes:
     """Return what tells `datasets` which files of a folder are data."""
     return f"configs:\n- config_name: default\n  data_files: {data_files}\n".encode()
-
-
-def parse_values(data: bytes | None) -> dict[str, Any]:
-    """Return a JSON object, empty where there is none or it is damaged."""
-    try:
-        values = json.loads(data) if data else {}
-    except ValueError:
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 class GuardedObject:
@@ -193,8 +198,9 @@ class Output(JobFolder):
 
     def load_plan(self) -> tuple[Plan, dict[str, Any]] | None:
         """Return the stored plan and the settings of its fingerprint, None for a new output."""
-        data = storage.read_if_present(self.at("plan.parquet"))
-        return Plan.from_bytes(data) if data is not None else None
+        uri = self.at("plan.parquet")
+        data = storage.read_if_present(uri)
+        return Plan.from_bytes(data, uri) if data is not None else None
 
     def require_plan(self) -> tuple[Plan, dict[str, Any]]:
         """Return the stored plan and the settings of its fingerprint.
@@ -218,9 +224,9 @@ class Output(JobFolder):
         return self.read_own("estimate.json")
 
     def list_failed(self) -> list[dict[str, Any]]:
-        """Return the records of failed units, without those that are damaged."""
-        names = [item.uri.rpartition("/")[2] for item in self._own_objects("failed")]
-        return [record for name in names if (record := self.read_own(f"failed/{name}"))]
+        """Return the records of failed units; of one that is damaged its unit alone is known."""
+        names = [item.uri.rpartition("/")[2].removesuffix(".json") for item in self._own_objects("failed")]
+        return [{**UNKNOWN_FAILURE, "unit": name, **self.read_own(f"failed/{name}.json")} for name in names]
 
     def replace_failed(self, failed: dict[str, dict[str, Any]]) -> None:
         """Make the folder of failed units hold exactly these."""
@@ -228,7 +234,7 @@ class Output(JobFolder):
             if item.uri.rpartition("/")[2].removesuffix(".json") not in failed:
                 storage.delete_objects([item.uri])
         for name, record in failed.items():
-            self.write_own(f"failed/{name}.json", json.dumps(record, indent=2).encode())
+            self.write_json(f"failed/{name}.json", record)
 
     def read_records(self) -> Iterator[dict[str, Any]]:
         """Yield the unit records of earlier runs without their histograms."""

@@ -5,7 +5,6 @@ record, or has none because its run was killed, is read in full: it is sound, or
 nothing of Ray.
 """
 
-import io
 import json
 import platform
 import time
@@ -17,7 +16,6 @@ from importlib import metadata
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError
@@ -142,11 +140,9 @@ class UnitRecords:
         """Write what is not yet written; where storage fails it is kept for later."""
         if not self._pending:
             return
-        sink = io.BytesIO()
-        table = pa.Table.from_pylist(self._pending, RECORD_SCHEMA)
-        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+        data = storage.seal_parquet(pa.Table.from_pylist(self._pending, RECORD_SCHEMA))
         try:
-            self._output.write_own(f"runs/{self._run_id}-{self._files:05d}.parquet", sink.getvalue())
+            self._output.write_own(f"runs/{self._run_id}-{self._files:05d}.parquet", data)
         except RerankError:  # a part without a record costs the next run a look at it, never a score
             self._due = time.monotonic() + self._seconds
             return

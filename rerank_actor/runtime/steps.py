@@ -7,7 +7,6 @@ items, and why tasks failed. Knows nothing of what the work is or of what a reco
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -75,7 +74,7 @@ class StepRecords:
 
     def write(self, name: str, record: Record) -> None:
         """Store the record of a task; arrays become lists of numbers."""
-        data = json.dumps(record, default=np.ndarray.tolist).encode()
+        data = storage.seal_json(record, default=np.ndarray.tolist)
         storage.write_bytes(storage.join_uri(self.uri, f"{name}.json"), data, scratch=self.scratch)
 
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Record]]:
@@ -86,17 +85,9 @@ class StepRecords:
         stored = sorted(set(names) & set(listed))
         with ThreadPoolExecutor(READ_THREADS) as pool:
             for name, data in zip(stored, pool.map(storage.read_if_present, map(listed.get, stored)), strict=True):
-                record = _parse(data)
+                record = storage.open_json(data)
                 if record is not None:
                     yield name, record
-
-
-def _parse(data: bytes | None) -> Record | None:
-    try:
-        record = json.loads(data or b"")
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
 
 
 @dataclass(frozen=True)

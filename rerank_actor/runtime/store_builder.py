@@ -13,7 +13,7 @@ from rerank_actor import storage
 from rerank_actor.errors import InputError, StorageError
 from rerank_actor.runtime.task_report import TaskFailure
 from rerank_actor.storage.exchange import Exchange, Slice, SlicedObject, collect_slices
-from rerank_actor.storage.keyed_store import BucketLayout, StoreSpec, name_bucket, pack_bucket, spill_rows
+from rerank_actor.storage.keyed_store import BucketLayout, StoreSpec, name_bucket, pack_bucket, spill_rows, sum_places
 
 ROUNDS = 3
 FINAL_KINDS = ("InputError", "JobError", "AccessDeniedError")  # of failures that another try does not mend
@@ -66,7 +66,8 @@ def build_store(
     pack = functools.partial(_pack, layout=layout, uri=uri, scratch=scratch)
     packed = run_all(pack, buckets, environment, run_tasks, check, StorageError)
     facts = _add_facts(report["facts"] for report in reports)
-    store = StoreSpec(uri, digest, layout, tuple(report["size"] for report in packed), facts)
+    sizes, crcs = (tuple(report[name] for report in packed) for name in ("size", "crc"))
+    store = StoreSpec(uri, digest, layout, sizes, facts, crcs=crcs)
     storage.write_bytes(storage.join_uri(uri, "store.json"), store.to_bytes(), scratch=scratch)
     exchange.delete()
     return store
@@ -143,7 +144,7 @@ def _pack(item: tuple[int, list[Slice]], layout: BucketLayout, uri: str, scratch
         data = pack_bucket(slices, layout)
         if data:
             storage.write_bytes(storage.join_uri(uri, name_bucket(bucket)), data, scratch=scratch)
-    return {"size": len(data)}
+    return {"size": len(data), "crc": sum_places(data, layout)}
 
 
 def run_here(

@@ -274,7 +274,7 @@ def store_budget(prepared: PreparedJob, budget: Budget, reporter: Reporter) -> b
             return False
         if prepared.plan != prepared.earlier:
             prepared.output.write_own("plan.parquet", prepared.plan.to_bytes(prepared.settings))
-        prepared.output.write_own("estimate.json", json.dumps(budget.to_record(), indent=2).encode())
+        prepared.output.write_json("estimate.json", budget.to_record())
     finally:
         lease.release()
     return True

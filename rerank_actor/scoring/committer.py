@@ -16,7 +16,7 @@ from rerank_actor import storage
 from rerank_actor.errors import JobError, RerankError, describe_cause
 from rerank_actor.inputs.plan import Plan
 from rerank_actor.inputs.rows import Unit
-from rerank_actor.outputs.folder import Output, digest_parts, list_pending, list_strays, parse_values, select_parts
+from rerank_actor.outputs.folder import Output, digest_parts, list_pending, list_strays, select_parts
 from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed, limit_failures, read_versions
 from rerank_actor.outputs.part import TEXT_SETTINGS
 from rerank_actor.outputs.report.build import write_report
@@ -110,7 +110,7 @@ class OutputCommitter:
             output.clear(self._check_lease)
         output.clear_scratch()
         self._plan.look()
-        earlier = parse_values(self._manifest.look())
+        earlier = storage.open_json(self._manifest.look()) or {}
         self._earlier = earlier if earlier.get("fingerprint") == prepared.fingerprint else {}
         self._delete_parts(list(prepared.change.stale_parts))
         listed = storage.list_children(output.uri)
@@ -125,7 +125,7 @@ class OutputCommitter:
         if prepared.plan != prepared.earlier:
             self._plan.write(prepared.plan.to_bytes(prepared.settings), self._check_lease)
         output.write_card()
-        output.write_own("job.yaml", prepared.job.model_copy(update={"overwrite": False}).to_yaml().encode())
+        output.write_own("job.yaml", storage.seal_text(prepared.job.model_copy(update={"overwrite": False}).to_yaml()))
         self._delete_parts(damaged)
         count = sum(1 for _ in prepared.plan.units())
         self._report_plan(count, len(pending))
@@ -303,7 +303,7 @@ class OutputCommitter:
             "parts": len(own),
             "digest": digest_parts(own),
         }
-        return json.dumps(mark).encode()
+        return storage.seal_json(mark)
 
     def write_stopped_manifest(self) -> None:
         """Leave a truthful manifest behind when a signal ends the run; it may fail, nothing depends on it."""
@@ -401,7 +401,7 @@ class OutputCommitter:
             "versions": read_versions(),
             "job": prepared.job.to_record(),
         }
-        self._manifest.write(json.dumps(manifest, indent=2, ensure_ascii=False).encode(), self._check_lease)
+        self._manifest.write(storage.seal_json(manifest, indent=2, ensure_ascii=False), self._check_lease)
 
     def _run_figures(self, status: str) -> dict[str, Any]:
         engine_facts, outcomes = self._engine_facts, self.outcomes

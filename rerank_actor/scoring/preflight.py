@@ -25,7 +25,7 @@ from rerank_actor.engines.options import DEFAULT_MODEL
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.engines.settings import ModelSettings
 from rerank_actor.engines.start import encode_check_pairs
-from rerank_actor.errors import JobError, ModelError, OutputConflictError, StorageError
+from rerank_actor.errors import JobError, ModelError, OutputConflictError, PlanDamagedError, StorageError
 from rerank_actor.fingerprint import hash_fingerprint, list_differing
 from rerank_actor.inputs.formats import find_format
 from rerank_actor.inputs.listing import InputListing, list_input
@@ -34,6 +34,7 @@ from rerank_actor.inputs.plan import Plan, PlanChange, choose_partition_columns,
 from rerank_actor.inputs.rankings.lines import RANKING_FORMATS
 from rerank_actor.inputs.text_sources import TextSource, list_sources
 from rerank_actor.job import EngineJob, ScoreJob
+from rerank_actor.outputs.adoption import adopt_parts
 from rerank_actor.outputs.folder import PART_NAME, Output, list_strays, select_parts
 from rerank_actor.outputs.price import find_price
 from rerank_actor.progress import QuietReporter, Reporter
@@ -98,7 +99,7 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
     job = fit_instruction(fit_max_length(job, model, reporter), model, reporter)
     _refuse_short_prompts(job, model)
     sources = list_sources(job.source_specs(job.dialect))
-    stored = None if job.overwrite else output.load_plan()
+    stored = None if job.overwrite else _load_plan(output, reporter)
     spec = job.input_spec()
     listing = list_input(spec, stored[0].known_formats() if stored is not None else None)
     _check_formats(job, listing, reporter)
@@ -124,12 +125,6 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
         if parts:
             _refuse_other_job(output, stored[1], settings)
         stored = None  # the other job left no score, so nothing can be mixed up
-    elif stored is None and parts:
-        raise OutputConflictError(
-            f"{output.uri}: holds parts but no plan, so it is not known what job they are of; choose another --output, or "
-            "--overwrite",
-            uri=output.uri,
-        )
     earlier = stored[0] if stored is not None else Plan()
 
     if parts and not job.extend:
@@ -140,11 +135,24 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
             reporter.info(f"planning: {done:,} of {total:,} shards")
 
     plan, change = make_plan(spec, earlier, parts, report, listing)
+    if stored is None and parts:
+        adopt_parts(output.uri, plan, parts, hash_fingerprint(settings))
+        reporter.info(f"{output.uri}: its plan was lost and is made again; {len(parts):,} parts there fit it and stay")
     for item in change.left_out:
         reporter.info(f"left out: {item.describe()}")
     if job.engine != "fake" and (change.stale_parts or any(unit.part_name not in parts for unit in plan.units())):
         check_weights(model)  # last, because it costs seconds, which what has nothing to score does without
     return PreparedJob(job, output, model, settings, earlier, plan, change, frozenset(parts), sources, reused)
+
+
+def _load_plan(output: Output, reporter: Reporter | None = None) -> tuple[Plan, dict[str, Any]] | None:
+    """Return the stored plan and settings, None where there is none; one that is damaged is as good as none."""
+    try:
+        return output.load_plan()
+    except PlanDamagedError:
+        if reporter is not None:
+            reporter.warn(f"{output.at('plan.parquet')}: is damaged")
+        return None
 
 
 def _refuse_foreign(output: Output, listed: list[storage.StoredObject]) -> None:
@@ -212,8 +220,8 @@ def look_at_model(job: EngineJob, outputs: Sequence[Output], reporter: Reporter)
 def _find_pinned_commit(output: Output, job: EngineJob) -> str | None:
     """Return the commit of the model that an output was begun with; None where it is new, or another revision is asked for."""
     data = storage.read_if_present(output.at("job.yaml"))
-    begun = yaml.safe_load(data) if data is not None else None
-    stored = output.load_plan()
+    begun = yaml.safe_load(data) if data is not None and not storage.is_broken(data) else None
+    stored = _load_plan(output)
     if stored is None or not isinstance(begun, dict):
         return None
     if (begun.get("model") or DEFAULT_MODEL, begun.get("revision")) != (job.model_name, job.revision):
@@ -226,7 +234,7 @@ def is_up_to_date(prepared: PreparedJob) -> bool:
     """Return whether plan and parts still are those that a job was prepared with; one request and a listing."""
     if prepared.job.overwrite:
         return True
-    stored = prepared.output.load_plan()
+    stored = _load_plan(prepared.output)
     if stored is not None and stored != (prepared.earlier, prepared.settings):
         return False
     return (stored is not None or prepared.earlier == Plan()) and prepared.output.list_parts().keys() == prepared.parts

@@ -9,7 +9,6 @@ block, and no unit waits for another.
 import functools
 import hashlib
 import io
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -97,7 +96,7 @@ def collect_shared(
     kept = run_all(keep, buckets, environment, run_tasks, check, StorageError)
     num_pairs = sum(report["rows"] for report in kept)
     record = {"units": sorted(names), "num_pairs": num_pairs, "passes_before": passes}
-    output.write_own("dedupe/pairs.json", json.dumps(record).encode())
+    output.write_json("dedupe/pairs.json", record)
     exchange.delete()
     return SharedPairs(folder, num_pairs, passes)
 

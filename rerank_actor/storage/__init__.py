@@ -26,6 +26,7 @@ from rerank_actor.storage.objects import (
 )
 from rerank_actor.storage.retry import patient, retries_made, retrying
 from rerank_actor.storage.s3_client import adopt_environment, capture_environment
+from rerank_actor.storage.seal import is_broken, open_json, seal_json, seal_parquet, seal_text
 from rerank_actor.storage.uri import (
     Listing,
     StoredObject,
@@ -54,6 +55,7 @@ __all__ = [
     "find_root",
     "glob_to_pattern",
     "group_by_file",
+    "is_broken",
     "is_glob",
     "is_s3",
     "is_within",
@@ -64,6 +66,7 @@ __all__ = [
     "look_at_object",
     "normalize_uri",
     "open_input",
+    "open_json",
     "open_parquet",
     "patient",
     "read_bytes",
@@ -75,5 +78,8 @@ __all__ = [
     "resolve_links",
     "retries_made",
     "retrying",
+    "seal_json",
+    "seal_parquet",
+    "seal_text",
     "write_bytes",
 ]

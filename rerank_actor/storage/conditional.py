@@ -1,11 +1,13 @@
 """Objects written on a condition: created where there is none, or put in the place of the one that was read.
 
 Of several processes that write at a time one wins, and one that was frozen between reading and writing finds that it lost.
-In S3 these are puts with `If-None-Match` and `If-Match`. Locally a name is taken by a hard link, and by an empty file where
-the file system has none; what is replaced is compared under a lock of its folder. Knows nothing of what objects mean.
+In S3 these are puts with `If-None-Match` and `If-Match`. Locally a name is taken by a hard link; where the file system has
+none, by a rename that replaces nothing, and where it has not that either, by an empty file that is replaced while it is still
+that one. What is replaced is compared under a lock of its folder. Knows nothing of what objects mean.
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -20,6 +22,8 @@ from rerank_actor.storage.retry import retrying, translate_errors
 from rerank_actor.storage.s3_client import get_error_code, get_etag, get_s3, put_s3, put_s3_if
 from rerank_actor.storage.uri import is_s3
 
+AT_FDCWD, RENAME_NOREPLACE = -100, 1  # of Linux's renameat2
+_RENAME = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # glibc 2.28; None on other systems
 LOCK_SECONDS = 5.0  # for a lock whose holder may be frozen; the comparison goes on without it
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 UNMET_CODES = {"PreconditionFailed", "412"}
@@ -112,11 +116,24 @@ def _create(temporary: Path, target: Path) -> bool:
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        os.close(
-            os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        )  # the name is taken; an empty object is none yet
-        os.replace(temporary, target)
+        return _create_without_links(temporary, target)
     return True
+
+
+def _create_without_links(temporary: Path, target: Path) -> bool:
+    """Create by a rename that replaces nothing, or by an empty file that takes the name, which is no object yet."""
+    if _RENAME is not None:
+        if _RENAME(AT_FDCWD, os.fsencode(temporary), AT_FDCWD, os.fsencode(target), RENAME_NOREPLACE) == 0:
+            return True
+        number = ctypes.get_errno()
+        if number not in NO_LINKS | {errno.EINVAL}:
+            raise OSError(number, os.strerror(number), str(target))
+    descriptor = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    try:
+        mark = _mark(os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+    return _replace(temporary, target, mark)
 
 
 def _replace(temporary: Path, target: Path, mark: str) -> bool:

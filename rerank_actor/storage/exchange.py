@@ -7,6 +7,7 @@ are, and each row is written and read once. Knows nothing of what the rows mean,
 
 import hashlib
 import io
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
@@ -16,6 +17,8 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.errors import ShardError
+
+MARK = b"crc\0"
 
 
 class Slice(NamedTuple):
@@ -109,9 +112,22 @@ def _read_slice(piece: Slice) -> pa.Table:
     uri, size, start, end = piece
     data = storage.read_range(uri, start, end, size)
     try:
-        return pa.ipc.open_stream(data).read_all()
-    except (pa.ArrowException, OSError) as error:
+        return open_slice(data)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ShardError(f"{uri}: bytes {start} to {end} are damaged ({type(error).__name__})", uri=uri) from error
+
+
+def open_slice(data: bytes | pa.Buffer) -> pa.Table:
+    """Return the rows of a slice; behind its stream is its checksum, but in what was written before.
+
+    Raises:
+        pyarrow.ArrowException: it is damaged.
+    """
+    view = memoryview(data)
+    packed, mark, digest = view[:-8], bytes(view[-8:-4]), bytes(view[-4:])
+    if mark == MARK and zlib.crc32(packed).to_bytes(4, "little") != digest:
+        raise pa.ArrowInvalid("its checksum is of other bytes")
+    return pa.ipc.open_stream(pa.py_buffer(data)).read_all()
 
 
 def pack_slices(table: pa.Table, bucket: np.ndarray, num_buckets: int) -> tuple[bytes, np.ndarray]:
@@ -129,8 +145,11 @@ def pack_slices(table: pa.Table, bucket: np.ndarray, num_buckets: int) -> tuple[
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     for end in ends.tolist():
         if end > start:
-            with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+            slice_sink = io.BytesIO()
+            with pa.ipc.new_stream(slice_sink, table.schema, options=options) as writer:
                 writer.write_table(table.slice(start, end - start))
+            packed = slice_sink.getvalue()
+            sink.write(packed + MARK + zlib.crc32(packed).to_bytes(4, "little"))
         offsets.append(sink.tell())
         start = end
     return sink.getvalue(), np.array(offsets, np.int64)

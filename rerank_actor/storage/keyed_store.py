@@ -9,11 +9,11 @@ nothing of what the rows mean, or of Ray.
 
 import contextlib
 import fcntl
-import json
 import os
 import secrets
 import shutil
 import time
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -31,6 +31,7 @@ from rerank_actor.storage.exchange import (
     SlicedObject,
     assign_buckets,
     hash_keys,
+    open_slice,
     pack_slices,
     read_slices,
 )
@@ -74,6 +75,7 @@ class StoreSpec:
         layout: buckets and blocks.
         sizes: bytes of each bucket; an empty one has no object.
         facts: what making it found (rows, what was left out).
+        crcs: checksum of each bucket's list of places; empty in what was written before.
         keeps_copies: whether readers copy whole buckets to their machine.
     """
 
@@ -83,6 +85,7 @@ class StoreSpec:
     sizes: tuple[int, ...]
     facts: dict[str, Any] = field(hash=False)
     keeps_copies: bool = False
+    crcs: tuple[int, ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -91,17 +94,24 @@ class StoreSpec:
 
     def to_bytes(self) -> bytes:
         """Return the spec as its object, which is written last and so says that the store is whole."""
-        return json.dumps({name: value for name, value in asdict(self).items() if name != "uri"}).encode()
+        return storage.seal_json({name: value for name, value in asdict(self).items() if name != "uri"})
 
     @classmethod
     def load(cls, uri: str, digest: str) -> Self | None:
         """Return the finished store of a folder, None where there is none of this digest."""
         data = storage.read_if_present(storage.join_uri(uri, "store.json"))
+        values = storage.open_json(data) or {}
         try:
-            values = json.loads(data or b"{}")
             if values.get("digest") != digest:
                 return None
-            return cls(uri, digest, BucketLayout(**values["layout"]), tuple(values["sizes"]), values["facts"])
+            return cls(
+                uri,
+                digest,
+                BucketLayout(**values["layout"]),
+                tuple(values["sizes"]),
+                values["facts"],
+                crcs=tuple(values.get("crcs", ())),
+            )
         except (ValueError, KeyError, TypeError, AttributeError):  # damaged, so that it is made anew
             return None
 
@@ -125,6 +135,11 @@ def pack_bucket(slices: list[Slice], layout: BucketLayout) -> bytes:
     _, block = layout.compute_bucket_and_block(table.column("key").combine_chunks())
     data, offsets = pack_slices(table, block, layout.num_blocks)
     return data + offsets.astype("<i8").tobytes()
+
+
+def sum_places(data: bytes, layout: BucketLayout) -> int:
+    """Return the checksum of the list of places at the end of a bucket's object."""
+    return zlib.crc32(data[-OFFSET_BYTES * (layout.num_blocks + 1) :])
 
 
 class KeyedStore:
@@ -167,7 +182,10 @@ class KeyedStore:
             uri = self._copy(number, uri, size)
         with _open(uri, size) as read:
             start = size - OFFSET_BYTES * (self.spec.layout.num_blocks + 1)
-            offsets = np.frombuffer(read(start, size), "<i8")
+            places = read(start, size)
+            if self.spec.crcs and zlib.crc32(places) != self.spec.crcs[number]:
+                raise _refuse(uri, "ChecksumError")
+            offsets = np.frombuffer(places, "<i8")
             for first, last in _join_neighbours(blocks):
                 begin, end = int(offsets[first]), int(offsets[last + 1])
                 data = pa.py_buffer(read(begin, end))
@@ -240,13 +258,15 @@ def _join_neighbours(blocks: list[int]) -> Iterator[tuple[int, int]]:
     yield first, last
 
 
+def _refuse(uri: str, cause: str) -> ShardError:
+    return ShardError(f"{uri}: is damaged ({cause}); delete its folder, and the next run makes it anew", uri=uri)
+
+
 def _match(uri: str, data: pa.Buffer, wanted: set[str]) -> Iterator[dict[str, Any]]:
     try:
-        columns = pa.ipc.open_stream(data).read_all().to_pydict()
+        columns = open_slice(data).to_pydict()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ShardError(
-            f"{uri}: is damaged ({type(error).__name__}); delete its folder, and the next run makes it anew", uri=uri
-        ) from error
+        raise _refuse(uri, type(error).__name__) from error
     for index, key in enumerate(columns["key"]):
         if key in wanted:
             yield {name: values[index] for name, values in columns.items()}

@@ -5,7 +5,6 @@ Takes the URI of the lease's own object and of the folder that it guards. Knows 
 
 import contextlib
 import hashlib
-import json
 import os
 import secrets
 import socket
@@ -117,7 +116,7 @@ class Lease:
 
     def _record(self) -> bytes:
         values = {"run": self._run_id, "epoch": self._epoch, **self._here, "heartbeat": time.time()}
-        return json.dumps(values).encode()
+        return storage.seal_json(values)
 
     def _raise_epoch(self, before: dict[str, Any]) -> None:
         """Take an epoch above that of an earlier holder; it is the time in ms unless clocks differ."""
@@ -284,11 +283,7 @@ def hold_lease(uri: str, folder: str, run_id: str, report: Callable[[str], None]
 
 def _parse(data: bytes | None) -> dict[str, Any]:
     """Return a lease or a claim, empty where there is none or it is damaged."""
-    try:
-        record = json.loads(data or b"{}")
-    except ValueError:
-        return {}
-    return record if isinstance(record, dict) else {}
+    return storage.open_json(data) or {}
 
 
 def get_epoch(record: dict[str, Any]) -> int:
@@ -335,15 +330,16 @@ def _started(pid: int) -> str:
 
 def _is_here(holder: dict[str, Any], here: dict[str, Any]) -> bool:
     names = ("host", "boot", "namespace")
-    return bool(here["boot"]) and all(holder.get(name) == here[name] for name in names)
+    is_same = bool(here["boot"]) and all(holder.get(name) == here[name] for name in names)
+    return is_same and isinstance(holder.get("pid"), int)
 
 
 def _is_alive_here(holder: dict[str, Any], here: dict[str, Any]) -> bool:
-    return _is_here(holder, here) and _started(int(holder["pid"])) == holder.get("started")
+    return _is_here(holder, here) and _started(holder["pid"]) == holder.get("started")
 
 
 def _has_ended(holder: dict[str, Any], here: dict[str, Any]) -> bool:
-    return not holder or (_is_here(holder, here) and _started(int(holder["pid"])) != holder.get("started"))
+    return _is_here(holder, here) and _started(holder["pid"]) != holder.get("started")
 
 
 def is_running(uri: str) -> bool:
@@ -351,4 +347,6 @@ def is_running(uri: str) -> bool:
     holder, here = _parse(storage.read_if_present(uri)), _identify_process()
     if not holder or _has_ended(holder, here):
         return False
-    return _is_alive_here(holder, here) or time.time() - float(holder.get("heartbeat", 0)) < STALE_SECONDS
+    heartbeat = holder.get("heartbeat")
+    is_fresh = isinstance(heartbeat, int | float) and time.time() - heartbeat < STALE_SECONDS
+    return is_fresh or _is_alive_here(holder, here)

@@ -1,6 +1,5 @@
 """A step does what is not done: records are stored last, found again, and damaged ones done anew; failures are told."""
 
-import json
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from rerank_actor.runtime.steps import StepRecords, TaskRunner, run_step
 from rerank_actor.runtime.task_report import TaskFailure
+from rerank_actor.storage import open_json
 
 
 class RunnerHere(TaskRunner):
@@ -41,7 +41,7 @@ def test_tasks_that_are_done_are_not_done_again_and_all_come_in_order(tmp_path: 
     records, items = StepRecords(str(tmp_path / "step"), str(tmp_path / "tmp")), {"a": 1, "b": 2, "c": 3}
     first = run({"b": 2, "other": 9}, records)
     assert (first.records, first.num_run) == ([4, 81], 2)
-    assert json.loads((tmp_path / "step/b.json").read_text()) == {"square": 4, "places": [0, 2]}
+    assert open_json((tmp_path / "step/b.json").read_bytes()) == {"square": 4, "places": [0, 2]}
     again = run(items, records)
     assert (again.records, again.num_run, again.failures) == ([1, 4, 9], 2, {})
     (tmp_path / "step/a.json").write_text('{"square": ')

@@ -1,13 +1,17 @@
 """Local files: what a listing finds, passes over and refuses, and how a location is spelt."""
 
+import ctypes
+import errno
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, JobError
+from rerank_actor.storage import conditional
 
 
 def write(path: Path) -> Path:
@@ -91,3 +95,32 @@ def test_links_are_followed_where_places_are_compared(tmp_path: Path) -> None:
     assert not storage.is_within(str(tmp_path / "linked-not"), str(tmp_path / "linked"))
     found = [item for folder in ("in", "linked") for item in storage.list_objects(str(tmp_path / folder))]
     assert {name: len(items) for name, items in storage.group_by_file(found).items()} == {str(path): 4}
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("renames", [True, False], ids=["renameat2", "marker"])
+def test_files_are_created_once_where_the_file_system_has_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, renames: bool
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    if not renames:  # as FUSE answers what it does not know
+
+        def answer(*arguments: object) -> int:
+            ctypes.set_errno(errno.EINVAL)
+            return -1
+
+        monkeypatch.setattr(conditional, "_RENAME", answer)
+    uri = str(tmp_path / "out/lease.json")
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda writer: storage.create_bytes(uri, b"%d" % writer), range(8)))
+    assert sum(made) == 1
+    assert storage.read_bytes(uri) == b"%d" % made.index(True)
+    assert not storage.create_bytes(uri, b"another")
+    assert os.listdir(tmp_path / "out") == ["lease.json"]
+    found = storage.read_version(uri)
+    assert found is not None and storage.replace_bytes(uri, b"next", found.mark)
+    assert not storage.replace_bytes(uri, b"late", found.mark)
+    assert storage.read_bytes(uri) == b"next"

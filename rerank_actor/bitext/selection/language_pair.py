@@ -282,7 +282,7 @@ class LanguagePairSelection:
         }
         for kind in self.job.formats:
             storage.write_bytes(storage.join_uri(self.output.data_folder(kind), "_SUCCESS"), b"")
-        self.output.write_own("job.yaml", self.job.to_yaml().encode())
+        self.output.write_own("job.yaml", storage.seal_text(self.job.to_yaml()))
         self.output.write_json("result.json", numbers)
         storage.delete_folder(self.output.at("steps"))
         self.output.clear_scratch()

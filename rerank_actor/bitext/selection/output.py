@@ -8,7 +8,6 @@ A step's objects are written first and its record last, so that a record says wh
 it is known how a selection stands, and whether its files are those written. Knows nothing of rules, or of Ray.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,10 +38,6 @@ class SelectOutput(JobFolder):
     def data_folder(self, kind: str) -> str:
         """Return the folder of a format."""
         return storage.join_uri(self.uri, kind, f"lang_pair={self.pair}")
-
-    def write_json(self, name: str, values: Any) -> None:
-        """Write one of the selection's own objects."""
-        self.write_own(name, json.dumps(values, indent=1, ensure_ascii=False).encode())
 
     def step_folder(self, step: str) -> str:
         """Return the folder of a step's records and of the rows that it passes on."""
