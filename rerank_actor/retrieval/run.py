@@ -182,14 +182,15 @@ class _Search:
     def execute(self) -> RetrieveResult:
         """Search what is not searched, and write the candidates."""
         stored = self._folder.read_own("retrieval.json")
-        if stored and stored.get("settings") != self._settings:
-            self._replace(stored["settings"])
+        others = stored.get("settings", {})
+        if others != self._settings and (others or storage.list_children(self._place.candidates)):
+            self._replace(others)
         elif stored.get("status") == "complete" and storage.read_if_present(self._folder.success_uri) is not None:
             self._reporter.info(f"all candidates are there already; output {self._job.output}")
             return self._make_result(stored)
-        self._folder.write_own("retrieval.json", json.dumps({"settings": self._settings}).encode())
         if self._settings["output_format"] != "trec":
             self._folder.write_card("candidates/part-*.parquet")
+        self._folder.write_json("retrieval.json", {"settings": self._settings})
         with self._connect() as runner:
             if self._job.is_bitext:
                 record = self._search_pairs(runner)
@@ -198,7 +199,7 @@ class _Search:
                 record = self._search(runner)
         self._lease.check(fresh=True)
         record |= {"settings": self._settings, "status": "complete"}
-        self._folder.write_own("retrieval.json", json.dumps(record, indent=1).encode())
+        self._folder.write_json("retrieval.json", record)
         storage.write_bytes(self._folder.success_uri, b"")
         storage.delete_folder(self._folder.at("search"))
         return self._make_result(record)

@@ -21,7 +21,8 @@ _SEAL = re.compile(NAME.encode() + rb"[^0-9a-f]{1,4}([0-9a-f]{64})")
 
 def seal_json(values: dict[str, Any], **options: Any) -> bytes:
     """Return a JSON object with a seal as its last entry; `options` are of `json.dumps`."""
-    return seal(json.dumps({**values, NAME: PLACE}, **options).encode())
+    # Names of files may not be Unicode; json.loads reads them so.
+    return seal(json.dumps({**values, NAME: PLACE}, **options).encode(errors="surrogatepass"))
 
 
 def open_json(data: bytes | None) -> dict[str, Any] | None:
@@ -48,13 +49,16 @@ def seal_parquet(table: pa.Table) -> bytes:
 
 
 def seal_text(text: str) -> bytes:
-    """Return lines whose comments begin with `#` with a seal in a last one."""
-    return seal(f"{text}# {NAME}: {PLACE}\n".encode())
+    """Return lines whose comments begin with `#` with a seal in the first one, which a cut does not take away."""
+    return seal(f"# {NAME}: {PLACE}\n{text}".encode())
 
 
 def seal(data: bytes) -> bytes:
-    """Return bytes with their checksum in its place, which is the last there is."""
-    start, end = _find(data) or (0, 0)
+    """Return bytes with their checksum in the place that they have for it."""
+    found = _find(data)
+    if found is None:
+        raise ValueError("these bytes have no place for a seal")
+    start, end = found
     return data[:start] + _hash(data, start, end) + data[end:]
 
 
@@ -65,9 +69,9 @@ def is_broken(data: bytes) -> bool:
 
 
 def _find(data: bytes) -> tuple[int, int] | None:
-    start = data.rfind(NAME.encode())
-    found = _SEAL.match(data, start) if start >= 0 else None
-    return found.span(1) if found else None
+    """Return where the digits of the last seal are; the name alone may be in a path too."""
+    spans = [found.span(1) for found in _SEAL.finditer(data)]
+    return spans[-1] if spans else None
 
 
 def _hash(data: bytes, start: int, end: int) -> bytes:

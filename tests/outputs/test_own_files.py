@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from scoring_in_process import score_here
 
 from rerank_actor import storage
@@ -76,8 +77,13 @@ def list_scoring(job: ScoreJob, folder: Path) -> dict[str, Reading]:
         "records": (records, lambda: list(output.read_records())),
         "failed": (own / "failed/u.json", output.list_failed),
         "estimate": (own / "estimate.json", output.load_estimate),
-        "job": (own / "job.yaml", lambda: None if storage.is_broken((own / "job.yaml").read_bytes()) else "read"),
+        "job": (own / "job.yaml", lambda: read_unbroken(own / "job.yaml")),
     }
+
+
+def read_unbroken(path: Path) -> Any:
+    data = path.read_bytes()
+    return None if storage.is_broken(data) else yaml.safe_load(data)
 
 
 def list_steps(folder: Path) -> dict[str, Reading]:
