@@ -207,6 +207,7 @@ class RetrieveJob(ClusterSettings, RunSettings, EmbeddingSettings, CandidateSett
                 "format": "lines" if self.is_bitext else "auto",
                 "output": f"{self.embeddings_uri.rstrip('/')}/{folder}",
                 "overwrite": overwrite,
+                "extend": True,  # vectors of other texts may stand beside these
                 "rescore_changed": self.rescore_changed,
                 "columns": list(columns.header),
                 "quoting": self.quoting,
