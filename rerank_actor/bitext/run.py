@@ -136,7 +136,8 @@ def _make_known(
             storage.delete_folder(folder)
             storage.write_bytes(uri, sink.getvalue())
     reporter.info(f"{name}: {table.num_rows:,} known pairs are scored beside its candidates")
-    return job.to_scoring(pair, folder, name_known(job.output, pair.folder))
+    scoring = job.to_scoring(pair, folder, name_known(job.output, pair.folder))
+    return scoring.model_copy(update={"extend": True})  # other known pairs take the place of earlier ones
 
 
 @contextlib.contextmanager

@@ -119,7 +119,7 @@ class JobFolder:
 
     def write_card(self, data_files: str = DATA_FILES) -> None:
         """Tell `datasets` which files are data, unless the folder tells it already; whoever else reads it skips the name."""
-        storage.create_bytes(storage.join_uri(self.uri, CARD), make_card(data_files), scratch=self.scratch)
+        storage.create_bytes(storage.join_uri(self.uri, CARD), make_card(data_files))
 
     def delete_card(self) -> None:
         """Delete what `write_card` wrote of the parts, and nothing that another wrote."""
