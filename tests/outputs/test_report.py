@@ -293,5 +293,5 @@ def test_run_that_never_said_how_it_ended_is_shown_as_killed(output: Path, tmp_p
     path = killed / "_job/manifest.json"
     manifest = json.loads(path.read_text())
     manifest["runs"][0]["status"] = manifest["status"] = "running"
-    path.write_text(json.dumps(manifest))
+    path.write_bytes(storage.seal_json(manifest))
     assert " killed " in show(build_report(str(killed))).partition("Runs began")[2][:200]
