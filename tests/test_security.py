@@ -100,7 +100,7 @@ def test_job_file_that_names_code_is_refused(run_score: Any, tmp_path: Path, tra
     (tmp_path / "job.yaml").write_text(f"input: /in\noutput: {value.format(trace=trace)}\n")
     code, said = run_score(tmp_path / "job.yaml")
     assert code == 2
-    assert said.startswith("error: ") and "not a YAML file" in said and len(said.splitlines()) == 1
+    assert said.startswith("error: ") and "is no YAML" in said and len(said.splitlines()) == 1
 
 
 # Engine arguments.
@@ -425,7 +425,7 @@ def test_pickled_objects_in_an_output_are_not_unpickled(tmp_path: Path, trace: P
         table.replace_schema_metadata({f"rerank_actor.{name}": value for name, value in part.items()}), sound
     )
     assert check_part(unit, sound.getvalue(), "f").problem is not None
-    with pytest.raises(JobError, match="plan cannot be read"):
+    with pytest.raises(JobError, match="plan: is damaged"):
         Plan.from_bytes(sink.getvalue())
     output = Output(str(tmp_path))
     output.write_own("runs/evil-00000.parquet", sink.getvalue())

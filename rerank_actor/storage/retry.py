@@ -70,13 +70,13 @@ def translate_errors(uri: str, action: str) -> Iterator[None]:
             raise
         # botocore and aiohttp have trees of their own that do not derive from OSError.
         name = type(error).__name__
-        if name == "ProfileNotFound":
-            profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE")
+        profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE")
+        if name == "ProfileNotFound" and profile:
             raise AccessDeniedError(
                 f"{uri}: there is no AWS profile {profile} in ~/.aws/config or ~/.aws/credentials; check AWS_PROFILE",
                 uri=uri,
             ) from error
-        if name in {"NoCredentialsError", "PartialCredentialsError"}:
+        if name in {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}:
             raise AccessDeniedError(
                 f"{uri}: no AWS credentials were found while {action}; set the AWS variables or a profile",
                 uri=uri,

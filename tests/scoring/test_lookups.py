@@ -335,7 +335,10 @@ def test_notes_beside_texts_are_none_of_them(tmp_path: Path) -> None:
         make_source(tmp_path / "corpus")
     path = write_lines(tmp_path / "corpus/part.jsonl", CORPUS)
     source = make_source(tmp_path / "corpus")
-    assert ([item.uri for item in source.objects], source.num_notes) == ([str(path)], 2)  # names that begin with a dot are hidden
+    assert ([item.uri for item in source.objects], source.num_notes) == (
+        [str(path)],
+        2,
+    )  # names that begin with a dot are hidden
     write_lines(tmp_path / "corpus/more.bin", ["?"])
     with pytest.raises(InputError, match=r"more\.bin: the name does not tell its format"):
         make_source(tmp_path / "corpus")
