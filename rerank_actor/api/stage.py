@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.columns import RESERVED_COLUMNS
+from rerank_actor.job_file import suggest
 from rerank_actor.reranker import Reranker
-from rerank_actor.synonyms import suggest
 
 
 class RerankStage:

@@ -20,8 +20,8 @@ from rerank_actor.inputs.directions import BACKWARD, DIRECTED_VALUES, FORWARD, n
 from rerank_actor.inputs.listing.partitions import read_values
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.text import NOT_UNICODE
+from rerank_actor.job_file import suggest
 from rerank_actor.storage.utf8 import is_utf8
-from rerank_actor.synonyms import suggest
 
 TEXT, NUMBER = pa.string(), pa.float64()
 OWN_COLUMNS = ("source", "target", "source_id", "target_id", "candidate_score", "input_file", "input_line")

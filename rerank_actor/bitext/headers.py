@@ -38,7 +38,7 @@ from rerank_actor.inputs.text import (
     refuse_other,
     split_fields,
 )
-from rerank_actor.synonyms import suggest
+from rerank_actor.job_file import suggest
 
 _SIDE = r"((%s)[ _]?(text|sentence|sent|segment|seg|plain|lang)?|(text|sentence|sent|segment|seg|lang)[ _]?%s)"
 _SOURCE = re.compile(_SIDE % ("src|source|sl|l1", "[1a]"), re.IGNORECASE)

@@ -7,7 +7,6 @@ nothing of Ray, prompts or scores.
 """
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.bitext.candidate_columns import NOT_A_NUMBER, TEXT, Candidates
@@ -151,12 +149,9 @@ class _ShardWriter:
     def _write(self, partition: str) -> None:
         written = self.partitions[partition]
         table = _name_nulls(pa.concat_tables(self._tables[partition], promote_options="permissive"))
-        sink = io.BytesIO()
-        pq.write_table(
-            table, sink, compression="zstd", row_group_size=self._spec.limits.batch_rows, write_page_checksum=True
-        )
+        data = storage.to_parquet(table, row_group_size=self._spec.limits.batch_rows)
         name = f"{self._name}-{written['shards']:05d}.parquet"
-        storage.write_bytes(storage.join_uri(self._spec.folder, f"lang_pair={partition}", name), sink.getvalue())
+        storage.write_bytes(storage.join_uri(self._spec.folder, f"lang_pair={partition}", name), data)
         written["shards"] += 1
         self._tables[partition] = []
         self._held[partition] = 0

@@ -7,7 +7,6 @@ job, whose engines are started once for them. A file that is read and a unit tha
 import contextlib
 import functools
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.bitext.ingest import TOLD, ReadSpec, name_record, read_candidates
@@ -128,13 +126,10 @@ def _make_known(
     uri = storage.join_uri(folder, f"{hashlib.sha256(rows).hexdigest()[:16]}.parquet")
     present = [] if job.overwrite else [item.uri for item in storage.list_objects(folder)]
     if present != [uri]:
-        sink = io.BytesIO()
-        pq.write_table(
-            table.append_column(REASON_COLUMN, pa.nulls(table.num_rows, pa.string())), sink, write_page_checksum=True
-        )
+        data = storage.to_parquet(table.append_column(REASON_COLUMN, pa.nulls(table.num_rows, pa.string())))
         with _hold_known(job, pair.folder, reporter):
             storage.delete_folder(folder)
-            storage.write_bytes(uri, sink.getvalue())
+            storage.write_bytes(uri, data)
     reporter.info(f"{name}: {table.num_rows:,} known pairs are scored beside its candidates")
     scoring = job.to_scoring(pair, folder, name_known(job.output, pair.folder))
     return scoring.model_copy(update={"extend": True})  # other known pairs take the place of earlier ones

@@ -20,8 +20,8 @@ from rerank_actor.errors import InputError, JobError
 from rerank_actor.inputs.formats import find_format, split_name
 from rerank_actor.inputs.listing.left_out import DEEPER, DOUBLED, HIDDEN, count_left_out
 from rerank_actor.inputs.listing.partitions import read_values
+from rerank_actor.job_file import suggest
 from rerank_actor.progress import QuietReporter, Reporter
-from rerank_actor.synonyms import suggest
 
 NO_CANDIDATES = "none of candidates by their names"
 LISTED_FILES = 5

@@ -62,29 +62,15 @@ def _make_parser() -> Parser:
         "--suite cpu --rounds 3",
     )
     parser.add_argument("--suite", choices=sorted([*SUITES, HOST]), default="cpu", help="what to measure (default cpu)")
-    parser.add_argument(
-        "--workloads",
-        nargs="+",
-        choices=sorted(KINDS),
-        default=(),
-        metavar="NAME",
-        help=f"some of the suite's: {', '.join(sorted(KINDS))}",
+    several: tuple[tuple[str, list[str], str, Any], ...] = (
+        ("--workloads", sorted(KINDS), "some of the suite's", ()),
+        ("--contenders", list(CONTENDERS), "some of the suite's", ()),
+        ("--shapes", list(SHAPES), "models, instead of the suite's", None),
     )
-    parser.add_argument(
-        "--contenders",
-        nargs="+",
-        choices=list(CONTENDERS),
-        default=(),
-        metavar="NAME",
-        help=f"some of the suite's: {', '.join(CONTENDERS)}",
-    )
-    parser.add_argument(
-        "--shapes",
-        nargs="+",
-        choices=list(SHAPES),
-        metavar="NAME",
-        help=f"models, instead of the suite's: {', '.join(SHAPES)}",
-    )
+    for flag, names, what, default in several:
+        parser.add_argument(
+            flag, nargs="+", choices=names, default=default, metavar="NAME", help=f"{what}: {', '.join(names)}"
+        )
     parser.add_argument("--rounds", type=int, help="rounds that count, instead of the suite's")
     parser.add_argument("--engine-args", type=json.loads, default={}, metavar="JSON", help="for the job's engine")
     parser.add_argument("--folder", default="benchmark-out", help="for models, pairs, logs and result.json")

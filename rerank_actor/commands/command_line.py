@@ -17,10 +17,9 @@ from typing import Any, NoReturn, Union, get_args, get_origin
 
 import rerank_actor
 from rerank_actor.errors import JobError, OutputConflictError, RerankError, RunInterruptedError, describe_cause
-from rerank_actor.job_file import Settings
+from rerank_actor.job_file import Settings, suggest
 from rerank_actor.progress import say
 from rerank_actor.runtime.connection import is_pipeline_running
-from rerank_actor.synonyms import suggest
 
 CONSOLE_SCRIPT = "rerank"
 HELP_WIDTH = 80

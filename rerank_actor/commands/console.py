@@ -10,8 +10,8 @@ from typing import NoReturn
 
 from rerank_actor import __version__
 from rerank_actor.commands.command_line import CONSOLE_SCRIPT, EXIT_BAD_JOB, run_command
+from rerank_actor.job_file import suggest
 from rerank_actor.progress import say
-from rerank_actor.synonyms import suggest
 
 COMMANDS = {
     "retrieve": "find candidates of queries in a corpus by an embedding model",

@@ -17,7 +17,7 @@ def make_parser() -> Parser:
         "retrieve",
         "Find the best documents of a corpus for each query, by the cosines of an embedding model's vectors, "
         "exactly, as candidates for jobs.score. The same command again resumes; vectors that are there are not made again.",
-        "--queries q.jsonl --corpus c.jsonl --output run.trec",
+        "--queries q.jsonl --corpus c.jsonl --output retrieved",
     )
     add_job_file(parser)
     add_job_flags(parser, RetrieveJob)

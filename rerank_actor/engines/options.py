@@ -6,7 +6,7 @@ The names are those of vLLM 0.32. Knows nothing of engines themselves.
 from collections.abc import Mapping
 from typing import Any
 
-from rerank_actor.synonyms import suggest
+from rerank_actor.job_file import suggest
 
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
 DEFAULT_MAX_LENGTH = 8192  # of the Qwen3-Reranker model card

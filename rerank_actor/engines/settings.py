@@ -13,8 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from rerank_actor import storage
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION, load_presets
 from rerank_actor.engines.options import BUILT_IN_TOKENIZER, DEFAULT_MAX_LENGTH, DEFAULT_MODEL, check_engine_args
-from rerank_actor.job_file import Settings, make_flag, read_instruction_map, refuse_credentials
-from rerank_actor.synonyms import suggest
+from rerank_actor.job_file import Settings, make_flag, read_instruction_map, refuse_credentials, suggest
 
 
 def _check_task(value: str | None) -> str | None:

@@ -13,7 +13,7 @@ from rerank_actor.inputs.columns import find_type
 from rerank_actor.inputs.pairs import list_fields
 from rerank_actor.inputs.rows import ShardLayout
 from rerank_actor.inputs.spec import InputSpec
-from rerank_actor.synonyms import suggest
+from rerank_actor.job_file import suggest
 
 SHOWN_CHARACTERS = 40  # of a column's name, which may be a text where a file has no header
 

@@ -7,13 +7,11 @@ a type may run code. Knows nothing of formats.
 
 import contextlib
 import json
-import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, cast
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
@@ -24,13 +22,11 @@ RESERVED_COLUMNS = ("score", "logit", "num_tokens", "truncated_tokens", "error")
 EXACT_INTEGER = 2**53  # up to it a float64 holds all integers
 WIDE_INTEGER = pa.decimal128(19, 0)  # while types are merged, int64 of which some are beyond it
 
-MAX_DEPTH, MAX_FIELDS = (
-    16,
-    256,
-)  # of a JSON column; readers of Parquet fail on trees, and time grows with rows times fields
+MAX_DEPTH = 16  # of a JSON column; readers of Parquet fail on trees
+MAX_FIELDS = 256  # of its objects together; time grows with rows times fields
 JSON_TEXT = pa.large_string()  # while types are merged, a column beyond these, kept as JSON text
 
-_FAILURES = (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError)
+FAILURES = (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError)
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -216,7 +212,7 @@ def _infer_type(values: list[Any]) -> pa.DataType:
         return JSON_TEXT
     try:
         kind = pa.array(values).type
-    except _FAILURES:  # Arrow takes no mixture, also deep inside
+    except FAILURES:  # Arrow takes no mixture, also deep inside
         kind = None
     if kind is None or (_has_numbers(kind) and any(map(_may_change, values))):
         kind = _merge_all(map(_type_of, values))
@@ -262,7 +258,7 @@ def _type_of(value: Any) -> pa.DataType:
     try:
         kind = pa.array([value]).type
         return WIDE_INTEGER if kind == pa.int64() and _is_wide(value) else kind
-    except _FAILURES:
+    except FAILURES:
         return pa.string()
 
 
@@ -280,14 +276,14 @@ def to_array(values: list[Any], wanted: pa.DataType | None = None) -> tuple[pa.A
     """
     kind = settle_type(_infer_type(values)) if wanted is None else wanted
     if pa.types.is_string(kind):
-        with contextlib.suppress(*_FAILURES):
+        with contextlib.suppress(*FAILURES):
             return pa.array(values, kind), []
     else:
-        with contextlib.suppress(*_FAILURES):
+        with contextlib.suppress(*FAILURES):
             inferred = pa.array(values)
             if inferred.type == kind and not (_has_numbers(kind) and any(map(_may_change, values))):
                 return inferred, []
-        with contextlib.suppress(*_FAILURES):
+        with contextlib.suppress(*FAILURES):
             # Arrow cuts 1.5 to a wanted int64 and drops fields that a wanted struct lacks, without a word.
             return pa.array([_conform(value, kind) for value in values], kind), list_not_unicode(values)
     return pa.array([as_text(value) for value in values], pa.string()), list_not_unicode(values)
@@ -298,14 +294,11 @@ def to_whole_array(values: list[Any]) -> tuple[pa.Array, list[int]]:
 
     It is of the type that they show; objects become JSON text, because others may have other fields.
     """
-    with contextlib.suppress(*_FAILURES):
-        array = pa.array([] if _is_deep_or_wide(values) else values)
-        if (
-            len(array) == len(values)
-            and not pa.types.is_struct(array.type)
-            and not (_has_numbers(array.type) and any(map(_may_change, values)))
-        ):
-            return array, []
+    if not _is_deep_or_wide(values):
+        with contextlib.suppress(*FAILURES):
+            array = pa.array(values)
+            if not pa.types.is_struct(array.type) and not (_has_numbers(array.type) and any(map(_may_change, values))):
+                return array, []
     array, replaced = to_array(values)
     if pa.types.is_struct(array.type):
         array, replaced = pa.array([as_text(value) for value in values], pa.string()), list_not_unicode(values)
@@ -385,49 +378,6 @@ def _value_or_fault(value: Any) -> Any:
         return value.as_py()
     except UnicodeDecodeError:
         return "\udc80"
-
-
-def read_id(value: Any) -> str | None:
-    """Return an id as text, by which ids are compared wherever they are read; None for what is no id."""
-    if isinstance(value, str):
-        return value if value and is_unicode(value) else None
-    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
-        is_exact = isinstance(value, Decimal) or abs(value) <= EXACT_INTEGER  # beyond, several ids have become one
-        return str(int(value)) if is_exact else None  # of a column with nulls that passed through pandas
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def read_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column of ids as `read_id` has them: large_string [num_rows], null where there is none."""
-    if pa.types.is_integer(column.type):
-        return column.cast(pa.large_string())
-    with contextlib.suppress(*_FAILURES):  # bytes that are no text are left to the loop below
-        if is_text(column.type) and not pa.types.is_dictionary(column.type):
-            texts = column.cast(pa.large_string())
-            texts.validate(full=True)
-            return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.large_string()), texts)
-    chunks = []
-    for chunk in column.chunks:
-        encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
-        values = to_texts(pa.chunked_array([encoded.dictionary]))
-        chunks.append(pa.array([read_id(value) for value in values], pa.large_string()).take(encoded.indices))
-    return pa.chunked_array(chunks, pa.large_string())
-
-
-def write_whole(ids: pa.Array) -> pa.Array:
-    """Return ids, alone or before a unit separator, with 7 for 7.0; text does not say whether they are one."""
-    return pc.replace_substring_regex(ids, r"^(-?\d+)\.0+($|\x1f)", r"\1\2")
-
-
-def find_other_spelling(ids: pa.Array | pa.ChunkedArray, others: pa.Array | pa.ChunkedArray) -> str | None:
-    """Return an id such as 7.0 that is written 7 among others; None where there is none."""
-    distinct = pc.unique(ids).cast(pa.large_string())
-    whole = write_whole(distinct)
-    is_other = pc.not_equal(whole, distinct)
-    if not pc.any(is_other).as_py():
-        return None
-    known = pc.is_in(whole, value_set=pc.unique(others).cast(pa.large_string()))
-    return next(iter(distinct.filter(pc.and_(is_other, known)).to_pylist()), None)
 
 
 def read_own_table(data: bytes, skip: Container[str] = ()) -> pa.Table:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rerank_actor.inputs.columns import read_id
+from rerank_actor.inputs.ids import read_id
 from rerank_actor.inputs.pairs import Pairs
 from rerank_actor.storage.keyed_store import KeyedStore, StoreSpec
 

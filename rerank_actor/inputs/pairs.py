@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rerank_actor.inputs.columns import find_type, is_list, is_text, locate, read_id
+from rerank_actor.inputs.columns import find_type, is_list, is_text, locate
 from rerank_actor.inputs.field_template import FieldTemplate, parse_template
+from rerank_actor.inputs.ids import read_id
 from rerank_actor.inputs.rows import Rows, make_rows
 from rerank_actor.storage.utf8 import is_unicode
 

@@ -18,9 +18,10 @@ import pyarrow as pa
 from rerank_actor import storage
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.batches import Batch, read_batches, refuse_broken
-from rerank_actor.inputs.columns import read_id
 from rerank_actor.inputs.formats import find_format
+from rerank_actor.inputs.ids import read_id
 from rerank_actor.inputs.listing.left_out import is_note
+from rerank_actor.inputs.pairs import put_title
 from rerank_actor.inputs.rows import LIMITS, ReadLimits
 from rerank_actor.inputs.spec import SourceSpec
 from rerank_actor.inputs.syntax.quoted import AUTO, Dialect
@@ -266,7 +267,7 @@ def _join(text: Any, title: Any, has_title: bool) -> tuple[str | None, str | Non
         return None, None
     if not isinstance(text, str) or not isinstance(title, str | None):
         return None, NOT_TEXT
-    whole = f"{title or ''} {text}".strip() if has_title else text
+    whole = put_title(text, title) if has_title else text
     return (whole, None) if is_unicode(whole) else (None, BAD_UNICODE)
 
 

@@ -11,7 +11,7 @@ from pydantic import model_validator
 
 from rerank_actor.errors import JobError
 from rerank_actor.job import ClusterSettings
-from rerank_actor.job_file import check_job
+from rerank_actor.job_file import check_job, suggest
 from rerank_actor.mining.rules import MiningRules
 from rerank_actor.mining.settings import (
     MinedSettings,
@@ -22,7 +22,6 @@ from rerank_actor.mining.settings import (
     TeacherSettings,
 )
 from rerank_actor.mining.teachers import Combination
-from rerank_actor.synonyms import suggest
 
 SETS_AT_ONCE = 20
 RULES = tuple(name for name in MiningRules.__dataclass_fields__ if name != "labelled")

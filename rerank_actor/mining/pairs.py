@@ -14,13 +14,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor.errors import InputError, ShardError, describe_cause
-from rerank_actor.inputs.columns import is_list, is_text, write_whole
+from rerank_actor.inputs.columns import is_list, is_text
+from rerank_actor.inputs.ids import write_whole
+from rerank_actor.job_file import suggest
 from rerank_actor.mining.labels import mark_positives
 from rerank_actor.mining.rules import SPACES
 from rerank_actor.outputs.scored_columns import PairRows, find_column, find_field_type
 from rerank_actor.outputs.scored_texts import ROLES, ScoredTexts
 from rerank_actor.storage.exchange import hash_keys
-from rerank_actor.synonyms import suggest
 
 TEXT_ROLES = ("query", "document", "query_id", "document_id", "title", "instruction")
 NUMBER_ROLES = ("rank", "num_negatives")

@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError
-from rerank_actor.inputs.columns import write_whole
+from rerank_actor.inputs.ids import write_whole
 from rerank_actor.inputs.pairs import list_fields
+from rerank_actor.job_file import suggest
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.predictions import PredictionsWriter
 from rerank_actor.outputs.row_groups import open_part, refuse_damaged
@@ -40,7 +41,6 @@ from rerank_actor.outputs.scored_columns import (
 )
 from rerank_actor.outputs.scored_texts import ScoredTexts, read_text_settings
 from rerank_actor.storage.exchange import Exchange, SlicedObject, assign_buckets, collect_slices, hash_keys, read_slices
-from rerank_actor.synonyms import suggest
 
 FORMATS = ("trec", "tevatron", "mteb-predictions")
 PAIRS_AT_ONCE = 2_000_000

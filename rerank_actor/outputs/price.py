@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from rerank_actor.errors import JobError
-from rerank_actor.synonyms import suggest
+from rerank_actor.job_file import suggest
 
 
 @dataclass(frozen=True)

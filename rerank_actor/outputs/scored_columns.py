@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 
 from rerank_actor.engines.families.description import ScoreScale
 from rerank_actor.errors import InputError, describe_cause
-from rerank_actor.inputs.columns import find_other_spelling, find_type, is_list, locate, read_ids
+from rerank_actor.inputs.columns import find_type, is_list, locate
 from rerank_actor.inputs.directions import BACKWARD, FORWARD, name_column
+from rerank_actor.inputs.ids import find_other_spelling, read_ids
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.pairs import list_fields
 from rerank_actor.inputs.text_sources import ID_NAMES

@@ -21,11 +21,11 @@ from rerank_actor.inputs.lookups import TextLookup, look_up_texts
 from rerank_actor.inputs.pair_key import make_pair_keys
 from rerank_actor.inputs.pairs import INDEX_COLUMN, NOT_KEPT, TextSpec, list_fields, make_pairs
 from rerank_actor.inputs.rows import Rows, list_sources, make_rows
+from rerank_actor.job_file import suggest
 from rerank_actor.outputs.part import TEXT_SETTINGS, read_part_metadata
 from rerank_actor.outputs.scored import ScoredOutput, read_schema
 from rerank_actor.outputs.scored_columns import PairRows, find_field_type
 from rerank_actor.storage.utf8 import is_unicode
-from rerank_actor.synonyms import suggest
 
 ROLES = ("query", "document", "instruction")
 SCORE_AGAIN = "score again with it among --keep-columns"

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError
+from rerank_actor.inputs.columns import read_own_table
 from rerank_actor.outputs.predictions import PredictionsWriter
 from rerank_actor.retrieval.job import OutputFormat
 from rerank_actor.retrieval.search import keep_best, search
@@ -95,11 +95,8 @@ def search_block(block: SearchBlock, top_k: int, place: SearchPlace) -> dict[str
         left_queries.update(part.left_out)
         empty["queries"] += part.num_empty
     table = best.append_column("query_id", ids.take(best.column("query").combine_chunks()))
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    storage.write_bytes(
-        storage.join_uri(place.partial, f"{block.name}.parquet"), sink.getvalue(), scratch=place.scratch
-    )
+    uri = storage.join_uri(place.partial, f"{block.name}.parquet")
+    storage.write_bytes(uri, storage.to_parquet(table), scratch=place.scratch)
     counts = {"left_out": left_out, "left_queries": left_queries, "empty": empty}
     return {"queries": len(values), **{name: dict(found) for name, found in counts.items()}}
 
@@ -124,7 +121,7 @@ def write_candidates(
             "retrieval_score": table.column("cosine"),
         }
     )
-    content = _write_trec(candidates) if output_format == "trec" else _write_parquet(candidates)
+    content = _write_trec(candidates) if output_format == "trec" else storage.to_parquet(candidates)
     uri = storage.join_uri(place.candidates, f"{name}.{output_format}")
     storage.write_bytes(uri, content, scratch=place.scratch)
     return {"queries": len(np.unique(query)), "candidates": len(query)}
@@ -154,7 +151,7 @@ def write_predictions(
 def _read_best(blocks: Sequence[str], top_k: int, place: SearchPlace) -> pa.Table:
     """Return the best of the same queries in several blocks."""
     data = [storage.read_bytes(storage.join_uri(place.partial, f"{block}.parquet")) for block in blocks]
-    return keep_best(pa.concat_tables([pq.read_table(io.BytesIO(part)) for part in data]), top_k)
+    return keep_best(pa.concat_tables([read_own_table(part) for part in data]), top_k)
 
 
 def spill_pairs(
@@ -193,14 +190,8 @@ def write_pairs(item: tuple[str, list[Slice]], place: SearchPlace) -> dict[str, 
     pairs = pairs.sort_by([("source", "ascending"), ("cosine_max", "descending"), ("target", "ascending")])
     columns = {"source": pairs["source"], "target": pairs["target"], "candidate_score": pairs["cosine_max"]}
     uri = storage.join_uri(place.candidates, f"{name}.parquet")
-    storage.write_bytes(uri, _write_parquet(pa.table(columns)), scratch=place.scratch)
+    storage.write_bytes(uri, storage.to_parquet(pa.table(columns)), scratch=place.scratch)
     return {"candidates": pairs.num_rows}
-
-
-def _write_parquet(candidates: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(candidates, sink, compression="zstd")
-    return sink.getvalue()
 
 
 def _write_trec(candidates: pa.Table) -> bytes:

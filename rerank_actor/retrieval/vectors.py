@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from rerank_actor import storage
 from rerank_actor.engines.vectors import EMBEDDING, read_vectors
 from rerank_actor.errors import InputError
-from rerank_actor.inputs.columns import read_ids
+from rerank_actor.inputs.ids import read_ids
 from rerank_actor.inputs.pairs import EMPTY
 from rerank_actor.inputs.rows import strip_location
 from rerank_actor.outputs.folder import Output

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from rerank_actor.errors import JobError
-from rerank_actor.synonyms import suggest
+from rerank_actor.job_file import suggest
 
 API_VERSION = "ray.io/v1"
 GPU = "nvidia.com/gpu"

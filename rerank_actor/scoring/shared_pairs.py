@@ -8,7 +8,6 @@ block, and no unit waits for another.
 
 import functools
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.engines.settings import EngineSettings
@@ -140,13 +138,10 @@ def _keep_shared(item: tuple[int, list[Slice]], folder: str, scratch: str | None
         _, first, counts = np.unique(key, return_index=True, return_counts=True)
         shared = table.take(pa.array(first[counts > 1])).select(["instruction", "query", "document"])
         if shared.num_rows:
-            sink = io.BytesIO()
             order = [(name, "ascending") for name in ("instruction", "query")]
-            pq.write_table(
-                shared.sort_by(order), sink, compression="zstd", row_group_size=16_384, write_page_checksum=True
-            )
+            data = storage.to_parquet(shared.sort_by(order), row_group_size=16_384)
             name = storage.join_uri(folder, f"bucket-{bucket:05d}.parquet")
-            storage.write_bytes(name, sink.getvalue(), scratch=scratch)
+            storage.write_bytes(name, data, scratch=scratch)
         return {"rows": shared.num_rows}
 
 

@@ -5,7 +5,6 @@ Takes a `UnitWork` with logits, gives a committed object and what a manifest cou
 """
 
 import hashlib
-import io
 import json
 import os
 import time
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.engines.base import compute_score
@@ -180,10 +178,8 @@ def write_part(
         **({"epoch": str(lease.epoch)} if lease is not None else {}),
         "facts": json.dumps(facts),
     }
-    sink = io.BytesIO()
     table = table.replace_schema_metadata({METADATA_PREFIX + name: value for name, value in unit_metadata.items()})
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    data = sink.getvalue()
+    data = storage.to_parquet(table)
     uri = storage.join_uri(output, work.unit.part_name)
     with storage.patient():
         data, there = commit_part(uri, data, work.unit, unit_metadata, lease, scratch)

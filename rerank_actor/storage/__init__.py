@@ -17,13 +17,13 @@ from rerank_actor.storage.objects import (
     list_objects,
     look_at_object,
     open_input,
-    open_parquet,
     read_bytes,
     read_if_present,
     read_range,
     refuse_changed,
     write_bytes,
 )
+from rerank_actor.storage.parquet import open_parquet, to_parquet
 from rerank_actor.storage.retry import patient, retries_made, retrying
 from rerank_actor.storage.s3_client import adopt_environment, capture_environment
 from rerank_actor.storage.seal import is_broken, open_json, seal_json, seal_parquet, seal_text
@@ -81,5 +81,6 @@ __all__ = [
     "seal_json",
     "seal_parquet",
     "seal_text",
+    "to_parquet",
     "write_bytes",
 ]

@@ -7,12 +7,9 @@ import contextlib
 import io
 import os
 import shutil
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
-
-import pyarrow.dataset as ds
 
 from rerank_actor.errors import InputError
 from rerank_actor.storage import hub
@@ -40,11 +37,10 @@ from rerank_actor.storage.remote import (
     look_at_hub,
 )
 from rerank_actor.storage.retry import _patience, retrying, translate_errors
-from rerank_actor.storage.s3_client import connect_s3, get_s3, put_s3
-from rerank_actor.storage.uri import Listing, StoredObject, is_s3, split_uri
+from rerank_actor.storage.s3_client import get_s3, put_s3
+from rerank_actor.storage.uri import Listing, StoredObject, is_s3
 
 DOWNLOAD_THREADS = 8
-PARQUET_SCAN = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 
 
 def choose_cache(kind: str) -> Path:
@@ -255,11 +251,3 @@ def _download(item: StoredObject, target: Path) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def open_parquet(uris: Sequence[str]) -> ds.Dataset:
-    """Return Parquet objects, all local or all in S3, as a pyarrow dataset in their order; rows are read later."""
-    checked = ds.ParquetFileFormat(default_fragment_scan_options=PARQUET_SCAN)
-    if uris and is_s3(uris[0]):
-        return ds.dataset(["/".join(split_uri(uri)) for uri in uris], filesystem=connect_s3(), format=checked)
-    return ds.dataset(list(uris), format=checked)

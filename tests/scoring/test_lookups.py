@@ -20,7 +20,7 @@ from scoring_in_process import score_here
 from rerank_actor import Reranker, storage
 from rerank_actor.commands.score import score
 from rerank_actor.errors import InputError, OutputConflictError, ShardError
-from rerank_actor.inputs.columns import read_id, read_ids
+from rerank_actor.inputs.ids import read_id, read_ids
 from rerank_actor.inputs.lookups import TextLookup
 from rerank_actor.inputs.rankings.qrels import load_judgements
 from rerank_actor.inputs.text_sources import SourcePiece, TextSource, list_sources

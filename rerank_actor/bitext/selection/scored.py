@@ -17,11 +17,11 @@ from rerank_actor.bitext.selection.job import SelectJob
 from rerank_actor.bitext.sources import choose_partitions
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.directions import BACKWARD, FORWARD, name_column
+from rerank_actor.job_file import suggest
 from rerank_actor.outputs.folder import PARQUET_SUFFIXES, Output
 from rerank_actor.outputs.row_groups import RowGroups, SizedGroup, open_part, share_out_groups
 from rerank_actor.outputs.scored import open_scored
 from rerank_actor.outputs.scored_columns import describe_columns
-from rerank_actor.synonyms import suggest
 
 TO_THE_END = "score to the end, or give --allow-incomplete to select from what is there"
 UNPACKED = 5  # bytes in memory of a stored one, at a guess

@@ -3,18 +3,17 @@
 Takes sorted rows with texts, gives the objects of a part, by suffix. TSV is LASER's `score<TAB>source<TAB>target` without
 header or quoting; Moses is a file a side, line by line; there each run of control characters is one space. TMX 1.4b has a
 `tu` a pair with its score as a `prop`, BCP 47 codes, and a space for what XML 1.0 cannot hold. Parquet keeps texts as they
-are. Knows nothing of storage.
+are. Knows nothing of where they are put.
 """
 
-import io
 from importlib.metadata import version
 from xml.sax.saxutils import escape
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from rerank_actor import storage
 from rerank_actor.bitext.language_pairs import LanguagePair
 from rerank_actor.bitext.selection.job import Format
 from rerank_actor.bitext.selection.normalize import clean_for_xml, flatten_texts
@@ -77,15 +76,8 @@ def _to_lines(texts: pa.Array) -> bytes:
 
 
 def _to_parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(
-        table.drop_columns([name for name in SORTING if name in table.column_names]),
-        sink,
-        compression="zstd",
-        row_group_size=ROWS_AT_ONCE,
-        write_page_checksum=True,
-    )
-    return sink.getvalue()
+    table = table.drop_columns([name for name in SORTING if name in table.column_names])
+    return storage.to_parquet(table, row_group_size=ROWS_AT_ONCE)
 
 
 def _to_tmx(scores: list[str], sources: pa.Array, targets: pa.Array, pair: LanguagePair) -> bytes:

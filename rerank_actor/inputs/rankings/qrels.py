@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from rerank_actor import storage
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.batches import read_batches, refuse_broken
-from rerank_actor.inputs.columns import read_id
 from rerank_actor.inputs.formats import find_format
+from rerank_actor.inputs.ids import read_id
 from rerank_actor.inputs.rankings.files import RankingFile, iterate_ranking
 from rerank_actor.inputs.rankings.lines import choose_qrels_columns
 
