@@ -227,7 +227,8 @@ def list_leaves(kind: pa.DataType) -> list[pa.DataType]:
 
 
 def _has_numbers(kind: pa.DataType) -> bool:
-    return any(pa.types.is_integer(leaf) or pa.types.is_floating(leaf) for leaf in list_leaves(kind))
+    is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    return any(check(leaf) for leaf in list_leaves(kind) for check in is_number)
 
 
 def _is_wide(value: Any) -> bool:

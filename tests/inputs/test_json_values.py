@@ -94,6 +94,17 @@ def test_large_integers_beside_a_float_become_text(tmp_path: Path, other: str, a
     assert sorted(found) == sorted([str(BEYOND), other, str(BEYOND + 2)])
 
 
+@pytest.mark.parametrize("other", ["0", "7", "1.5", "0.98765432109876543210"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_numbers_that_no_float_holds_become_text_beside_any_other(tmp_path: Path, other: str, apart: bool) -> None:
+    number = "0.12345678901234567890"
+    write(tmp_path / "a.jsonl", [number, *([] if apart else [other])])
+    if apart:
+        write(tmp_path / "b.jsonl", [other])
+    found = pa.concat_tables([part.table for part in read(tmp_path)]).column("kept").to_pylist()
+    assert sorted(map(str, found)) == sorted([number, other])
+
+
 @pytest.mark.parametrize("form", ["{}", "[{}]", '{{"inner": {}}}', '[{{"inner": [{}]}}]'])
 @pytest.mark.parametrize("number", ["1", "2.5"])
 @pytest.mark.parametrize("apart", [False, True])

@@ -12,7 +12,6 @@ from rerank_actor.inputs.columns import (
     decode_type,
     has_extension,
     merge_columns,
-    merge_types,
     settle_type,
 )
 from rerank_actor.inputs.rows import ShardLayout
@@ -64,11 +63,8 @@ def _unify(
         return settle_type(merged) if found[0][2] else merged
     if earlier is None:
         merged = pa.null()
-    is_json = earlier is None and all(is_exact for *_, is_exact in found)  # as if they were lines of one file
     for uri, kind, is_exact in found:
-        wider = (
-            merge_types(merged, kind) if is_json else unify_types(merged, kind if is_exact else widen_integers(kind))
-        )
+        wider = unify_types(merged, kind if is_exact else widen_integers(kind))
         if spec.keeps(name) and (wider is None or (earlier is not None and settle_type(wider) != earlier)):
             raise InputError(
                 f"{uri}: column `{name}` holds {settle_type(kind)}, {there}; give this shard an --output of its own, or leave "
