@@ -5,7 +5,7 @@
 BIN := .venv/bin
 SOURCES := rerank_actor jobs tests dev
 UV ?= $(BIN)/uv
-WORKERS ?= 1
+WORKERS ?= 2
 UV_COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --custom-compile-command "make lock" \
 	--group dev $(if $(UPGRADE),--upgrade)
 
@@ -21,7 +21,7 @@ demo: setup ## set up, then score the sample pairs (FOLDER=demo-out chooses wher
 demo-model: setup ## make the demo's model anew from its word lists and measure it (about half an hour)
 	$(BIN)/python dev/train_demo_model.py
 
-test: setup lint ## set up, check style, types and imports, then run the tests (WORKERS=2: two files at a time)
+test: setup lint ## set up, check style, types and imports, then run the tests, two files at a time (WORKERS=1: one)
 	$(BIN)/pytest $(if $(filter-out 1,$(WORKERS)),--numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
 chaos: setup ## put a job through twenty storms of faults (about half an hour)

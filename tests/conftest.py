@@ -98,5 +98,8 @@ def local_ray() -> Iterator[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run vLLM's tests first, before an S3 server has loaded Flask, which vLLM cannot start beside."""
-    items.sort(key=lambda item: item.get_closest_marker("vllm") is None)
+    """Run the files with vLLM's tests first, before an S3 server has loaded Flask, which vLLM cannot start beside."""
+    with_vllm = {item.path for item in items if item.get_closest_marker("vllm")}
+    if mixed := [item for item in items if item.path in with_vllm and "s3_server" in getattr(item, "fixturenames", ())]:
+        raise pytest.UsageError(f"{mixed[0].nodeid} needs an S3 server: not in a file with tests of vLLM")
+    items.sort(key=lambda item: (item.path not in with_vllm, item.get_closest_marker("vllm") is None))

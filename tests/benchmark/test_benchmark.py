@@ -8,17 +8,14 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from commands import ROOT
-from s3_server import S3Server
 from scale.many_units import measure_resume, measure_schedule
 from scale.measurements import measure_busy
 
@@ -33,8 +30,6 @@ from rerank_actor.commands.benchmark import benchmark
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.engines.template import QWEN3_RERANKER
 from rerank_actor.inputs.rows import Unit
-from rerank_actor.job import ScoreJob
-from rerank_actor.scoring.run import run_job
 from rerank_actor.scoring.unit import UnitWork
 
 
@@ -274,28 +269,6 @@ def test_unit_crosses_processes_without_a_copy(encoder: PairEncoder) -> None:
     assert found.rows.address == table.column("rows").chunk(0).buffers()[2].address
     scored = found.with_logits(np.zeros(200, np.float32), {}).to_table()
     assert scored.nbytes < table.nbytes - values.nbytes * 0.9  # ids do not travel back
-
-
-def test_requests_to_s3_are_a_few_for_each_unit(s3: S3Server, tmp_path: Path, local_ray: str) -> None:
-    """A read of the footer and of the row group, a part and its check; listings and plan for the job as a whole."""
-
-    def count(num_units: int) -> Counter[str]:
-        sink = pa.BufferOutputStream()
-        workload = make_workload("short", 20 * num_units, make_tokenizer())
-        pq.write_table(pa.table({"query": workload.queries, "document": workload.documents}), sink, row_group_size=20)
-        s3.put(f"in-{num_units}/pairs.parquet", sink.getvalue().to_pybytes())
-        s3.requests.clear()
-        folders = {"input": [s3.uri(f"in-{num_units}")], "output": s3.uri(f"out-{num_units}")}
-        run_job(ScoreJob(engine="fake", unit_rows=20, **folders).normalized())  # type: ignore[arg-type]
-        kinds: list[Any] = [(method, "list-type" in path) for method, path in s3.requests]
-        return Counter(f"{'LIST' if is_list else method}" for method, is_list in kinds)
-
-    few, many = count(4), count(16)
-    each = {kind: (many[kind] - few[kind]) / 12 for kind in many}
-    assert each["PUT"] == pytest.approx(1, abs=0.3)  # the lease and the records of a minute besides
-    assert each["GET"] <= 4
-    assert each["LIST"] <= 1.5
-    assert each.get("HEAD", 0) <= 2
 
 
 def test_benchmark_names_what_it_knows(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -352,3 +353,24 @@ def test_output_in_a_bucket_that_is_not_there_exits_2(s3: S3Server) -> None:
     assert "s3://no-such-bucket/out" in found.stderr
     assert "not found" in found.stderr
     assert found.stderr.count("\n") == 1
+
+
+def test_requests_to_s3_are_a_few_for_each_unit(s3: S3Server, local_ray: str) -> None:
+    """A read of the footer and of the row group, a part and its check; listings and plan for the job as a whole."""
+
+    def count(num_units: int) -> Counter[str]:
+        sink = pa.BufferOutputStream()
+        pq.write_table(make_pairs(20 * num_units), sink, row_group_size=20)
+        s3.put(f"in-{num_units}/pairs.parquet", sink.getvalue().to_pybytes())
+        s3.requests.clear()
+        folders = {"input": [s3.uri(f"in-{num_units}")], "output": s3.uri(f"out-{num_units}")}
+        run_job(make_job(s3, unit_rows=20, **folders))
+        kinds: list[Any] = [(method, "list-type" in path) for method, path in s3.requests]
+        return Counter(f"{'LIST' if is_list else method}" for method, is_list in kinds)
+
+    few, many = count(4), count(16)
+    each = {kind: (many[kind] - few[kind]) / 12 for kind in many}
+    assert each["PUT"] == pytest.approx(1, abs=0.3)  # the lease and the records of a minute besides
+    assert each["GET"] <= 4
+    assert each["LIST"] <= 1.5
+    assert each.get("HEAD", 0) <= 2
