@@ -110,10 +110,11 @@ class _Run:
             self._index_texts(runner, "stores")
             if plan is None:
                 plan = self._survey(runner)
+                self.lease.check(fresh=True)
                 store_plan(self.output, self.prepared.settings, plan)
             self._write_definition()
             spec = replace(self._make_spec(plan, "shuffle"), pool=self._draw_pool(runner))
-            self._mine(plan, spec, self.output.records, runner)
+            self._mine(plan, spec, replace(self.output.records, lease=self.lease.mark), runner)
         return self._finish(plan, mined_pairs=self.tallies["as given"].counts["pairs"] - before)
 
     def compare(self) -> MineResult:
@@ -216,6 +217,7 @@ class _Run:
             prompt=prepared.settings["prompt"],
             with_examples=job.examples > 0,
             combination=job.combination(),
+            lease=self.lease.mark,
         )
 
     def _mine(self, plan: MiningPlan, spec: MiningSpec, records: StepRecords | None, runner: TaskRunner) -> None:
@@ -361,4 +363,4 @@ class _Run:
         storage.delete_folder(self.output.at("stores"))
         storage.delete_objects([self.output.at("pool.arrow")])
         self.output.clear_scratch()
-        storage.write_bytes(self.output.success_uri, b"")
+        self.output.write_guarded(self.output.success_uri, b"", functools.partial(self.lease.check, fresh=True))

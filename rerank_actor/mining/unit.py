@@ -36,6 +36,7 @@ from rerank_actor.mining.teachers import Combination, combine_teachers
 from rerank_actor.outputs.row_groups import open_runs
 from rerank_actor.outputs.scored_columns import refuse_two_spellings, refuse_two_texts
 from rerank_actor.storage.exchange import Exchange, Slice, assign_buckets, hash_keys, read_slices
+from rerank_actor.storage.lease import LeaseMark, write_held
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class MiningSpec:
         combination: of several teachers, None for one.
         pool: where the documents are that random negatives are drawn from, None where there are none.
         only_tally: whether nothing is written, because rule sets are compared.
+        lease: of the output; None where nobody else can write.
     """
 
     output: MineOutput
@@ -70,6 +72,7 @@ class MiningSpec:
     prompt: str | None
     with_examples: bool
     only_tally: bool = False
+    lease: LeaseMark | None = None
     pool: str | None = None
     combination: Combination | None = None
 
@@ -172,7 +175,7 @@ def _finish(unit: MiningUnit, table: pa.Table | None, spec: MiningSpec, begun: d
     objects, tallies = mine_table(unit.name, table, spec)
     with storage.patient():
         for name, data in objects.items():
-            storage.write_bytes(storage.join_uri(spec.output.uri, name), data, scratch=spec.output.scratch)
+            write_held(spec.lease, storage.join_uri(spec.output.uri, name), data, spec.output.scratch)
     return {
         **begun,
         "objects": {name: len(data) for name, data in objects.items()},

@@ -127,6 +127,12 @@ class JobFolder:
         if storage.read_if_present(uri) == make_card():
             storage.delete_objects([uri])
 
+    def write_guarded(self, uri: str, data: bytes, check: Callable[[], None]) -> None:
+        """Write an object once as `GuardedObject` does; arguments and errors as of its `write`."""
+        guarded = self.guard(uri)
+        guarded.look()
+        guarded.write(data, check)
+
     def clear_scratch(self) -> None:
         """Delete what a killed run left half written."""
         if self.scratch is not None:

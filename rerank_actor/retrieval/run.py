@@ -200,7 +200,7 @@ class _Search:
         self._lease.check(fresh=True)
         record |= {"settings": self._settings, "status": "complete"}
         self._folder.write_json("retrieval.json", record)
-        storage.write_bytes(self._folder.success_uri, b"")
+        self._folder.write_guarded(self._folder.success_uri, b"", functools.partial(self._lease.check, fresh=True))
         storage.delete_folder(self._folder.at("search"))
         return self._make_result(record)
 

@@ -18,7 +18,7 @@ from rerank_actor import storage
 from rerank_actor.runtime.background import run_in_background
 from rerank_actor.runtime.connection import Connection
 from rerank_actor.runtime.task_report import TaskFailure
-from rerank_actor.storage.lease import Lease
+from rerank_actor.storage.lease import Lease, LeaseMark, write_held
 
 READ_THREADS = 16
 
@@ -67,15 +67,17 @@ class StepRecords:
     Attributes:
         uri: the folder.
         scratch: folder for temporary files on the same file system.
+        lease: of the output; None where nobody else can write.
     """
 
     uri: str
     scratch: str | None = None
+    lease: LeaseMark | None = None
 
     def write(self, name: str, record: Record) -> None:
         """Store the record of a task; arrays become lists of numbers."""
         data = storage.seal_json(record, default=np.ndarray.tolist)
-        storage.write_bytes(storage.join_uri(self.uri, f"{name}.json"), data, scratch=self.scratch)
+        write_held(self.lease, storage.join_uri(self.uri, f"{name}.json"), data, self.scratch)
 
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Record]]:
         """Yield those of some tasks that have a record, with it, in order of names; damaged records are passed over."""

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from rerank_actor import storage
-from rerank_actor.errors import OutputConflictError, RerankError
+from rerank_actor.errors import OutputConflictError, RerankError, StorageError
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 45.0
+WRITE_TRIES = 5
 
 
 def make_run_id() -> str:
@@ -261,6 +262,25 @@ class LeaseMark:
         elif ((holder := _parse(lease)).get("run"), get_epoch(holder)) != (self.run_id, self.epoch):
             raise self.make_error(holder)
 
+    def write(self, uri: str, data: bytes, scratch: str | None = None) -> None:
+        """Write an object where there is none, or in the place of the one that was looked at, while this holder has the lease.
+
+        Raises:
+            OutputConflictError: another run took over.
+            JobError, StorageError: it could not be written.
+        """
+        for _ in range(WRITE_TRIES):
+            self.check()
+            if storage.create_bytes(uri, data, scratch=scratch):
+                return
+            found = storage.read_version(uri)
+            if found is None:
+                continue
+            self.check()  # behind the look: it may be the object of a run that has taken over since
+            if found.data == data or storage.replace_bytes(uri, data, found.mark, scratch=scratch):
+                return
+        raise StorageError(f"{uri}: changes again and again while it is written; see what else writes there", uri=uri)
+
     def make_error(self, taker: dict[str, Any]) -> OutputConflictError:
         """Return the error that says who took over."""
         return OutputConflictError(
@@ -268,6 +288,14 @@ class LeaseMark:
             "it committed stays",
             uri=self.folder,
         )
+
+
+def write_held(lease: LeaseMark | None, uri: str, data: bytes, scratch: str | None = None) -> None:
+    """Write an object while a lease is held, as `LeaseMark.write`; plainly without one, where nobody else can write."""
+    if lease is None:
+        storage.write_bytes(uri, data, scratch=scratch)
+    else:
+        lease.write(uri, data, scratch)
 
 
 @contextlib.contextmanager

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from rerank_actor.errors import OutputConflictError
 from rerank_actor.runtime.steps import StepRecords, TaskRunner, run_step
 from rerank_actor.runtime.task_report import TaskFailure
 from rerank_actor.storage import open_json
+from rerank_actor.storage.lease import Lease
 
 
 class RunnerHere(TaskRunner):
@@ -63,3 +66,26 @@ def test_failed_tasks_are_told_and_leave_no_record(tmp_path: Path) -> None:
 def test_step_without_records_goes_by_what_is_known_to_be_done(tmp_path: Path) -> None:
     outcome = run({"a": 1, "b": 2}, None, done={"a": 7})
     assert (outcome.records, outcome.num_run) == ([7, 4], 1)
+
+
+def test_run_that_lost_its_lease_writes_neither_records_nor_objects(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    uri = str(tmp_path / "lease.json")
+
+    def take(number: int) -> Lease:
+        lease = Lease(uri, folder, f"run-{number}", heartbeat_seconds=1e6, stale_seconds=0.0, host=f"host-{number}")
+        lease.acquire(lambda message: None)
+        return lease
+
+    frozen = take(0).mark
+    StepRecords(folder, lease=frozen).write("a", {"square": 1})
+    taker = take(1)
+    StepRecords(folder, lease=taker.mark).write("a", {"square": 4})
+    for name in ("a", "b"):
+        with pytest.raises(OutputConflictError, match="took over"):
+            StepRecords(folder, lease=frozen).write(name, {"square": 1})
+    taker.release()  # and has ended: its epoch stays
+    with pytest.raises(OutputConflictError, match="took over"):
+        frozen.write(str(tmp_path / "part.jsonl"), b"late")
+    assert dict(StepRecords(folder).load(["a", "b"])) == {"a": {"square": 4}}
+    assert not (tmp_path / "part.jsonl").exists()

@@ -14,6 +14,7 @@ from rerank_actor.bitext.selection.read_pairs import read_group, read_groups
 from rerank_actor.bitext.selection.step_task import Rows, StepResult, StepSpec, StepTask
 from rerank_actor.bitext.selection.writers import ADDED, SORTING, build_objects, rename_taken
 from rerank_actor.storage.exchange import read_slices
+from rerank_actor.storage.lease import write_held
 
 ROW_MASK = 2**ROW_BITS - 1
 
@@ -83,7 +84,7 @@ def write_part(task: StepTask, spec: StepSpec) -> StepResult:
         result.tally.counts[f"altered_{kind}"] = altered
         for suffix, data in files.items():
             uri = storage.join_uri(spec.output.data_folder(kind), f"part-{task.number:05d}.{suffix}")
-            storage.write_bytes(uri, data, scratch=spec.output.scratch)
+            write_held(spec.lease, uri, data, spec.output.scratch)
             objects[uri] = len(data)
     result.facts["objects"] = objects
     return result

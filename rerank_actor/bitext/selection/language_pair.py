@@ -117,7 +117,7 @@ class LanguagePairSelection:
     def _prepare(self) -> StepSpec:
         spec = make_step_spec(self.scored, self.job, self.known, self.output)
         check_columns(spec.rules, spec.columns, self.scored.parts[0].uri)
-        return spec
+        return replace(spec, lease=self.runner.lease.mark)
 
     def _score(self, spec: StepSpec, *, apply: bool = True) -> tuple[StepSpec, list[StepRecord]]:
         """Read, drop duplicates, compute margins, calibrate, and apply the thresholds if that is wanted."""
@@ -247,7 +247,7 @@ class LanguagePairSelection:
         outcome = run_step(
             functools.partial(do_task, step=step, spec=spec),
             {task.name: task for task in tasks},
-            StepRecords(self.output.step_folder(step), self.output.scratch),
+            StepRecords(self.output.step_folder(step), self.output.scratch, self.runner.lease.mark),
             self.runner,
             keep=StepRecord.from_dict,
         )
@@ -281,7 +281,8 @@ class LanguagePairSelection:
             "objects": objects,
         }
         for kind in self.job.formats:
-            storage.write_bytes(storage.join_uri(self.output.data_folder(kind), "_SUCCESS"), b"")
+            success = storage.join_uri(self.output.data_folder(kind), "_SUCCESS")
+            self.output.write_guarded(success, b"", functools.partial(self.runner.lease.check, fresh=True))
         self.output.write_own("job.yaml", storage.seal_text(self.job.to_yaml()))
         self.output.write_json("result.json", numbers)
         storage.delete_folder(self.output.at("steps"))

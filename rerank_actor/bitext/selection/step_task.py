@@ -25,6 +25,7 @@ from rerank_actor.errors import InputError
 from rerank_actor.outputs.row_groups import RowGroups
 from rerank_actor.outputs.scored import read_schema
 from rerank_actor.storage.exchange import Slice, SlicedObject, read_slices
+from rerank_actor.storage.lease import LeaseMark
 
 SAMPLES_PER_PART = 4096
 
@@ -65,6 +66,7 @@ class StepSpec:
         starts: rank and tie with which each part but the first begins.
         formats: to write.
         schema: of delivered Parquet, for a part without rows.
+        lease: of the output; None where nobody else can write.
     """
 
     output: SelectOutput
@@ -81,6 +83,7 @@ class StepSpec:
     starts: tuple[np.ndarray, np.ndarray] | None = None
     formats: tuple[Format, ...] = ()
     schema: pa.Schema | None = None
+    lease: LeaseMark | None = None
 
 
 def make_step_spec(scored: ScoredPair, job: SelectJob, known: LabelledPairs | None, output: SelectOutput) -> StepSpec:
