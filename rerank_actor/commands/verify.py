@@ -6,6 +6,7 @@ from rerank_actor.bitext.job import list_outputs
 from rerank_actor.bitext.selection.output import SelectionStatus, check_delivered, read_selection_status
 from rerank_actor.commands.command_line import EXIT_FAILED, Parser
 from rerank_actor.errors import show
+from rerank_actor.mining.verify import check_mined, is_mined
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.verify import Verification, verify_output
 from rerank_actor.progress import say
@@ -20,7 +21,9 @@ def verify(arguments: Sequence[str] | None = None) -> int:
         "scores",
         "scores --delete-damaged",
     )
-    parser.add_argument("output", metavar="OUTPUT", help="the job's --output, or --deliver, local or s3://")
+    parser.add_argument(
+        "output", metavar="OUTPUT", help="the --output of scoring or mining, or --deliver, local or s3://"
+    )
     parser.add_argument(
         "--delete-damaged",
         action="store_true",
@@ -32,6 +35,8 @@ def verify(arguments: Sequence[str] | None = None) -> int:
     outputs = list_outputs(uri)
     if outputs == [uri] and (delivered := read_selection_status(uri)):
         return _verify_delivered(uri, delivered)
+    if outputs == [uri] and not Output(uri).has_plan() and is_mined(uri):
+        return _print_delivered({uri: check_mined(uri)})
     for output in outputs:
         if output != uri:
             print(f"{output}:")
@@ -46,7 +51,10 @@ def verify(arguments: Sequence[str] | None = None) -> int:
 
 def _verify_delivered(uri: str, delivered: list[SelectionStatus]) -> int:
     """Check the files that were selected into a folder, print what is wrong, and return 0 or 1."""
-    problems_by_name = {status.name: check_delivered(uri, status) for status in delivered}
+    return _print_delivered({status.name: check_delivered(uri, status) for status in delivered})
+
+
+def _print_delivered(problems_by_name: dict[str, list[str]]) -> int:
     for name, problems in problems_by_name.items():
         print("\n".join(map(show, problems)) if problems else f"{name}: right, its files are those that were written")
     return EXIT_FAILED if any(problems_by_name.values()) else 0

@@ -33,6 +33,7 @@ from rerank_actor.mining.select import Candidates, Selection, mix, select
 from rerank_actor.mining.survey import MiningUnit, is_split
 from rerank_actor.mining.tally import MiningTally
 from rerank_actor.mining.teachers import Combination, combine_teachers
+from rerank_actor.outputs.delivered import digest_bytes
 from rerank_actor.outputs.row_groups import open_runs
 from rerank_actor.outputs.scored_columns import refuse_two_spellings, refuse_two_texts
 from rerank_actor.storage.exchange import Exchange, Slice, assign_buckets, hash_keys, read_slices
@@ -179,6 +180,7 @@ def _finish(unit: MiningUnit, table: pa.Table | None, spec: MiningSpec, begun: d
     return {
         **begun,
         "objects": {name: len(data) for name, data in objects.items()},
+        "digests": {name: digest_bytes(data) for name, data in objects.items()},
         "tallies": {name: tally.to_dict() for name, tally in tallies.items()},
     }
 

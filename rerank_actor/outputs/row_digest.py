@@ -1,13 +1,14 @@
 """The digest of rows: a hash over names, types and values of all columns in order, the same before Parquet and after it.
 
 A worker takes it of the rows that it has scored, before they are written; whoever reads the part takes it again. Null values
-count as null whatever lies under them, and chunks, offsets and dictionaries do not count. Of columns of extension types the
-name alone counts. Knows nothing of what rows mean.
+count as null whatever lies under them, and chunks, offsets and dictionaries do not count. Values of extension types count as
+their storage, which is what a process reads that does not know the type. Knows nothing of what rows mean.
 """
 
 import functools
 import hashlib
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,39 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 DIGITS = 32
+BY_STORAGE = "s"  # of digests in which values of extension types count
 
 
 def digest_rows(table: pa.Table) -> str:
-    """Return the digest of a table that was read from Parquet, or of one that is about to be written: hex digits."""
+    """Return the digest of a table that was read from Parquet, or of one that is about to be written.
+
+    Returns:
+        Hex digits, behind `BY_STORAGE` where values of extension types count.
+    """
     extended = [field.name for field in table.schema if _is_extended(field)]
-    table = table.drop_columns(extended)  # which other processes may know as their storage, and Arrow does little with
+    if not extended:
+        return _digest(table)
+    try:
+        plain = table.cast(pa.schema([_strip(field) for field in table.schema]))
+    except pa.ArrowException:  # nested in a type that Arrow does not cast
+        return _digest_around(table, extended)
+    return BY_STORAGE + _digest(plain)
+
+
+def has_digest(table: pa.Table, digest: str) -> bool:
+    """Whether the rows of a table have a digest, be it one of before, when values of extension types did not count."""
+    extended = [field.name for field in table.schema if _is_extended(field)]
+    if not extended or digest.startswith(BY_STORAGE):
+        return digest_rows(table) == digest
+    return _digest_around(table, extended) == digest
+
+
+def _digest_around(table: pa.Table, extended: Sequence[str]) -> str:
+    """Return the digest of all columns but some, of which the names alone count, and stand first."""
+    return _digest(table.drop_columns(list(extended)), extended)
+
+
+def _digest(table: pa.Table, extended: Sequence[str] = ()) -> str:
     schema = _read_back(table.schema.remove_metadata())
     hashed = hashlib.sha256()
     hashed.update(table.num_rows.to_bytes(8, "little"))
@@ -42,6 +70,25 @@ def _is_extended(field: pa.Field) -> bool:
     return any(_is_extended(kind.field(index)) for index in range(kind.num_fields))
 
 
+def _strip(field: pa.Field) -> pa.Field:
+    """Return a column's field with storage types for extension types, and without metadata, which may name them."""
+    kind = field.type
+    while isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    children = [_strip(kind.field(index)) for index in range(kind.num_fields)]
+    if pa.types.is_struct(kind):
+        kind = pa.struct(children)
+    elif pa.types.is_fixed_size_list(kind):
+        kind = pa.list_(children[0], kind.list_size)
+    elif pa.types.is_large_list(kind):
+        kind = pa.large_list(children[0])
+    elif pa.types.is_list(kind):
+        kind = pa.list_(children[0])
+    elif pa.types.is_map(kind):
+        kind = pa.map_(*children[0].type)
+    return pa.field(field.name, kind, field.nullable)
+
+
 @functools.lru_cache(maxsize=64)
 def _read_back(schema: pa.Schema) -> pa.Schema:
     """Return the schema that is read of what is written with this one; Parquet has no seconds, for one."""
@@ -53,9 +100,7 @@ def _read_back(schema: pa.Schema) -> pa.Schema:
 def _add(hashed: Any, array: pa.Array) -> None:
     """Hash an array: which values are null, then the others, nested ones level by level."""
     kind = array.type
-    if isinstance(array, pa.ExtensionArray):
-        _add(hashed, array.storage)
-    elif pa.types.is_dictionary(kind):
+    if pa.types.is_dictionary(kind):
         _add(hashed, array.dictionary_decode())
     elif pa.types.is_null(kind):
         hashed.update(len(array).to_bytes(8, "little"))

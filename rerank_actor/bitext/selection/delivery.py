@@ -13,6 +13,7 @@ from rerank_actor.bitext.selection.margins import to_space
 from rerank_actor.bitext.selection.read_pairs import read_group, read_groups
 from rerank_actor.bitext.selection.step_task import Rows, StepResult, StepSpec, StepTask
 from rerank_actor.bitext.selection.writers import ADDED, SORTING, build_objects, rename_taken
+from rerank_actor.outputs.delivered import digest_bytes
 from rerank_actor.storage.exchange import read_slices
 from rerank_actor.storage.lease import write_held
 
@@ -78,13 +79,13 @@ def write_part(task: StepTask, spec: StepSpec) -> StepResult:
         table = table.take(pc.sort_indices(table, sort_keys=keys))
     rank = table["_rank"].to_numpy()
     scores = to_space(rank, spec.rules.space) if spec.rules.rank_by == "score" else rank
-    sides, objects = (spec.columns.source, spec.columns.target), {}
+    sides, objects, digests = (spec.columns.source, spec.columns.target), {}, {}
     for kind in spec.formats:
         files, altered = build_objects(kind, table, scores, sides, spec.pair)
         result.tally.counts[f"altered_{kind}"] = altered
         for suffix, data in files.items():
             uri = storage.join_uri(spec.output.data_folder(kind), f"part-{task.number:05d}.{suffix}")
             write_held(spec.lease, uri, data, spec.output.scratch)
-            objects[uri] = len(data)
-    result.facts["objects"] = objects
+            objects[uri], digests[uri] = len(data), digest_bytes(data)
+    result.facts |= {"objects": objects, "digests": digests}
     return result

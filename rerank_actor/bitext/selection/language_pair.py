@@ -216,15 +216,18 @@ class LanguagePairSelection:
                 self._take_kept(self._step("match", [StepTask(0, slices)], spec, records))
         return spec
 
-    def _deliver(self, spec: StepSpec) -> dict[str, int]:
-        """Fetch the texts of what is kept, and write the files; returns their sizes by URI."""
+    def _deliver(self, spec: StepSpec) -> dict[str, Any]:
+        """Fetch the texts of what is kept, and write the files; returns their sizes and digests by URI."""
         num_parts = -(-self.tally.counts["kept"] // self.job.part_rows)
         spec = replace(spec, rules=self.rules, num_parts=max(1, num_parts), starts=self._compute_starts(num_parts))
         units = _make_tasks(self.kept, "kept", spec.num_units)
         tasks = [replace(task, runs=self.scored.units[task.number]) for task in units if task.slices]
         fetched = self._step("fetch", tasks, spec, self.kept)
         written = self._step("write", _make_tasks(fetched, "rows", spec.num_parts), spec)
-        return {uri: size for record in written for uri, size in record.facts["objects"].items()}
+        return {
+            kind: {uri: value for record in written for uri, value in record.facts.get(kind, {}).items()}
+            for kind in ("objects", "digests")
+        }
 
     def _compute_starts(self, num_parts: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Return rank and tie with which each part but the first begins, from a sample of what is kept."""
@@ -264,7 +267,7 @@ class LanguagePairSelection:
         storage.delete_objects([uri for uri in sent if uri not in kept])
         return outcome.records
 
-    def _finish(self, objects: dict[str, int]) -> Selected:
+    def _finish(self, objects: dict[str, Any]) -> Selected:
         """Write the marks and the numbers, and `result.json` last."""
         self.runner.lease.check(fresh=True)
         seconds = time.time() - self.started
@@ -278,7 +281,7 @@ class LanguagePairSelection:
                 "pairs_per_second": round(self.scored.num_rows / seconds, 1),
                 "tasks": self.computed,
             },
-            "objects": objects,
+            **objects,
         }
         for kind in self.job.formats:
             success = storage.join_uri(self.output.data_folder(kind), "_SUCCESS")

@@ -9,12 +9,12 @@ it is known how a selection stands, and whether its files are those written. Kno
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rerank_actor import storage
 from rerank_actor.bitext.selection.job import FORMATS
+from rerank_actor.outputs.delivered import list_changed, list_lost
 from rerank_actor.outputs.folder import JobFolder
 
 PART_NAME = re.compile(r"part-\d{5,}\..+")
@@ -57,16 +57,6 @@ class SelectOutput(JobFolder):
         storage.delete_objects([self.at(name) for name in ("result.json", "settings.json")])
 
 
-def list_lost(present: Mapping[str, storage.StoredObject], written: Mapping[str, int]) -> list[str]:
-    """Return in sentences which of the objects that were written, with their sizes, are missing or of another size."""
-    lost = [f"{uri}: is missing" for uri in written if uri not in present]
-    return lost + [
-        f"{uri}: holds {present[uri].size:,} bytes where {size:,} were written"
-        for uri, size in written.items()
-        if uri in present and present[uri].size != size
-    ]
-
-
 @dataclass(frozen=True)
 class SelectionStatus:
     """The selection of one language pair.
@@ -102,7 +92,7 @@ def check_delivered(uri: str, status: SelectionStatus) -> list[str]:
     if status.numbers is None:
         return [f"{status.name}: its selection has not come to its end; run the same command again"]
     present, expected = output.list_data(), dict(status.numbers["objects"])
-    problems = list_lost(present, expected)
+    problems = list_lost(present, expected) + list_changed(present, expected, status.numbers.get("digests", {}))
     problems += [f"{name}: was not written by this selection" for name in sorted(present) if name not in expected]
     for kind in FORMATS:
         mark = storage.join_uri(output.data_folder(kind), "_SUCCESS")

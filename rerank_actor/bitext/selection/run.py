@@ -12,11 +12,12 @@ from rerank_actor import storage
 from rerank_actor.bitext.selection.job import SelectJob
 from rerank_actor.bitext.selection.labelled_pairs import LabelledPairs, load_labelled
 from rerank_actor.bitext.selection.language_pair import LanguagePairSelection, Selected
-from rerank_actor.bitext.selection.output import SelectOutput, list_lost, read_selection_status
+from rerank_actor.bitext.selection.output import SelectOutput, read_selection_status
 from rerank_actor.bitext.selection.report import render_report
 from rerank_actor.bitext.selection.scored import ScoredPair, load_scored
 from rerank_actor.errors import InputError, OutputConflictError
 from rerank_actor.fingerprint import refuse_other_rules
+from rerank_actor.outputs.delivered import list_lost
 from rerank_actor.outputs.folder import JobFolder
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.runtime.connection import Connection, connect_ray, watch_signals
@@ -181,7 +182,9 @@ def write_report(deliver: str) -> None:
     """Write the report over all language pairs that were ever delivered to a folder."""
     root = storage.join_uri(deliver, "_select")
     complete = [status.numbers for status in read_selection_status(deliver) if status.numbers is not None]
-    shown = [{name: value for name, value in numbers.items() if name != "objects"} for numbers in complete]
+    shown = [
+        {name: value for name, value in numbers.items() if name not in ("objects", "digests")} for numbers in complete
+    ]
     data = json.dumps({"lang_pairs": shown}, indent=1, ensure_ascii=False).encode()
     storage.write_bytes(storage.join_uri(root, "report.json"), data)
     storage.write_bytes(storage.join_uri(root, "report.html"), render_report(complete, deliver).encode())
