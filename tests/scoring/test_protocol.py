@@ -192,6 +192,23 @@ def test_run_frozen_before_any_request_changes_nothing_of_the_run_that_took_over
     assert reached > 20
 
 
+def test_part_of_another_job_that_appears_under_a_planned_name_gives_way(jobs: Jobs, objects: dict[str, bytes]) -> None:
+    assert jobs.run(0, jobs.jobs[2]) == "complete"
+    foreign = dict(objects)
+    objects.clear()
+    process = Process(lambda: jobs.run(1, jobs.jobs[0]))
+    while process.is_alive and not process.standing.startswith("put_object out/part-"):
+        process.step()
+    key = process.standing.split()[1]
+    objects[key] = foreign[key]
+    while process.is_alive:
+        process.step()
+    assert process.outcome == "complete"
+    assert objects[key] != foreign[key]
+    refuse_wrong_reading()
+    assert verify_output(OUTPUT).problems == []
+
+
 class Runs(RuleBasedStateMachine):
     """Runs of some jobs at one output, each of which goes on by a request at a time."""
 
