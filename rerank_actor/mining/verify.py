@@ -38,6 +38,8 @@ def check_mined(uri: str) -> list[str]:
         for kind in ("objects", "digests")
     )
     problems += list_lost(present, sizes) + list_changed(present, sizes, digests)
+    if len(records) == len(names):
+        problems += [f"{name}: was not written by this mining" for name in sorted(present.keys() - sizes.keys())]
     if not problems and output.read_success() is None:
         problems.append(f"{output.success_uri}: is missing; run the same command again")
     return problems

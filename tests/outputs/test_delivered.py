@@ -22,6 +22,10 @@ def test_mined_object_that_changed_at_its_size_is_told(tmp_path: Path) -> None:
     assert verify([str(tmp_path)]) == 1  # `_SUCCESS` is
     (tmp_path / "_SUCCESS").touch()
     assert verify([str(tmp_path)]) == 0
+    stray = tmp_path / "part-00001.jsonl"
+    stray.write_bytes(DATA)
+    assert verify([str(tmp_path)]) == 1
+    stray.unlink()
     part.write_bytes(DATA.replace(b"target", b"forget"))
     assert verify([str(tmp_path)]) == 1
     output.records.write("00000", {"objects": record["objects"]})  # of a version that knew no digests
