@@ -74,5 +74,6 @@ def _print_result(result: RunResult) -> None:
         *([f"{totals.reused:,} reused"] if totals.reused else []),
     ]
     figures += [f"{result.untried:,} not tried"] if result.untried else []
+    figures += [f"{result.lost:,} lost from the folder"] if result.lost else []
     figures += [f"{rate:,.1f} pairs/s"] if rate else []
     say(f"{result.status}: {', '.join(figures)}")

@@ -61,7 +61,7 @@ def _print_delivered(problems_by_name: dict[str, list[str]]) -> int:
 
 
 def _print_result(result: Verification) -> None:
-    for problem in result.problems:
+    for problem in (*result.problems, *result.notes):
         print(show(problem))
     verdict = "not right" if result.problems else "right"
     deleted = f", {result.deleted:,} damaged parts deleted" if result.deleted else ""

@@ -140,6 +140,8 @@ def iterate_candidates(spec: ExportSpec, result: Exported) -> Iterator[pa.Table]
             "what is there with --allow-incomplete",
             uri=spec.scored,
         )
+    if (problem := output.explain_manifest()) is not None:  # it names columns too
+        raise InputError(problem, uri=spec.scored)
     settings = {**scored.settings, **output.load_manifest().get("job", {})}
     settings = {**read_text_settings(scored), **settings}
     with tempfile.TemporaryDirectory() as folder:

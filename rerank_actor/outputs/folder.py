@@ -225,6 +225,21 @@ class Output(JobFolder):
         """Return the manifest, empty where there is none or it is damaged."""
         return self.read_own("manifest.json")
 
+    def explain_manifest(self, data: bytes | None = None) -> str | None:
+        """Say in a sentence that the manifest is damaged; None where it is sound or there is none.
+
+        Args:
+            data: its bytes; None reads them.
+        """
+        uri = self.at("manifest.json")
+        data = storage.read_if_present(uri) if data is None else data
+        if data is None or storage.open_json(data) is not None:
+            return None
+        return (
+            f"{uri}: is damaged; rows, scores and errors are counted again from records and parts, but the GPU hours, faults "
+            "and speed of earlier runs are lost; the job's own command writes it anew"
+        )
+
     def load_estimate(self) -> dict[str, Any]:
         """Return the estimate that `jobs.plan` stored, empty where there is none."""
         return self.read_own("estimate.json")

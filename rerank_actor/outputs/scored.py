@@ -5,6 +5,8 @@ Everything that reads scores takes its list of parts from here. Only listings, p
 what is made of the scores; the words of an error that only the caller's user would know are the caller's.
 """
 
+import contextlib
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,12 +14,15 @@ from typing import Any
 import pyarrow as pa
 
 from rerank_actor import storage
-from rerank_actor.errors import InputError
+from rerank_actor.errors import InputError, RerankError
 from rerank_actor.fingerprint import hash_fingerprint, list_differing
 from rerank_actor.inputs.plan import Plan
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.folder import PARQUET_SUFFIXES, Output, digest_parts, list_strays, select_parts
+from rerank_actor.outputs.part import read_part_metadata
 from rerank_actor.outputs.row_groups import open_part
+
+PARTS_ASKED = 20  # for their dtype
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,15 @@ def read_schema(part: storage.StoredObject) -> pa.Schema:
     """
     with open_part(part) as file:
         return file.schema_arrow
+
+
+def find_dtype(parts: Iterable[storage.StoredObject]) -> str | None:
+    """Return the dtype that the first parts were computed in; None where none of them tells, as those without scores do not."""
+    for part in itertools.islice(parts, PARTS_ASKED):
+        with contextlib.suppress(RerankError):  # whoever reads its rows says what is wrong with it
+            if dtype := read_part_metadata(read_schema(part)).get("dtype"):
+                return dtype
+    return None
 
 
 def compare_settings(settings: Mapping[str, dict[str, Any]], flag: str, cure: str) -> None:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from rerank_actor.inputs.listing import LeftOut
 from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.manifest import Totals
 from rerank_actor.outputs.price import find_stored_price, format_dollars
 from rerank_actor.outputs.scored import ScoredOutput, require_scored
 from rerank_actor.progress import PlainConsole, format_seconds
@@ -41,6 +42,7 @@ class JobStatus:
         engines_busy: share of the actors' time in which their engines computed; the rest is their start, and waiting for units.
         planned: what `jobs.plan` foresaw, empty where it was not asked.
         left_out: what the last run found in the input and did not plan, as `LeftOut` has it.
+        manifest_problem: that the manifest is damaged, so that totals are counted from the records of units.
     """
 
     output: str
@@ -60,6 +62,7 @@ class JobStatus:
     engines_busy: float | None = None
     planned: dict[str, Any] = field(default_factory=dict)
     left_out: list[dict[str, Any]] = field(default_factory=list)
+    manifest_problem: str | None = None
 
 
 def sum_gpu_hours(manifest: dict[str, Any]) -> float | None:
@@ -105,6 +108,7 @@ def judge_status(scored: ScoredOutput, manifest: dict[str, Any], running: bool |
     committed_rows = sum(unit.num_rows for unit in scored.units)
     gpu_hours = sum_gpu_hours(manifest)
     price = find_stored_price(manifest)
+    problem = output.explain_manifest() if not manifest else None
     return JobStatus(
         output=output.uri,
         state=_name_state(scored, manifest, running),
@@ -116,14 +120,24 @@ def judge_status(scored: ScoredOutput, manifest: dict[str, Any], running: bool |
         rows_per_second=rate,
         eta_seconds=(plan.num_rows - committed_rows) / rate if running and rate else None,
         failed=output.list_failed() if not running else [],
-        totals=manifest.get("totals", {}),
+        totals=manifest.get("totals", {}) if problem is None else _count_recorded(scored),
         faults=manifest.get("faults", {}),
         gpu_hours=gpu_hours,
         cost=gpu_hours * price.dollars if gpu_hours is not None and price is not None else None,
         engines_busy=_measure_busy(manifest),
         planned=output.load_estimate(),
         left_out=manifest.get("plan", {}).get("left_out", []),
+        manifest_problem=problem,
     )
+
+
+def _count_recorded(scored: ScoredOutput) -> dict[str, Any]:
+    """Return the totals of the units that a record vouches for, as a manifest has them."""
+    totals = Totals()
+    parts = {unit.part_name: part for unit, part in zip(scored.units, scored.parts, strict=True)}
+    for _, record in Output(scored.uri).match_records(parts):
+        totals.add(record)
+    return totals.to_dict()
 
 
 def _name_state(scored: ScoredOutput, manifest: dict[str, Any], running: bool) -> str:
@@ -191,6 +205,8 @@ def print_status(status: JobStatus, *, as_json: bool = False) -> None:
         table.add_row("left out", "\n".join(LeftOut(**item).describe() for item in status.left_out))
     table.add_row("failed units", f"{len(status.failed):,}")
     console.print(table)
+    if status.manifest_problem is not None:
+        console.print(status.manifest_problem, soft_wrap=True)
     for record in status.failed[:SHOWN_FAILURES]:
         console.print(
             f"unit {record['unit']} (rows {record['row_start']} to {record['row_start'] + record['num_rows']} of "
@@ -221,4 +237,7 @@ def print_statuses(statuses: Sequence[JobStatus], *, as_json: bool = False) -> N
     done, rows = (sum(getattr(status, name) for status in statuses) for name in ("committed_rows", "rows"))
     failed = sum(len(status.failed) for status in statuses)
     table.add_row(f"{len(statuses):,} in all", "", f"{done:,}", f"{rows:,}", f"{failed:,}", "", "", style="bold")
-    PlainConsole().print(table)
+    console = PlainConsole()
+    console.print(table)
+    for problem in filter(None, (status.manifest_problem for status in statuses)):
+        console.print(problem, soft_wrap=True)

@@ -29,6 +29,7 @@ class Verification:
         deleted: damaged parts that were deleted.
         sound: parts in which nothing wrong was found.
         compared: those of them whose rows were compared with what the worker scored; others were written before that could be.
+        notes: what is wrong with what says nothing of rows.
     """
 
     units: int = 0
@@ -39,6 +40,7 @@ class Verification:
     sound: int = 0
     compared: int = 0
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def verify_output(
@@ -92,6 +94,7 @@ def _verify(scored: ScoredOutput, cure: str | None = None) -> tuple[Verification
     )
     for name, problem in damaged.items():
         result.problems.append(f"{name}: {problem}; {cure or (hidden if name in trusted else 'run the job again')}")
+    result.notes += filter(None, [output.explain_manifest()])
     mark = output.read_success()
     if mark is not None and scored.missing:
         result.problems.append("_SUCCESS is there though parts are missing; run the job again")

@@ -20,31 +20,13 @@ from rerank_actor.outputs.folder import Output, digest_parts, list_pending, list
 from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed, limit_failures, read_versions
 from rerank_actor.outputs.part import TEXT_SETTINGS
 from rerank_actor.outputs.report.build import write_report
+from rerank_actor.outputs.scored import find_dtype
 from rerank_actor.scoring.context import RunContext
-from rerank_actor.scoring.outcomes import UnitOutcomes
+from rerank_actor.scoring.outcomes import RunResult, UnitOutcomes
 from rerank_actor.scoring.preflight import PreparedJob
 from rerank_actor.storage.lease import Lease
 
 LISTED_ENGINES = 100
-
-
-@dataclass
-class RunResult:
-    """How a run ended.
-
-    Attributes:
-        status: `complete`, or `failed` when units are missing.
-        totals: of everything committed, earlier runs included.
-        failed: records of the units that failed for good.
-        untried: how many units the run did not begin before it ended.
-        run: figures of this run alone.
-    """
-
-    status: str
-    totals: Totals
-    failed: dict[str, dict[str, Any]]
-    untried: int = 0
-    run: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -90,6 +72,7 @@ class OutputCommitter:
         self._engine_facts = EngineFacts()
         self._lookup_facts: dict[str, Any] = {}
         self._shared = _SharedFacts()
+        self._passed_over: set[str] = set()  # by --retry-failed
         self._earlier: dict[str, Any] = {}  # the manifest of the runs before this one
         self._records = UnitRecords(prepared.output, context.run_id)
         self._manifest = prepared.output.guard(prepared.output.at("manifest.json"))
@@ -110,7 +93,10 @@ class OutputCommitter:
             output.clear(self._check_lease)
         output.clear_scratch()
         self._plan.look()
-        earlier = storage.open_json(self._manifest.look()) or {}
+        stored = self._manifest.look()
+        if stored is not None and (problem := output.explain_manifest(stored)) is not None:
+            self._context.reporter.warn(problem)
+        earlier = storage.open_json(stored) or {}
         self._earlier = earlier if earlier.get("fingerprint") == prepared.fingerprint else {}
         self._delete_parts(list(prepared.change.stale_parts))
         listed = storage.list_children(output.uri)
@@ -118,19 +104,22 @@ class OutputCommitter:
         self._report_strays(list_strays(listed, {unit.part_name for unit in prepared.plan.units()}))
         totals, damaged = self._check_parts(parts)
         pending = list_pending(prepared.plan, parts.keys() - damaged)
+        if pending and not self._earlier.get("dtype"):
+            own = (parts[unit.part_name] for unit in prepared.plan.units() if unit.part_name in parts)
+            self._earlier["dtype"] = find_dtype(own)  # a run that was killed early left no manifest
         if pending:
             self._check_lease()
             storage.delete_objects([output.success_uri])
         self._success.look()
         if prepared.plan != prepared.earlier:
             self._plan.write(prepared.plan.to_bytes(prepared.settings), self._check_lease)
-        output.write_card()
-        output.write_own("job.yaml", storage.seal_text(prepared.job.model_copy(update={"overwrite": False}).to_yaml()))
+        self._write_definition()
         self._delete_parts(damaged)
         count = sum(1 for _ in prepared.plan.units())
         self._report_plan(count, len(pending))
         if prepared.job.retry_failed:
             wanted = {record["unit"] for record in output.list_failed()}
+            self._passed_over = {unit.name for unit in pending} - wanted
             pending = [unit for unit in pending if unit.name in wanted]
             self._context.reporter.info(f"--retry-failed: {len(pending):,} units failed in an earlier run")
         self.outcomes = UnitOutcomes(count, {unit.name: unit for unit in pending}, totals=totals)
@@ -266,11 +255,18 @@ class OutputCommitter:
         self._restore_plan()
         parts = self.output.list_parts()
         missing = list_pending(self.prepared.plan, parts.keys() - self._add_unreported(parts))
-        if not missing and outcomes.totals.rows != self.prepared.plan.num_rows:
+        if outcomes.totals.rows != self.prepared.plan.num_rows - sum(unit.num_rows for unit in missing):
             missing = self._count_again(parts)
         failed = {unit.name: outcomes.failed[unit.name] for unit in missing if unit.name in outcomes.failed}
-        if len(missing) > len(failed):
-            reporter.info(f"{len(missing) - len(failed):,} units were not tried before the run ended")
+        untried = sum(1 for unit in missing if outcomes.is_open(unit.name) or unit.name in self._passed_over)
+        lost = len(missing) - len(failed) - untried
+        if untried:
+            reporter.info(f"{untried:,} units were not tried before the run ended")
+        if lost:
+            reporter.warn(
+                f"{self.output.uri}: {lost:,} parts that were committed are there no longer or are damaged, so that something "
+                "else writes to this folder; run again to score their units"
+            )
         self.output.replace_failed(failed)
         if self.prepared.job.check_scores and self._engine_facts.engines and not self._is_checked():
             reporter.info("--check-scores: the engine that was to be compared died before it was; run again to compare")
@@ -283,7 +279,7 @@ class OutputCommitter:
             self._success.write(self._make_success(parts), self._check_lease)
             for folder in ("stores", "dedupe"):
                 storage.delete_folder(self.output.at(folder))
-        return RunResult(status, outcomes.totals, failed, len(missing) - len(failed), self._run_figures(status))
+        return RunResult(status, outcomes.totals, failed, untried, lost, self._run_figures(status))
 
     def _delete_parts(self, names: list[str]) -> None:
         if names:
@@ -344,6 +340,13 @@ class OutputCommitter:
             uri = self.output.at("plan.parquet")
             self._context.reporter.warn(f"{uri}: was deleted or replaced while the run was at work; written again")
             self._plan.write(prepared.plan.to_bytes(prepared.settings), self._check_lease)
+            self._write_definition()
+
+    def _write_definition(self) -> None:
+        """Write what says to people and to other programs what the folder is."""
+        self.output.write_card()
+        job = self.prepared.job.model_copy(update={"overwrite": False})
+        self.output.write_own("job.yaml", storage.seal_text(job.to_yaml()))
 
     def _count_again(self, parts: dict[str, storage.StoredObject]) -> list[Unit]:
         """Count all parts anew, whose rows are not those planned; return the units that have none, or not theirs."""

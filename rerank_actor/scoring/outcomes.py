@@ -11,6 +11,27 @@ from rerank_actor.outputs.manifest import Totals
 
 
 @dataclass
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        status: `complete`, or `failed` when units are missing.
+        totals: of everything committed, earlier runs included.
+        failed: records of the units that failed for good.
+        untried: how many units the run did not begin before it ended.
+        lost: how many units were committed and are not there at the end.
+        run: figures of this run alone.
+    """
+
+    status: str
+    totals: Totals
+    failed: dict[str, dict[str, Any]]
+    untried: int = 0
+    lost: int = 0
+    run: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class UnitOutcomes:
     """What became of an output's units.
 

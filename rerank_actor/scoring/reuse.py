@@ -22,7 +22,7 @@ from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.part import read_part_metadata
 from rerank_actor.outputs.row_groups import batch_by_size, open_part, refuse_damaged
-from rerank_actor.outputs.scored import require_scored
+from rerank_actor.outputs.scored import find_dtype, require_scored
 from rerank_actor.outputs.scored_columns import PairRows, describe_columns
 
 SCHEMA = pa.schema({"key": pa.string(), "logit": pa.float32()})
@@ -155,4 +155,5 @@ def load_reused(uri: str, settings: dict[str, Any]) -> ScoreSource:
             f"--reuse {uri}: has no parts, so there is no score to reuse; check the folder, or leave out --reuse",
             uri=uri,
         )
-    return ScoreSource(uri, scored.parts, hash_fingerprint(stored), Output(uri).load_manifest().get("dtype"))
+    dtype = Output(uri).load_manifest().get("dtype") or find_dtype(scored.parts)
+    return ScoreSource(uri, scored.parts, hash_fingerprint(stored), dtype)

@@ -21,9 +21,10 @@ from rerank_actor.outputs.folder import Output
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.runtime.connection import Connection, connect_ray, watch_signals
 from rerank_actor.runtime.notifications import Notifier, NotifyingReporter
-from rerank_actor.scoring.committer import OutputCommitter, RunResult
+from rerank_actor.scoring.committer import OutputCommitter
 from rerank_actor.scoring.context import RunContext, RunLimits
 from rerank_actor.scoring.lookups import make_known, make_lookups
+from rerank_actor.scoring.outcomes import RunResult
 from rerank_actor.scoring.preflight import (
     PreparedJob,
     look_at_model,

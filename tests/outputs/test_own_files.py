@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ import yaml
 from scoring_in_process import score_here
 
 from rerank_actor import storage
-from rerank_actor.errors import OutputConflictError, PlanDamagedError, RerankError
+from rerank_actor.errors import InputError, OutputConflictError, PlanDamagedError, RerankError
 from rerank_actor.inputs.plan import Plan
 from rerank_actor.job import ScoreJob
 from rerank_actor.mining.output import MineOutput, restore_plan, store_plan
 from rerank_actor.mining.survey import MiningPlan, MiningUnit
+from rerank_actor.outputs.export import Exported, ExportSpec, iterate_candidates
 from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.report.build import build_report
 from rerank_actor.outputs.row_groups import RowGroups
+from rerank_actor.outputs.status import read_status
 from rerank_actor.outputs.verify import verify_output
 from rerank_actor.progress import QuietReporter
 from rerank_actor.runtime.steps import StepRecords
@@ -31,7 +35,7 @@ from rerank_actor.scoring.context import RunContext
 from rerank_actor.scoring.preflight import prepare_job, refresh_job
 from rerank_actor.storage.exchange import Exchange, collect_slices, read_slices
 from rerank_actor.storage.keyed_store import BucketLayout, KeyedStore, StoreSpec
-from rerank_actor.storage.lease import Lease, LeaseMark, is_running
+from rerank_actor.storage.lease import Lease, LeaseMark, hold_lease, is_running
 
 FLIPS = int(os.environ.get("OWN_FILES_FLIPS", "25"))  # of each file
 Reading = tuple[Path, Callable[[], Any]]  # a file, and what reads it
@@ -186,6 +190,68 @@ def strip(value: Any) -> Any:
 
 def is_flipped_seal(name: str) -> bool:
     return len(name) == 13 and sum(one != two for one, two in zip(name, "sealed_sha256", strict=True)) == 1
+
+
+class HeardReporter(QuietReporter):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+def begin(job: ScoreJob, lease: Lease, reporter: HeardReporter) -> OutputCommitter:
+    return OutputCommitter(refresh_job(prepare_job(job)), lease, RunContext("run", job.output, reporter))
+
+
+def test_damaged_manifest_is_said_by_each_reader_and_its_totals_are_counted_again(
+    tmp_path: Path, job: ScoreJob
+) -> None:
+    job = copy_output(job, tmp_path)
+    manifest = Path(job.output, "_job/manifest.json")
+    whole = read_status(job.output)
+    assert whole.manifest_problem is None and whole.totals["scored"] == 8
+    manifest.write_bytes(manifest.read_bytes().replace(b'"rows": 8', b'"rows": 9'))
+    found = read_status(job.output)
+    assert "manifest.json: is damaged" in (found.manifest_problem or "")
+    assert found.totals == whole.totals
+    verified = verify_output(job.output)
+    assert (verified.problems, verified.notes) == ([], [found.manifest_problem])
+    assert "is damaged" in build_report(job.output)
+    with pytest.raises(InputError, match=r"manifest\.json: is damaged"):
+        list(iterate_candidates(ExportSpec(job.output, "trec"), Exported()))
+    next(Path(job.output).glob("part-*.parquet")).unlink()
+    reporter = HeardReporter()
+    with hold_lease(Output(job.output).lease_uri, job.output, "run", lambda message: None) as lease:
+        committer = begin(job, lease, reporter)
+        assert len(committer.prepare()) == 1
+        assert reporter.warnings == [found.manifest_problem]
+        assert committer.find_earlier_dtype() == "float32"  # of the part that is there
+        assert committer.outcomes.totals.rows == 4
+        committer.finish(reports=False)
+    assert read_status(job.output).totals["scored"] == 4
+
+
+def test_parts_that_vanish_while_a_run_is_at_work_are_told_and_not_counted(tmp_path: Path, job: ScoreJob) -> None:
+    job = copy_output(job, tmp_path)
+    reporter = HeardReporter()
+    with hold_lease(Output(job.output).lease_uri, job.output, "run", lambda message: None) as lease:
+        committer = begin(job, lease, reporter)
+        assert committer.prepare() == []
+        held = Path(job.output, "_job/lease.json").read_bytes()
+        shutil.rmtree(Path(job.output))
+        Path(job.output, "_job").mkdir(parents=True)
+        Path(job.output, "_job/lease.json").write_bytes(held)
+        result = committer.finish(reports=False)
+    assert (result.status, result.lost, result.untried, result.totals.scored) == ("failed", 2, 0, 0)
+    assert "2 parts that were committed are there no longer" in reporter.warnings[-1]
+    assert Path(job.output, "_job/job.yaml").exists()
+
+
+def copy_output(job: ScoreJob, folder: Path) -> ScoreJob:
+    copy = str(folder / "copy")
+    shutil.copytree(job.output, copy)
+    return job.model_copy(update={"output": copy})
 
 
 @pytest.mark.parametrize("loss", ["damaged", "gone"])

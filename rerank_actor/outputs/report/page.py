@@ -352,6 +352,7 @@ def _list_settings(facts: Facts) -> list[list[str]]:
             f"{manifest['least_batch_tokens']:,} tokens" if manifest.get("least_batch_tokens") else ""
         ),
         "shards and units": f"{facts.status.shards:,} and {facts.status.units:,}",
+        "manifest": facts.status.manifest_problem or "",
         "units without a record": f"{facts.unrecorded:,}" if facts.unrecorded else "",
         "price of a GPU hour": f"{format_dollars(price.dollars)} ({price.origin})"
         if price
