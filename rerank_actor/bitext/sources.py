@@ -66,10 +66,7 @@ def _list_files(job: BitextJob) -> tuple[dict[str, storage.StoredObject], list[t
     files: dict[str, storage.StoredObject] = {}
     passed_over: dict[str, str] = {}
     for uri in job.input:
-        if storage.is_within(uri, job.output) or storage.is_within(job.output, uri):
-            raise InputError(
-                f"--output {job.output} and --input {uri} lie in one another; choose another folder", uri=uri
-            )
+        storage.refuse_overlap(job.output, uri, "--output", "--input")
         listing = storage.list_everything(uri)
         if not listing.objects:
             raise InputError(f"{uri}: nothing there; --input takes files, folders and globs, local or s3://", uri=uri)

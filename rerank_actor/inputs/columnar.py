@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.inputs.columns import decode_schema, find_type, is_list, iterate_parquet
+from rerank_actor.inputs.formats import ARROW_FILE
 from rerank_actor.inputs.rows import (
     Block,
     Rows,
@@ -28,7 +29,6 @@ from rerank_actor.inputs.rows import (
 FOOTER_BYTES = 64 * 1024
 PIECE_ROWS = 1024  # of a row group that is decoded piecewise
 LOCAL_BYTES, REMOTE_BYTES = 2**20, 2**23  # that are read of a column of such a row group at a time
-FILE_MAGIC = b"ARROW1"  # of Arrow's file format
 
 
 def scan_parquet(uri: str, size: int, list_column: str) -> ShardLayout:
@@ -171,7 +171,7 @@ def _take_rows(batches: Iterable[pa.RecordBatch], skip: int, num_rows: int) -> l
 
 def _look_at(source: Any) -> tuple[bool, bool, pa.Schema]:
     """Return whether it is a file, whether a stream has to be read from its start, and the schema; leave it behind that."""
-    is_file = source.read(len(FILE_MAGIC)) == FILE_MAGIC
+    is_file = source.read(len(ARROW_FILE)) == ARROW_FILE
     source.seek(0)
     schema = pa.ipc.open_file(source).schema if is_file else pa.ipc.read_schema(pa.ipc.read_message(source))
     return is_file, not is_file and any(_has_dictionary(kind) for kind in schema.types), schema

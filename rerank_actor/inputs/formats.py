@@ -44,9 +44,10 @@ MAGICS = {
     b"PK\x03\x04": ".zip",
 }
 MAGIC_BYTES = max(map(len, MAGICS))
+ARROW_FILE = b"ARROW1"  # Arrow's streams begin otherwise
+BINARIES: dict[bytes, Format] = {b"PAR1": "parquet", ARROW_FILE: "arrow"}  # told by these, whatever the name
 FOREIGN = {  # first bytes of what is no text of lines, and what it is
-    b"PAR1": "is Parquet; name it .parquet",
-    b"ARROW1": "is an Arrow file; name it .arrow",
+    **{magic: f"is {kind.capitalize()}; name it .{kind}" for magic, kind in BINARIES.items()},
     b"ORC": "is ORC, which is not read; write it as Parquet",
     b"Obj\x01": "is Avro, which is not read; write it as Parquet",
     b"SQLite format 3\0": "is an SQLite database; export its table as CSV",

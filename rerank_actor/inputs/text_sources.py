@@ -207,21 +207,26 @@ class _Counts:
         return dict(vars(self))
 
 
-def list_sources(specs: Iterable[SourceSpec]) -> list[TextSource]:
+def list_sources(specs: Iterable[SourceSpec], output: str) -> list[TextSource]:
     """List queries and corpus, those that are named, and look at the columns of the first object of each.
 
+    Args:
+        specs: name them.
+        output: the folder that the job writes to.
+
     Raises:
-        InputError: nothing is there, or there is no column of ids or of texts.
+        InputError: nothing is there, it lies in the output or around it, or there is no column of ids or of texts.
         StorageError, JobError: it cannot be reached.
     """
-    return [_make_source(spec) for spec in specs]
+    return [_make_source(spec, output) for spec in specs]
 
 
-def _make_source(spec: SourceSpec) -> TextSource:
+def _make_source(spec: SourceSpec, output: str) -> TextSource:
     flag = "--queries" if spec.role == "query" else "--corpus"
     objects: dict[str, storage.StoredObject] = {}
     num_notes = 0
     for uri in spec.uris:
+        storage.refuse_overlap(output, uri, "--output", flag)
         items = storage.list_objects(uri)
         if not items:
             raise InputError(f"{flag} {uri}: nothing there; it takes files, folders and globs, local or s3://", uri=uri)

@@ -9,12 +9,9 @@ import pyarrow as pa
 
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.columns import is_list, is_text
+from rerank_actor.inputs.syntax.label_words import grade_label
 from rerank_actor.outputs.scored_columns import PairRows
 
-POSITIVE_WORDS = frozenset({"true", "yes", "pos", "positive", "relevant"})
-NEGATIVE_WORDS = frozenset(
-    {"false", "no", "neg", "negative", "irrelevant", "nonrelevant", "non-relevant", "non_relevant", "not relevant"}
-)
 SHOWN_LABELS, SHOWN_CHARACTERS = 5, 30
 
 
@@ -62,7 +59,7 @@ def _read_grades(column: pa.ChunkedArray, uri: str, name: str, positive_labels: 
 def _read_words(column: pa.ChunkedArray, uri: str, name: str, positive_labels: tuple[str, ...]) -> np.ndarray:
     encoded = pa.chunked_array(column.chunks, column.type).combine_chunks().dictionary_encode()
     words = ["" if value is None else _name_label(value) for value in encoded.dictionary.to_pylist()]
-    grades = [_grade_word(word) for word in words]
+    grades = [grade_label(word) for word in words]
     unknown = [word for word, grade in zip(words, grades, strict=True) if grade is None]
     if positive_labels:
         wanted, unknown = {_name_label(label) for label in positive_labels}, []
@@ -87,18 +84,6 @@ def _name_label(value: object) -> str:
         return str(float(word))
     except ValueError:
         return word
-
-
-def _grade_word(word: str) -> float | None:
-    """Return what a word says: its number, infinite where it is none; None where nobody knows."""
-    if word in POSITIVE_WORDS:
-        return np.inf
-    if word in NEGATIVE_WORDS:
-        return -np.inf
-    try:
-        return float(word) if word else np.nan
-    except ValueError:
-        return None
 
 
 def _mark_places(label: pa.ChunkedArray, lengths: np.ndarray, uri: str, name: str) -> np.ndarray:

@@ -118,7 +118,7 @@ def _find_source(job: MineJob, side: Side, uri: str, settings: Mapping[str, Any]
         side, tuple(uris), str(settings[f"{side}_id_column"]), str(settings.get(f"{side}_column") or side)
     )
     try:
-        (source,) = list_sources([spec])
+        (source,) = list_sources([spec], job.output)
     except InputError as error:
         raise error if given else InputError(f"{error}; {flag} says where they are now", **error.where) from error
     found = source.describe()

@@ -106,7 +106,7 @@ def make_embed_jobs(job: RetrieveJob) -> list[EmbedJob]:
             _make_embed_job(job, "document", _check_lines(job.target, "--target"), LINES, prompt),
             _make_embed_job(job, "query", _check_lines(job.source, "--source"), LINES, prompt),
         ]
-    sources = list_sources(job.source_specs())
+    sources = list_sources(job.source_specs(), job.output)
     return [
         _make_embed_job(
             job, one.role, [item.uri for item in one.objects], one.name_columns(), _choose_prompt(job, one.role)

@@ -98,7 +98,7 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
     refuse_instruction(job, model)
     job = fit_instruction(fit_max_length(job, model, reporter), model, reporter)
     _refuse_short_prompts(job, model)
-    sources = list_sources(job.source_specs(job.dialect))
+    sources = list_sources(job.source_specs(job.dialect), job.output)
     stored = None if job.overwrite else _load_plan(output, reporter)
     spec = job.input_spec()
     listing = list_input(spec, stored[0].known_formats() if stored is not None else None)

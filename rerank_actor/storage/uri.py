@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rerank_actor.errors import JobError
+from rerank_actor.errors import InputError, JobError
 
 GLOB_CHARACTERS = "*?["
 
@@ -93,6 +93,38 @@ def join_uri(base: str, *names: str) -> str:
 def is_within(inner: str, outer: str) -> bool:
     """Whether a URI is another one or lies below it, wherever links lead."""
     return f"{resolve_links(inner).rstrip('/')}/".startswith(f"{resolve_links(outer).rstrip('/')}/")
+
+
+def refuse_overlap(output: str, uri: str, flag: str, given: str) -> None:
+    """Refuse to write where it would be read again, or among what is read, whatever links lead there.
+
+    Args:
+        output: the folder to write to.
+        uri: a file, a folder or a glob that is read.
+        flag: that named the output.
+        given: that named what is read.
+
+    Raises:
+        InputError: one lies in the other.
+    """
+    if is_within(uri, output):
+        where = "around"
+    elif is_within(output, uri) or (is_glob(uri) and _matches_below(uri, output)):
+        where = "in"
+    else:
+        return
+    raise InputError(
+        f"{flag} {output}: lies {where} {given} {uri}, so that what is written would be read again; choose a folder beside it",
+        uri=uri,
+    )
+
+
+def _matches_below(glob: str, output: str) -> bool:
+    """Whether a glob matches a part of an output, or of one of its language pairs."""
+    root = find_root(glob)
+    pattern = re.compile(glob_to_pattern(resolve_links(root) + glob[len(root) :]))
+    parts = ("part-0-0.parquet", "lang_pair=a-b/part-0-0.parquet")
+    return any(pattern.fullmatch(join_uri(resolve_links(output), part)) for part in parts)
 
 
 def group_by_file(objects: Iterable[StoredObject]) -> dict[str, list[StoredObject]]:

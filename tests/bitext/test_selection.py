@@ -463,7 +463,7 @@ def test_a_stopped_selection_goes_on_from_its_records(tmp_path: Path, local_ray:
     [
         (["--mode", "forward"], "--mode is a setting of the selection: give --deliver too"),
         (["--deliver", "OUT"], "--input is missing"),
-        (["--input", "IN", "--output", "OUT", "--deliver", "OUT/to"], "lies in the scored folder"),
+        (["--input", "IN", "--output", "OUT", "--deliver", "OUT/to"], "lies in the scored "),
         (
             ["--input", "IN", "--output", "OUT", "--deliver", "OUT-to", "--margin", "auto"],
             "give them as --calibration FILE",
@@ -476,7 +476,7 @@ def test_a_stopped_selection_goes_on_from_its_records(tmp_path: Path, local_ray:
         (["--scored", "IN", "--deliver", "OUT", "--space", "probability", "--threshold", "2"], "is no probability"),
         (["--scored", "IN", "--deliver", "OUT", "--mode", "best"], "mode"),
         (["--scored", "IN", "--deliver", "OUT", "--formats", "xml"], "formats"),
-        (["--scored", "IN", "--deliver", "IN/out"], "lies in the scored folder"),
+        (["--scored", "IN", "--deliver", "IN/out"], "lies in the scored "),
         (["--scored", "IN/nothing", "--deliver", "OUT"], "no scored Parquet file there"),
         (["--scored", "IN", "--deliver", "OUT", "--partitions", "xxx-*"], "no such language pair"),
         (

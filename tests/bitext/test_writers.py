@@ -240,6 +240,7 @@ def test_known_pairs_are_the_same_in_every_format(tmp_path: Path, kind: str) -> 
     [
         ("a\tb\t1\na\tb\n", "some pairs have a label and others none|has the label none, and 1"),
         ("a\tb\t1\nc\td\tmaybe\n", r"line 2: label is neither 1 nor 0"),
+        ("a\tb\t1\nc\td\t2\n", r"line 2: label is neither 1 nor 0"),
         ("a\tb\t1\nx\ty\t0\nA \tb.\t0\n", r"line 3: the pair has the label 0, and 1 in .*line 1"),
         ("a\tb\tc\td\n", r"line 1: has 4 fields"),
         ("a\t\t1\n", r"line 1: a side is empty"),
@@ -252,6 +253,15 @@ def test_known_pairs_that_say_nothing_are_refused_with_their_line(tmp_path: Path
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         load_labelled([str(path)])
+
+
+@pytest.mark.parametrize(("right", "wrong"), [("1.0", "0.0"), ("True", "False"), ("right", "wrong"), ("pos", "neg")])
+def test_known_pairs_are_labelled_in_numbers_or_words(tmp_path: Path, right: str, wrong: str) -> None:
+    path = tmp_path / "known.tsv"
+    path.write_text(f"a\tb\t{wrong}\nc\td\t{right}\n")
+    words = load_labelled([str(path)])
+    path.write_text("a\tb\t0\nc\td\t1\n")
+    assert words.digest == load_labelled([str(path)]).digest
 
 
 @pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("zst", zstandard.compress)])

@@ -71,7 +71,7 @@ def score_texts(pairs: list[tuple[str, str]]) -> list[float]:
 
 def make_source(*paths: Path, role: Any = "document") -> TextSource:
     job = ScoreJob(input=["x"], output="y", corpus=[str(path) for path in paths])
-    return dataclasses.replace(list_sources(job.source_specs())[0], role=role)
+    return dataclasses.replace(list_sources(job.source_specs(), job.output)[0], role=role)
 
 
 def make_store(tmp_path: Path, source: TextSource, layout: BucketLayout, uri: str = "") -> KeyedStore:

@@ -517,7 +517,7 @@ CASES: dict[str, Case] = {
         lambda f, d: ["--engine", "fake", "--document-column", "text", "--input", f.folder, "--output", d / "out"],
     ),
     "reserved column": (2, "`score`.*--keep-columns", with_score_column),
-    "output in the input": (2, "inside the input", lambda f, d: [*f.flags[:4], "--output", f.folder / "out"]),
+    "output in the input": (2, "lies in --input", lambda f, d: [*f.flags[:4], "--output", f.folder / "out"]),
     "output below a file": (2, "file/out", with_output_below_a_file),
     "value out of range": (2, "--actors: ", lambda f, _: [*f.flags, "--actors", "4:2"]),
     "no model": (2, "no such model folder", lambda f, d: [*f.flags[2:4], "--output", d / "o", "--model", d / "none"]),

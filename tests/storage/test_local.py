@@ -124,3 +124,34 @@ def test_files_are_created_once_where_the_file_system_has_no_hard_links(
     assert found is not None and storage.replace_bytes(uri, b"next", found.mark)
     assert not storage.replace_bytes(uri, b"late", found.mark)
     assert storage.read_bytes(uri) == b"next"
+
+
+@pytest.mark.parametrize(
+    ("output", "uri", "where"),
+    [
+        ("in/out", "in", "in"),
+        ("in", "in", "around"),
+        ("in", "in/a.parquet", "around"),
+        ("linked/out", "in", "in"),
+        ("in/out", "in/*/*.parquet", "in"),
+        ("in/out", "in/**", "in"),
+        ("linked/out", "in/**/*.parquet", "in"),
+        ("in/out", "in/*/*/*.parquet", "in"),  # of a language pair
+        ("in", "in/*.jsonl", "around"),
+        ("in/out", "in/*.parquet", None),
+        ("in/out", "in/*/x-*.parquet", None),
+        ("in-out", "in", None),
+        ("out", "in/a.parquet", None),
+    ],
+)
+def test_output_within_what_is_read_or_around_it_is_refused(
+    tmp_path: Path, output: str, uri: str, where: str | None
+) -> None:
+    write(tmp_path / "in/a.parquet")
+    (tmp_path / "linked").symlink_to(tmp_path / "in")
+    places = str(tmp_path / output), str(tmp_path / uri)
+    if where is None:
+        storage.refuse_overlap(*places, "--output", "--corpus")
+        return
+    with pytest.raises(InputError, match=f"^--output .*: lies {where} --corpus .*would be read again"):
+        storage.refuse_overlap(*places, "--output", "--corpus")

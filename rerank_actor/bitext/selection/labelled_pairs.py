@@ -5,6 +5,7 @@ found again whatever its space and punctuation. Without labels all are right, an
 sides is wrong, as in a gold standard. Knows nothing of scores.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,11 @@ from rerank_actor.errors import InputError
 from rerank_actor.inputs.batches import Batch, read_batches, refuse_broken
 from rerank_actor.inputs.formats import TextFormat, find_format
 from rerank_actor.inputs.rows import LIMITS, ReadLimits
+from rerank_actor.inputs.syntax.label_words import grade_label
 from rerank_actor.inputs.syntax.quoted import AUTO, Dialect
 from rerank_actor.inputs.text import BROKEN_FIELDS, NOT_UNICODE, TextFile, iterate_records, split_fields
 from rerank_actor.storage.utf8 import is_unicode
 
-TRUE, FALSE = ("1", "1.0", "true", "yes", "right"), ("0", "0.0", "false", "no", "wrong")
 NAMES = ("source", "target", "label")
 KINDS = ("parquet", "jsonl", "csv", "tsv")
 WANTED = "known pairs are source, target, label or source, target"
@@ -234,7 +235,7 @@ def _refuse(uri: str, line: int, reason: str) -> InputError:
 def _parse_label(label: Any, uri: str, line: int) -> int | None:
     if label is None:
         return None
-    word = str(label).strip().lower()
-    if word in TRUE or word in FALSE:
-        return int(word in TRUE)
-    raise _refuse(uri, line, "label is neither 1 nor 0 (true, false)")
+    grade = grade_label(label)
+    if grade not in (1, 0, math.inf, -math.inf):
+        raise _refuse(uri, line, "label is neither 1 nor 0 (true, false)")
+    return int(grade > 0)

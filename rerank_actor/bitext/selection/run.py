@@ -88,12 +88,7 @@ def check_selection(job: SelectJob, folders: list[str]) -> LabelledPairs | None:
         StorageError: storage does not answer.
     """
     for uri in folders:
-        if storage.is_within(uri, job.deliver) or storage.is_within(job.deliver, uri):
-            raise InputError(
-                f"--deliver {job.deliver}: lies in the scored folder {uri} or around it, so that what is written would be "
-                "read again; choose a folder beside it",
-                uri=job.deliver,
-            )
+        storage.refuse_overlap(job.deliver, uri, "--deliver", "the scored")
     return (
         load_labelled(job.calibration, job.source_column, job.target_column, job.dialect) if job.calibration else None
     )

@@ -4,7 +4,6 @@ Takes an `InputSpec` and what an earlier plan knows, so that a shard is looked i
 by its path with links followed. Knows nothing of rows.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -71,7 +70,7 @@ def list_input(spec: InputSpec, known: Mapping[tuple[str, int, str], str] | None
     found: list[storage.StoredObject] = []
     has_splits = False
     for uri in spec.uris:
-        _refuse_overlap(uri, spec.output)
+        storage.refuse_overlap(spec.output, uri, "--output", "--input")
         place = storage.list_everything(uri) if not is_hub(uri) else storage.Listing(list_repository(uri, spec))
         saved = pick_saved(uri, place.objects, spec.split) if not is_hub(uri) else None
         has_splits = has_splits or is_hub(uri) or saved is not None
@@ -169,21 +168,3 @@ def _drop_doubled(
                 del by_uri[item.uri]
                 listing.passed_over.append((DOUBLED, item.uri))
     return list(by_uri.values())
-
-
-def _refuse_overlap(uri: str, output: str) -> None:
-    """Refuse an output in the input, or an input in the output, whatever links lead there."""
-    if storage.is_glob(uri):
-        root = storage.find_root(uri)
-        pattern = storage.glob_to_pattern(storage.resolve_links(root) + uri[len(root) :])
-        part = storage.join_uri(storage.resolve_links(output), "part-0-0.parquet")
-        inside = re.fullmatch(pattern, part) is not None
-    else:
-        inside = storage.is_within(output, uri)
-    around = storage.is_within(uri, output)
-    if inside or around:
-        where = "inside the input" if inside else "around the input"
-        raise InputError(
-            f"--output {output} lies {where} {uri}, so parts would be taken for shards; choose another folder",
-            uri=uri,
-        )

@@ -8,13 +8,12 @@ import contextlib
 
 from rerank_actor import storage
 from rerank_actor.errors import ShardError
-from rerank_actor.inputs.formats import Format, find_format, is_shard, split_name
+from rerank_actor.inputs.formats import BINARIES, find_format, is_shard, split_name
 from rerank_actor.inputs.rankings.sniff import sniff_format
 from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.inputs.text import READ_ERRORS
 
-MAGICS: dict[bytes, Format] = {b"PAR1": "parquet", b"ARROW1": "arrow"}
-MAGIC_BYTES = max(map(len, MAGICS))
+HEAD_BYTES = max(map(len, BINARIES))
 
 
 def tell_format(item: storage.StoredObject, spec: InputSpec, before: str | None = None) -> str | None:
@@ -36,8 +35,8 @@ def tell_format(item: storage.StoredObject, spec: InputSpec, before: str | None 
     if before:
         return before
     if kind is None:
-        head = storage.read_range(item.uri, 0, min(item.size, MAGIC_BYTES), item.size) if item.size else b""
-        told = next((told for magic, told in MAGICS.items() if head.startswith(magic)), None)
+        head = storage.read_range(item.uri, 0, min(item.size, HEAD_BYTES), item.size) if item.size else b""
+        told = next((told for magic, told in BINARIES.items() if head.startswith(magic)), None)
         if told is not None:
             return told
     if spec.sources and not spec.header:
