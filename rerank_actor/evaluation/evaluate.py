@@ -17,6 +17,7 @@ from rerank_actor.errors import InputError
 from rerank_actor.evaluation.changed import CHANGED, ORIGINAL, compute_p_mrr, find_changed, rank_documents
 from rerank_actor.evaluation.intervals import compute_interval
 from rerank_actor.evaluation.measures import P_MRR, Judgements, Measure, Scores, compute_measures
+from rerank_actor.inputs.ids import find_fractions
 from rerank_actor.outputs.export import Exported, ExportSpec, iterate_candidates
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.scored_columns import refuse_judged_otherwise
@@ -184,13 +185,14 @@ def _iterate_queries(
     has_order = True
     documents = {document for by_document in judged.values() for document in by_document}
     names = {"query": pa.array(list(judged), pa.string()), "document": pa.array(list(documents), pa.string())}
+    fractions = {role: find_fractions(ids) for role, ids in names.items()}
     for table in iterate_candidates(reading, exported):
         if spec.ignore_identical_ids:
             kept = table.filter(pc.not_equal(table["query"], table["document"]))
             left_out["candidates with the id of their query"] += table.num_rows - kept.num_rows
             table = kept
         for role, ids in names.items():
-            refuse_judged_otherwise(uri, role, table[role], ids)
+            refuse_judged_otherwise(uri, role, table[role], ids, fractions[role])
         known = pc.is_in(table["query"], value_set=names["query"])
         unjudged = table.filter(pc.invert(known))
         left_out["queries without a judgement of a relevant document"] += len(pc.unique(unjudged["query"]))

@@ -6,13 +6,15 @@ Takes values and columns, gives text or nulls for what is no id. Knows nothing o
 import contextlib
 import math
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rerank_actor.inputs.columns import EXACT_INTEGER, FAILURES, is_text, to_texts
 from rerank_actor.storage.utf8 import is_unicode
+
+Ids: TypeAlias = pa.Array | pa.ChunkedArray
 
 
 def read_id(value: Any) -> str | None:
@@ -47,12 +49,15 @@ def write_whole(ids: pa.Array) -> pa.Array:
     return pc.replace_substring_regex(ids, r"^(-?\d+)\.0+($|\x1f)", r"\1\2")
 
 
-def find_other_spelling(ids: pa.Array | pa.ChunkedArray, others: pa.Array | pa.ChunkedArray) -> str | None:
-    """Return an id such as 7.0 that is written 7 among others; None where there is none."""
+def find_fractions(ids: Ids) -> pa.Array:
+    """Return the distinct ids that are written as 7.0 is: large_string, most often none."""
     distinct = pc.unique(ids).cast(pa.large_string())
-    whole = write_whole(distinct)
-    is_other = pc.not_equal(whole, distinct)
-    if not pc.any(is_other).as_py():
+    return distinct.filter(pc.not_equal(write_whole(distinct), distinct))
+
+
+def find_other_spelling(fractions: pa.Array, others: Ids) -> str | None:
+    """Return one of some ids such as 7.0 that is written 7 among others; None where there is none."""
+    if not len(fractions):
         return None
-    known = pc.is_in(whole, value_set=pc.unique(others).cast(pa.large_string()))
-    return next(iter(distinct.filter(pc.and_(is_other, known)).to_pylist()), None)
+    known = pc.is_in(write_whole(fractions), value_set=pc.unique(others).cast(pa.large_string()))
+    return next(iter(fractions.filter(known).to_pylist()), None)

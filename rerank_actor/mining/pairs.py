@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from rerank_actor.errors import InputError, ShardError, describe_cause
 from rerank_actor.inputs.columns import is_list, is_text
-from rerank_actor.inputs.ids import write_whole
+from rerank_actor.inputs.ids import read_ids, write_whole
 from rerank_actor.job_file import suggest
 from rerank_actor.mining.labels import mark_positives
 from rerank_actor.mining.rules import SPACES
@@ -36,6 +36,7 @@ class Columns:
     Attributes:
         texts: how query, document and instruction are made.
         spaces: those of `score` and `logit` that there are.
+        unused_id: column with ids of queries that are told apart by their texts, to tell what texts have several.
         pair_key: whether there are pair keys, by which texts can be told to be those that were scored.
         teachers: which teacher the pairs of a file are of, by its URI; empty for one teacher.
         min_relevance: label from which a pair is positive.
@@ -50,6 +51,7 @@ class Columns:
     rank: str | None = None
     num_negatives: str | None = None
     spaces: tuple[str, ...] = SPACES
+    unused_id: str | None = None
     pair_key: str | None = None
     min_relevance: float = 1.0
     positive_labels: tuple[str, ...] = ()
@@ -64,6 +66,8 @@ class Columns:
     def list_columns(self, schema: pa.Schema, roles: Container[str]) -> list[str]:
         """Return the columns that some roles are read from."""
         given = [name for role in OWN_ROLES if role in roles and (name := getattr(self, role)) is not None]
+        if self.unused_id is not None and "query_id" in roles:
+            given.append(self.unused_id)
         own = [column for name in given if (column := find_column(schema, name)) is not None]
         return [*self.texts.list_columns(schema.names, roles), *own]
 
@@ -209,6 +213,8 @@ def _spread_pairs(rows: PairRows, roles: Container[str], columns: Columns) -> pa
     for role in ("query_id", "document_id"):
         if role in roles and (name := getattr(columns, role)) is not None:
             values[role] = rows.spread_ids(name, f"--{role.replace('_', '-')}-column")
+    if columns.unused_id is not None and "query_id" in roles:
+        values["unused_id"] = _read_unused(rows, columns.unused_id)
     if columns.title is not None and "title" in roles:
         values["title"] = _to_text(rows.spread(columns.title), rows.uri, columns.title).fill_null("")
     for role in NUMBER_ROLES:
@@ -221,6 +227,14 @@ def _spread_pairs(rows: PairRows, roles: Container[str], columns: Columns) -> pa
         rules = columns.min_relevance, columns.positive_labels
         values["positive"] = pa.array(mark_positives(rows, columns.label, *rules))
     return pa.table(values)
+
+
+def _read_unused(rows: PairRows, name: str) -> pa.ChunkedArray:
+    """Return ids that nothing goes by, null for what is none."""
+    kind = find_field_type(rows.table.schema, name)
+    if kind is None or pa.types.is_nested(kind):
+        return pa.chunked_array([pa.nulls(len(rows.spread(rows.value)), pa.large_string())])
+    return read_ids(rows.spread(name))
 
 
 def _read_numbers(rows: PairRows, name: str, flag: str) -> pa.ChunkedArray:

@@ -107,6 +107,11 @@ def list_remarks(tally: MiningTally, job: MineJob, rules: MiningRules, source: s
             f"{source or least}: {counts['queries_without_positive']:,} of {counts['queries']:,} queries have no positive; "
             "they are left out"
         )
+    if counts["queries_of_several_ids"]:
+        remarks.append(
+            f"--query-id-column: {counts['queries_of_several_ids']:,} of {counts['queries']:,} texts of queries stand for "
+            "several ids each, whose candidates and positives were taken together; name the column of ids to mine them apart"
+        )
     if counts["unmatched_judgements"]:
         remarks.append(
             f"{source}: {counts['queries_lacking_positives']:,} of {counts['judged_queries']:,} judged queries have a positive "
@@ -215,6 +220,7 @@ def _list_counts(counts: dict[str, int]) -> list[tuple[str, int]]:
     labels = {
         "queries": "queries with a scored pair",
         "queries_without_positive": "queries without a positive, left out",
+        "queries_of_several_ids": "queries that several ids stand for, taken together by their text",
         "queries_short": "queries with fewer negatives than --min-negatives, dropped",
         "unscored_positives": "positives without a score, left out",
         "unmatched_judgements": "judgements of these queries that no scored pair meets",

@@ -21,7 +21,7 @@ from rerank_actor.mining.rules import SPACES
 from rerank_actor.mining.texts import find_sources, name_texts
 from rerank_actor.outputs.scored import ScoredOutput, compare_settings, open_scored, read_schema
 from rerank_actor.outputs.scored_columns import describe_columns, find_ids
-from rerank_actor.outputs.scored_texts import ScoredTexts, read_text_settings, refuse_lost_fields
+from rerank_actor.outputs.scored_texts import ScoredTexts, read_text_settings, refuse_lost_fields, refuse_repeated
 
 TO_THE_END = "run jobs.score to the end, or give --allow-incomplete to mine what is there"
 APART = "mine them apart, or give --allow-mixed-scores"
@@ -89,7 +89,8 @@ def load_scored(job: MineJob) -> ScoredInput:
         columns = replace(columns, teachers=teachers, spaces=tuple({"logit": None, **dict.fromkeys(columns.spaces)}))
     columns.check(first_output.parts[0].uri, schema)
     for output in outputs:
-        _refuse_repeated(output.uri, made[output.uri], columns)
+        roles = (getattr(columns, role) for role in CANDIDATE_ROLES)
+        refuse_repeated(f"--scored {output.uri}", made[output.uri], [name for name in roles if name is not None])
     prompt = None if texts.has_instructions else texts.instruction
     return ScoredInput(tuple(parts.values()), columns, prompt, find_sources(job, first_output.uri, settings))
 
@@ -144,26 +145,9 @@ def _refuse_lost_instructions(uri: str, settings: dict[str, Any], texts: ScoredT
         )
 
 
-def _refuse_repeated(uri: str, settings: dict[str, Any], columns: Columns) -> None:
-    """Refuse what a list's row says once where its candidates are rows: a place would mark all of them, or none."""
-    if not settings.get("explode"):
-        return
-    texts = ScoredTexts.from_settings(settings)
-    taken_apart = {texts.document, *(texts.name(name) for name in settings.get("explode_columns") or ())}
-    for role in CANDIDATE_ROLES:
-        name = getattr(columns, role)
-        if name is not None and not any(name == one or name.startswith(f"{one}.") for one in taken_apart):
-            raise InputError(
-                f"--scored {uri}: was scored with --explode, which repeated column `{name}` for each candidate of a row "
-                f"instead of taking it apart; score again with it among --explode-columns, or without --explode",
-                uri=uri,
-                column=name,
-            )
-
-
 def _open_output(uri: str, job: MineJob) -> ScoredOutput:
     """Look at one of the inputs, and refuse it where it cannot be mined."""
-    _refuse_overlap(uri, job.output)
+    storage.refuse_overlap(job.output, uri, "--output", "--scored")
     output = open_scored(uri)
     if not output.settings and not output.parts:
         problem = f"{len(output.strays)} objects, no Parquet file among them" if output.strays else "nothing there"
@@ -173,15 +157,6 @@ def _open_output(uri: str, job: MineJob) -> ScoredOutput:
     if not output.parts:
         raise InputError(f"--scored {uri}: nothing is scored there yet; run jobs.score first", uri=uri)
     return output
-
-
-def _refuse_overlap(uri: str, output: str) -> None:
-    if storage.is_within(uri, output) or storage.is_within(output, uri):
-        raise InputError(
-            f"--output {output}: lies in --scored {uri} or around it, so that what is written would be read again; choose a "
-            "folder beside it",
-            uri=output,
-        )
 
 
 def _name_columns(job: MineJob, settings: dict[str, Any], texts: ScoredTexts, schema: pa.Schema) -> Columns:
@@ -203,6 +178,7 @@ def _name_columns(job: MineJob, settings: dict[str, Any], texts: ScoredTexts, sc
         label=job.label_column,
         rank=job.rank_column,
         num_negatives=job.num_negatives_column,
+        unused_id=find_ids(schema, scored.query_id) if query_id is None else None,
         spaces=tuple(space for space in SPACES if space in needed or space in scored.values),
         pair_key=PAIR_KEY if PAIR_KEY in schema.names and texts.instruction is not None else None,
         min_relevance=job.min_relevance,

@@ -7,7 +7,7 @@ by a shuffle. Every row so goes exactly one way. Knows nothing of Ray or of rule
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError
+from rerank_actor.inputs.ids import find_fractions
 from rerank_actor.inputs.rankings.qrels import mark_judged
 from rerank_actor.mining.pairs import TEXT_ROLES, Columns, encode_keys, hash_queries, read_pairs
 from rerank_actor.outputs.part import read_part_metadata
@@ -54,30 +55,55 @@ class Survey:
     positives: np.ndarray
 
 
-def survey_part(number: int, part: storage.StoredObject, columns: Columns, qrels: pa.Table | None) -> list[Survey]:
+def survey_part(
+    number: int,
+    part: storage.StoredObject,
+    columns: Columns,
+    qrels: pa.Table | None,
+    fractions: Mapping[str, pa.Array] | None = None,
+) -> list[Survey]:
     """Look at each row group of a file.
+
+    Args:
+        number: of the file.
+        part: the file.
+        columns: what its columns are called.
+        qrels: positive judgements, where these say what is positive.
+        fractions: what `find_judged_fractions` gives for these, None to find them here.
 
     Raises:
         InputError: a column is missing or of the wrong kind.
         ShardError, StorageError, JobError: the file cannot be read.
     """
+    fractions = find_judged_fractions(qrels) if fractions is None else fractions
     with open_part(part) as file:
         columns.check(part.uri, file.schema_arrow)
         return [
-            _survey_group(file, part.uri, number, group, columns, qrels)
+            _survey_group(file, part.uri, number, group, columns, qrels, fractions)
             for group in range(file.metadata.num_row_groups)
         ]
 
 
+def find_judged_fractions(qrels: pa.Table | None) -> dict[str, pa.Array]:
+    """Return the ids of judgements that are written as 7.0 is, by role: a search of all judgements, done once."""
+    return {} if qrels is None else {role: find_fractions(qrels[f"{role}_id"]) for role in ("query", "document")}
+
+
 def _survey_group(
-    file: pq.ParquetFile, uri: str, part: int, group: int, columns: Columns, qrels: pa.Table | None
+    file: pq.ParquetFile,
+    uri: str,
+    part: int,
+    group: int,
+    columns: Columns,
+    qrels: pa.Table | None,
+    fractions: Mapping[str, pa.Array],
 ) -> Survey:
     roles = (*columns.key, "query_id", "document_id") if qrels is not None else columns.key
     pairs = read_pairs(file, uri, [group], columns, tuple(dict.fromkeys(roles)), 0)
     query, keys = encode_keys(pairs.table, columns)
     if qrels is not None:
-        for role in ("query", "document"):
-            refuse_judged_otherwise(uri, role, pairs.table[f"{role}_id"], qrels[f"{role}_id"])
+        for role, found in fractions.items():
+            refuse_judged_otherwise(uri, role, pairs.table[f"{role}_id"], qrels[f"{role}_id"], found)
         positive = mark_judged(pairs.table["query_id"], pairs.table["document_id"], qrels).positive
     elif columns.label is not None:
         positive = pairs.table["positive"].to_numpy()
@@ -253,7 +279,8 @@ def survey_parts(
         RunInterruptedError, OutputConflictError, RerankError: the run was ended.
     """
     surveys: list[Survey] = []
-    survey_some = functools.partial(_survey_some, columns=columns, qrels=qrels)
+    fractions = find_judged_fractions(qrels)
+    survey_some = functools.partial(_survey_some, columns=columns, qrels=qrels, fractions=fractions)
     bundles = batch_by_size(enumerate(parts), lambda numbered: numbered[1].size, TASK_BYTES, PARTS_PER_TASK)
     with contextlib.closing(runner.run_tasks(survey_some, bundles)) as reports:
         for _, report in reports:
@@ -264,7 +291,10 @@ def survey_parts(
 
 
 def _survey_some(
-    bundle: list[tuple[int, storage.StoredObject]], columns: Columns, qrels: pa.Table | None
+    bundle: list[tuple[int, storage.StoredObject]],
+    columns: Columns,
+    qrels: pa.Table | None,
+    fractions: Mapping[str, pa.Array],
 ) -> dict[str, Any]:
-    surveys = (survey for number, part in bundle for survey in survey_part(number, part, columns, qrels))
+    surveys = (survey for number, part in bundle for survey in survey_part(number, part, columns, qrels, fractions))
     return {"surveys": [vars(survey) for survey in surveys]}

@@ -171,6 +171,15 @@ def _count_contradicting(table: pa.Table, query: np.ndarray, text: np.ndarray) -
     return int((is_same & (np.diff(value[order]) != 0)).sum())
 
 
+def _count_several_ids(table: pa.Table, columns: Columns) -> int:
+    """Return how many queries, which are told apart by their texts, have more than one id."""
+    if "unused_id" not in table.column_names:
+        return 0
+    pairs = pa.table({"query": encode_keys(table, columns)[0], "id": table["unused_id"]}).drop_null()
+    num_ids = pairs.group_by("query").aggregate([("id", "count_distinct")])["id_count_distinct"]
+    return int(pc.sum(pc.greater(num_ids, 1)).as_py() or 0)
+
+
 def _finish(unit: MiningUnit, table: pa.Table | None, spec: MiningSpec, begun: dict[str, Any]) -> dict[str, Any]:
     """Select and write, and return the record that is begun."""
     objects, tallies = mine_table(unit.name, table, spec)
@@ -203,9 +212,10 @@ def mine_table(unit: str, table: pa.Table | None, spec: MiningSpec) -> tuple[dic
     if "query_id" in table.column_names:
         refuse_two_spellings("--scored", "query", table["query_id"])
         refuse_two_texts("--scored", table["query_id"], encode_texts(table["query"])[0])
-    joined: dict[str, Any] = {}
+    joined: dict[str, Any] = {"queries_of_several_ids": _count_several_ids(table, spec.columns)}
     if spec.combination is not None:
-        table, joined = combine_teachers(table, encode_keys(table, spec.columns)[0], spec.combination)
+        table, counts = combine_teachers(table, encode_keys(table, spec.columns)[0], spec.combination)
+        joined |= counts
     queries = _Queries(table, spec)
     for name, rules in spec.rule_sets.items():
         selection = select(

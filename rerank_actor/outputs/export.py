@@ -39,7 +39,7 @@ from rerank_actor.outputs.scored_columns import (
     refuse_two_spellings,
     refuse_two_texts,
 )
-from rerank_actor.outputs.scored_texts import ScoredTexts, read_text_settings
+from rerank_actor.outputs.scored_texts import ScoredTexts, read_text_settings, refuse_repeated
 from rerank_actor.storage.exchange import Exchange, SlicedObject, assign_buckets, collect_slices, hash_keys, read_slices
 
 FORMATS = ("trec", "tevatron", "mteb-predictions")
@@ -197,6 +197,7 @@ def _read_part(part: storage.StoredObject, settings: dict[str, Any], spec: Expor
             )
         found = _find_id_columns(part.uri, file.schema_arrow, spec, columns)
         names = list(found)
+        refuse_repeated(part.uri, settings, names[1:])
         texts = ScoredTexts.from_settings(settings)
         texts_in = [] if texts.spec.query_is_id else texts.list_columns(file.schema_arrow.names, ("query",))
         with refuse_damaged(part.uri, UNREADABLE):

@@ -7,17 +7,17 @@ nothing of plans and parts, or of what is made of the pairs.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rerank_actor.engines.families.description import ScoreScale
-from rerank_actor.errors import InputError, describe_cause
+from rerank_actor.errors import InputError
 from rerank_actor.inputs.columns import find_type, is_list, locate
 from rerank_actor.inputs.directions import BACKWARD, FORWARD, name_column
-from rerank_actor.inputs.ids import find_other_spelling, read_ids
+from rerank_actor.inputs.ids import Ids, find_fractions, find_other_spelling, read_ids
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.pairs import list_fields
 from rerank_actor.inputs.text_sources import ID_NAMES
@@ -25,7 +25,6 @@ from rerank_actor.outputs.part import read_part_metadata
 
 VALUES = ("score", "logit")
 PLAIN = ScoreScale()
-_Ids: TypeAlias = pa.Array | pa.ChunkedArray
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def refuse_two_spellings(uri: str, role: str, ids: pa.ChunkedArray) -> None:
     Raises:
         InputError: naming one.
     """
-    found = find_other_spelling(ids, ids)
+    found = find_other_spelling(find_fractions(ids), ids)
     if found is not None:
         raise InputError(
             f"{uri}: has the {role} id {found!r} beside {found.partition('.')[0]!r}, which may be one; write whole numbers "
@@ -189,13 +188,13 @@ class PairRows:
 
     Attributes:
         table: the rows that have pairs.
-        uri: as given.
+        value, uri: as given.
         lengths: int64 [num_rows], pairs of each row that has a list; None where a row is a pair.
         num_without: rows without a list, which have no pairs.
     """
 
     def __init__(self, table: pa.Table, value: str, uri: str) -> None:
-        self._value, self.uri = value, uri
+        self.value, self.uri = value, uri
         self.lengths: np.ndarray | None = None
         self.num_without = 0
         if is_list(table.schema.field(value).type):
@@ -221,7 +220,7 @@ class PairRows:
             return self.repeat(column)
         if not np.array_equal(pc.fill_null(pc.list_value_length(column), 0).to_numpy(), self.lengths):
             raise InputError(
-                f"{self.uri}: column `{name}` has lists of other lengths than `{self._value}`",
+                f"{self.uri}: column `{name}` has lists of other lengths than `{self.value}`",
                 uri=self.uri,
                 column=name,
             )
@@ -255,19 +254,19 @@ class PairRows:
         column = self.spread(name)
         try:
             ids = read_ids(column)
-            cause = "neither text nor a whole number" if ids.null_count > column.null_count else None
-        except pa.ArrowException as error:
-            cause = describe_cause(error)
-        if cause is not None:
+        except pa.ArrowException:  # of lists and structs
+            ids = None
+        if ids is None or ids.null_count > column.null_count:
             raise InputError(
-                f"{self.uri}: column `{name}` ({column.type}) holds what is no id ({cause}); choose another with {flag}",
+                f"{self.uri}: column `{name}` ({column.type}) holds what is no id (neither text nor a whole number, one for "
+                f"each scored pair); choose another with {flag}",
                 uri=self.uri,
                 column=name,
             )
         return ids
 
 
-def refuse_judged_otherwise(uri: str, role: str, ours: _Ids, judged: _Ids) -> None:
+def refuse_judged_otherwise(uri: str, role: str, ours: Ids, judged: Ids, fractions: pa.Array) -> None:
     """Refuse ids of which judgements write as 7 what pairs write as 7.0, or the other way round: they would miss each other.
 
     Args:
@@ -275,15 +274,16 @@ def refuse_judged_otherwise(uri: str, role: str, ours: _Ids, judged: _Ids) -> No
         role: of what the ids name.
         ours: ids of the pairs.
         judged: ids of the judgements.
+        fractions: those of them that are written as 7.0 is, which are found once for all pairs.
 
     Raises:
         InputError: naming one.
     """
-    for ids, others in ((ours, judged), (judged, ours)):
+    for ids, others in ((find_fractions(ours), judged), (fractions, ours)):
         found = find_other_spelling(ids, others)
         if found is not None:
             both = found, found.partition(".")[0]
-            here, there = both if ids is ours else both[::-1]
+            here, there = both if others is judged else both[::-1]
             raise InputError(
                 f"{uri}: has the {role} id {here!r} where --qrels has {there!r}; write the ids of both alike", uri=uri
             )

@@ -303,6 +303,31 @@ def refuse_lost_fields(scored: ScoredOutput, settings: Mapping[str, Any], schema
         )
 
 
+def refuse_repeated(uri: str, settings: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse what a list's row says once where its candidates are rows: a place would mark all of them, or none.
+
+    Args:
+        uri: of the output, for the error.
+        settings: that it was scored with.
+        names: columns, or fields below them, of which each candidate is to have a value of its own.
+
+    Raises:
+        InputError: one was repeated for each candidate of a row.
+    """
+    if not settings.get("explode"):
+        return
+    texts = ScoredTexts.from_settings(settings)
+    taken_apart = {texts.document, *(texts.name(name) for name in settings.get("explode_columns") or ())}
+    for name in names:
+        if not any(name == one or name.startswith(f"{one}.") for one in taken_apart):
+            raise InputError(
+                f"{uri}: was scored with --explode, which repeated column `{name}` for each candidate of a row instead of "
+                "taking it apart; score again with it among --explode-columns, or without --explode",
+                uri=uri,
+                column=name,
+            )
+
+
 def _read_fields(scored: ScoredOutput, column: str) -> list[str]:
     """Return the fields of the input's documents, none where that cannot be seen."""
     if scored.plan.json_types:

@@ -21,6 +21,7 @@ from rerank_actor.job_file import check_job
 from rerank_actor.mining.formats import SUFFIXES
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.preflight import prepare_mining, refuse_older
+from rerank_actor.mining.report import list_remarks
 from rerank_actor.mining.scored import load_scored
 from rerank_actor.outputs.export import FORMATS, ExportSpec, export_scores
 
@@ -376,3 +377,52 @@ def test_an_id_that_a_shard_with_nulls_writes_as_a_fraction_is_refused(tmp_path:
         spec = ExportSpec(job.output, "trec", str(tmp_path / "run"), pairs_at_once=pairs_at_once, **ids)
         with pytest.raises(InputError, match=r"the query id '7.0' beside '7', which may be one"):
             export_scores(spec)
+
+
+def test_ids_that_explode_repeated_are_refused_by_their_flag(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"query_id": n, "query": f"q{n}", "document": ["a", "b"], "document_id": [f"{n}a", f"{n}b"], "row": f"r{n}"}
+        for n in range(2)
+    ]
+    given = {"explode": True}
+    for folder, more in {"whole": given, "apart": {**given, "explode_columns": ["document_id"]}}.items():
+        score_here(Layout(rows).make_job(tmp_path / folder, **more))
+    for folder, name in (("whole", "document_id"), ("whole", "row"), ("apart", "row")):
+        spec = ExportSpec(str(tmp_path / folder / "scored"), "trec", document_id_column=name)
+        with pytest.raises(InputError, match=f"repeated column `{name}` for each candidate.*--explode-columns"):
+            export_scores(spec)
+    target = tmp_path / "run.tsv"
+    export_scores(ExportSpec(str(tmp_path / "apart/scored"), "tevatron", str(target)))
+    assert {line.rpartition("\t")[0] for line in target.read_text().splitlines()} == {
+        "0\t0a",
+        "0\t0b",
+        "1\t1a",
+        "1\t1b",
+    }
+    pairs = [{"query_id": "q", "query": "q", "document": "a", "document_id": ["a", "b"]}]
+    flat = Layout(pairs).make_job(tmp_path / "flat")
+    score_here(flat)
+    with pytest.raises(InputError, match=r"column `document_id` \(list.*holds what is no id .neither text nor"):
+        export_scores(ExportSpec(flat.output, "trec"))
+
+
+@pytest.mark.parametrize("second", ["1", "7.0", None])
+def test_query_text_of_two_ids_is_mined_as_one_and_told(tmp_path: Path, second: str | None) -> None:
+    for name, query_id in (("one", "7"), ("other", second)):  # two sources, each with ids of its own
+        rows = [
+            {"query_id": query_id, "query": text, "document": f"{name} {place}", "label": int(place == 0)}
+            for text in ("asked by both", f"asked by {name}")
+            for place in range(2)
+        ]
+        score_here(Layout(rows).make_job(tmp_path / name))
+    scored = [str(tmp_path / name / "scored") for name in ("one", "other")]
+    for unit_bytes in (1, 2**20):
+        job = make_job(scored[0], tmp_path / f"mined-{unit_bytes}", scored=scored)
+        mined, tally, _ = mine_in_process(job, unit_bytes)
+        assert len(mined) == 2 * 2 + 2, "both's positives with both's negatives"
+        remarks = [one for one in list_remarks(tally, job, job.rules(), "") if one.startswith("--query-id-column: ")]
+        assert [one.startswith("--query-id-column: 1 of 3 texts") for one in remarks] == [True] * (second is not None)
+    apart = make_job(scored[0], tmp_path / "apart", scored=scored, query_id_column="query_id")
+    if second == "1":
+        with pytest.raises(InputError, match="query id '7' stands for queries of two texts"):
+            mine_in_process(apart)
