@@ -64,7 +64,8 @@ class RerankerModel:
         description: its prompt, its head and what runs it.
         architecture: the class named in `config.json`.
         max_positions: longest prompt in tokens that the model was built for.
-        usual_length: longest prompt by the settings of sentence-transformers, None where they say nothing.
+        usual_length: longest prompt by the settings of sentence-transformers or, of a pair that the tokenizer itself cuts, by
+            the tokenizer's; None where they say nothing.
         is_early: whether it is a kind of model that was scored before there were descriptions, so that outputs name none.
         is_users: whether the description is the user's, which beats what the folder says.
         assumption: what is taken for granted of it, for the user to read; empty where its files or the user say it.
@@ -236,7 +237,8 @@ def load_reranker_model(
         architecture=get_architecture(config),
         max_positions=_max_positions(config),
         trust_remote_code=trust_remote_code,
-        usual_length=read_usual_length(folder) or (read_length(name, folder) if embedding is not None else None),
+        usual_length=read_usual_length(folder)
+        or (read_length(name, folder) if description.template.control == "pair" or embedding is not None else None),
         is_early=early,
         is_users=entry is not None,
         quantization=read_quantization(name, config),
@@ -362,6 +364,12 @@ def load_tokenizer_json(model: RerankerModel) -> str:
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"{model.name}: its tokenizer has no tokenizer.json; a fast tokenizer is needed", model=model.name
+        )
+    if model.description.template.longest_first and tokenizer.truncation_side == "left":
+        raise ModelError(
+            f"{model.name}: its tokenizer cuts the beginning of what is too long (truncation_side left), and this job cuts the "
+            "end; correct tokenizer_config.json, or take another model",
+            model=model.name,
         )
     text = str(tokenizer.backend_tokenizer.to_str())
     _refuse_other_ids(model, Tokenizer.from_str(text))

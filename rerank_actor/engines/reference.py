@@ -60,7 +60,6 @@ def ask_sentence_transformers(
         return None
     template, head = model.description.template, model.description.head
     folder = fetch_model(model.name, model.revision, code=model.trust_remote_code)
-    prompt = instruction if template.takes_instruction else None
     try:
         encoder: Any = sentence_transformers.CrossEncoder(
             str(folder),
@@ -70,6 +69,8 @@ def ask_sentence_transformers(
             trust_remote_code=model.trust_remote_code,
             local_files_only=True,
         )
+        own = encoder.prompts.get(encoder.default_prompt_name)
+        prompt = instruction if template.takes_instruction else own
         outputs = encoder.predict(
             list(pairs), prompt=prompt, activation_fn=torch.nn.Identity(), batch_size=1, show_progress_bar=False
         )

@@ -291,11 +291,7 @@ def fit_max_length(job: Job, model: RerankerModel, reporter: Reporter) -> Job:
     length = model.default_length
     if length == job.max_length:
         return job
-    reason = (
-        "the longest that {} was built for"
-        if length == model.max_positions
-        else "the max_seq_length in the files of {}"
-    )
+    reason = "the longest that {} was built for" if length == model.max_positions else "the length in the files of {}"
     reporter.info(f"--max-length is {length}, {reason.format(model.name)}")
     return job.model_copy(update={"max_length": length})
 

@@ -129,6 +129,12 @@ def _convert(
     """Return the configuration that the model is loaded by, and its tensors, None where they stay as they lie."""
     config = {key: value for key, value in config.items() if key not in OWN_CODE}
     if loading == "bidirectional":
+        if config.get("pooling", "avg") != "avg":
+            raise ModelError(
+                f"{name}: config.json has pooling {config['pooling']}, and a bidirectional Llama is scored by the mean of its "
+                "tokens alone (avg); take another model",
+                model=name,
+            )
         return config | {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, None
     if loading == "renamed_xlm_roberta":
         config |= {"model_type": "xlm-roberta", "architectures": ["XLMRobertaForSequenceClassification"]}

@@ -87,6 +87,7 @@ def describe_model(name: str, folder: Path, config: dict[str, Any], entry: Entry
     if template is None:
         has_segments = knows_segments(config) and _marks_segments(name, folder, tokenizer)
         template = known.template if known is not None else _find_template(name, architecture, has_segments)
+        template = _put_default_prompt(name, template, declared)
     if tokenizer is not None:
         refuse_larger_tokenizer(name, tokenizer, config.get("vocab_size"))
         if declared.head is not None and isinstance(declared.head, TokenHead):
@@ -108,7 +109,7 @@ def describe_model(name: str, folder: Path, config: dict[str, Any], entry: Entry
         head = TokenHead(find("yes"), find("no"))
     if known is not None:
         return replace(known, template=template, head=head)
-    return ModelDescription(template.name, template, head, make_runtime(architecture, head))
+    return ModelDescription(template.name, template, head, make_runtime(architecture, head, config))
 
 
 def is_early(name: str, folder: Path, config: dict[str, Any], description: ModelDescription) -> bool:
@@ -119,7 +120,7 @@ def is_early(name: str, folder: Path, config: dict[str, Any], description: Model
     template, head = replace(description.template, instruction=None), description.head
     if isinstance(head, EmbeddingHead):
         return False
-    plain = ModelDescription(template.name, template, head, make_runtime(get_architecture(config), head))
+    plain = ModelDescription(template.name, template, head, make_runtime(get_architecture(config), head, config))
     if replace(description, template=template) != plain:
         return False
     if isinstance(head, LabelHead):
@@ -194,6 +195,22 @@ def _find_template(name: str, architecture: str, has_segments: bool) -> Template
     )
 
 
+def _put_default_prompt(name: str, template: Template, declared: Declared) -> Template:
+    """Return a template with the default prompt of a folder where sentence-transformers puts it."""
+    prompt = declared.instruction
+    if prompt is None:
+        return template
+    if template.takes_instruction:
+        return replace(template, instruction=prompt)
+    if declared.modules and template.control == "pair" and template.head == "{query}" and "{" not in prompt:
+        return replace(template, head=prompt + template.head)
+    raise ModelError(
+        f"{name}: config_sentence_transformers.json names a default prompt ({prompt[:60]!r}), for which the prompt of "
+        f"{template.name} has no place; say what the prompt is with --model-description FILE",
+        model=name,
+    )
+
+
 def _read_chat_template(
     name: str, folder: Path, declared: Declared, controls: tuple[str, ...], architecture: str
 ) -> Template | None:
@@ -240,7 +257,9 @@ def _describe_chain(name: str, architecture: str, template: Template | None) -> 
             model=name,
         )
     head, wanted = LabelHead(), "ModernBertForSequenceClassification"
-    return ModelDescription("cross-encoder-chain", CROSS_ENCODER, head, make_runtime(wanted, head, loading="folded"))
+    return ModelDescription(
+        "cross-encoder-chain", CROSS_ENCODER, head, make_runtime(wanted, head, {}, loading="folded")
+    )
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer | None:

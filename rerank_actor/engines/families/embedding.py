@@ -13,6 +13,7 @@ from typing import Any, Literal
 from rerank_actor.engines.families.description import DECODERS, EmbeddingHead, ModelDescription, Runtime
 from rerank_actor.engines.families.entries import get_architecture
 from rerank_actor.engines.families.sentence_transformers import read_json
+from rerank_actor.engines.families.vllm_classes import find_unread
 from rerank_actor.engines.template import Template
 from rerank_actor.errors import ModelError
 
@@ -106,7 +107,9 @@ def describe_embedding(name: str, folder: Path, config: dict[str, Any], request:
             model=name,
         )
     head = request.make_head(name, pooling, width)
-    return ModelDescription(EMBEDDING_TEMPLATE.name, EMBEDDING_TEMPLATE, head, _make_runtime(architecture))
+    return ModelDescription(
+        EMBEDDING_TEMPLATE.name, EMBEDDING_TEMPLATE, head, _make_runtime(architecture, head, config)
+    )
 
 
 def read_prompt(name: str, folder: Path, role: Role, instruction: str | None = None) -> str:
@@ -202,10 +205,13 @@ def _refuse_similarity(name: str, folder: Path, *, normalizes: bool) -> None:
         )
 
 
-def _make_runtime(architecture: str) -> Runtime:
+def _make_runtime(architecture: str, head: EmbeddingHead, config: dict[str, Any]) -> Runtime:
     """Return what runs a model, whose vLLM class is the decoder's own or the encoder's without a head."""
     stem = re.sub(r"(Model|For[A-Za-z]+)$", "", architecture)
     wanted = f"{stem}ForCausalLM" if stem in DECODERS else f"{stem}Model"
+    unread = find_unread(architecture, head, config)
+    if unread is not None:
+        return Runtime("", unread)
     if stem in DECODERS or wanted in VLLM_ENCODERS:
         return Runtime(wanted)
     return Runtime("", f"vLLM 0.32 has no {wanted} whose vectors were compared")

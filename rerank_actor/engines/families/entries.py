@@ -5,6 +5,7 @@ Knows nothing of where model folders are.
 """
 
 import fnmatch
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib import resources
@@ -22,6 +23,7 @@ from rerank_actor.engines.families.description import (
     ScoreScale,
     TokenHead,
 )
+from rerank_actor.engines.families.vllm_classes import CLASSIFIERS, find_unread
 from rerank_actor.engines.template import Template, cut_prefix
 from rerank_actor.errors import JobError, ModelError
 
@@ -61,6 +63,7 @@ class Entry(BaseModel):
     label: int | None = Field(None, ge=0)
     minus_label: int | None = Field(None, ge=0)
     scale: float = Field(1.0, gt=0)
+    scale_setting: str | None = None
     shift: float = 0.0
     vllm: str | None = None
     without_vllm: str | None = None
@@ -137,9 +140,19 @@ class Entry(BaseModel):
             )
         else:
             head = LabelHead(self.label or 0, self.minus_label)
-        runtime = make_runtime(get_architecture(config), head, self.vllm, self.without_vllm, self.loading)
+        runtime = make_runtime(get_architecture(config), head, config, self.vllm, self.without_vllm, self.loading)
         template = self.to_template(controls, config)
-        return ModelDescription(self.family, template, head, runtime, ScoreScale(self.scale, self.shift))
+        return ModelDescription(
+            self.family, template, head, runtime, ScoreScale(self._read_scale(name, config), self.shift)
+        )
+
+    def _read_scale(self, name: str, config: Mapping[str, Any]) -> float:
+        scale = self.scale if self.scale_setting is None else config.get(self.scale_setting, self.scale)
+        if type(scale) not in (int, float) or not 0 < scale < math.inf:
+            raise ModelError(
+                f"{name}: config.json has {self.scale_setting} {scale!r}, by which logits cannot be divided", model=name
+            )
+        return float(scale)
 
 
 SEGMENTS_BY_DEFAULT = {"bert": 2, "electra": 2}
@@ -159,27 +172,19 @@ def knows_segments(config: Mapping[str, Any]) -> bool:
     return int(SEGMENTS_BY_DEFAULT.get(str(config.get("model_type")), 0) if size is None else size) > 1
 
 
-# Classes of Transformers that vLLM 0.32 has as classifiers, or turns into one.
-VLLM_CLASSIFIERS = frozenset(
-    """BertForSequenceClassification RobertaForSequenceClassification XLMRobertaForSequenceClassification
-    ModernBertForSequenceClassification Qwen2ForSequenceClassification Qwen3ForSequenceClassification
-    LlamaForSequenceClassification MistralForSequenceClassification GemmaForSequenceClassification
-    Gemma2ForSequenceClassification LlamaBidirectionalForSequenceClassification
-    GteNewForSequenceClassification""".split()  # noqa: SIM905 - a table
-)
-
-
 def make_runtime(
     architecture: str,
     head: TokenHead | LabelHead,
+    config: Mapping[str, Any],
     vllm: str | None = None,
     without_vllm: str | None = None,
     loading: Loading = "as_is",
 ) -> Runtime:
     """Return what runs a model: the class for vLLM where it has one, and how Transformers loads it."""
     wanted = vllm or architecture.replace("ForCausalLM", "ForSequenceClassification")
-    if without_vllm is None and wanted not in VLLM_CLASSIFIERS:
+    if without_vllm is None and wanted not in CLASSIFIERS:
         without_vllm = f"vLLM 0.32 has no {wanted} that gives this model's logits"
+    without_vllm = without_vllm or find_unread(architecture, head, config)
     return Runtime("" if without_vllm else wanted, without_vllm or "", loading)
 
 
