@@ -67,10 +67,12 @@ FLAGS = {
         --scored --combine --weights
         --query-column --document-column --queries --corpus --query-id-column --document-id-column --title-column
         --allow-incomplete --allow-mixed-scores --label-column --positive-labels --qrels --min-relevance --min-positive-score
-        --weak-positives --false-negatives --space --skip-top --depth --max-score --min-score --absolute-margin
-        --relative-margin --margin-pos --perc-pos --max-disagreement --near-duplicates --rank-column --rank-window
+        --weak-positives --false-negatives --promote-above --verdicts --allow-unknown-verdicts --space --skip-top --depth
+        --max-score --min-score --absolute-margin
+        --relative-margin --margin-pos --perc-pos --max-disagreement --uncertain-band --near-duplicates
+        --rank-column --rank-window
         --num-negatives --num-negatives-column --random-negatives --sampling --seed
-        --min-negatives --what-if --teacher --normalize --temperature --output --format --prompt --examples
+        --min-negatives --what-if --teacher --normalize --temperature --output --format --prompt --suspects --examples
         --overwrite --unit-mb --ray-address
     """,
     "export": """

@@ -14,6 +14,7 @@ from rerank_actor.job import ClusterSettings
 from rerank_actor.job_file import check_job, suggest
 from rerank_actor.mining.rules import MiningRules
 from rerank_actor.mining.settings import (
+    SUSPECT_SUFFIXES,
     MinedSettings,
     PositiveSettings,
     RuleSettings,
@@ -39,10 +40,10 @@ class MineJob(
                 raise ValueError(f"--{name} is missing: give it as a flag or as `{name}:` in the job file")
         if self.label_column is not None and self.qrels is not None:
             raise ValueError("--label-column and --qrels both say what is positive: give one of them")
-        if self.label_column is None and self.qrels is None and self.min_positive_score is None:
+        if not self.is_labelled and self.min_positive_score is None:
             raise ValueError(
-                "nothing says which documents are positive: give --label-column NAME, --qrels URI, or, to take the best-scored "
-                "document of each query, --min-positive-score X"
+                "nothing says which documents are positive: give --label-column NAME, --qrels URI, --verdicts URI, or, to take "
+                "the best-scored document of each query, --min-positive-score X"
             )
         if self.positive_labels and self.label_column is None:
             raise ValueError("--positive-labels says what the labels of --label-column mean: give that too")
@@ -55,6 +56,7 @@ class MineJob(
                 "--format tevatron-distillation holds teacher values: give --teacher score or --teacher logit"
             )
         self._check_teachers()
+        self._check_suspects()
         if self.teacher != "none" and self.random_negatives:
             raise ValueError(
                 "--random-negatives are not scored, so that they have no teacher value: leave out --teacher, or score what was "
@@ -84,6 +86,34 @@ class MineJob(
                 f"--combine {self.combine} gives no probability: give --space logit, thresholds in it and --teacher logit"
             )
 
+    def _check_suspects(self) -> None:
+        """Refuse flags of false negatives that do not go together."""
+        if self.promote_above is not None and self.false_negatives == "promote":
+            raise ValueError(
+                "--promote-above says which candidates become positive: leave out --false-negatives promote"
+            )
+        if self.allow_unknown_verdicts and self.verdicts is None:
+            raise ValueError("--allow-unknown-verdicts is of no use without --verdicts")
+        if self.suspects is not None and not self.suspects.endswith(SUSPECT_SUFFIXES):
+            raise ValueError(
+                f"--suspects {self.suspects}: give a file whose name ends in {' or '.join(SUSPECT_SUFFIXES)}"
+            )
+        rules = self.rules()
+        if rules.uncertain_band is not None:
+            space = rules.space_of(rules.uncertain_band)
+            for name, bound in rules.bounds.items():
+                if rules.space_of(bound) != space:
+                    raise ValueError(
+                        f"--uncertain-band is in {space}s and --{name.replace('_', '-')}, around which it lies, is not: give "
+                        f"both in one space, as in X@{space}"
+                    )
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether positives are known beside those that are found by score."""
+        judged = self.verdicts is not None and self.min_positive_score is None
+        return self.label_column is not None or self.qrels is not None or judged
+
     def combination(self) -> Combination | None:
         """Return how the scores of several teachers become one, None for one teacher."""
         if self.combine == "none":
@@ -96,8 +126,7 @@ class MineJob(
         if self.min_negatives is not None:
             least = max(self.min_negatives, least)
         given = {name: getattr(self, name) for name in RULES if name != "min_negatives"}
-        labelled = self.label_column is not None or self.qrels is not None
-        return MiningRules(**given, labelled=labelled, min_negatives=least)
+        return MiningRules(**given, labelled=self.is_labelled, min_negatives=least)
 
     def rule_sets(self) -> dict[str, MiningRules]:
         """Return the rules as given and those of each set of `--what-if`, by name.

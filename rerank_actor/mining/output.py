@@ -19,7 +19,7 @@ from rerank_actor.outputs.row_groups import RowGroups
 from rerank_actor.runtime.steps import StepRecords
 from rerank_actor.storage.exchange import Exchange
 
-OWN_FOLDERS = ("units", "shuffle", "stores", "what-if", "tmp")
+OWN_FOLDERS = ("units", "shuffle", "stores", "suspects", "what-if", "tmp")
 OWN_OBJECTS = (
     "plan.json",
     "pool.arrow",
@@ -47,6 +47,10 @@ class MineOutput(JobFolder):
         start = len(self.uri) + 1
         listed = [item for folder in DATA_FOLDERS for item in storage.list_children(f"{self.uri}/{folder}".rstrip("/"))]
         return [item for item in listed if DATA_NAME.fullmatch(item.uri[start:])]
+
+    def list_written(self) -> list[storage.StoredObject]:
+        """Return the objects that units write: training data, and suspects for a judge."""
+        return [*self.list_data(), *storage.list_children(self.at("suspects"))]
 
     def load_stored_plan(self) -> dict[str, Any] | None:
         """Return the plan and settings that were stored before the first unit, None for a new output or a damaged one."""

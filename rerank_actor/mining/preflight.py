@@ -11,10 +11,11 @@ from typing import Any
 import pyarrow as pa
 
 from rerank_actor import storage
-from rerank_actor.errors import OutputConflictError
+from rerank_actor.errors import InputError, OutputConflictError
 from rerank_actor.fingerprint import hash_fingerprint, list_differing, refuse_other_rules
 from rerank_actor.inputs.rankings.qrels import load_qrels
 from rerank_actor.mining.job import MineJob
+from rerank_actor.mining.judging.verdicts import Verdicts, load_verdicts
 from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.rules import VERSION, MiningRules
 from rerank_actor.mining.scored import ScoredInput, load_scored
@@ -42,6 +43,7 @@ class PreparedMining:
     settings: dict[str, Any]
     stored: dict[str, Any] | None
     replaces: bool
+    verdicts: Verdicts | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -53,7 +55,9 @@ class PreparedMining:
         """The flag that says what is positive, empty where positives are found by score."""
         if self.job.qrels is not None:
             return f"--qrels {self.job.qrels}"
-        return f"--label-column `{self.job.label_column}`" if self.job.label_column is not None else ""
+        if self.job.label_column is not None:
+            return f"--label-column `{self.job.label_column}`"
+        return f"--verdicts {self.job.verdicts}" if self.job.is_labelled else ""
 
 
 def prepare_mining(job: MineJob) -> PreparedMining:
@@ -67,14 +71,32 @@ def prepare_mining(job: MineJob) -> PreparedMining:
     rule_sets = job.rule_sets()
     scored = load_scored(job)
     qrels = load_qrels(job.qrels, job.min_relevance) if job.qrels else None
+    verdicts = load_verdicts(job.verdicts, job.min_relevance) if job.verdicts else None
+    if verdicts is not None and verdicts.by_ids and None in (scored.columns.query_id, scored.columns.document_id):
+        raise InputError(
+            f"--verdicts {verdicts.uri}: names queries and documents by id: give --query-id-column and --document-id-column"
+        )
+    _refuse_inside(job)
     settings = _collect_settings(job, scored, qrels)
+    settings |= {"verdicts_digest": verdicts.digest} if verdicts is not None else {}
+    settings |= {"suspects": True} if job.suspects else {}
     output = MineOutput(job.output)
     if Output(job.output).load_plan() is not None:
         raise OutputConflictError(
             f"{job.output}: is the output of a scoring job; choose another --output for what is mined from it",
             uri=job.output,
         )
-    return look_again(PreparedMining(job, output, scored, qrels, rule_sets, settings, None, job.overwrite))
+    return look_again(PreparedMining(job, output, scored, qrels, rule_sets, settings, None, job.overwrite, verdicts))
+
+
+def _refuse_inside(job: MineJob) -> None:
+    """Refuse to write suspects where those who read scores or training data would take them for these."""
+    for uri in (*job.scored, job.output):
+        if job.suspects is not None and storage.is_within(job.suspects, uri):
+            raise InputError(
+                f"--suspects {job.suspects}: lies in {uri}, whose readers would read it too; choose a file beside it",
+                uri=job.suspects,
+            )
 
 
 def look_again(prepared: PreparedMining) -> PreparedMining:

@@ -7,6 +7,7 @@ storage.
 from typing import Any
 
 from rerank_actor.mining.job import MineJob
+from rerank_actor.mining.judging.verdicts import NAMES
 from rerank_actor.mining.rules import MiningRules
 from rerank_actor.mining.tally import BIN_WIDTHS, MiningTally
 from rerank_actor.mining.teachers import list_agreement
@@ -30,6 +31,7 @@ STEPS = {
     "positive": "are positives",
     "rank_window": "outside --rank-window",
     "depth": "below --depth",
+    "unsure": "judged unsure",
     "promoted": "promoted to positive",
     "false_negatives": "scored above a positive",
     "absolute_margin": "--absolute-margin",
@@ -39,6 +41,7 @@ STEPS = {
     "max_score": "--max-score",
     "min_score": "--min-score",
     "max_disagreement": "--max-disagreement",
+    "uncertain_band": "--uncertain-band",
     "near_duplicates": "--near-duplicates",
     "skip_top": "--skip-top",
     "num_negatives": "beyond --num-negatives",
@@ -124,6 +127,15 @@ def list_remarks(tally: MiningTally, job: MineJob, rules: MiningRules, source: s
     if counts["weak_positives"]:
         done = "dropped" if job.weak_positives == "drop" else "kept (--weak-positives drop leaves them out)"
         remarks.append(f"{least}: {counts['weak_positives']:,} positives are below; {done}")
+    if job.verdicts is not None:
+        said = ", ".join(f"{counts[f'verdicts_{name}']:,} {name.replace('_', ' ')}" for name in NAMES.values())
+        others = (
+            (counts["verdicts_against_labels"], "take a label's positive away"),
+            (counts["verdicts_open"], "rows have no verdict yet"),
+            (counts["verdicts_unknown"], "are of pairs that are not among the scored ones and are left out"),
+        )
+        more = "".join(f"; {number:,} {words}" for number, words in others if number)
+        remarks.append(f"--verdicts {job.verdicts}: {said}{more}")
     if counts["queries_short_of_random"]:
         remarks.append(
             f"--random-negatives {rules.random_negatives}: {counts['queries_short_of_random']:,} queries got fewer, because "
@@ -228,6 +240,9 @@ def _list_counts(counts: dict[str, int]) -> list[tuple[str, int]]:
         "judged_queries_without_candidates": "further judged queries without a scored pair",
         "weak_positives": "positives below --min-positive-score",
         "promoted": "candidates promoted to positive",
+        "verdicts_relevant": "candidates judged relevant, now positive",
+        "verdicts_not_relevant": "candidates judged not relevant, which no rule suspects any more",
+        "verdicts_unsure": "candidates judged unsure, neither positive nor negative",
         "random_negatives": "random negatives, beside the others",
     }
     return [(words, counts.get(name, 0)) for name, words in labels.items()]

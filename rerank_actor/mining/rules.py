@@ -14,7 +14,7 @@ Space = Literal["score", "logit"]
 SPACES: tuple[Space, ...] = ("score", "logit")
 VERSION = 3  # of what the same settings and scores give, with their texts; to be raised with every rule that changes
 LATER = frozenset(
-    {"rank_window", "random_negatives", "max_disagreement"}
+    {"rank_window", "random_negatives", "max_disagreement", "promote_above", "uncertain_band"}
 )  # rules that fingerprints of earlier versions do not have
 DEPTH_FACTOR = 10  # of num_negatives, where rules may drop candidates; sentence-transformers 6
 
@@ -89,6 +89,8 @@ class MiningRules:
         max_score, min_score: bounds of a negative.
         absolute_margin, relative_margin, margin_pos, perc_pos: distance from the query's lowest positive.
         false_negatives: what becomes of candidates above the query's lowest positive.
+        promote_above: how far above all positives of its query a candidate becomes one, None for no distance.
+        uncertain_band: distance from the highest value that the rules leave to a negative, within which a candidate is none.
         near_duplicates: likeness to a positive, 0 to 1, from which a candidate is none.
         num_negatives, sampling, seed: how many to take for each query, where its rows do not say it, and how.
         max_disagreement: of several teachers, above which a candidate is no negative.
@@ -118,6 +120,8 @@ class MiningRules:
     rank_window: RankWindow | None = None
     random_negatives: int = 0
     max_disagreement: float | None = None
+    promote_above: Threshold | None = None
+    uncertain_band: Threshold | None = None
 
     def space_of(self, threshold: Threshold) -> Space:
         """Return the space that a threshold is in."""
@@ -128,6 +132,12 @@ class MiningRules:
         """The spaces that the rules look at, each of which must be a column of the scores."""
         thresholds = [value for value in vars(self).values() if isinstance(value, Threshold)]
         return frozenset({self.space, *(self.space_of(threshold) for threshold in thresholds)})
+
+    @property
+    def bounds(self) -> dict[str, Threshold]:
+        """The rules in force that bound a negative's value from above, by name."""
+        names = ("absolute_margin", "relative_margin", "margin_pos", "perc_pos", "max_score")
+        return {name: bound for name in names if (bound := getattr(self, name)) is not None}
 
     def resolve_depth(self, max_positives: int, num_negatives: np.ndarray | None = None) -> Any:
         """Return the rank at which the window ends, None for no end.
@@ -142,7 +152,7 @@ class MiningRules:
             return self.depth
         number = self.num_negatives if num_negatives is None else num_negatives
         margins = (self.absolute_margin, self.relative_margin, self.margin_pos, self.perc_pos)
-        others = (self.max_score, self.min_score, self.near_duplicates)
+        others = (self.max_score, self.min_score, self.near_duplicates, self.uncertain_band)
         may_drop = self.false_negatives != "report" or any(rule is not None for rule in (*margins, *others))
         return self.skip_top + (DEPTH_FACTOR if may_drop else 1) * number + max_positives
 
@@ -173,6 +183,10 @@ class MiningRules:
             "promote": "s > the query's highest positive becomes a positive, else s > p is dropped",
             "report": "s > p is counted and stays",
         }[self.false_negatives]
+        if self.promote_above is not None:
+            rules["promote above"] = (
+                f"a candidate whose value is {self.promote_above} or more above the query's highest positive becomes a positive"
+            )
         forms = {
             "absolute_margin": "s + {} > p is dropped",
             "relative_margin": "s > p - |p| * {} is dropped",
@@ -188,6 +202,11 @@ class MiningRules:
             rules["max_disagreement"] = (
                 f"a candidate is dropped whose teachers' values, as they are combined, differ by more than "
                 f"{self.max_disagreement:g}"
+            )
+        if self.uncertain_band is not None:
+            rules["uncertain band"] = (
+                f"a candidate is dropped that is no more than {self.uncertain_band} from the highest value that margins and "
+                "maximum leave to a negative, or from p without these"
             )
         if self.near_duplicates is not None:
             rules["near duplicates"] = (

@@ -19,12 +19,14 @@ from rerank_actor.errors import InputError, RerankError
 from rerank_actor.mining.examples import Teacher
 from rerank_actor.mining.formats import CORPUS, describe_corpus, describe_dataset, describe_saved
 from rerank_actor.mining.job import MineJob
+from rerank_actor.mining.judging.suspects import FOLDER as SUSPECTS
+from rerank_actor.mining.judging.suspects import make_schema, write_suspects
 from rerank_actor.mining.output import CARD, restore_plan, store_plan
 from rerank_actor.mining.preflight import PreparedMining, look_again, prepare_mining, refuse_older
 from rerank_actor.mining.random_negatives import draw_pool, pack_pool
 from rerank_actor.mining.report import explain_empty, list_remarks, render_report, summarize, tabulate_sets
 from rerank_actor.mining.scored import APART
-from rerank_actor.mining.survey import MiningPlan, MiningUnit, plan_units, require_pairs, survey_parts
+from rerank_actor.mining.survey import MiningPlan, MiningUnit, count_unknown, plan_units, require_pairs, survey_parts
 from rerank_actor.mining.tally import MiningTally
 from rerank_actor.mining.unit import MiningSpec, count_positives, mine_bucket, mine_unit
 from rerank_actor.outputs.manifest import read_versions
@@ -176,13 +178,15 @@ class _Run:
         """Look at all files once, and plan units and exchange."""
         scored, source = self.prepared.scored, self.prepared.source
         self.reporter.info(f"surveying {len(scored.parts):,} scored files")
-        surveys = survey_parts(scored.parts, scored.columns, self.prepared.qrels, runner)
+        verdicts = self.prepared.verdicts
+        surveys = survey_parts(scored.parts, scored.columns, self.prepared.qrels, runner, verdicts)
         fingerprints = {survey.fingerprint: scored.parts[survey.part].uri for survey in surveys}
         if not self.job.allow_mixed_scores and self.job.combine == "none":
             compare_fingerprints(fingerprints, "--scored", APART)
         plan = plan_units(surveys, int(self.job.unit_mb * MB))
-        require_pairs(plan, scored.columns, source)
         totals = plan.totals
+        totals["unknown_verdicts"] = count_unknown(surveys, verdicts, allowed=self.job.allow_unknown_verdicts)
+        require_pairs(plan, scored.columns, source)
         if source:
             threshold = (
                 "" if self.job.positive_labels else f" (from {scored.columns.min_relevance:g} on, --min-relevance)"
@@ -199,7 +203,7 @@ class _Run:
         self.reporter.info(
             f"{totals['pairs']:,} scored pairs in {len(plan.units):,} units{moved}; output {self.output.uri}"
         )
-        return plan if source else replace(plan, max_positives=1)
+        return plan if source or verdicts is not None else replace(plan, max_positives=1)
 
     def _make_spec(self, plan: MiningPlan, shuffle_folder: str) -> MiningSpec:
         job, prepared = self.job, self.prepared
@@ -208,7 +212,7 @@ class _Run:
             parts=prepared.scored.parts,
             columns=prepared.scored.columns,
             rule_sets=prepared.rule_sets,
-            max_positives=plan.max_positives or 0,
+            max_positives=max(1, plan.max_positives or 0),
             split=plan.split,
             exchange=self.output.make_exchange(shuffle_folder, plan.num_buckets),
             qrels=prepared.qrels,
@@ -218,6 +222,8 @@ class _Run:
             with_examples=job.examples > 0,
             combination=job.combination(),
             lease=self.lease.mark,
+            verdicts=prepared.verdicts,
+            with_suspects=job.suspects is not None,
         )
 
     def _mine(self, plan: MiningPlan, spec: MiningSpec, records: StepRecords | None, runner: TaskRunner) -> None:
@@ -235,7 +241,7 @@ class _Run:
         shuffled = [record["shuffled"] for record in units.records if "shuffled" in record]
         slices = collect_slices(shuffled, plan.num_buckets)
         if plan.max_positives is None:
-            count = functools.partial(count_positives, columns=spec.columns, qrels=spec.qrels)
+            count = functools.partial(count_positives, columns=spec.columns, qrels=spec.qrels, verdicts=spec.verdicts)
             names = [bucket.name for bucket in plan.buckets]  # committed ones too, so that a resume finds the same
             items = dict(zip(names, slices, strict=True))
             counted = run_step(count, items, None, runner, keep=operator.itemgetter("most"))
@@ -243,7 +249,7 @@ class _Run:
                 reason = next(iter(counted.failures.values())).reason
                 self.failed |= {bucket.name: reason for bucket in left}
                 return
-            spec = replace(spec, max_positives=max(counted.records))
+            spec = replace(spec, max_positives=max([1, *counted.records]))
         buckets = {bucket.name: (bucket, slices[bucket.bucket or 0]) for bucket in left}
         run(functools.partial(mine_bucket, spec=spec), buckets)
 
@@ -269,7 +275,7 @@ class _Run:
 
     def _load_committed(self, plan: MiningPlan) -> None:
         """Take up the records of an earlier run whose objects are as they were written."""
-        listed = [*self.output.list_data(), *storage.list_objects(self.output.at("shuffle"))]
+        listed = [*self.output.list_written(), *storage.list_objects(self.output.at("shuffle"))]
         sizes = {item.uri: item.size for item in listed}
 
         def load_sound(units: list[MiningUnit], *, with_shuffled: bool) -> None:
@@ -303,6 +309,9 @@ class _Run:
         joined = tally.counts["pairs_without_a_score"] if self.job.combine != "none" else None
         tally.removed["unscored"] = plan.totals["unscored"] if joined is None else joined
         tally.counts["unscored_positives"] = plan.totals["unscored_positives"]
+        if self.prepared.verdicts is not None:
+            tally.counts["verdicts_unknown"] = plan.totals.get("unknown_verdicts", 0)
+            tally.counts["verdicts_open"] = self.prepared.verdicts.num_open
         if (qrels := self.prepared.qrels) is not None:
             others = pc.count_distinct(qrels["query_id"]).as_py() - tally.counts["judged_queries"]
             tally.counts["judged_queries_without_candidates"] = max(0, others)
@@ -327,8 +336,21 @@ class _Run:
         self.output.write_json("report.json", numbers)
         self.output.write_own("report.html", render_report(numbers, about).encode())
         if status == "complete":
+            self._write_suspects()
             self._complete(plan)
         return result
+
+    def _write_suspects(self) -> None:
+        """Put the suspects of all units into the file that they were asked for in."""
+        if self.job.suspects is None:
+            return
+        folder = f"{self.output.own_folder}/{SUSPECTS}/"
+        names = sorted(
+            name for record in self.records.values() for name in record["objects"] if name.startswith(folder)
+        )
+        pieces = [storage.join_uri(self.output.uri, name) for name in names]
+        number = write_suspects(pieces, make_schema(self.prepared.scored.columns), self.job.suspects)
+        self.reporter.info(f"--suspects {self.job.suspects}: {number:,} candidates to judge, in column `verdict`")
 
     def _find_contradiction(self, plan: MiningPlan) -> str | None:
         """Return what is wrong where files that do not say what scored them give one pair two scores, as of two teachers."""
@@ -337,6 +359,11 @@ class _Run:
             return (
                 f"--combine: {unmatched:,} pairs are not in the outputs of all teachers; score the same pairs with each "
                 "(pairs are the same by query, document and ids)"
+            )
+        if doubly := counts["texts_with_two_verdicts"]:
+            return (
+                f"--verdicts: {doubly:,} queries' documents of one text have two verdicts that differ, under several ids; "
+                "leave one for each text"
             )
         number = counts["pairs_with_two_scores"]
         if not number or not plan.totals.get("unmarked") or self.job.allow_mixed_scores:

@@ -10,9 +10,23 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rerank_actor.mining.judging.verdicts import NAMES, NOT_JUDGED, RELEVANT, UNSURE, overrule
 from rerank_actor.mining.rules import MiningRules, Space, Threshold
 
 NearDuplicates = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+REASONS = (  # why a candidate is a probable false negative, by the code that a selection has
+    "",
+    "promoted",
+    "false_negatives",
+    "absolute_margin",
+    "relative_margin",
+    "margin_pos",
+    "perc_pos",
+    "max_score",
+    "max_disagreement",
+    "uncertain_band",
+    "near_duplicates",
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,7 @@ class Candidates:
         rank: float64 [num_pairs], that a retriever gave, NaN where unknown; needed for the rank window alone.
         num_negatives: float64 [num_queries], that each query is to have, NaN where the rules say it; None where they always do.
         disagreement: float64 [num_pairs], of several teachers; needed for that rule alone.
+        verdict: int8 [num_pairs], codes of `verdicts` of what a judge said, None where none did.
     """
 
     query: np.ndarray
@@ -42,6 +57,7 @@ class Candidates:
     rank: np.ndarray | None = None
     num_negatives: np.ndarray | None = None
     disagreement: np.ndarray | None = None
+    verdict: np.ndarray | None = None
 
     @property
     def num_queries(self) -> int:
@@ -59,6 +75,10 @@ class Selection:
         ranking: row numbers of all candidates of the kept queries, each text once, from the highest value down.
         removed: pairs that each step removed, in order of the steps.
         counts: of pairs, queries, negatives, positives, weak and promoted ones, suspected false negatives.
+        suspects: row numbers of candidates that a rule takes for false negatives, whatever became of them, by query and then
+            from the highest value down.
+        reasons: int8 [num_suspects], the first such rule, by its place in `REASONS`.
+        lowest: float32 [num_queries] by space, the lowest positive of each query.
     """
 
     positives: np.ndarray
@@ -66,6 +86,9 @@ class Selection:
     ranking: np.ndarray
     removed: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    suspects: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    reasons: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int8))
+    lowest: dict[Space, np.ndarray] = field(default_factory=dict)
 
 
 def select(
@@ -115,6 +138,7 @@ class _Selector:
         self.position = candidates.position[self.rows]
         self.rank = None if candidates.rank is None else candidates.rank[self.rows]
         self.disagreement = None if candidates.disagreement is None else candidates.disagreement[self.rows]
+        self.verdict = None if candidates.verdict is None else candidates.verdict[self.rows]
         self.num_negatives = np.full(self.num_queries, rules.num_negatives)
         if candidates.num_negatives is not None:
             known = np.isfinite(candidates.num_negatives)
@@ -136,6 +160,9 @@ class _Selector:
         if depth is not None:
             rank = _rank(self.query, ~is_outside, self.num_queries)
             keep = self._drop("depth", keep, rank >= depth + self.max_positives)
+        self.reasons = np.zeros(len(keep), np.int8)
+        if self.verdict is not None:
+            keep = self._drop("unsure", keep, self.verdict == UNSURE)
         keep, promoted = self._judge_false_negatives(keep)
         for name, is_too_near in self._compare():
             keep = self._drop(name, keep, is_too_near)
@@ -166,15 +193,35 @@ class _Selector:
         self.counts["positives"] = len(chosen)
         chosen = chosen[np.lexsort((self.position[chosen], promoted[chosen], self.query[chosen]))]
         ranking = np.flatnonzero(is_kept[self.query])
-        return Selection(self.rows[chosen], self.rows[negative], self.rows[ranking], self.removed, self.counts)
+        suspects = np.flatnonzero(self.reasons)
+        return Selection(
+            positives=self.rows[chosen],
+            negatives=self.rows[negative],
+            ranking=self.rows[ranking],
+            removed=self.removed,
+            counts=self.counts,
+            suspects=self.rows[suspects],
+            reasons=self.reasons[suspects],
+            lowest=self.lowest,
+        )
 
     def _count(self, step: str, number: int) -> None:
         self.removed[step] = self.removed.get(step, 0) + number
 
     def _drop(self, step: str, keep: np.ndarray, is_out: np.ndarray) -> np.ndarray:
+        """Return what a step leaves; one that suspects false negatives leaves what was judged to be none."""
+        if step in REASONS:
+            is_out = self._suspect(step, keep & is_out)
         left: np.ndarray = keep & ~is_out
         self._count(step, int(keep.sum() - left.sum()))
         return left
+
+    def _suspect(self, step: str, rows: np.ndarray) -> np.ndarray:
+        """Note the rule for those of some rows that no rule suspected before and nobody judged, and return these rows."""
+        if self.verdict is not None:
+            rows = rows & (self.verdict == NOT_JUDGED)
+        self.reasons[rows & (self.reasons == 0)] = REASONS.index(step)
+        return rows
 
     def _shrink(self, keep: np.ndarray) -> None:
         """Forget all other rows."""
@@ -183,6 +230,7 @@ class _Selector:
         self.position = self.position[keep]
         self.rank = None if self.rank is None else self.rank[keep]
         self.disagreement = None if self.disagreement is None else self.disagreement[keep]
+        self.verdict = None if self.verdict is None else self.verdict[keep]
         self.values = {space: values[keep] for space, values in self.values.items()}
 
     def _merge_equal_texts(self) -> None:
@@ -200,18 +248,37 @@ class _Selector:
         keep = np.zeros(len(order), bool)
         keep[order[is_first]] = True
         self.positive[order[is_first]] = is_positive
+        if self.verdict is not None:
+            self._merge_verdicts(order, number, is_first)
         self._shrink(keep)
+
+    def _merge_verdicts(self, order: np.ndarray, number: np.ndarray, is_first: np.ndarray) -> None:
+        """Let what was said of one pair count for all of its query with the same text."""
+        verdict = self.verdict[order] if self.verdict is not None else np.zeros(0, np.int8)
+        said = verdict != NOT_JUDGED
+        merged, least = np.zeros(int(is_first.sum()), np.int8), np.full(int(is_first.sum()), UNSURE, np.int8)
+        np.maximum.at(merged, number[said], verdict[said])
+        np.minimum.at(least, number[said], verdict[said])
+        self.counts["texts_with_two_verdicts"] = int((merged > least).sum())
+        rows = order[is_first]
+        self.verdict = np.zeros(len(order), np.int8)
+        self.verdict[rows] = merged
+        labelled = self.positive[rows]
+        self.positive[rows] = overrule(labelled, merged)
+        self.counts |= {f"verdicts_{name}": int((merged == code).sum()) for code, name in NAMES.items()}
+        self.counts["verdicts_against_labels"] = int((labelled & ~self.positive[rows]).sum())
 
     def _choose_positives(self) -> None:
         """Settle what each query's positives are, and forget queries that have none."""
         least, labelled = self.rules.min_positive_score, self.rules.labelled
+        judged = np.zeros(len(self.query), bool) if self.verdict is None else self.verdict == RELEVANT
         if not labelled:
-            self.positive = _rank(self.query, np.ones(len(self.query), bool), self.num_queries) == 0
+            self.positive = self._take_best(judged)
         weak = np.zeros(len(self.query), bool)
         if least is not None:
             weak = self.positive & (self.values[self.rules.space_of(least)] < least.value)
         if not labelled:
-            self.positive &= ~weak
+            self.positive = judged | (self.positive & ~weak)
         self.counts["weak_positives"] = int(weak.sum()) if labelled else 0
         if labelled and self.rules.weak_positives == "drop":
             self._count("weak_positives", int(weak.sum()))
@@ -221,6 +288,13 @@ class _Selector:
         self._count("no_positive", int((~has_positive[self.query]).sum()))
         self._shrink(has_positive[self.query])
         self.lowest = {space: self._compute_extreme(space, np.minimum, np.inf) for space in self.values}
+
+    def _take_best(self, judged: np.ndarray) -> np.ndarray:
+        """Return the best candidate, but for those judged to be none, of each query without a positive by verdict."""
+        may_be = np.ones(len(self.query), bool) if self.verdict is None else self.verdict == NOT_JUDGED
+        has_positive = np.bincount(self.query[judged], minlength=self.num_queries) > 0
+        best: np.ndarray = may_be & (_rank(self.query, may_be, self.num_queries) == 0) & ~has_positive[self.query]
+        return best
 
     def _mark_outside(self) -> np.ndarray:
         """Return which candidates are outside the window of the retriever's ranks, which leaves positives alone."""
@@ -241,17 +315,42 @@ class _Selector:
     def _judge_false_negatives(self, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the candidates that stay, and those that became positives."""
         suspect = keep & self._is_above(self.lowest)
+        if self.verdict is not None:
+            suspect &= self.verdict == NOT_JUDGED
         self.counts["suspected_false_negatives"] = int(suspect.sum())
-        promoted = np.zeros(len(keep), bool)
-        if self.rules.false_negatives == "promote":
-            highest = {space: self._compute_extreme(space, np.maximum, -np.inf) for space in self.values}
-            promoted = suspect & self._is_above(highest)
+        promoted = suspect & self._is_far_above()
+        self._suspect("promoted", promoted)
+        self._suspect("false_negatives", suspect)
         self.counts["promoted"] = int(promoted.sum())
         if promoted.any():
             self._count("promoted", int(promoted.sum()))
+        keep = keep & ~promoted
         if self.rules.false_negatives != "report":
-            keep = self._drop("false_negatives", keep & ~promoted, suspect)
+            keep = self._drop("false_negatives", keep, suspect)
         return keep, promoted
+
+    def _is_far_above(self) -> np.ndarray:
+        """Return which rows are so far above all positives of their query that they are to become positives."""
+        distance = self.rules.promote_above
+        if distance is None and self.rules.false_negatives != "promote":
+            return np.zeros(len(self.query), bool)
+        highest = {space: self._compute_extreme(space, np.maximum, -np.inf) for space in self.values}
+        if distance is None:
+            return self._is_above(highest)
+        space = self.rules.space_of(distance)
+        is_far: np.ndarray = self.values[space] - highest[space][self.query] >= distance.value
+        return is_far
+
+    def _compute_bound(self, space: Space) -> np.ndarray:
+        """Return the highest value that the rules leave to a negative of each row's query; they are all in one space."""
+        lowest = self.lowest[space][self.query]
+        bounds = [lowest]
+        for name, rule in self.rules.bounds.items():
+            share = 1 - rule.value if name == "perc_pos" else rule.value
+            distance = np.abs(lowest) * share if name in ("relative_margin", "perc_pos") else rule.value
+            bounds.append(np.full(len(lowest), rule.value) if name == "max_score" else lowest - distance)
+        bound: np.ndarray = np.min(bounds, axis=0)
+        return bound
 
     def _is_above(self, extreme: dict[Space, np.ndarray]) -> np.ndarray:
         """Return which rows are above a value of their query; equal scores are told apart by logits, which do not saturate."""
@@ -290,6 +389,10 @@ class _Selector:
             dropped.append(("min_score", value < bound))
         if rules.max_disagreement is not None and self.disagreement is not None:
             dropped.append(("max_disagreement", self.disagreement > rules.max_disagreement))
+        if rules.uncertain_band is not None:
+            space = rules.space_of(rules.uncertain_band)
+            distance = np.abs(self.values[space] - self._compute_bound(space))
+            dropped.append(("uncertain_band", distance <= rules.uncertain_band.value))
         return dropped
 
     def _compare_texts(self, mark: NearDuplicates, keep: np.ndarray, promoted: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ Format = Literal[
 ]
 Number = Annotated[Threshold, BeforeValidator(Threshold.parse), PlainSerializer(str)]
 Window = Annotated[RankWindow, BeforeValidator(RankWindow.parse), PlainSerializer(str)]
+SUSPECT_SUFFIXES = (".parquet", ".jsonl")
 
 
 def _accept_one(value: Any) -> Any:
@@ -121,10 +122,34 @@ class PositiveSettings(Settings):
     false_negatives: Literal["drop", "promote", "report"] = make_flag(
         "drop", "positives", "what becomes of candidates scored above their query's positive"
     )
+    promote_above: Number | None = make_flag(
+        None,
+        "positives",
+        "make candidates positive that are X or more above all positives of their query (3@logit)",
+        "X",
+    )
+    verdicts: OptionalLocation = make_flag(
+        None,
+        "positives",
+        "file of what a judge said of pairs, as --suspects writes it, in column `verdict`: relevant is positive, not relevant "
+        "may be negative whatever rule suspects it, unsure is neither",
+        "URI",
+    )
+    allow_unknown_verdicts: bool = make_flag(
+        False, "positives", "leave out verdicts of pairs that are not among the scored ones"
+    )
+
+    @field_validator("promote_above")
+    @classmethod
+    def _check_distance(cls, value: Threshold | None) -> Threshold | None:
+        if value is not None and value.value <= 0:
+            raise ValueError("expected a distance from the highest positive, above 0")
+        return value
 
     def normal_values(self) -> dict[str, Any]:
         """Return the settings that `normalized` changes."""
-        return {**super().normal_values(), **({} if self.qrels else {"qrels": None})}
+        absent = {name: None for name in ("qrels", "verdicts") if not getattr(self, name)}
+        return {**super().normal_values(), **absent}
 
 
 class RuleSettings(Settings):
@@ -151,6 +176,9 @@ class RuleSettings(Settings):
     perc_pos: Number | None = make_flag(None, "rules", "NV-Retriever's TopK-PercPos, keep s < X of p (0.95)", "X")
     max_disagreement: Annotated[float, Field(ge=0)] | None = make_flag(
         None, "rules", "drop candidates on which the teachers of --combine differ by more, in what is combined", "X"
+    )
+    uncertain_band: Number | None = make_flag(
+        None, "rules", "drop candidates this near to where the margins end, for --suspects (1@logit)", "X"
     )
     near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = make_flag(
         None, "rules", "drop candidates whose text is this like a positive's, 0 to 1 (0.9)", "X"
@@ -204,7 +232,7 @@ class RuleSettings(Settings):
             raise ValueError("expected a share of the positive's score, above 0 and at most 1 (0.95)")
         return value
 
-    @field_validator("absolute_margin", "relative_margin", "margin_pos")
+    @field_validator("absolute_margin", "relative_margin", "margin_pos", "uncertain_band")
     @classmethod
     def _check_margin(cls, value: Threshold | None) -> Threshold | None:
         if value is not None and value.value < 0:
@@ -256,6 +284,13 @@ class MinedSettings(Settings):
         "output",
         "instruction to write beside a query, for flagembedding (default: the one it was scored with)",
         "TEXT",
+    )
+    suspects: OptionalLocation = make_flag(
+        None,
+        "output",
+        "also write candidates that a rule takes for false negatives to this file, .parquet or .jsonl, with texts and values, "
+        "for a judge to fill in column `verdict`",
+        "URI",
     )
     examples: Annotated[int, Field(ge=0)] = make_flag(20, "output", "examples with their texts in the report", "N")
     overwrite: bool = make_flag(

@@ -8,7 +8,7 @@ by a shuffle. Every row so goes exactly one way. Knows nothing of Ray or of rule
 import contextlib
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from rerank_actor import storage
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.ids import find_fractions
 from rerank_actor.inputs.rankings.qrels import mark_judged
+from rerank_actor.mining.judging.verdicts import Verdicts, overrule
 from rerank_actor.mining.pairs import TEXT_ROLES, Columns, encode_keys, hash_queries, read_pairs
 from rerank_actor.outputs.part import read_part_metadata
 from rerank_actor.outputs.row_groups import RowGroups, SizedGroup, batch_by_size, open_part, share_out_groups
@@ -41,6 +42,7 @@ class Survey:
         num_positives: positive pairs.
         fingerprint: what the file says that it was scored with.
         hashes, positives: of each query its hash, and how many positive pairs it has here.
+        verdicts: int64, numbers of the verdicts that are of pairs here.
     """
 
     part: int
@@ -53,6 +55,7 @@ class Survey:
     fingerprint: str | None
     hashes: np.ndarray
     positives: np.ndarray
+    verdicts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def survey_part(
@@ -60,6 +63,7 @@ def survey_part(
     part: storage.StoredObject,
     columns: Columns,
     qrels: pa.Table | None,
+    verdicts: Verdicts | None = None,
     fractions: Mapping[str, pa.Array] | None = None,
 ) -> list[Survey]:
     """Look at each row group of a file.
@@ -69,6 +73,7 @@ def survey_part(
         part: the file.
         columns: what its columns are called.
         qrels: positive judgements, where these say what is positive.
+        verdicts: of a judge, None where there are none.
         fractions: what `find_judged_fractions` gives for these, None to find them here.
 
     Raises:
@@ -79,7 +84,7 @@ def survey_part(
     with open_part(part) as file:
         columns.check(part.uri, file.schema_arrow)
         return [
-            _survey_group(file, part.uri, number, group, columns, qrels, fractions)
+            _survey_group(file, part.uri, number, group, columns, qrels, verdicts, fractions)
             for group in range(file.metadata.num_row_groups)
         ]
 
@@ -96,9 +101,11 @@ def _survey_group(
     group: int,
     columns: Columns,
     qrels: pa.Table | None,
+    verdicts: Verdicts | None,
     fractions: Mapping[str, pa.Array],
 ) -> Survey:
     roles = (*columns.key, "query_id", "document_id") if qrels is not None else columns.key
+    roles = (*roles, *verdicts.roles) if verdicts is not None else roles
     pairs = read_pairs(file, uri, [group], columns, tuple(dict.fromkeys(roles)), 0)
     query, keys = encode_keys(pairs.table, columns)
     if qrels is not None:
@@ -109,6 +116,12 @@ def _survey_group(
         positive = pairs.table["positive"].to_numpy()
     else:
         positive = np.zeros(len(query), bool)
+    said = np.zeros(0, np.int64)
+    if verdicts is not None:
+        for role, ids, found in verdicts.judged_ids:
+            refuse_judged_otherwise(uri, role, pairs.table[f"{role}_id"], ids, found, "--verdicts")
+        numbers = verdicts.find(pairs.table, columns.texts.instruction)
+        positive, said = overrule(positive, verdicts.codes_of(numbers)), np.unique(numbers[numbers >= 0])
     if columns.teachers:  # whose labels are those of the same pairs
         positive = positive & (pairs.table["teacher"].to_numpy() == 0)
     return Survey(
@@ -122,6 +135,7 @@ def _survey_group(
         fingerprint=read_part_metadata(file.schema_arrow).get("fingerprint"),
         hashes=hash_queries(keys),
         positives=np.bincount(query[positive], minlength=len(keys)),
+        verdicts=said,
     )
 
 
@@ -265,12 +279,40 @@ def require_pairs(plan: MiningPlan, columns: Columns, source: str) -> None:
         )
 
 
+def count_unknown(surveys: list[Survey], verdicts: Verdicts | None, *, allowed: bool) -> int:
+    """Return how many verdicts are of no scored pair.
+
+    Args:
+        surveys: of all row groups.
+        verdicts: of a judge, None where there are none.
+        allowed: whether there may be such.
+
+    Raises:
+        InputError: there are, and may not be.
+    """
+    if verdicts is None:
+        return 0
+    unknown = np.setdiff1d(np.arange(len(verdicts.codes)), np.concatenate([survey.verdicts for survey in surveys]))
+    if len(unknown) and not allowed:
+        raise InputError(
+            f"--verdicts {verdicts.uri}: {len(unknown):,} of {len(verdicts.codes):,} verdicts are of pairs that are not among "
+            f"the scored ones ({verdicts.describe(unknown.tolist())}); give the outputs that were judged with --scored, or "
+            "--allow-unknown-verdicts to leave these out",
+            uri=verdicts.uri,
+        )
+    return len(unknown)
+
+
 PARTS_PER_TASK = 32
 TASK_BYTES = 256 * 2**20  # stored, that one task surveys at most
 
 
 def survey_parts(
-    parts: Sequence[storage.StoredObject], columns: Columns, qrels: pa.Table | None, runner: TaskRunner
+    parts: Sequence[storage.StoredObject],
+    columns: Columns,
+    qrels: pa.Table | None,
+    runner: TaskRunner,
+    verdicts: Verdicts | None = None,
 ) -> list[Survey]:
     """Survey files on the cluster; returns the surveys of their row groups, in order.
 
@@ -280,7 +322,7 @@ def survey_parts(
     """
     surveys: list[Survey] = []
     fractions = find_judged_fractions(qrels)
-    survey_some = functools.partial(_survey_some, columns=columns, qrels=qrels, fractions=fractions)
+    survey_some = functools.partial(_survey_some, columns=columns, qrels=qrels, verdicts=verdicts, fractions=fractions)
     bundles = batch_by_size(enumerate(parts), lambda numbered: numbered[1].size, TASK_BYTES, PARTS_PER_TASK)
     with contextlib.closing(runner.run_tasks(survey_some, bundles)) as reports:
         for _, report in reports:
@@ -294,7 +336,9 @@ def _survey_some(
     bundle: list[tuple[int, storage.StoredObject]],
     columns: Columns,
     qrels: pa.Table | None,
+    verdicts: Verdicts | None,
     fractions: Mapping[str, pa.Array],
 ) -> dict[str, Any]:
-    surveys = (survey for number, part in bundle for survey in survey_part(number, part, columns, qrels, fractions))
+    given = columns, qrels, verdicts, fractions
+    surveys = (survey for number, part in bundle for survey in survey_part(number, part, *given))
     return {"surveys": [vars(survey) for survey in surveys]}

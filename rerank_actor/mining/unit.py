@@ -16,6 +16,8 @@ from rerank_actor.errors import InputError
 from rerank_actor.inputs.rankings.qrels import Judged, mark_judged
 from rerank_actor.mining.examples import Teacher, group_examples
 from rerank_actor.mining.formats import build_objects
+from rerank_actor.mining.judging.suspects import build_suspects, name_piece
+from rerank_actor.mining.judging.verdicts import Verdicts, overrule
 from rerank_actor.mining.near_duplicates import UNSEEN, mark_near_duplicates, mark_variants
 from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.pairs import (
@@ -55,6 +57,8 @@ class MiningSpec:
         qrels: positive judgements, where these say what is positive.
         teacher, format, prompt, with_examples: of the job.
         combination: of several teachers, None for one.
+        verdicts: of a judge, None where there are none.
+        with_suspects: whether suspected false negatives are written too.
         pool: where the documents are that random negatives are drawn from, None where there are none.
         only_tally: whether nothing is written, because rule sets are compared.
         lease: of the output; None where nobody else can write.
@@ -76,6 +80,8 @@ class MiningSpec:
     lease: LeaseMark | None = None
     pool: str | None = None
     combination: Combination | None = None
+    verdicts: Verdicts | None = None
+    with_suspects: bool = False
 
 
 def mine_unit(unit: MiningUnit, spec: MiningSpec) -> dict[str, Any]:
@@ -107,7 +113,9 @@ def mine_bucket(bucket: tuple[MiningUnit, list[Slice]], spec: MiningSpec) -> dic
     return _finish(unit, read_slices(slices), spec, {"unit": unit.name})
 
 
-def count_positives(slices: list[Slice], columns: Columns, qrels: pa.Table | None) -> dict[str, int]:
+def count_positives(
+    slices: list[Slice], columns: Columns, qrels: pa.Table | None, verdicts: Verdicts | None = None
+) -> dict[str, int]:
     """Return the most positives that a query of a bucket has, as `most`."""
     table = read_slices(slices)
     if table is None:
@@ -116,6 +124,8 @@ def count_positives(slices: list[Slice], columns: Columns, qrels: pa.Table | Non
         table = table.filter(pc.equal(table["teacher"], 0))
     query, keys = encode_keys(table, columns)
     positive = _mark_positives(table, qrels).positive
+    if verdicts is not None:
+        positive = overrule(positive, verdicts.mark(table, columns.texts.instruction))
     return {"most": int(np.bincount(query[positive], minlength=len(keys)).max(initial=0))}
 
 
@@ -230,6 +240,9 @@ def mine_table(unit: str, table: pa.Table | None, spec: MiningSpec) -> tuple[dic
         if not spec.only_tally:
             number = rules.num_negatives + rules.random_negatives
             objects = build_objects(spec.format, unit, chosen, num_negatives=number, prompt=spec.prompt)
+            if spec.with_suspects and len(selection.suspects):
+                suspects = build_suspects(table, queries.candidates.query, selection, rules.space, spec.columns)
+                objects[f"{spec.output.own_folder}/{name_piece(unit)}"] = storage.to_parquet(suspects)
     return objects, tallies
 
 
@@ -258,6 +271,7 @@ class _Queries:
             rank=table["rank"].to_numpy() if "rank" in table.column_names else None,
             num_negatives=_read_wanted(table, query, keys),
             disagreement=table["disagreement"].to_numpy() if "disagreement" in table.column_names else None,
+            verdict=spec.verdicts.mark(table, spec.columns.texts.instruction) if spec.verdicts is not None else None,
         )
 
     def add_random(self, selection: Selection, rules: MiningRules) -> tuple[pa.Table, np.ndarray, dict[str, int]]:

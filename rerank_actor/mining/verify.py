@@ -32,7 +32,7 @@ def check_mined(uri: str) -> list[str]:
     if len(records) < len(names):
         missing = len(names) - len(records)
         problems.append(f"{uri}: {missing:,} of {len(names):,} units are not mined; run the same command again")
-    present = {item.uri: item for item in output.list_data()}
+    present = {item.uri: item for item in output.list_written()}
     sizes, digests = (
         {storage.join_uri(uri, name): value for record in records for name, value in record.get(kind, {}).items()}
         for kind in ("objects", "digests")

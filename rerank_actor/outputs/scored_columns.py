@@ -266,7 +266,9 @@ class PairRows:
         return ids
 
 
-def refuse_judged_otherwise(uri: str, role: str, ours: Ids, judged: Ids, fractions: pa.Array) -> None:
+def refuse_judged_otherwise(
+    uri: str, role: str, ours: Ids, judged: Ids, fractions: pa.Array, flag: str = "--qrels"
+) -> None:
     """Refuse ids of which judgements write as 7 what pairs write as 7.0, or the other way round: they would miss each other.
 
     Args:
@@ -275,6 +277,7 @@ def refuse_judged_otherwise(uri: str, role: str, ours: Ids, judged: Ids, fractio
         ours: ids of the pairs.
         judged: ids of the judgements.
         fractions: those of them that are written as 7.0 is, which are found once for all pairs.
+        flag: that named these.
 
     Raises:
         InputError: naming one.
@@ -285,7 +288,7 @@ def refuse_judged_otherwise(uri: str, role: str, ours: Ids, judged: Ids, fractio
             both = found, found.partition(".")[0]
             here, there = both if others is judged else both[::-1]
             raise InputError(
-                f"{uri}: has the {role} id {here!r} where --qrels has {there!r}; write the ids of both alike", uri=uri
+                f"{uri}: has the {role} id {here!r} where {flag} has {there!r}; write the ids of both alike", uri=uri
             )
 
 

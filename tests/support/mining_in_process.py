@@ -12,7 +12,7 @@ from rerank_actor.mining.examples import Teacher
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.preflight import prepare_mining
 from rerank_actor.mining.scored import ScoredInput, load_scored
-from rerank_actor.mining.survey import plan_units, survey_part
+from rerank_actor.mining.survey import count_unknown, plan_units, survey_part
 from rerank_actor.mining.tally import MiningTally
 from rerank_actor.mining.unit import MiningSpec, count_positives, mine_bucket, mine_unit
 from rerank_actor.runtime.store_builder import run_here
@@ -46,15 +46,16 @@ def mine_in_process(
     surveys = [
         survey
         for number, part in enumerate(scored.parts)
-        for survey in survey_part(number, part, scored.columns, prepared.qrels)
+        for survey in survey_part(number, part, scored.columns, prepared.qrels, prepared.verdicts)
     ]
+    count_unknown(surveys, prepared.verdicts, allowed=job.allow_unknown_verdicts)
     plan = plan_units(surveys, unit_bytes, hashes_at_once=hashes_at_once)
     spec = MiningSpec(
         output=prepared.output,
         parts=scored.parts,
         columns=scored.columns,
         rule_sets=prepared.rule_sets,
-        max_positives=plan.max_positives or 0,
+        max_positives=max(1, plan.max_positives or 0),
         split=plan.split,
         exchange=prepared.output.make_exchange("shuffle", plan.num_buckets),
         qrels=prepared.qrels,
@@ -63,11 +64,13 @@ def mine_in_process(
         prompt=prepared.settings["prompt"],
         with_examples=True,
         combination=job.combination(),
+        verdicts=prepared.verdicts,
+        with_suspects=job.suspects is not None,
     )
     records = [mine_unit(unit, spec) for unit in plan.units]
     slices = collect_slices([record["shuffled"] for record in records if "shuffled" in record], plan.num_buckets)
     if plan.max_positives is None:
-        counts = [count_positives(bucket, scored.columns, prepared.qrels) for bucket in slices]
+        counts = [count_positives(bucket, scored.columns, prepared.qrels, prepared.verdicts) for bucket in slices]
         spec = replace(spec, max_positives=max(count["most"] for count in counts))
     records += [mine_bucket(bucket, spec) for bucket in zip(plan.buckets, slices, strict=True)]
     tally = MiningTally(job.space)

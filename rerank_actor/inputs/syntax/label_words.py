@@ -9,7 +9,7 @@ import math
 POSITIVE = frozenset({"true", "yes", "right", "pos", "positive", "relevant"})
 NEGATIVE = frozenset(
     {"false", "no", "wrong", "neg", "negative"}
-    | {"irrelevant", "nonrelevant", "non-relevant", "non_relevant", "not relevant"}
+    | {"irrelevant", "nonrelevant", "non-relevant", "non_relevant", "not relevant", "not-relevant", "not_relevant"}
 )
 
 
