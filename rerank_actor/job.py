@@ -13,6 +13,7 @@ from rerank_actor.engines.families.embedding import EmbeddingRequest
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 from rerank_actor.engines.options import HARMLESS_ENGINE_ARGS
 from rerank_actor.engines.settings import EngineSettings, InstructionSettings
+from rerank_actor.errors import InputError
 from rerank_actor.inputs.columns import RESERVED_COLUMNS
 from rerank_actor.inputs.directions import Directions
 from rerank_actor.inputs.pair_key import PAIR_KEY
@@ -28,6 +29,9 @@ from rerank_actor.inputs.settings import (
     TextSettings,
 )
 from rerank_actor.inputs.spec import InputSpec
+from rerank_actor.inputs.training import TRAINING_FORMATS
+from rerank_actor.inputs.training.documents import LABELLED
+from rerank_actor.inputs.training.layouts import Layout
 from rerank_actor.job_file import OptionalLocation, Settings, check_job, make_flag, read_job_file
 
 
@@ -213,12 +217,56 @@ class ScoreJob(
 
     @model_validator(mode="after")
     def _check_texts(self) -> Self:
-        if self.format in RANKING_FORMATS and not (self.queries and self.corpus):
-            raise ValueError(
-                f"--format {self.format} holds ids alone: name the texts that they stand for with --queries and --corpus"
-            )
+        if self.format not in TRAINING_FORMATS and self.lacking_texts:
+            raise ValueError(self.lacking_texts)
         self.check_ids()
+        if self.negative_columns and self.explode:
+            raise ValueError("--explode takes one list of documents apart, and rows have several: leave it out")
+        if len({self.document_source, *self.negative_columns}) <= len(self.negative_columns):
+            raise ValueError("--negative-columns names a column twice, or that of the positives")
         return self
+
+    @property
+    def lacking_texts(self) -> str | None:
+        """What to say of a ranking whose texts are not named, None where they are or it is no ranking."""
+        if self.format not in RANKING_FORMATS or (self.queries and self.corpus):
+            return None
+        return f"--format {self.format} holds ids alone: name the texts that they stand for with --queries and --corpus"
+
+    def list_given(self) -> dict[str, Any]:
+        """Return the settings that the user gave."""
+        return {name: value for name in self.model_fields_set if (value := getattr(self, name))}
+
+    def take_layout(self, layout: Layout, takes_instruction: bool) -> Self:
+        """Return the job with the columns of a training file.
+
+        Args:
+            layout: of the file.
+            takes_instruction: whether the model does.
+
+        Raises:
+            InputError: rows have prompts of which nobody says whether they are instructions.
+        """
+        prompt = next((name for name in ("prompt", "instruction") if name in layout.columns), None)
+        is_told = bool(self.list_instruction_flags()) or "instruction" in self.model_fields_set
+        if prompt is not None and takes_instruction and not is_told:
+            raise InputError(
+                f"{layout.uri}: its rows have a `{prompt}`, which may be the instruction to score with or one for the model "
+                f"that is trained; --instruction-column {prompt} takes it, --instruction TEXT or --task has one for all",
+                uri=layout.uri,
+                column=prompt,
+            )
+        return self.model_copy(update={**layout.settings, "format": layout.name})
+
+    @property
+    def _is_told_by_name(self) -> bool:
+        """Whether files are of the formats that their names say; `tevatron` is a ranking until its columns are known."""
+        return self.format in TRAINING_FORMATS and (self.is_labelled or self.format not in RANKING_FORMATS)
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether rows have positives and negatives in columns apart."""
+        return bool(self.negative_columns)
 
     def directions(self) -> Directions | None:
         """Return in which directions each row is scored; None where the query is a query and the document a document."""
@@ -239,6 +287,7 @@ class ScoreJob(
         return TextSpec(
             query_column=self.query_source,
             document_column=self.document_source,
+            negative_columns=tuple(self.negative_columns),
             query_is_id=bool(self.queries),
             document_is_id=bool(self.corpus),
             query_template=self.query_template,
@@ -254,10 +303,11 @@ class ScoreJob(
     def input_spec(self) -> InputSpec:
         """Return the input as planning and reading take it."""
         added = {*([INDEX_COLUMN] if self.explode else []), *([PAIR_KEY] if self.adds_pair_key else [])}
+        added |= set(LABELLED) if self.is_labelled else set()
         return InputSpec(
             uris=tuple(self.input),
             output=self.output,
-            format=self.format,
+            format="auto" if self._is_told_by_name else self.format,
             header=tuple(self.columns),
             dialect=self.dialect,
             config=self.config,
@@ -307,6 +357,7 @@ class ScoreJob(
             "quoting": self.quoting if self.quoting != "auto" else None,
             "csv_escape": self.csv_escape,
             "keep_fields": self.keep_fields,
+            "negative_columns": self.negative_columns,
             "explode": self.explode,
             "explode_columns": sorted(self.explode_columns),
             "with_pair_key": self.adds_pair_key,

@@ -1,11 +1,15 @@
-"""Write a scored output as a ranking: `python -m jobs.export SCORED --format trec|tevatron|mteb-predictions`."""
+"""Write a scored output as a ranking or as the training file that it was: `python -m jobs.export SCORED --format FORMAT`."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from rerank_actor.bitext.job import refuse_root
 from rerank_actor.commands.command_line import Parser
-from rerank_actor.errors import JobError
+from rerank_actor.errors import InputError, JobError
+from rerank_actor.inputs.training import TRAINING_FORMATS
 from rerank_actor.outputs.export import FORMATS, SPACES, ExportSpec, export_scores
+from rerank_actor.outputs.scored import open_scored
+from rerank_actor.outputs.training.export import export_training, find_documents
 from rerank_actor.progress import say
 from rerank_actor.storage.uri import normalize_uri
 
@@ -14,12 +18,21 @@ def export(arguments: Sequence[str] | None = None) -> int:
     """Export a scored output and return 0."""
     parser = Parser(
         "export",
-        "Write a scored output as a ranking for evaluation, the best candidate of each query first (by logit).",
+        "Write a scored output as a ranking for evaluation, the best candidate of each query first (by logit); or the rows "
+        "of a scored training file as they came, with the scores where the trainer reads them.",
         "scores --format trec --output run.trec",
+        "scores --format flagembedding --output train.jsonl",
     )
     parser.add_argument("scored", nargs="?", metavar="SCORED", help="the --output of jobs.score, local or s3://")
     parser.add_argument("--scored", dest="scored_flag", metavar="URI", help="the same as a flag")
-    parser.add_argument("--format", required=True, choices=FORMATS, help="what to write")
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=tuple(dict.fromkeys((*FORMATS, *TRAINING_FORMATS))),
+        metavar="FORMAT",
+        help="what to write: trec, tevatron (a ranklist), mteb-predictions; or of a scored training file its rows: "
+        "flagembedding, tevatron, tuples, msmarco-hard-negatives",
+    )
     parser.add_argument(
         "--output", metavar="FILE", help="file to write, local or s3://, also .gz (default: standard output)"
     )
@@ -46,16 +59,40 @@ def export(arguments: Sequence[str] | None = None) -> int:
         raise JobError("--top-k: expected a whole number from 1 on")
     target, scored = options.pop("output"), normalize_uri(flag or position)
     refuse_root(scored)
+    target = normalize_uri(target) if target not in (None, "-") else None
+    if options["format"] not in FORMATS or find_documents(open_scored(scored)):
+        return _export_rows(scored, target, options)
     result = export_scores(
         ExportSpec(
             scored=scored,
-            target=normalize_uri(target) if target not in (None, "-") else None,
+            target=target,
             **options,
         )
     )
     left_out = f"; left out {result.unscored:,} without a score" if result.unscored else ""
     left_out += f"; {result.doubled:,} that were there twice" if result.doubled else ""
     say(f"{result.queries:,} queries, {result.candidates:,} candidates{left_out}")
+    return 0
+
+
+def _export_rows(scored: str, target: str | None, options: dict[str, Any]) -> int:
+    """Write the rows of a scored training file and return 0."""
+    if options["format"] not in TRAINING_FORMATS:
+        raise InputError(
+            f"{scored}: holds rows of a training file, of which there is no ranking; --format {', '.join(TRAINING_FORMATS)} "
+            "writes them back with their scores",
+            uri=scored,
+        )
+    output = open_scored(scored)
+    if not options["partial"]:
+        output.refuse_incomplete("", "run the job again, or export what is there with --allow-incomplete")
+    result = export_training(output, options["format"], options["space"], target)
+    left_out = [
+        (result.left_out_documents, "documents without a score"),
+        (result.left_out_rows, "rows without a scored positive or with a document that cannot be left out"),
+    ]
+    shown = "".join(f"; left out {count:,} {what}" for count, what in left_out if count)
+    say(f"{result.rows:,} rows, {result.documents:,} documents{shown}")
     return 0
 
 

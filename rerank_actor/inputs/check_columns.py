@@ -13,6 +13,7 @@ from rerank_actor.inputs.columns import find_type
 from rerank_actor.inputs.pairs import list_fields
 from rerank_actor.inputs.rows import ShardLayout
 from rerank_actor.inputs.spec import InputSpec
+from rerank_actor.inputs.training.documents import SCORE_FIELD
 from rerank_actor.job_file import suggest
 
 SHOWN_CHARACTERS = 40  # of a column's name, which may be a text where a file has no header
@@ -40,6 +41,8 @@ def check_columns(spec: InputSpec, layouts: Mapping[str, ShardLayout], is_backfi
                 kinds.setdefault((flag, name), []).append(find_type(layout.columns, name))
         _refuse_taken(spec, uri, layout)
         fields = list_fields(find_type(layout.columns, texts.document_column))
+        if texts.negative_columns:
+            _refuse_taken_field(spec, uri, layout)
         for name in (texts.keep_fields or ()) if fields else []:
             if name not in fields:
                 raise InputError(
@@ -93,6 +96,21 @@ def _refuse_taken(spec: InputSpec, uri: str, layout: ShardLayout) -> None:
                 column=name,
             )
         given[target] = name
+
+
+def _refuse_taken_field(spec: InputSpec, uri: str, layout: ShardLayout) -> None:
+    """Refuse documents with a field of the name of the one that gets their score."""
+    for name in filter(spec.keeps, spec.texts.document_columns):
+        fields = list_fields(find_type(layout.columns, name))
+        kept = [field for field in fields if spec.texts.keep_fields is None or field in spec.texts.keep_fields]
+        if SCORE_FIELD in kept and not spec.texts.document_is_id:
+            others = ",".join(field for field in fields if field != SCORE_FIELD)
+            raise InputError(
+                f"{uri}: documents of `{name}` have a field `{SCORE_FIELD}`, which scoring adds; leave it out with "
+                f"--keep-fields {others}",
+                uri=uri,
+                column=name,
+            )
 
 
 def _refuse_unknown(spec: InputSpec, layouts: Mapping[str, ShardLayout]) -> None:

@@ -25,14 +25,15 @@ from rerank_actor.inputs.rows import (
     make_rows,
     refuse_doubled,
 )
+from rerank_actor.inputs.training.documents import holds_systems
 
 FOOTER_BYTES = 64 * 1024
 PIECE_ROWS = 1024  # of a row group that is decoded piecewise
 LOCAL_BYTES, REMOTE_BYTES = 2**20, 2**23  # that are read of a column of such a row group at a time
 
 
-def scan_parquet(uri: str, size: int, list_column: str) -> ShardLayout:
-    """Find rows, columns and row groups from the footer; `list_column` may hold lists, whose elements are counted."""
+def scan_parquet(uri: str, size: int, list_columns: Sequence[str]) -> ShardLayout:
+    """Find rows, columns and row groups from the footer; `list_columns` may hold lists, whose elements are counted."""
     if size < 12:
         raise pa.ArrowInvalid(f"{size} bytes are too few for a Parquet file")
     tail = storage.read_bytes(uri, tail_bytes=FOOTER_BYTES, size=size)
@@ -43,26 +44,30 @@ def scan_parquet(uri: str, size: int, list_column: str) -> ShardLayout:
     metadata = file.metadata
     schema = file.schema_arrow
     refuse_doubled(uri, schema.names)
-    leaf = _find_leaf(file, schema, list_column)
+    leaves = [leaf for name in list_columns for leaf in _find_leaves(file, schema, name)]
+    # Of several columns each that holds no lists has a document a row.
+    plain = sum(not _find_leaves(file, schema, name) for name in list_columns) if len(list_columns) > 1 else 0
     blocks = []
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
         # A column chunk counts the elements of its lists, where empty and null lists count as one.
-        pairs = group.column(leaf).num_values if leaf is not None else 0
+        pairs = sum(group.column(leaf).num_values for leaf in leaves) + plain * group.num_rows
         blocks.append(Block(group.num_rows, group.total_byte_size, num_pairs=pairs))
     return ShardLayout(metadata.num_rows, dict(zip(schema.names, schema.types, strict=True)), blocks)
 
 
-def _find_leaf(file: pq.ParquetFile, schema: pa.Schema, list_column: str) -> int | None:
-    """Return the column chunk whose values are the elements of a column of lists."""
+def _find_leaves(file: pq.ParquetFile, schema: pa.Schema, list_column: str) -> list[int]:
+    """Return the column chunks whose values are the elements of a column of lists: one, or one for each system's lists."""
     kind = find_type(dict(zip(schema.names, schema.types, strict=True)), list_column)
-    if kind is None or not is_list(kind):
-        return None
-    for index in range(len(file.schema)):
-        column = file.schema.column(index)
-        if f"{column.path}.".startswith(f"{list_column}.") and column.max_repetition_level == 1:
-            return index
-    return None
+    if kind is None or not (is_list(kind) or holds_systems(kind)):
+        return []
+    paths = {index: file.schema.column(index) for index in range(len(file.schema))}
+    found = [
+        index
+        for index, column in paths.items()
+        if f"{column.path}.".startswith(f"{list_column}.") and column.max_repetition_level == 1
+    ]
+    return found[:1] if is_list(kind) else found
 
 
 def read_parquet(

@@ -17,6 +17,7 @@ from rerank_actor.inputs.columns import find_type, is_list, is_text, locate
 from rerank_actor.inputs.field_template import FieldTemplate, parse_template
 from rerank_actor.inputs.ids import read_id
 from rerank_actor.inputs.rows import Rows, make_rows
+from rerank_actor.inputs.training.documents import LABEL, holds_systems, join_documents, lengthen_texts
 from rerank_actor.storage.utf8 import is_unicode
 
 INDEX_COLUMN = "candidate_index"  # of an exploded row: the place of its document in the list, from 0
@@ -38,6 +39,8 @@ class TextSpec:
 
     Attributes:
         query_column, document_column: columns.
+        negative_columns: further columns with documents, the negatives of a training row; the document column then has its
+            positives, and a row is a list of all.
         query_is_id, document_is_id: whether they hold ids of texts that are elsewhere.
         query_template, document_template: how texts are made of several, or None.
         instruction_column: column with the row's instruction, or None.
@@ -52,6 +55,7 @@ class TextSpec:
 
     query_column: str = "query"
     document_column: str = "document"
+    negative_columns: tuple[str, ...] = ()
     query_is_id: bool = False
     document_is_id: bool = False
     query_template: str | None = None
@@ -66,6 +70,11 @@ class TextSpec:
     title_column: str = ""
 
     @property
+    def document_columns(self) -> list[str]:
+        """Columns with documents, in the order of the pairs."""
+        return [self.document_column, *self.negative_columns]
+
+    @property
     def text_columns(self) -> list[str]:
         """Columns that are looked at, where they exist."""
         if self.only_role:
@@ -73,7 +82,7 @@ class TextSpec:
         names = [] if self.query_template else [self.query_column]
         for template in (self.query_template, self.document_template):
             names += parse_template(template).names if template else ()
-        names += [self.document_column]
+        names += self.document_columns
         names += [self.instruction_column] if self.instruction_column else []
         names += [self.dataset_column] if self.instruction_map is not None else []
         return list(dict.fromkeys(names))
@@ -95,6 +104,8 @@ class TextSpec:
             required["--document-template"] = [name for name in names if name not in fields]
         else:
             required["--document-id-column" if self.document_is_id else "--document-column"] = [self.document_column]
+        if self.negative_columns:
+            required["--negative-columns"] = list(self.negative_columns)
         if self.instruction_column:
             required["--instruction-column"] = [self.instruction_column]
         if self.instruction_map is not None:
@@ -109,13 +120,18 @@ class TextSpec:
             return None
         if flag == "--explode-columns":
             return None if is_list(kind) or pa.types.is_null(kind) else "a list"
+        is_document = flag in ("--document-column", "--document-id-column", "--negative-columns")
+        if self.negative_columns and is_document and holds_systems(kind):
+            kind = kind.field(0).type
+        if self.document_is_id and flag == "--negative-columns":
+            flag = "--document-id-column"
         if flag in ("--query-id-column", "--document-id-column"):
             has_lists = flag == "--document-id-column"
             element = kind.value_type if has_lists and is_list(kind) else kind
             expected = "ids (text or whole numbers)" + (" or lists of them" if has_lists else "")
             is_id = is_text(element) or pa.types.is_integer(element) or pa.types.is_floating(element)
             return None if is_id else expected
-        if flag != "--document-column":
+        if not is_document:
             return None if is_text(kind) else "text"
         kind = kind.value_type if is_list(kind) else kind
         if pa.types.is_struct(kind):
@@ -159,15 +175,19 @@ def list_fields(kind: pa.DataType | None) -> list[str]:
 
 def make_pairs(rows: Rows, spec: TextSpec) -> Pairs:
     """Return the pairs of some rows, in order."""
-    if spec.keep_fields is not None and spec.document_column in rows.table.column_names:
-        index = rows.table.column_names.index(spec.document_column)
-        if list_fields(rows.table.schema.field(index).type):
-            column = _select_fields(_combine(rows.table.column(index)), spec.keep_fields)
-            rows = replace(rows, table=rows.table.set_column(index, spec.document_column, column))
+    for name in spec.document_columns if spec.keep_fields is not None and not spec.document_is_id else ():
+        index = rows.table.column_names.index(name) if name in rows.table.column_names else -1
+        if index >= 0 and list_fields(rows.table.schema.field(index).type):
+            column = _select_fields(_combine(rows.table.column(index)), spec.keep_fields or ())
+            rows = replace(rows, table=rows.table.set_column(index, name, column))
     rows = replace(rows, table=_write_ids(rows, spec))
     count = rows.table.num_rows
     nothing: list[Any] = [None] * count
     row_errors = list(rows.faults)
+    labels: list[list[int]] | None = None
+    if spec.negative_columns:
+        rows, labels, faults = join_documents(rows, spec.document_column, spec.negative_columns)
+        row_errors = [fault or other for fault, other in zip(row_errors, faults, strict=True)]
     texts = rows.texts.get(spec.document_column, nothing)
     if spec.only_role:
         titles = rows.texts.get(spec.title_column)
@@ -192,6 +212,9 @@ def make_pairs(rows: Rows, spec: TextSpec) -> Pairs:
     if spec.explode_columns:
         _refuse_misaligned(rows.table, texts, spec, row_errors)
     lengths = np.array([-1 if row_errors[row] is not None else len(texts[row]) for row in range(count)], np.int32)
+    if labels is not None:
+        known = [of_row if length >= 0 else None for of_row, length in zip(labels, lengths, strict=True)]
+        rows = replace(rows, table=rows.table.append_column(LABEL, pa.array(known, pa.list_(pa.int8()))))
     documents = [
         _write_document(spec, rows, row, document, is_element=True)
         for row in range(count)
@@ -222,7 +245,8 @@ def count_not_kept(rows: Rows, spec: TextSpec) -> int:
     if _list_needed(rows, spec, "query").intersection(lost):
         spec = replace(spec, query_column="", query_template=None)
     if _list_needed(rows, spec, "document").intersection(lost):
-        spec = replace(spec, document_column="", document_template=None)
+        spec = replace(spec, document_column="", negative_columns=(), document_template=None)
+    rows = lengthen_texts(rows, spec.document_columns) if spec.negative_columns else rows
     there, kept = make_pairs(rows, spec), make_pairs(make_rows(rows.table, names, list(rows.texts)), spec)
     if len(there.documents) != len(kept.documents):
         return len(there.documents)
@@ -235,10 +259,12 @@ def _list_needed(rows: Rows, spec: TextSpec, side: Literal["query", "document"])
     template = spec.query_template if side == "query" else spec.document_template
     column = spec.query_column if side == "query" else spec.document_column
     if template is None:
-        return {column}
+        return {column, *(spec.negative_columns if side == "document" else ())}
     named = set(parse_template(template).names)
     is_plain = not any(isinstance(value, list | dict) for value in rows.texts.get(column, ()))
     is_text = "text" in named and "text" not in rows.texts  # which stands for the document
+    if spec.negative_columns and side == "document":
+        return {*named, *spec.document_columns}
     return named if side == "query" or (is_plain and not is_text) else {*named, column}
 
 

@@ -14,6 +14,7 @@ from rerank_actor.inputs.field_template import parse_template
 from rerank_actor.inputs.rankings.lines import RankingFormat
 from rerank_actor.inputs.spec import SourceSpec
 from rerank_actor.inputs.syntax.quoted import AUTO, Dialect
+from rerank_actor.inputs.training import TrainingFormat
 from rerank_actor.job_file import (
     Location,
     Locations,
@@ -95,11 +96,13 @@ class DialectSettings(Settings):
 class ShardSettings(InputSettings):
     """How the shards of the input are read."""
 
-    format: Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv", RankingFormat] = make_flag(
+    format: Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv", RankingFormat, TrainingFormat] = make_flag(
         "auto",
         "input",
         "format of the shards; auto goes by each file's name (.gz and .zst understood), else by its first bytes, with "
-        "--queries or --corpus also by its first lines; tevatron is query, document, score, and msmarco ends in the rank",
+        "--queries or --corpus also by its first lines; tevatron is query, document, score, and msmarco ends in the rank; "
+        "flagembedding, tevatron (JSON, Parquet), tuples and msmarco-hard-negatives are training files, whose positives and "
+        "negatives are scored and get their scores where the trainer reads them",
     )
     top_k: Annotated[int, Field(ge=1)] | None = make_flag(
         None,
@@ -131,6 +134,13 @@ class TextSettings(Settings):
         "input",
         "column with the document or a list of documents: texts, or structs with text, title and id; a.b is field b of a",
         "NAME",
+    )
+    negative_columns: Names = make_flag(
+        [],
+        "input",
+        "further columns with documents, the negatives of a training row, comma-separated; --document-column then has its "
+        "positives",
+        "NAMES",
     )
     queries: Locations = make_flag(
         [], "input", "texts of queries by id, as BEIR's queries.jsonl; rows then hold ids of queries", "URI", nargs="+"

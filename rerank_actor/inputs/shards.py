@@ -54,12 +54,12 @@ def scan_shard(
         StorageError, JobError: it cannot be reached.
     """
     uri, size, etag = item.uri, item.size, item.etag
-    list_column = spec.texts.document_column
+    list_columns = tuple(spec.texts.document_columns)
     block_rows = min(spec.unit_rows or BLOCK_ROWS, LONGEST_BLOCK_ROWS)
     kind, compression = detect_format(uri, spec.format)
     try:
         if kind == "parquet":
-            return scan_parquet(uri, size, list_column)
+            return scan_parquet(uri, size, list_columns)
         if kind == "arrow":
             return scan_arrow(uri, size, etag)
         if kind in RANKING_FORMATS:
@@ -68,7 +68,7 @@ def scan_shard(
             columns = dict(zip(_name_columns(kind, spec), COLUMNS[kind].values(), strict=True))
             return ShardLayout(sum(block.num_rows for block in blocks), columns, blocks)
         text = _name_text(item, spec, limits)
-        return scan_lines(LineScan(text, block_rows, BLOCK_PAIRS, list_column, limits.range_bytes), break_at)
+        return scan_lines(LineScan(text, block_rows, BLOCK_PAIRS, list_columns, limits.range_bytes), break_at)
     except READ_ERRORS as error:
         raise _refuse_unreadable(uri, kind, error) from error
 

@@ -45,6 +45,7 @@ from rerank_actor.inputs.text import (
     refuse_long_line,
     refuse_other,
 )
+from rerank_actor.inputs.training.documents import count_documents, list_documents
 
 RANGES_AT_ONCE = 8  # in this process, whatever the number of shards; each takes some five times its size
 TYPED_ROWS = 1000  # JSON rows whose types are looked at together
@@ -63,14 +64,14 @@ class LineScan:
     Attributes:
         file: the shard, whose size is known.
         block_rows, block_pairs: of a block at most.
-        list_column: column that may hold lists of documents.
+        list_columns: columns that may hold lists of documents.
         range_bytes: of lines that are looked at together.
     """
 
     file: TextFile
     block_rows: int
     block_pairs: int
-    list_column: str
+    list_columns: tuple[str, ...]
     range_bytes: int
 
     @property
@@ -240,12 +241,11 @@ def _look_at_objects(
             name: WIDE_INTEGER if kind == pa.int64() and _is_beyond(table.column(name)) else kind
             for name, kind in expected.items()
         }
-        kind = find_type(settled, scan.list_column)
-        if kind is None or not is_list(kind):
+        kinds = [find_type(settled, name) for name in scan.list_columns]
+        if len(kinds) == 1 and (kinds[0] is None or not is_list(kinds[0])):
             return np.ones(len(starts), np.int64), found
-        if scan.list_column in expected:
-            lengths = pc.list_value_length(table.column(scan.list_column)).fill_null(1).to_numpy().astype(np.int64)
-            return np.maximum(lengths, 1), found
+        if all(name in expected for name in scan.list_columns):
+            return np.maximum(count_documents(table, scan.list_columns), 1), found
     types: dict[str, pa.DataType] = {}
     pairs = np.ones(len(starts), np.int64)
     for first in range(0, len(starts), TYPED_ROWS):
@@ -253,11 +253,14 @@ def _look_at_objects(
         for index in range(first, min(first + TYPED_ROWS, len(starts))):
             value = parse_object(data[starts[index] : stops[index]].removeprefix(BYTE_ORDER_MARK)) or {}
             objects.append(value)
-            column, fields = locate(value, scan.list_column)
-            documents = take_fields(value.get(column), fields)
-            pairs[index] = max(1, len(documents)) if isinstance(documents, list) else 1
+            pairs[index] = max(1, sum(len(_take_documents(value, name)) for name in scan.list_columns))
         types = widen_types(types, objects)
     return pairs, types
+
+
+def _take_documents(value: dict[str, Any], name: str) -> list[Any]:
+    column, fields = locate(value, name)
+    return list_documents(take_fields(value.get(column), fields))
 
 
 def _holds_exactly(table: pa.Table, data: bytes) -> bool:

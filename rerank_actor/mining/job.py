@@ -40,11 +40,6 @@ class MineJob(
                 raise ValueError(f"--{name} is missing: give it as a flag or as `{name}:` in the job file")
         if self.label_column is not None and self.qrels is not None:
             raise ValueError("--label-column and --qrels both say what is positive: give one of them")
-        if not self.is_labelled and self.min_positive_score is None:
-            raise ValueError(
-                "nothing says which documents are positive: give --label-column NAME, --qrels URI, --verdicts URI, or, to take "
-                "the best-scored document of each query, --min-positive-score X"
-            )
         if self.positive_labels and self.label_column is None:
             raise ValueError("--positive-labels says what the labels of --label-column mean: give that too")
         if self.teacher == "none" and (self.normalize != "none" or self.temperature is not None):
@@ -113,6 +108,11 @@ class MineJob(
         """Whether positives are known beside those that are found by score."""
         judged = self.verdicts is not None and self.min_positive_score is None
         return self.label_column is not None or self.qrels is not None or judged
+
+    @property
+    def says_positives(self) -> bool:
+        """Whether a flag says which documents are positive."""
+        return self.is_labelled or self.min_positive_score is not None
 
     def combination(self) -> Combination | None:
         """Return how the scores of several teachers become one, None for one teacher."""

@@ -100,7 +100,9 @@ class Columns:
         found = {name: find_field_type(schema, name) for name in (document, *self.spaces)}
         names = [name for name, kind in found.items() if kind is not None]
         lists = {name: is_list(kind) for name, kind in found.items() if kind is not None}
-        if self.texts.is_exploded:  # of which the whole list may still be below a column
+        if (
+            self.texts.is_exploded or self.texts.spec.negative_columns
+        ):  # of which the whole list may still be below a column
             lists.pop(document, None)
         if len(set(lists.values())) > 1:
             shape = "lists" if lists[names[0]] else "no lists"

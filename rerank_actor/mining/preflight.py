@@ -18,7 +18,7 @@ from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.judging.verdicts import Verdicts, load_verdicts
 from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.rules import VERSION, MiningRules
-from rerank_actor.mining.scored import ScoredInput, load_scored
+from rerank_actor.mining.scored import ScoredInput, fit_labels, load_scored
 from rerank_actor.outputs.folder import Output
 
 AFRESH = "choose another --output, or --overwrite to start afresh"
@@ -68,6 +68,7 @@ def prepare_mining(job: MineJob) -> PreparedMining:
         OutputConflictError: the output holds something else.
         StorageError: storage does not answer.
     """
+    job = fit_labels(job)
     rule_sets = job.rule_sets()
     scored = load_scored(job)
     qrels = load_qrels(job.qrels, job.min_relevance) if job.qrels else None

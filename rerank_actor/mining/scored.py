@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow as pa
 
 from rerank_actor import storage
-from rerank_actor.errors import InputError
+from rerank_actor.errors import InputError, JobError
 from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.inputs.lookups import TextLookup
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.text_sources import TextSource
+from rerank_actor.inputs.training.documents import LABEL
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.pairs import CANDIDATE_ROLES, Columns
 from rerank_actor.mining.rules import SPACES
@@ -47,6 +48,24 @@ class ScoredInput:
         """Return the same, with the finished stores of its sources."""
         texts = replace(self.columns.texts, lookups=lookups)
         return replace(self, columns=replace(self.columns, texts=texts))
+
+
+def fit_labels(job: MineJob) -> MineJob:
+    """Return the job with the labels of the training files that were scored, where no flag says what is positive.
+
+    Raises:
+        JobError: nothing does.
+        StorageError: storage cannot be read.
+    """
+    if job.says_positives:
+        return job
+    for output in map(open_scored, job.scored):
+        if output.parts and not read_text_settings(output).get("negative_columns"):
+            raise JobError(
+                "nothing says which documents are positive: give --label-column NAME, --qrels URI, --verdicts URI, or, to take "
+                "the best-scored document of each query, --min-positive-score X"
+            )
+    return job.model_copy(update={"label_column": LABEL})
 
 
 def load_scored(job: MineJob) -> ScoredInput:
@@ -167,7 +186,9 @@ def _name_columns(job: MineJob, settings: dict[str, Any], texts: ScoredTexts, sc
     if job.teacher != "none":
         needed.add("logit" if job.temperature is not None else job.teacher)
     query_id = job.query_id_column or (scored.query_id if texts.spec.query_is_id else None)
-    document_id = job.document_id_column or (scored.document_id if texts.spec.document_is_id else None)
+    document_id = job.document_id_column or (
+        scored.document_id if texts.spec.document_is_id and not texts.spec.negative_columns else None
+    )
     if job.qrels is not None and (query_id is None or document_id is None):
         raise InputError("--qrels names queries and documents by id: give --query-id-column and --document-id-column")
     return Columns(

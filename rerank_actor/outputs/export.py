@@ -103,7 +103,7 @@ def export_scores(spec: ExportSpec) -> Exported:
     """
     manifest = Output(spec.scored).load_manifest()
     result = Exported()
-    with _open_target(spec.target) as file:
+    with open_target(spec.target) as file:
         writer = _Writer(file, spec, manifest.get("model", {}))
         for table in iterate_candidates(spec, result):
             _write_queries(table, spec, writer, result)
@@ -338,8 +338,8 @@ class _Writer:
 
 
 @contextmanager
-def _open_target(target: str | None) -> Iterator[IO[str]]:
-    """Give a text file that is put in its place when everything is written."""
+def open_target(target: str | None) -> Iterator[IO[str]]:
+    """Give a text file that is put in its place when everything is written, packed where its name ends in .gz."""
     if target is None:
         with nullcontext(sys.stdout) as file:
             yield file

@@ -22,6 +22,7 @@ from rerank_actor.inputs.directions import DIRECTED_VALUES, list_directions, nam
 from rerank_actor.inputs.pairs import INDEX_COLUMN
 from rerank_actor.inputs.rows import Unit, strip_location
 from rerank_actor.outputs.row_digest import has_digest
+from rerank_actor.outputs.training.place import find_misplaced, list_document_columns
 
 ADDED_TYPES = dict(
     zip(RESERVED_COLUMNS, (pa.float32(), pa.float32(), pa.int32(), pa.int32(), pa.string()), strict=True)
@@ -29,7 +30,15 @@ ADDED_TYPES = dict(
 METADATA_PREFIX = "rerank_actor."
 # Settings that say how the texts of a pair were made; the metadata have those that are given, as JSON.
 TEXT_SETTINGS = (
-    *("query_column", "document_column", "queries", "corpus", "query_id_column", "document_id_column"),
+    *(
+        "query_column",
+        "document_column",
+        "negative_columns",
+        "queries",
+        "corpus",
+        "query_id_column",
+        "document_id_column",
+    ),
     *("query_template", "document_template", "instruction_map", "dataset_column"),
     *("rename_columns", "keep_fields", "directions", "explode_columns"),
 )
@@ -141,6 +150,9 @@ def _check_scores(table: pa.Table) -> str | None:
     logits = columns["logit"].drop_null().to_numpy(zero_copy_only=False)
     if not np.isfinite(logits).all() or not np.array_equal(compute_score(logits, scale), scores):
         return "has scores that are not the sigmoid of their logits"
+    documents = list_document_columns(read_part_metadata(table.schema))
+    if documents and find_misplaced(table, documents):
+        return "has scores beside documents that are not those of its logits"
     return _check_directions(table, scale)
 
 

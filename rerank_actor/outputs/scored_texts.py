@@ -60,6 +60,7 @@ class ScoredTexts:
             document_column=str(
                 settings.get("document_id_column" if has_document_ids else "document_column") or "document"
             ),
+            negative_columns=tuple(settings.get("negative_columns") or ()),
             query_is_id=has_query_ids,
             document_is_id=has_document_ids,
             query_template=settings.get("query_template"),
@@ -88,6 +89,11 @@ class ScoredTexts:
         """The same of the document."""
         return self.name(self.spec.document_column)
 
+    @property
+    def documents(self) -> list[str]:
+        """The output's columns with documents, in the order of the scores."""
+        return [self.document, *map(self.name, self.spec.negative_columns)]
+
     def name(self, column: str) -> str:
         """Return what the output calls an input column, or a field below one."""
         top, fields = locate(self.renamed, column)
@@ -110,6 +116,7 @@ class ScoredTexts:
             for name in ("query_template", "document_template", "instruction_map")
             if getattr(self.spec, name) is not None
         }
+        later |= {"negative_columns": self.documents[1:]} if self.spec.negative_columns else {}
         task = self.spec.instruction_column or (self.spec.instruction_map is not None and self.spec.dataset_column)
         return {
             "query_column": self.query,
@@ -221,6 +228,8 @@ class ScoredTexts:
             kind = find_field_type(rows.table.schema, name)
             if role not in roles or kind is None or getattr(self.spec, f"{role}_template") is not None:
                 continue
+            if role == "document" and self.spec.negative_columns:
+                continue
             is_whole = is_list(kind) and (rows.lengths is None or role == "query")
             if (
                 not getattr(self.spec, f"{role}_is_id")
@@ -254,7 +263,7 @@ class ScoredTexts:
         if "query" not in roles:
             spec = replace(spec, query_column="", query_template=None)
         if "document" not in roles:
-            spec = replace(spec, document_column="", document_template=None)
+            spec = replace(spec, document_column="", negative_columns=(), document_template=None)
         return spec if "instruction" in roles else replace(spec, instruction_column=None, instruction_map=None)
 
 

@@ -33,6 +33,8 @@ from rerank_actor.inputs.lookups import ScoreLookup, TextLookup
 from rerank_actor.inputs.plan import Plan, PlanChange, choose_partition_columns, make_plan
 from rerank_actor.inputs.rankings.lines import RANKING_FORMATS
 from rerank_actor.inputs.text_sources import TextSource, list_sources
+from rerank_actor.inputs.training import TRAINING_FORMATS
+from rerank_actor.inputs.training.layouts import find_layout
 from rerank_actor.job import EngineJob, ScoreJob
 from rerank_actor.outputs.adoption import adopt_parts
 from rerank_actor.outputs.folder import PART_NAME, Output, list_strays, select_parts
@@ -101,7 +103,13 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
     sources = list_sources(job.source_specs(job.dialect), job.output)
     stored = None if job.overwrite else _load_plan(output, reporter)
     spec = job.input_spec()
-    listing = list_input(spec, stored[0].known_formats() if stored is not None else None)
+    known_formats = stored[0].known_formats() if stored is not None else None
+    listing = list_input(spec, known_formats)
+    fitted = fit_layout(job, listing, model, reporter)
+    if fitted is not job:
+        job = fitted
+        spec = job.input_spec()
+        listing = list_input(spec, known_formats)
     _check_formats(job, listing, reporter)
     listed = storage.list_children(output.uri)
     if stored is None:
@@ -258,7 +266,7 @@ def _check_formats(job: ScoreJob, listing: InputListing, reporter: Reporter) -> 
     """
     first = {kind: uri for uri, kind in reversed(listing.formats.items())}
     rankings = [kind for kind in first if kind in RANKING_FORMATS]
-    for kind in first if job.format == "auto" else ():
+    for kind in first if job.format in ("auto", *TRAINING_FORMATS) else ():
         if find_format(first[kind])[0] != kind:
             reporter.info(f"{first[kind]}: looks like --format {kind}")
     if rankings and len(first) > 1:
@@ -273,6 +281,24 @@ def _check_formats(job: ScoreJob, listing: InputListing, reporter: Reporter) -> 
         raise JobError(
             f"--top-k goes with --format {', '.join(RANKING_FORMATS)}, whose lines are candidates of queries"
         )
+
+
+def fit_layout(job: ScoreJob, listing: InputListing, model: RerankerModel, reporter: Reporter) -> ScoreJob:
+    """Return the job with the columns of a training file, where its input is one.
+
+    Raises:
+        JobError: it is none, or a ranking whose texts are not named; or as of `ScoreJob.take_layout`.
+    """
+    if job.format not in ("auto", *TRAINING_FORMATS) or (job.format == "auto" and job.is_labelled):
+        return job
+    layout = find_layout(job.input_spec(), listing, job.format, job.list_given())
+    if layout is None and job.lacking_texts:
+        raise JobError(job.lacking_texts)
+    fitted = job.take_layout(layout, model.description.template.takes_instruction) if layout is not None else job
+    if fitted == job or layout is None:
+        return job
+    reporter.info(f"{layout.uri}: is read as --format {layout.describe()}")
+    return fitted
 
 
 def fit_max_length(job: Job, model: RerankerModel, reporter: Reporter) -> Job:

@@ -42,6 +42,7 @@ def mine_in_process(
 ) -> tuple[list[dict[str, Any]], MiningTally, int]:
     """Mine without Ray, unit after unit; returns the rows, the tally and the number of buckets."""
     prepared = prepare_mining(job)
+    job = prepared.job
     scored = load_with_lookups(job)
     surveys = [
         survey

@@ -1,5 +1,6 @@
 """Scoring or embedding by the path of a unit, in this process and without Ray."""
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from rerank_actor.errors import ShardError
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.folder import list_pending
 from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed
+from rerank_actor.outputs.part import TEXT_SETTINGS
 from rerank_actor.progress import QuietReporter
 from rerank_actor.runtime.store_builder import run_here
 from rerank_actor.scoring.lookups import make_known, make_lookups
@@ -36,7 +38,7 @@ def score_here(job: ScoreJob, run_id: str = "run", *, records: bool = True) -> O
     output, notes = prepared.output, list[str]()
     output.write_own("plan.parquet", prepared.plan.to_bytes(prepared.settings))
     output.write_card()
-    output.write_own("job.yaml", job.to_yaml().encode())
+    output.write_own("job.yaml", prepared.job.to_yaml().encode())
     parts = output.list_parts()
     totals, damaged = check_committed(output, parts, prepared.plan.units(), prepared.fingerprint, notes.append)
     pending = list_pending(prepared.plan, {name: part for name, part in parts.items() if name not in damaged})
@@ -59,6 +61,8 @@ def score_here(job: ScoreJob, run_id: str = "run", *, records: bool = True) -> O
         done = UnitWork.from_table(done.to_table())
         metadata = {"fingerprint": prepared.fingerprint, "run": run_id, **({"explode": "true"} if job.explode else {})}
         metadata |= prepared.model.description.to_metadata()
+        settings = {name: prepared.settings[name] for name in TEXT_SETTINGS if name in prepared.settings}
+        metadata |= {name: json.dumps(value) for name, value in settings.items()}
         report = write_part(done, output.uri, metadata, output.scratch)
         totals.add(report)
         unit_records.add(unit.name, {**report, "fingerprint": prepared.fingerprint})
