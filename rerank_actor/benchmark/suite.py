@@ -4,8 +4,9 @@ Takes a folder and gives the whole result as plain values. A suite for a CPU tak
 Python decides, as it does on a fast GPU; one for a GPU takes the family's shapes.
 """
 
+import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ MAX_LENGTH = 4096
 NUM_UNITS = 16  # of the job; each must last some seconds, as in a job of many millions of pairs
 COLUMNS = ("contender", "pairs/s", "tokens/s", "CPU \u00b5s/pair", "cached", "engine busy", "memory", "MFU")
 RATIOS = ("pairs_per_second", "cpu_seconds_per_pair")
-LONG_WORKLOADS = {"long": 8, "mix": 4}  # that many times fewer pairs
+FEWER_PAIRS = {"long": 8, "mix": 4, "4B": 8, "8B": 16}  # that many times fewer of these workloads and shapes
+GPU_LIMIT = 240.0  # seconds of a contender: what hangs costs no more of a machine that is paid for by the hour
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Suite:
         dtype: for all.
         on_gpu: whether it is for a GPU.
         knobs: more contenders, set otherwise: by what they go by, a key of `pairs` and the changes of its setting.
+        limit: seconds of a contender in all; None for as long as it takes.
     """
 
     shapes: tuple[str, ...]
@@ -45,6 +48,7 @@ class Suite:
     dtype: str
     on_gpu: bool
     knobs: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    limit: float | None = None
 
 
 def _turn(**engine_args: Any) -> tuple[str, dict[str, Any]]:
@@ -71,16 +75,17 @@ SUITES = {
     "gpu": Suite(
         shapes=("0.6B", "4B", "8B"),
         workloads=("grouped",),
-        pairs={
-            "job": 131_072,
-            "engine": 32_768,
-            "ray-data-llm": 16_384,
-            "card-vllm": 8_192,
+        pairs={  # in this order: the first three take some four minutes on one H200
             "card-transformers": 1_024,
+            "engine": 32_768,
+            "job": 65_536,
+            "card-vllm": 8_192,
+            "ray-data-llm": 16_384,
         },
-        rounds=2,
+        rounds=1,
         dtype="float16",
         on_gpu=True,
+        limit=GPU_LIMIT,
     ),
     "cpu-knobs": Suite(
         shapes=("tiny",),
@@ -111,6 +116,7 @@ SUITES = {
             "not compiled": _turn(enforce_eager=True),
             "job, two engines a GPU": ("job", {"gpus_per_actor": 0.5}),
         },
+        limit=GPU_LIMIT,
     ),
 }
 
@@ -140,7 +146,7 @@ def run_suite(
         folder: for models, pairs, outputs and logs.
         report: is told what happens.
         engine_args: further arguments of the job's engine.
-        keep: is given the result as far as it is, after each workload, so that a measurement that is ended is not lost.
+        keep: is given the result as far as it is, after each contender, so that a measurement that is ended is not lost.
         measure_gpu: gives the GPU for a dtype, where a suite wants one; None measures this machine's.
         changes: of every contender's setting.
 
@@ -150,78 +156,86 @@ def run_suite(
     result: dict[str, Any] = {"machine": describe_machine(), "engine_args": engine_args or {}, "measured": []}
     tokenizer = make_tokenizer()
     started = time.monotonic()
-    gpu = (measure_gpu or _measure_gpu)(suite.dtype) if suite.on_gpu else None
+    gpu = (measure_gpu or measure_device)(suite.dtype) if suite.on_gpu else None
     if gpu is not None:
         result["machine"] |= {"gpu": gpu.name, "matrix_product_tflops": round(gpu.peak / 1e12, 1)}
-    for shape in suite.shapes:
+    for shape, name in itertools.product(suite.shapes, suite.workloads):
         model = write_weights(folder / f"model-{shape}", SHAPES[shape], dtype=suite.dtype)
-        for name in suite.workloads:
-            fewer = LONG_WORKLOADS.get(name, 1)
-            pairs = {contender: max(64, count // fewer) for contender, count in suite.pairs.items()}
-            workload = make_workload(name, max(pairs.values()), tokenizer)
-            run_folder = folder / f"{shape}-{name}-{time.time_ns()}"
-            run_folder.mkdir(parents=True)
-            write_shards(workload, run_folder / "shards")
-            setting = Setting(
-                model=str(model),
-                shards=str(run_folder / "shards"),
-                folder=str(run_folder),
-                dtype=suite.dtype,
-                max_length=MAX_LENGTH,
-                num_pairs=len(workload),
-                unit_rows=max(1, max(pairs.values()) // NUM_UNITS),
-                engine_args=engine_args or {},
-                on_gpu=suite.on_gpu,
-                **changes,
-            )
-            encoder = make_encoder(setting)
-            prompts = encoder.encode(workload.queries[:2000], workload.documents[:2000])
-            entries = [Entry(contender, count) for contender, count in pairs.items()]
-            for label, (contender, turned) in suite.knobs.items():
-                merged = {**(engine_args or {}), **turned.get("engine_args", {})}
-                entries.append(Entry(contender, pairs[contender], {**turned, "engine_args": merged}, label))
-            figures = run_rounds(
-                entries,
-                setting,
-                suite.rounds,
-                report,
-                at_once=not suite.on_gpu,
-            )
-            entry = {
-                "shape": shape,
-                "workload": name,
-                "dtype": suite.dtype,
-                "tokens_per_pair": float(prompts.num_tokens.mean()),
-                "possible_cached_share": compute_possible_share(workload, encoder),
-                **figures,
-            }
+        fewer = FEWER_PAIRS.get(name, 1) * FEWER_PAIRS.get(shape, 1)
+        pairs = {contender: max(64, count // fewer) for contender, count in suite.pairs.items()}
+        workload = make_workload(name, max(pairs.values()), tokenizer)
+        run_folder = folder / f"{shape}-{name}-{time.time_ns()}"
+        run_folder.mkdir(parents=True)
+        write_shards(workload, run_folder / "shards")
+        values = {
+            "model": str(model),
+            "shards": str(run_folder / "shards"),
+            "folder": str(run_folder),
+            "dtype": suite.dtype,
+            "max_length": MAX_LENGTH,
+            "num_pairs": len(workload),
+            "unit_rows": max(1, max(pairs.values()) // NUM_UNITS),
+            "engine_args": engine_args or {},
+            "on_gpu": suite.on_gpu,
+        }
+        setting = Setting(**{**values, **changes})
+        encoder = make_encoder(setting)
+        prompts = encoder.encode(workload.queries[:2000], workload.documents[:2000])
+        entry = {
+            "shape": shape,
+            "workload": name,
+            "dtype": suite.dtype,
+            "tokens_per_pair": float(prompts.num_tokens.mean()),
+            "possible_cached_share": compute_possible_share(workload, encoder),
+        }
+        result["measured"].append(entry)
+
+        def settle(figures: dict[str, Any], entry: dict[str, Any] = entry, lengths: Any = prompts.num_tokens) -> None:
+            told = set(entry.get("medians", ()))
+            entry |= figures
             if gpu is not None:
-                _add_utilization(entry, SHAPES[shape], prompts.num_tokens, gpu.peak)
+                _add_utilization(entry, SHAPES[entry["shape"]], lengths, gpu.peak)
             base = "engine" if suite.knobs else "job"
             if base in figures["rounds"]:
                 entry[f"{base}_by_others"] = {figure: compute_ratios(figures, base, figure) for figure in RATIOS}
-            result["measured"].append(entry)
             result["seconds"] = round(time.monotonic() - started, 1)
             keep(result)
+            for contender in figures["medians"].keys() - told:
+                report(f"{entry['shape']}, {entry['workload']} {_make_row(entry, contender)}")
+
+        entries = list(_list_entries(suite, pairs, engine_args or {}))
+        at_once = not suite.on_gpu
+        run_rounds(entries, setting, suite.rounds, report, at_once=at_once, limit=suite.limit, settled=settle)
     return result
 
 
-def _measure_gpu(dtype: str) -> Gpu:
-    """Return this machine's GPU; its peak is a large matrix product's, the best of ten."""
+def _list_entries(suite: Suite, pairs: dict[str, int], engine_args: dict[str, Any]) -> Iterator[Entry]:
+    """Yield the contenders of a suite, then those that are set otherwise."""
+    for contender, count in pairs.items():
+        yield Entry(contender, count)
+    for label, (contender, turned) in suite.knobs.items():
+        merged = {**engine_args, **turned.get("engine_args", {})}
+        yield Entry(contender, pairs[contender], {**turned, "engine_args": merged}, label)
+
+
+def measure_device(dtype: str, device: str = "cuda", size: int = 8192) -> Gpu:
+    """Return this machine's GPU, or its CPU for a rehearsal; its peak is a large matrix product's, the best of ten."""
     import torch
 
-    size = 8192
-    left, right = (torch.randn(size, size, dtype=getattr(torch, dtype), device="cuda") for _ in range(2))
+    left, right = (torch.randn(size, size, dtype=getattr(torch, dtype), device=device) for _ in range(2))
+    accelerator = torch.get_device_module(device)
     best = 0.0
     for _ in range(10):
-        torch.cuda.synchronize()
+        accelerator.synchronize()
         started = time.perf_counter()
         left @ right
-        torch.cuda.synchronize()
+        accelerator.synchronize()
         best = max(best, 2.0 * size**3 / (time.perf_counter() - started))
+    if device == "cpu":
+        return Gpu("none, rehearsed on the CPU", best)
     del left, right
-    torch.cuda.empty_cache()
-    return Gpu(str(torch.cuda.get_device_name()), best)
+    accelerator.empty_cache()
+    return Gpu(str(accelerator.get_device_name()), best)
 
 
 def _add_utilization(entry: dict[str, Any], shape: Shape, num_tokens: np.ndarray, peak: float) -> None:
@@ -231,6 +245,12 @@ def _add_utilization(entry: dict[str, Any], shape: Shape, num_tokens: np.ndarray
         cached = lengths * (medians["cached_share"] or 0.0)
         flops = shape.count_flops(float((lengths - cached).sum()), float((lengths**2 - cached**2).sum() / 2))
         medians["utilization"] = flops / len(lengths) * medians["pairs_per_second"] / peak
+
+
+def rehearse(suite: Suite) -> Suite:
+    """Return a GPU's suite as a CPU can do it in minutes: the tiny model, few pairs, one round."""
+    few = {contender: max(64, count // 64) for contender, count in suite.pairs.items()}
+    return replace(suite, shapes=("tiny",), pairs=few, rounds=1, dtype="float32")
 
 
 def choose_suite(name: str, *, workloads: Sequence[str] = (), contenders: Sequence[str] = (), **changes: Any) -> Suite:
@@ -247,8 +267,7 @@ def make_tables(result: dict[str, Any]) -> str:
     machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
     lines = [f"Measured: {machine}.", ""]
     for entry in result["measured"]:
-        base = "engine" if "engine_by_others" in entry else "job"
-        ratios = entry.get(f"{base}_by_others", {})
+        base = _find_base(entry)
         lines += [
             f"### {entry['shape']}, {entry['workload']}: {entry['tokens_per_pair']:.0f} tokens a pair, {entry['dtype']}, "
             f"a cache could have {entry['possible_cached_share']:.1%}",
@@ -256,25 +275,33 @@ def make_tables(result: dict[str, Any]) -> str:
             _join([*COLUMNS, f"{base} is", "its CPU is"]),
             "|" + "---|" * (len(COLUMNS) + 2),
         ]
-        for name, medians in entry["medians"].items():
-            faster = ratios.get("pairs_per_second", {}).get(name)
-            cheaper = ratios.get("cpu_seconds_per_pair", {}).get(name)
-            cells = [
-                name,
-                f"{medians['pairs_per_second']:,.0f}",
-                f"{medians['tokens_per_second']:,.0f}",
-                f"{medians['cpu_seconds_per_pair'] * 1e6:,.0f}",
-                _show(medians["cached_share"], "{:.1%}"),
-                _show(medians["busy_share"], "{:.1%}"),
-                f"{medians['peak_bytes'] / 2**30:.1f} GiB",
-                _show(medians.get("utilization"), "{:.1%}"),
-                _show(faster, "{:.2f} x"),
-                _show(cheaper, "{:.2f} x"),
-            ]
-            lines.append(_join(cells))
+        lines += [_make_row(entry, name) for name in entry["medians"]]
         lines += [f"Left out: {name} ({reason})." for name, reason in entry["left_out"].items()]
         lines.append("")
     return "\n".join(lines)
+
+
+def _find_base(entry: dict[str, Any]) -> str:
+    """Return the contender that others are compared with."""
+    return "engine" if "engine_by_others" in entry else "job"
+
+
+def _make_row(entry: dict[str, Any], name: str) -> str:
+    """Return a contender's row of the table."""
+    medians, ratios = entry["medians"][name], entry.get(f"{_find_base(entry)}_by_others", {})
+    cells = [
+        name,
+        f"{medians['pairs_per_second']:,.0f}",
+        f"{medians['tokens_per_second']:,.0f}",
+        f"{medians['cpu_seconds_per_pair'] * 1e6:,.0f}",
+        _show(medians["cached_share"], "{:.1%}"),
+        _show(medians["busy_share"], "{:.1%}"),
+        f"{medians['peak_bytes'] / 2**30:.1f} GiB",
+        _show(medians.get("utilization"), "{:.1%}"),
+        _show(ratios.get("pairs_per_second", {}).get(name), "{:.2f} x"),
+        _show(ratios.get("cpu_seconds_per_pair", {}).get(name), "{:.2f} x"),
+    ]
+    return _join(cells)
 
 
 def _join(cells: Iterable[str]) -> str:

@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rerank_actor.benchmark.contenders import CONTENDERS
 from rerank_actor.benchmark.host import ROUNDS, make_host_tables, run_host_suite
 from rerank_actor.benchmark.ratios import extract_ratios, report_moved, store_ratios
-from rerank_actor.benchmark.suite import SUITES, choose_suite, make_tables, run_suite
+from rerank_actor.benchmark.suite import SUITES, choose_suite, make_tables, measure_device, rehearse, run_suite
 from rerank_actor.benchmark.weights import SHAPES
 from rerank_actor.benchmark.workload import KINDS
-from rerank_actor.commands.command_line import Parser
+from rerank_actor.commands.command_line import EXIT_FAILED, Parser
 from rerank_actor.errors import JobError
 from rerank_actor.progress import say
 
@@ -35,13 +36,19 @@ def benchmark(arguments: Sequence[str] | None = None) -> int:
         keep(figures)
         print(make_host_tables(figures))
         return 0
-    if SUITES[args.suite].on_gpu:
-        _require_gpu(args.suite)
     shapes = tuple(args.shapes) if args.shapes else None
     suite = choose_suite(
         args.suite, workloads=args.workloads, contenders=args.contenders, shapes=shapes, rounds=args.rounds
     )
-    result = run_suite(suite, folder, report, engine_args=args.engine_args, keep=keep)
+    if args.time_limit:
+        suite = replace(suite, limit=args.time_limit)
+    changes: dict[str, Any] = {}
+    if args.rehearse:
+        suite = rehearse(suite)
+        changes = {"on_gpu": False, "measure_gpu": lambda dtype: measure_device(dtype, "cpu", 512)}
+    elif suite.on_gpu:
+        _require_gpu(args.suite)
+    result = run_suite(suite, folder, report, engine_args=args.engine_args, keep=keep, **changes)
     print(make_tables(result))
     keep(result)
     report(f"all figures: {folder / 'result.json'}")
@@ -50,7 +57,8 @@ def benchmark(arguments: Sequence[str] | None = None) -> int:
         report_moved(ratios, Path(args.compare))
     if args.store:
         store_ratios(ratios, Path(args.store))
-    return 0
+    missing = [entry for entry in result["measured"] if not entry["medians"]]
+    return EXIT_FAILED if missing else 0
 
 
 def _make_parser() -> Parser:
@@ -72,6 +80,14 @@ def _make_parser() -> Parser:
             flag, nargs="+", choices=names, default=default, metavar="NAME", help=f"{what}: {', '.join(names)}"
         )
     parser.add_argument("--rounds", type=int, help="rounds that count, instead of the suite's")
+    parser.add_argument(
+        "--time-limit", type=float, metavar="SECONDS", help="of each contender in all, its start included"
+    )
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="a GPU's suite on the CPU, with a tiny model and few pairs, to see it work",
+    )
     parser.add_argument("--engine-args", type=json.loads, default={}, metavar="JSON", help="for the job's engine")
     parser.add_argument("--folder", default="benchmark-out", help="for models, pairs, logs and result.json")
     parser.add_argument("--compare", metavar="FILE", help="print which ratios moved from those stored there")
@@ -84,5 +100,5 @@ def _require_gpu(suite: str) -> None:
 
     if not torch.cuda.is_available():
         raise JobError(
-            f"--suite {suite} needs a GPU that torch can use, and there is none; take --suite {suite.replace('gpu', 'cpu')}"
+            f"--suite {suite} needs a GPU that torch can use, and there is none; take --rehearse, or --suite {suite.replace('gpu', 'cpu')}"
         )

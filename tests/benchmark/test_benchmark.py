@@ -105,6 +105,25 @@ def test_rounds_go_around_all_contenders_and_leave_out_those_that_cannot(
     assert order == ["slow", "fast", "slow", "fast", "slow", "fast", "slow"]
 
 
+def test_contender_that_takes_too_long_keeps_what_it_did_and_the_next_has_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = STUB.replace(
+        "for _ in sys.stdin:\n", "for number, _ in enumerate(sys.stdin):\n    time.sleep(60 * number)\n"
+    )
+    assert hanging != STUB
+    put_in_place(f"import time\n{hanging}", tmp_path, monkeypatch)
+    setting = Setting("m", "s", str(tmp_path), "float32", 10, 5, 5, worker_module="stub")
+    seen: list[list[str]] = []
+    entries = [rounds.Entry("engine", 5), rounds.Entry("job", 5)]
+    found = rounds.run_rounds(
+        entries, setting, 2, print, at_once=False, limit=3, settled=lambda figures: seen.append([*figures["medians"]])
+    )
+    assert seen == [["engine"], ["engine", "job"]], "each is told as soon as it is there"
+    assert {name: len(done) for name, done in found["rounds"].items()} == {"engine": 1, "job": 1}
+    assert "took over 3 s" in found["left_out"]["engine"]
+
+
 def put_in_place(stub: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a stub stand for the contenders."""
     (folder / "stub.py").write_text(stub)
@@ -166,6 +185,7 @@ def test_contender_that_dies_is_named_with_its_log(tmp_path: Path) -> None:
         rounds.Worker(rounds.Entry("job", 1), setting, tmp_path / "log") as worker,
         pytest.raises(rounds.WorkerError, match=r"job ended with code 1; its words are in .*log"),
     ):
+        worker.start()
         worker.run_round()
 
 
