@@ -100,5 +100,6 @@ def _require_gpu(suite: str) -> None:
 
     if not torch.cuda.is_available():
         raise JobError(
-            f"--suite {suite} needs a GPU that torch can use, and there is none; take --rehearse, or --suite {suite.replace('gpu', 'cpu')}"
+            f"--suite {suite} needs a GPU that torch can use, and there is none; take --rehearse, "
+            f"or --suite {suite.replace('gpu', 'cpu')}"
         )

@@ -30,6 +30,7 @@ from rerank_actor.inputs.training.documents import holds_systems
 FOOTER_BYTES = 64 * 1024
 PIECE_ROWS = 1024  # of a row group that is decoded piecewise
 LOCAL_BYTES, REMOTE_BYTES = 2**20, 2**23  # that are read of a column of such a row group at a time
+PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 
 def scan_parquet(uri: str, size: int, list_columns: Sequence[str]) -> ShardLayout:
@@ -139,7 +140,7 @@ def scan_arrow(uri: str, size: int, etag: str) -> ShardLayout:
             for byte_start, num_bytes, batch in _iterate_stream(source, schema):
                 blocks.append(Block(batch.num_rows, num_bytes, byte_start, row))
                 row += batch.num_rows
-    columns = dict(zip(schema.names, schema.types, strict=True))
+    columns = dict(zip(schema.names, _settle_views(schema).types, strict=True))
     return ShardLayout(row, columns, [block for block in blocks if block.num_rows])
 
 
@@ -157,7 +158,35 @@ def read_arrow(unit: Unit) -> pa.Table:
             source.seek(unit.byte_start)
             batches = (batch for _, _, batch in _iterate_stream(source, schema))
         slices = _take_rows(batches, unit.row_start - unit.number, unit.num_rows)
-    return pa.Table.from_batches(slices, schema=schema)
+    return _settle_categories(pa.Table.from_batches(slices, schema=schema))
+
+
+def _settle_views(schema: pa.Schema) -> pa.Schema:
+    """Return a schema whose categories are plain texts, not views, as Polars writes them, of which Arrow takes no values."""
+    return pa.schema([_settle_view(field) for field in schema], metadata=schema.metadata)
+
+
+def _settle_view(field: pa.Field) -> pa.Field:
+    kind = field.type
+    if not pa.types.is_dictionary(kind) or kind.value_type not in PLAIN:
+        return field
+    return field.with_type(pa.dictionary(kind.index_type, PLAIN[kind.value_type], kind.ordered))
+
+
+def _settle_categories(table: pa.Table) -> pa.Table:
+    """Return a table with the types of `_settle_views`."""
+    for index, field in enumerate(table.schema):
+        settled = _settle_view(field)
+        if settled is field:
+            continue
+        chunks = [
+            pa.DictionaryArray.from_arrays(
+                chunk.indices, chunk.dictionary.cast(settled.type.value_type), ordered=settled.type.ordered
+            )
+            for chunk in table.column(index).chunks
+        ]
+        table = table.set_column(index, settled, pa.chunked_array(chunks, settled.type))
+    return table
 
 
 def _take_rows(batches: Iterable[pa.RecordBatch], skip: int, num_rows: int) -> list[pa.RecordBatch]:

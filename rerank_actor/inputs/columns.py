@@ -95,6 +95,18 @@ def decode_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
+def is_storable(kind: pa.DataType) -> bool:
+    """Whether Parquet holds all values of a type, and Arrow gives them back."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return not types.is_nested(kind.value_type) and is_storable(kind.value_type)
+    if types.is_run_end_encoded(kind) or types.is_interval(kind) or types.is_union(kind):
+        return False
+    if types.is_list_view(kind) or types.is_large_list_view(kind) or (types.is_struct(kind) and not kind.num_fields):
+        return False
+    return all(is_storable(kind.field(index).type) for index in range(kind.num_fields))
+
+
 def decode_schema(schema: pa.Schema) -> pa.Schema:
     """Return a schema without dictionaries in lists and structs, of which Arrow 26 reads one row group at a time alone."""
     return pa.schema(

@@ -12,6 +12,7 @@ import pytest
 from commands import read_output, run_command
 from datasets import Dataset, DatasetDict
 from hub_server import HubServer
+from scoring_in_process import score_here
 
 from rerank_actor import storage
 from rerank_actor.errors import AccessDeniedError, InputError, JobError, ObjectChangedError, RerankError, StorageError
@@ -19,6 +20,7 @@ from rerank_actor.inputs import columnar, shards
 from rerank_actor.inputs.plan import Plan, make_plan
 from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.job import load_job
+from rerank_actor.outputs.verify import verify_output
 from rerank_actor.storage import hub
 
 CARD = b"""---
@@ -103,6 +105,53 @@ def test_arrow_shard_in_units_reads_back_as_written(tmp_path: Path, form: str, k
     found = plan(tmp_path, input=str(path), unit_rows=unit_rows)
     assert read_all(found) == table.to_pylist()
     assert max(unit.num_rows for unit in found.units()) <= unit_rows
+
+
+def test_categories_of_polars_are_texts_in_the_output(tmp_path: Path) -> None:
+    """Polars writes them as dictionaries of views, of which Arrow takes no values."""
+    numbers = pa.array([0, None, 1], pa.uint32())
+    views = pa.array(["x", "\u00fc" * 20], pa.string_view())
+    column = pa.DictionaryArray.from_arrays(numbers, views)
+    table = pa.table({"query": ["a", "b", "c"], "document": column, "kept": column})
+    path = tmp_path / "rows.arrow"
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+    job = load_job(None, {"input": str(path), "output": str(tmp_path / "out"), "engine": "fake"})
+    score_here(job)
+    found = read_output(tmp_path / "out")
+    assert found["kept"].to_pylist() == found["document"].to_pylist() == ["x", None, "\u00fc" * 20]
+    assert found["error"].to_pylist()[1]
+    assert found["score"].null_count == 1
+    verified = verify_output(str(tmp_path / "out"))
+    assert (verified.compared, verified.problems) == (1, [])
+
+
+RUNS = pa.RunEndEncodedArray.from_arrays(pa.array([1], pa.int32()), pa.array(["x"]))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([(1, 2, 3)], pa.month_day_nano_interval()),
+        pa.array([[1]], pa.list_view(pa.int64())),
+        pa.array([{"inner": [[1]]}], pa.struct([("inner", pa.list_(pa.list_view(pa.int64())))])),
+        pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1])]),
+        RUNS,
+        pa.array([{}], pa.struct([])),
+        pa.DictionaryArray.from_arrays(pa.array([0]), pa.array([{"a": 1}])),
+    ],
+    ids=lambda column: str(column.type).split("<")[0],
+)
+def test_kept_column_that_parquet_cannot_hold_is_refused_before_anything_is_scored(
+    tmp_path: Path, column: pa.Array
+) -> None:
+    path = tmp_path / "rows.arrow"
+    table = pa.table({"query": ["a"], "document": ["b"], "odd": column})
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(InputError, match=r"column `odd` holds .*--drop-columns odd"):
+        plan(tmp_path, input=str(path))
+    assert plan(tmp_path, input=str(path), drop_columns=["odd"]).num_rows == 1
 
 
 def test_arrow_file_that_is_cut_short_or_something_else_says_so(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from rerank_actor.inputs.columns import (
     bound_type,
     decode_type,
     has_extension,
+    is_storable,
     merge_columns,
     settle_type,
 )
@@ -25,13 +26,21 @@ def agree_on_types(
     """Return the types of columns that hold for all shards; those of an earlier plan stay.
 
     Raises:
-        InputError: values of two shards have no type in common, or those of a new one do not go into the parts there are.
+        InputError: Parquet does not hold a type; values of two shards have no type in common, or those of a new one do
+            not go into the parts there are.
     """
     seen: dict[str, list[tuple[str, pa.DataType, bool]]] = {}
     for uri, layout in layouts.items():
         for name, kind in layout.columns.items():
             is_json = layout.format == "jsonl"
             if name not in layout.partitions and layout.num_rows and (is_json or spec.keeps(name)):
+                if not is_json and not is_storable(kind):
+                    raise InputError(
+                        f"{uri}: column `{name}` holds {kind}, which Parquet, and so the output, cannot keep; "
+                        f"leave it out with --drop-columns {name}",
+                        uri=uri,
+                        column=name,
+                    )
                 kind = decode_type(kind) if pa.types.is_nested(kind) else kind
                 seen.setdefault(name, []).append((uri, kind, is_json))
     types = dict(earlier)
