@@ -368,7 +368,7 @@ class ScoreJob(
 
 
 def load_job(path: str | None, flags: dict[str, Any]) -> ScoreJob:
-    """Return the scoring job of a YAML file (local or s3://, may be None) with flags on top.
+    """Return the scoring job of a YAML file (local, s3://, gs:// or az://, may be None) with flags on top.
 
     Raises:
         JobError: the file is missing or no YAML mapping, a key is unknown, or a value does not fit.

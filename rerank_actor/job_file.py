@@ -110,6 +110,9 @@ def make_flag(default: Any, group: str, description: str, metavar: str | None = 
     return Field(default=default, description=description, json_schema_extra=extra)
 
 
+_SIGNATURE = re.compile(r"[?&](sig|X-(Amz|Goog)-Signature)=")  # of signed URLs at Azure, Amazon and Google
+
+
 def refuse_credentials(value: Any) -> Any:
     """Return a location or a list of them as they are.
 
@@ -118,11 +121,12 @@ def refuse_credentials(value: Any) -> Any:
     """
     for uri in value if isinstance(value, list) else [value or ""]:
         scheme, separator, rest = uri.partition("://")
-        is_signed = not storage.is_s3(uri) and "?" in rest  # in s3:// it is a wildcard
-        if separator and ("@" in rest.partition("/")[0] or is_signed):
+        is_signed = "?" in rest and (not storage.is_remote(uri) or _SIGNATURE.search(rest))  # else it is a wildcard
+        is_user = "@" in rest.partition("/")[0] and scheme not in ("abfs", "abfss")  # of an account, in these
+        if separator and (is_user or is_signed):
             raise ValueError(
                 f"a {scheme}:// address with a user, a key or a query is not taken, because it would be written down; "
-                "give s3://bucket/key, and credentials in the AWS variables or a profile"
+                "give s3://bucket/key or the like, and credentials in the store's own variables or a profile"
             )
     return value
 
@@ -134,7 +138,7 @@ def refuse_empty(value: Any) -> Any:
         ValueError: one is empty, which would be the folder that the command was given in.
     """
     if any(uri is not None and not uri.strip() for uri in (value if isinstance(value, list) else [value])):
-        raise ValueError("a location is empty; give a local path or s3://bucket/key")
+        raise ValueError(f"a location is empty; give {storage.LOCATIONS}")
     return value
 
 

@@ -21,7 +21,7 @@ class Reranker:
     """A loaded reranker.
 
     Args:
-        model: hub name, local folder or s3:// folder.
+        model: hub name, local folder or s3://, gs://, az:// folder.
         engine: `vllm`, `transformers` or `fake`.
         revision: branch, tag or commit of a hub model.
         dtype: `auto` (float16, or bfloat16 where that is not finite), `float32`, `float16` or `bfloat16`.

@@ -49,7 +49,7 @@ def score_job(job_file: str | None = None, *, progress: bool = True, **settings:
     """Score everything that a job names and that is not yet committed.
 
     Args:
-        job_file: YAML, local or s3://; its keys are the settings below.
+        job_file: YAML, local, s3://, gs:// or az://; its keys are the settings below.
         progress: show how far it is on standard error.
         settings: the flags of `rerank score` with `_` for `-`: `input`, `output`, `model`, `query_column` and so on. They
             win over the file's.

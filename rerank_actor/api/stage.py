@@ -20,7 +20,7 @@ class RerankStage:
     """Adds `score`, `logit`, `num_tokens`, `truncated_tokens` and `error` to batches of rows.
 
     Args:
-        model: hub name, local folder or s3:// folder.
+        model: hub name, local folder or s3://, gs://, az:// folder.
         query_column, document_column: the columns with the texts.
         instruction_column: the column with each row's instruction; None where one holds for all.
         settings: of `Reranker`: `engine`, `dtype`, `max_length`, `instruction` and so on.

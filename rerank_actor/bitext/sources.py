@@ -69,7 +69,9 @@ def _list_files(job: BitextJob) -> tuple[dict[str, storage.StoredObject], list[t
         storage.refuse_overlap(job.output, uri, "--output", "--input")
         listing = storage.list_everything(uri)
         if not listing.objects:
-            raise InputError(f"{uri}: nothing there; --input takes files, folders and globs, local or s3://", uri=uri)
+            raise InputError(
+                f"{uri}: nothing there; --input takes local files, folders and globs, s3://, gs://, az://", uri=uri
+            )
         files.update((item.uri, item) for item in listing.objects)
         passed_over |= {**dict.fromkeys(listing.hidden, HIDDEN), **dict.fromkeys(listing.deeper, DEEPER)}
     for items in storage.group_by_file(list(files.values())).values():

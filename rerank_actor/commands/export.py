@@ -23,7 +23,9 @@ def export(arguments: Sequence[str] | None = None) -> int:
         "scores --format trec --output run.trec",
         "scores --format flagembedding --output train.jsonl",
     )
-    parser.add_argument("scored", nargs="?", metavar="SCORED", help="the --output of jobs.score, local or s3://")
+    parser.add_argument(
+        "scored", nargs="?", metavar="SCORED", help="the --output of jobs.score, local, s3://, gs:// or az://"
+    )
     parser.add_argument("--scored", dest="scored_flag", metavar="URI", help="the same as a flag")
     parser.add_argument(
         "--format",
@@ -34,7 +36,9 @@ def export(arguments: Sequence[str] | None = None) -> int:
         "flagembedding, tevatron, tuples, msmarco-hard-negatives",
     )
     parser.add_argument(
-        "--output", metavar="FILE", help="file to write, local or s3://, also .gz (default: standard output)"
+        "--output",
+        metavar="FILE",
+        help="file to write, local, s3://, gs:// or az://, also .gz (default: standard output)",
     )
     parser.add_argument("--query-id-column", metavar="NAME", help="column with the query's id (default: the job's)")
     parser.add_argument(

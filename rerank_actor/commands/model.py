@@ -34,7 +34,10 @@ def model(arguments: Sequence[str] | None = None) -> int:
         "models/mine --check --engine transformers",
     )
     parser.add_argument(
-        "name", nargs="?", metavar="MODEL", help="name on the hub, local folder or s3:// folder; as --model"
+        "name",
+        nargs="?",
+        metavar="MODEL",
+        help="name on the hub, local folder or s3://, gs://, az:// folder; as --model",
     )
     parser.add_argument(
         "--check", action="store_true", help="compare --engine with the reference, in float32 and in --dtype"

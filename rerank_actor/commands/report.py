@@ -19,7 +19,7 @@ def report(arguments: Sequence[str] | None = None) -> int:
         "Make one HTML file of what ran, what it cost and what came out. It names rows by ids, never by texts.",
         "scores",
     )
-    parser.add_argument("output", metavar="OUTPUT", help="the job's --output, local or s3://")
+    parser.add_argument("output", metavar="OUTPUT", help="the job's --output, local, s3://, gs:// or az://")
     parser.add_argument("--to", metavar="FILE", help="where to write it (default OUTPUT/_job/report.html); - prints it")
     parser.add_argument("--gpu-type", metavar="NAME", help="GPU that the actors ran on, for its price")
     parser.add_argument("--gpu-price", metavar="F", type=float, help="dollars an hour for one GPU")

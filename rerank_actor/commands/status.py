@@ -20,7 +20,9 @@ def status(arguments: Sequence[str] | None = None) -> int:
         "scores",
         "scores --json",
     )
-    parser.add_argument("output", metavar="OUTPUT", help="the job's --output, or --deliver, local or s3://")
+    parser.add_argument(
+        "output", metavar="OUTPUT", help="the job's --output, or --deliver, local, s3://, gs:// or az://"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse(arguments)
     uri = normalize_uri(options.output)

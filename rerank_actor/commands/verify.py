@@ -22,7 +22,7 @@ def verify(arguments: Sequence[str] | None = None) -> int:
         "scores --delete-damaged",
     )
     parser.add_argument(
-        "output", metavar="OUTPUT", help="the --output of scoring or mining, or --deliver, local or s3://"
+        "output", metavar="OUTPUT", help="the --output of scoring or mining, or --deliver, local, s3://, gs:// or az://"
     )
     parser.add_argument(
         "--delete-damaged",

@@ -122,7 +122,7 @@ def fetch_model(name: str, revision: str | None = None, *, weights: bool = True,
     """Return a local folder with the model; from S3 or the hub it is copied once per machine.
 
     Args:
-        name: hub name, local folder or s3:// folder.
+        name: hub name, local folder or s3://, gs://, az:// folder.
         revision: branch, tag or commit of a hub model.
         weights: copy the weights too; only safetensors are.
         code: copy the model's own Python code too.
@@ -132,14 +132,15 @@ def fetch_model(name: str, revision: str | None = None, *, weights: bool = True,
     """
     if name == BUILT_IN_TOKENIZER:
         return Path(name)
-    if storage.is_s3(name):
+    if storage.is_remote(name):
         return _fetch_from_s3(storage.normalize_uri(name), weights=weights, code=code)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise ModelError(
-            f"{name}: no such model folder; give --model a folder, an s3:// folder or a hub name", model=name
+            f"{name}: no such model folder; give --model a folder, an s3://, gs:// or az:// folder or a hub name",
+            model=name,
         )
     return _fetch_from_hub(name, revision, weights=weights, code=code)
 
@@ -196,7 +197,7 @@ def load_reranker_model(
     """Read what kind of reranker or embedding model a model is, and whether its weight files are those of that model.
 
     Args:
-        name: hub name, local folder or s3:// folder.
+        name: hub name, local folder or s3://, gs://, az:// folder.
         revision: branch, tag or commit of a hub model.
         trust_remote_code: let the model's own Python code run.
         weights: look at its weight files too, as `check_weights` does; of no use where none will be loaded.
@@ -290,13 +291,13 @@ def fetch_weights(model: RerankerModel) -> Path:
     Raises:
         ModelError: it cannot be had here.
     """
-    if storage.is_s3(model.name) or model.digest.startswith(f"{model.name}@"):
+    if storage.is_remote(model.name) or model.digest.startswith(f"{model.name}@"):
         folder = fetch_model(model.name, model.revision, code=model.trust_remote_code)
     else:
         folder = Path(model.folder)
     if not folder.is_dir():
         raise ModelError(
-            f"{model.folder}: this machine has no such model folder; use a path that all nodes share, s3:// or a hub name",
+            f"{model.folder}: this machine has no such model folder; use a shared path, s3://, gs://, az:// or a hub name",
             model=model.name,
         )
     files = list_model_files(str(folder), folder, None)
@@ -314,7 +315,7 @@ def _identify(name: str, commit: str | None, folder: Path, *, code: bool, module
     """Return an identity that changes when the model does, without fetching weights that only the actors need."""
     if commit:
         return f"{name}@{commit}"
-    if storage.is_s3(name):
+    if storage.is_remote(name):
         listing = [[item.uri.rpartition("/")[2], item.size, item.etag] for item in storage.list_objects(name)]
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:32]
     return compute_digest(folder, code=code, modules=modules)

@@ -79,7 +79,7 @@ class ModelSettings(Settings):
     model: Annotated[str | None, AfterValidator(refuse_credentials)] = make_flag(
         None,
         "model",
-        f"name on the Hugging Face hub, local folder or s3:// folder (default {DEFAULT_MODEL})",
+        f"name on the Hugging Face hub, local folder or s3://, gs://, az:// folder (default {DEFAULT_MODEL})",
         "MODEL",
     )
     revision: str | None = make_flag(None, "model", "branch, tag or commit of a hub model", "REV")
@@ -108,7 +108,7 @@ class ModelSettings(Settings):
     def normal_values(self) -> dict[str, Any]:
         """Return the settings that `normalized` changes."""
         changes = super().normal_values()
-        if self.model and not storage.is_s3(self.model) and Path(self.model).expanduser().is_dir():
+        if self.model and not storage.is_remote(self.model) and Path(self.model).expanduser().is_dir():
             changes["model"] = storage.normalize_uri(self.model)
         return changes
 

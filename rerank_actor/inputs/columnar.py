@@ -86,7 +86,7 @@ def read_parquet(
             file = pq.ParquetFile(
                 source,
                 metadata=file.metadata,
-                buffer_size=REMOTE_BYTES if storage.is_s3(unit.uri) else LOCAL_BYTES,
+                buffer_size=REMOTE_BYTES if storage.is_remote(unit.uri) else LOCAL_BYTES,
                 pre_buffer=False,
                 page_checksum_verification=True,
             )

@@ -63,7 +63,9 @@ class InputSettings(Settings):
 
     input: Annotated[
         list[str], BeforeValidator(accept_one), AfterValidator(refuse_credentials), AfterValidator(refuse_empty)
-    ] = make_flag([], "input", "files, folders or globs to score, local or s3://; hf:// datasets", "URI", nargs="+")
+    ] = make_flag(
+        [], "input", "local files, folders or globs to score, s3://, gs://, az://; hf:// datasets", "URI", nargs="+"
+    )
 
     def normal_values(self) -> dict[str, Any]:
         """Return the settings that `normalized` changes."""
@@ -178,7 +180,7 @@ class TextSettings(Settings):
                 raise ValueError(f"--{flag} and --{role}-template both say what the text of a {role} is; give one")
             if any(hub.is_hub(uri) for uri in uris):
                 raise ValueError(
-                    f"--{flag} takes files, folders and globs, local or s3://, and no hf:// dataset; download it first"
+                    f"--{flag} takes files, folders and globs, local or s3://, gs://, az://; no hf:// dataset: download it"
                 )
 
     @property
@@ -207,7 +209,7 @@ class RowSettings(Settings):
 class OutputSettings(Settings):
     """Where the output is, and which columns of the input it has."""
 
-    output: Location = make_flag("", "output", "folder for the scored parts; local path or s3://", "URI")
+    output: Location = make_flag("", "output", "folder for the scored parts; local path, s3://, gs:// or az://", "URI")
     keep_columns: Annotated[str | list[str], AfterValidator(_split_unless_all)] = make_flag(
         "all", "output", "input columns to keep: all, or a comma-separated list", "NAMES"
     )

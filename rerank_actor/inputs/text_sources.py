@@ -229,7 +229,9 @@ def _make_source(spec: SourceSpec, output: str) -> TextSource:
         storage.refuse_overlap(output, uri, "--output", flag)
         items = storage.list_objects(uri)
         if not items:
-            raise InputError(f"{flag} {uri}: nothing there; it takes files, folders and globs, local or s3://", uri=uri)
+            raise InputError(
+                f"{flag} {uri}: nothing there; it takes local files, folders and globs, s3://, gs://, az://", uri=uri
+            )
         texts = [item for item in items if item.uri == uri or not is_note(item.uri) or _is_text(item.uri)]
         if not texts:
             raise InputError(f"{flag} {uri}: holds no texts, only notes as {items[0].uri}; {NAMES_WANTED}", uri=uri)

@@ -39,7 +39,11 @@ class ScoredSettings(Settings):
     """Which scores are mined, and where their texts are."""
 
     scored: Locations = make_flag(
-        [], "input", "outputs of jobs.score, or Parquet files with their columns; local paths or s3://", "URI", "+"
+        [],
+        "input",
+        "outputs of jobs.score, or Parquet files with their columns; local or s3://, gs://, az://",
+        "URI",
+        "+",
     )
     combine: Literal["none", "mean", "min", "max", "zscore", "rank"] = make_flag(
         "none",
@@ -277,7 +281,7 @@ class TeacherSettings(Settings):
 class MinedSettings(Settings):
     """Where training data goes, and in which form."""
 
-    output: Location = make_flag("", "output", "folder for the training data; local path or s3://", "URI")
+    output: Location = make_flag("", "output", "folder for the training data; local path, s3://, gs:// or az://", "URI")
     format: Format = make_flag("triplet", "output", "the first four are those of sentence-transformers")
     prompt: str | None = make_flag(
         None,

@@ -57,7 +57,7 @@ class ExportSpec:
     Attributes:
         scored: the scored output.
         format: one of `FORMATS`.
-        target: file or s3:// object to write, packed where its name ends in .gz; None for standard output.
+        target: file or object of a store to write, packed where its name ends in .gz; None for standard output.
         query_id_column, document_id_column: columns with ids; None for those of the job.
         space: `score` or `logit`, the number that is written; a score that no longer tells candidates apart is refused.
         top_k: candidates of each query at most.

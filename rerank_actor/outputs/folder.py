@@ -99,7 +99,7 @@ class JobFolder:
     @property
     def scratch(self) -> str | None:
         """Folder for temporary files on the same file system; S3 needs none."""
-        return None if storage.is_s3(self.uri) else self.at("tmp")
+        return None if storage.is_remote(self.uri) else self.at("tmp")
 
     def write_own(self, name: str, data: bytes) -> None:
         """Write one of the job's own objects."""

@@ -100,7 +100,7 @@ class EmbeddingSettings(EngineSettings):
     model: Annotated[str | None, AfterValidator(refuse_credentials)] = make_flag(
         None,
         "model",
-        "embedding model: name on the Hugging Face hub, local folder or s3:// folder, with the files of "
+        "embedding model: name on the Hugging Face hub, local folder or s3://, gs://, az:// folder, with the files of "
         f"sentence-transformers (default {DEFAULT_EMBEDDING})",
         "MODEL",
     )
@@ -128,7 +128,9 @@ class CandidateSettings(Settings):
     """What is found, and where it is put."""
 
     top_k: Annotated[int, Field(ge=1)] = make_flag(100, "output", "documents of each query, the best ones", "K")
-    output: Location = make_flag("", "output", "folder for candidates and vectors; local path or s3://", "URI")
+    output: Location = make_flag(
+        "", "output", "folder for candidates and vectors; local path, s3://, gs:// or az://", "URI"
+    )
     output_format: OutputFormat = make_flag(
         "trec", "output", "candidates as a TREC run, as Parquet of ids, or as MTEB's JSON; jobs.score --input reads all"
     )

@@ -124,7 +124,8 @@ def _check_lines(uris: list[str], flag: str) -> list[str]:
     listed = [item.uri for uri in uris for item in storage.list_objects(uri)]
     if not listed:
         raise InputError(
-            f"{flag} {uris[0]}: nothing there; it takes files, folders and globs, local or s3://", uri=uris[0]
+            f"{flag} {uris[0]}: nothing there; it takes local files, folders and globs, s3://, gs://, az://",
+            uri=uris[0],
         )
     for uri in listed:
         kind, _ = find_format(uri)

@@ -4,9 +4,7 @@ Takes a `UnitWork` with logits, gives a committed object and what a manifest cou
 `outputs.part`. Knows nothing of engines or Ray.
 """
 
-import hashlib
 import json
-import os
 import time
 from collections import Counter
 from typing import Any
@@ -186,16 +184,5 @@ def write_part(
     uri = storage.join_uri(output, work.unit.part_name)
     with storage.patient():
         data, there = commit_part(uri, data, work.unit, unit_metadata, lease, scratch)
-    written = {"part_bytes": len(data), "part_etag": _compute_etag(uri, data), "finished_at": time.time()}
+    written = {"part_bytes": len(data), "part_etag": storage.find_mark(uri, data), "finished_at": time.time()}
     return {**(there or facts), **written}
-
-
-def _compute_etag(uri: str, data: bytes) -> str:
-    """Return the version mark that a listing will show of a part just written.
-
-    In S3 that is the MD5 of the bytes, save for uploads in pieces and buckets encrypted with keys of their own; there
-    the mark is another, and a resume reads the part once to be sure of it.
-    """
-    if storage.is_s3(uri):
-        return hashlib.md5(data, usedforsecurity=False).hexdigest()
-    return str(os.stat(uri).st_mtime_ns)

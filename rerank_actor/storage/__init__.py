@@ -1,6 +1,7 @@
-"""The one door to storage: local folders, S3 and, for reading, the Hugging Face hub, under functions that take URIs.
+"""The one door to storage: local folders, object stores and, for reading, the Hugging Face hub, under functions of URIs.
 
-A URI is `s3://bucket/key`, an absolute local path or, for reading alone, `hf://datasets/owner/name/path`. What enters are
+A URI is an absolute local path, `s3://bucket/key`, `gs://bucket/key`, `az://container/key`, `abfss://container@account.../key`
+or, for reading alone, `hf://datasets/owner/name/path`. What enters are
 URIs and bytes; what leaves are objects read or written whole, listings, leases, and rows that are shuffled or found by key
 through objects. Listing is one paginated listing, writing is whole or not at all, and what storage answers is turned into
 the project's own errors. Knows nothing of Ray, nor of what the rows mean.
@@ -12,6 +13,7 @@ from rerank_actor.storage.objects import (
     delete_folder,
     delete_objects,
     download_folder,
+    find_mark,
     list_children,
     list_everything,
     list_objects,
@@ -28,12 +30,13 @@ from rerank_actor.storage.retry import patient, retries_made, retrying
 from rerank_actor.storage.s3_client import adopt_environment, capture_environment
 from rerank_actor.storage.seal import is_broken, open_json, seal_json, seal_parquet, seal_text
 from rerank_actor.storage.uri import (
+    LOCATIONS,
     Listing,
     StoredObject,
     find_root,
     group_by_file,
     is_glob,
-    is_s3,
+    is_remote,
     is_within,
     join_uri,
     normalize_uri,
@@ -42,6 +45,7 @@ from rerank_actor.storage.uri import (
 )
 
 __all__ = [
+    "LOCATIONS",
     "Listing",
     "StoredObject",
     "Version",
@@ -52,11 +56,12 @@ __all__ = [
     "delete_folder",
     "delete_objects",
     "download_folder",
+    "find_mark",
     "find_root",
     "group_by_file",
     "is_broken",
     "is_glob",
-    "is_s3",
+    "is_remote",
     "is_within",
     "join_uri",
     "list_children",

@@ -1,9 +1,10 @@
 """Objects written on a condition: created where there is none, or put in the place of the one that was read.
 
 Of several processes that write at a time one wins, and one that was frozen between reading and writing finds that it lost.
-In S3 these are puts with `If-None-Match` and `If-Match`. Locally a name is taken by a hard link; where the file system has
-none, by a rename that replaces nothing, and where it has not that either, by an empty file that is replaced while it is still
-that one. What is replaced is compared under a lock of its folder. Knows nothing of what objects mean.
+In object stores these are puts with `If-None-Match` and `If-Match`, at Google with generations. Locally a name is taken by a
+hard link; where the file system has none, by a rename that replaces nothing, and where it has not that either, by an empty
+file that is replaced while it is still that one. What is replaced is compared under a lock of its folder. Knows nothing of
+what objects mean.
 """
 
 import contextlib
@@ -18,9 +19,10 @@ from typing import NamedTuple
 
 from rerank_actor.errors import InputError
 from rerank_actor.storage.local import sync_folder, write_aside
+from rerank_actor.storage.remote import get_object, put_object, put_object_if
 from rerank_actor.storage.retry import retrying, translate_errors
-from rerank_actor.storage.s3_client import get_error_code, get_etag, get_s3, put_s3, put_s3_if
-from rerank_actor.storage.uri import is_s3
+from rerank_actor.storage.s3_client import get_error_code
+from rerank_actor.storage.uri import is_remote
 
 AT_FDCWD, RENAME_NOREPLACE = -100, 1  # of Linux's renameat2
 _RENAME = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # glibc 2.28; None on other systems
@@ -49,9 +51,8 @@ def read_version(uri: str) -> Version | None:
 
 def _read_once(uri: str) -> Version:
     with translate_errors(uri, "reading"):
-        if is_s3(uri):
-            data, answer = get_s3(uri)
-            return Version(data, get_etag(answer))
+        if is_remote(uri):
+            return Version(*get_object(uri))
         with open(uri, "rb") as file:
             return Version(file.read(), _mark(os.fstat(file.fileno())))
 
@@ -75,15 +76,15 @@ def replace_bytes(uri: str, data: bytes, mark: str, *, scratch: str | None = Non
 
 
 def _is_there(uri: str, data: bytes) -> bool:
-    found = read_version(uri) if is_s3(uri) else None
+    found = read_version(uri) if is_remote(uri) else None
     return found is not None and found.data == data
 
 
 def _write_once(uri: str, data: bytes, mark: str | None, scratch: str | None) -> bool:
     with translate_errors(uri, "writing"):
         try:
-            if is_s3(uri):
-                put_s3_if(uri, data, mark)
+            if is_remote(uri):
+                put_object_if(uri, data, mark)
                 return True
             with write_aside(uri, data, scratch) as temporary:
                 target = Path(uri)
@@ -106,7 +107,7 @@ def _write_once(uri: str, data: bytes, mark: str | None, scratch: str | None) ->
 def _replace_unconditionally(uri: str, data: bytes, mark: str) -> bool:
     if _read_once(uri).mark != mark:
         return False
-    put_s3(uri, data)
+    put_object(uri, data)
     return True
 
 

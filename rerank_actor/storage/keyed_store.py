@@ -151,7 +151,7 @@ class KeyedStore:
 
     def __init__(self, spec: StoreSpec) -> None:
         self.spec = spec
-        self._is_remote = storage.is_s3(spec.uri)
+        self._is_remote = storage.is_remote(spec.uri)
 
     def find(self, keys: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Yield the rows with one of these keys, in no order; a key may have none or several.
@@ -235,7 +235,7 @@ def _has_size(path: Path, size: int) -> bool:
 @contextlib.contextmanager
 def _open(uri: str, size: int) -> Iterator[Any]:
     """Give a function that reads the bytes of an object from a start to an end."""
-    if storage.is_s3(uri):
+    if storage.is_remote(uri):
         yield lambda start, end: storage.read_range(uri, start, end, size)
         return
     with storage.open_input(uri, size=size) as file:

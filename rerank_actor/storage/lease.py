@@ -165,7 +165,7 @@ class Lease:
         self._leave_epoch()
         storage.delete_objects(claims)
         # For storage that takes no heed of conditions.
-        time.sleep(min(self._stale_seconds, 1.0 if storage.is_s3(self._uri) else 0.2))
+        time.sleep(min(self._stale_seconds, 1.0 if storage.is_remote(self._uri) else 0.2))
         holder = _parse(storage.read_if_present(self._uri))
         if holder.get("run") != self._run_id:
             raise self._conflict(holder)

@@ -1,9 +1,10 @@
 """Objects by URI, wherever they lie: listed, read, written, created, deleted, downloaded.
 
-Takes URIs and bytes and chooses between local folders, S3 and the hub. An object is written whole or not at all.
+Takes URIs and bytes and chooses between local folders, object stores and the hub. An object is written whole or not at all.
 """
 
 import contextlib
+import hashlib
 import io
 import os
 import shutil
@@ -28,17 +29,18 @@ from rerank_actor.storage.remote import (
     DELETED_AT_ONCE,
     RemoteFile,
     delete_remote,
+    get_object,
     get_range,
     list_below,
     list_hub,
-    list_s3,
-    list_s3_children,
+    list_remote,
+    list_remote_children,
     look_at,
     look_at_hub,
+    put_object,
 )
 from rerank_actor.storage.retry import _patience, retrying, translate_errors
-from rerank_actor.storage.s3_client import get_s3, put_s3
-from rerank_actor.storage.uri import Listing, StoredObject, is_s3
+from rerank_actor.storage.uri import Listing, StoredObject, is_google, is_remote, is_s3
 
 DOWNLOAD_THREADS = 8
 
@@ -69,7 +71,7 @@ def list_everything(uri: str) -> Listing:
     """List as `list_objects` does, with what it passes over. Errors as there."""
     if hub.is_hub(uri):
         return retrying()(list_hub, uri)
-    return list_s3(uri) if is_s3(uri) else retrying()(list_local, uri)
+    return list_remote(uri) if is_remote(uri) else retrying()(list_local, uri)
 
 
 def list_children(uri: str) -> list[StoredObject]:
@@ -78,7 +80,7 @@ def list_children(uri: str) -> list[StoredObject]:
     Raises:
         InputError, JobError, StorageError: as `list_objects`.
     """
-    return list_s3_children(uri) if is_s3(uri) else retrying()(list_local_children, uri)
+    return list_remote_children(uri) if is_remote(uri) else retrying()(list_local_children, uri)
 
 
 def look_at_object(uri: str) -> StoredObject | None:
@@ -88,7 +90,7 @@ def look_at_object(uri: str) -> StoredObject | None:
         JobError: no permission, no credentials, or no valid name.
         StorageError: storage kept failing.
     """
-    found = retrying()(look_at, uri) if is_s3(uri) else retrying()(list_local, uri).objects
+    found = retrying()(look_at, uri) if is_remote(uri) else retrying()(list_local, uri).objects
     return next((item for item in found if item.uri == uri), None)
 
 
@@ -105,7 +107,7 @@ def open_input(uri: str, *, size: int | None = None, etag: str = "") -> BinaryIO
             in mid-read is for `refuse_changed` to find.
         InputError, JobError, StorageError: as `list_objects`.
     """
-    if not is_s3(uri) and not hub.is_hub(uri):
+    if not is_remote(uri) and not hub.is_hub(uri):
         return retrying()(open_local, uri, size, etag)
     if size is None and hub.is_hub(uri):
         size, etag = retrying()(look_at_hub, uri)
@@ -126,7 +128,7 @@ def refuse_changed(uri: str, size: int | None, etag: str) -> None:
         ObjectChangedError: it changed.
         InputError: it is gone.
     """
-    if size is not None and not is_s3(uri) and not hub.is_hub(uri):
+    if size is not None and not is_remote(uri) and not hub.is_hub(uri):
         with translate_errors(uri, "reading"):
             compare_status(uri, os.stat(uri), size, etag)
 
@@ -147,11 +149,11 @@ def _read_once(uri: str, tail_bytes: int | None, size: int | None) -> bytes:
     if hub.is_hub(uri):
         size = look_at_hub(uri)[0] if size is None else size
         return get_range(uri, start or 0, size, size, "")[0]
-    if is_s3(uri) and start is not None and size is not None:
+    if is_remote(uri) and start is not None and size is not None:
         return get_range(uri, start, size, size, "")[0]
     with translate_errors(uri, "reading"):
-        if is_s3(uri):
-            return get_s3(uri)[0]
+        if is_remote(uri):
+            return get_object(uri)[0]
         with open(uri, "rb") as file:
             file.seek(start or 0)
             return file.read()
@@ -165,7 +167,7 @@ def read_range(uri: str, start: int, end: int, size: int) -> bytes:
         ObjectChangedError: it has not this size.
         JobError, StorageError: as `list_objects`.
     """
-    if is_s3(uri):
+    if is_remote(uri):
         return retrying()(get_range, uri, start, end, size, "")[0]
     with open_input(uri, size=size) as file:
         file.seek(start)
@@ -195,27 +197,44 @@ def write_bytes(uri: str, data: bytes, *, scratch: str | None = None) -> None:
 
 def _write_once(uri: str, data: bytes, scratch: str | None) -> None:
     with translate_errors(uri, "writing"):
-        if is_s3(uri):
-            put_s3(uri, data)
+        if is_remote(uri):
+            put_object(uri, data)
             return
         with write_aside(uri, data, scratch) as temporary:
             os.replace(temporary, uri)
             sync_folder(Path(uri).parent)
 
 
+def find_mark(uri: str, data: bytes) -> str:
+    """Return the version mark that a listing will show of an object just written with these bytes.
+
+    In S3 and at Google that is the MD5 of the bytes, save for uploads in pieces and buckets encrypted with keys of their
+    own; there the mark is another, and who compares it reads the object once to be sure of it.
+
+    Raises:
+        StorageError, JobError: the store, which has to be asked, does not say.
+    """
+    if is_s3(uri) or is_google(uri):
+        return hashlib.md5(data, usedforsecurity=False).hexdigest()
+    if is_remote(uri):
+        found = look_at_object(uri)
+        return found.etag if found is not None else ""
+    return str(os.stat(uri).st_mtime_ns)
+
+
 def delete_objects(uris: list[str]) -> None:
     """Delete objects; one that is gone already is no error."""
-    remote = [uri for uri in uris if is_s3(uri)]
+    remote = [uri for uri in uris if is_remote(uri)]
     for start in range(0, len(remote), DELETED_AT_ONCE):
         retrying()(delete_remote, remote[start : start + DELETED_AT_ONCE])
     for uri in uris:
-        if not is_s3(uri):
+        if not is_remote(uri):
             retrying()(delete_local, uri)
 
 
 def delete_folder(uri: str) -> None:
     """Delete everything below a folder."""
-    if is_s3(uri):
+    if is_remote(uri):
         with contextlib.suppress(InputError):
             delete_objects([item.uri for item in list_below(uri.rstrip("/"))])
     else:
@@ -232,7 +251,7 @@ def download_folder(uri: str, target: Path, *, skip: tuple[str, ...] = ()) -> No
 
 def _download(item: StoredObject, target: Path) -> None:
     """Copy an object to a file, several blocks at a time."""
-    if not is_s3(item.uri):
+    if not is_remote(item.uri):
         with translate_errors(item.uri, "downloading"):
             shutil.copyfile(item.uri, target)
         return

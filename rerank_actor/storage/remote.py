@@ -1,4 +1,4 @@
-"""Objects in S3 and files on the hub: listed by page, read by range, deleted by the thousand.
+"""Objects in S3, at Google and in Azure, and files on the hub: listed by page, read by range, put, deleted.
 
 Every answer of a read must be of the same object, by size and etag. Knows nothing of local folders.
 """
@@ -11,10 +11,27 @@ from typing import Any
 
 from rerank_actor.errors import InputError, ObjectChangedError, StorageError
 from rerank_actor.storage import hub
+from rerank_actor.storage.cloud_client import (
+    delete_cloud,
+    get_cloud,
+    list_cloud,
+    look_at_cloud,
+    put_cloud,
+    put_cloud_if,
+)
 from rerank_actor.storage.limits import current_limits
 from rerank_actor.storage.retry import _patience, retrying, translate_errors
-from rerank_actor.storage.s3_client import call_s3, get_error_code, get_etag, get_s3
-from rerank_actor.storage.uri import Listing, StoredObject, find_root, glob_to_pattern, is_glob, is_hidden, split_uri
+from rerank_actor.storage.s3_client import call_s3, get_error_code, get_etag, get_s3, put_s3, put_s3_if
+from rerank_actor.storage.uri import (
+    Listing,
+    StoredObject,
+    find_root,
+    glob_to_pattern,
+    is_glob,
+    is_hidden,
+    is_s3,
+    split_uri,
+)
 
 DELETED_AT_ONCE = 1000  # the most that S3 takes
 
@@ -25,7 +42,7 @@ def list_hub(uri: str) -> Listing:
         return Listing([StoredObject(*entry) for entry in hub.list_files(uri)])
 
 
-def list_s3(uri: str) -> Listing:
+def list_remote(uri: str) -> Listing:
     """List an object, the objects below a prefix at any depth, or those that a glob matches and that no key is."""
     root, pattern = uri.rstrip("/"), None
     if is_glob(root):
@@ -46,16 +63,19 @@ def list_s3(uri: str) -> Listing:
     return Listing(matched, [name for name in sorted(hidden) if pattern.fullmatch(name)], deeper)
 
 
-def list_s3_children(uri: str) -> list[StoredObject]:
-    """List the objects in an S3 folder itself, in order of names."""
+def list_remote_children(uri: str) -> list[StoredObject]:
+    """List the objects in a folder itself, in order of names."""
     root = uri.rstrip("/")
-    objects = [item for item in list_below(root, Delimiter="/") if not item.uri.endswith("/")]
+    objects = [item for item in list_below(root, is_deep=False) if not item.uri.endswith("/")]
     return sorted((item for item in objects if not is_hidden(item.uri, root)), key=lambda item: item.uri)
 
 
-def list_below(root: str, **options: str) -> list[StoredObject]:
-    """List all objects of an S3 folder, each page a request that is tried again by itself."""
+def list_below(root: str, *, is_deep: bool = True) -> list[StoredObject]:
+    """List all objects of a folder, each page a request that is tried again by itself."""
+    if not is_s3(root):
+        return retrying()(_list_cloud, root, is_deep)
     bucket, key = split_uri(root)
+    options = {} if is_deep else {"Delimiter": "/"}
     objects: list[StoredObject] = []
     token: dict[str, str] = {}
     while True:
@@ -66,14 +86,21 @@ def list_below(root: str, **options: str) -> list[StoredObject]:
         token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
+def _list_cloud(root: str, is_deep: bool) -> list[StoredObject]:
+    with translate_errors(root, "listing"):
+        return list_cloud(root, is_deep=is_deep)
+
+
 def _list_page(root: str, token: dict[str, str]) -> dict[str, Any]:
     with translate_errors(root, "listing"):
         return {"Contents": [], **call_s3("list_objects_v2", root, **token)}
 
 
 def look_at(uri: str) -> list[StoredObject]:
-    """Return one S3 object in a list, which is empty where there is none."""
+    """Return one object in a list, which is empty where there is none."""
     with contextlib.suppress(InputError), translate_errors(uri, "listing"):
+        if not is_s3(uri):
+            return [look_at_cloud(uri)]
         answer = call_s3("head_object", uri, Key=split_uri(uri)[1])
         return [_to_object(uri, answer, answer["ContentLength"])]
     return []
@@ -85,7 +112,7 @@ def _to_object(uri: str, entry: dict[str, Any], size: int) -> StoredObject:
 
 
 class RemoteFile(io.RawIOBase):
-    """An S3 object open for reading, in blocks that are requests tried again by themselves.
+    """An object open for reading, in blocks that are requests tried again by themselves.
 
     Every answer must be of the same object: the one with this size and etag or, where they are not known, the first.
     """
@@ -130,27 +157,42 @@ class RemoteFile(io.RawIOBase):
 
 
 def get_range(uri: str, start: int, end: int, size: int, etag: str) -> tuple[bytes, str]:
-    """Return some bytes of an S3 object of this size and etag ("" for any), and its etag."""
+    """Return some bytes of an object of this size and etag ("" for any), and its etag."""
     if start >= end:
         return b"", etag
     if hub.is_hub(uri):
         return _get_hub_range(uri, start, end, size, etag)
     with translate_errors(uri, "reading"):
-        try:
-            data, answer = get_s3(uri, Range=f"bytes={start}-{end - 1}")
-        except OSError as error:
-            if get_error_code(error) == "InvalidRange":
-                raise ObjectChangedError(f"{uri}: is shorter than it was ({size} bytes)", uri=uri) from error
-            raise
-    found_etag = get_etag(answer)
+        data, found_size, found_etag = _request_range(uri, start, end, size)
     if etag and found_etag and found_etag != etag:
         raise ObjectChangedError(f"{uri}: is another object than it was (etag {found_etag}, not {etag})", uri=uri)
-    total = answer.get("ContentRange", "").rpartition("/")[2]
-    if total.isdecimal() and int(total) != size:
-        raise ObjectChangedError(f"{uri}: has another size than it had ({total} bytes, not {size})", uri=uri)
+    if found_size != size:
+        raise ObjectChangedError(f"{uri}: has another size than it had ({found_size} bytes, not {size})", uri=uri)
     if len(data) != end - start:
         raise StorageError(f"{uri}: storage gave {len(data)} bytes where {end - start} were asked for", uri=uri)
     return data, found_etag
+
+
+def _request_range(uri: str, start: int, end: int, size: int) -> tuple[bytes, int, str]:
+    """Return some bytes of an object, the size that it has, as far as that is told, and its etag."""
+    if not is_s3(uri):
+        try:
+            return get_cloud(uri, start, end)[:3]
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError as error:  # obstore does not say that there are no such bytes
+            with contextlib.suppress(OSError):
+                if look_at_cloud(uri).size <= start:
+                    raise ObjectChangedError(f"{uri}: is shorter than it was ({size} bytes)", uri=uri) from error
+            raise
+    try:
+        data, answer = get_s3(uri, Range=f"bytes={start}-{end - 1}")
+    except OSError as error:
+        if get_error_code(error) == "InvalidRange":
+            raise ObjectChangedError(f"{uri}: is shorter than it was ({size} bytes)", uri=uri) from error
+        raise
+    total = answer.get("ContentRange", "").rpartition("/")[2]
+    return data, int(total) if total.isdecimal() else size, get_etag(answer)
 
 
 def _get_hub_range(uri: str, start: int, end: int, size: int, etag: str) -> tuple[bytes, str]:
@@ -171,10 +213,32 @@ def look_at_hub(uri: str) -> tuple[int, str]:
 
 
 def delete_remote(uris: list[str]) -> None:
-    """Delete S3 objects of one bucket."""
+    """Delete objects of one bucket."""
     objects = [{"Key": split_uri(uri)[1]} for uri in uris]
     with contextlib.suppress(InputError), translate_errors(uris[0], "deleting"):
+        if not is_s3(uris[0]):
+            delete_cloud(uris)
+            return
         answer = call_s3("delete_objects", uris[0], Delete={"Objects": objects, "Quiet": True})
         if failed := answer.get("Errors"):
             code = failed[0].get("Code", "no code")
             raise StorageError(f"{uris[0]}: {len(failed)} of {len(uris)} objects could not be deleted ({code})")
+
+
+def get_object(uri: str) -> tuple[bytes, str]:
+    """Return an object's bytes, and the mark that a put on a condition takes. Errors are Python's own and the client's."""
+    if is_s3(uri):
+        data, answer = get_s3(uri)
+        return data, get_etag(answer)
+    found = get_cloud(uri)
+    return found.data, found.mark
+
+
+def put_object(uri: str, data: bytes) -> None:
+    """Put an object, replacing what is there. Errors as of `get_object`."""
+    (put_s3 if is_s3(uri) else put_cloud)(uri, data)
+
+
+def put_object_if(uri: str, data: bytes, mark: str | None) -> None:
+    """Put an object where the one with this mark is, or none if it is None. Errors as of `get_object`."""
+    (put_s3_if if is_s3(uri) else put_cloud_if)(uri, data, mark)

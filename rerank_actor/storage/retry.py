@@ -24,9 +24,10 @@ from rerank_actor.errors import (
     describe_cause,
 )
 from rerank_actor.storage import hub
+from rerank_actor.storage.cloud_client import forget_connections
 from rerank_actor.storage.limits import current_limits
 from rerank_actor.storage.s3_client import connect_s3, get_error_code
-from rerank_actor.storage.uri import is_s3
+from rerank_actor.storage.uri import is_google, is_remote, is_s3
 
 FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL_CODES = {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "507"}  # of Ceph and MinIO
@@ -47,8 +48,8 @@ def translate_errors(uri: str, action: str) -> Iterator[None]:
         cure = "check the repository, the revision and HF_TOKEN" if hub.is_hub(uri) else "check the bucket and the path"
         raise InputError(f"{uri}: not found while {action}; {cure}", uri=uri) from error
     except PermissionError as error:
-        if is_s3(uri) or hub.is_hub(uri):
-            cure = "check HF_TOKEN" if hub.is_hub(uri) else "check the AWS credentials and the bucket's policy"
+        if is_remote(uri) or hub.is_hub(uri):
+            cure = "check HF_TOKEN" if hub.is_hub(uri) else f"check {_name_rights(uri)}"
             raise AccessDeniedError(f"{uri}: no permission while {action}; {cure}", uri=uri) from error
         raise JobError(f"{uri}: no permission while {action}; check the folder's owner and mode", uri=uri) from error
     except IsADirectoryError as error:
@@ -84,6 +85,14 @@ def translate_errors(uri: str, action: str) -> Iterator[None]:
         if name == "ParamValidationError":
             raise JobError(f"{uri}: not a valid bucket or key name", uri=uri) from error
         raise StorageError(f"{uri}: storage failed while {action} ({describe_cause(error)})", uri=uri) from error
+
+
+def _name_rights(uri: str) -> str:
+    if is_s3(uri):
+        return "the AWS credentials and the bucket's policy"
+    if is_google(uri):
+        return "the Google Cloud credentials and the bucket's roles"
+    return "the Azure credentials and the container's roles"
 
 
 @contextlib.contextmanager
@@ -137,4 +146,5 @@ def _note_retry(state: RetryCallState) -> None:
     with _retries_lock:
         _retries_made += 1
     if state.outcome is not None and isinstance(state.outcome.exception(), AccessDeniedError):
+        forget_connections()
         connect_s3.cache_clear()  # a session reads the credentials file once; the next one sees what was renewed

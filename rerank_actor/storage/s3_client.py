@@ -17,12 +17,17 @@ from rerank_actor.storage.uri import split_uri
 SLOWEST_BYTES_PER_SECOND = 256 * 1024
 
 
-CARRIED_VARIABLES = ("HF_TOKEN", "HF_ENDPOINT")  # besides AWS_*
+CARRIED_VARIABLES = ("HF_TOKEN", "HF_ENDPOINT", "STORAGE_EMULATOR_HOST")
+CARRIED_PREFIXES = ("AWS_", "GOOGLE_", "AZURE_")
 
 
 def capture_environment() -> dict[str, str]:
     """Return this process's variables for storage, to be carried to workers that were started elsewhere."""
-    return {name: value for name, value in os.environ.items() if name.startswith("AWS_") or name in CARRIED_VARIABLES}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(CARRIED_PREFIXES) or name in CARRIED_VARIABLES
+    }
 
 
 def adopt_environment(environment: dict[str, str]) -> None:

@@ -45,27 +45,49 @@ class Listing:
     deeper: list[str] = field(default_factory=list)
 
 
+# Schemes of object stores, and the one spelling of each.
+SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "abfss", "abfss": "abfss"}
+_REMOTE = tuple(f"{scheme}://" for scheme in SCHEMES)
+AZURE_PLACE = re.compile(r"[^@/]+@[\w.-]+\.[\w-]+")  # container@account.dfs.core.windows.net, of abfss://
+LOCATIONS = "a local path, s3://bucket/key, gs://bucket/key or az://container/key"
+
+
+def is_remote(uri: str) -> bool:
+    """Whether the URI names an object or prefix in an object store: S3, Google Cloud Storage or Azure."""
+    return uri.startswith(_REMOTE)
+
+
 def is_s3(uri: str) -> bool:
     """Whether the URI names an object or prefix in S3."""
     return uri.startswith(("s3://", "s3a://"))
 
 
+def is_google(uri: str) -> bool:
+    """Whether the URI names an object or prefix in Google Cloud Storage."""
+    return uri.startswith(("gs://", "gcs://"))
+
+
 def normalize_uri(text: str) -> str:
-    """Return the one spelling of a location that the project uses: `s3://bucket/key` or an absolute path.
+    """Return the one spelling of a location that the project uses: `s3://bucket/key` and the like, or an absolute path.
 
     Raises:
-        JobError: it is empty, names no bucket, or its scheme is neither a local path nor S3.
+        JobError: it is empty, names no bucket, or its scheme is none of a store that is known.
     """
-    if is_s3(text):
-        bucket, _, key = text.split("://", 1)[1].rstrip("/").partition("/")
+    if is_remote(text):
+        scheme, rest = text.split("://", 1)
+        bucket, _, key = rest.rstrip("/").partition("/")
         if not bucket:
-            raise JobError(f"{text}: names no bucket; give s3://bucket/key", uri=text)
-        return f"s3://{bucket}/{key}".rstrip("/")
+            raise JobError(f"{text}: names no bucket; give {scheme}://bucket/key", uri=text)
+        if scheme in ("abfs", "abfss") and not AZURE_PLACE.fullmatch(bucket):
+            raise JobError(
+                f"{text}: names no account; give abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/key", uri=text
+            )
+        return f"{SCHEMES[scheme]}://{bucket}/{key}".rstrip("/")
     path = re.sub(r"^file:(//(localhost)?)?(?=/[^/])", "", text)
     if "://" in path:
-        raise JobError(f"{text}: storage of this kind is not supported; give a local path or s3://bucket/key", uri=text)
+        raise JobError(f"{text}: storage of this kind is not supported; give {LOCATIONS}", uri=text)
     if not path.strip():
-        raise JobError("a location is empty; give a local path or s3://bucket/key", uri=text)
+        raise JobError(f"a location is empty; give {LOCATIONS}", uri=text)
     absolute = os.path.abspath(os.path.expanduser(path))
     return "/" + absolute.lstrip("/")  # POSIX keeps two slashes at the start
 

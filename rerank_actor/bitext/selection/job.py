@@ -88,7 +88,9 @@ class SelectJob(ClusterSettings, DirectionSettings, PairSettings, DialectSetting
         False, "calibration", "print how scores do on the known pairs, and deliver nothing"
     )
 
-    deliver: Location = make_flag("", "delivery", "folder for what is selected; local path or s3://", "URI")
+    deliver: Location = make_flag(
+        "", "delivery", "folder for what is selected; local path, s3://, gs:// or az://", "URI"
+    )
     formats: list[Format] = make_flag(
         ["parquet", "tsv"], "delivery", f"which of {', '.join(FORMATS)} to write", "FORMAT", "+"
     )

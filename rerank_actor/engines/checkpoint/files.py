@@ -44,7 +44,7 @@ def list_model_files(name: str, folder: Path, commit: str | None, places: Sequen
     Raises:
         JobError, StorageError: storage does not answer.
     """
-    if storage.is_s3(name):
+    if storage.is_remote(name):
         return _list_s3(storage.normalize_uri(name), places)
     if commit is not None:
         try:

@@ -32,7 +32,7 @@ COMMIT_DIGITS = 10
 
 def is_hub_model(name: str) -> bool:
     """Whether a model is one of the hub, and not a folder or the built-in tokenizer."""
-    return name != BUILT_IN_TOKENIZER and not storage.is_s3(name) and not Path(name).expanduser().is_dir()
+    return name != BUILT_IN_TOKENIZER and not storage.is_remote(name) and not Path(name).expanduser().is_dir()
 
 
 def read_cached_commit(name: str, revision: str | None) -> str | None:

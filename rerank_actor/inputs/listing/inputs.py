@@ -100,7 +100,7 @@ def _refuse_nothing(uri: str, place: storage.Listing) -> None:
     rest = count_left_out((reason, name) for reason, names in _passed_over(place).items() for name in names)
     but = f" but {', '.join(item.describe() for item in rest)}" if rest else ""
     raise InputError(
-        f"{uri}: nothing there{but}; --input takes files, folders and globs, local or s3://, and hf:// datasets",
+        f"{uri}: nothing there{but}; --input takes local files, folders and globs, s3://, gs://, az://, and hf:// datasets",
         uri=uri,
     )
 
