@@ -77,6 +77,8 @@ def translate_hub_errors(uri: str) -> Iterator[None]:
         status = getattr(error.response, "status_code", 0)
         if status in (401, 403):
             raise PermissionError(f"{uri}: the hub refused it ({status})") from error
+        if status == 404:
+            raise FileNotFoundError(uri) from error
         raise OSError(f"the hub answered {status or 'nothing'}") from error
     except _transport_errors() as error:
         raise OSError(f"the hub was not reached ({type(error).__name__})") from error

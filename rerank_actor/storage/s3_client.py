@@ -115,4 +115,4 @@ def get_s3(uri: str, **keywords: Any) -> tuple[bytes, dict[str, Any]]:
 def get_error_code(error: BaseException) -> str:
     """Return the code of S3's own error that s3fs translated, which it keeps as the cause."""
     response = getattr(error.__cause__, "response", None)
-    return str(response["Error"].get("Code", "")) if response else ""
+    return str(response["Error"].get("Code", "")) if isinstance(response, dict) else ""  # another library's is no dict

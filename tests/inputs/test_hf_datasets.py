@@ -22,6 +22,7 @@ from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.job import load_job
 from rerank_actor.outputs.verify import verify_output
 from rerank_actor.storage import hub
+from rerank_actor.storage.limits import override_limits
 
 CARD = b"""---
 configs:
@@ -289,13 +290,29 @@ def test_hub_that_is_not_reached_is_one_sentence(
         plan(tmp_path, input="hf://org/pairs")
 
 
-@pytest.mark.parametrize("dropped", range(1, 9))
-def test_hub_connection_that_is_reset_is_tried_again(tmp_path: Path, hub_server: HubServer, dropped: int) -> None:
+@pytest.mark.parametrize("fault", [-1, 503, 429])
+@pytest.mark.parametrize("first", [1, 4, 7])
+def test_hub_that_fails_for_a_while_is_asked_again(
+    tmp_path: Path, hub_server: HubServer, first: int, fault: int
+) -> None:
     """Whichever request it is: of the revision, the listing, a footer, or rows."""
     hub_server.commit("org/pairs", make_repository())
-    hub_server.dropped = dropped
-    assert len(read_all(plan(tmp_path, input="hf://datasets/org/pairs/data/train-*", unit_rows=40))) == 190
-    assert len(hub_server.requests) > dropped
+    hub_server.fault = lambda number: fault if first <= number < first + 3 else 0
+    with override_limits(longest_wait_seconds=0.05):
+        assert len(read_all(plan(tmp_path, input="hf://datasets/org/pairs/data/train-*", unit_rows=40))) == 190
+
+
+@pytest.mark.parametrize("fault", [-1, 503])
+def test_hub_that_fails_for_long_is_one_sentence(tmp_path: Path, hub_server: HubServer, fault: int) -> None:
+    hub_server.commit("org/pairs", make_repository())
+    hub_server.fault = lambda number: fault
+    with override_limits(longest_wait_seconds=0.05):
+        for location in ("hf://org/pairs", "hf://datasets/org/pairs/data/train-*"):
+            with pytest.raises(
+                StorageError, match=f"{location.partition('://')[0]}.*while listing .*the hub"
+            ) as failed:
+                plan(tmp_path, input=location)
+            assert "\n" not in str(failed.value)
 
 
 def test_hub_dataset_is_scored_by_split_and_resumes(tmp_path: Path, local_ray: str, hub_server: HubServer) -> None:

@@ -2,15 +2,21 @@
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from cloud_server import CloudServer
+from mining_in_process import RULES, mine_in_process
+from scoring_in_process import score_here
 
 from rerank_actor import storage
 from rerank_actor.errors import AccessDeniedError, InputError, JobError, ObjectChangedError, StorageError
-from rerank_actor.job_file import refuse_credentials
+from rerank_actor.job import load_job
+from rerank_actor.job_file import check_job, refuse_credentials
+from rerank_actor.mining.job import MineJob
+from rerank_actor.outputs.verify import verify_output
 from rerank_actor.storage.cloud_client import forget_connections
 from rerank_actor.storage.limits import override_limits
 
@@ -132,8 +138,9 @@ def test_object_that_changes_is_refused(cloud: CloudServer) -> None:
 def test_what_is_not_there_is_told(cloud: CloudServer) -> None:
     with pytest.raises(InputError, match="check the bucket"):
         storage.read_bytes(cloud.uri("in/a"))
-    with pytest.raises((InputError, StorageError)):
-        storage.write_bytes(f"{cloud.kind}://nowhere/a", b"x")
+    for operation in (storage.list_objects, lambda uri: storage.write_bytes(uri, b"x")):
+        with pytest.raises(InputError, match="check the bucket"):
+            operation(f"{cloud.kind}://nowhere/a")
 
 
 def test_parquet_is_a_dataset(cloud: CloudServer) -> None:
@@ -165,3 +172,26 @@ def test_locations_of_stores_have_one_spelling_and_hold_no_credentials(monkeypat
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(JobError, match="AZURE_STORAGE_ACCOUNT_NAME"):
         storage.list_objects("az://container/in")
+
+
+def test_job_is_scored_resumed_verified_and_mined(cloud: CloudServer, tmp_path: Path) -> None:
+    rows = [{"query": f"q{i // 4}", "document": f"d{i}", "label": int(i % 4 == 0)} for i in range(40)]
+    storage.write_bytes(cloud.uri("in/a.parquet"), storage.to_parquet(pa.Table.from_pylist(rows)))
+    values = {"input": [cloud.uri("in")], "output": cloud.uri("out"), "engine": "fake", "unit_rows": 10}
+    job = load_job(None, values)
+    assert len(score_here(job).scored) == 4
+    assert verify_output(job.output).problems == []
+    cloud.requests.clear()
+    assert score_here(job).scored == []
+    assert not [path for method, path in cloud.requests if method == "GET" and "/part-" in path]  # as it was listed
+    part = min(key for key in cloud.objects["data"] if "/part-" in key)
+    del cloud.objects["data"][part]
+    assert [problem for problem in verify_output(job.output).problems if part.rpartition("/")[2] in problem]
+    assert len(score_here(job).scored) == 1
+    assert verify_output(job.output).problems == []
+    mined = check_job(MineJob, {"scored": [job.output], "output": str(tmp_path), **RULES, "absolute_margin": 0.0})
+    assert mine_in_process(mined.normalized())[1].counts["queries"] == 10
+
+
+def test_variables_of_the_clouds_reach_the_workers(cloud: CloudServer) -> None:
+    assert storage.capture_environment().items() >= cloud.environment.items()

@@ -5,6 +5,7 @@ import json
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -17,7 +18,7 @@ class HubServer:
         repositories: files by path, by commit, by repository; the last commit is `main`.
         branches: commit by repository and name, besides main.
         requests: method, path and Range of each request.
-        dropped: which request, from 1, finds its connection reset; 0 for none.
+        fault: called with the number of a request, from 1; gives a status to answer with, -1 to reset the connection, or 0.
     """
 
     def __init__(self) -> None:
@@ -25,7 +26,7 @@ class HubServer:
         self.branches: dict[tuple[str, str], str] = {}
         self.requests: list[tuple[str, str, str]] = []
         self.token: str | None = None
-        self.dropped = 0
+        self.fault: Callable[[int], int] = lambda number: 0
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -45,12 +46,15 @@ class HubServer:
 
             def _answer(self, body: bytes) -> None:
                 hub.requests.append((self.command, self.path, self.headers.get("Range", "")))
-                if len(hub.requests) == hub.dropped:
+                fault = hub.fault(len(hub.requests))
+                if fault < 0:
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     self.connection.close()
                     self.close_connection = True
                     return
-                if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
+                if fault:
+                    status, headers, data = fault, {}, b"{}"
+                elif hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
                     status, headers, data = 401, {"X-Error-Code": "RepoNotFound"}, b"{}"
                 else:
                     url = urlsplit(self.path)
