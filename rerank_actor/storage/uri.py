@@ -77,7 +77,7 @@ def normalize_uri(text: str) -> str:
         scheme, rest = text.split("://", 1)
         bucket, _, key = rest.rstrip("/").partition("/")
         if not bucket:
-            raise JobError(f"{text}: names no bucket; give {SCHEMES[scheme]}://bucket/key", uri=text)
+            raise JobError(f"{text}: names no bucket; give {LOCATIONS}", uri=text)
         if scheme in ("abfs", "abfss") and not AZURE_PLACE.fullmatch(bucket):
             raise JobError(
                 f"{text}: names no account; give abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/key", uri=text

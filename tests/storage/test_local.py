@@ -80,7 +80,7 @@ def test_location_has_one_spelling(text: str, uri: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "file://", "s3://", "s3:///key", "s3a://", "gs://bucket/key", "file://host/key"]
+    "text", ["", " ", "file://", "s3://", "s3:///key", "s3a://", "gs://", "ftp://host/key", "file://host/key"]
 )
 def test_location_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(JobError, match=r"s3://bucket/key"):
