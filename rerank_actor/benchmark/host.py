@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from rerank_actor.benchmark.contender import Setting, make_encoder
+from rerank_actor.benchmark.readers import make_readers_table, measure_readers
 from rerank_actor.benchmark.rounds import describe_machine
 from rerank_actor.benchmark.weights import SHAPES, make_tokenizer, write_weights
 from rerank_actor.benchmark.workload import make_workload
@@ -89,7 +90,8 @@ def run_host_suite(folder: Path, report: Callable[[str], None], *, rounds: int =
         rounds: that count.
 
     Returns:
-        The machine, CPU microseconds a pair by way and step, and busy shares by device, model and way (`WAYS`).
+        The machine, CPU microseconds a pair by way and step, busy shares by device, model and way (`WAYS`), and what read
+        tasks spend.
     """
     from rerank_actor.benchmark.simulated import DEVICES, UTILIZATION, SimulatedExecutor, reckon_rate
 
@@ -98,11 +100,9 @@ def run_host_suite(folder: Path, report: Callable[[str], None], *, rounds: int =
     setting = Setting(str(folder / "model-tiny"), "", str(folder), "float32", MAX_LENGTH, NUM_PAIRS, NUM_PAIRS)
     encoder = make_encoder(setting)
     workload = make_workload("grouped", NUM_PAIRS, make_tokenizer())
-    began = time.process_time()
+    readers = measure_readers(folder / "model-tiny", folder, MAX_LENGTH, report)
     prompts = encoder.encode(workload.queries, workload.documents)
-    tokenized = time.process_time()
     ids = prompts.ids_at(prompts.scorable)
-    around = {"tokenize": tokenized - began, "arrays of prompts": time.process_time() - tokenized}
     heads = prompts.head_tokens[prompts.scorable].tolist()
     spec = EngineSpec(
         "vllm",
@@ -144,7 +144,7 @@ def run_host_suite(folder: Path, report: Callable[[str], None], *, rounds: int =
         "tokens_per_pair": tokens,
         "cached_per_pair": cached,
         "utilization": UTILIZATION,
-        "around": {step: seconds / NUM_PAIRS * 1e6 for step, seconds in around.items()},
+        "readers": readers,
         "costs": {way: _take_medians(found) for way, found in costs.items()},
         "ratios": {
             way: statistics.median(one["all"] / base["all"] for one, base in zip(found, costs["core"], strict=True))
@@ -208,10 +208,11 @@ def make_host_tables(result: dict[str, Any]) -> str:
     for step in [*steps, "all"]:
         lines.append(f"| {step} | " + " | ".join(f"{result['costs'][way].get(step, 0):.1f}" for way in ways) + " |")
     lines.append("| by that of core | " + " | ".join(f"{result['ratios'][way]:.2f} x" for way in ways) + " |")
-    around = ", ".join(f"{step} {cost:.1f} \u00b5s a pair" for step, cost in result["around"].items())
     lines += [
         "",
-        f"Elsewhere, on cores of readers: {around}.",
+        "Besides the core of each engine's own process:",
+        "",
+        make_readers_table(result["readers"], MODELS),
         "",
         f"| simulated device, {result['utilization']:.0%} of its operations | device \u00b5s a pair | "
         + " | ".join(f"busy, {way}" for way in ways)

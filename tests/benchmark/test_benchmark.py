@@ -23,6 +23,7 @@ from rerank_actor.benchmark import rounds
 from rerank_actor.benchmark.contender import STEADY_FROM, Setting, WholeJob, make_encoder
 from rerank_actor.benchmark.meter import Meter, read_usage
 from rerank_actor.benchmark.ratios import compare_ratios, extract_ratios
+from rerank_actor.benchmark.readers import make_readers_table, measure_readers
 from rerank_actor.benchmark.suite import Gpu, Suite, make_tables, run_suite
 from rerank_actor.benchmark.weights import SHAPES, make_tokenizer, write_weights
 from rerank_actor.benchmark.workload import KINDS, compute_possible_share, make_workload, write_shards
@@ -216,6 +217,19 @@ def test_quick_suite_finds_heads_of_shuffled_pairs_in_the_cache(tmp_path: Path) 
     assert "| engine |" in make_tables(result)
     ratios = extract_ratios(result)
     assert ratios["tiny/grouped/cached_share/engine"] == pytest.approx(medians[0], abs=1e-4)
+
+
+def test_read_tasks_are_measured_for_each_length_of_pairs(tmp_path: Path) -> None:
+    model = write_weights(tmp_path / "model", SHAPES["tiny"], dtype="float32")
+    found = measure_readers(model, tmp_path, 4096, print, {"short": 64, "long": 64})
+    assert found["short"]["tokens"] < 200 < found["long"]["tokens"]
+    for row in found.values():
+        assert 0 < row["cached"] < row["tokens"]
+        assert row["microseconds"] > 0
+        assert row["bytes"] > 4 * row["tokens"], "ids of tokens travel as they are"
+    lines = make_readers_table(found, ("0.6B", "8B")).splitlines()
+    cores = [[float(cell) for cell in line.split("|")[4:6]] for line in lines[2:]]
+    assert all(small > 5 * large for small, large in cores), "the 8B model takes a GPU longer, reading it does not"
 
 
 def test_ratios_that_moved_are_told() -> None:
