@@ -80,7 +80,10 @@ FLAGS = {
         --allow-incomplete
     """,
     "status": "--json",
-    "verify": "--delete-damaged",
+    "verify": """
+        --delete-damaged --rescore --seed --model --revision --dtype --max-length --parse-special-tokens --trust-remote-code
+        --model-description --check-scores --engine --gpus-per-actor --tensor-parallel-size --engine-args --queries --corpus
+    """,
     "report": "--to --gpu-type --gpu-price",
     "tasks": "--json",
     "model": """

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from rerank_actor.bitext.job import list_outputs
 from rerank_actor.bitext.selection.output import SelectionStatus, check_delivered, read_selection_status
-from rerank_actor.commands.command_line import EXIT_FAILED, Parser
-from rerank_actor.errors import show
+from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_flags
+from rerank_actor.errors import JobError, show
+from rerank_actor.evaluation.rescore import Rescored, RescoreSettings, rescore
+from rerank_actor.job_file import check_job
 from rerank_actor.mining.verify import check_mined, is_mined
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.verify import Verification, verify_output
@@ -20,6 +22,7 @@ def verify(arguments: Sequence[str] | None = None) -> int:
         "Check that every planned row is present exactly once, that parts are readable and of one fingerprint.",
         "scores",
         "scores --delete-damaged",
+        "scores --rescore 0.01 --engine transformers",
     )
     parser.add_argument(
         "output", metavar="OUTPUT", help="the --output of scoring or mining, or --deliver, local, s3://, gs:// or az://"
@@ -29,7 +32,22 @@ def verify(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="delete damaged parts, so that the next run of the job scores them again; refused while a run is writing",
     )
+    parser.add_argument(
+        "--rescore",
+        type=float,
+        metavar="SHARE",
+        help="score this share of the rows again here, as 0.01, and compare; with the engine, model and dtype of the output "
+        "where no flag says otherwise",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the rows of --rescore (default 0)")
+    add_job_flags(parser, RescoreSettings)
     options = parser.parse(arguments)
+    flags = {name: value for name, value in vars(options).items() if name in RescoreSettings.model_fields}
+    if options.rescore is not None and not 0 < options.rescore <= 1:
+        raise JobError("--rescore: expected a share of the rows, above 0 and at most 1")
+    if flags and options.rescore is None:
+        raise JobError(f"--{next(iter(flags)).replace('_', '-')} is for --rescore: give that too")
+    settings = check_job(RescoreSettings, flags, flags=flags).normalized()
     uri = normalize_uri(options.output)
     problems = 0
     outputs = list_outputs(uri)
@@ -46,6 +64,10 @@ def verify(arguments: Sequence[str] | None = None) -> int:
         result = verify_output(output, delete_damaged=options.delete_damaged, report=say)
         _print_result(result)
         problems += len(result.problems)
+        if options.rescore is not None:
+            rescored = rescore(output, options.rescore, options.seed, settings)
+            _print_rescored(rescored)
+            problems += not rescored.is_right
     return EXIT_FAILED if problems else 0
 
 
@@ -58,6 +80,19 @@ def _print_delivered(problems_by_name: dict[str, list[str]]) -> int:
     for name, problems in problems_by_name.items():
         print("\n".join(map(show, problems)) if problems else f"{name}: right, its files are those that were written")
     return EXIT_FAILED if any(problems_by_name.values()) else 0
+
+
+def _print_rescored(result: Rescored) -> None:
+    verdict = "equal within the noise" if result.is_right else "not those of this model"
+    differing = f", {result.differing:,} pairs beyond that" if result.differing else ""
+    differing += (
+        f", {result.unlike:,} pairs with a score in one place and an error in the other" if result.unlike else ""
+    )
+    where = f"; the first: {', '.join(result.places)}" if result.places else ""
+    print(
+        f"scored again: {result.rows:,} of {result.num_rows:,} rows, {result.pairs:,} pairs, by {result.engine}: {verdict}; "
+        f"largest difference of logits {result.largest:.3g}, allowed {result.allowed:.3g}{differing}{where}"
+    )
 
 
 def _print_result(result: Verification) -> None:

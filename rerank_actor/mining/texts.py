@@ -7,7 +7,7 @@ nothing of rows.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
@@ -88,7 +88,18 @@ def _has_title(name: str, texts: ScoredTexts, schema: pa.Schema) -> bool:
     return texts.spec.document_is_id or "title" in list_fields(kind)
 
 
-def find_sources(job: MineJob, uri: str, settings: Mapping[str, Any]) -> tuple[TextSource, ...]:
+class Places(Protocol):
+    """What says where queries and corpus are now, and what folder they are not to lie in."""
+
+    @property
+    def queries(self) -> list[str]: ...  # noqa: D102 - as the class says
+    @property
+    def corpus(self) -> list[str]: ...  # noqa: D102
+    @property
+    def output(self) -> str: ...  # noqa: D102
+
+
+def find_sources(job: Places, uri: str, settings: Mapping[str, Any]) -> tuple[TextSource, ...]:
     """Return the queries and the corpus that an output was scored with.
 
     Args:
@@ -108,7 +119,7 @@ def find_sources(job: MineJob, uri: str, settings: Mapping[str, Any]) -> tuple[T
     return tuple(_find_source(job, side, uri, settings) for side in SOURCES if settings.get(SOURCES[side]))
 
 
-def _find_source(job: MineJob, side: Side, uri: str, settings: Mapping[str, Any]) -> TextSource:
+def _find_source(job: Places, side: Side, uri: str, settings: Mapping[str, Any]) -> TextSource:
     flag, scored = f"--{SOURCES[side]}", str(settings[SOURCES[side]])
     given = getattr(job, SOURCES[side])
     uris = given or _read_places(uri, SOURCES[side])
