@@ -58,14 +58,14 @@ def _connect(store: str, is_listing: bool) -> Any:
     except ImportError as error:
         raise JobError(f"{store}: needs the package obstore, which is not installed (pip install obstore)") from error
     limits, name = current_limits(), split_uri(store)[0]
-    config = _configure_google() if is_google(store) else _configure_azure(store, name)
-    options = {
+    config: Any = _configure_google() if is_google(store) else _configure_azure(store, name)
+    options: Any = {
         "connect_timeout": timedelta(seconds=limits.connect_timeout_seconds),
         "read_timeout": timedelta(seconds=limits.read_timeout_seconds),
         "timeout": timedelta(seconds=limits.request_seconds if is_listing else LONGEST_SECONDS),
         "allow_http": any(value.startswith("http://") for value in config.values()),
     }
-    retries = {
+    retries: Any = {
         "max_retries": limits.brief_attempts if is_listing else 0,
         "retry_timeout": timedelta(seconds=limits.brief_seconds),
         "backoff": {"max_backoff": timedelta(seconds=limits.longest_wait_seconds)},
@@ -178,7 +178,7 @@ def put_cloud_if(uri: str, data: bytes, mark: str | None) -> None:
         _put(uri, data, {"version": mark} if is_google(uri) else {"e_tag": f'"{mark}"'})  # Google's is the generation
 
 
-def _put(uri: str, data: bytes, mode: str | dict[str, str]) -> None:
+def _put(uri: str, data: bytes, mode: Any) -> None:
     import obstore
 
     async def put(store: Any, key: str) -> None:
@@ -231,9 +231,9 @@ def delete_cloud(uris: list[str]) -> None:
     _ask(uris[0], delete)
 
 
-def _to_object(uri: str, entry: dict[str, Any]) -> StoredObject:
+def _to_object(uri: str, entry: Any) -> StoredObject:
     return StoredObject(uri, entry["size"], _get_etag(entry), entry["last_modified"].timestamp())
 
 
-def _get_etag(entry: dict[str, Any]) -> str:
+def _get_etag(entry: Any) -> str:
     return str(entry["e_tag"] or "").strip('"')
