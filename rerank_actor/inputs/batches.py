@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, ShardError, describe_cause
-from rerank_actor.inputs.columns import iterate_parquet, to_texts, to_whole_array
+from rerank_actor.inputs.columnar import iterate_parquet, spare_memory
+from rerank_actor.inputs.columns import to_texts, to_whole_array
 from rerank_actor.inputs.formats import TextFormat
 from rerank_actor.inputs.rows import LIMITS, ReadLimits, refuse_doubled
 from rerank_actor.inputs.syntax.quoted import AUTO, Dialect
@@ -179,6 +180,7 @@ def _read_parquet(
             empty = parquet.schema_arrow.empty_table()
             yield Batch(names, {name: empty[name] for name in columns}, [], counts="row")
         batch_rows = _count_batch_rows(metadata, limits)
+        parquet = spare_memory(parquet, stream, file.uri, range(len(lengths)), limits.group_bytes)
         every = list(range(len(lengths)))
         for groups in [every] if parts == 1 else [[group] for group in every[part::parts]]:
             first = 1 + sum(lengths[: groups[0]] if groups else ())

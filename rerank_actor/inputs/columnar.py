@@ -7,13 +7,13 @@ format's specification.
 """
 
 from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.inputs.columns import decode_schema, find_type, is_list, iterate_parquet
+from rerank_actor.inputs.columns import LARGE_GROUP_BYTES, decode_schema, find_type, is_list
 from rerank_actor.inputs.formats import ARROW_FILE
 from rerank_actor.inputs.rows import (
     Block,
@@ -31,6 +31,59 @@ FOOTER_BYTES = 64 * 1024
 PIECE_ROWS = 1024  # of a row group that is decoded piecewise
 LOCAL_BYTES, REMOTE_BYTES = 2**20, 2**23  # that are read of a column of such a row group at a time
 PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+TOGETHER_BYTES = 32 * 2**20  # of smaller row groups that are read at once
+
+
+def spare_memory(
+    file: pq.ParquetFile, source: BinaryIO, uri: str, groups: Iterable[int], group_bytes: int = LARGE_GROUP_BYTES
+) -> pq.ParquetFile:
+    """Return a Parquet file opened anew where some row groups are so large that they are to be read a piece at a time.
+
+    Else Arrow takes all bytes of all columns that are read before it gives the first row.
+
+    Args:
+        file: as it was opened, which is given back where no row group is that large.
+        source: what it was opened from.
+        uri: of it.
+        groups: that are to be read.
+        group_bytes: that a larger one has.
+    """
+    if all(file.metadata.row_group(group).total_byte_size <= group_bytes for group in groups):
+        return file
+    return pq.ParquetFile(
+        source,
+        metadata=file.metadata,
+        buffer_size=REMOTE_BYTES if storage.is_remote(uri) else LOCAL_BYTES,
+        pre_buffer=False,
+        page_checksum_verification=True,
+    )
+
+
+def _share_groups(metadata: pq.FileMetaData, groups: Iterable[int], most_bytes: int) -> Iterator[list[int]]:
+    """Yield row groups that are read together: as many as have so many bytes, which Arrow takes at once, or one."""
+    some: list[int] = []
+    held = 0
+    for group in groups:
+        size = metadata.row_group(group).total_byte_size
+        if some and held + size > most_bytes:
+            yield some
+            some, held = [], 0
+        some.append(group)
+        held += size
+    if some:
+        yield some
+
+
+def iterate_parquet(
+    file: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of row groups in batches, without the dictionaries in lists and structs."""
+    schema = pa.schema([file.schema_arrow.field(name) for name in columns])
+    decoded = decode_schema(schema)
+    most_bytes = TOGETHER_BYTES if decoded.equals(schema) else 0
+    for some in _share_groups(file.metadata, groups, most_bytes):
+        for batch in file.iter_batches(batch_size=batch_rows, row_groups=some, columns=list(columns)):
+            yield batch if decoded.equals(schema) else batch.cast(decoded)
 
 
 def scan_parquet(uri: str, size: int, list_columns: Sequence[str]) -> ShardLayout:
@@ -76,20 +129,13 @@ def read_parquet(
 ) -> Rows:
     """Read a unit's rows; columns as `make_rows` has them. Row groups of more than `group_bytes` are decoded piecewise."""
     with storage.open_input(unit.uri, size=unit.size, etag=unit.etag) as source:
-        file = pq.ParquetFile(source, page_checksum_verification=True)
-        names = file.schema_arrow.names
+        plain = pq.ParquetFile(source, page_checksum_verification=True)
+        names = plain.schema_arrow.names
         kept = choose_columns(names, keep, drop)
         columns = list(dict.fromkeys([*kept, *list_sources(names, text_columns)]))
-        groups, skip = _list_groups(file.metadata, unit)
-        is_large = any(file.metadata.row_group(group).total_byte_size > group_bytes for group in groups)
-        if is_large:  # else Arrow takes all bytes of its columns before it gives the first row
-            file = pq.ParquetFile(
-                source,
-                metadata=file.metadata,
-                buffer_size=REMOTE_BYTES if storage.is_remote(unit.uri) else LOCAL_BYTES,
-                pre_buffer=False,
-                page_checksum_verification=True,
-            )
+        groups, skip = _list_groups(plain.metadata, unit)
+        file = spare_memory(plain, source, unit.uri, groups, group_bytes)
+        is_large = file is not plain
         schema = pa.schema([file.schema_arrow.field(name) for name in columns])
         decoded = decode_schema(schema)
         if is_large or decoded != schema:

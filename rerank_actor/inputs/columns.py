@@ -7,7 +7,7 @@ a type may run code. Knows nothing of formats.
 
 import contextlib
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, cast
 
@@ -21,6 +21,8 @@ RESERVED_COLUMNS = ("score", "logit", "num_tokens", "truncated_tokens", "error")
 
 EXACT_INTEGER = 2**53  # up to it a float64 holds all integers
 WIDE_INTEGER = pa.decimal128(19, 0)  # while types are merged, int64 of which some are beyond it
+
+LARGE_GROUP_BYTES = 128 * 2**20  # of a Parquet row group that is not decoded as a whole
 
 MAX_DEPTH = 16  # of a JSON column; readers of Parquet fail on trees
 MAX_FIELDS = 256  # of its objects together; time grows with rows times fields
@@ -113,18 +115,6 @@ def decode_schema(schema: pa.Schema) -> pa.Schema:
         [field.with_type(decode_type(field.type)) if pa.types.is_nested(field.type) else field for field in schema],
         metadata=schema.metadata,
     )
-
-
-def iterate_parquet(
-    file: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str], batch_rows: int
-) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of row groups in batches, without the dictionaries in lists and structs."""
-    schema = pa.schema([file.schema_arrow.field(name) for name in columns])
-    decoded = decode_schema(schema)
-    together = [list(groups)] if decoded.equals(schema) else [[group] for group in groups]
-    for some in together:
-        for batch in file.iter_batches(batch_size=batch_rows, row_groups=some, columns=list(columns)):
-            yield batch if decoded.equals(schema) else batch.cast(decoded)
 
 
 def merge_types(first: pa.DataType | None, second: pa.DataType) -> pa.DataType:

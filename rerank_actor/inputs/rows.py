@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from rerank_actor.errors import InputError
-from rerank_actor.inputs.columns import find_type, is_list, locate, take_fields, to_texts
+from rerank_actor.inputs.columns import LARGE_GROUP_BYTES, find_type, is_list, locate, take_fields, to_texts
 
 UNIT_BYTES = 32 * 2**20  # of uncompressed input; a prepared unit stays well under what Ray's object store likes
 
@@ -33,7 +33,7 @@ class ReadLimits:
 
     line_bytes: int = 256 * 2**20
     range_bytes: int = 8 * 2**20
-    group_bytes: int = 128 * 2**20
+    group_bytes: int = LARGE_GROUP_BYTES
     batch_rows: int = 16_384
     batch_bytes: int = 64 * 2**20
 

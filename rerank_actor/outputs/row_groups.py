@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.errors import RerankError, ShardError, describe_cause
+from rerank_actor.inputs.columnar import spare_memory
 
 UNREADABLE = "cannot be read as Parquet ({cause})"
 
@@ -108,7 +109,8 @@ def open_part(
     with contextlib.ExitStack() as stack:
         with refuse_damaged(part.uri, problem, kind):
             source = stack.enter_context(storage.open_input(part.uri, size=part.size, etag=part.etag))
-            file = pq.ParquetFile(source, buffer_size=2**20, page_checksum_verification=True)
+            plain = pq.ParquetFile(source, buffer_size=2**20, page_checksum_verification=True)
+            file = spare_memory(plain, source, part.uri, range(plain.metadata.num_row_groups))
         yield file
 
 

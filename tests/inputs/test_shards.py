@@ -19,6 +19,7 @@ from s3_server import S3Server
 from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError, ShardError
 from rerank_actor.inputs import shards
+from rerank_actor.inputs.batches import read_batches
 from rerank_actor.inputs.formats import detect_format
 from rerank_actor.inputs.plan import Plan, make_plan
 from rerank_actor.inputs.rows import LIMITS, ReadLimits, Unit
@@ -254,6 +255,13 @@ def test_unit_of_a_large_row_group_reads_few_bytes_behind_its_rows(s3: S3Server)
     with override_limits(read_ahead_bytes=block_bytes):
         rows = shards.read_rows(unit, spec, limits=ReadLimits(group_bytes=1))
     assert list(rows.texts["document"]) == documents[:20]
+    assert len(s3.requests) < found.size // block_bytes // 2
+
+    s3.requests.clear()
+    with override_limits(read_ahead_bytes=block_bytes):
+        limits = ReadLimits(group_bytes=1, batch_rows=20)
+        first = next(read_batches(found, "parquet", limits=limits))
+    assert first.values("document") == documents[:20]
     assert len(s3.requests) < found.size // block_bytes // 2
 
 
