@@ -53,7 +53,7 @@ def measure_bitext(folder: Path, model: Path, rows: int) -> dict[str, Any]:
     seconds = time.time() - started
     if any(result.status != "complete" for result in results.values()):
         raise RuntimeError("the job is not complete")
-    steady = find_steady((folder / "output").glob("lang_pair=*/_job/runs/*.parquet"))
+    steady = find_steady((folder / "output").glob("lang_pair=*/_job/runs/*"))
     candidates = sorted((folder / "output/_candidates/files").glob("*.json"))
     read_at = max(path.stat().st_mtime for path in candidates)
     return {

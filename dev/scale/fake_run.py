@@ -42,7 +42,7 @@ def run_fake_job(folder: Path, model: Path, engine_args: dict[str, Any], **setti
     result = run_job(job)
     if result.status != "complete":
         raise RuntimeError(f"the job is {result.status}")
-    steady = find_steady((folder / "output/_job/runs").glob("*.parquet"))
+    steady = find_steady((folder / "output/_job/runs").glob("*"))
     if steady is None:
         return {}
     busy = steady.engine_seconds / steady.seconds / max(1, result.run["actors"])

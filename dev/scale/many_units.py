@@ -39,7 +39,7 @@ def measure_resume(folder: Path, model: Path, units: int) -> dict[str, Any]:
         "plan_added_mib": round(count_own_mib(process) - before),
     }
     plan = prepared.plan.to_bytes(prepared.settings)
-    prepared.output.write_own("plan.parquet", plan)
+    prepared.output.write_own("plan.bin", plan)
     records = UnitRecords(prepared.output, "20260101T000000-000000")
     for unit in prepared.plan.units():
         path = folder / "output" / unit.part_name

@@ -151,7 +151,7 @@ class WholeJob:
             result = run_job(job)
         if result.status != "complete" or result.totals.scored != setting.num_pairs:
             raise RuntimeError(f"the job scored {result.totals.scored} of {setting.num_pairs} pairs")
-        table = pq.read_table(sorted((output / "_job/runs").glob("*.parquet"))).sort_by("finished_at")
+        table = pq.read_table(sorted((output / "_job/runs").glob("*"))).sort_by("finished_at")
         shutil.rmtree(output)
         pairs, finished = table["pairs"].to_numpy(), table["finished_at"].to_numpy()
         first = int(np.searchsorted(np.cumsum(pairs), STEADY_FROM * pairs.sum()))

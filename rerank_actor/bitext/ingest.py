@@ -150,7 +150,7 @@ class _ShardWriter:
         written = self.partitions[partition]
         table = _name_nulls(pa.concat_tables(self._tables[partition], promote_options="permissive"))
         data = storage.to_parquet(table, row_group_size=self._spec.limits.batch_rows)
-        name = f"{self._name}-{written['shards']:05d}.parquet"
+        name = f"{self._name}-{written['shards']:05d}.bin"  # Parquet, which readers of the scores are not to find
         storage.write_bytes(storage.join_uri(self._spec.folder, f"lang_pair={partition}", name), data)
         written["shards"] += 1
         self._tables[partition] = []

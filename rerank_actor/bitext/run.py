@@ -123,9 +123,9 @@ def _make_known(
     pair = parse_pair(name, job.languages, name)
     folder = name_known(job.output, "_candidates", pair.folder)
     rows = json.dumps([table[column].to_pylist() for column in ("source", "target")]).encode()
-    uri = storage.join_uri(folder, f"{hashlib.sha256(rows).hexdigest()[:16]}.parquet")
+    uri = storage.join_uri(folder, f"{hashlib.sha256(rows).hexdigest()[:16]}.bin")
     present = [] if job.overwrite else [item.uri for item in storage.list_objects(folder)]
-    if present != [uri]:
+    if present not in ([uri], [f"{uri.removesuffix('.bin')}.parquet"]):  # earlier versions gave it that name
         data = storage.to_parquet(table.append_column(REASON_COLUMN, pa.nulls(table.num_rows, pa.string())))
         with _hold_known(job, pair.folder, reporter):
             storage.delete_folder(folder)

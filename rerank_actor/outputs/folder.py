@@ -35,7 +35,11 @@ UNKNOWN_FAILURE = {
     "attempts": 0,
     "run": "",
 }
-OWN_FILES = ("plan.parquet", "job.yaml", "manifest.json", "report.html", "estimate.json")
+PLAN, PLAN_BEFORE = (
+    "plan.bin",
+    "plan.parquet",
+)  # both Parquet; by the suffix of before, readers of the folder took it for rows
+OWN_FILES = (PLAN, PLAN_BEFORE, "job.yaml", "manifest.json", "report.html", "estimate.json")
 ADDED_COLUMNS = frozenset({"fingerprint", "digest"})  # which records written before have not
 HISTOGRAM_COLUMNS = frozenset(f"{name}_bins" for name in NAMES)
 RECORD_SCHEMA = pa.schema(
@@ -153,12 +157,12 @@ class GuardedObject:
     """
 
     def __init__(self, uri: str, scratch: str | None) -> None:
-        self._uri, self._scratch = uri, scratch
+        self.uri, self._scratch = uri, scratch
         self._seen: storage.Version | None = None
 
     def look(self) -> bytes | None:
         """Return what is there now, None for nothing; it is what the next `write` replaces."""
-        self._seen = storage.read_version(self._uri)
+        self._seen = storage.read_version(self.uri)
         return self._seen.data if self._seen is not None else None
 
     def write(self, data: bytes, check: Callable[[], None]) -> None:
@@ -178,12 +182,12 @@ class GuardedObject:
                 self.look()
                 return
             self.look()
-        raise StorageError(f"{self._uri}: changes again and again while it is written", uri=self._uri)
+        raise StorageError(f"{self.uri}: changes again and again while it is written", uri=self.uri)
 
     def _put(self, data: bytes) -> bool:
         if self._seen is None:
-            return storage.create_bytes(self._uri, data, scratch=self._scratch)
-        return storage.replace_bytes(self._uri, data, self._seen.mark, scratch=self._scratch)
+            return storage.create_bytes(self.uri, data, scratch=self._scratch)
+        return storage.replace_bytes(self.uri, data, self._seen.mark, scratch=self._scratch)
 
 
 @dataclass(frozen=True)
@@ -196,7 +200,17 @@ class Output(JobFolder):
 
     def has_plan(self) -> bool:
         """Whether a scoring job has planned here, though its plan may be damaged."""
-        return storage.read_if_present(self.at("plan.parquet")) is not None
+        return self._read_plan()[1] is not None
+
+    def find_plan_uri(self) -> str:
+        """Return where the plan lies, or is to be written: outputs written before keep the name that theirs has."""
+        return self._read_plan()[0]
+
+    def _read_plan(self) -> tuple[str, bytes | None]:
+        for uri in (self.at(PLAN), self.at(PLAN_BEFORE)):
+            if (data := storage.read_if_present(uri)) is not None:
+                return uri, data
+        return self.at(PLAN), None
 
     def is_begun(self) -> bool:
         """Whether a run has planned here, or is about to."""
@@ -204,8 +218,7 @@ class Output(JobFolder):
 
     def load_plan(self) -> tuple[Plan, dict[str, Any]] | None:
         """Return the stored plan and the settings of its fingerprint, None for a new output."""
-        uri = self.at("plan.parquet")
-        data = storage.read_if_present(uri)
+        uri, data = self._read_plan()
         return Plan.from_bytes(data, uri) if data is not None else None
 
     def require_plan(self) -> tuple[Plan, dict[str, Any]]:
@@ -216,9 +229,7 @@ class Output(JobFolder):
         """
         stored = self.load_plan()
         if stored is None:
-            raise InputError(
-                f"{self.uri}: no job has written here (no _job/plan.parquet); check the folder", uri=self.uri
-            )
+            raise InputError(f"{self.uri}: no job has written here (no _job/{PLAN}); check the folder", uri=self.uri)
         return stored
 
     def load_manifest(self) -> dict[str, Any]:

@@ -142,7 +142,7 @@ class UnitRecords:
             return
         data = storage.seal_parquet(pa.Table.from_pylist(self._pending, RECORD_SCHEMA))
         try:
-            self._output.write_own(f"runs/{self._run_id}-{self._files:05d}.parquet", data)
+            self._output.write_own(f"runs/{self._run_id}-{self._files:05d}.bin", data)
         except RerankError:  # a part without a record costs the next run a look at it, never a score
             self._due = time.monotonic() + self._seconds
             return

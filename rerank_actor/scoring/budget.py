@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 from rich.table import Table
 
+from rerank_actor import storage
 from rerank_actor.engines.model import RerankerModel
 from rerank_actor.engines.options import BUILT_IN_TOKENIZER
 from rerank_actor.errors import OutputConflictError
@@ -273,7 +274,7 @@ def store_budget(prepared: PreparedJob, budget: Budget, reporter: Reporter) -> b
             reporter.info("the plan was not stored: another run was at the output since it was made; plan again")
             return False
         if prepared.plan != prepared.earlier:
-            prepared.output.write_own("plan.parquet", prepared.plan.to_bytes(prepared.settings))
+            storage.write_bytes(prepared.output.find_plan_uri(), prepared.plan.to_bytes(prepared.settings))
         prepared.output.write_json("estimate.json", budget.to_record())
     finally:
         lease.release()

@@ -16,7 +16,7 @@ from rerank_actor import storage
 from rerank_actor.errors import JobError, RerankError, describe_cause
 from rerank_actor.inputs.plan import Plan
 from rerank_actor.inputs.rows import Unit
-from rerank_actor.outputs.folder import Output, digest_parts, list_pending, list_strays, select_parts
+from rerank_actor.outputs.folder import PLAN, Output, digest_parts, list_pending, list_strays, select_parts
 from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed, limit_failures, read_versions
 from rerank_actor.outputs.part import TEXT_SETTINGS
 from rerank_actor.outputs.report.build import write_report
@@ -76,7 +76,7 @@ class OutputCommitter:
         self._earlier: dict[str, Any] = {}  # the manifest of the runs before this one
         self._records = UnitRecords(prepared.output, context.run_id)
         self._manifest = prepared.output.guard(prepared.output.at("manifest.json"))
-        self._plan = prepared.output.guard(prepared.output.at("plan.parquet"))
+        self._plan = prepared.output.guard(prepared.output.at(PLAN))
         self._success = prepared.output.guard(prepared.output.success_uri)
         self._started = time.time()
         self._manifest_at = time.monotonic()
@@ -92,6 +92,7 @@ class OutputCommitter:
         if prepared.job.overwrite:
             output.clear(self._check_lease)
         output.clear_scratch()
+        self._plan = output.guard(output.find_plan_uri())
         self._plan.look()
         stored = self._manifest.look()
         if stored is not None and (problem := output.explain_manifest(stored)) is not None:
@@ -337,8 +338,9 @@ class OutputCommitter:
         except JobError:
             stored = None
         if stored != (prepared.plan, prepared.settings):
-            uri = self.output.at("plan.parquet")
-            self._context.reporter.warn(f"{uri}: was deleted or replaced while the run was at work; written again")
+            self._context.reporter.warn(
+                f"{self._plan.uri}: was deleted or replaced while the run was at work; written again"
+            )
             self._plan.write(prepared.plan.to_bytes(prepared.settings), self._check_lease)
             self._write_definition()
 

@@ -159,7 +159,7 @@ def _load_plan(output: Output, reporter: Reporter | None = None) -> tuple[Plan, 
         return output.load_plan()
     except PlanDamagedError:
         if reporter is not None:
-            reporter.warn(f"{output.at('plan.parquet')}: is damaged")
+            reporter.warn(f"{output.find_plan_uri()}: is damaged")
         return None
 
 

@@ -140,7 +140,7 @@ def _keep_shared(item: tuple[int, list[Slice]], folder: str, scratch: str | None
         if shared.num_rows:
             order = [(name, "ascending") for name in ("instruction", "query")]
             data = storage.to_parquet(shared.sort_by(order), row_group_size=16_384)
-            name = storage.join_uri(folder, f"bucket-{bucket:05d}.parquet")
+            name = storage.join_uri(folder, f"bucket-{bucket:05d}.bin")
             storage.write_bytes(name, data, scratch=scratch)
         return {"rows": shared.num_rows}
 

@@ -46,7 +46,7 @@ def write(path: Path, text: str) -> Path:
 def read_all(job: BitextJob, folder: Path, **bounds: Any) -> list[dict[str, Any]]:
     for source in list_sources(job):
         read_candidates(source, replace(ReadSpec.of_job(job, str(folder)), **bounds))
-    tables = [pq.ParquetFile(path).read().to_pylist() for path in sorted(folder.glob("lang_pair=*/*.parquet"))]
+    tables = [pq.ParquetFile(path).read().to_pylist() for path in sorted(folder.glob("lang_pair=*/*.bin"))]
     return [row for table in tables for row in table]
 
 
@@ -285,7 +285,7 @@ def test_file_with_rows_of_many_languages_is_read_in_bounded_memory(tmp_path: Pa
     found = read_all(make_job(tmp_path, path, identifier="none"), tmp_path / "read", **bounds)
     assert sorted(row["input_line"] for row in found) == list(range(2, 302))
     assert all(row["source"] == f"source {row['input_line'] - 2}" for row in found)
-    shards = [pq.read_metadata(shard).num_rows for shard in (tmp_path / "read").glob("lang_pair=*/*.parquet")]
+    shards = [pq.read_metadata(shard).num_rows for shard in (tmp_path / "read").glob("lang_pair=*/*.bin")]
     assert max(shards) <= 40
     assert len(shards) >= 300 // 40
 
@@ -294,7 +294,7 @@ def test_shards_of_a_file_that_was_read_half_are_not_scored(tmp_path: Path, loca
     path = write(tmp_path / "in/a.deu-eng.tsv", "Guten Morgen\tGood morning\n")
     output = tmp_path / "out"
     [source] = list_sources(make_job(tmp_path, path))
-    stale = output / f"_candidates/lang_pair=deu-eng/{name_record(source)}-00001.parquet"
+    stale = output / f"_candidates/lang_pair=deu-eng/{name_record(source)}-00001.bin"
     write(stale, "what a killed run left of a longer file")
     assert bitext(["--input", str(path), "--output", str(output), "--engine", "fake", "--identifier", "none"]) == 0
     assert not stale.exists()

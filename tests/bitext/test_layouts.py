@@ -58,7 +58,7 @@ def read_all(job: BitextJob, reporter: Told | None = None) -> dict[str, list[dic
     for source in list_sources(job, reporter):
         read_candidates(source, spec)
     found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(Path(spec.folder).glob("lang_pair=*/*.parquet")):
+    for path in sorted(Path(spec.folder).glob("lang_pair=*/*.bin")):
         found.setdefault(path.parent.name.removeprefix("lang_pair="), []).extend(
             pq.ParquetFile(path).read().to_pylist()
         )

@@ -322,7 +322,7 @@ def test_output_from_before_partition_columns_goes_on_without_them(tmp_path: Pat
 
 def store(prepared: PreparedJob, settings: dict[str, Any] | None = None) -> None:
     """Leave an output behind as a run does that scored the first unit."""
-    prepared.output.write_own("plan.parquet", prepared.plan.to_bytes(settings or prepared.settings))
+    prepared.output.write_own("plan.bin", prepared.plan.to_bytes(settings or prepared.settings))
     part = next(prepared.plan.units()).part_name
     write(Path(prepared.output.uri) / part, to_parquet(make_rows(1)))
 

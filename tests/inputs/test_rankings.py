@@ -398,7 +398,7 @@ def test_ranking_told_by_its_lines_is_read_so_in_an_output_from_before(tmp_path:
     job = make_job(tmp_path, path)
     prepared = prepare_job(job)
     earlier = replace(prepared.plan, shards=tuple(replace(shard, format="") for shard in prepared.plan.shards))
-    prepared.output.write_own("plan.parquet", earlier.to_bytes(prepared.settings))
+    prepared.output.write_own("plan.bin", earlier.to_bytes(prepared.settings))
     write(tmp_path / "out" / next(earlier.units()).part_name, "x")
     assert prepare_job(job).plan == prepared.plan
 

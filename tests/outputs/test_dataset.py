@@ -30,11 +30,23 @@ def load_with_datasets(folder: str) -> list[dict[str, Any]]:
         return list(datasets.load_dataset(folder, cache_dir=cache)["train"])
 
 
+def load_by_suffix(folder: str) -> list[dict[str, Any]]:
+    """Read what DuckDB reads of a bare folder, and it and Polars of `**/*.parquet`: files of that suffix at any depth."""
+    return [row for path in Path(folder).rglob("*.parquet") for row in pq.ParquetFile(path).read().to_pylist()]
+
+
+def load_with_duckdb(folder: str) -> list[dict[str, Any]]:
+    duckdb = pytest.importorskip("duckdb")
+    return list(duckdb.sql(f"FROM read_parquet('{folder}')").to_arrow_table().to_pylist())
+
+
 READERS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
     "datasets": load_with_datasets,
     "datasets in streams": lambda folder: list(datasets.load_dataset(folder, streaming=True)["train"]),
     "pyarrow.dataset": lambda folder: ds.dataset(folder).to_table().to_pylist(),
     "pyarrow.parquet": lambda folder: pq.read_table(folder).to_pylist(),
+    "files of Parquet's suffix": load_by_suffix,
+    "duckdb": load_with_duckdb,
     "pandas": lambda folder: pd.read_parquet(folder, dtype_backend="pyarrow").to_dict("records"),
 }
 

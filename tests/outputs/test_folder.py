@@ -335,7 +335,7 @@ def test_plan_that_was_deleted_while_a_run_was_at_work_is_written_again(local_jo
     lease.acquire(print)
     committer = OutputCommitter(prepare_job(local_job), lease, RunContext("run", local_job.output, QuietReporter()))
     assert committer.prepare() == []
-    Path(output.at("plan.parquet")).unlink()
+    Path(output.at("plan.bin")).unlink()
     assert committer.finish(reports=False).status == "complete"
     lease.release()
     assert verify_output(local_job.output).problems == []
@@ -393,7 +393,7 @@ def test_records_are_written_when_the_oldest_has_waited_long_enough(tmp_path: Pa
     time.sleep(0.4)
     records.add("d", {"rows": 4})
     assert [record["unit"] for record in output.read_records()] == ["a", "b", "c", "d"]
-    assert pq.read_schema(tmp_path / "_job/runs/run-00000.parquet").equals(RECORD_SCHEMA)
+    assert pq.read_schema(tmp_path / "_job/runs/run-00000.bin").equals(RECORD_SCHEMA)
 
 
 def test_records_that_cannot_be_written_are_kept_for_later(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

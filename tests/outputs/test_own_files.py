@@ -22,7 +22,7 @@ from rerank_actor.job import ScoreJob
 from rerank_actor.mining.output import MineOutput, restore_plan, store_plan
 from rerank_actor.mining.survey import MiningPlan, MiningUnit
 from rerank_actor.outputs.export import Exported, ExportSpec, iterate_candidates
-from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.folder import PLAN, PLAN_BEFORE, Output
 from rerank_actor.outputs.report.build import build_report
 from rerank_actor.outputs.row_groups import RowGroups
 from rerank_actor.outputs.status import read_status
@@ -73,9 +73,9 @@ def list_scoring(job: ScoreJob, folder: Path) -> dict[str, Reading]:
         {"u": {"unit": "u", "shard": "s", "row_start": 0, "num_rows": 1, "error": "e", "attempts": 1}}
     )
     output.write_json("estimate.json", {"wall_hours": 1.5})
-    records = next(own.glob("runs/*.parquet"))
+    records = next(own.glob("runs/*"))
     return {
-        "plan": (own / "plan.parquet", output.load_plan),
+        "plan": (own / "plan.bin", output.load_plan),
         "manifest": (own / "manifest.json", output.load_manifest),
         "success": (Path(job.output, "_SUCCESS"), output.read_success),
         "records": (records, lambda: list(output.read_records())),
@@ -254,10 +254,26 @@ def copy_output(job: ScoreJob, folder: Path) -> ScoreJob:
     return job.model_copy(update={"output": copy})
 
 
+def test_output_whose_plan_has_the_name_of_before_goes_on_with_it(tmp_path: Path, job: ScoreJob) -> None:
+    job = copy_output(job, tmp_path)
+    own = Path(job.output, "_job")
+    (own / PLAN).rename(own / PLAN_BEFORE)
+    next(own.glob("runs/*")).rename(own / "runs/before.parquet")
+    assert verify_output(job.output).problems == []
+    shutil.copy(job.input[0], tmp_path / "b.parquet")
+    longer = job.model_copy(update={"input": [*job.input, str(tmp_path / "b.parquet")]})
+    score_here(longer)
+    assert finish(longer) == "complete"
+    assert (own / PLAN_BEFORE).exists() and not (own / PLAN).exists()
+    assert verify_output(job.output).units == 4
+    Output(job.output).clear()
+    assert not (own / PLAN_BEFORE).exists()
+
+
 @pytest.mark.parametrize("loss", ["damaged", "gone"])
 def test_plan_that_is_lost_is_made_again_where_the_parts_fit_it(tmp_path: Path, job: ScoreJob, loss: str) -> None:
     output = Output(job.output)
-    plan = Path(job.output, "_job/plan.parquet")
+    plan = Path(job.output, "_job/plan.bin")
     before, stored = plan.read_bytes(), output.load_plan()
     if loss == "damaged":
         plan.write_bytes(before[:100] + bytes([before[100] ^ 1]) + before[101:])
@@ -273,7 +289,7 @@ def test_plan_that_is_lost_is_made_again_where_the_parts_fit_it(tmp_path: Path, 
 
 
 def test_plan_that_is_lost_is_refused_where_a_part_is_of_other_rows(tmp_path: Path, job: ScoreJob) -> None:
-    plan = Path(job.output, "_job/plan.parquet")
+    plan = Path(job.output, "_job/plan.bin")
     before = plan.read_bytes()
     plan.unlink()
     try:
@@ -286,5 +302,5 @@ def test_plan_that_is_lost_is_refused_where_a_part_is_of_other_rows(tmp_path: Pa
 def test_plan_written_before_seals_is_still_read(job: ScoreJob) -> None:
     stored = Output(job.output).load_plan()
     assert stored is not None
-    data = Path(job.output, "_job/plan.parquet").read_bytes().replace(b"sealed_sha256", b"another_sha25")
+    data = Path(job.output, "_job/plan.bin").read_bytes().replace(b"sealed_sha256", b"another_sha25")
     assert Plan.from_bytes(data) == stored

@@ -142,11 +142,11 @@ def test_shards_of_one_id_are_refused_and_new_plans_have_long_ones(job: ScoreJob
 
 def test_output_of_an_older_plan_goes_on_under_its_names(tmp_path: Path, job: ScoreJob) -> None:
     output = Path(job.output)
-    data = (output / "_job/plan.parquet").read_bytes()
+    data = (output / "_job/plan.bin").read_bytes()
     plan, settings = Plan.from_bytes(data)
     table = pq.read_table(pa.BufferReader(data))
-    pq.write_table(table.drop_columns(["id_digits"]), output / "_job/plan.parquet")
-    older, same = Plan.from_bytes((output / "_job/plan.parquet").read_bytes())
+    pq.write_table(table.drop_columns(["id_digits"]), output / "_job/plan.bin")
+    older, same = Plan.from_bytes((output / "_job/plan.bin").read_bytes())
     assert same == settings
     assert [unit.name[:ID_DIGITS_BEFORE] for unit in older.units()] == [unit.name[:12] for unit in plan.units()]
     for part in output.glob("part-*"):

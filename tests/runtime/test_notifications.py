@@ -124,7 +124,7 @@ def test_run_over_language_pairs_tells_once_of_trouble_in_one_and_of_the_end_of_
     assert run(partitions=["deu-eng"]) == ["complete"]
     for part in (output / "lang_pair=deu-eng").glob("part-*.parquet"):
         part.unlink()
-    shards = (output / "_candidates/lang_pair=deu-eng").glob("*.parquet")
+    shards = (output / "_candidates/lang_pair=deu-eng").glob("*.bin")
     shard = next(path for path in shards if pq.read_metadata(path).num_rows == 20)
     shard.write_bytes(b"PAR1 this is none PAR1")
     command = f"cat > {tmp_path}/$RERANK_EVENT-$RERANK_STATUS.json"

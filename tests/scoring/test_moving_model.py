@@ -23,7 +23,7 @@ job = load_job(None, json.loads(sys.argv[1]))
 prepared = prepare_job(job, Reporter())
 print("commit", prepared.model.revision)
 if len(sys.argv) > 2:
-    prepared.output.write_own("plan.parquet", prepared.plan.to_bytes(prepared.settings))
+    prepared.output.write_own("plan.bin", prepared.plan.to_bytes(prepared.settings))
     prepared.output.write_own("job.yaml", prepared.job.to_yaml().encode())
 """
 

@@ -385,7 +385,7 @@ def test_stdout_is_the_output_alone_even_when_a_worker_dies(story: Story) -> Non
 
 def test_no_credential_and_no_text_is_written_or_printed(story: Story, ray_folder: Path) -> None:
     own = [path for path in story.output.rglob("*") if path.is_file()]
-    assert {path.name for path in own} >= {"manifest.json", "job.yaml", "plan.parquet"}
+    assert {path.name for path in own} >= {"manifest.json", "job.yaml", "plan.bin"}
     for path in own:
         assert SECRET.encode() not in path.read_bytes(), path
         if path.parent != story.output:

@@ -458,7 +458,7 @@ def test_run_on_failing_storage_fails_the_units_it_must_and_goes_on(s3: S3Server
 
     def choose(method: str, path: str) -> int | Fault:
         if not planned.is_set():
-            if method == "PUT" and path.endswith("/plan.parquet"):
+            if method == "PUT" and path.endswith("/plan.bin"):
                 put_table(s3, "in/overwritten.parquet", pa.table({"query": ["q"] * 7, "document": ["other"] * 7}))
                 planned.set()
         elif method == "GET":

@@ -36,7 +36,7 @@ def score_here(job: ScoreJob, run_id: str = "run", *, records: bool = True) -> O
     """Score what is pending in this process, as a run does; without records it is a run that was killed."""
     prepared = prepare_job(job)
     output, notes = prepared.output, list[str]()
-    output.write_own("plan.parquet", prepared.plan.to_bytes(prepared.settings))
+    storage.write_bytes(output.find_plan_uri(), prepared.plan.to_bytes(prepared.settings))
     output.write_card()
     output.write_own("job.yaml", prepared.job.to_yaml().encode())
     parts = output.list_parts()
