@@ -5,6 +5,7 @@ record, or has none because its run was killed, is read in full: it is sound, or
 nothing of Ray.
 """
 
+import functools
 import json
 import platform
 import time
@@ -205,6 +206,7 @@ def check_committed(
     return totals, damaged
 
 
+@functools.cache
 def read_versions() -> dict[str, str]:
     """Return the versions of what computes and stores, of this machine."""
     versions = {"python": platform.python_version()}
