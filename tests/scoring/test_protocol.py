@@ -1,5 +1,5 @@
-"""Runs that are frozen and thaw between any two requests: the protocol of lease, parts, manifest and mark, against a store in
-memory. The code is that of a run without Ray; leases go stale at once, so that any run may take over from any other.
+"""Runs that are frozen, thaw or die between any two requests: the protocol of lease, parts, manifest and mark, against a store
+in memory. The code is that of a run without Ray; leases go stale at once, so that any run may take over from any other.
 """
 
 import io
@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from memory_s3 import Process, memory_s3
+from memory_s3 import Fate, Process, memory_s3
 
 from rerank_actor import storage
 from rerank_actor.engines.fake import FakeEngine
@@ -136,7 +136,7 @@ def refuse_wrong_reading() -> None:
     assert sorted(documents) == sorted(expected)
 
 
-def freeze(jobs: Jobs, objects: dict[str, bytes], frozen_after: int, second_steps: int, overwrites: bool) -> bool:
+def freeze(jobs: Jobs, objects: dict[str, bytes], frozen_after: int, second_steps: int, first_does: str) -> bool:
     """Freeze a run before one of its requests, let another take its output, thaw it; return whether it got so far.
 
     Args:
@@ -144,11 +144,13 @@ def freeze(jobs: Jobs, objects: dict[str, bytes], frozen_after: int, second_step
         objects: the store.
         frozen_after: requests of the first until it is frozen.
         second_steps: requests of the second until the first thaws.
-        overwrites: whether the first does.
+        first_does: `begin`, `overwrite`, or `extend` what an earlier run did with a shard more.
     """
     objects.clear()
     objects.update(NEIGHBOURS)
-    job = jobs.jobs[1].model_copy(update={"overwrite": overwrites})  # of a shard more
+    if first_does == "extend":
+        assert jobs.run(2, jobs.jobs[0]) == "complete"
+    job = jobs.jobs[1].model_copy(update={"overwrite": first_does == "overwrite"})
     first = Process(lambda: jobs.run(0, job))
     for _ in range(frozen_after):
         if first.is_alive:
@@ -181,30 +183,55 @@ def freeze(jobs: Jobs, objects: dict[str, bytes], frozen_after: int, second_step
     return True
 
 
-@pytest.mark.parametrize("overwrites", [False, True])
-@pytest.mark.parametrize("second_steps", [25, 1000])
+@pytest.mark.parametrize(
+    ("first_does", "second_steps"),
+    [("begin", 25), ("begin", 1000), ("overwrite", 25), ("overwrite", 1000), ("extend", 1000)],
+)
 def test_run_frozen_before_any_request_changes_nothing_of_the_run_that_took_over(
-    jobs: Jobs, objects: dict[str, bytes], second_steps: int, overwrites: bool
+    jobs: Jobs, objects: dict[str, bytes], second_steps: int, first_does: str
 ) -> None:
     reached = 0
-    while freeze(jobs, objects, reached, second_steps, overwrites):
+    while freeze(jobs, objects, reached, second_steps, first_does):
         reached += 1
     assert reached > 20
 
 
-def test_part_of_another_job_that_appears_under_a_planned_name_gives_way(jobs: Jobs, objects: dict[str, bytes]) -> None:
+def meet_foreign_part(jobs: Jobs, objects: dict[str, bytes]) -> tuple[Process, str, bytes]:
+    """Return a run that stands before the put of a part, the part's key, and the part of another job that is there since."""
     assert jobs.run(0, jobs.jobs[2]) == "complete"
     foreign = dict(objects)
     objects.clear()
     process = Process(lambda: jobs.run(1, jobs.jobs[0]))
-    while process.is_alive and not process.standing.startswith("put_object out/part-"):
+    while not process.standing.startswith("put_object out/part-"):
         process.step()
     key = process.standing.split()[1]
     objects[key] = foreign[key]
+    return process, key, foreign[key]
+
+
+def test_part_of_another_job_that_appears_under_a_planned_name_gives_way(jobs: Jobs, objects: dict[str, bytes]) -> None:
+    process, key, foreign = meet_foreign_part(jobs, objects)
     while process.is_alive:
         process.step()
     assert process.outcome == "complete"
-    assert objects[key] != foreign[key]
+    assert objects[key] != foreign
+    refuse_wrong_reading()
+    assert verify_output(OUTPUT).problems == []
+    objects[key] = foreign
+    assert open_scored(OUTPUT).explain_incomplete() is not None, "_SUCCESS is of other parts"
+
+
+def test_run_frozen_before_it_replaces_a_part_replaces_none_of_the_run_that_took_over(
+    jobs: Jobs, objects: dict[str, bytes]
+) -> None:
+    process, key, foreign = meet_foreign_part(jobs, objects)
+    process.step()  # it is not created
+    while process.standing != f"put_object {key}":
+        process.step()
+    assert jobs.run(2, jobs.jobs[2].model_copy(update={"overwrite": True})) == "complete"
+    assert objects[key] != foreign
+    while process.is_alive:
+        process.step()
     refuse_wrong_reading()
     assert verify_output(OUTPUT).problems == []
 
@@ -233,12 +260,21 @@ class Runs(RuleBasedStateMachine):
         self.processes.append(Process(lambda: self.jobs.run(number, chosen)))
 
     @precondition(lambda self: self.alive)
-    @rule(which=st.integers(0, RUNS - 1), count=st.sampled_from([1, 1, 2, 5, 20, 60]), twice=st.booleans())
-    def go_on(self, which: int, count: int, twice: bool) -> None:
+    @rule(
+        which=st.integers(0, RUNS - 1),
+        count=st.sampled_from([1, 1, 2, 5, 20, 60]),
+        fate=st.sampled_from(["done", "twice", "lost"]),
+    )
+    def go_on(self, which: int, count: int, fate: Fate) -> None:
         process = self.alive[which % len(self.alive)]
         for index in range(count):
             if process.is_alive:
-                process.step(twice=twice and index == 0)
+                process.step(fate if index == 0 else "done")
+
+    @precondition(lambda self: self.alive)
+    @rule(which=st.integers(0, RUNS - 1))
+    def die(self, which: int) -> None:
+        self.alive[which % len(self.alive)].kill()
 
     @invariant()
     def what_is_complete_is_right(self) -> None:
@@ -252,7 +288,7 @@ class Runs(RuleBasedStateMachine):
             self.alive[-1].step()
             self.what_is_complete_is_right()
         for process in self.processes:
-            assert isinstance(process.outcome, str | OutputConflictError), process.outcome
+            assert process.is_killed or isinstance(process.outcome, str | OutputConflictError), process.outcome
         stored = Output(OUTPUT).load_plan()
         last = self.jobs.jobs[1].model_copy(update={"overwrite": True})
         for job in self.jobs.jobs[1::2]:  # of the instruction that the plan is of, the one that names both shards

@@ -1,7 +1,8 @@
 """An S3 in memory, reached through fsspec's registry, whose requests wait until a test lets each of them go.
 
 A process of the simulation is a thread; each of its requests waits at the gate, so that the test decides what happens between
-any two of them: another process's requests, or a request that is done twice, as a client does that sends it again by itself.
+any two of them: another process's requests, a request that is done twice, as a client does that sends it again by itself, one
+whose answer is lost, or the death of the process.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import fsspec
 import s3fs
@@ -19,9 +20,11 @@ from botocore.exceptions import ClientError
 from fsspec.asyn import AsyncFileSystem
 from s3fs.errors import translate_boto_error
 
+from rerank_actor.storage.limits import override_limits
 from rerank_actor.storage.s3_client import connect_s3
 
 STEP_SECONDS = 60.0
+Fate = Literal["done", "twice", "lost", "refused"]  # of a request; of a lost one the answer alone is
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)  # when everything was written; nothing depends on it
 _process: ContextVar["Process | None"] = ContextVar("process", default=None)
 
@@ -37,7 +40,8 @@ class Process:
         self.outcome: Any = None
         self.requests = 0
         self.standing = ""  # before this request
-        self._gate: asyncio.Future[bool] | None = None
+        self.is_killed = False
+        self._gate: asyncio.Future[Fate] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stands = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
@@ -49,17 +53,24 @@ class Process:
         """Whether it has a request to make."""
         return self._gate is not None
 
-    def step(self, *, twice: bool = False) -> None:
+    def step(self, fate: Fate = "done") -> None:
         """Let the request go that it stands before, and wait until it stands before the next or has ended."""
         gate, loop = self._gate, self._loop
         assert gate is not None and loop is not None
         self._gate = None
         self._stands.clear()
-        loop.call_soon_threadsafe(gate.set_result, twice)
+        loop.call_soon_threadsafe(gate.set_result, fate)
         assert self._stands.wait(STEP_SECONDS), "a process neither ended nor made a request"
 
-    async def wait(self, request: str) -> bool:
-        """Stand still before a request; return whether it is to be done twice."""
+    def kill(self) -> None:
+        """Let nothing that it does from now on reach the store; it has no time to give anything back."""
+        self.is_killed = True
+        self.step("refused")
+
+    async def wait(self, request: str) -> Fate:
+        """Stand still before a request; return what is to become of it."""
+        if self.is_killed:
+            return "refused"
         self.requests += 1
         self.standing = request
         self._loop = asyncio.get_running_loop()
@@ -89,10 +100,12 @@ class MemoryS3(AsyncFileSystem):  # type: ignore[misc]
 
     async def _call_s3(self, method: str, **arguments: Any) -> dict[str, Any]:
         process = _process.get()
-        twice = await process.wait(f"{method} {arguments.get('Key', '')}") if process is not None else False
-        if twice:
+        fate = await process.wait(f"{method} {arguments.get('Key', '')}") if process is not None else "done"
+        if fate in ("twice", "lost"):
             with contextlib.suppress(OSError):
                 self._answer(method, arguments)
+        if fate in ("lost", "refused"):
+            raise ConnectionResetError("on demand")
         return self._answer(method, arguments)
 
     async def _pipe_file(self, path: str, data: bytes, **options: Any) -> None:
@@ -179,7 +192,8 @@ def memory_s3() -> Iterator[dict[str, bytes]]:
     connect_s3.cache_clear()
     MemoryS3.objects.clear()
     try:
-        yield MemoryS3.objects
+        with override_limits(longest_wait_seconds=0.0, brief_seconds=0.0, patient_seconds=0.0):  # two tries, at once
+            yield MemoryS3.objects
     finally:
         fsspec.register_implementation("s3", s3fs.S3FileSystem, clobber=True)
         connect_s3.cache_clear()
