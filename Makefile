@@ -18,7 +18,7 @@ setup: ## make .venv with all that is needed (EXTRA=cpu or EXTRA=gpu chooses the
 demo: setup ## set up, then score the sample pairs (FOLDER=demo-out chooses where)
 	$(BIN)/python -m jobs.demo $(if $(FOLDER),--folder $(FOLDER))
 
-demo-model: setup ## make the demo's model anew from its word lists and measure it (about half an hour)
+demo-model: setup ## make the demo's model anew from its word lists and measure it (about an hour)
 	$(BIN)/python dev/train_demo_model.py
 
 test: setup lint ## set up, check style, types and imports, then run the tests, two files at a time (WORKERS=1: one)
@@ -26,6 +26,7 @@ test: setup lint ## set up, check style, types and imports, then run the tests, 
 
 chaos: setup ## put a job through twenty storms of faults (about half an hour)
 	PYTHONPATH=tests/support $(BIN)/python dev/chaos.py --seeds 20
+	PYTHONPATH=tests/support $(BIN)/python dev/chaos_outputs.py --seeds 12
 
 bench: setup ## measure the job beside other tools (half an hour), and print which ratios moved
 	$(BIN)/python -m jobs.benchmark --workloads grouped shuffled --compare docs/benchmarks.json
