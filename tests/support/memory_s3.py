@@ -41,6 +41,7 @@ class Process:
         self.requests = 0
         self.standing = ""  # before this request
         self.is_killed = False
+        self.lost = 0  # answers
         self._gate: asyncio.Future[Fate] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stands = threading.Event()
@@ -58,6 +59,7 @@ class Process:
         gate, loop = self._gate, self._loop
         assert gate is not None and loop is not None
         self._gate = None
+        self.lost += fate == "lost"
         self._stands.clear()
         loop.call_soon_threadsafe(gate.set_result, fate)
         assert self._stands.wait(STEP_SECONDS), "a process neither ended nor made a request"
