@@ -27,6 +27,7 @@ TEXT, NUMBER = pa.string(), pa.float64()
 OWN_COLUMNS = ("source", "target", "source_id", "target_id", "candidate_score", "input_file", "input_line")
 SCORE_NAMES = ("candidate_score", "score")
 NOT_A_NUMBER = "score is not a number"
+NOT_TEXT = {"source": "source is not text", "target": "target is not text"}
 RESERVED = frozenset(
     {
         *(name_column(direction, value) for direction in (FORWARD, BACKWARD) for value in (*DIRECTED_VALUES, PAIR_KEY)),
@@ -72,6 +73,9 @@ def name_columns(batch: Batch, source: Source, job: BitextJob) -> Candidates:
     for role, name in roles.items():
         is_there = name in table.column_names
         column = table[name].combine_chunks() if is_there else pa.nulls(table.num_rows, TEXT)
+        if role in NOT_TEXT and is_there:
+            column, rows = _drop_others(column, batch.columns[name], uri, name)
+            faults = {**dict.fromkeys(rows, NOT_TEXT[role]), **faults}
         columns[role], rows = _to_number(column) if role == "candidate_score" else _to_text(column, uri, name)
         reason = NOT_A_NUMBER if role == "candidate_score" else NOT_UNICODE
         faults = {**dict.fromkeys(rows, reason), **faults}
@@ -142,6 +146,29 @@ def _choose_kept(
         if name in table.column_names:
             kept[target] = table[name]
     return kept
+
+
+def _drop_others(column: pa.Array, values: Any, uri: str, name: str) -> tuple[pa.Array, set[int]]:
+    """Return a column of texts without what is none in JSON, whose values may be of any kind, and the rows that had it.
+
+    Args:
+        column: of Arrow, which may have JSON text in the place of a value.
+        values: as they were read: Python's of JSON, Arrow's of Parquet.
+        uri: of the file, for messages.
+        name: of the column.
+
+    Raises:
+        InputError: a column of Parquet is of another type than text.
+    """
+    if not isinstance(values, list):
+        if not is_text(column.type):
+            raise InputError(f"{uri}: column `{name}` is {column.type}, expected text", uri=uri, column=name)
+        return column, set()
+    rows = {row for row, value in enumerate(values) if value is not None and not isinstance(value, str)}
+    if not rows:
+        return column, rows
+    texts = pa.array([row not in rows for row in range(len(values))])
+    return pc.if_else(texts, column if is_text(column.type) else pa.nulls(len(values), TEXT), None), rows
 
 
 def _to_text(column: pa.Array, uri: str, name: str) -> tuple[pa.Array, set[int]]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rerank_actor import storage
-from rerank_actor.bitext.candidate_columns import NOT_A_NUMBER, TEXT, Candidates
+from rerank_actor.bitext.candidate_columns import NOT_A_NUMBER, NOT_TEXT, TEXT, Candidates
 from rerank_actor.bitext.filters import EMPTY_SOURCE, EMPTY_TARGET, CandidateFilters, compute_reasons
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.language_pairs import LanguagePair, make_pair, read_name
@@ -41,6 +41,7 @@ TOLD = (
     BROKEN_JSON,
     NOT_UNICODE,
     NOT_A_NUMBER,
+    *NOT_TEXT.values(),
     EMPTY_SOURCE,
     EMPTY_TARGET,
 )

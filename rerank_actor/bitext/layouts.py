@@ -79,7 +79,7 @@ def join_moses(
         pairs: by URI, the language pair that a flag, a name or a folder tells.
 
     Raises:
-        InputError: a file's other side is not there.
+        InputError: a file's other side is not there, or there twice.
     """
     groups: dict[str, _Sides] = {}
     scores: dict[str, storage.StoredObject] = {}
@@ -87,12 +87,11 @@ def join_moses(
         stem, suffix, _ = split_name(uri)
         pair, name = pairs[uri], suffix[1:]
         if name == "scores":
-            scores[stem] = file
+            _put(scores, stem, file, "the scores")
         elif pair is not None and name in _SIDES:
-            groups.setdefault(stem, _Sides(pair)).by_side[_SIDES[name]] = file
-        elif pair is not None and (code := spell_tag(name)) in (pair.source.code, pair.target.code):
-            side = "source" if code == pair.source.code else "target"
-            groups.setdefault(stem, _Sides(pair)).by_code[side] = file
+            _put(groups.setdefault(stem, _Sides(pair)).by_side, _SIDES[name], file, f"the {_SIDES[name]}")
+        elif pair is not None and (side := _find_side(name, pair)) is not None:
+            _put(groups.setdefault(stem, _Sides(pair)).by_code, side, file, f"the {side}")
     sources = [
         Source(sides["source"], "moses", group.pair, sides["target"], scores.get(stem))
         for stem, group in groups.items()
@@ -100,6 +99,28 @@ def join_moses(
     ]
     taken = {file.uri for source in sources for file in source.files}
     return sources, [file for uri, file in files.items() if uri not in taken]
+
+
+def _put(files: dict[str, storage.StoredObject], key: str, file: storage.StoredObject, what: str) -> None:
+    """Add a file, such as `x.en`; refuse another that would be the same, as `x.en.gz` beside it."""
+    other = files.setdefault(key, file)
+    if other is not file:
+        raise InputError(
+            f"{file.uri}: both this file and {other.uri.rpartition('/')[2]} would be {what} of one Moses pair; leave one of "
+            "them out of --input",
+            uri=file.uri,
+        )
+
+
+def _find_side(name: str, pair: LanguagePair) -> str | None:
+    """Return which side's language a file's last name tells, in whatever code; `de` is `deu` here."""
+    code = spell_tag(name)
+    if code in (pair.source.code, pair.target.code):
+        return "source" if code == pair.source.code else "target"
+    language = find_language(name, {}) if name.lower() not in FILE_WORDS else None
+    if language is None or pair.source.tag == pair.target.tag:
+        return None
+    return {pair.source.tag: "source", pair.target.tag: "target"}.get(language.tag)
 
 
 def _complete(group: _Sides, stem: str) -> list[dict[str, storage.StoredObject]]:

@@ -87,6 +87,50 @@ def test_opus_folder_has_its_scores_and_the_rest_is_said(tmp_path: Path) -> None
     assert all(name in line for name in ("LICENSE", "_old/x.en-de.tsv"))
 
 
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (["x.en-de.en", "x.en-de.en.gz", "x.en-de.de"], "source"),
+        (["x.en-de.en", "x.en-de.de", "x.en-de.deu.zst"], "target"),
+        (["x.en-de.en", "x.en-de.de", "x.en-de.scores", "x.en-de.scores.gz"], "scores"),
+        (["eng-deu/train.src", "eng-deu/train.trg", "eng-deu/train.tgt"], "target"),
+    ],
+)
+def test_two_files_that_would_be_one_side_are_refused(tmp_path: Path, names: list[str], what: str) -> None:
+    for name in names:
+        write(tmp_path / "in" / name, "1.5\n" if "scores" in name else "a line\n")
+    with pytest.raises(InputError, match=f"would be the {what} of one Moses pair"):
+        list_sources(make_job(tmp_path / "in"))
+
+
+def test_sides_are_found_by_language_and_not_by_the_spelling_of_its_code(tmp_path: Path) -> None:
+    for name, text in zip(("en", "es"), SIDES, strict=True):
+        write(tmp_path / "in" / f"x.en-es.{name}", text)
+    [source] = list_sources(make_job(tmp_path / "in", lang_pair="spa-eng"))
+    assert [file.uri.rpartition(".")[2] for file in source.files] == ["es", "en"]
+
+
+def test_sides_that_are_no_text_are_rows_with_their_reason(tmp_path: Path) -> None:
+    """JSON text in the place of a text would be scored, and delivered as training data."""
+    rows = [
+        {"source": "good friend", "target": "buon amico"},
+        {"source": ["hello my friend"], "target": "ciao amico mio"},
+        {"source": {"text": "hello my friend"}, "target": "ciao amico mio"},
+        {"source": "true story", "target": True},
+        {"source": "five", "target": 5},
+        {"source": None, "target": "niente"},
+    ]
+    write(tmp_path / "in/en-it.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+    found = read_all(make_job(tmp_path / "in"))["en-it"]
+    reasons = [None, *["source is not text"] * 2, *["target is not text"] * 2, "source is empty"]
+    assert [row["dropped"] for row in found] == reasons
+    assert name_pairs(found)[0] == ("good friend", "buon amico")
+    assert {row["source"] for row in found[1:3]} == {row["target"] for row in found[3:5]} == {None}
+    pq.write_table(pa.table({"source": ["five"], "target": [5]}), tmp_path / "in/en-it.parquet")
+    with pytest.raises(InputError, match="column `target` is int64, expected text"):
+        read_all(make_job(tmp_path / "in"))
+
+
 def test_scores_of_another_length_are_refused_with_the_line(tmp_path: Path) -> None:
     for name, text in (("en", SIDES[0]), ("es", SIDES[1]), ("scores", "1\n2\n")):
         write(tmp_path / f"in/x.en-es.{name}", text)
