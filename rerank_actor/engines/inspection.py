@@ -18,7 +18,7 @@ from rerank_actor.engines.checkpoint.files import list_model_files
 from rerank_actor.engines.checkpoint.pinning import is_hub_model
 from rerank_actor.engines.checkpoint.weights import choose_weights, read_headers
 from rerank_actor.engines.families.description import ModelDescription, TokenHead
-from rerank_actor.engines.families.entries import load_entries
+from rerank_actor.engines.families.detect import find_built_in
 from rerank_actor.engines.model import RerankerModel, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.engines.reference import Reference
@@ -61,7 +61,7 @@ def inspect_model(model: RerankerModel, encoder: PairEncoder, source: str | None
     Raises:
         ModelError: its files are not whole.
     """
-    described, folder = model.description, Path(model.folder)
+    described = model.description
     template = described.template
     return {
         "model": model.name,
@@ -69,7 +69,7 @@ def inspect_model(model: RerankerModel, encoder: PairEncoder, source: str | None
         "folder": model.folder,
         "digest": model.digest,
         "family": described.name,
-        "read_from": [source] if source is not None else _list_sources(folder, described.name),
+        "read_from": [source] if source is not None else _list_sources(model),
         "architecture": model.architecture,
         "weights": _describe_weights(model),
         "prompt": template.prefix + template.head + template.document_separator + "{document}" + template.suffix,
@@ -85,11 +85,13 @@ def inspect_model(model: RerankerModel, encoder: PairEncoder, source: str | None
     }
 
 
-def _list_sources(folder: Path, family: str) -> list[str]:
+def _list_sources(model: RerankerModel) -> list[str]:
     """Return where the description of a folder was read from."""
+    folder = Path(model.folder)
+    entry = find_built_in(model.name, folder, json.loads((folder / "config.json").read_text()))
     own = [file for file in DESCRIBING_FILES if (folder / file).is_file()]
     modules = sorted(f"{path.parent.name}/config.json" for path in folder.glob("[0-9]*_*/config.json"))
-    built_in = [f"the built-in description of {family}"] * any(entry.family == family for entry in load_entries())
+    built_in = [] if entry is None else [f"the built-in description of {entry.family}"]
     return ["config.json", "tokenizer.json", *own, *modules, *built_in]
 
 

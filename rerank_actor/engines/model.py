@@ -64,8 +64,8 @@ class RerankerModel:
         description: its prompt, its head and what runs it.
         architecture: the class named in `config.json`.
         max_positions: longest prompt in tokens that the model was built for.
-        usual_length: longest prompt by the settings of sentence-transformers or, of a pair that the tokenizer itself cuts, by
-            the tokenizer's; None where they say nothing.
+        usual_length: longest prompt by the settings of sentence-transformers or, but for Qwen3-Reranker, of the tokenizer; None
+            where they say nothing.
         is_early: whether it is a kind of model that was scored before there were descriptions, so that outputs name none.
         is_users: whether the description is the user's, which beats what the folder says.
         assumption: what is taken for granted of it, for the user to read; empty where its files or the user say it.
@@ -239,7 +239,7 @@ def load_reranker_model(
         max_positions=_max_positions(config),
         trust_remote_code=trust_remote_code,
         usual_length=read_usual_length(folder)
-        or (read_length(name, folder) if description.template.control == "pair" or embedding is not None else None),
+        or (None if description.template.name == QWEN3_RERANKER.name else read_length(name, folder)),
         is_early=early,
         is_users=entry is not None,
         quantization=read_quantization(name, config),

@@ -58,6 +58,8 @@ class TextEncoder:
         """Return the ids of each text."""
         if self._fast is None:
             return self._encode_slowly(texts)
+        if not _has_long(texts):
+            return self._encode_pieces(texts)
         pieces = [self._split(text) for text in texts]
         encoded = iter(self._encode_pieces(list(itertools.chain.from_iterable(pieces))))
         return [
@@ -73,11 +75,13 @@ class TextEncoder:
             rest: int64 [num_texts], the ids behind each beginning; those of the text's first `LONGEST_TEXT` characters
                 alone, and -1, with an empty beginning, where a longer text has no place to cut that is sure in these.
         """
+        if self._fast is None or not _has_long(texts):
+            return texts, np.zeros(len(texts), np.int64)
         shortened = [self._shorten(text, num_tokens) for text in texts]
         return [text for text, _ in shortened], np.array([rest for _, rest in shortened], np.int64)
 
     def _shorten(self, text: str, num_tokens: int) -> tuple[str, int]:
-        if self._fast is None or len(text) <= LONG_TEXT:
+        if len(text) <= LONG_TEXT:
             return text, 0
         pieces = self._split(text[:LONGEST_TEXT])
         if len(text) > LONGEST_TEXT:
@@ -117,6 +121,10 @@ class TextEncoder:
 
     def _encode_slowly(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _has_long(texts: list[str]) -> bool:
+    return max(map(len, texts), default=0) > LONG_TEXT
 
 
 @functools.cache

@@ -22,7 +22,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from rerank_actor.engines.base import EngineSpec, allow_noise, let_threads_sleep
-from rerank_actor.engines.families.description import EmbeddingHead, LabelHead, ModelDescription
+from rerank_actor.engines.families.description import (
+    EmbeddingHead,
+    LabelHead,
+    ModelDescription,
+)
 from rerank_actor.engines.model import fetch_weights
 from rerank_actor.engines.vectors import finish_vectors, make_outputs
 from rerank_actor.errors import EngineError, EngineMemoryError, EngineStartError, ModelError, describe_cause

@@ -313,6 +313,10 @@ def fit_max_length(job: Job, model: RerankerModel, reporter: Reporter) -> Job:
                 f"--max-length {job.max_length} is more than {model.name} was built for ({model.max_positions} tokens); "
                 "lower it"
             )
+        if model.usual_length is not None and job.max_length > model.usual_length:
+            reporter.info(
+                f"--max-length {job.max_length} is more than the {model.usual_length} in the files of {model.name}"
+            )
         return job
     length = model.default_length
     if length == job.max_length:

@@ -137,3 +137,17 @@ def test_length_of_a_pair_is_that_of_its_tokenizer(tmp_path: Path) -> None:
     assert load_reranker_model(str(folder), weights=False).default_length == 96
     change(folder, "tokenizer_config.json", model_max_length=10**30)
     assert load_reranker_model(str(folder), weights=False).default_length == 510
+
+
+def test_zerank_runs_without_the_code_that_it_names(tmp_path: Path) -> None:
+    folder = build("Qwen3", make_bpe(), tmp_path / "zerank-2", task="CausalLM", tie_word_embeddings=True)
+    named = Path(shutil.copytree(folder, tmp_path / "zerank-1-small"))
+    change(named, "config.json", auto_map={"AutoConfig": "modeling_zeranker.ZEConfig"})
+    logits = []
+    for one in (folder, named):
+        with Reranker(str(one), engine="transformers", dtype="float32", max_length=440) as found:
+            logits.append(found.logits(PAIRS[:6]))
+    assert logits[0].tolist() == logits[1].tolist()
+    change(folder, "config.json", auto_map={"AutoConfig": "modeling_zeranker.ZEConfig"})
+    with pytest.raises(ModelError, match="--trust-remote-code"):
+        load_reranker_model(str(folder), weights=False)

@@ -67,9 +67,7 @@ def describe_model(name: str, folder: Path, config: dict[str, Any], entry: Entry
     refuse_several_classes(name, config)
     declared = read_declared(name, folder, config)
     labels = read_labels(config)
-    own_name = str(folder.absolute()) if folder == Path(name).expanduser() else name
-    called = (own_name, str(config.get("_name_or_path") or ""))
-    entry = find_entry(called, architecture, config, labels)
+    entry = find_built_in(name, folder, config)
     known = None if entry is None else entry.to_description(name, config, controls, find)
     refuse_other_task(name, architecture, declared.modules, declared.settings)
     known_head = None if known is None or isinstance(known.head, EmbeddingHead) else known.head
@@ -110,6 +108,13 @@ def describe_model(name: str, folder: Path, config: dict[str, Any], entry: Entry
     if known is not None:
         return replace(known, template=template, head=head)
     return ModelDescription(template.name, template, head, make_runtime(architecture, head, config))
+
+
+def find_built_in(name: str, folder: Path, config: dict[str, Any]) -> Entry | None:
+    """Return the built-in description of a model by its architecture or by what it calls itself, None where there is none."""
+    own_name = str(folder.absolute()) if folder == Path(name).expanduser() else name
+    called = (own_name, str(config.get("_name_or_path") or ""))
+    return find_entry(called, get_architecture(config), config, read_labels(config))
 
 
 def is_early(name: str, folder: Path, config: dict[str, Any], description: ModelDescription) -> bool:

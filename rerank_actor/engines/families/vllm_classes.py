@@ -9,7 +9,7 @@ from typing import Any
 
 from rerank_actor.engines.families.description import EmbeddingHead, LabelHead, TokenHead
 
-# Classes of Transformers that vLLM has as classifiers, or turns into one.
+# Classes of Transformers that vLLM has as classifiers or turns into one.
 CLASSIFIERS = frozenset(
     """BertForSequenceClassification RobertaForSequenceClassification XLMRobertaForSequenceClassification
     ModernBertForSequenceClassification Qwen2ForSequenceClassification Qwen3ForSequenceClassification
