@@ -1,5 +1,7 @@
 """Scoring from Python, in this process: the same prompts and engines as the job, without Ray or storage."""
 
+import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -16,9 +18,11 @@ from rerank_actor.engines.score_columns import list_errors, make_score_columns
 from rerank_actor.engines.start import EngineCheck, encode_check_pairs, start_engine
 from rerank_actor.errors import EngineError, InputError, ModelError
 
+logger = logging.getLogger(__name__)
+
 
 class Reranker:
-    """A loaded reranker.
+    """A loaded reranker. What is taken for granted of a model that does not say what it is, is logged as a warning.
 
     Args:
         model: hub name, local folder or s3://, gs://, az:// folder.
@@ -36,6 +40,7 @@ class Reranker:
         model_description: YAML file that says what the model's prompt and score are.
 
     Raises:
+        TypeError, ValueError: an argument is not of its kind.
         ModelError: there is no such model, or it is not a reranker.
         EngineStartError: the engine cannot start.
 
@@ -46,7 +51,7 @@ class Reranker:
 
     def __init__(
         self,
-        model: str | None = None,
+        model: str | os.PathLike[str] | None = None,
         engine: EngineKind = "vllm",
         *,
         revision: str | None = None,
@@ -58,19 +63,23 @@ class Reranker:
         tensor_parallel_size: int = 1,
         engine_args: dict[str, Any] | None = None,
         trust_remote_code: bool = False,
-        model_description: str | None = None,
+        model_description: str | os.PathLike[str] | None = None,
     ) -> None:
+        _check_count("max_length", max_length)
+        _check_count("tensor_parallel_size", tensor_parallel_size)
         if engine not in ("vllm", "transformers", "fake"):
             raise ModelError(f"engine {engine!r} is not known; take vllm, transformers or fake")
         let_threads_sleep()
-        name = model or (BUILT_IN_TOKENIZER if engine == "fake" else DEFAULT_MODEL)
+        name = os.fspath(model or (BUILT_IN_TOKENIZER if engine == "fake" else DEFAULT_MODEL))
         self.model = load_reranker_model(
             name,
             revision,
             trust_remote_code=trust_remote_code,
             weights=engine != "fake",
-            described_in=model_description,
+            described_in=None if model_description is None else os.fspath(model_description),
         )
+        if self.model.assumption:
+            logger.warning(self.model.assumption)
         self._encoder = PairEncoder(
             load_tokenizer_json(self.model),
             template=self.model.description.template,
@@ -183,6 +192,7 @@ class Reranker:
             raise TypeError("documents is one text; expected a sequence of texts")
         if isinstance(documents, Mapping):
             raise TypeError(f"documents are a {type(documents).__name__}; expected a sequence of texts")
+        _check_count("top_k", top_k)
         logits = self.logits([(query, document) for document in documents])
         order = np.argsort(-logits, kind="stable")[:top_k].tolist()
         scores = compute_score(logits, self.model.description.score)
@@ -245,6 +255,20 @@ class Reranker:
 def _first(*instructions: str | None) -> str:
     """Return the first instruction that is one."""
     return next(instruction for instruction in instructions if instruction is not None)
+
+
+def _check_count(name: str, value: Any) -> None:
+    """Refuse what is no whole number from 1 on, or None.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    if value is None:
+        return
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}: give a whole number from 1 on")
+    if value < 1:
+        raise ValueError(f"{name} is {value}: give a whole number from 1 on")
 
 
 def _check_pairs(pairs: Any, instruction: Any) -> list[tuple[Any, Any]]:

@@ -4,6 +4,7 @@ The same job as `rerank score`, on the same Ray, resumed by the same call again.
 """
 
 import contextlib
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -45,14 +46,14 @@ class JobResult:
         return storage.open_parquet([part.uri for part in require_scored(self.output).parts])
 
 
-def score_job(job_file: str | None = None, *, progress: bool = True, **settings: Any) -> JobResult:
+def score_job(job_file: str | os.PathLike[str] | None = None, *, progress: bool = True, **settings: Any) -> JobResult:
     """Score everything that a job names and that is not yet committed.
 
     Args:
         job_file: YAML, local, s3://, gs:// or az://; its keys are the settings below.
         progress: show how far it is on standard error.
         settings: the flags of `rerank score` with `_` for `-`: `input`, `output`, `model`, `query_column` and so on. They
-            win over the file's.
+            win over the file's. Paths may be objects of `pathlib`.
 
     Raises:
         JobError: the job cannot start; nothing was started.
@@ -64,8 +65,17 @@ def score_job(job_file: str | None = None, *, progress: bool = True, **settings:
         >>> result.run.totals.scored, result.to_dataset().to_table()
     """
     refuse_unknown(settings, "score_job", ScoreJob)
-    job = load_job(job_file, settings)
+    job = load_job(
+        None if job_file is None else os.fspath(job_file), {key: _write_path(settings[key]) for key in settings}
+    )
     if job.dry_run:
         raise JobError("dry_run is for the command; rerank_actor.scoring.estimate.estimate_job estimates a job")
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints what happens to its workers
         return JobResult(job.output, run_job(job, make_reporter() if progress else QuietReporter()))
+
+
+def _write_path(value: Any) -> Any:
+    """Return a setting with paths as text."""
+    if isinstance(value, list | tuple):
+        return [_write_path(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -4,6 +4,7 @@ Takes batches as Arrow tables, pandas frames, `datasets.Dataset` or mappings of 
 the same kind back. Knows nothing of shards, parts and resuming; for data that must not be lost there is the job.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +35,7 @@ class RerankStage:
 
     def __init__(
         self,
-        model: str | None = None,
+        model: str | os.PathLike[str] | None = None,
         *,
         query_column: str = "query",
         document_column: str = "document",

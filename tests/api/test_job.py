@@ -31,4 +31,4 @@ def test_job_from_python_is_refused_as_the_command_is(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="did you mean query_column"):
         score_job(input=str(tmp_path), output=str(tmp_path / "out"), query_colum="q")
     with pytest.raises(JobError, match="dry_run is for the command"):
-        score_job(input=str(tmp_path), output=str(tmp_path / "out"), dry_run=True)
+        score_job(input=tmp_path, output=tmp_path / "out", dry_run=True)

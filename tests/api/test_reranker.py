@@ -1,10 +1,13 @@
 """The Python interface says of what is no list of pairs that it is none, instead of scoring other texts."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from families import make_bpe
 
 from rerank_actor import Reranker
 from rerank_actor.errors import InputError
@@ -69,3 +72,22 @@ def test_an_instruction_is_one_text_for_all(reranker: Reranker) -> None:
     documents: Any = {"d1": "a"}
     with pytest.raises(TypeError, match="documents are a dict"):
         reranker.rank("q", documents)
+
+
+@pytest.mark.parametrize(("value", "kind"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("5", TypeError)])
+def test_what_is_no_count_is_refused(reranker: Reranker, value: Any, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match=r"top_k is .*give a whole number from 1 on"):
+        reranker.rank("q", ["a", "b"], top_k=value)
+    with pytest.raises(kind, match="max_length is "):
+        Reranker(engine="fake", max_length=value)
+
+
+def test_folder_may_be_a_path_and_what_is_assumed_of_it_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_bpe().save_pretrained(tmp_path)
+    config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with Reranker(tmp_path, engine="fake") as found:
+        assert found.model.name == str(tmp_path)
+    assert "taken for Qwen3-Reranker" in caplog.text
