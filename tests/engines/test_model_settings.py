@@ -53,6 +53,7 @@ def change(folder: Path, file: str, **settings: Any) -> None:
         ({**GEMMA, "hidden_activation": "gelu"}, "hidden_activation gelu"),
         ({**GEMMA, "hidden_act": "silu"}, "hidden_act silu"),
         ({**GEMMA, "attention_bias": True}, "attention_bias True"),
+        ({**GEMMA, "is_causal": False}, "is_causal False"),
         (GEMMA2, "final_logit_softcapping"),
         ({**GEMMA2, "final_logit_softcapping": None}, None),
     ],
@@ -72,6 +73,13 @@ def test_setting_that_vllm_does_not_follow_leaves_transformers(
         return
     with pytest.raises(ModelError, match=f"does not follow {unread}.*--engine transformers"):
         model.refuse_engine("vllm")
+
+
+def test_decoder_that_sees_both_ways_is_left_to_transformers(bare: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bare, tmp_path / "model"))
+    change(folder, "config.json", **QWEN3, is_causal=False)
+    with pytest.raises(ModelError, match=r"is_causal False.*--engine transformers"):
+        load_reranker_model(str(folder), weights=False).refuse_engine("vllm")
 
 
 def test_embedding_model_with_a_setting_that_vllm_does_not_follow_leaves_transformers(

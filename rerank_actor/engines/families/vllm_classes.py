@@ -7,7 +7,7 @@ Each setting was found by comparing the two in float32 on random weights. Knows 
 from collections.abc import Mapping
 from typing import Any
 
-from rerank_actor.engines.families.description import EmbeddingHead, LabelHead, TokenHead
+from rerank_actor.engines.families.description import DECODERS, EmbeddingHead, LabelHead, TokenHead
 
 # Classes of Transformers that vLLM has as classifiers or turns into one.
 CLASSIFIERS = frozenset(
@@ -25,6 +25,9 @@ FIXED: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("Gemma", "attention_bias", (False,)),
     ("Gemma", "hidden_act", ("gelu", "gelu_pytorch_tanh")),
     ("Gemma", "hidden_activation", ("gelu_pytorch_tanh",)),
+    ("Gemma", "is_causal", (True,)),
+    ("Gemma", "use_bidirectional_attention", (False,)),
+    ("Gemma2", "is_causal", (True,)),
 )
 GEMMA2_SOFTCAP = 30.0  # what Transformers takes where `final_logit_softcapping` is not written
 
@@ -37,6 +40,8 @@ def find_unread(
     for own, key, values in FIXED:
         if own == stem and config.get(key) is not None and config[key] not in values:
             return f"vLLM 0.32 does not follow {key} {config[key]} of this {architecture}"
+    if stem in DECODERS and not isinstance(head, EmbeddingHead) and config.get("is_causal") is False:
+        return f"{architecture} with is_causal False shares no beginnings of prompts, and vLLM 0.32 was not compared with it"
     capped = config.get("final_logit_softcapping", GEMMA2_SOFTCAP) is not None
     if stem == "Gemma2" and isinstance(head, TokenHead) and capped:
         return f"vLLM 0.32 does not follow final_logit_softcapping of this {architecture}"
