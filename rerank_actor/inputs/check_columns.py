@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.columns import find_type
+from rerank_actor.inputs.formats import describe_separator
 from rerank_actor.inputs.pairs import list_fields
 from rerank_actor.inputs.rows import ShardLayout
 from rerank_actor.inputs.spec import InputSpec
@@ -66,13 +67,22 @@ def _require(spec: InputSpec, uri: str, layout: ShardLayout, flag: str, name: st
     is_whole = flag in ("--keep-columns", "--explode-columns")  # no field below a column
     if find_type(layout.columns, name) is None or (is_whole and name not in layout.columns):
         known = ", ".join(f"`{column[:SHOWN_CHARACTERS]}`" for column in layout.columns) or "none"
-        is_headed = layout.format in ("csv", "tsv") and not spec.header
         raise InputError(
-            f"{uri}: no column `{name}`; it has {known}; choose with {flag}{suggest(name, layout.columns)}"
-            + (", or name the columns with --columns where the first line is no header" if is_headed else ""),
+            f"{uri}: no column `{name}`; it has {known}{_advise(spec, layout, flag, name)}",
             uri=uri,
             column=name,
         )
+
+
+def _advise(spec: InputSpec, layout: ShardLayout, flag: str, name: str) -> str:
+    """Return what to do about a column that is not there."""
+    is_headed = layout.format in ("csv", "tsv") and not spec.header
+    if is_headed and (separator := describe_separator([*layout.columns])):
+        return separator
+    if layout.format == "jsonl" and layout.num_rows == 1 and all(map(pa.types.is_struct, layout.columns.values())):
+        return "; if it is one object of scores by query and document, --format mteb-predictions reads it"
+    header = ", or name the columns with --columns where the first line is no header" if is_headed else ""
+    return f"; choose with {flag}{suggest(name, layout.columns)}{header}"
 
 
 def _refuse_taken(spec: InputSpec, uri: str, layout: ShardLayout) -> None:

@@ -4,6 +4,7 @@ Takes a URI, gives its format and how it is packed, or a refusal that says what 
 unknown name wants a flag. Also tells by its first bytes what a file is packed as. Knows nothing of what a format holds.
 """
 
+from collections.abc import Sequence
 from typing import Literal, cast
 
 from rerank_actor.errors import InputError
@@ -145,3 +146,17 @@ def find_mismatch(head: bytes, compression: str) -> str | None:
     if named is None:
         return f"its content is packed as {ending}, which its name does not say: rename it"
     return f"its name ends in {named}, its content is {f'packed as {ending}' if ending else 'not packed so'}: rename it"
+
+
+def describe_separator(names: Sequence[str]) -> str:
+    """Return what separates the fields of a file whose header was taken for one name, in words; else an empty text."""
+    if names and names[0].lower().startswith("sep="):
+        return "; its first line tells Excel the separator and is no header, take it out"
+    if len(names) != 1:
+        return ""
+    if "\t" in names[0]:
+        return "; its fields are separated by tabs, which --format tsv reads"
+    if "," in names[0]:
+        return "; its fields are separated by commas, which --format csv reads"
+    mark = next((mark for mark in ";|" if mark in names[0]), None)
+    return f"; its fields are separated by `{mark}`, which is not read: write it with commas or tabs" if mark else ""

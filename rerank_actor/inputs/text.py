@@ -35,6 +35,7 @@ from rerank_actor.inputs.syntax.json_values import find_no_lines, parse_object
 from rerank_actor.inputs.syntax.quoted import (
     AUTO,
     BYTE_ORDER_MARK,
+    DUMPED_NULL,
     LOOKS_QUOTED,
     Dialect,
     Line,
@@ -245,8 +246,21 @@ def refuse_other(file: TextFile) -> None:
             "some of its fields are in quotes, which a CSV writer puts around them; --quoting csv takes them off (pandas' "
             "to_csv, Python's csv), --quoting none reads them as text"
         )
+    if problem is None and file.header and file.kind in DELIMITERS and _repeats_header(file, head):
+        problem = (
+            f"its first line is a header ({', '.join(file.header)}); leave out --columns, or the --format, that names the "
+            "columns of files without one"
+        )
     if problem is not None:
         raise ShardError(f"{file.uri}: {problem}", uri=file.uri)
+
+
+def _repeats_header(file: TextFile, head: bytes) -> bool:
+    """Whether the first line has the names of columns that were given for a file without a header."""
+    line = head.removeprefix(BYTE_ORDER_MARK).lstrip(b"\r\n").partition(b"\n")[0].decode("utf-8", "replace")
+    fields = [field.strip().strip('"').casefold() for field in line.split(DELIMITERS[file.kind])]
+    names = [name.casefold() for name in file.header if not name.startswith("-")]
+    return len(fields) == len(file.header) and bool(names) and set(names) <= set(fields)
 
 
 def _read_head(file: TextFile) -> tuple[bytes, bool]:
@@ -296,6 +310,8 @@ def parse_records(
             faults[row] = content
         elif len(content) != num_names:
             faults.setdefault(row, BROKEN_FIELDS)
+        elif file.kind in DELIMITERS and not file.dialect.escape and r"\N" in content:
+            faults.setdefault(row, DUMPED_NULL)
         fields = () if isinstance(content, str) else cast(Sequence[str | None], content)
         rows.append(fields if len(fields) == num_names else [*fields, *[None] * num_names][:num_names])
     columns = zip(*rows, strict=True) if rows else [()] * num_names

@@ -18,7 +18,7 @@ import pyarrow as pa
 from rerank_actor import storage
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.batches import Batch, read_batches, refuse_broken
-from rerank_actor.inputs.formats import find_format
+from rerank_actor.inputs.formats import describe_separator, find_format
 from rerank_actor.inputs.ids import read_id
 from rerank_actor.inputs.listing.left_out import is_note
 from rerank_actor.inputs.pairs import put_title
@@ -315,7 +315,7 @@ def _choose_columns(uri: str, names: Sequence[str], source: TextSource) -> _Colu
             shown = ", ".join(f"`{name}`" for name in names[:20]) or "none"
             raise InputError(
                 f"{source.flag} {uri}: no column of {content}; it has {shown}, one of "
-                f"{', '.join(f'`{name}`' for name in known)} is wanted; rename it",
+                f"{', '.join(f'`{name}`' for name in known)} is wanted; rename it{describe_separator(names)}",
                 uri=uri,
             )
         chosen.append(name)

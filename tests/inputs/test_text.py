@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rerank_actor.inputs import shards, text_scan
 from rerank_actor.inputs.plan import MAX_UNIT_ROWS, Plan, make_plan
 from rerank_actor.inputs.rows import LIMITS, ReadLimits, ShardLayout, Unit
 from rerank_actor.inputs.spec import InputSpec
+from rerank_actor.inputs.syntax.quoted import Dialect
 from rerank_actor.job import load_job
 
 
@@ -113,6 +115,48 @@ def test_text_without_a_header_has_the_columns_that_are_named(tmp_path: Path, ki
     with pytest.raises(InputError, match="--columns where the first line is no header"):
         make_plan(load_job(None, job).input_spec(), Plan())
     assert make_plan(load_job(None, {**job, "columns": "query,document"}).input_spec(), Plan())[0].num_rows == 3
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.csv.gz"])
+@pytest.mark.parametrize("first", ["query,document", "Document,QUERY", '\ufeff"query","document"'])
+def test_header_is_no_row_where_columns_are_named(tmp_path: Path, name: str, first: str) -> None:
+    data = f"{first}\na,b\n".replace(",", "\t" if "tsv" in name else ",").encode()
+    path = write(tmp_path / name, gzip.compress(data) if name.endswith("gz") else data)
+    options = {"dialect": Dialect("csv")} if "tsv" in name else {}
+    with pytest.raises(ShardError, match=r"its first line is a header .*leave out --columns"):
+        scan(path, header=("query", "document"), **options)
+    assert scan(path, header=("query", "answer"), **options).num_rows == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("a.csv", "query;document\na;b\n", "separated by `;`, which is not read"),
+        ("a.csv", "query\tdocument\na\tb\n", "separated by tabs, which --format tsv reads"),
+        ("a.tsv", "query,document\na,b\n", "separated by commas, which --format csv reads"),
+        ("a.csv", "sep=,\nquery,document\n", "its first line tells Excel the separator"),
+        ("a.jsonl", '{"q0": {"d0": 1.5}}\n', "--format mteb-predictions reads it"),
+        ("a.jsonl", '{"question": "q", "document": "d"}\n', "choose with --query-column"),
+    ],
+)
+def test_header_of_another_separator_is_told(tmp_path: Path, name: str, data: str, told: str) -> None:
+    path = write(tmp_path / name, data.encode())
+    with pytest.raises(InputError, match=f"no column `query`; it has .*{re.escape(told)}"):
+        make_plan(load_job(None, {"input": str(path), "output": str(tmp_path / "out")}).input_spec(), Plan())
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_null_of_a_database_is_told_until_somebody_says_what_it_is(tmp_path: Path, kind: str) -> None:
+    data = "query,document\na,b\n\\N,b\na,\\N\na,\\No\n".replace(",", "," if kind == "csv" else "\t")
+    path = write(tmp_path / f"rows.{kind}", data.encode())
+    for escape, documents in (("none", ["b", "b", r"\N", r"\No"]), ("\\", ["b", "b", None, None])):
+        options: dict[str, Any] = {"dialect": Dialect(escape=escape)}
+        found = [value for rows in read(path, scan(path, **options), **options) for value in rows.texts["document"]]
+        assert found[:3] == documents[:3]
+    faults = [fault for rows in read(path, scan(path)) for fault in rows.faults]
+    assert [bool(fault) for fault in faults] == [False, True, True, False]
+    assert faults[1] is not None
+    assert f"a field is {chr(92)}N, which is null in dumps" in faults[1]
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.tsv", "rows.jsonl.gz"])

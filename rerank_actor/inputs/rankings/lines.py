@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 
 from rerank_actor.errors import InputError
+from rerank_actor.inputs.formats import describe_separator
 from rerank_actor.inputs.text import is_number
 
 RankingFormat = Literal["trec", "tevatron", "msmarco", "qrels", "mteb-predictions"]
@@ -98,7 +99,7 @@ def choose_qrels_columns(names: Sequence[str], place: str) -> tuple[str, str, st
         shown = ", ".join(f"`{name}`" for name in names[:20]) or "none"
         raise InputError(
             f"{place}: {problem}; it has {shown}, and exactly one of {', '.join(known)} is wanted; rename them, or leave "
-            "out what is not meant"
+            f"out what is not meant{describe_separator(names)}"
         )
     return found[0][0], found[1][0], found[2][0] if found[2] else None
 

@@ -25,10 +25,11 @@ BEHIND = "row is not CSV: it lies behind a quote that is not closed as it should
 LONE_RETURN = "row is not CSV: a carriage return stands alone in it"
 ODD_ESCAPE = "an escape stands before what needs none, which may be one character or two"
 LOOKS_QUOTED = "a field is in quotes, as CSV has them (--quoting csv takes them off, none keeps them)"
+DUMPED_NULL = r"a field is \N, which is null in dumps of databases (--csv-escape '\' reads it so, none as text)"
 ENDS_TRIED = 1_000  # lines of a record at which another reading may end it
 RECORD_LINES = 100_000  # of a record at most, and how far a quote's end is looked for where one is broken
 
-CSV_FAULTS = (STRAY, ESCAPED, UNCLOSED, BEHIND, LONE_RETURN, ODD_ESCAPE, LOOKS_QUOTED)
+CSV_FAULTS = (STRAY, ESCAPED, UNCLOSED, BEHIND, LONE_RETURN, ODD_ESCAPE, LOOKS_QUOTED, DUMPED_NULL)
 
 _QUOTED = re.compile(r'"(?:[^"\\]|""|\\.)*+"?+', re.DOTALL)  # closed or going on in the next line, by whichever escape
 _INNER_QUOTE = re.compile(r'.+(?:""|\\").*"', re.DOTALL)
