@@ -79,6 +79,7 @@ FLAGS = {
         --scored --format --output --query-id-column --document-id-column --space --top-k --tag --subset --split
         --allow-incomplete
     """,
+    "compact": "--output --target-file-mb",
     "status": "--json",
     "verify": """
         --delete-damaged --rescore --seed --model --revision --dtype --max-length --parse-special-tokens --trust-remote-code

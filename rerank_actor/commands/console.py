@@ -20,6 +20,7 @@ COMMANDS = {
     "status": "say how far a job is, from its output alone",
     "verify": "check that every planned row is there exactly once",
     "report": "write an output's report anew",
+    "compact": "join an output's parts into few files",
     "export": "write scores as a TREC run or in another tool's format",
     "evaluate": "say how well scores rank, by judgements",
     "mine": "make training data from scores",

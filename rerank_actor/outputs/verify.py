@@ -109,7 +109,7 @@ def _check_parts(scored: ScoredOutput, result: Verification) -> dict[str, str]:
     """Read all parts and add up what they hold; return what is wrong with the damaged ones, by name."""
     damaged: dict[str, str] = {}
     dtypes: dict[str, list[str]] = {}
-    digests = _read_digests(Output(scored.uri), hash_fingerprint(scored.settings))
+    digests = read_digests(Output(scored.uri), hash_fingerprint(scored.settings))
     fingerprint = hash_fingerprint(scored.settings)
     with ThreadPoolExecutor(THREADS) as pool:
         checks = pool.map(lambda unit, part: _read_and_check(unit, part, fingerprint), scored.units, scored.parts)
@@ -135,7 +135,7 @@ def _check_parts(scored: ScoredOutput, result: Verification) -> dict[str, str]:
     return damaged
 
 
-def _read_digests(output: Output, fingerprint: str) -> dict[str, set[str]]:
+def read_digests(output: Output, fingerprint: str) -> dict[str, set[str]]:
     """Return the digests of rows that the records of runs of this job hold, by unit."""
     digests: dict[str, set[str]] = {}
     for record in output.read_records():

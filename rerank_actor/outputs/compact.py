@@ -1,0 +1,169 @@
+"""The compaction: a finished output's parts joined into few files, in input order, as a dataset of its own.
+
+Takes an output of the scoring job and a folder. Each part is read in full and compared with the plan and with the digest of
+its rows before it is joined, and its rows in the file once more. Columns, types and the metadata that parts share stay. Which
+parts a file holds stands in its metadata, so that the same call goes on where another ended. Needs no model and no Ray.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rerank_actor import storage
+from rerank_actor.errors import OutputConflictError, ShardError
+from rerank_actor.fingerprint import hash_fingerprint
+from rerank_actor.inputs.rows import Unit
+from rerank_actor.outputs.folder import JobFolder, Output, digest_parts
+from rerank_actor.outputs.part import METADATA_PREFIX, check_part, read_part_metadata
+from rerank_actor.outputs.row_digest import digest_rows
+from rerank_actor.outputs.row_groups import batch_by_size
+from rerank_actor.outputs.scored import ScoredOutput, read_schema, require_scored
+from rerank_actor.outputs.verify import read_digests
+
+OF_ONE_PART = {"unit", "shard", "shard_etag", "row_start", "num_rows", "facts", "run", "epoch"}  # of its metadata
+JOINED = "joined_parts"  # the entry of a file's metadata: digest of names and sizes of its parts
+
+Part = tuple[Unit, storage.StoredObject]
+
+
+@dataclass
+class Compacted:
+    """What is in the folder: files, those of them that were there already, parts and rows."""
+
+    files: int = 0
+    kept: int = 0
+    parts: int = 0
+    rows: int = 0
+
+
+class CompactFolder(JobFolder):
+    """The folder of the files, with what the compaction keeps for itself."""
+
+    own_folder = "_compact"
+
+
+def compact_output(
+    uri: str, target: str, target_bytes: int, report: Callable[[str], None] = lambda message: None
+) -> Compacted:
+    """Join the parts of a finished output into files of about `target_bytes` in another folder.
+
+    Args:
+        uri: the output.
+        target: the folder: new, or one in which the same was begun.
+        target_bytes: of the parts of one file; a larger part is a file by itself.
+        report: is told of each file.
+
+    Raises:
+        InputError: there is no output, it is not complete, or one folder lies in the other.
+        ShardError: a part is not what was written.
+        OutputConflictError: the folder holds something else.
+        JobError, StorageError: storage failed.
+    """
+    storage.refuse_overlap(target, uri, "--output", "SCORED")
+    scored = require_scored(uri)
+    scored.refuse_incomplete("", "run the job again, then join its parts")
+    parts = list(zip(scored.units, scored.parts, strict=True))
+    groups = batch_by_size(parts, lambda item: item[1].size, target_bytes)
+    folder = CompactFolder(target)
+    _claim(folder, scored, target_bytes)
+    there = {item.uri: item for item in storage.list_children(target)}
+    joiner = _Joiner(scored)
+    result = Compacted(files=len(groups), parts=len(parts), rows=sum(unit.num_rows for unit in scored.units))
+    for number, group in enumerate(groups):
+        file = storage.join_uri(target, f"part-{number:05d}-of-{len(groups):05d}.parquet")
+        if file in there and _holds(there[file], group):
+            result.kept += 1
+        else:
+            storage.write_bytes(file, joiner.join(group), scratch=folder.scratch)
+        report(f"{number + 1:,} of {len(groups):,} files")
+    folder.clear_scratch()
+    folder.write_card()
+    mark = {"fingerprint": hash_fingerprint(scored.settings), "parts": digest_parts(scored.parts), "rows": result.rows}
+    storage.write_bytes(folder.success_uri, storage.seal_json(mark))
+    return result
+
+
+def _claim(folder: CompactFolder, scored: ScoredOutput, target_bytes: int) -> None:
+    """Note in a folder what it is made of, or find that it is of the same."""
+    made_of = {"scored": scored.uri, "parts": digest_parts(scored.parts), "target_bytes": target_bytes}
+    uri = folder.at("made_of.json")
+    found = storage.read_if_present(uri)
+    if found is None and storage.list_children(folder.uri):
+        raise OutputConflictError(f"{folder.uri}: holds other files; name a new folder with --output", uri=folder.uri)
+    if storage.create_bytes(uri, storage.seal_json(made_of), scratch=folder.scratch):
+        return
+    if folder.read_own("made_of.json") != made_of:
+        raise OutputConflictError(
+            f"{folder.uri}: holds the files of another output, of other parts or of another --target-file-mb; name a new "
+            "folder with --output, or delete this one",
+            uri=folder.uri,
+        )
+
+
+def _holds(file: storage.StoredObject, group: list[Part]) -> bool:
+    try:
+        return read_part_metadata(read_schema(file)).get(JOINED) == digest_parts(part for _, part in group)
+    except ShardError:
+        return False
+
+
+class _Joiner:
+    """Reads parts of an output, and writes those of a file one behind the other."""
+
+    def __init__(self, scored: ScoredOutput) -> None:
+        self._fingerprint = hash_fingerprint(scored.settings)
+        self._digests = read_digests(Output(scored.uri), self._fingerprint)
+        self._schema: pa.Schema | None = None
+
+    def join(self, group: list[Part]) -> bytes:
+        """Return the file of some parts, each in row groups of its own."""
+        sink, written = io.BytesIO(), list[tuple[storage.StoredObject, int, str]]()
+        metadata = _share_metadata(group)
+        with contextlib.ExitStack() as stack:
+            writer: pq.ParquetWriter | None = None
+            for unit, part in group:
+                table = self._read(unit, part).replace_schema_metadata(metadata)
+                writer = writer or stack.enter_context(
+                    pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True)
+                )
+                writer.write_table(table)
+                written.append((part, table.num_rows, digest_rows(table)))
+        _compare(sink.getvalue(), written)
+        return sink.getvalue()
+
+    def _read(self, unit: Unit, part: storage.StoredObject) -> pa.Table:
+        """Return the rows of a part that is as the plan, its metadata and the records of its run say."""
+        data = storage.read_bytes(part.uri)
+        check = check_part(unit, data, self._fingerprint)
+        problem, digest = check.problem, check.facts.get("digest")
+        if problem is None and digest not in self._digests.get(unit.name, {digest}):
+            problem = "has other rows than the records of its run say"
+        if problem is not None:
+            raise ShardError(f"{part.uri}: {problem}; jobs.verify says what mends it", uri=part.uri)
+        table = pq.read_table(pa.BufferReader(data))
+        self._schema = self._schema or table.schema
+        if not table.schema.equals(self._schema):
+            raise ShardError(f"{part.uri}: has columns of other names or types than the parts before it", uri=part.uri)
+        return table
+
+
+def _share_metadata(group: list[Part]) -> dict[bytes, bytes]:
+    """Return the metadata that some parts share, and which parts they are."""
+    found = [read_schema(part).metadata or {} for _, part in group]
+    shared = {name: value for name, value in found[0].items() if all(other.get(name) == value for other in found)}
+    own = {f"{METADATA_PREFIX}{name}".encode() for name in OF_ONE_PART}
+    joined = {f"{METADATA_PREFIX}{JOINED}".encode(): digest_parts(part for _, part in group).encode()}
+    return {name: value for name, value in shared.items() if name not in own} | joined
+
+
+def _compare(data: bytes, written: list[tuple[storage.StoredObject, int, str]]) -> None:
+    """Compare the rows of a file with those of its parts, given as number and digest of each."""
+    table, start = pq.read_table(pa.BufferReader(data), page_checksum_verification=True), 0
+    for part, num_rows, digest in written:
+        if digest_rows(table.slice(start, num_rows)) != digest:
+            raise ShardError(f"{part.uri}: its rows are others in the file that they were joined into", uri=part.uri)
+        start += num_rows
