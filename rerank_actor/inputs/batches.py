@@ -104,7 +104,7 @@ def read_batches(
     Args:
         file: as it was listed.
         kind: its format.
-        compression: its packing, `gz`, `zst`, `bz2` or none.
+        compression: its packing, `gz`, `zst`, `bz2`, `xz` or none.
         header: names of the columns of CSV, TSV and bare lines whose first line does not have them.
         dialect: of CSV and TSV.
         wanted: columns of Parquet to read, those that are there; None for all.

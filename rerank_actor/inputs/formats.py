@@ -1,6 +1,6 @@
 """Names of files: the format and the packing that a name tells, in one table for all that reads files.
 
-Takes a URI, gives its format and how it is packed, or a refusal that says what to do: `.xz` and its like are not read, an
+Takes a URI, gives its format and how it is packed, or a refusal that says what to do: `.7z` and its like are not read, an
 unknown name wants a flag. Also tells by its first bytes what a file is packed as. Knows nothing of what a format holds.
 """
 
@@ -26,9 +26,8 @@ SUFFIXES: dict[str, Format] = {
     ".trec": "trec",
     ".run": "trec",
 }
-COMPRESSIONS = {".gz": "gz", ".zst": "zst", ".bz2": "bz2"}
+COMPRESSIONS = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
 UNPACKERS = {  # of what is not read, how it is unpacked
-    ".xz": "xz -dc FILE",
     ".lzma": "xz -dc FILE",
     ".zip": "unzip FILE",
     ".7z": "7z x FILE",
@@ -67,7 +66,7 @@ WIDE_TEXT = {
 
 
 def split_name(uri: str) -> tuple[str, str, str]:
-    """Return a URI without its suffix, the suffix with its dot, and the compression (gz, zst, bz2 or none)."""
+    """Return a URI without its suffix, the suffix with its dot, and the compression (gz, zst, bz2, xz or none)."""
     compression = ""
     for ending, codec in COMPRESSIONS.items():
         if not compression and uri.lower().endswith(ending):
@@ -78,7 +77,7 @@ def split_name(uri: str) -> tuple[str, str, str]:
 
 
 def find_format(uri: str, wanted: str = "auto") -> tuple[Format | None, str]:
-    """Return format, None where the name does not tell it, and compression (`""`, `gz`, `zst` or `bz2`) of a file by its name.
+    """Return format, None where the name does not tell it, and compression (as `COMPRESSIONS`, else "") of a file.
 
     Raises:
         InputError: it is packed as nothing here reads, whatever format is wanted.

@@ -7,6 +7,7 @@ of a line's. Where a record cannot be parsed, the row stays and its fault says w
 
 import csv
 import io
+import lzma
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -53,6 +54,7 @@ KEPT_NOT_UNICODE = "column `{name}` is not valid Unicode, which no output holds;
 READ_ERRORS = (pa.ArrowException, EOFError, OSError, ValueError, csv.Error)  # of a file that is not what it should be
 
 HEAD_BYTES = 256 * 1024  # of a TSV, in which it shows whether fields are in quotes
+XZ_BYTES = 64 * 1024  # read at a time of what is packed
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 Content = bytes | list[str | None] | str
@@ -139,8 +141,54 @@ def decompress(raw: BinaryIO, compression: str) -> Any:
     """Return the uncompressed stream; Arrow's reader knows concatenated frames and tells when one is cut short."""
     if not compression:
         return raw
+    if compression == "xz":
+        return io.BufferedReader(_XzStream(raw), buffer_size=2**20)
     codec = {"gz": "gzip", "zst": "zstd", "bz2": "bz2"}[compression]
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec), buffer_size=2**20)
+
+
+class _XzStream(io.RawIOBase):
+    """What is packed as .xz, for which Arrow has no codec: streams one behind the other, with or without zeros between them.
+
+    `lzma.LZMAFile` takes what follows a stream and is none for the end of the file, without a word.
+    """
+
+    def __init__(self, raw: BinaryIO) -> None:
+        super().__init__()
+        self._raw, self._packed = raw, b""
+        self._unpacker: lzma.LZMADecompressor | None = None
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read some bytes, 0 at the end."""
+        unpacked = b""
+        while not unpacked:
+            if not self._packed and (self._unpacker is None or self._unpacker.needs_input):
+                self._packed = self._raw.read(XZ_BYTES)
+                if not self._packed and self._unpacker is not None:
+                    raise EOFError("the file is cut short")
+                if not self._packed:
+                    return 0
+            if self._unpacker is None:
+                self._packed = self._packed.lstrip(b"\0")
+                self._unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ) if self._packed else None
+            else:
+                unpacked = self._unpack(self._unpacker, len(buffer))
+        buffer[: len(unpacked)] = unpacked
+        return len(unpacked)
+
+    def _unpack(self, unpacker: lzma.LZMADecompressor, most_bytes: int) -> bytes:
+        try:
+            unpacked = unpacker.decompress(self._packed, most_bytes)
+        except lzma.LZMAError as error:
+            raise OSError(f"what is packed as .xz is damaged ({error})") from error
+        self._packed = unpacker.unused_data if unpacker.eof else b""
+        if unpacker.eof:
+            self._unpacker = None
+        return unpacked
 
 
 def skip(stream: Any, num_bytes: int) -> None:

@@ -157,6 +157,7 @@ def store(path: Path, data: bytes) -> Path:
         (".gz", gzip.compress),
         (".gz", lambda data: gzip.compress(data[:40]) + gzip.compress(data[40:])),
         (".bz2", lambda data: bz2.compress(data[:40], 1) + bz2.compress(data[40:])),
+        (".xz", lambda data: lzma.compress(data[:40]) + lzma.compress(b"") + bytes(8) + lzma.compress(data[40:])),
         (".zst", zstandard.compress),
         (".zst", lambda data: zstandard.compress(data[:40]) + zstandard.compress(data[40:])),
     ],
@@ -235,7 +236,12 @@ MANY = write_text("jsonl", [(f"Satz {i * 7919}", f"sentence {i * 7919}", "01"[i 
         ("gz.jsonl.zst", gzip.compress(MANY), "its name ends in .zst, its content is packed as .gz"),
         ("packed.jsonl", gzip.compress(MANY), "packed as .gz, which its name does not say"),
         ("packed.csv", lzma.compress(MANY), "packed as .xz, which its name does not say"),
-        ("rows.jsonl.xz", lzma.compress(MANY), "is packed as .xz, which is not read; unpack it"),
+        ("rows.jsonl.lzma", lzma.compress(MANY, lzma.FORMAT_ALONE), "is packed as .lzma, which is not read; unpack it"),
+        ("cut.csv.xz", lzma.compress(MANY)[:-9], "cannot be read"),
+        ("cut.jsonl.xz", lzma.compress(MANY)[:-900], "cannot be read"),
+        ("more.jsonl.xz", lzma.compress(MANY) + b"and more", "cannot be read"),
+        ("second.jsonl.xz", lzma.compress(MANY) + lzma.compress(MANY)[:9], "cannot be read"),
+        ("plain.csv.xz", MANY, "its name ends in .xz, its content is not packed so"),
         ("cut.csv.bz2", bz2.compress(MANY)[:-9], "cannot be read"),
         ("plain.csv.bz2", MANY, "its name ends in .bz2, its content is not packed so"),
         ("rows.zip", b"PK\x03\x04", "is packed as .zip"),
@@ -267,15 +273,15 @@ def test_file_that_is_not_what_it_should_be_is_refused_by_name(
     with pytest.raises(RerankError, match=reason) as found:
         read(path, limits=ReadLimits(line_bytes=2000, range_bytes=1000))
     assert str(path) in str(found.value)
-    if name.endswith(("xz", "zip")):  # nor is it skipped beside others
+    if name.endswith(("lzma", "zip")):  # nor is it skipped beside others
         store(tmp_path / "in/good.jsonl", write_text("jsonl", PAIRS))
         with pytest.raises(InputError, match=reason):
             read(tmp_path / "in")
 
 
-@pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("packing", ["", ".gz", ".zst", ".xz"])
 def test_qrels_are_read_as_text_is(tmp_path: Path, packing: str) -> None:
-    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[packing]
+    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress, ".xz": lzma.compress}[packing]
     data = b"\xef\xbb\xbfquery-id\tcorpus-id\tscore\r\nq1\td1\t1\r\n\r\nq2\td2\t0\r\n"
     path = store(tmp_path / f"qrels.tsv{packing}", pack(data))
     assert load_qrels(str(path), 1).to_pylist() == [{"query_id": "q1", "document_id": "d1"}]
@@ -285,8 +291,8 @@ def test_qrels_are_read_as_text_is(tmp_path: Path, packing: str) -> None:
     if packing:
         with pytest.raises(InputError, match=f"--qrels {path}: cannot be read"):
             load_qrels(str(store(path, pack(data * 900)[:-30])), 1)
-    with pytest.raises(InputError, match=r"qrels.txt.xz: is packed as .xz"):
-        load_qrels(str(store(tmp_path / "qrels.txt.xz", lzma.compress(data))), 1)
+    with pytest.raises(InputError, match=r"qrels.txt.lzma: is packed as .lzma"):
+        load_qrels(str(store(tmp_path / "qrels.txt.lzma", data)), 1)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])

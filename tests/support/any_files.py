@@ -26,7 +26,7 @@ NAMES = [
     "",
     "ü",
 ]
-SUFFIXES = [".pq", ".json", ".csv", ".txt", ".run", ".trec", ".feather", "", ".xz"]
+SUFFIXES = [".pq", ".json", ".csv", ".txt", ".run", ".trec", ".feather", "", ".lzma"]
 TEXTS = [
     "",
     "a",
