@@ -5,6 +5,7 @@ dark setting, wide tables scroll in themselves, and a phone shows one column. Kn
 """
 
 import html
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,9 @@ from typing import TypeGuard
 
 HISTOGRAM_BARS = 48
 NUMBER = re.compile(r"[-+$]?[\d,]+(\.\d+)?(e[-+]\d+)?( %| x)?|-")  # as a text; a dash is one that is not known
-WIDTH, HEIGHT, LEFT, BOTTOM = 640, 220, 8, 24
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 220, 64, 12, 8, 24  # of a picture, and of the margins around its shapes
+TICKS = 5  # of an axis, about
+POINT_WIDTH = 6  # of what shows a point's values
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c2024; --soft: #60646c; --line: #d9d9e0; --page: #fcfcfd; --card: #f3f4f6;
@@ -36,7 +39,10 @@ th { color: var(--soft); font-weight: 600; white-space: nowrap; }
   padding: .15rem 0; font-size: .92rem; } .bar i { display: block; height: .9rem; background: var(--one);
   border-radius: .2rem; min-width: 1px; }
 svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
-.axis { stroke: var(--line); } .series { fill-opacity: .3; stroke-width: 1.5; }
+.axis { stroke: var(--soft); } .grid { stroke: var(--line); stroke-dasharray: 2 3; } .mark { stroke: var(--soft); }
+.hover { fill: transparent; } .hover:hover { fill: var(--soft); fill-opacity: .25; }
+details { border-bottom: 1px solid var(--line); padding: .2rem 0; } summary { cursor: pointer; padding: .3rem 0; }
+.series { fill-opacity: .3; stroke-width: 1.5; }
 .s0 { fill: var(--one); stroke: var(--one); } .s1 { fill: var(--two); stroke: var(--two); }
 .s2 { fill: var(--three); stroke: var(--three); }
 .curve { fill: none; stroke-width: 2; }
@@ -59,6 +65,11 @@ class Page:
     def add(self, heading: str, *blocks: str) -> None:
         """Add a section of blocks made by the functions below."""
         self.blocks += [f"<h2>{html.escape(heading)}</h2>", *blocks]
+
+    def fold(self, heading: str, note: str, *blocks: str) -> None:
+        """Add blocks that are shown when the reader opens them; `note` says what they come to."""
+        summary = f'<summary><b>{html.escape(heading)}</b> <span class="soft">{html.escape(note)}</span></summary>'
+        self.blocks += [f"<details>{summary}", *blocks, "</details>"]
 
     def render(self) -> str:
         """Return the page."""
@@ -138,8 +149,15 @@ def make_histogram(
     number_of_bars = math.ceil((last - first) / step)
     bars = {name: _gather(bins, first, step, number_of_bars) for name, bins in series.items()}
     most = max(max(shares) for shares in bars.values()) or 1.0
-    shapes = "".join(_draw_series(place, shares, most) for place, shares in enumerate(bars.values()))
-    return _frame(series, shapes, lambda share: format_tick(compute_edge(first + share * number_of_bars * step)))
+    edges = [compute_edge(first + number * step) for number in range(number_of_bars + 1)]
+    shapes = _draw_grid(most, lambda share: f"{100 * share:g} %")
+    shapes += "".join(_draw_series(place, shares, most) for place, shares in enumerate(bars.values()))
+    shapes += _draw_hover(
+        f"{format_tick(low)} to {format_tick(high)}: "
+        + ", ".join(f"{name} {100 * shares[number]:.3g} %" for name, shares in bars.items())
+        for number, (low, high) in enumerate(itertools.pairwise(edges))
+    )
+    return _frame(series, shapes, _place_ticks(edges))
 
 
 def make_timeline(values: Sequence[float], ticks: Sequence[str], name: str) -> str:
@@ -153,18 +171,10 @@ def make_timeline(values: Sequence[float], ticks: Sequence[str], name: str) -> s
     most = max(values, default=0.0)
     if most <= 0:
         return make_text("no values")
-    labels = ""
-    for number, tick in enumerate(ticks):
-        share = number / max(1, len(ticks) - 1)
-        anchor = "start" if number == 0 else "end" if number == len(ticks) - 1 else "middle"
-        x = LEFT + share * (WIDTH - 2 * LEFT)
-        labels += f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{html.escape(tick)}</text>'
-    label = html.escape(name, quote=True)
-    return (
-        f'<p class="soft"><span class="key k0"></span>{label}, at most {format_tick(most)}</p>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{_draw_series(0, values, most)}'
-        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - LEFT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>{labels}</svg>'
-    )
+    shapes = _draw_grid(most, lambda value: f"{value:,g}") + _draw_series(0, values, most)
+    shapes += _draw_hover(f"{format_tick(value)} {name}" for value in values)
+    shares = [number / max(1, len(ticks) - 1) for number in range(len(ticks))]
+    return _frame([f"{name}, at most {format_tick(most)}"], shapes, list(zip(shares, ticks, strict=True)))
 
 
 def _gather(bins: Mapping[int, int], first: int, step: int, number_of_bars: int) -> list[float]:
@@ -176,10 +186,10 @@ def _gather(bins: Mapping[int, int], first: int, step: int, number_of_bars: int)
 
 
 def _draw_series(index: int, shares: Sequence[float], most: float) -> str:
-    floor, width = HEIGHT - BOTTOM, (WIDTH - 2 * LEFT) / len(shares)
+    floor, width = HEIGHT - BOTTOM, (WIDTH - LEFT - RIGHT) / len(shares)
     path = f"M{LEFT} {floor}"
     for number, share in enumerate(shares):
-        top = floor - share / most * (floor - 8)
+        top = floor - share / most * (floor - TOP)
         path += f"V{top:.1f}H{LEFT + (number + 1) * width:.1f}"
     return f'<path class="series s{index}" d="{path}V{floor}Z"/>'
 
@@ -198,30 +208,78 @@ def make_curves(values: Sequence[float], series: Mapping[str, Sequence[float]], 
     span, floor = (last - first) or 1.0, HEIGHT - BOTTOM
 
     def to_x(value: float) -> float:
-        return LEFT + (value - first) / span * (WIDTH - 2 * LEFT)
+        return LEFT + (value - first) / span * (WIDTH - LEFT - RIGHT)
 
-    shapes = ""
+    shapes = _draw_grid(1.0, lambda share: f"{share:g}")
     for number, shares in enumerate(series.values()):
-        points = " ".join(f"{to_x(x):.1f},{floor - y * (floor - 8):.1f}" for x, y in zip(values, shares, strict=True))
+        points = " ".join(f"{to_x(x):.1f},{floor - y * (floor - TOP):.1f}" for x, y in zip(values, shares, strict=True))
         shapes += f'<polyline class="curve s{number}" points="{points}"/>'
     if mark is not None:
-        shapes += f'<line class="axis" x1="{to_x(mark):.1f}" x2="{to_x(mark):.1f}" y1="8" y2="{floor}"/>'
-    return _frame(series, shapes, lambda share: format_number(first + share * span))
+        shapes += f'<line class="mark" x1="{to_x(mark):.1f}" x2="{to_x(mark):.1f}" y1="{TOP}" y2="{floor}"/>'
+    for value, *shares in zip(values, *series.values(), strict=True):
+        said = ", ".join(f"{name} {share:.4f}" for name, share in zip(series, shares, strict=True))
+        shapes += _draw_value(to_x(value) - POINT_WIDTH / 2, POINT_WIDTH, f"{format_number(value)}: {said}")
+    return _frame(series, shapes, _place_ticks([first, last]))
 
 
-def _frame(series: Iterable[str], shapes: str, write_tick: Callable[[float], str]) -> str:
-    """Return shapes over an axis, below the names of their series; a tick is written for each quarter of the axis."""
-    ticks = ""
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        anchor = "start" if share == 0 else "end" if share == 1 else "middle"
-        x = LEFT + share * (WIDTH - 2 * LEFT)
-        ticks += f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{write_tick(share)}</text>'
+def list_ticks(low: float, high: float) -> list[float]:
+    """Return round values from low to high, which is above it: multiples of 1, 2 or 5 and a power of ten."""
+    least = (high - low) / TICKS
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least * (1 - 1e-9))
+    return [
+        round(number * step, 12) for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    ]
+
+
+def _place_ticks(edges: Sequence[float]) -> list[tuple[float, str]]:
+    """Return ticks as places on an axis, from 0 to 1, with what stands there: round ones where the axis is even."""
+    low, high = edges[0], edges[-1]
+    if high <= low:
+        return [(0, format_tick(low))]
+    last = len(edges) - 1
+    if all(abs((edge - low) / (high - low) - place / last) < 1e-3 for place, edge in enumerate(edges)):
+        return [((value - low) / (high - low), f"{value:,g}") for value in list_ticks(low, high)]
+    return [
+        (place / last, format_tick(edges[place])) for place in sorted({last * quarter // 4 for quarter in range(5)})
+    ]
+
+
+def _draw_grid(most: float, write: Callable[[float], str]) -> str:
+    """Return lines across a picture at round values up to `most`, with these on the left."""
+    floor, lines = HEIGHT - BOTTOM, ""
+    for value in list_ticks(0, most):
+        y = floor - value / most * (floor - TOP)
+        lines += f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        lines += f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{write(value)}</text>'
+    return lines
+
+
+def _draw_hover(words: Iterable[str]) -> str:
+    """Return what says the values of each step of a picture to who points at it."""
+    said = list(words)
+    width = (WIDTH - LEFT - RIGHT) / max(1, len(said))
+    return "".join(_draw_value(LEFT + number * width, width, text) for number, text in enumerate(said))
+
+
+def _draw_value(x: float, width: float, words: str) -> str:
+    size = f'x="{x:.1f}" y="{TOP}" width="{width:.1f}" height="{HEIGHT - BOTTOM - TOP}"'
+    return f'<rect class="hover" {size}><title>{html.escape(words)}</title></rect>'
+
+
+def _frame(series: Iterable[str], shapes: str, ticks: Sequence[tuple[float, str]]) -> str:
+    """Return shapes over an axis with ticks, below the names of their series."""
+    drawn = ""
+    for share, words in ticks:
+        anchor = "start" if share < 0.03 else "end" if share > 0.97 else "middle"
+        x = LEFT + share * (WIDTH - LEFT - RIGHT)
+        drawn += f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{html.escape(words)}</text>'
     label = html.escape(", ".join(series), quote=True)
     keys = "".join(f'<span class="key k{number}"></span>{html.escape(name)}' for number, name in enumerate(series))
     floor = HEIGHT - BOTTOM
     return (
         f'<p class="soft">{keys}</p><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{shapes}'
-        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - LEFT}" y1="{floor}" y2="{floor}"/>{ticks}</svg>'
+        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor}" y2="{floor}"/>{drawn}</svg>'
     )
 
 

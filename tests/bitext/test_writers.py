@@ -374,7 +374,7 @@ def test_report_shows_every_language_pair_without_network_or_markup_from_texts(t
     flags = ["--scored", str(scored), "--deliver", str(tmp_path / "out"), "--calibration", str(known)]
     assert bitext(flags) == 0
     page = (tmp_path / "out/_select/report.html").read_text()
-    assert page.count("<h2>deu-eng</h2>") == page.count("<h2>fra-eng</h2>") == 1
+    assert page.count("<summary><b>deu-eng</b>") == page.count("<summary><b>fra-eng</b>") == 1
     assert page.count("<polyline") == 2 * 4 * 3
     assert not re.search(r"https?://|<script|src=", page)
     assert "nan" not in page.lower().replace("finance", "")

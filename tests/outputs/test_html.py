@@ -4,13 +4,18 @@ import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
+import pytest
+
 from rerank_actor.outputs.html import (
     BOTTOM,
     HEIGHT,
     LEFT,
+    RIGHT,
+    TOP,
     WIDTH,
     Page,
     format_number,
+    list_ticks,
     make_bars,
     make_curves,
     make_figures,
@@ -78,7 +83,23 @@ def test_histogram_shows_shares_over_one_axis() -> None:
     heights = [[float(top) for top in re.findall(r"V([\d.]+)H", path)] for path in (left, right)]
     assert heights[0][0] == heights[1][-1] == 8.0, "each is all of its kind"
     assert set(heights[0][1:]) == set(heights[1][:-1]) == {196.0}
-    assert re.findall(r">(-?[\d.]+)</text>", shown) == ["0", "0.25", "0.5", "0.75", "1"]
+    assert re.findall(r">(-?[\d.]+)</text>", shown) == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+    assert re.findall(r">(-?[\d.]+ %)</text>", shown) == ["0 %", "20 %", "40 %", "60 %", "80 %", "100 %"]
+    said = re.findall(r"<title>(.*?)</title>", shown)
+    assert len(said) == 10 and said[0] == "0 to 0.1: left 100 %, right 0 %"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (-12.5, 17.25, [-10, 0, 10]),
+        (0, 0.0312, [0, 0.01, 0.02, 0.03]),
+        (0, 8_700, [0, 2000, 4000, 6000, 8000]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, ticks: list[float]) -> None:
+    assert list_ticks(low, high) == ticks
 
 
 def test_bars_are_to_one_scale() -> None:
@@ -101,8 +122,8 @@ def test_curves_stay_in_their_picture_and_escape_their_names() -> None:
     lines = [one.get("points") or "" for one in root.iter("polyline")]
     points = [tuple(map(float, point.split(","))) for line in lines for point in line.split()]
     assert len(points) == 6
-    assert all(LEFT <= x <= WIDTH - LEFT and 8 <= y <= HEIGHT - BOTTOM for x, y in points)
-    assert points[0] == (WIDTH - LEFT, HEIGHT - BOTTOM)
-    assert points[2] == (LEFT, 8)
+    assert all(LEFT <= x <= WIDTH - RIGHT and TOP <= y <= HEIGHT - BOTTOM for x, y in points)
+    assert points[0] == (WIDTH - RIGHT, HEIGHT - BOTTOM)
+    assert points[2] == (LEFT, TOP)
     assert "<b>" not in picture
     assert "no values" in make_curves([], {})

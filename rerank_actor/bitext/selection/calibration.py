@@ -82,6 +82,11 @@ class Curve:
     kept: np.ndarray
     best: int
 
+    @property
+    def best_f1(self) -> float:
+        """F1 at the best threshold."""
+        return float(self.f1[self.best])
+
     def at(self, index: int) -> dict[str, Any]:
         """Return a threshold and what it gives, as JSON values."""
         return {

@@ -37,6 +37,7 @@ LOOKS_AT = {
     "margin": "margin",
     "ratio_margin": "ratio margin",
 }  # the kind of score that each rule looks at
+F1_APART = 0.005  # of two rules, before one is said to be better
 
 
 @dataclass
@@ -172,7 +173,17 @@ class LanguagePairSelection:
             self.rules = (
                 replace(self.rules, threshold=best) if flag == "threshold" else replace(self.rules, margin=best)
             )
-            self.reporter.info(f"{self.name}: --{flag} {best:.6g} has the best F1 on known pairs")
+            self.reporter.info(f"{self.name}: --{flag} {best:.6g} has the best F1 on known pairs, {curve.best_f1:.4f}")
+            self._say_better(flag, curve)
+
+    def _say_better(self, flag: str, curve: Curve) -> None:
+        """Say which other rule would have a better F1 than the one whose threshold is taken."""
+        others = {other: self.curves[kind] for other, kind in LOOKS_AT.items() if kind in self.curves}
+        better = max(others, key=lambda other: others[other].best_f1)
+        found = others[better]
+        if found.best_f1 - curve.best_f1 > F1_APART:
+            name, least = better.replace("_", "-"), float(found.thresholds[found.best])
+            self.reporter.info(f"{self.name}: --{name} {least:.6g} would have a better one, {found.best_f1:.4f}")
 
     def _report_labelled(self, scores: LabelledScores, where: str) -> None:
         self.reporter.info(

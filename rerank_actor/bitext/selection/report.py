@@ -90,6 +90,7 @@ def render_report(results: Sequence[dict[str, Any]], deliver: str, title: str = 
     rows = sum(result["counts"].get("rows", 0) for result in results)
     figures = {"language pairs": f"{len(results):,}", "candidates": f"{rows:,}", "kept": f"{kept:,}"}
     page.add("In short", make_figures(figures), make_table(OVERVIEW, list_overview(results)))
+    page.add("Language pairs")
     for result in results[:SHOWN_PAIRS]:
         _add_pair(page, result)
     if len(results) > SHOWN_PAIRS:
@@ -97,7 +98,20 @@ def render_report(results: Sequence[dict[str, Any]], deliver: str, title: str = 
     return page.render()
 
 
+def rank_kinds(result: dict[str, Any]) -> str:
+    """Return in words which kind of score tells known pairs apart best."""
+    best = {kind: curve["best"] for kind, curve in result["calibration"].items()}
+    ranked = sorted(best, key=lambda kind: -best[kind]["f1"])
+    shown = ", ".join(
+        f"{kind} {best[kind]['f1']:.4f} (from {format_number(best[kind]['threshold'])})" for kind in ranked
+    )
+    return f"Best F1 on known pairs, by the score that a rule looks at: {shown}."
+
+
 def _add_pair(page: Page, result: dict[str, Any]) -> None:
+    note = f"{result['counts'].get('kept', 0):,} of {result['counts'].get('rows', 0):,} candidates kept"
+    if result["estimated_precision"] is not None:
+        note += f", estimated precision {result['estimated_precision']['value']:.1%}"
     bars = {"candidates": result["counts"].get("rows", 0)}
     bars |= {step["step"]: step["removed"] for step in result["funnel"]}
     bars["kept"] = result["counts"].get("kept", 0)
@@ -117,8 +131,9 @@ def _add_pair(page: Page, result: dict[str, Any]) -> None:
         series = {name: [point[name] for point in curve["curve"]] for name in CURVE_NAMES}
         blocks += [make_text(words), make_curves(thresholds, series, mark=best["threshold"])]
     if result["calibration"]:
+        blocks.insert(0, make_text(rank_kinds(result)))
         blocks.append(make_table(CALIBRATION, list_calibration(result)))
         blocks.append(make_text(f"Estimated precision of what is kept: {format_share(result['estimated_precision'])}."))
         blocks.append(make_text(f"Known right pairs that are kept: {format_share(result['estimated_recall'])}."))
     blocks.append(make_table(["rule", "definition"], list(result["rules"].items())))
-    page.add(result["lang_pair"], *blocks)
+    page.fold(result["lang_pair"], note, *blocks)
