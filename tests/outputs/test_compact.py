@@ -64,7 +64,7 @@ def test_files_are_an_output_to_export(tmp_path: Path) -> None:
     job = make_output(tmp_path / "in", with_lists=False)
     compaction.compact_output(job.output, str(tmp_path / "joined"), 10**9)
     for name, scored in (("one", job.output), ("other", str(tmp_path / "joined"))):
-        export_scores(ExportSpec(scored, "trec", str(tmp_path / name), "query_id", "document_id"))
+        export_scores(ExportSpec(scored, "tevatron", str(tmp_path / name), "query_id", "document_id"))
     assert (tmp_path / "one").read_text() == (tmp_path / "other").read_text() != ""
 
 
