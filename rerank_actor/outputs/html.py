@@ -16,7 +16,7 @@ HISTOGRAM_BARS = 48
 NUMBER = re.compile(r"[-+$]?[\d,]+(\.\d+)?(e[-+]\d+)?( %| x)?|-")  # as a text; a dash is one that is not known
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 220, 64, 12, 8, 24  # of a picture, and of the margins around its shapes
 TICKS = 5  # of an axis, about
-POINT_WIDTH = 6  # of what shows a point's values
+POINTS_TOLD, POINT_WIDTH = 30, 12  # of a curve: points that say their values, and how wide they are to point at
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c2024; --soft: #60646c; --line: #d9d9e0; --page: #fcfcfd; --card: #f3f4f6;
@@ -216,7 +216,8 @@ def make_curves(values: Sequence[float], series: Mapping[str, Sequence[float]], 
         shapes += f'<polyline class="curve s{number}" points="{points}"/>'
     if mark is not None:
         shapes += f'<line class="mark" x1="{to_x(mark):.1f}" x2="{to_x(mark):.1f}" y1="{TOP}" y2="{floor}"/>'
-    for value, *shares in zip(values, *series.values(), strict=True):
+    told = max(1, math.ceil(len(values) / POINTS_TOLD))
+    for value, *shares in list(zip(values, *series.values(), strict=True))[::told]:
         said = ", ".join(f"{name} {share:.4f}" for name, share in zip(series, shares, strict=True))
         shapes += _draw_value(to_x(value) - POINT_WIDTH / 2, POINT_WIDTH, f"{format_number(value)}: {said}")
     return _frame(series, shapes, _place_ticks([first, last]))
