@@ -103,7 +103,7 @@ def read_as_candidates(path: Path, limits: ReadLimits = LIMITS) -> Outcome:
 
 
 def find_source(path: Path) -> TextSource:
-    return find_text_sources([SourceSpec("query", (str(path),), "source", "target")])[0]
+    return find_text_sources([SourceSpec("query", (str(path),), "source", "target")], "/nowhere")[0]
 
 
 def read_as_texts(path: Path, limits: ReadLimits = LIMITS) -> Outcome:
