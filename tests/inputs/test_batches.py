@@ -288,9 +288,10 @@ def test_qrels_are_read_as_text_is(tmp_path: Path, packing: str) -> None:
     for line, reason in ((b"q3\td3\n", "is no judgement"), (b"q\xff\td\t1\n", "not valid Unicode")):
         with pytest.raises(InputError, match=f"line 5 .*{reason}"):
             load_qrels(str(store(path, pack(data + line))), 1)
+    many = b"".join(b"q%d\td%d\t1\n" % (number, number * 7919) for number in range(3, 900))
     if packing:
         with pytest.raises(InputError, match=f"--qrels {path}: cannot be read"):
-            load_qrels(str(store(path, pack(data * 900)[:-30])), 1)
+            load_qrels(str(store(path, pack(data + many)[:-30])), 1)
     with pytest.raises(InputError, match=r"qrels.txt.lzma: is packed as .lzma"):
         load_qrels(str(store(tmp_path / "qrels.txt.lzma", data)), 1)
 
