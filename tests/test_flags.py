@@ -63,6 +63,14 @@ FLAGS = {
         --max-attempts --stall-seconds --retry-failed --max-failed-units --max-error-rows --dry-run --pairs-per-second
         --ray-address
     """,
+    "evaluate": """
+        --scored --qrels --query-id-column --document-id-column --retrieval-column --allow-incomplete --tasks --suite --split
+        --subset --instruction --retriever --candidates --top-k --measures --ignore-identical-ids --seed --output
+        --with-pair-key --reuse --overwrite --model --revision --dtype --max-length --parse-special-tokens --trust-remote-code
+        --model-description --check-scores --engine --gpus-per-actor --tensor-parallel-size --engine-args --actors --unit-rows
+        --dedupe --max-attempts --stall-seconds --retry-failed --max-failed-units --max-error-rows --dry-run
+        --pairs-per-second --ray-address --on-finish --on-trouble --webhook --tokens-per-second --gpu-type --gpu-price
+    """,
     "mine": """
         --scored --combine --weights
         --query-column --document-column --queries --corpus --query-id-column --document-id-column --title-column

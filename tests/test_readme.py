@@ -28,7 +28,7 @@ from rerank_actor.commands.retrieve import retrieve
 from rerank_actor.commands.score import score
 from rerank_actor.commands.verify import verify
 
-NAMES = ["input", "output", "models", "retrieval", "mining", "bitext", "watching", "faults"]
+NAMES = ["input", "output", "models", "retrieval", "evaluation", "mining", "bitext", "watching", "faults"]
 DOCS = [ROOT / f"docs/{name}.md" for name in NAMES]
 PAGES = [ROOT / "README.md", *DOCS]
 README = "\n".join(page.read_text() for page in PAGES)
@@ -135,7 +135,11 @@ def test_readme_sample_of_ids_gives_the_scores_of_the_texts(
     demo_folder: Path, local_ray: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = r"^\.venv/bin/python -m jobs\.(score|export|evaluate) (.*demo-out/(?:beir|id-scores).+?(?:\\\n.+?)*)$"
-    found = [(name, text) for name, text in re.findall(command, README, re.M) if "demo-out/retrieved" not in text]
+    found = [
+        (name, text)
+        for name, text in re.findall(command, README, re.M)
+        if not re.search("demo-out/(retrieved|evaluation)", text)
+    ]
     assert [name for name, _ in found] == ["score", "export", "evaluate"]
     flags, to_export, to_evaluate = (
         shlex.split(text.replace("\\\n", " ").replace("demo-out/", f"{demo_folder}/")) for _, text in found
@@ -164,6 +168,18 @@ def test_readme_sample_of_ids_gives_the_scores_of_the_texts(
     first = (demo_folder / "reranked.trec").read_text().splitlines()[0].split()
     mine = [row for row in rows if row["query_id"] == first[0]]
     assert first[2] == max(mine, key=lambda row: row["score"])["document_id"]
+
+
+def test_readme_evaluation_command_leads_from_a_folder_to_a_table(demo_folder: Path, local_ray: str) -> None:
+    page = (ROOT / "docs/evaluation.md").read_text()
+    command = re.search(r"^\.venv/bin/python -m jobs\.evaluate (.+?\\\n.+?)$", page, re.M)
+    assert command is not None
+    flags = shlex.split(command[1].replace("\\\n", " ").replace("demo-out/", f"{demo_folder}/"))
+    assert evaluate([*flags, "--engine", "fake"]) == 0
+    record = json.loads((demo_folder / "evaluation/evaluation.json").read_text())
+    assert [row["order"] for row in record["rows"]] == ["reranked", "retrieved", "best"]
+    assert record["rows"][2]["tasks"]["beir"] == 1
+    assert record["rows"][0]["scores"]["beir"]["pairs"] == 64 * 20
 
 
 def test_readme_retrieval_commands_lead_from_texts_to_scores(

@@ -1,78 +1,89 @@
-"""Say how well scored outputs rank: `rerank evaluate --scored OUTPUT... --qrels FILE`."""
+"""Say how well rerankers rank: scored outputs as they are, or tasks that are retrieved for and scored first."""
 
+import contextlib
 import json
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 from rerank_actor import storage
-from rerank_actor.commands.command_line import Parser
-from rerank_actor.evaluation.evaluate import RETRIEVAL_COLUMN, EvaluationSpec, evaluate_outputs
-from rerank_actor.evaluation.measures import KNOWN, parse_measure
+from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_file, add_job_flags
+from rerank_actor.evaluation.evaluate import EvaluationSpec, evaluate_outputs
+from rerank_actor.evaluation.job import EvaluateJob
+from rerank_actor.evaluation.measures import parse_measure
 from rerank_actor.evaluation.table import make_table, to_record
 from rerank_actor.inputs.rankings.qrels import load_judgements
-from rerank_actor.progress import say
-from rerank_actor.storage.uri import normalize_uri
+from rerank_actor.job_file import check_job, read_job_file
+from rerank_actor.progress import make_reporter, say
 
-DEFAULT_MEASURES = ("ndcg@10", "map", "mrr@10", "recall@100")
+
+def make_parser() -> Parser:
+    """Return the parser of the evaluation."""
+    parser = Parser(
+        "evaluate",
+        "Say how well rerankers rank candidates, by judgements: means over queries with 95 % intervals, beside the "
+        "candidates' own order and the best possible order of the same candidates. With --scored, of outputs that are there; "
+        "with --tasks or --suite, of rerankers, whose candidates are found and scored first: the same command again "
+        "resumes. Measures are those of pytrec_eval, and FollowIR's p-MRR; ties go by the document's id, descending, as "
+        "in trec_eval and MTEB.",
+        "--scored scores --qrels qrels.tsv",
+        "--tasks scifact/ --model A B --output eval",
+        "--suite qwen3-card --model A --output eval",
+    )
+    add_job_file(parser)
+    add_job_flags(parser, EvaluateJob)
+    return parser
 
 
 def evaluate(arguments: Sequence[str] | None = None) -> int:
-    """Print the table, write it where asked, and return 0."""
-    parser = Parser(
-        "evaluate",
-        "Say how well scored outputs rank their candidates, by judgements: means over queries with 95 % intervals, "
-        "beside the candidates' own order and the best possible order of the same candidates. Measures are those of "
-        "pytrec_eval, and FollowIR's p-MRR; ties go by the document's id, descending, as in trec_eval and MTEB.",
-        "--scored scores --qrels qrels.tsv",
-    )
-    parser.add_argument(
-        "--scored", nargs="+", required=True, metavar="URI", help="outputs of jobs.score, one for each reranker"
-    )
-    parser.add_argument("--qrels", required=True, metavar="URI", help="judgements, as of jobs.mine")
-    parser.add_argument(
-        "--measures",
-        nargs="+",
-        default=DEFAULT_MEASURES,
-        metavar="NAME",
-        help=f"{KNOWN} (default {' '.join(DEFAULT_MEASURES)})",
-    )
-    parser.add_argument("--query-id-column", metavar="NAME", help="column with the query's id (default: the job's)")
-    parser.add_argument(
-        "--document-id-column", metavar="NAME", help="column with the document's id (default: the job's)"
-    )
-    parser.add_argument(
-        "--retrieval-column",
-        default=RETRIEVAL_COLUMN,
-        metavar="NAME",
-        help=f"column with the score that candidates were retrieved by (default {RETRIEVAL_COLUMN})",
-    )
-    parser.add_argument(
-        "--ignore-identical-ids",
-        action="store_true",
-        help="leave out candidates with the id of their query, as MTEB for ArguAna",
-    )
-    parser.add_argument("--allow-incomplete", action="store_true", help="evaluate outputs that are not complete")
-    parser.add_argument("--seed", type=int, default=0, help="of the intervals (default 0)")
-    parser.add_argument(
-        "--output", metavar="URI", help="folder for table.md and evaluation.json with a value for each query"
-    )
-    options = parser.parse(arguments)
+    """Print the table, write it where asked; return 0, or 1 where a task is missing that should not be."""
+    flags: dict[str, Any] = vars(make_parser().parse(arguments))
+    path = flags.pop("job_file")
+    job = check_job(EvaluateJob, {**read_job_file(path, EvaluateJob), **flags}, path, flags).normalized()
+    return _evaluate_tasks(job) if job.has_tasks else _evaluate_outputs(job)
+
+
+def _evaluate_outputs(job: EvaluateJob) -> int:
     spec = EvaluationSpec(
-        scored=tuple(map(normalize_uri, options.scored)),
-        measures=tuple(map(parse_measure, options.measures)),
-        query_id_column=options.query_id_column,
-        document_id_column=options.document_id_column,
-        retrieval_column=options.retrieval_column,
-        ignore_identical_ids=options.ignore_identical_ids,
-        partial=options.allow_incomplete,
-        seed=options.seed,
+        scored=tuple(job.scored),
+        measures=tuple(map(parse_measure, job.measures)),
+        query_id_column=job.query_id_column,
+        document_id_column=job.document_id_column,
+        retrieval_column=job.retrieval_column,
+        ignore_identical_ids=job.ignore_identical_ids,
+        partial=job.allow_incomplete,
+        seed=job.seed,
     )
-    result = evaluate_outputs(spec, load_judgements(normalize_uri(options.qrels)))
+    result = evaluate_outputs(spec, load_judgements(str(job.qrels)))
     table = make_table(result)
     print(table, end="")
-    if options.output:
-        folder = normalize_uri(options.output)
-        storage.write_bytes(storage.join_uri(folder, "table.md"), table.encode())
-        record = {"qrels": normalize_uri(options.qrels), "scored": list(spec.scored), **to_record(result)}
-        storage.write_bytes(storage.join_uri(folder, "evaluation.json"), json.dumps(record, indent=1).encode())
-        say(f"written: {folder}")
+    if job.output:
+        record = {"qrels": job.qrels, "scored": list(spec.scored), **to_record(result)}
+        _write(job.output, {"table.md": table.encode(), "evaluation.json": json.dumps(record, indent=1).encode()})
     return 0
+
+
+def _evaluate_tasks(job: EvaluateJob) -> int:
+    from rerank_actor.evaluation import run
+    from rerank_actor.evaluation.task_report import TaskReport
+
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints what happens to its workers; stdout is the table
+        result = run.evaluate_tasks(job, make_reporter())
+    report = TaskReport.of(result)
+    table = report.make_markdown()
+    print(table, end="")
+    files = {
+        "table.md": table.encode(),
+        "table.html": report.make_page().encode(),
+        "evaluation.json": json.dumps(report.to_record(), indent=1).encode(),
+    }
+    files |= {f"results/{reranker}/{task}.json": data for (reranker, task), data in report.list_results().items()}
+    files |= {f"evaluations/{task}/{subset}.json": data for (task, subset), data in report.list_evaluations().items()}
+    _write(job.root, files)
+    return 0 if report.is_complete else EXIT_FAILED
+
+
+def _write(folder: str, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        storage.write_bytes(storage.join_uri(folder, name), data)
+    say(f"written: {folder}")

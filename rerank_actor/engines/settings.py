@@ -73,8 +73,8 @@ class InstructionSettings(Settings):
         return self.instruction_map if isinstance(self.instruction_map, dict) else None
 
 
-class ModelSettings(Settings):
-    """Which model scores, and what it does with a prompt."""
+class NamedModelSettings(Settings):
+    """Which model scores."""
 
     model: Annotated[str | None, AfterValidator(refuse_credentials)] = make_flag(
         None,
@@ -82,6 +82,18 @@ class ModelSettings(Settings):
         f"name on the Hugging Face hub, local folder or s3://, gs://, az:// folder (default {DEFAULT_MODEL})",
         "MODEL",
     )
+
+    def normal_values(self) -> dict[str, Any]:
+        """Return the settings that `normalized` changes."""
+        changes = super().normal_values()
+        if self.model:
+            changes["model"] = normalize_model(self.model)
+        return changes
+
+
+class ModelUseSettings(Settings):
+    """How a model is read, and what it does with a prompt."""
+
     revision: str | None = make_flag(None, "model", "branch, tag or commit of a hub model", "REV")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = make_flag(
         "auto", "model", "auto takes float16, and bfloat16 where float16 is not finite"
@@ -99,22 +111,25 @@ class ModelSettings(Settings):
         False, "model", "run the Python code that the model brings along, on the driver and on workers"
     )
     model_description: Annotated[str | None, AfterValidator(refuse_credentials)] = make_flag(
-        None, "model", "YAML file that says what the model's prompt and score are, where its own files do not", "FILE"
+        None,
+        "model",
+        "YAML file that says what the model's prompt and score are, where its own files do not; qwen3-reranker and "
+        "qwen3-evaluation name the publisher's two prompts",
+        "FILE|NAME",
     )
     check_scores: bool = make_flag(
         False, "model", "compare the engine with Transformers in float32 on the built-in pairs before scoring"
     )
 
-    def normal_values(self) -> dict[str, Any]:
-        """Return the settings that `normalized` changes."""
-        changes = super().normal_values()
-        if self.model and not storage.is_remote(self.model) and Path(self.model).expanduser().is_dir():
-            changes["model"] = storage.normalize_uri(self.model)
-        return changes
+
+def normalize_model(model: str) -> str:
+    """Return a model's name, the path of a local folder in its one spelling."""
+    is_folder = not storage.is_remote(model) and Path(model).expanduser().is_dir()
+    return storage.normalize_uri(model) if is_folder else model
 
 
-class EngineSettings(ModelSettings):
-    """What the model runs on."""
+class EngineUseSettings(Settings):
+    """What a model runs on."""
 
     engine: Literal["vllm", "transformers", "fake"] = make_flag(
         "vllm", "engine", "vllm; transformers (the reference, slow); fake (no model, for rehearsals)"
@@ -136,13 +151,17 @@ class EngineSettings(ModelSettings):
         return self
 
     @property
+    def group_size(self) -> int:
+        """GPUs that one engine is spread over."""
+        return self.tensor_parallel_size * int(self.engine_args.get("pipeline_parallel_size") or 1)
+
+
+class EngineSettings(EngineUseSettings, ModelUseSettings, NamedModelSettings):
+    """A model and what it runs on."""
+
+    @property
     def model_name(self) -> str:
         """The model to load; the fake engine needs none and then has a byte tokenizer of its own."""
         if self.model is not None:
             return self.model
         return BUILT_IN_TOKENIZER if self.engine == "fake" else DEFAULT_MODEL
-
-    @property
-    def group_size(self) -> int:
-        """GPUs that one engine is spread over."""
-        return self.tensor_parallel_size * int(self.engine_args.get("pipeline_parallel_size") or 1)

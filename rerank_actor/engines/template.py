@@ -55,6 +55,11 @@ class Template:
         return "{instruction}" in self.head + self.suffix
 
     @property
+    def text(self) -> str:
+        """The whole prompt, with its fields."""
+        return f"{self.prefix}{self.head}{self.document_separator}{{document}}{self.suffix}"
+
+    @property
     def digest(self) -> str:
         """Short hash of the template's bytes, for the fingerprint."""
         parts = [self.prefix, self.head, self.document_separator, self.suffix]

@@ -1,13 +1,14 @@
 """The evaluation of scored outputs: each one's ranking, its candidates' own order, and the best order of the same candidates.
 
-Takes outputs and judgements, gives measures with intervals. A judged query that has no candidates counts with 0, as it would
-where it is searched for; a query that nobody judged does not count. Both are counted. A part of the pairs is in memory at a
-time. Knows nothing of files that are written.
+Takes outputs and judgements, gives measures with intervals. A judged query counts with 0 where it has no candidates, as it
+would where it is searched for, and where no document is relevant to it, as in MTEB; a query that nobody judged does not count.
+All are counted. A part of the pairs is in memory at a time. Knows nothing of files that are written.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,10 @@ from rerank_actor.outputs.scored_columns import refuse_judged_otherwise
 
 RETRIEVAL_COLUMN = "retrieval_score"
 
+OWN_ORDER, BEST_ORDER = "candidates' own order", "best possible order"
+
+Order = Literal["reranked", "retrieved", "best"]
+
 
 @dataclass(frozen=True)
 class EvaluationSpec:
@@ -38,6 +43,9 @@ class EvaluationSpec:
         ignore_identical_ids: leave out candidates whose id is the query's, as MTEB does for some tasks (ArguAna).
         partial: evaluate outputs that are not complete.
         seed: of the intervals.
+        changed: documents whose relevance a changed instruction changes, by the query's id without its ending; None for those
+            that judgements tell.
+        names: of the outputs, for the table; by default their models and places.
     """
 
     scored: tuple[str, ...]
@@ -48,6 +56,8 @@ class EvaluationSpec:
     ignore_identical_ids: bool = False
     partial: bool = False
     seed: int = 0
+    changed: Mapping[str, list[str]] | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,8 @@ class Row:
         values: float64 [num_queries, num_measures]; NaN of p-MRR but for queries with a changed instruction.
         means, intervals: of each measure.
         differences: of each measure, the bounds of the mean difference from the first row; none for the first row.
+        order: whose ranking it is.
+        output: the place in `EvaluationSpec.scored` of the output that it is of.
     """
 
     name: str
@@ -66,6 +78,8 @@ class Row:
     means: list[float]
     intervals: list[tuple[float, float]]
     differences: list[tuple[float, float]]
+    order: Order
+    output: int
 
 
 @dataclass
@@ -98,33 +112,46 @@ def evaluate_outputs(spec: EvaluationSpec, judgements: Judgements) -> Evaluation
 
     Args:
         spec: what to evaluate.
-        judgements: relevance by query and document; queries without a relevant document do not count.
+        judgements: relevance by query and document.
 
     Raises:
-        InputError: an output has no ids, is not complete, or has none of the judged queries.
+        InputError: no document is relevant; an output has no ids, is not complete, or has nothing that is judged.
         ShardError: a part is damaged.
         StorageError, JobError: storage failed.
     """
-    judged = {query: documents for query, documents in judgements.items() if max(documents.values(), default=0) > 0}
-    queries = sorted(judged)
-    changed = find_changed(judgements) if any(measure.kind == P_MRR for measure in spec.measures) else {}
-    counted = {name: found for name, found in changed.items() if {name + ORIGINAL, name + CHANGED} <= judged.keys()}
-    result = Evaluation(spec.measures, queries, counted)
-    for uri in spec.scored:
-        ranked = _rank_output(spec, uri, judged, counted)
-        ranked.left_out["queries of p-mrr of which one instruction has no relevant document"] += len(changed) - len(
-            counted
+    barren = sum(max(documents.values(), default=0) <= 0 for documents in judgements.values())
+    if barren == len(judgements):
+        raise InputError(
+            f"none of {sum(map(len, judgements.values())):,} judgements is of a relevant document, with 1 or more"
         )
-        name = _name_output(uri)
-        _add_rows(result, spec, name, ranked, alone=len(spec.scored) == 1)
+    result = Evaluation(spec.measures, sorted(judgements), _find_changed(spec, judgements))
+    for place, uri in enumerate(spec.scored):
+        ranked = _rank_output(spec, uri, judgements, result.changed)
+        ranked.left_out["judged queries without a relevant document, which count with 0"] += barren
+        name = spec.names[place] if spec.names else _name_output(uri)
+        _add_rows(result, spec, name, ranked, place)
         result.left_out[uri] = ranked.left_out
     return result
 
 
+def _find_changed(spec: EvaluationSpec, judgements: Judgements) -> dict[str, list[str]]:
+    """Return the documents whose relevance a changed instruction changes, where a measure asks for them."""
+    if not any(measure.kind == P_MRR for measure in spec.measures):
+        return {}
+    if spec.changed is None:
+        return find_changed(judgements)
+    return {
+        name: found for name, found in spec.changed.items() if {name + ORIGINAL, name + CHANGED} <= judgements.keys()
+    }
+
+
 def _rank_output(spec: EvaluationSpec, uri: str, judged: Judgements, changed: dict[str, list[str]]) -> _Ranked:
     ranked, exported = _Ranked(), Exported()
+    known = {document for documents in judged.values() for document in documents}
+    is_met = False
     for scores, retrieved in _iterate_queries(spec, uri, exported, ranked.left_out, judged):
         names = list(scores)
+        is_met = is_met or any(not known.isdisjoint(found) for found in scores.values())
         best = {query: {name: judged[query].get(name, 0) for name in found} for query, found in scores.items()}
         orders: list[tuple[dict[str, np.ndarray], Scores | None]] = [
             (ranked.reranked, scores),
@@ -140,8 +167,14 @@ def _rank_output(spec: EvaluationSpec, uri: str, judged: Judgements, changed: di
                 ranked.ranks[order][query] = rank_documents(candidates, documents)
     if not ranked.reranked:
         raise InputError(
-            f"{uri}: none of its queries is among the {len(judged):,} judged ones with a relevant document; check that --qrels "
+            f"{uri}: none of its queries is among the {len(judged):,} judged ones; check that --qrels "
             "belongs to it, and which column holds the ids (--query-id-column, --document-id-column)",
+            uri=uri,
+        )
+    if not is_met and Output(uri).load_manifest().get("job", {}).get("engine") != "fake":
+        raise InputError(
+            f"{uri}: none of its candidates is among the {len(known):,} judged documents, so that every measure would be 0; "
+            "check that --qrels belongs to it, and which column holds the ids (--document-id-column)",
             uri=uri,
         )
     if len(ranked.retrieved) < len(ranked.reranked):
@@ -195,7 +228,7 @@ def _iterate_queries(
             refuse_judged_otherwise(uri, role, table[role], ids, fractions[role])
         known = pc.is_in(table["query"], value_set=names["query"])
         unjudged = table.filter(pc.invert(known))
-        left_out["queries without a judgement of a relevant document"] += len(pc.unique(unjudged["query"]))
+        left_out["queries without a judgement"] += len(pc.unique(unjudged["query"]))
         # The best of those that are there twice comes last, and stays.
         table = table.filter(known).sort_by("logit")
         has_order = has_order and not table[spec.retrieval_column].null_count
@@ -241,15 +274,15 @@ def _name_output(uri: str) -> str:
     return f"{model} ({uri})" if model else uri
 
 
-def _add_rows(result: Evaluation, spec: EvaluationSpec, name: str, ranked: _Ranked, *, alone: bool) -> None:
+def _add_rows(result: Evaluation, spec: EvaluationSpec, name: str, ranked: _Ranked, place: int) -> None:
     """Add the rows of an output; the orders of its candidates only where an output before has not the same."""
-    whose = "" if alone else f" of {name}"
-    orders = {
-        name: ranked.reranked,
-        f"candidates' own order{whose}": ranked.retrieved,
-        f"best possible order{whose}": ranked.best,
-    }
-    for title, by_query in orders.items():
+    whose = "" if len(spec.scored) == 1 else f" of {name}"
+    orders: list[tuple[Order, str, dict[str, np.ndarray]]] = [
+        ("reranked", name, ranked.reranked),
+        ("retrieved", f"{OWN_ORDER}{whose}", ranked.retrieved),
+        ("best", f"{BEST_ORDER}{whose}", ranked.best),
+    ]
+    for order, title, by_query in orders:
         if not by_query:
             continue
         values = np.array(
@@ -257,8 +290,8 @@ def _add_rows(result: Evaluation, spec: EvaluationSpec, name: str, ranked: _Rank
         )
         if by_query is ranked.best:
             values[:, [measure.kind == P_MRR for measure in spec.measures]] = np.nan  # it is the best of each alone
-        orders_before = [row.values for row in result.rows if " order" in row.name]
-        if title != name and any(np.array_equal(values, before, equal_nan=True) for before in orders_before):
+        orders_before = [row.values for row in result.rows if row.order == order]
+        if order != "reranked" and any(np.array_equal(values, before, equal_nan=True) for before in orders_before):
             continue
         first = result.rows[0].values if result.rows else None
         result.rows.append(
@@ -268,6 +301,8 @@ def _add_rows(result: Evaluation, spec: EvaluationSpec, name: str, ranked: _Rank
                 [float(column.mean()) if len(column) else float("nan") for column in map(_drop_nan, values.T)],
                 _bound(values, spec.seed),
                 [] if first is None else _bound(values - first, spec.seed),
+                order,
+                place,
             )
         )
 

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,19 +79,35 @@ def retrieve(job: RetrieveJob, reporter: Reporter | None = None) -> RetrieveResu
         OutputConflictError: the output holds candidates of another job, or another run is writing to it.
         RunInterruptedError: a signal stopped the run; everything committed stays.
     """
-    reporter = reporter or QuietReporter()
-    jobs = make_embed_jobs(job)
     if job.dry_run:
-        for embed in jobs:
-            print_estimate(estimate_job(embed, reporter))
+        for embed in make_embed_jobs(job):
+            print_estimate(estimate_job(embed, reporter or QuietReporter()))
         return None
-    results = run_jobs(jobs, reporter)
-    folder = JobFolder(job.output)
-    place = storage.join_uri(job.output, "candidates")
-    if any(result.status == "failed" for result in results):
-        return RetrieveResult("failed", place)
-    with hold_lease(folder.lease_uri, folder.uri, make_run_id(), reporter.info) as lease:
-        return _Search(job, jobs, lease, reporter).execute()
+    return retrieve_all([job], reporter)[0]
+
+
+def retrieve_all(jobs: Sequence[RetrieveJob], reporter: Reporter | None = None) -> list[RetrieveResult]:
+    """Find the candidates of several jobs, that differ in their texts, prompts and outputs alone, with the same engines.
+
+    Raises:
+        As of `retrieve`.
+    """
+    reporter = reporter or QuietReporter()
+    embeds = [make_embed_jobs(job) for job in jobs]
+    done = iter(run_jobs([embed for both in embeds for embed in both], reporter))
+    failed = [any([next(done).status == "failed" for _ in both]) for both in embeds]
+    results = []
+    with watch_signals() as watch, contextlib.ExitStack() as stack:
+        connect = functools.cache(lambda: stack.enter_context(connect_ray(jobs[0], watch)))
+        for job, both, is_failed in zip(jobs, embeds, failed, strict=True):
+            if is_failed:
+                results.append(RetrieveResult("failed", storage.join_uri(job.output, "candidates")))
+                continue
+            folder = JobFolder(job.output)
+            with hold_lease(folder.lease_uri, folder.uri, make_run_id(), reporter.info) as lease:
+                runner = TaskRunner(connect, lease, storage.capture_environment())
+                results.append(_Search(job, both, lease, reporter).execute(runner))
+    return results
 
 
 def make_embed_jobs(job: RetrieveJob) -> list[EmbedJob]:
@@ -180,7 +196,7 @@ class _Search:
         candidates = storage.join_uri(job.output, "candidates")
         self._place = SearchPlace(storage.join_uri(work, "partial"), candidates, self._folder.scratch)
 
-    def execute(self) -> RetrieveResult:
+    def execute(self, runner: TaskRunner) -> RetrieveResult:
         """Search what is not searched, and write the candidates."""
         stored = self._folder.read_own("retrieval.json")
         others = stored.get("settings", {})
@@ -192,12 +208,11 @@ class _Search:
         if self._settings["output_format"] != "trec":
             self._folder.write_card("candidates/part-*.parquet")
         self._folder.write_json("retrieval.json", {"settings": self._settings})
-        with self._connect() as runner:
-            if self._job.is_bitext:
-                record = self._search_pairs(runner)
-            else:
-                self._refuse_twice(runner)
-                record = self._search(runner)
+        if self._job.is_bitext:
+            record = self._search_pairs(runner)
+        else:
+            self._refuse_twice(runner)
+            record = self._search(runner)
         self._lease.check(fresh=True)
         record |= {"settings": self._settings, "status": "complete"}
         self._folder.write_json("retrieval.json", record)
@@ -222,11 +237,6 @@ class _Search:
         storage.delete_objects([self._folder.success_uri])
         storage.delete_folder(self._place.candidates)
         storage.delete_folder(self._folder.at("search"))
-
-    @contextlib.contextmanager
-    def _connect(self) -> Iterator[TaskRunner]:
-        with watch_signals() as watch, connect_ray(self._job, watch) as connection:
-            yield TaskRunner(lambda: connection, self._lease, storage.capture_environment())
 
     def _refuse_twice(self, runner: TaskRunner) -> None:
         items: dict[str, tuple[str, list[VectorPart], int, int]] = {}

@@ -23,7 +23,7 @@ from rerank_actor.engines.checkpoint.pinning import (
 from rerank_actor.engines.model import RerankerModel, check_weights, load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.options import DEFAULT_MODEL
 from rerank_actor.engines.prompts import PairEncoder
-from rerank_actor.engines.settings import ModelSettings
+from rerank_actor.engines.settings import EngineSettings
 from rerank_actor.engines.start import encode_check_pairs
 from rerank_actor.errors import JobError, ModelError, OutputConflictError, PlanDamagedError, StorageError
 from rerank_actor.fingerprint import hash_fingerprint, list_differing
@@ -46,7 +46,7 @@ from rerank_actor.scoring.reuse import ScoreSource, load_reused
 CONTROL_TOKENS = 16  # that a tokenizer adds around the texts at most
 SHOWN_CHARACTERS = 300  # of a setting that differs
 
-Job = TypeVar("Job", bound=ModelSettings)
+Job = TypeVar("Job", bound=EngineSettings)
 
 
 @dataclass(frozen=True)
@@ -384,7 +384,7 @@ def _shorten(value: Any) -> str:
     return shown if len(shown) <= SHOWN_CHARACTERS else f"{shown[:SHOWN_CHARACTERS]}..."
 
 
-def make_encoder_settings(job: ModelSettings, model: RerankerModel, instruction: str) -> dict[str, Any]:
+def make_encoder_settings(job: EngineSettings, model: RerankerModel, instruction: str) -> dict[str, Any]:
     """Return the keyword arguments of a job's `PairEncoder`."""
     return {
         "template": model.description.template,

@@ -16,6 +16,7 @@ from rerank_actor.engines.families.description import LabelHead, ScoreScale, Tok
 from rerank_actor.engines.families.detect import read_labels
 from rerank_actor.engines.families.entries import SEGMENTS_BY_DEFAULT, knows_segments, load_entries
 from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
+from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.engines.template import QWEN3_RERANKER
 from rerank_actor.errors import JobError, ModelError, RerankError
 
@@ -57,6 +58,32 @@ def test_bare_qwen3_is_qwen3_reranker_with_its_fingerprint(folder: Path) -> None
     assert model.description.head == TokenHead(token(folder, "yes"), token(folder, "no"))
     assert model.fingerprint_settings().keys() == {"model", "revision", "template", "template_digest"}
     assert QWEN3_RERANKER.digest == "2361f7d60fa385b3"
+
+
+def test_prompts_of_the_publisher_have_names(folder: Path) -> None:
+    card, evaluation = (load_reranker_model(str(folder), weights=False, described_in=name)
+                        for name in ("qwen3-reranker", "qwen3-evaluation"))  # fmt: skip
+    assert card.description.template == QWEN3_RERANKER
+    tokenizer = make_bpe()
+    texts = ("Find it", "who?", "nobody")
+    for model, gap, end in ((card, "\n", ""), (evaluation, "\n\n", "<|im_end|>\n")):
+        template = model.description.template
+        user = f"<Instruct>: {texts[0]}{gap}<Query>: {texts[1]}{gap}<Document>: {texts[2]}"
+        prompt = f"{QWEN3_RERANKER.prefix}{user}<|im_end|>\n{end}<|im_start|>assistant\n<think>\n\n</think>\n\n"
+        assert (
+            template.prefix
+            + template.format_head(*texts[:2])
+            + template.document_separator
+            + texts[2]
+            + template.suffix
+            == prompt
+        )
+        encoder = PairEncoder(load_tokenizer_json(model), template=template, max_length=999, instruction=texts[0])
+        assert encoder.encode([texts[1]], [texts[2]]).ids_at([0])[0].tolist() == tokenizer(prompt)["input_ids"]
+        assert model.description.head == TokenHead(token(folder, "yes"), token(folder, "no"))
+    assert evaluation.description.template.instruction == "Given the user query, retrieval the relevant passages"
+    with pytest.raises(JobError, match="it takes a file, or qwen3-evaluation or qwen3-reranker"):
+        describe(folder, described_in="qwen3")
 
 
 def test_qwen3_that_nothing_tells_more_of_is_said_to_be_taken_for_qwen3_reranker(folder: Path, tmp_path: Path) -> None:

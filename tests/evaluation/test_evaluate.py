@@ -17,6 +17,7 @@ from scoring_in_process import score_here
 from rerank_actor.commands.command_line import call_command
 from rerank_actor.commands.evaluate import evaluate
 from rerank_actor.errors import InputError, JobError
+from rerank_actor.evaluation.evaluate import EvaluationSpec, evaluate_outputs
 from rerank_actor.evaluation.intervals import compute_interval
 from rerank_actor.evaluation.measures import compute_measures, parse_measure
 from rerank_actor.job import ScoreJob
@@ -25,6 +26,8 @@ from rerank_actor.mining.preflight import prepare_mining
 from rerank_actor.mining.survey import survey_part
 
 IDS = st.sampled_from([f"d{number}" for number in range(12)])
+# What mteb made of some scores: see dev/make_mteb_cases.py.
+MTEB = json.loads((Path(__file__).parent / "mteb_cases.json").read_text())
 # What trec_eval's 32-bit scores tell apart, as float32 logits are.
 NUMBERS = st.floats(-30, 30, width=32, allow_subnormal=False)
 
@@ -103,6 +106,17 @@ def scored(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def write_output(folder: Path, scores: dict[str, dict[str, float]]) -> None:
+    """Write what a scored output of ids is, with these logits and candidates that all were retrieved alike."""
+    rows = [(query, document, logit) for query, of in scores.items() for document, logit in of.items()]
+    queries, documents, logits = zip(*rows, strict=True)
+    numbers = {"score": np.linspace(0.9, 0.1, len(rows)), "logit": np.array(logits, np.float32)}
+    table = pa.table({"query_id": queries, "document_id": documents, "retrieval_score": [0.5] * len(rows), **numbers})
+    folder.mkdir()
+    pq.write_table(table.append_column("error", pa.nulls(len(rows), pa.string())), folder / "part-0-00000.parquet")
+    (folder / "_SUCCESS").touch()
+
+
 def read_logits(output: Path) -> dict[str, dict[str, float]]:
     logits: dict[str, dict[str, float]] = {}
     for part in sorted(output.glob("part-*")):
@@ -121,11 +135,14 @@ def test_evaluation_of_an_output(scored: Path, capsys: pytest.CaptureFixture[str
     assert run("--scored", scored / "out", "--qrels", scored / "qrels.tsv", *flags) == 0
     logits = read_logits(scored / "out")
     judged = {"q0": {"d0": 2, "d3": 1, "d9": 1}, "q2": {"d1": 1}, "q9": {"d1": 1}}
-    expected = {query: expect(judged[query], logits[query], "ndcg", 3) for query in ("q0", "q2")} | {"q9": 0.0}
+    expected = {query: expect(judged[query], logits[query], "ndcg", 3) for query in ("q0", "q2")} | {
+        "q1": 0.0,
+        "q9": 0.0,
+    }
     record = json.loads((scored / "told/evaluation.json").read_text())
     reranked, retrieved, best = record["rankings"]
     assert {query: values["ndcg@3"] for query, values in reranked["by_query"].items()} == pytest.approx(expected)
-    assert reranked["means"]["ndcg@3"] == pytest.approx(sum(expected.values()) / 3)
+    assert reranked["means"]["ndcg@3"] == pytest.approx(sum(expected.values()) / 4)
     in_order = {f"d{number}": -number for number in range(4)}
     assert retrieved["by_query"]["q0"]["ndcg@3"] == pytest.approx(expect(judged["q0"], in_order, "ndcg", 3))
     assert best["by_query"]["q0"]["ndcg@3"] == pytest.approx(
@@ -135,11 +152,11 @@ def test_evaluation_of_an_output(scored: Path, capsys: pytest.CaptureFixture[str
     assert set(retrieved["differences_from_the_first"]) == {"ndcg@3", "mrr@10"}
     printed = capsys.readouterr().out
     assert (scored / "told/table.md").read_text() == printed
-    assert printed.startswith("3 queries\n")
+    assert printed.startswith("4 queries\n")
     for line in (
         "1 candidates without a score",
         "1 judged queries without a candidate, which count with 0",
-        "1 queries without a judgement of a relevant document",
+        "1 judged queries without a relevant document, which count with 0",
     ):
         assert f"- {scored / 'out'}: {line}\n" in printed
 
@@ -162,7 +179,8 @@ def test_two_outputs_are_compared_query_by_query(scored: Path, capsys: pytest.Ca
             "relevance 0.5 of document 'd1' for query 'q0' is no whole number",
         ),
         ("q0 0 d1 1\nq0 0 d1 2\n", "document 'd1' is judged twice for query 'q0', with 1 and 2"),
-        ("q0 0 d1 0\n", "none of its queries is among the 0 judged ones"),
+        ("q0 0 d1 0\n", "none of 1 judgements is of a relevant document"),
+        ("q0 0 x1 1\nq1 0 x2 1\n", "none of its candidates is among the 2 judged documents"),
     ],
 )
 def test_judgements_that_do_not_fit(scored: Path, qrels: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,24 +270,45 @@ def test_candidates_with_the_id_of_their_query(scored: Path) -> None:
     assert record["left_out"][str(scored / "out")]["candidates with the id of their query"] == 1
 
 
+@pytest.mark.parametrize("case", MTEB["cases"], ids=lambda case: str(case["name"]))
+def test_measures_are_what_mteb_makes_of_the_same_scores(case: dict[str, Any], tmp_path: Path) -> None:
+    write_output(tmp_path / "out", case["scores"])
+    names = {"ndcg@10": "ndcg_cut_10", "map@100": "map_cut_100", "recall@5": "recall_5"}
+    means = {"ndcg@10": "ndcg_at_10", "ndcg@1": "ndcg_at_1", "map@100": "map_at_100", "mrr@10": "mrr_at_10",
+             "recall@5": "recall_at_5", "precision@5": "precision_at_5", "success@3": "hit_rate_at_3"}  # fmt: skip
+    means |= {"p-mrr": "p-MRR"} if case["changed"] else {}
+    spec = EvaluationSpec(
+        (str(tmp_path / "out"),),
+        tuple(map(parse_measure, means)),
+        "query_id",
+        "document_id",
+        ignore_identical_ids=case["ignore_identical_ids"],
+        partial=True,
+    )
+    told = EvaluationSpec(**{**vars(spec), "changed": case["changed"] or None})
+    for one in (spec, told):  # documents that change are those of the judgements, or those that the task says
+        result = evaluate_outputs(one, case["qrels"])
+        row = result.rows[0]
+        for name, theirs in names.items():
+            values = dict(zip(result.queries, row.values[:, list(means).index(name)], strict=True))
+            assert values == pytest.approx({query: of[theirs] for query, of in case["by_query"].items()}, abs=1e-9)
+        for name, theirs in means.items():
+            exact = name in ("mrr@10", "p-mrr")  # the others are rounded to five digits
+            value = row.means[list(means).index(name)]
+            assert value == pytest.approx(case["means"][theirs], abs=1e-9 if exact else 5.1e-6)
+
+
 def test_p_mrr_is_how_far_documents_go_whose_relevance_the_instruction_changes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     orders = {"1-og": "abcd", "1-changed": "bcda", "2-og": "abcd", "2-changed": "bacd", "3-og": "ab", "4-og": "ab"}
-    rows = [(query, document, float(-rank)) for query, order in orders.items() for rank, document in enumerate(order)]
-    queries, documents, logits = zip(*rows, strict=True)
-    numbers = {"score": np.linspace(0.9, 0.1, len(rows)), "logit": np.array(logits, np.float32)}
-    table = pa.table({"query_id": queries, "document_id": documents, "retrieval_score": [0.5] * len(rows), **numbers})
-    (tmp_path / "out").mkdir()
-    pq.write_table(
-        table.append_column("error", pa.nulls(len(rows), pa.string())), tmp_path / "out/part-0-00000.parquet"
-    )
-    (tmp_path / "out/_SUCCESS").touch()
+    scores = {query: {one: float(-rank) for rank, one in enumerate(order)} for query, order in orders.items()}
+    write_output(tmp_path / "out", scores)
     judged = [
         ("1-og", "a 1, b 1, d 0, z 1"), ("1-changed", "b 1, d 1"),  # of a, d and z
         ("2-og", "a 2, b 1"), ("2-changed", "a 2, b 1, c 0"),  # of none
         ("3-og", "a 1"), ("3-changed", "b 1"),  # whose second ranking is not there
-        ("4-og", "a 1, b 1"), ("4-changed", "a 0, b 0"),  # of which nothing is relevant
+        ("4-og", "a 1, b 1"), ("4-changed", "a 0, b 0"),  # of which nothing is relevant, and no ranking there
     ]  # fmt: skip
     lines = [f"{query} 0 {one}" for query, found in judged for one in found.split(", ")]
     (tmp_path / "qrels").write_text("\n".join(lines))
@@ -278,13 +317,15 @@ def test_p_mrr_is_how_far_documents_go_whose_relevance_the_instruction_changes(
     assert run(*flags, "--measures", "ndcg@10", "p-mrr") == 0
     reranked, retrieved, best = json.loads((tmp_path / "told/evaluation.json").read_text())["rankings"]
     values = {query: found["p-mrr"] for query, found in reranked["by_query"].items() if "p-mrr" in found}
-    assert values == pytest.approx({"1-changed": ((1 - 1 / 4) + (3 / 4 - 1) + 0) / 3, "3-changed": 0.0})
-    assert reranked["means"]["p-mrr"] == pytest.approx(1 / 12)
+    assert values == pytest.approx(
+        {"1-changed": ((1 - 1 / 4) + (3 / 4 - 1) + 0) / 3, "3-changed": 0.0, "4-changed": 0.0}
+    )
+    assert reranked["means"]["p-mrr"] == pytest.approx(1 / 12 * 2 / 3)
     assert retrieved["means"]["p-mrr"] == 0
     assert "p-mrr" not in best["means"]
     printed = capsys.readouterr().out
-    assert "| 8.33 (" in printed
-    assert "1 queries of p-mrr of which one instruction has no relevant document" in printed
+    assert "| 5.56 (" in printed
+    assert "1 judged queries without a relevant document, which count with 0" in printed
     (tmp_path / "qrels").write_text("1-og 0 a 1\n")
     assert run(*flags, "--measures", "p-mrr") == 2
     assert "no query is judged as ID-og and as ID-changed" in capsys.readouterr().err

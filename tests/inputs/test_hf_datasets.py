@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import read_output, run_command
 from datasets import Dataset, DatasetDict
-from hub_server import HubServer
+from hub_server import HubServer, serve_hub
 from scoring_in_process import score_here
 
 from rerank_actor import storage
@@ -75,15 +75,7 @@ def read_all(found: Plan) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    server = HubServer()
-    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    for cached in (hub.pin_revision, hub.look_at):
-        cached.cache_clear()
-    yield server
-    server.close()
-    for cached in (hub.pin_revision, hub.look_at):
-        cached.cache_clear()
+    yield from serve_hub(monkeypatch)
 
 
 WRITERS: dict[str, Callable[[Any, pa.Schema], Any]] = {"file": pa.ipc.new_file, "stream": pa.ipc.new_stream}

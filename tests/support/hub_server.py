@@ -5,10 +5,15 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import datasets
+import pytest
+
+from rerank_actor.storage import hub
 
 
 class HubServer:
@@ -27,7 +32,7 @@ class HubServer:
         self.requests: list[tuple[str, str, str]] = []
         self.token: str | None = None
         self.fault: Callable[[int], int] = lambda number: 0
-        hub = self
+        server = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -45,8 +50,8 @@ class HubServer:
                 self._answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
 
             def _answer(self, body: bytes) -> None:
-                hub.requests.append((self.command, self.path, self.headers.get("Range", "")))
-                fault = hub.fault(len(hub.requests))
+                server.requests.append((self.command, self.path, self.headers.get("Range", "")))
+                fault = server.fault(len(server.requests))
                 if fault < 0:
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     self.connection.close()
@@ -54,12 +59,12 @@ class HubServer:
                     return
                 if fault:
                     status, headers, data = fault, {}, b"{}"
-                elif hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
+                elif server.token and self.headers.get("Authorization") != f"Bearer {server.token}":
                     status, headers, data = 401, {"X-Error-Code": "RepoNotFound"}, b"{}"
                 else:
                     url = urlsplit(self.path)
                     form = parse_qs(body.decode() or url.query)
-                    status, headers, data = hub.answer(url.path, form, self.headers.get("Range", ""))
+                    status, headers, data = server.answer(url.path, form, self.headers.get("Range", ""))
                 self.send_response(status)
                 for name, value in {"Content-Length": str(len(data)), **headers}.items():
                     self.send_header(name, value)
@@ -74,7 +79,8 @@ class HubServer:
     def commit(self, repository: str, files: dict[str, bytes]) -> str:
         """Add a commit of a repository with just these files, and return its name."""
         commits = self.repositories.setdefault(repository, {})
-        name = hashlib.sha1(f"{repository} {len(commits)}".encode()).hexdigest()
+        # As on the hub another commit has another name, by which files are cached on this machine.
+        name = hashlib.sha1(repr((repository, len(commits), files)).encode()).hexdigest()
         commits[name] = files
         return name
 
@@ -156,3 +162,17 @@ def _send_file(data: bytes | None, commit: str, wanted: str) -> tuple[int, dict[
     first, _, last = wanted.removeprefix("bytes=").partition("-")
     chunk = data[int(first) : int(last) + 1]
     return 206, {**headers, "Content-Range": f"bytes {first}-{last}/{len(data)}"}, chunk
+
+
+def serve_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """Give a hub that this process takes for the real one, for a fixture to yield from."""
+    server = HubServer()
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.endpoint)  # which it read as it was imported
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    for cached in (hub.pin_revision, hub.look_at):
+        cached.cache_clear()
+    yield server
+    server.close()
+    for cached in (hub.pin_revision, hub.look_at):
+        cached.cache_clear()

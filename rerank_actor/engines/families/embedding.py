@@ -142,6 +142,11 @@ def read_prompt(name: str, folder: Path, role: Role, instruction: str | None = N
     return found[1] + instruction + found[2]
 
 
+def takes_instruction(name: str, folder: Path) -> bool:
+    """Whether the query's prompt of a model has a place for a task. Errors as of `read_prompt`."""
+    return TASK_PROMPT.fullmatch(read_prompt(name, folder, "query")) is not None
+
+
 def read_length(name: str, folder: Path) -> int | None:
     """Return the tokens of a text at most by the tokenizer's settings, None where they say nothing."""
     length = (read_json(folder / "tokenizer_config.json", name) or {}).get("model_max_length")

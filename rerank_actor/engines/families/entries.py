@@ -24,7 +24,7 @@ from rerank_actor.engines.families.description import (
     TokenHead,
 )
 from rerank_actor.engines.families.vllm_classes import CLASSIFIERS, find_unread
-from rerank_actor.engines.template import Template, cut_prefix
+from rerank_actor.engines.template import QWEN3_RERANKER, Template, cut_prefix
 from rerank_actor.errors import JobError, ModelError
 
 EXAMPLE = """\
@@ -94,6 +94,8 @@ class Entry(BaseModel):
             "pair" if self.prompt == "pair" else "none"
         )
         text = "{query}{document}" if self.prompt == "pair" else self.prompt
+        if self.family == QWEN3_RERANKER.name and text == QWEN3_RERANKER.text:
+            return QWEN3_RERANKER  # cut where outputs have it cut that name no template
         before, _, suffix = text.partition("{document}")
         prefix, head = cut_prefix(before, controls)
         if special == "pair":
@@ -212,16 +214,29 @@ def parse_entry(text: str, place: str) -> Entry:
 
 
 def read_user_entry(file: str) -> Entry:
-    """Return the description in a user's file.
+    """Return the description in a user's file, or the one of `data/templates` that has this name.
 
     Raises:
         JobError: it cannot be read, or is none.
     """
+    named = load_named_entries()
+    if file in named:
+        return named[file]
     try:
         text = Path(file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"--model-description {file}: cannot be read ({type(error).__name__})") from error
+        raise JobError(
+            f"--model-description {file}: cannot be read ({type(error).__name__}); it takes a file, or {' or '.join(named)}"
+        ) from error
     return parse_entry(text, f"--model-description {file}")
+
+
+@lru_cache(maxsize=1)
+def load_named_entries() -> dict[str, Entry]:
+    """Return the descriptions that users may name, by name."""
+    folder = resources.files("rerank_actor").joinpath("data/templates")
+    files = sorted(folder.iterdir(), key=lambda file: file.name)
+    return {file.name.removesuffix(".yaml"): parse_entry(file.read_text(encoding="utf-8"), file.name) for file in files}
 
 
 @lru_cache(maxsize=1)

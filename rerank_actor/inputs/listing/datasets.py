@@ -4,9 +4,10 @@ Of repositories on the hub the datasets library says it, of folders that `save_t
 are shards like any other. Knows nothing of what is in them.
 """
 
+import contextlib
 import fnmatch
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rerank_actor import storage
@@ -39,10 +40,47 @@ def list_repository(uri: str, spec: InputSpec) -> list[storage.StoredObject]:
     return [by_path[path] for name in names for path in files[name] if path in by_path]
 
 
+def list_configurations(uri: str) -> list[str]:
+    """Return the names of the configurations of a repository on the hub.
+
+    Raises:
+        InputError: there is no such repository, or none that the datasets library understands.
+    """
+    from datasets import get_dataset_config_names
+
+    repository, revision, _ = split_hub_uri(uri)
+    storage.list_objects(uri)  # says what is wrong with the repository
+    with _refuse_unresolved(uri):
+        found = get_dataset_config_names(repository, revision=pin_revision(repository, revision))
+    return [str(name) for name in found]
+
+
+def list_configuration(uri: str, config: str) -> dict[str, list[storage.StoredObject]]:
+    """Return the files of a configuration by split.
+
+    Raises:
+        InputError: there is no such repository or configuration.
+    """
+    repository, revision, _ = split_hub_uri(uri)
+    by_path = {split_hub_uri(item.uri)[2]: item for item in storage.list_objects(uri)}
+    files = _resolve(uri, repository, pin_revision(repository, revision), config)
+    return {split: [by_path[path] for path in paths if path in by_path] for split, paths in files.items()}
+
+
 def _resolve(uri: str, repository: str, commit: str, config: str | None) -> dict[str, list[str]]:
     """Return the paths of data files by split."""
-    try:
+    with _refuse_unresolved(uri):
         builder = storage.retrying()(_load_builder, uri, repository, commit, config)
+    splits: Mapping[str, Iterable[str]] = builder.config.data_files or {}
+    mark = f"@{commit}/"
+    return {str(name): [str(file).partition(mark)[2] for file in files] for name, files in splits.items()}
+
+
+@contextlib.contextmanager
+def _refuse_unresolved(uri: str) -> Iterator[None]:
+    """Turn what the datasets library raises into an `InputError`."""
+    try:
+        yield
     except StorageError:
         raise
     except Exception as error:  # of several libraries; a missing or unknown configuration is a plain ValueError
@@ -51,9 +89,6 @@ def _resolve(uri: str, repository: str, commit: str, config: str | None) -> dict
             "network and HF_TOKEN",
             uri=uri,
         ) from error
-    splits: Mapping[str, Iterable[str]] = builder.config.data_files or {}
-    mark = f"@{commit}/"
-    return {str(name): [str(file).partition(mark)[2] for file in files] for name, files in splits.items()}
 
 
 def _load_builder(uri: str, repository: str, commit: str, config: str | None) -> Any:

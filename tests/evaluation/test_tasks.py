@@ -1,0 +1,327 @@
+"""Rerankers on tasks: BEIR folders and MTEB's repositories, candidates, scores, and the table that comes of them."""
+
+import io
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hub_server import HubServer, serve_hub
+from scoring_in_process import score_here
+
+from rerank_actor.commands.command_line import call_command
+from rerank_actor.commands.evaluate import evaluate
+from rerank_actor.errors import InputError, JobError, OutputConflictError
+from rerank_actor.evaluation.changed import compute_p_mrr
+from rerank_actor.evaluation.job import EvaluateJob
+from rerank_actor.evaluation.run import find_given, judge_subset, make_scoring_jobs, prepare_tasks, reads_instruction
+from rerank_actor.evaluation.task_files import is_pinned
+from rerank_actor.evaluation.tasks import Task, choose_tasks, find_task, load_suites, load_tasks
+from rerank_actor.inputs.rankings.qrels import load_judgements
+from rerank_actor.job_file import check_job
+from rerank_actor.outputs.folder import Output
+from rerank_actor.progress import QuietReporter
+from rerank_actor.storage import hub
+
+QUERIES = {f"q{number}": f"what is {number}?" for number in range(4)}
+CORPUS = {f"d{number}": f"it is {number}" for number in range(6)}
+QRELS = {"q0": {"d0": 2, "d3": 1}, "q1": {"d1": 1}, "q2": {"d5": 1, "d0": 0}}  # of q3 nobody says anything
+
+
+def write_beir(folder: Path, qrels: dict[str, dict[str, int]] = QRELS, split: str = "test") -> Path:
+    (folder / "qrels").mkdir(parents=True)
+    for name, texts in (("queries", QUERIES), ("corpus", CORPUS)):
+        lines = [json.dumps({"_id": key, "title": "", "text": text}) for key, text in texts.items()]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    lines = [f"{query}\t{document}\t{grade}" for query, of in qrels.items() for document, grade in of.items()]
+    (folder / f"qrels/{split}.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n")
+    return folder
+
+
+def write_run(path: Path, queries: Any = QUERIES, documents: Any = CORPUS) -> Path:
+    lines = [f"{query} Q0 {one} {rank} {1 / rank:.6f} x" for query in queries for rank, one in enumerate(documents, 1)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def make_job(output: Path, **values: Any) -> EvaluateJob:
+    return check_job(EvaluateJob, {"engine": "fake", "output": str(output), **values}).normalized()
+
+
+def score_tasks(job: EvaluateJob) -> None:
+    """Score what an evaluation would, in this process; its candidates are there."""
+    tasks, _ = choose_tasks(job.tasks, job.suite)
+    prepared = prepare_tasks(job, tasks, {}, QuietReporter())
+    found = [(task, data, str(find_given(job, data, len(prepared)))) for task, data in prepared]
+    for reranker in job.list_rerankers():
+        takes = reads_instruction(job, reranker, QuietReporter())
+        for _, one in make_scoring_jobs(job, reranker, found, takes_instruction=takes):
+            score_here(one.normalized())
+
+
+def run(*flags: object) -> int:
+    return call_command(lambda: evaluate(list(map(str, flags))))
+
+
+def test_folder_comes_to_a_table_and_to_results_of_mteb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, output = write_beir(tmp_path / "tiny"), tmp_path / "eval"
+    candidates = write_run(tmp_path / "run.trec", QRELS)
+    given = {"tasks": [str(folder)], "candidates": str(candidates), "top_k": 5, "instruction": "Find it"}
+    score_tasks(make_job(output, **given))
+    flags = ["--tasks", folder, "--candidates", candidates, "--top-k", 5, "--engine", "fake", "--output", output]
+    flags += ["--instruction", "Find it"]
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("part-*")}
+    assert run(*flags) == 0  # without Ray, for all is there
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("part-*")} == before
+    stored = Output(str(output / "scores/fake/tiny/default")).at("job.yaml")
+    assert yaml.safe_load(Path(stored).read_text())["instruction"] == "Find it"
+    printed = capsys.readouterr().out
+    assert (output / "table.md").read_text() == printed
+    record = json.loads((output / "evaluation.json").read_text())
+    reranked, retrieved, best = record["rows"]
+    assert best["tasks"] == {
+        "tiny": pytest.approx(2 / 3)
+    }  # the relevant document of q2 is no candidate of the best five
+    assert retrieved["columns"]["tiny"] == retrieved["tasks"]["tiny"] == pytest.approx((0.9239 + 0.6309) / 3, abs=1e-4)
+    assert record["columns"] == {"tiny": {"tasks": ["tiny"], "missing": {}}}
+    assert re.fullmatch("[0-9a-f]{16,}", reranked["scores"]["tiny"]["fingerprint"])
+    assert reranked["scores"]["tiny"]["pairs"] == 15
+    value = f"{100 * reranked['tasks']['tiny']:.2f}"
+    assert f"| fake | {value} | - | - |" in printed
+    assert (
+        f"| tiny | ndcg@10 | 3 | {value} | 51.83 | 66.67 | {reranked['scores']['tiny']['fingerprint'][:12]} |"
+        in printed
+    )
+    result = json.loads((output / "results/fake/tiny.json").read_text())
+    assert (
+        result["scores"]["test"][0]["main_score"]
+        == result["scores"]["test"][0]["ndcg_at_10"]
+        == reranked["tasks"]["tiny"]
+    )
+    assert f'<td class="number">{value}</td>' in (output / "table.html").read_text()
+    assert "by_query" in json.loads((output / "evaluations/tiny/default.json").read_text())["rankings"][0]
+
+
+def test_perfect_and_reversed_rankings_have_the_best_and_the_worst_value(tmp_path: Path) -> None:
+    judged = {query: {"d0": 3, "d1": 2, "d2": 1} for query in QUERIES}
+    folder, output = write_beir(tmp_path / "tiny", judged), tmp_path / "eval"
+    write_run(tmp_path / "tiny.trec", documents=CORPUS)
+    values = {}
+    for name, signs in (("perfect", -1), ("reversed", 1)):
+        job = make_job(output / name, tasks=[str(folder)], candidates=str(tmp_path), measures=["ndcg@10", "mrr", "map"])
+        score_tasks(job)
+        part = next((output / name / "scores").rglob("part-*"))
+        table = pq.read_table(part)
+        ranks = [signs * float(document[1:]) for document in table["document_id"].to_pylist()]
+        logits = pa.array(ranks, pa.float32())
+        place = table.schema.get_field_index("logit")
+        pq.write_table(table.set_column(place, "logit", logits), part)
+        evaluation = judge_subset(
+            job, *prepare_tasks(job, choose_tasks(job.tasks, None)[0], {}, QuietReporter())[0]
+        ).evaluation
+        assert evaluation is not None
+        reranked, retrieved, best = evaluation.rows
+        assert retrieved.means == best.means == [1, 1, 1]  # the run has them in this order
+        values[name] = reranked.means
+    assert values["perfect"] == [1, 1, 1]
+    gains = [1 / math.log2(rank + 1) for rank in (6, 5, 4)]
+    worst = sum(gain * grade for gain, grade in zip(gains, (3, 2, 1), strict=True)) / (3 + 2 / math.log2(3) + 0.5)
+    assert values["reversed"] == pytest.approx([worst, 1 / 4, (1 / 4 + 2 / 5 + 3 / 6) / 3])
+
+
+def test_changed_judgements_are_taken_up_and_another_split_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = write_beir(tmp_path / "tiny"), tmp_path / "eval"
+    candidates = write_run(tmp_path / "run.trec", QRELS)
+    job = make_job(output, tasks=[str(folder)], candidates=str(candidates))
+    score_tasks(job)
+    write_beir(tmp_path / "other", {query: {"d5": 1} for query in QRELS}, "dev")
+    flags = ["--tasks", folder, "--candidates", candidates, "--engine", "fake", "--output", output]
+    (folder / "qrels/test.tsv").write_text((tmp_path / "other/qrels/dev.tsv").read_text())
+    assert run(*flags) == 0
+    assert json.loads((output / "evaluation.json").read_text())["rows"][1]["tasks"]["tiny"] == pytest.approx(
+        1 / math.log2(7)
+    )
+    (folder / "qrels/dev.tsv").write_text((folder / "qrels/test.tsv").read_text())
+    assert run(*flags, "--split", "dev") == 3
+    assert "holds split test of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "flags", "said"),
+    [
+        ({"qrels/test.tsv": "query-id\tcorpus-id\tscore\n"}, [], "split test holds no judgement"),
+        ({"qrels/test.tsv": "x\t0\td1\t1\n"}, [], "none of the 1 queries that split test judges is among its queries"),
+        ({"qrels/train.tsv": "q0 0 d0 1\n"}, ["--split", "dev"], "has no split `dev` of judgements, but test, train"),
+        ({"corpus.jsonl": None}, [], "has no corpus; a task has corpus, queries and qrels"),
+        ({"qrels/test.tsv": None}, [], "a task has corpus, queries and qrels (qrels/test.tsv)"),
+        ({}, ["--subset", "de"], "has no subset `de` with judgements, but default"),
+        ({}, ["--top-k", "0"], "--top-k: input should be greater than or equal to 1"),
+        ({}, ["--measures", "best"], "--measures: `best` is no measure"),
+        ({}, ["--scored", "x"], "--scored judges outputs that are there, --tasks and --suite make them"),
+        ({}, ["--retriever", "x"], "--candidates are there, and --retriever makes them"),
+        ({}, ["--suite", "qwen"], "--suite: no suite `qwen` (did you mean qwen3-card?)"),
+        ({}, ["--suite", "nano"], "is no task of nano"),
+    ],
+)
+def test_what_is_no_task_is_refused_in_a_sentence(
+    change: dict[str, str | None], flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_beir(tmp_path / "tiny")
+    for name, text in change.items():
+        (folder / name).write_text(text) if text is not None else (folder / name).unlink()
+    candidates = write_run(tmp_path / "run.trec")
+    given = ["--tasks", folder, "--candidates", candidates, "--engine", "fake", "--output", tmp_path / "out"]
+    assert run(*given, *flags) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_names_mean_folders_tasks_of_suites_or_the_hub(tmp_path: Path) -> None:
+    known = load_tasks()
+    assert find_task("SCIDOCS") is find_task("mteb/scidocs") is known["SCIDOCS"]
+    assert find_task("hf://datasets/mteb/nfcorpus").place == find_task("mteb/nfcorpus").place
+    assert find_task(str(tmp_path)).place == str(tmp_path)
+    assert find_task("s3://b/beir/fiqa") == Task("fiqa", "s3://b/beir/fiqa")
+    with pytest.raises(
+        JobError, match=re.escape("`SCIDOC` is no folder here and no task that is known (did you mean SCIDOCS?)")
+    ):
+        find_task("SCIDOC")
+    card = load_suites()["qwen3-card"]
+    sizes = {"MTEB-R": 10, "CMTEB-R": 8, "MMTEB-R": 18, "MLDR": 1, "MTEB-Code": 12, "FollowIR": 3}
+    assert {name: len(names) for name, names in card.columns.items()} == sizes
+    assert card.published["Qwen/Qwen3-Reranker-0.6B"] == [65.80, 71.31, 66.36, 67.28, 73.42, 5.41]
+    assert len(load_suites()["nano"].list_names()) == 13
+    for suite in load_suites().values():
+        assert all(is_pinned(known[name].place) and known[name].instruction for name in suite.list_names())
+    assert len(known["BelebeleRetrieval"].subsets) == 376
+
+
+def to_parquet(rows: list[dict[str, Any]]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+def make_repository(subsets: dict[str, str], split: str = "dev") -> dict[str, bytes]:
+    """Return a repository of MTEB's layout: `subsets` say what their documents' ids begin with; each has all of its parts."""
+    files, configs = {}, []
+    for subset, mark in subsets.items():
+        head = f"{subset}-" if subset else ""
+        rows: dict[str, list[dict[str, Any]]] = {
+            f"{head}corpus": [{"_id": mark + key, "title": "t", "text": text} for key, text in CORPUS.items()],
+            f"{head}queries": [{"_id": key, "text": text} for key, text in QUERIES.items()],
+            f"{head}qrels" if subset else "default": [
+                {"query-id": query, "corpus-id": mark + one, "score": grade}
+                for query, of in QRELS.items()
+                for one, grade in of.items()
+            ],
+        }
+        for name, found in rows.items():
+            own = split if name.endswith(("qrels", "default")) else name.rpartition("-")[2]
+            configs += [f"- config_name: {name}", "  data_files:", f"  - {{split: {own}, path: {name}/{own}-*}}"]
+            files[f"{name}/{own}-00000-of-00001.parquet"] = to_parquet(found)
+    return {"README.md": "\n".join(["---", "configs:", *configs, "---"]).encode(), **files}
+
+
+@pytest.fixture
+def hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    yield from serve_hub(monkeypatch)
+
+
+def test_repository_on_the_hub_has_subsets(hub_server: HubServer, tmp_path: Path) -> None:
+    hub_server.commit("mteb/tiny", make_repository({"de": "x", "en": "y"}))
+    job = make_job(tmp_path, tasks=["mteb/tiny"])
+    tasks, _ = choose_tasks(job.tasks, None)
+    found = [data for _, data in prepare_tasks(job, tasks, {}, QuietReporter())]
+    assert [(data.subset, data.split, data.num_queries) for data in found] == [("de", "dev", 3), ("en", "dev", 3)]
+    for data, mark in zip(found, "xy", strict=True):
+        assert load_judgements(data.qrels)["q1"] == {f"{mark}d1": 1}
+        assert pq.read_table(data.corpus[0])["_id"].to_pylist() == [mark + name for name in CORPUS]
+        lines = [json.loads(line) for line in Path(data.queries).read_text().splitlines()]
+        assert lines == [{"_id": query, "text": QUERIES[query]} for query in QRELS]
+    hub_server.commit("mteb/tiny", make_repository({"de": "z", "en": "y"}))
+    hub.pin_revision.cache_clear()
+    with pytest.raises(OutputConflictError, match="holds split dev of hf://datasets/mteb/tiny@"):
+        prepare_tasks(job, tasks, {}, QuietReporter())
+    with pytest.raises(InputError, match="not found while listing; check the repository"):
+        prepare_tasks(
+            make_job(tmp_path, tasks=["mteb/none"]), choose_tasks(["mteb/none"], None)[0], {}, QuietReporter()
+        )
+
+
+def test_task_with_instructions_and_lists_of_its_own(hub_server: HubServer, tmp_path: Path) -> None:
+    files = make_repository({"": ""}, "test")
+    ids = ["1-og", "1-changed"]
+    more = {
+        "queries": [{"_id": name, "text": "what"} for name in ids],
+        "instruction": [{"query-id": name, "instruction": f"as {name} says"} for name in ids],
+        "default": [{"query-id": name, "corpus-id": one, "score": int(one[1:] in wanted)}
+                    for name, wanted in zip(ids, ("01", "1"), strict=True) for one in ("d0", "d1", "d2")],
+        "top_ranked": [{"query-id": name, "corpus-ids": ["d2", "d0", "d1"]} for name in [*ids, "2-og"]],
+        "qrel_diff": [{"query-id": "1", "corpus-ids": ["d0"]}],
+    }  # fmt: skip
+    files = {name: data for name, data in files.items() if name.startswith("corpus")}
+    configs = ["- config_name: corpus", "  data_files: corpus/*"]
+    for name, rows in more.items():
+        split = "test" if name in ("default", "top_ranked") else name
+        configs += [f"- config_name: {name}", "  data_files:", f"  - {{split: {split}, path: {name}/*}}"]
+        files[f"{name}/part.parquet"] = to_parquet(rows)
+    hub_server.commit("mteb/follow", {"README.md": "\n".join(["---", "configs:", *configs, "---"]).encode(), **files})
+    job = make_job(tmp_path, tasks=["mteb/follow"], measures=["p-mrr", "ndcg@5"])
+    score_tasks(job)
+    [(task, data)] = prepare_tasks(job, choose_tasks(job.tasks, None)[0], {}, QuietReporter())
+    texts = [json.loads(line)["text"] for line in Path(data.queries).read_text().splitlines()]
+    assert texts == ["what as 1-og says", "what as 1-changed says"]
+    assert data.changed == {"1": ["d0"]}
+    judged = judge_subset(job, task, data).evaluation
+    assert judged is not None
+    part = pq.read_table(next((tmp_path / "scores").rglob("part-*"))).to_pylist()
+    ranks = []
+    for name in ids:
+        own = {row["document_id"]: (row["logit"], row["document_id"]) for row in part if row["query_id"] == name}
+        ranks.append(sorted(own, key=own.__getitem__, reverse=True).index("d0") + 1)
+    assert judged.rows[0].means[0] == pytest.approx(compute_p_mrr(ranks[:1], ranks[1:]))
+
+
+def test_column_with_a_missing_task_has_no_mean(
+    hub_server: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "NanoSCIDOCSRetrieval"
+    commit = hub.split_hub_uri(load_tasks()[name].place)[1]
+    hub_server.repositories["mteb/" + name] = {commit: make_repository({"": ""}, "train")}
+    write_run(tmp_path / f"{name}.trec", QRELS)
+    flags = {"suite": "nano", "candidates": str(tmp_path)}
+    missing: dict[str, str] = {}
+    job = make_job(tmp_path / "eval", **flags)
+    assert len(prepare_tasks(job, choose_tasks([], "nano")[0], missing, QuietReporter())) == 1
+    assert len(missing) == 12
+    score_tasks(job)
+    assert run("--suite", "nano", "--candidates", tmp_path, "--engine", "fake", "--output", tmp_path / "eval") == 1
+    printed = capsys.readouterr().out
+    assert "| fake | - (1 of 13) | - | - |" in printed
+    assert "- missing: NanoQuoraRetrieval (hf://datasets/mteb/NanoQuoraRetrieval@" in printed
+    record = json.loads((tmp_path / "eval/evaluation.json").read_text())
+    assert record["rows"][0]["columns"] == {"NanoBEIR": None}
+    assert len(record["columns"]["NanoBEIR"]["missing"]["fake"]) == 12
+    assert (
+        run(
+            "--suite",
+            "nano",
+            "--tasks",
+            name,
+            "--candidates",
+            tmp_path,
+            "--engine",
+            "fake",
+            "--output",
+            tmp_path / "eval",
+        )
+        == 0
+    )
