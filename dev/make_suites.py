@@ -21,6 +21,7 @@ COLUMNS = {
     "MTEB-Code": "MTEB(Code, v1)",
     "FollowIR": ["Core17InstructionRetrieval", "News21InstructionRetrieval", "Robust04InstructionRetrieval"],
 }
+DENSE, DENSE_CHARACTERS = ("zho", "cmn", "jpn"), 1.5  # scripts whose characters are about a word each
 LAYOUTS = {"BelebeleRetrieval": "belebele", "CodeEditSearchRetrieval": "code-edits"}
 DEFAULT = (
     "Given the user query, retrieval the relevant passages"  # of the publisher's evaluation, for tasks without one
@@ -82,6 +83,9 @@ def describe(task: Any, *, is_card: bool) -> dict[str, Any]:
         found["subsets"] = list(task.hf_subsets)
     if task.ignore_identical_ids:
         found["ignore_identical_ids"] = True
+    languages = {language[:3] for language in task.metadata.languages}
+    if languages <= {*DENSE}:
+        found["characters_per_token"] = DENSE_CHARACTERS
     if name in LAYOUTS:
         found["layout"] = LAYOUTS[name]
     statistics = (task.metadata.descriptive_stats or {}).get(split, {})
@@ -93,6 +97,9 @@ def describe(task: Any, *, is_card: bool) -> dict[str, Any]:
             count = round(texts["total_text_length"] / length)
         if length and count:
             found[role] = [count, round(length)]
+    listed = (statistics.get("top_ranked_statistics") or {}).get("average_top_ranked_per_query")
+    if listed:
+        found["listed"] = round(listed)
     return found
 
 

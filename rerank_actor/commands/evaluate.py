@@ -65,8 +65,12 @@ def _evaluate_outputs(job: EvaluateJob) -> int:
 
 def _evaluate_tasks(job: EvaluateJob) -> int:
     from rerank_actor.evaluation import run
+    from rerank_actor.evaluation.estimate import estimate_tasks, print_task_estimate
     from rerank_actor.evaluation.task_report import TaskReport
 
+    if job.dry_run:
+        print_task_estimate(estimate_tasks(job, make_reporter()))
+        return 0
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints what happens to its workers; stdout is the table
         result = run.evaluate_tasks(job, make_reporter())
     report = TaskReport.of(result)

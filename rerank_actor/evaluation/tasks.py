@@ -35,6 +35,8 @@ class Task:
         ignore_identical_ids: whether candidates with the id of their query do not count.
         layout: `beir`, which is MTEB's too, or that of one of the two repositories that have one of their own.
         queries, documents: how many, and their mean length in characters, where that is known without reading them.
+        characters_per_token: of these, about.
+        listed: documents of a query in lists of the task's own.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Task:
     layout: str = "beir"
     queries: tuple[int, int] | None = None
     documents: tuple[int, int] | None = None
+    characters_per_token: float = 4.0
+    listed: int | None = None
 
 
 @dataclass(frozen=True)

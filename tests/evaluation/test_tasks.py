@@ -19,6 +19,7 @@ from rerank_actor.commands.command_line import call_command
 from rerank_actor.commands.evaluate import evaluate
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.evaluation.changed import compute_p_mrr
+from rerank_actor.evaluation.estimate import estimate_tasks
 from rerank_actor.evaluation.job import EvaluateJob
 from rerank_actor.evaluation.run import find_given, judge_subset, make_scoring_jobs, prepare_tasks, reads_instruction
 from rerank_actor.evaluation.task_files import is_pinned
@@ -325,3 +326,49 @@ def test_column_with_a_missing_task_has_no_mean(
         )
         == 0
     )
+
+
+def test_dry_run_says_pairs_tokens_hours_and_money_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = write_beir(tmp_path / "tiny"), tmp_path / "eval"
+    flags = ["--engine", "fake", "--output", output, "--dry-run", "--gpu-price", 2, "--tokens-per-second", 1000]
+    assert run("--tasks", folder, "--top-k", 5, *flags) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"tiny +3 +15 +[1-9][0-9]+ +9 +3 sampled", printed)
+    assert not output.exists()
+    assert run("--suite", "qwen3-card", *flags) == 0
+    found = estimate_tasks(make_job(output, suite="qwen3-card", tokens_per_second=1000), QuietReporter())
+    assert not found.unknown and len(found.samples) == 47
+    [reranker] = found.rerankers
+    assert reranker.budget.estimate.rows == sum(sample.num_pairs for sample in found.samples) > 50_000_000
+    assert reranker.budget.tokens == pytest.approx(
+        sum(sample.num_pairs * mean for sample, mean in zip(found.samples, reranker.tokens, strict=True)), rel=1e-6
+    )
+    printed = capsys.readouterr().out
+    assert f"{reranker.budget.tokens:,} to score" in printed
+    assert "$2.00 (as given)" in printed
+    assert not output.exists()
+
+
+def test_embedding_model_and_reranker_do_not_stand_for_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_beir(tmp_path / "tiny")
+    models = {}
+    for name, architecture in (("embedder", "BertModel"), ("reranker", "BertForSequenceClassification")):
+        models[name] = tmp_path / name
+        models[name].mkdir()
+        config = {"architectures": [architecture], "model_type": "bert", "hidden_size": 8, "id2label": {"0": "LABEL_0"}}
+        (models[name] / "config.json").write_text(json.dumps(config))
+        (models[name] / "model.safetensors").write_bytes(b"")
+    modules = [
+        {"type": f"sentence_transformers.models.{name}", "path": path}
+        for name, path in (("Transformer", ""), ("Pooling", "1"))
+    ]
+    (models["embedder"] / "modules.json").write_text(json.dumps(modules))
+    flags = ["--tasks", folder, "--engine", "fake", "--output", tmp_path / "out"]
+    assert run(*flags, "--model", models["embedder"], "--candidates", write_run(tmp_path / "run.trec")) == 2
+    assert "embedding model" in capsys.readouterr().err
+    assert run(*flags, "--retriever", models["reranker"]) == 2
+    assert "is a reranker (modules.json is missing), and candidates are found by vectors" in capsys.readouterr().err
