@@ -27,6 +27,7 @@ from rerank_actor.storage.hub import is_hub, split_hub_uri
 
 MTEB_NAMES = {"ndcg": "ndcg_at_", "map": "map_at_", "mrr": "mrr_at_", "recall": "recall_at_", "precision": "precision_at_",
               "success": "hit_rate_at_"}  # fmt: skip
+UNDETERMINED = ["und-Zyyy"]  # MTEB means a score over its languages, and of none it is not a number
 MTEB_VERSION = "2.26.24"  # whose form the results have
 
 
@@ -297,7 +298,7 @@ def _to_mteb_scores(one: Judged, row: Row) -> dict[str, Any]:
             values["p-MRR"] = mean
         elif measure.depth is not None:
             values[f"{MTEB_NAMES[measure.kind]}{measure.depth}"] = mean
-    return {**values, "main_score": row.means[0], "hf_subset": one.data.subset, "languages": []}
+    return {**values, "main_score": row.means[0], "hf_subset": one.data.subset, "languages": UNDETERMINED}
 
 
 def _to_mteb_result(data: TaskData, scores: list[dict[str, Any]]) -> dict[str, Any]:
