@@ -1,8 +1,8 @@
 """Fences of the protocol, each taken out once: whether the simulation of frozen runs finds that it is gone.
 
 Copies package and tests, edits one fence out of the copy, and runs `tests/scoring/test_protocol.py` against it. Prints a line
-a fence, `found` or `NOT FOUND`, and exits with 1 where one was not found. What guards stores that take no heed of conditions
-(claims and pauses of the lease) is not among them, because the simulated store does.
+a fence, `found` and by which words, or `NOT FOUND`, and exits with 1 where one was not found. What guards stores that take no
+heed of conditions (claims and pauses of the lease) is not among them, because the simulated store does.
 """
 
 import argparse
@@ -138,8 +138,8 @@ def take_out(fence: list[Edit], package: Path) -> None:
         path.write_text(text.replace(edit.old, edit.new))
 
 
-def is_found(fence: list[Edit], examples: int, seed: int, log: Path) -> bool:
-    """Run the simulation without a fence; return whether a test failed."""
+def run_without(fence: list[Edit], examples: int, seed: int, log: Path) -> str | None:
+    """Run the simulation without a fence; return the first words of the test that failed, None where none did."""
     with tempfile.TemporaryDirectory(prefix="fences-") as folder:
         for name in ("rerank_actor", "jobs", "tests"):
             shutil.copytree(ROOT / name, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
@@ -158,25 +158,29 @@ def is_found(fence: list[Edit], examples: int, seed: int, log: Path) -> bool:
         ]
         environment = {**os.environ, "PYTHONPATH": folder, "PROTOCOL_EXAMPLES": str(examples)}
         with log.open("wb") as words:
-            return subprocess.run(command, cwd=folder, env=environment, stdout=words, stderr=words).returncode == 1
+            code = subprocess.run(command, cwd=folder, env=environment, stdout=words, stderr=words).returncode
+    said = [line[1:].strip() for line in log.read_text(errors="replace").splitlines() if line.startswith("E  ")]
+    return None if code == 0 else said[0][:100] if said else f"exit {code}"
 
 
 def main() -> None:
     """Take out each fence, or those named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="fences whose name holds this")
+    parser.add_argument("--only", nargs="+", default=[""], help="fences whose name holds one of these")
     parser.add_argument("--examples", type=int, default=40, help="examples of the stateful test")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logs = Path(tempfile.mkdtemp(prefix="fences-logs-"))
     missed = 0
+    if (words := run_without([], arguments.examples, arguments.seed, logs / "whole.log")) is not None:
+        sys.exit(f"the simulation fails with all fences: {words}; log in {logs}")
     for number, (name, fence) in enumerate(FENCES.items()):
-        if arguments.only in name:
+        if any(part in name for part in arguments.only):
             started = time.monotonic()
-            found = is_found(fence, arguments.examples, arguments.seed, logs / f"{number}.log")
-            missed += not found
+            words = run_without(fence, arguments.examples, arguments.seed, logs / f"{number}.log")
+            missed += words is None
             seconds = time.monotonic() - started
-            print(f"{'found' if found else 'NOT FOUND'}: {name} ({seconds:.0f} s)", flush=True)
+            print(f"{name}: {'NOT FOUND' if words is None else f'found ({words})'}; {seconds:.0f} s", flush=True)
     print(f"{missed} not found; logs in {logs}")
     sys.exit(1 if missed else 0)
 
