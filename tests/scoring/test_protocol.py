@@ -236,6 +236,22 @@ def test_run_frozen_before_it_replaces_a_part_replaces_none_of_the_run_that_took
     assert verify_output(OUTPUT).problems == []
 
 
+def test_runs_that_both_found_no_lease_are_one_behind_the_other(jobs: Jobs, objects: dict[str, bytes]) -> None:
+    first = Process(lambda: jobs.run(0, jobs.jobs[0]))
+    second = Process(lambda: jobs.run(1, jobs.jobs[2].model_copy(update={"overwrite": True})))
+    for process in (first, second):
+        while process.standing != "put_object out/_job/lease.json":
+            process.step()
+    while not first.standing.startswith("put_object out/part-"):
+        first.step()
+    for process in (second, first):
+        while process.is_alive:
+            process.step()
+    assert (second.outcome, first.outcome) == ("complete", "refused")
+    refuse_wrong_reading()
+    assert [problem for problem in verify_output(OUTPUT).problems if "in no plan" not in problem] == []
+
+
 class Runs(RuleBasedStateMachine):
     """Runs of some jobs at one output, each of which goes on by a request at a time."""
 
