@@ -202,8 +202,7 @@ def meet_foreign_part(jobs: Jobs, objects: dict[str, bytes]) -> tuple[Process, s
     foreign = dict(objects)
     objects.clear()
     process = Process(lambda: jobs.run(1, jobs.jobs[0]))
-    while not process.standing.startswith("put_object out/part-"):
-        process.step()
+    step_until(process, "put_object out/part-")
     key = process.standing.split()[1]
     objects[key] = foreign[key]
     return process, key, foreign[key]
@@ -226,8 +225,7 @@ def test_run_frozen_before_it_replaces_a_part_replaces_none_of_the_run_that_took
 ) -> None:
     process, key, foreign = meet_foreign_part(jobs, objects)
     process.step()  # it is not created
-    while process.standing != f"put_object {key}":
-        process.step()
+    step_until(process, f"put_object {key}")
     assert jobs.run(2, jobs.jobs[2].model_copy(update={"overwrite": True})) == "complete"
     assert objects[key] != foreign
     while process.is_alive:
@@ -236,14 +234,35 @@ def test_run_frozen_before_it_replaces_a_part_replaces_none_of_the_run_that_took
     assert verify_output(OUTPUT).problems == []
 
 
+def test_run_frozen_before_it_takes_a_stale_lease_ends_and_leaves_it_to_the_one_that_took_it(
+    jobs: Jobs, objects: dict[str, bytes]
+) -> None:
+    dead, first, second = (Process(lambda number=number: jobs.run(number, jobs.jobs[0])) for number in range(3))
+    step_until(dead, "put_object out/part-")
+    dead.kill()
+    step_until(first, "put_object out/_job/lease.json")
+    first.step()  # it is not created
+    step_until(first, "put_object out/_job/lease.json")
+    step_until(second, "put_object out/part-")
+    for process in (first, second):
+        while process.is_alive:
+            process.step()
+    assert isinstance(first.outcome, OutputConflictError)
+    assert second.outcome == "complete"
+    assert verify_output(OUTPUT).problems == []
+
+
+def step_until(process: Process, standing: str) -> None:
+    while not process.standing.startswith(standing):
+        process.step()
+
+
 def test_runs_that_both_found_no_lease_are_one_behind_the_other(jobs: Jobs, objects: dict[str, bytes]) -> None:
     first = Process(lambda: jobs.run(0, jobs.jobs[0]))
     second = Process(lambda: jobs.run(1, jobs.jobs[2].model_copy(update={"overwrite": True})))
     for process in (first, second):
-        while process.standing != "put_object out/_job/lease.json":
-            process.step()
-    while not first.standing.startswith("put_object out/part-"):
-        first.step()
+        step_until(process, "put_object out/_job/lease.json")
+    step_until(first, "put_object out/part-")
     for process in (second, first):
         while process.is_alive:
             process.step()
