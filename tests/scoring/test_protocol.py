@@ -257,6 +257,19 @@ def step_until(process: Process, standing: str) -> None:
         process.step()
 
 
+def test_run_that_was_prepared_before_another_job_had_the_output_is_refused(
+    jobs: Jobs, objects: dict[str, bytes]
+) -> None:
+    late = Process(lambda: jobs.run(0, jobs.jobs[2]))
+    step_until(late, "put_object out/_job/lease.json")
+    assert jobs.run(1, jobs.jobs[0]) == "complete"
+    before = {key: data for key, data in objects.items() if "lease" not in key}
+    while late.is_alive:
+        late.step()
+    assert late.outcome == "refused"
+    assert {key: data for key, data in objects.items() if "lease" not in key} == before
+
+
 def test_runs_that_both_found_no_lease_are_one_behind_the_other(jobs: Jobs, objects: dict[str, bytes]) -> None:
     first = Process(lambda: jobs.run(0, jobs.jobs[0]))
     second = Process(lambda: jobs.run(1, jobs.jobs[2].model_copy(update={"overwrite": True})))
