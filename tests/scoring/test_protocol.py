@@ -270,6 +270,16 @@ def test_run_that_was_prepared_before_another_job_had_the_output_is_refused(
     assert {key: data for key, data in objects.items() if "lease" not in key} == before
 
 
+def test_plan_that_is_deleted_while_a_run_is_at_work_is_written_again(jobs: Jobs, objects: dict[str, bytes]) -> None:
+    process = Process(lambda: jobs.run(0, jobs.jobs[0]))
+    step_until(process, "put_object out/part-")
+    plan = objects.pop("out/_job/plan.bin")
+    while process.is_alive:
+        process.step()
+    assert (process.outcome, objects["out/_job/plan.bin"]) == ("complete", plan)
+    assert verify_output(OUTPUT).problems == []
+
+
 def test_runs_that_both_found_no_lease_are_one_behind_the_other(jobs: Jobs, objects: dict[str, bytes]) -> None:
     first = Process(lambda: jobs.run(0, jobs.jobs[0]))
     second = Process(lambda: jobs.run(1, jobs.jobs[2].model_copy(update={"overwrite": True})))
