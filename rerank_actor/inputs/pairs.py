@@ -129,8 +129,8 @@ class TextSpec:
             has_lists = flag == "--document-id-column"
             element = kind.value_type if has_lists and is_list(kind) else kind
             expected = "ids (text or whole numbers)" + (" or lists of them" if has_lists else "")
-            is_id = is_text(element) or pa.types.is_integer(element) or pa.types.is_floating(element)
-            return None if is_id else expected
+            is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+            return None if is_text(element) or any(check(element) for check in is_number) else expected
         if not is_document:
             return None if is_text(kind) else "text"
         kind = kind.value_type if is_list(kind) else kind

@@ -25,6 +25,7 @@ from rerank_actor.inputs.lookups import TextLookup
 from rerank_actor.inputs.rankings.qrels import load_judgements
 from rerank_actor.inputs.text_sources import SourcePiece, TextSource, list_sources
 from rerank_actor.job import ScoreJob
+from rerank_actor.outputs.export import ExportSpec, export_scores
 from rerank_actor.outputs.scored_columns import PairRows
 from rerank_actor.outputs.verify import verify_output
 from rerank_actor.progress import QuietReporter
@@ -134,6 +135,12 @@ def test_an_id_is_the_same_in_whatever_type_and_reader(tmp_path: Path, form: str
     source = make_source(tmp_path / "corpus.parquet")
     texts = next(iter(source.read(source.cut()[0])))
     assert texts["key"].to_pylist() == wanted[:2]
+    lists = pa.array([[value] for value in FORMS[form][1:2].to_pylist()], pa.list_(FORMS[form].type))
+    pq.write_table(pa.table({"query_id": FORMS[form][:1], "document_id": lists}), tmp_path / "pairs.parquet")
+    job = make_job(tmp_path, [], input=[str(tmp_path / "pairs.parquet")])
+    score_here(job)
+    export_scores(ExportSpec(job.output, "tevatron", str(tmp_path / "run.tsv")))
+    assert (tmp_path / "run.tsv").read_text().startswith("7\t12\t")
 
 
 @pytest.mark.parametrize(

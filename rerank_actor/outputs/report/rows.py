@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rerank_actor.errors import RerankError
-from rerank_actor.inputs.columns import RESERVED_COLUMNS, as_text, to_texts
+from rerank_actor.inputs.columns import RESERVED_COLUMNS, as_text, is_text, to_texts
 from rerank_actor.inputs.pairs import INDEX_COLUMN
 from rerank_actor.inputs.rows import Unit, strip_location
 from rerank_actor.outputs.histograms import ScoreHistograms
@@ -91,7 +91,7 @@ def _list_others(table: pa.Table) -> list[str]:
 def _may_be_id(kind: pa.DataType) -> bool:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         kind = kind.value_type
-    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return any(check(kind) for check in (pa.types.is_integer, pa.types.is_decimal, is_text))
 
 
 def _spread(units: Sequence[Unit], number: int) -> list[Unit]:
