@@ -231,34 +231,35 @@ def _iterate_queries(
         left_out["queries without a judgement"] += len(pc.unique(unjudged["query"]))
         # The best of those that are there twice comes last, and stays.
         table = table.filter(known).sort_by("logit")
-        has_order = has_order and not table[spec.retrieval_column].null_count
+        retrieved, told = _read_order(table, spec.retrieval_column)
+        if told is not None and spec.retrieval_column != RETRIEVAL_COLUMN:
+            column = spec.retrieval_column
+            raise InputError(
+                f"{uri}: {told}; name the column of scores with --retrieval-column", uri=uri, column=column
+            )
+        if told is not None:
+            left_out[f"candidates whose own order is not known: {told} (--retrieval-column names another)"] += len(
+                table
+            )
+        has_order = has_order and retrieved is not None
         scores = _group(table, "logit")
         left_out["candidates that are there twice"] += table.num_rows - sum(map(len, scores.values()))
-        yield scores, _read_order(table, spec.retrieval_column, uri) if has_order else None
+        yield scores, retrieved if has_order else None
 
 
-def _read_order(table: pa.Table, column: str, uri: str) -> dict[str, dict[str, float]]:
-    """Return the scores of the retrieval.
-
-    Raises:
-        InputError: they are no numbers, or 1, 2, 3 and so on within each query, which are ranks.
-    """
+def _read_order(table: pa.Table, column: str) -> tuple[dict[str, dict[str, float]] | None, str | None]:
+    """Return the scores of the retrieval, None where candidates have none; and why a column holds others than scores."""
     kind = table.schema.field(column).type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-        raise InputError(
-            f"{uri}: column `{column}` is {kind}; --retrieval-column names one of numbers", uri=uri, column=column
-        )
+        return None, f"column `{column}` is {kind}, not numbers"
+    if lacking := table[column].null_count:
+        return None, f"not every candidate has a number in `{column}`" if lacking < table.num_rows else None
     grouped = _group(table, column)
     if any(len(found) > 1 for found in grouped.values()) and all(
         sorted(found.values()) == list(range(1, len(found) + 1)) for found in grouped.values()
     ):
-        raise InputError(
-            f"{uri}: column `{column}` counts the candidates of each query from 1, so that it holds ranks; name the column of "
-            "scores with --retrieval-column",
-            uri=uri,
-            column=column,
-        )
-    return grouped
+        return None, f"column `{column}` counts the candidates of each query from 1, so that it holds ranks"
+    return grouped, None
 
 
 def _group(table: pa.Table, value: str) -> dict[str, dict[str, float]]:

@@ -9,7 +9,7 @@ parts: what does not fit in memory goes through buckets of queries on disk. Need
 import gzip
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,17 +197,17 @@ def _read_part(part: storage.StoredObject, settings: dict[str, Any], spec: Expor
             )
         found = _find_id_columns(part.uri, file.schema_arrow, spec, columns)
         names = list(found)
-        refuse_repeated(part.uri, settings, names[1:])
+        refuse_repeated(part.uri, [part], settings, names[1:])
         texts = ScoredTexts.from_settings(settings)
         texts_in = [] if texts.spec.query_is_id else texts.list_columns(file.schema_arrow.names, ("query",))
         with refuse_damaged(part.uri, UNREADABLE):
-            more = [name for name in spec.more_columns if name in file.schema_arrow.names]
+            more = [
+                column for name in spec.more_columns if (column := find_column(file.schema_arrow, name)) is not None
+            ]
             table = file.read(columns=list(dict.fromkeys([*found.values(), *SPACES, *more, *texts_in])))
-            for name in set(spec.more_columns) - set(more):
-                table = table.append_column(name, pa.nulls(table.num_rows, pa.float64()))
     rows = PairRows(table, "score", part.uri)
     ids = {role: rows.spread_ids(name, f"--{role}-id-column") for role, name in zip(ROLES, names, strict=True)}
-    pairs = pa.table(ids | {name: rows.spread(name) for name in (*SPACES, *spec.more_columns)})
+    pairs = pa.table(ids | {name: rows.spread(name) for name in SPACES} | _read_more(rows, spec.more_columns))
     pairs = pairs.append_column(QUERY_HASH, _hash_queries(rows, texts if texts_in else None))
     scored = pairs.filter(pc.is_valid(pairs["score"]))
     result.unscored += rows.num_without + pairs.num_rows - scored.num_rows
@@ -217,6 +217,13 @@ def _read_part(part: storage.StoredObject, settings: dict[str, Any], spec: Expor
                 f"{part.uri}: a scored pair has no id in column `{name}`; name another column", uri=part.uri
             )
     return scored
+
+
+def _read_more(rows: PairRows, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+    """Return further columns, nulls for those that are not there."""
+    lacking = pa.chunked_array([pa.nulls(len(rows.spread("score")), pa.float64())])
+    is_there = {name: find_column(rows.table.schema, name) is not None for name in names}
+    return {name: rows.spread(name) if there else lacking for name, there in is_there.items()}
 
 
 def _hash_queries(rows: PairRows, texts: ScoredTexts | None) -> pa.Array:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError
@@ -23,6 +24,7 @@ from rerank_actor.inputs.pairs import INDEX_COLUMN, NOT_KEPT, TextSpec, list_fie
 from rerank_actor.inputs.rows import Rows, list_sources, make_rows
 from rerank_actor.job_file import suggest
 from rerank_actor.outputs.part import TEXT_SETTINGS, read_part_metadata
+from rerank_actor.outputs.row_groups import open_part
 from rerank_actor.outputs.scored import ScoredOutput, read_schema
 from rerank_actor.outputs.scored_columns import PairRows, find_field_type
 from rerank_actor.storage.utf8 import is_unicode
@@ -312,29 +314,42 @@ def refuse_lost_fields(scored: ScoredOutput, settings: Mapping[str, Any], schema
         )
 
 
-def refuse_repeated(uri: str, settings: Mapping[str, Any], names: Sequence[str]) -> None:
+def refuse_repeated(
+    uri: str, parts: Sequence[storage.StoredObject], settings: Mapping[str, Any], names: Sequence[str]
+) -> None:
     """Refuse what a list's row says once where its candidates are rows: a place would mark all of them, or none.
 
     Args:
         uri: of the output, for the error.
+        parts: of it.
         settings: that it was scored with.
         names: columns, or fields below them, of which each candidate is to have a value of its own.
 
     Raises:
         InputError: one was repeated for each candidate of a row.
+        ShardError, StorageError, JobError: a part cannot be read.
     """
     if not settings.get("explode"):
         return
     texts = ScoredTexts.from_settings(settings)
     taken_apart = {texts.document, *(texts.name(name) for name in settings.get("explode_columns") or ())}
     for name in names:
-        if not any(name == one or name.startswith(f"{one}.") for one in taken_apart):
+        is_repeated = not any(name == one or name.startswith(f"{one}.") for one in taken_apart)
+        if is_repeated and any(map(_has_lists, parts)):
             raise InputError(
                 f"{uri}: was scored with --explode, which repeated column `{name}` for each candidate of a row instead of "
                 "taking it apart; score again with it among --explode-columns, or without --explode",
                 uri=uri,
                 column=name,
             )
+
+
+def _has_lists(part: storage.StoredObject) -> bool:
+    """Whether rows of a part are several candidates of one list; a flat input has no second place."""
+    with open_part(part) as file:
+        if INDEX_COLUMN not in file.schema_arrow.names or not file.metadata.num_rows:
+            return False
+        return bool(pc.max(file.read(columns=[INDEX_COLUMN])[INDEX_COLUMN]).as_py())
 
 
 def _read_fields(scored: ScoredOutput, column: str) -> list[str]:

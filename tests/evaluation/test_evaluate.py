@@ -236,16 +236,37 @@ def test_order_of_the_retrieval_is_known_for_all_candidates_or_not_at_all(
     pq.write_table(table.set_column(place, "retrieval_score", some).append_column("mine", some), part)
     flags = ["--scored", scored / "out", "--qrels", scored / "qrels.tsv", "--partial"]
     assert run(*flags) == 0
-    assert "own order" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "candidates' own order" not in told
+    assert "own order is not known: not every candidate has a number in `retrieval_score`" in told
     pq.write_table(table.append_column("rank", pa.array([1, 2, 3, 4] * 3)), part)
     assert run(*flags, "--retrieval-column", "rank") == 2
     assert "so that it holds ranks" in capsys.readouterr().err
     assert run(*flags, "--retrieval-column", "query") == 2
-    assert "names one of numbers" in capsys.readouterr().err
+    assert "column `query` is string, not numbers" in capsys.readouterr().err
     pq.write_table(table.append_column("mine", some), part)
     for name in ("mine", "nothing"):
         assert run(*flags, "--retrieval-column", name) == 2
         assert f"not every candidate has a number in `{name}`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("explode", [True, False])
+def test_own_order_of_candidates_in_lists_and_structs(
+    tmp_path: Path, explode: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [{"id": f"d{place}", "text": f"text {place}", "bm25": 9.5 - place} for place in range(3)]
+    rows = [{"query_id": "1", "query": "q", "document": found, "retrieval_score": [1, 2, 3]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    given = {"input": [str(tmp_path / "in.parquet")], "output": str(tmp_path / "out"), "explode": explode}
+    score_here(ScoreJob(**given, engine="fake").normalized())
+    (tmp_path / "q").write_text("1 0 d0 1\n")
+    flags = ["--scored", tmp_path / "out", "--qrels", tmp_path / "q", "--measures", "mrr"]
+    assert run(*flags) == 0
+    told = capsys.readouterr().out
+    assert "candidates' own order" not in told
+    assert f"is not known: column `retrieval_score` {'is list' if explode else 'counts the candidates'}" in told
+    assert run(*flags, "--retrieval-column", "document.bm25") == 0
+    assert "| candidates' own order | 100.00" in capsys.readouterr().out
 
 
 def test_output_that_is_not_complete_is_refused(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
