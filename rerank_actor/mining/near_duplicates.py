@@ -1,6 +1,6 @@
 """Near-duplicates: which texts are nearly those of their query's positives, and which are these written in another way.
 
-Likeness is the Jaccard similarity of the sets of 5-character pieces of two texts, in lower case and with runs of
+Likeness is the Jaccard similarity of the sets of 5-character pieces of two texts, folded and with runs of
 everything but letters and digits as one blank. Computed exactly, in numpy, in chunks of bounded size. Characters rather
 than words, because some languages do not part their words.
 """
@@ -8,6 +8,8 @@ than words, because some languages do not part their words.
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from rerank_actor.inputs.syntax.folding import fold_texts
 
 PIECE = 5
 CHUNK_CHARACTERS = 1_000_000
@@ -50,7 +52,7 @@ def mark_near_duplicates(
 
 
 def mark_variants(texts: pa.Array, query: np.ndarray, positives: pa.Array, positive_query: np.ndarray) -> np.ndarray:
-    """Return which texts are one of their query's positives, but for case, space and punctuation at the ends: bool [num_texts].
+    """Return which texts are one of their query's positives, but for what `strip_texts` takes away: bool [num_texts].
 
     Arguments as of `mark_near_duplicates`, in any order of queries.
     """
@@ -64,7 +66,7 @@ def mark_variants(texts: pa.Array, query: np.ndarray, positives: pa.Array, posit
 
 def _take_heads(texts: pa.Array) -> pa.Array:
     start = pc.utf8_slice_codeunits(pc.utf8_ltrim_whitespace(texts), 0, HEAD_CHARACTERS)
-    return pc.utf8_slice_codeunits(_trim(pc.utf8_lower(start)), 0, 1)
+    return pc.utf8_slice_codeunits(_trim(fold_texts(start)), 0, 1)
 
 
 def _mark_shared(texts: pa.Array, query: np.ndarray, others: pa.Array, other_query: np.ndarray) -> np.ndarray:
@@ -81,8 +83,8 @@ def _mark_shared(texts: pa.Array, query: np.ndarray, others: pa.Array, other_que
 
 
 def strip_texts(texts: pa.Array) -> pa.Array:
-    """Return texts in lower case, each run of space as one blank, without punctuation at the ends."""
-    return _trim(pc.replace_substring_regex(pc.utf8_lower(texts), r"[\s\p{Z}]+", " "))
+    """Return texts folded, each run of space as one blank, without punctuation at the ends: large_string [num_texts]."""
+    return _trim(pc.replace_substring_regex(fold_texts(texts), r"[\s\p{Z}]+", " "))
 
 
 def _trim(texts: pa.Array) -> pa.Array:
@@ -93,9 +95,7 @@ def _trim(texts: pa.Array) -> pa.Array:
 
 def _cut(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Return the distinct pieces of all texts, text after text, and how many each text has; shorter texts are one piece."""
-    plain = pc.utf8_trim(
-        pc.replace_substring_regex(pc.utf8_lower(texts.fill_null("")), r"[^\p{L}\p{M}\p{N}]+", " "), " "
-    )
+    plain = pc.utf8_trim(pc.replace_substring_regex(fold_texts(texts.fill_null("")), r"[^\p{L}\p{M}\p{N}]+", " "), " ")
     plain = pc.utf8_rpad(plain, PIECE, "\x00")
     lengths = pc.utf8_length(plain).to_numpy(zero_copy_only=False).astype(np.int64)
     characters = np.frombuffer("".join(plain.to_pylist()).encode("utf-32-le", "surrogatepass"), np.uint32).astype(

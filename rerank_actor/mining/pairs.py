@@ -18,6 +18,7 @@ from rerank_actor.inputs.columns import is_list, is_text
 from rerank_actor.inputs.ids import read_ids, write_whole
 from rerank_actor.job_file import suggest
 from rerank_actor.mining.labels import mark_positives
+from rerank_actor.mining.near_duplicates import strip_texts
 from rerank_actor.mining.rules import SPACES
 from rerank_actor.outputs.scored_columns import PairRows, find_column, find_field_type
 from rerank_actor.outputs.scored_texts import ROLES, ScoredTexts
@@ -298,8 +299,23 @@ def encode_keys(table: pa.Table, columns: Columns) -> tuple[np.ndarray, pa.Array
 
 
 def hash_queries(keys: pa.Array) -> np.ndarray:
-    """Return a hash of each query's key, by which its pairs come together, and ids that may be one: uint64 [num_keys]."""
+    """Return a hash of each query's key, one for ids that may be one: uint64 [num_keys]."""
     return hash_keys(write_whole(keys))
+
+
+def spell_questions(table: pa.Table, query: np.ndarray) -> pa.Array:
+    """Return what each query asks, under its instruction: one text for those that differ in writing or in their id alone.
+
+    Args:
+        table: pairs with the text of their query.
+        query: int64 [num_pairs], number of each pair's query, as `encode_keys` gives it.
+    """
+    first = pa.array(np.unique(query, return_index=True)[1])
+    asked = strip_texts(table["query"].take(first).combine_chunks())
+    if "instruction" not in table.column_names:
+        return asked
+    instruction = table["instruction"].take(first).combine_chunks().cast(asked.type)
+    return pc.binary_join_element_wise(asked, instruction, pa.scalar("\x1f", asked.type))
 
 
 def encode_texts(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:

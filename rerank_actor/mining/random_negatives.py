@@ -127,13 +127,21 @@ def _widen(schema: pa.Schema) -> pa.Schema:
 
 
 def add_random_negatives(
-    table: pa.Table, query: np.ndarray, kept: np.ndarray, pool: pa.Table, number: int, seeds: np.ndarray, judged: Any
+    table: pa.Table,
+    query: np.ndarray,
+    asked: np.ndarray,
+    kept: np.ndarray,
+    pool: pa.Table,
+    number: int,
+    seeds: np.ndarray,
+    judged: Any,
 ) -> tuple[pa.Table, np.ndarray]:
     """Return the pairs with random negatives behind them, and the query of each.
 
     Args:
         table: all pairs of some queries.
         query: int64 [num_pairs], number of each pair's query.
+        asked: int64 [num_queries], equal for queries that ask the same.
         kept: int64, the queries that get random negatives.
         pool: to take them from.
         number: for each query.
@@ -141,16 +149,16 @@ def add_random_negatives(
         judged: positive judgements as `query_id` and `document_id`, whose documents are no negatives; None for none.
     """
     texts = _number_texts([table["document"], table["query"], pool["document"]])
-    own, asked, offered = texts[: len(query)], texts[len(query) : 2 * len(query)], texts[2 * len(query) :].tolist()
+    own, themselves, offered = texts[: len(query)], texts[len(query) : 2 * len(query)], texts[2 * len(query) :].tolist()
     ids = pool["document_id"].to_pylist() if judged is not None else []
-    order = np.argsort(query, kind="stable")
-    starts = np.searchsorted(query[order], np.stack([kept, kept + 1]))
+    order = np.argsort(asked[query], kind="stable")
+    starts = np.searchsorted(asked[query][order], np.stack([asked[kept], asked[kept] + 1]))
+    firsts = np.unique(query, return_index=True)[1][kept]
     owners, places = [], []
-    for start, end in starts.T.tolist():
+    for first, start, end in zip(firsts.tolist(), *starts.tolist(), strict=True):
         rows = order[start:end]
-        first = int(rows[0])
-        taken = {*own[rows].tolist(), int(asked[first])}
-        positives = _list_positives(table["query_id"][first], judged) if judged is not None else set()
+        taken = {*own[rows].tolist(), int(themselves[first])}
+        positives = _list_positives(table["query_id"].take(pa.array(rows)), judged) if judged is not None else set()
         draw = random.Random(int(seeds[query[first]]))
         found: list[int] = []
         for place in _shuffle(len(offered), draw):
@@ -181,8 +189,9 @@ def _number_texts(columns: Iterable[pa.ChunkedArray]) -> np.ndarray:
     return numbers
 
 
-def _list_positives(query: pa.Scalar, judged: pa.Table) -> set[str]:
-    return set(judged.filter(pc.equal(judged["query_id"], query.cast(pa.string())))["document_id"].to_pylist())
+def _list_positives(queries: pa.ChunkedArray, judged: pa.Table) -> set[str]:
+    known = pc.is_in(judged["query_id"], value_set=pc.unique(queries).cast(pa.string()))
+    return set(judged.filter(known)["document_id"].to_pylist())
 
 
 def _shuffle(size: int, draw: random.Random) -> Iterator[int]:

@@ -12,7 +12,7 @@ import numpy as np
 
 Space = Literal["score", "logit"]
 SPACES: tuple[Space, ...] = ("score", "logit")
-VERSION = 3  # of what the same settings and scores give, with their texts; to be raised with every rule that changes
+VERSION = 4  # of what the same settings and scores give, with their texts; to be raised with every rule that changes
 LATER = frozenset(
     {"rank_window", "random_negatives", "max_disagreement", "promote_above", "uncertain_band"}
 )  # rules that fingerprints of earlier versions do not have
@@ -161,7 +161,8 @@ class MiningRules:
         rules = {
             "space": f"values are compared as {self.space}s unless a rule names another space",
             "text": "of a query's candidates with one text the best-scored stands for all; one with a positive's text is none, "
-            "nor is the query itself, also where case, space or punctuation at the ends differ, nor one that shows nothing",
+            "nor is the query itself, also where case, Unicode form, space or punctuation at the ends differ, nor one that "
+            "shows nothing; positives of a question are those of all its ids",
             "positives": "the labelled ones; p is the lowest value among those of a query",
         }
         if not self.labelled:

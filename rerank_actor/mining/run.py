@@ -26,7 +26,15 @@ from rerank_actor.mining.preflight import PreparedMining, look_again, prepare_mi
 from rerank_actor.mining.random_negatives import draw_pool, pack_pool
 from rerank_actor.mining.report import explain_empty, list_remarks, render_report, summarize, tabulate_sets
 from rerank_actor.mining.scored import APART
-from rerank_actor.mining.survey import MiningPlan, MiningUnit, count_unknown, plan_units, require_pairs, survey_parts
+from rerank_actor.mining.survey import (
+    MiningPlan,
+    MiningUnit,
+    count_unknown,
+    plan_units,
+    refuse_ids_of_two_questions,
+    require_pairs,
+    survey_parts,
+)
 from rerank_actor.mining.tally import MiningTally
 from rerank_actor.mining.unit import MiningSpec, count_positives, mine_bucket, mine_unit
 from rerank_actor.outputs.manifest import read_versions
@@ -183,6 +191,7 @@ class _Run:
         fingerprints = {survey.fingerprint: scored.parts[survey.part].uri for survey in surveys}
         if not self.job.allow_mixed_scores and self.job.combine == "none":
             compare_fingerprints(fingerprints, "--scored", APART)
+        refuse_ids_of_two_questions(surveys, scored.parts, scored.columns)
         plan = plan_units(surveys, int(self.job.unit_mb * MB))
         totals = plan.totals
         totals["unknown_verdicts"] = count_unknown(surveys, verdicts, allowed=self.job.allow_unknown_verdicts)

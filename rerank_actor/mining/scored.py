@@ -109,7 +109,8 @@ def load_scored(job: MineJob) -> ScoredInput:
     columns.check(first_output.parts[0].uri, schema)
     for output in outputs:
         roles = (getattr(columns, role) for role in CANDIDATE_ROLES)
-        refuse_repeated(f"--scored {output.uri}", made[output.uri], [name for name in roles if name is not None])
+        names = [name for name in roles if name is not None]
+        refuse_repeated(f"--scored {output.uri}", output.parts, made[output.uri], names)
     prompt = None if texts.has_instructions else texts.instruction
     return ScoredInput(tuple(parts.values()), columns, prompt, find_sources(job, first_output.uri, settings))
 

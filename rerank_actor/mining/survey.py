@@ -1,8 +1,9 @@
 """The survey: which queries are where, so that all pairs of a query come together without moving most of them.
 
-A first pass reads keys, labels and scores alone. Units are runs of row groups of bounded size; a query whose pairs all
+A first pass reads queries, labels and scores alone. Units are runs of row groups of bounded size; a query whose pairs all
 lie in one unit is mined there, and only queries that lie in several units, or whose hashes collide, are brought together
-by a shuffle. Every row so goes exactly one way. Knows nothing of Ray or of rules.
+by a shuffle. Queries that ask the same under several ids go together. Every row so goes exactly one way. Knows nothing of
+Ray or of rules.
 """
 
 import contextlib
@@ -20,12 +21,21 @@ from rerank_actor.errors import InputError
 from rerank_actor.inputs.ids import find_fractions
 from rerank_actor.inputs.rankings.qrels import mark_judged
 from rerank_actor.mining.judging.verdicts import Verdicts, overrule
-from rerank_actor.mining.pairs import TEXT_ROLES, Columns, encode_keys, hash_queries, read_pairs
+from rerank_actor.mining.pairs import (
+    TEXT_ROLES,
+    Columns,
+    encode_keys,
+    encode_texts,
+    hash_queries,
+    read_pairs,
+    spell_questions,
+)
 from rerank_actor.outputs.part import read_part_metadata
 from rerank_actor.outputs.row_groups import RowGroups, SizedGroup, batch_by_size, open_part, share_out_groups
-from rerank_actor.outputs.scored_columns import refuse_judged_otherwise
+from rerank_actor.outputs.scored_columns import refuse_judged_otherwise, refuse_two_spellings, refuse_two_texts
 from rerank_actor.runtime.steps import TaskRunner
 from rerank_actor.runtime.task_report import TaskFailure
+from rerank_actor.storage.exchange import hash_keys
 
 PAIR_BYTES = 96  # of numbers and copies, beside the texts
 HASHES_AT_ONCE = 32_000_000  # that the driver holds; beyond that all queries are shuffled
@@ -41,7 +51,8 @@ class Survey:
         unscored, unscored_positives: pairs without a score.
         num_positives: positive pairs.
         fingerprint: what the file says that it was scored with.
-        hashes, positives: of each query its hash, and how many positive pairs it has here.
+        hashes: of what each query asks, by which pairs come together.
+        keys, positives: of each query the hash of its key, and how many positive pairs it has here.
         verdicts: int64, numbers of the verdicts that are of pairs here.
     """
 
@@ -54,6 +65,7 @@ class Survey:
     num_positives: int
     fingerprint: str | None
     hashes: np.ndarray
+    keys: np.ndarray
     positives: np.ndarray
     verdicts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
@@ -104,10 +116,12 @@ def _survey_group(
     verdicts: Verdicts | None,
     fractions: Mapping[str, pa.Array],
 ) -> Survey:
-    roles = (*columns.key, "query_id", "document_id") if qrels is not None else columns.key
+    roles = (*columns.key, "query", *(("query_id", "document_id") if qrels is not None else ()))
     roles = (*roles, *verdicts.roles) if verdicts is not None else roles
     pairs = read_pairs(file, uri, [group], columns, tuple(dict.fromkeys(roles)), 0)
     query, keys = encode_keys(pairs.table, columns)
+    if columns.query_id is not None:
+        refuse_two_texts("--scored", pairs.table["query_id"], encode_texts(pairs.table["query"])[0])
     if qrels is not None:
         for role, found in fractions.items():
             refuse_judged_otherwise(uri, role, pairs.table[f"{role}_id"], qrels[f"{role}_id"], found)
@@ -133,10 +147,44 @@ def _survey_group(
         unscored_positives=pairs.unscored_positives,
         num_positives=int(positive.sum()),
         fingerprint=read_part_metadata(file.schema_arrow).get("fingerprint"),
-        hashes=hash_queries(keys),
+        hashes=hash_keys(spell_questions(pairs.table, query)),
+        keys=hash_queries(keys),
         positives=np.bincount(query[positive], minlength=len(keys)),
         verdicts=said,
     )
+
+
+def refuse_ids_of_two_questions(surveys: list[Survey], parts: Sequence[storage.StoredObject], columns: Columns) -> None:
+    """Refuse an id of queries that asks one thing in one row group and another in another.
+
+    Raises:
+        InputError: naming the id.
+        ShardError, StorageError, JobError: it cannot be read.
+    """
+    if columns.query_id is None:
+        return
+    num_shares = 1 + sum(len(survey.keys) for survey in surveys) // HASHES_AT_ONCE
+    for share in range(num_shares):
+        chosen = [survey.keys % num_shares == share for survey in surveys]
+        keys = np.concatenate([survey.keys[some] for survey, some in zip(surveys, chosen, strict=True)])
+        asked = np.concatenate([survey.hashes[some] for survey, some in zip(surveys, chosen, strict=True)])
+        order = np.argsort(keys, kind="stable")
+        differs = (np.diff(keys[order]) == 0) & (np.diff(asked[order]) != 0)
+        for key in keys[order][1:][differs]:
+            there = [survey for survey in surveys if key in survey.keys]
+            groups = [_read_questions(parts[survey.part], survey.group, columns, key) for survey in there]
+            table = pa.concat_tables(groups)
+            refuse_two_spellings("--scored", "query", table["query_id"])
+            refuse_two_texts("--scored", table["query_id"], encode_texts(table["query"])[0])
+
+
+def _read_questions(part: storage.StoredObject, group: int, columns: Columns, key: np.uint64) -> pa.Table:
+    """Return the ids and texts of queries with a key, of the pairs of a row group."""
+    with open_part(part) as file:
+        roles = tuple(dict.fromkeys((*columns.key, "query")))
+        table = read_pairs(file, part.uri, [group], columns, roles, 0).table
+    query, keys = encode_keys(table, columns)
+    return table.filter(pa.array((hash_queries(keys) == key)[query])).select(["query_id", "query"])
 
 
 def _weigh(file: pq.ParquetFile, group: int, columns: Columns) -> int:
@@ -233,15 +281,15 @@ def _add_up(surveys: list[Survey]) -> dict[str, int]:
 
 
 def _list_split(groups: list[list[Survey]]) -> tuple[np.ndarray, int]:
-    """Return the sorted hashes that occur in several units, and the most positives of a hash."""
-    hashes, positives = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-    for group in groups:
-        distinct, index = np.unique(np.concatenate([survey.hashes for survey in group]), return_inverse=True)
-        counts = np.concatenate([survey.positives for survey in group])
-        hashes.append(distinct)
-        positives.append(np.bincount(index, counts, minlength=len(distinct)).astype(np.int64))
-    distinct, index, num_units = np.unique(np.concatenate(hashes), return_inverse=True, return_counts=True)
-    most = np.bincount(index, np.concatenate(positives), minlength=len(distinct))
+    """Return the sorted hashes that occur in several units, and the most positives of a key."""
+    hashes = [np.unique(np.concatenate([survey.hashes for survey in group])) for group in groups]
+    distinct, num_units = np.unique(np.concatenate([np.zeros(0, np.uint64), *hashes]), return_counts=True)
+    surveys = [survey for group in groups for survey in group]
+    keys, index = np.unique(
+        np.concatenate([np.zeros(0, np.uint64), *(survey.keys for survey in surveys)]), return_inverse=True
+    )
+    counts = np.concatenate([np.zeros(0, np.int64), *(survey.positives for survey in surveys)])
+    most = np.bincount(index, counts, minlength=len(keys))
     return distinct[num_units > 1], int(most.max(initial=0))
 
 

@@ -26,8 +26,8 @@ from rerank_actor.mining.pairs import (
     Columns,
     encode_keys,
     encode_texts,
-    hash_queries,
     read_pairs,
+    spell_questions,
 )
 from rerank_actor.mining.random_negatives import add_random_negatives, unpack_pool
 from rerank_actor.mining.rules import MiningRules
@@ -91,8 +91,8 @@ def mine_unit(unit: MiningUnit, spec: MiningSpec) -> dict[str, Any]:
         RerankError: the unit cannot be read or written.
     """
     table = _read_unit(unit, spec)
-    query, keys = encode_keys(table, spec.columns)
-    hashes = hash_queries(keys)
+    query, _ = encode_keys(table, spec.columns)
+    hashes = hash_keys(spell_questions(table, query))
     moved = is_split(hashes, spec.split)
     begun: dict[str, Any] = {"unit": unit.name}
     if spec.exchange.num_buckets and moved.any():
@@ -254,6 +254,7 @@ class _Queries:
         text, _ = encode_texts(table["document"])
         judged = _mark_positives(table, spec.qrels)
         self.table, self.spec = table, spec
+        self.asked = encode_texts(pa.chunked_array([spell_questions(table, query)]))[0]  # of each query
         self.counts = {
             "unmatched_judgements": judged.num_missing,
             "judged_queries": judged.num_queries,
@@ -282,7 +283,7 @@ class _Queries:
         pool = unpack_pool(storage.read_bytes(self.spec.pool))
         kept = np.unique(query[selection.positives])
         seeds = self.candidates.query_hash ^ mix(np.array([rules.seed], np.uint64))
-        table, query = add_random_negatives(self.table, query, kept, pool, number, seeds, self.spec.qrels)
+        table, query = add_random_negatives(self.table, query, self.asked, kept, pool, number, seeds, self.spec.qrels)
         added = np.arange(self.table.num_rows, table.num_rows)
         rows = np.concatenate([selection.negatives, added])
         selection.negatives = rows[np.argsort(query[rows], kind="stable")]
@@ -296,14 +297,27 @@ class _Queries:
             return None
 
         def find(rows: np.ndarray, query: np.ndarray, positives: np.ndarray) -> np.ndarray:
-            texts, owners = self._take(rows), self.candidates.query[positives]
-            return mark_near_duplicates(texts, query, self._take(positives), owners, likeness)
+            asked, (positives, owners) = self.asked[query], self._list_positives(positives)
+            order = np.argsort(asked, kind="stable")
+            is_near = np.zeros(len(rows), bool)
+            is_near[order] = mark_near_duplicates(
+                self._take(rows[order]), asked[order], self._take(positives), owners, likeness
+            )
+            return is_near
 
         return find
 
     def mark_variants(self, rows: np.ndarray, query: np.ndarray, positives: np.ndarray) -> np.ndarray:
-        """Return which of some rows are a positive of their query, but for case, space and punctuation at the ends."""
-        return mark_variants(self._take(rows), query, self._take(positives), self.candidates.query[positives])
+        """Return which of some rows are a positive of what their query asks, written in another way or under another id."""
+        positives, owners = self._list_positives(positives)
+        return mark_variants(self._take(rows), self.asked[query], self._take(positives), owners)
+
+    def _list_positives(self, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of positives, those that no rule takes too, and what is asked, in its order."""
+        rows = np.union1d(positives, np.flatnonzero(self.candidates.positive))
+        asked = self.asked[self.candidates.query[rows]]
+        order = np.argsort(asked, kind="stable")
+        return rows[order], asked[order]
 
     def _take(self, rows: np.ndarray) -> pa.Array:
         return self.table["document"].take(pa.array(rows)).combine_chunks()

@@ -158,18 +158,19 @@ def test_random_negatives_are_no_candidate_positive_or_query_and_follow_the_seed
     documents = [*(f"d{number}" for number in range(30)), "D3!", "q4", "Q4."]
     pool = pa.table({"document": documents, "document_id": [f"id{number}" for number in range(33)]})
     judged = pa.table({"query_id": ["0", "7"], "document_id": ["id30", "id9"]})
-    query = np.repeat(np.arange(20), 6)
+    query, asked = np.repeat(np.arange(20), 6), np.arange(20)
+    asked[2] = 3  # the same question under another id
     kept, seeds = np.arange(0, 20, 3), np.arange(20, dtype=np.uint64)
 
     def add(number: int, seeds: np.ndarray = seeds) -> list[tuple[str, str]]:
-        found, owners = add_random_negatives(table, query, kept, pool, number, seeds, judged)
+        found, owners = add_random_negatives(table, query, asked, kept, pool, number, seeds, judged)
         rows = found.slice(len(pairs)).to_pylist()
         assert [f"q{owner}" for owner in owners[len(pairs) :]] == [row["query"] for row in rows]
         return [(row["query"], row["document"]) for row in rows]
 
     bare = {document: document.lower().strip("!.") for document in documents}
     for owner in kept.tolist():
-        own = {pair["document"] for pair in pairs if pair["query"] == f"q{owner}"}
+        own = {pair["document"] for pair in pairs if asked[int(pair["query_id"])] == asked[owner]}
         allowed = {text for text in bare.values() if text not in own and text != f"q{owner}"}
         everything = [bare[document] for name, document in add(40) if name == f"q{owner}"]
         assert sorted(everything) == sorted(allowed), "each text once, and all of them where that many are asked for"

@@ -399,6 +399,12 @@ def test_ids_that_explode_repeated_are_refused_by_their_flag(tmp_path: Path) -> 
         "1\t1a",
         "1\t1b",
     }
+    one = Layout([{"query_id": 0, "query": "q", "document": "a", "document_id": "d", "label": 1}])
+    job = one.make_job(tmp_path / "one", explode=True)  # of which nothing is repeated
+    score_here(job)
+    export_scores(ExportSpec(job.output, "tevatron", str(target)))
+    assert target.read_text().startswith("0\td\t")
+    load_scored(make_job(job.output, tmp_path / "mined"))
     pairs = [{"query_id": "q", "query": "q", "document": "a", "document_id": ["a", "b"]}]
     flat = Layout(pairs).make_job(tmp_path / "flat")
     score_here(flat)
@@ -426,3 +432,50 @@ def test_query_text_of_two_ids_is_mined_as_one_and_told(tmp_path: Path, second: 
     if second == "1":
         with pytest.raises(InputError, match="query id '7' stands for queries of two texts"):
             mine_in_process(apart)
+
+
+def test_one_question_under_two_instructions_is_two(tmp_path: Path) -> None:
+    rows = [
+        {"query_id": f"{task}-{n}", "query": "q", "task": task, "document": text, "label": int(text == task)}
+        for task in ("a", "b")
+        for n in range(2)
+        for text in ("a", "b", "c")
+    ]
+    job = Layout(rows).make_job(tmp_path, instruction_map={"a": "find a", "b": "find b"}, dataset_column="task")
+    score_here(job)
+    for unit_bytes in (1, 2**20):
+        output = tmp_path / f"mined-{unit_bytes}"
+        mine_in_process(make_job(job.output, output, query_id_column="query_id", format="flagembedding"), unit_bytes)
+        mined = {(row["prompt"], *row["pos"], *sorted(row["neg"])) for row in read_rows(output, "flagembedding")}
+        assert mined == {("find a", "a", "b", "c"), ("find b", "b", "a", "c")}
+
+
+@pytest.mark.parametrize("unit_bytes", [1, 2**20])
+@pytest.mark.parametrize("source", ["label", "qrels", "score"])
+def test_positives_of_a_question_are_no_negatives_of_it_under_any_id(
+    tmp_path: Path, source: str, unit_bytes: int
+) -> None:
+    asked = {"1": "Caf\u00e9?", "2": "Caf\u00e9?", "3": "cafe\u0301", "4": "tea"}
+    right = {"1": "A\u00e9", "2": "second", "3": "third", "4": "fourth"}
+    texts = ["A\u00e9", "Ae\u0301!", "A\u00ad\u00e9", "second", "third", "fourth", "\uff23afe\u0301", "wrong"]
+    rows = [
+        {"query_id": query, "query": asked[query], "document_id": f"d{place}", "document": text}
+        | {"label": int(text == right[query]), "logit": 9.0 if text == right[query] else 1.0, "score": 0.5}
+        for place, text in enumerate(texts)
+        for query in asked
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "scored.parquet", row_group_size=3)
+    (tmp_path / "qrels").write_text("".join(f"{query} 0 d{texts.index(right[query])} 1\n" for query in asked))
+    how: dict[str, Any] = {
+        "label": {},
+        "qrels": {"label_column": None, "qrels": str(tmp_path / "qrels")},
+        "score": {"label_column": None, "min_positive_score": "5@logit"},
+    }[source]
+    ids = {"query_id_column": "query_id", "document_id_column": "document_id"}
+    job = make_job(tmp_path / "scored.parquet", tmp_path / "mined", num_negatives=9, **how, **ids)
+    mine_in_process(job, unit_bytes)
+    mined = {(row["anchor"], row["positive"], row["negative"]) for row in read_rows(tmp_path / "mined", "triplet")}
+    others = {"A\u00e9", "Ae\u0301!", "A\u00ad\u00e9", "second", "third", "\uff23afe\u0301", "wrong"}
+    expected = {(asked[query], right[query], text) for query in "123" for text in ("fourth", "wrong")}
+    expected |= {("tea", "fourth", text) for text in others}
+    assert mined == expected

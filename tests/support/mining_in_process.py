@@ -12,7 +12,7 @@ from rerank_actor.mining.examples import Teacher
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.preflight import prepare_mining
 from rerank_actor.mining.scored import ScoredInput, load_scored
-from rerank_actor.mining.survey import count_unknown, plan_units, survey_part
+from rerank_actor.mining.survey import count_unknown, plan_units, refuse_ids_of_two_questions, survey_part
 from rerank_actor.mining.tally import MiningTally
 from rerank_actor.mining.unit import MiningSpec, count_positives, mine_bucket, mine_unit
 from rerank_actor.runtime.store_builder import run_here
@@ -50,6 +50,7 @@ def mine_in_process(
         for survey in survey_part(number, part, scored.columns, prepared.qrels, prepared.verdicts)
     ]
     count_unknown(surveys, prepared.verdicts, allowed=job.allow_unknown_verdicts)
+    refuse_ids_of_two_questions(surveys, scored.parts, scored.columns)
     plan = plan_units(surveys, unit_bytes, hashes_at_once=hashes_at_once)
     spec = MiningSpec(
         output=prepared.output,

@@ -6,27 +6,23 @@ control characters as one space; XML 1.0 cannot hold most of these either. Knows
 """
 
 import hashlib
-import unicodedata
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rerank_actor.inputs.syntax.folding import fold_texts
+
 LINE_BREAKING = r"[\x00-\x1f\x7f-\x{9f}\x{2028}\x{2029}]+"
 NOT_XML = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x{fffe}\x{ffff}]+"
 _PUNCTUATION = r"(\p{P}+\p{Nd})|\p{P}+"
 _SPACE = r"[\s\p{Z}\p{Cc}]+"
-_INVISIBLE = r"[\p{Cf}\x{fe0e}\x{fe0f}]+"
 _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0xD6E8FEB86659FD93))
 
 
 def normalize_texts(texts: pa.Array) -> pa.Array:
     """Return texts as they are compared: string [num_texts]; one of punctuation alone keeps it."""
-    folded = pa.array(
-        [unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()) for text in texts.to_pylist()],
-        pa.string(),
-    )
-    visible = pc.replace_substring_regex(folded, _INVISIBLE, "")
+    visible = fold_texts(texts).cast(pa.string())
     bare = pc.replace_substring_regex(visible, _PUNCTUATION, r"\1")
     bare = pc.utf8_trim_whitespace(pc.replace_substring_regex(bare, _SPACE, " "))
     kept = pc.utf8_trim_whitespace(pc.replace_substring_regex(visible, _SPACE, " "))
