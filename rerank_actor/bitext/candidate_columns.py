@@ -11,13 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rerank_actor import storage
 from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.layouts import Source
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.batches import Batch
 from rerank_actor.inputs.columns import RESERVED_COLUMNS, is_list, is_text
 from rerank_actor.inputs.directions import BACKWARD, DIRECTED_VALUES, FORWARD, name_column
-from rerank_actor.inputs.listing.partitions import read_values
+from rerank_actor.inputs.listing.partitions import find_columns, read_values
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.text import NOT_UNICODE
 from rerank_actor.job_file import suggest
@@ -69,6 +70,12 @@ def name_columns(batch: Batch, source: Source, job: BitextJob) -> Candidates:
     table, not_unicode = batch.to_table()
     faults = {**dict.fromkeys(not_unicode, NOT_UNICODE), **batch.faults}
     roles = _assign_roles(batch.names, uri, job)
+    for role in ("source", "target"):
+        faults = {**dict.fromkeys(_list_no_texts(batch, roles[role], role, uri), f"{role} is not text"), **faults}
+    folders = _read_folders(uri, batch.names, job)
+    for name, value in folders.items():
+        table = table.append_column(name, pa.array([value] * table.num_rows, TEXT))
+    names = (*batch.names, *folders)
     columns: dict[str, Any] = {}
     for role, name in roles.items():
         is_there = name in table.column_names
@@ -79,12 +86,36 @@ def name_columns(batch: Batch, source: Source, job: BitextJob) -> Candidates:
         columns[role], rows = _to_number(column) if role == "candidate_score" else _to_text(column, uri, name)
         reason = NOT_A_NUMBER if role == "candidate_score" else NOT_UNICODE
         faults = {**dict.fromkeys(rows, reason), **faults}
-    for name, column in _choose_kept(batch.names, table, [*columns], set(roles.values()), uri, job).items():
+    for name, column in _choose_kept(names, table, [*columns], set(roles.values()), uri, job).items():
         columns[name] = column
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             columns[name], rows = _to_text(column.combine_chunks(), uri, name)
             faults = {**dict.fromkeys(rows, NOT_UNICODE), **faults}
     return Candidates(pa.table(columns), batch.numbers, faults)
+
+
+def _list_no_texts(batch: Batch, name: str, role: str, uri: str) -> list[int]:
+    """Return the rows of JSON whose side is a number, a truth value or nested.
+
+    Raises:
+        InputError: the column has a type, and it is none of texts.
+    """
+    column = batch.columns.get(name)
+    if isinstance(column, list):
+        return [row for row, value in enumerate(column) if not isinstance(value, str | None)]
+    if column is not None and not is_text(column.type):
+        raise InputError(
+            f"{uri}: column `{name}` is {column.type}, expected text; choose with --{role}-column", uri=uri, column=name
+        )
+    return []
+
+
+def _read_folders(uri: str, names: Sequence[str], job: BitextJob) -> dict[str, str | None]:
+    """Return the columns that folders below the input give, besides those of languages and of the file itself."""
+    roots = [storage.find_root(one) if storage.is_glob(one) else one for one in job.input]
+    found = dict.fromkeys(name for root in roots for name in find_columns([uri], root))
+    others = {"lang_pair", *job.language_columns, *names}
+    return read_values(uri, [name for name in found if name not in others])
 
 
 def _assign_roles(names: Sequence[str], uri: str, job: BitextJob) -> dict[str, str]:

@@ -290,13 +290,13 @@ def test_what_rules_of_an_earlier_version_left_half_done_is_refused_and_what_the
     older = {**prepared.settings, "definition_version": 1}
     storage.write_bytes(prepared.output.at("plan.json"), json.dumps({"settings": older, "layout": {}}).encode())
     storage.write_bytes(f"{job.output}/part-00000.parquet", b"rows")
-    with pytest.raises(OutputConflictError, match="definition-version: there 1, now 3"):
+    with pytest.raises(OutputConflictError, match="definition-version: there 1, now 4"):
         prepare_mining(job)
     storage.write_bytes(prepared.output.success_uri, b"")
     finished = prepare_mining(job)
     assert finished.settings == older
     assert finished.stored is not None
-    with pytest.raises(OutputConflictError, match="definition-version: there 1, now 3"):
+    with pytest.raises(OutputConflictError, match="definition-version: there 1, now 4"):
         refuse_older(finished.output, finished.stored)  # where some of it is gone
 
 
