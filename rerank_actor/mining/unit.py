@@ -314,7 +314,9 @@ class _Queries:
 
     def _list_positives(self, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of positives, those that no rule takes too, and what is asked, in its order."""
-        rows = np.union1d(positives, np.flatnonzero(self.candidates.positive))
+        labelled, verdict = self.candidates.positive, self.candidates.verdict
+        labelled = labelled if verdict is None else overrule(labelled, verdict)
+        rows = np.union1d(positives, np.flatnonzero(labelled))
         asked = self.asked[self.candidates.query[rows]]
         order = np.argsort(asked, kind="stable")
         return rows[order], asked[order]
