@@ -221,3 +221,13 @@ def test_a_place_repeated_for_each_exploded_candidate_is_refused(tmp_path: Path)
         prepare_mining(
             make_job(tmp_path / "lists", tmp_path / "mined", label_column="grades", document_id_column="label")
         )
+
+
+def test_one_pair_with_two_judgements_is_refused_and_the_same_twice_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "qrels"
+    path.write_text("q1 0 d1 1\nq1 0 d2 0\nq1 0 d1 1\n")
+    assert load_qrels(str(path), 1.0).to_pylist() == [{"query_id": "q1", "document_id": "d1"}]
+    for first, second in ((1, 0), (0, 1), (1, 2)):
+        path.write_text(f"q0 0 d1 1\nq1 0 d1 {first}\nq1 0 d1 {second}\n")
+        with pytest.raises(InputError, match="'d1' is judged twice for query 'q1', with"):
+            load_qrels(str(path), 1.0)

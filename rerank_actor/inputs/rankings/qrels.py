@@ -88,24 +88,34 @@ def load_qrels(uri: str, min_relevance: float) -> pa.Table:
     """Return the positive judgements of a file: string columns `query_id` and `document_id`, each pair once.
 
     Raises:
-        InputError: as `iterate_qrels`, or none is positive.
+        InputError: as `iterate_qrels`, none is positive, or one pair has two.
         StorageError, JobError: it cannot be read.
     """
-    queries, documents = [], []
-    total = 0
-    for query, document, relevance in iterate_qrels(uri):
-        total += 1
-        if relevance >= min_relevance:
-            queries.append(query)
-            documents.append(document)
-    if not queries:
+    columns: tuple[list[str], list[str], list[float]] = ([], [], [])
+    for judgement in iterate_qrels(uri):
+        for column, value in zip(columns, judgement, strict=True):
+            column.append(value)
+    grades = pa.table(list(columns), schema=SCHEMA.append(pa.field("relevance", pa.float64())))
+    judged = grades.group_by(SCHEMA.names).aggregate([("relevance", "min"), ("relevance", "max")])
+    twice = judged.filter(pc.not_equal(judged["relevance_min"], judged["relevance_max"]))
+    for query, document, *found in zip(*twice.slice(0, 1).to_pydict().values(), strict=True):
+        raise _refuse_two(uri, query, document, *found)
+    positive = judged.filter(pc.greater_equal(judged["relevance_max"], min_relevance)).select(SCHEMA.names)
+    if not positive.num_rows:
         raise InputError(
-            f"--qrels {uri}: none of its {total:,} judgements has a relevance of at least {min_relevance:g}; check the "
-            "file, or lower --min-relevance",
+            f"--qrels {uri}: none of its {grades.num_rows:,} judgements has a relevance of at least {min_relevance:g}; check "
+            "the file, or lower --min-relevance",
             uri=uri,
         )
-    judged = pa.table([queries, documents], schema=SCHEMA)
-    return judged.group_by(["query_id", "document_id"]).aggregate([])
+    return positive
+
+
+def _refuse_two(uri: str, query: str, document: str, first: float, second: float) -> InputError:
+    return InputError(
+        f"--qrels {uri}: document {document!r} is judged twice for query {query!r}, with {first:g} and {second:g}; leave one "
+        "of them",
+        uri=uri,
+    )
 
 
 def load_judgements(uri: str) -> dict[str, dict[str, int]]:
@@ -125,11 +135,7 @@ def load_judgements(uri: str) -> dict[str, dict[str, int]]:
             )
         first = judgements.setdefault(query, {}).setdefault(document, int(relevance))
         if first != relevance:
-            raise InputError(
-                f"--qrels {uri}: document {document!r} is judged twice for query {query!r}, with {first} and {relevance:g}; "
-                "leave one of them",
-                uri=uri,
-            )
+            raise _refuse_two(uri, query, document, first, relevance)
     return judgements
 
 
