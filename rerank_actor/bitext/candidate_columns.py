@@ -70,8 +70,6 @@ def name_columns(batch: Batch, source: Source, job: BitextJob) -> Candidates:
     table, not_unicode = batch.to_table()
     faults = {**dict.fromkeys(not_unicode, NOT_UNICODE), **batch.faults}
     roles = _assign_roles(batch.names, uri, job)
-    for role in ("source", "target"):
-        faults = {**dict.fromkeys(_list_no_texts(batch, roles[role], role, uri), f"{role} is not text"), **faults}
     folders = _read_folders(uri, batch.names, job)
     for name, value in folders.items():
         table = table.append_column(name, pa.array([value] * table.num_rows, TEXT))
@@ -92,22 +90,6 @@ def name_columns(batch: Batch, source: Source, job: BitextJob) -> Candidates:
             columns[name], rows = _to_text(column.combine_chunks(), uri, name)
             faults = {**dict.fromkeys(rows, NOT_UNICODE), **faults}
     return Candidates(pa.table(columns), batch.numbers, faults)
-
-
-def _list_no_texts(batch: Batch, name: str, role: str, uri: str) -> list[int]:
-    """Return the rows of JSON whose side is a number, a truth value or nested.
-
-    Raises:
-        InputError: the column has a type, and it is none of texts.
-    """
-    column = batch.columns.get(name)
-    if isinstance(column, list):
-        return [row for row, value in enumerate(column) if not isinstance(value, str | None)]
-    if column is not None and not is_text(column.type):
-        raise InputError(
-            f"{uri}: column `{name}` is {column.type}, expected text; choose with --{role}-column", uri=uri, column=name
-        )
-    return []
 
 
 def _read_folders(uri: str, names: Sequence[str], job: BitextJob) -> dict[str, str | None]:

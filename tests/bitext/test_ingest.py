@@ -301,18 +301,6 @@ def test_shards_of_a_file_that_was_read_half_are_not_scored(tmp_path: Path, loca
     assert read_output(output / "lang_pair=deu-eng").num_rows == 1
 
 
-def test_what_is_no_text_is_no_side(tmp_path: Path) -> None:
-    sides = ["Guten Morgen allerseits.", 1, True, ["a"], {"a": 1}, None]
-    lines = [json.dumps({"source": side, "target": PAIRS[0][1]}) + "\n" for side in sides]
-    rows = read_all(make_job(tmp_path, write(tmp_path / "in.deu-eng.jsonl", "".join(lines))), tmp_path / "read")
-    assert [row["dropped"] for row in rows] == [None, *["source is not text"] * 4, "source is empty"]
-    for name, column in {"source": [1, 2], "target": [1.5, None]}.items():
-        table = pa.table({"source": ["a", "b"], "target": ["a", "b"], name: column})
-        pq.write_table(table, tmp_path / "x.deu-eng.parquet")
-        with pytest.raises(InputError, match=f"column `{name}` is .*, expected text; choose with --{name}-column"):
-            read_all(make_job(tmp_path, tmp_path / "x.deu-eng.parquet"), tmp_path / "none")
-
-
 @pytest.mark.parametrize("glob", ["", "/*/*/*"])
 def test_columns_of_folders_are_kept_beside_those_of_languages(tmp_path: Path, glob: str) -> None:
     row = json.dumps(dict(zip(("source", "target"), PAIRS[0], strict=True)))
