@@ -16,13 +16,14 @@ from rerank_actor import storage
 from rerank_actor.errors import InputError, OutputConflictError, PlanDamagedError, RerankError
 from rerank_actor.inputs import shards
 from rerank_actor.inputs.check_columns import check_columns
-from rerank_actor.inputs.columns import read_own_table
+from rerank_actor.inputs.columns import find_type, read_own_table
 from rerank_actor.inputs.listing import InputListing, LeftOut, count_left_out, list_input
 from rerank_actor.inputs.listing.agreed_types import agree_on_types, list_texts
 from rerank_actor.inputs.listing.left_out import AS_TEXT, EMPTY, IGNORED
 from rerank_actor.inputs.rows import UNIT_BYTES, ShardLayout, Unit
 from rerank_actor.inputs.scanning import refuse_other_values, scan_shards
 from rerank_actor.inputs.spec import InputSpec
+from rerank_actor.inputs.syntax.document_shapes import refuse_unlike
 
 MIN_UNIT_ROWS = 512
 MAX_UNIT_ROWS = 16_384  # or pairs, where documents are lists and no single row has more
@@ -156,6 +157,17 @@ class Plan:
             ) from error
 
 
+def _refuse_unlike_documents(spec: InputSpec, layouts: Mapping[str, ShardLayout], earlier: Plan) -> None:
+    """Refuse lists of documents in some shards and single ones in others, unless each gets a row of its own."""
+    column = spec.texts.document_column
+    found = {uri: layout for uri, layout in layouts.items() if layout.num_rows}
+    takes_apart = spec.texts.explode and not any(layout.format == "jsonl" for layout in found.values())
+    if spec.texts.negative_columns or takes_apart:
+        return
+    before = [("the parts already written", find_type(earlier.json_types, column))] if not spec.texts.explode else []
+    refuse_unlike([*before, *((uri, find_type(layout.columns, column)) for uri, layout in found.items())], column)
+
+
 def _thaw(name: str, value: Any) -> Any:
     if name == "partitions":
         return json.loads(value)
@@ -217,6 +229,7 @@ def make_plan(
     scanned = dict(zip([item.uri for item in to_scan], scans, strict=True))
     readable = {uri: layout for uri, layout in scanned.items() if isinstance(layout, ShardLayout)}
     check_columns(spec, readable, bool(earlier.shards))
+    _refuse_unlike_documents(spec, readable, earlier)
 
     unit_size = _choose_unit_size(spec, readable.values())
     planned = {uri: shard for uri, shard in known.items() if uri not in scanned}

@@ -34,6 +34,7 @@ from rerank_actor.inputs.columns import (
 )
 from rerank_actor.inputs.formats import TextFormat
 from rerank_actor.inputs.rows import UNIT_BYTES, Block, ShardLayout
+from rerank_actor.inputs.syntax.document_shapes import Shapes, join_shapes, refuse_mixed, tell_shapes, tell_shapes_of
 from rerank_actor.inputs.syntax.json_values import parse_float, parse_object
 from rerank_actor.inputs.syntax.quoted import BEHIND, BYTE_ORDER_MARK
 from rerank_actor.inputs.text import (
@@ -91,6 +92,7 @@ class _Stretch:
     num_lines: int = 0
     blocks: list[Block] = field(default_factory=list)
     types: dict[str, pa.DataType] = field(default_factory=dict)
+    shapes: Shapes = field(default_factory=dict)
 
 
 def scan_lines(scan: LineScan, break_at: int = -1) -> ShardLayout:
@@ -99,6 +101,8 @@ def scan_lines(scan: LineScan, break_at: int = -1) -> ShardLayout:
     kind, header = scan.file.kind, read_header(scan.file)
     scan_rows = _scan_spanning if scan.file.spans_lines else _scan_packed if scan.file.compression else _scan_ranges
     stretch = scan_rows(scan, header.start, header.line)
+    if len(scan.list_columns) == 1:
+        refuse_mixed(stretch.shapes, scan.file.uri, scan.list_columns[0])
     columns = stretch.types if kind == "jsonl" else dict.fromkeys(header.names, pa.string())
     return ShardLayout(
         sum(block.num_rows for block in stretch.blocks), columns, _break_block(scan, stretch.blocks, break_at)
@@ -181,6 +185,7 @@ def _read_whole_lines(stream: Any, file: TextFile, position: int, num_bytes: int
 def _join(stretch: _Stretch, following: _Stretch) -> None:
     """Add what follows in the shard."""
     stretch.blocks += [block._replace(number=stretch.num_lines + block.number) for block in following.blocks]
+    join_shapes(stretch.shapes, {shape: stretch.num_lines + line for shape, line in following.shapes.items()})
     stretch.num_lines += following.num_lines
     for name, kind in following.types.items():
         stretch.types[name] = merge_columns(stretch.types.get(name), kind)
@@ -192,7 +197,8 @@ def _scan_data(scan: LineScan, data: bytes, position: int, expected: dict[str, p
     stretch = _Stretch(num_lines)
     pairs = np.ones(len(starts), np.int64)
     if scan.file.kind == "jsonl":
-        pairs, stretch.types = _look_at_objects(scan, data, starts, stops, expected)
+        pairs, stretch.types, shapes = _look_at_objects(scan, data, starts, stops, expected)
+        stretch.shapes = {shape: int(numbers[row]) for shape, row in shapes.items()}
     bounds, sums = np.append(starts, len(data)), np.concatenate([[0], np.cumsum(pairs)])
     row = 0
     while row < len(starts):
@@ -232,8 +238,8 @@ def _is_blank(line: bytes, kind: TextFormat) -> bool:
 
 def _look_at_objects(
     scan: LineScan, data: bytes, starts: np.ndarray, stops: np.ndarray, expected: dict[str, pa.DataType]
-) -> tuple[np.ndarray, dict[str, pa.DataType]]:
-    """Return the number of pairs of the JSON object in each of some lines, and the types of their columns."""
+) -> tuple[np.ndarray, dict[str, pa.DataType], Shapes]:
+    """Return the number of pairs of the JSON object in each of some lines, the types of columns, and shapes with a row each."""
     settled = {name: settle_type(kind) for name, kind in expected.items()}
     table = _parse_with_arrow(data, settled) if expected else None
     if table is not None and table.num_rows == len(starts) and _holds_exactly(table, data):
@@ -242,10 +248,12 @@ def _look_at_objects(
             for name, kind in expected.items()
         }
         kinds = [find_type(settled, name) for name in scan.list_columns]
+        shapes = dict.fromkeys(tell_shapes_of(kinds[0]), 0) if len(starts) else {}
         if len(kinds) == 1 and (kinds[0] is None or not is_list(kinds[0])):
-            return np.ones(len(starts), np.int64), found
+            return np.ones(len(starts), np.int64), found, shapes
         if all(name in expected for name in scan.list_columns):
-            return np.maximum(count_documents(table, scan.list_columns), 1), found
+            return np.maximum(count_documents(table, scan.list_columns), 1), found, shapes
+    shapes = {}
     types: dict[str, pa.DataType] = {}
     pairs = np.ones(len(starts), np.int64)
     for first in range(0, len(starts), TYPED_ROWS):
@@ -253,14 +261,17 @@ def _look_at_objects(
         for index in range(first, min(first + TYPED_ROWS, len(starts))):
             value = parse_object(data[starts[index] : stops[index]].removeprefix(BYTE_ORDER_MARK)) or {}
             objects.append(value)
-            pairs[index] = max(1, sum(len(_take_documents(value, name)) for name in scan.list_columns))
+            documents = [_take_documents(value, name) for name in scan.list_columns]
+            pairs[index] = max(1, sum(len(list_documents(one)) for one in documents))
+            for shape in tell_shapes(documents[0]):
+                shapes.setdefault(shape, index)
         types = widen_types(types, objects)
-    return pairs, types
+    return pairs, types, shapes
 
 
-def _take_documents(value: dict[str, Any], name: str) -> list[Any]:
+def _take_documents(value: dict[str, Any], name: str) -> Any:
     column, fields = locate(value, name)
-    return list_documents(take_fields(value.get(column), fields))
+    return take_fields(value.get(column), fields)
 
 
 def _holds_exactly(table: pa.Table, data: bytes) -> bool:

@@ -123,7 +123,7 @@ def test_shard_names_follow_from_the_uri_alone(tmp_path: Path) -> None:
 def test_plan_as_bytes_and_back_is_the_same(tmp_path: Path) -> None:
     write_groups(tmp_path / "input" / "a.parquet", [10])
     (tmp_path / "input" / "broken.parquet").write_bytes(b"PAR1")
-    rows = [{"query": "q", "document": ["d"], "nested": {"a": [1, None]}, "empty": None}] * 3
+    rows = [{"query": "q", "document": "d", "nested": {"a": [1, None]}, "empty": None}] * 3
     (tmp_path / "input" / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
     plan = plan_job(tmp_path, unit_rows=2)
     fingerprint = {"model": "m", "keep_columns": ["a"], "n": 1, "none": None}

@@ -45,6 +45,13 @@ def agree_on_types(
                 seen.setdefault(name, []).append((uri, kind, is_json))
     types = dict(earlier)
     for name, found in seen.items():
+        if earlier and name not in earlier and spec.keeps(name) and not has_extension(found[0][1]):
+            raise InputError(
+                f"{found[0][0]}: has a column `{name}`, which the parts already written have not, and readers take one set of "
+                "columns; give new shards an --output of their own, or take the column out of them",
+                uri=found[0][0],
+                column=name,
+            )
         types[name] = _unify(spec, name, found, earlier.get(name))
     return {
         name: pa.string() if pa.types.is_null(kind) else kind
