@@ -32,6 +32,8 @@ from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.inputs.training import TRAINING_FORMATS
 from rerank_actor.inputs.training.documents import LABELLED
 from rerank_actor.inputs.training.layouts import Layout
+from rerank_actor.inputs.where.expression import parse_where
+from rerank_actor.inputs.where.rows import SELECTED
 from rerank_actor.job_file import OptionalLocation, Settings, check_job, make_flag, read_job_file
 
 
@@ -304,6 +306,7 @@ class ScoreJob(
         """Return the input as planning and reading take it."""
         added = {*([INDEX_COLUMN] if self.explode else []), *([PAIR_KEY] if self.adds_pair_key else [])}
         added |= set(LABELLED) if self.is_labelled else set()
+        added |= {SELECTED} if self.where is not None else set()
         return InputSpec(
             uris=tuple(self.input),
             output=self.output,
@@ -312,6 +315,7 @@ class ScoreJob(
             dialect=self.dialect,
             config=self.config,
             split=self.split,
+            where=parse_where(self.where) if self.where is not None else None,
             limit=self.limit,
             unit_rows=self.unit_rows,
             top_k=self.top_k,
@@ -358,6 +362,7 @@ class ScoreJob(
             "csv_escape": self.csv_escape,
             "keep_fields": self.keep_fields,
             "negative_columns": self.negative_columns,
+            "where": self.where,
             "explode": self.explode,
             "explode_columns": sorted(self.explode_columns),
             "with_pair_key": self.adds_pair_key,

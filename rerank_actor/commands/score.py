@@ -53,6 +53,8 @@ def score(arguments: Sequence[str] | None = None) -> int:
         say(f"--reuse {job.reuse}: has none of these pairs (the same three texts)")
     if result.failed:
         say(f"{name_program('status')} {job.output} names the failed units; the same command tries them again")
+    if job.where is not None and result.totals.passed and result.totals.passed == result.totals.rows:
+        say(f"--where {job.where!r} holds for no row: nothing was scored")
     if unscored := describe_unscored({job.output: result.totals}):
         say(f"error: {unscored}")
     print(job.output)
@@ -68,6 +70,7 @@ def _print_result(result: RunResult) -> None:
         f"{totals.rows:,} rows",
         f"{totals.scored:,} scored",
         f"{totals.failed_pairs:,} with an error" + (f" ({reasons})" if reasons else ""),
+        *([f"{totals.passed:,} passed through (--where)"] if totals.passed else []),
         f"{totals.truncated:,} truncated",
         f"{len(result.failed):,} units failed",
         *([f"{saved:,} copied from pairs that are the same"] if saved else []),

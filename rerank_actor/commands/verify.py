@@ -99,10 +99,11 @@ def _print_result(result: Verification) -> None:
     for problem in (*result.problems, *result.notes):
         print(show(problem))
     verdict = "not right" if result.problems else "right"
+    passed = f"{result.passed:,} rows passed through, " if result.passed else ""
     deleted = f", {result.deleted:,} damaged parts deleted" if result.deleted else ""
     print(
         f"{verdict}: {result.rows:,} rows in {result.units:,} units, {result.scored:,} scores, {result.errors:,} errors, "
-        f"{len(result.problems):,} problems{deleted}"
+        f"{passed}{len(result.problems):,} problems{deleted}"
     )
     untold = result.sound - result.compared
     if untold:

@@ -21,6 +21,7 @@ from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 from rerank_actor.engines.settings import EngineSettings
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.columns import is_list
+from rerank_actor.inputs.where.rows import SELECTED
 from rerank_actor.job_file import Locations, make_flag
 from rerank_actor.mining.texts import find_sources
 from rerank_actor.outputs.folder import Output
@@ -200,7 +201,10 @@ class _Sample:
         """Score some rows of a part again."""
         with open_part(part) as file, refuse_damaged(part.uri):
             names = self._texts.list_columns(file.schema_arrow.names)
-            table = _take_rows(file, list(dict.fromkeys([*names, "logit"])), rows)
+            has_others = "where" in read_part_metadata(file.schema_arrow)
+            table = _take_rows(file, list(dict.fromkeys([*names, "logit", *([SELECTED] if has_others else [])])), rows)
+            if has_others:  # of which the others were not scored there either
+                rows, table = rows[table[SELECTED].to_numpy()], table.filter(table[SELECTED])
             self._dtypes.add(read_part_metadata(file.schema_arrow).get("dtype") or "float32")
         places = rows
         if is_list(table.schema.field("logit").type):

@@ -15,6 +15,7 @@ from rerank_actor.inputs.pairs import list_fields
 from rerank_actor.inputs.rows import ShardLayout
 from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.inputs.training.documents import SCORE_FIELD
+from rerank_actor.inputs.where.rows import check_types
 from rerank_actor.job_file import suggest
 
 SHOWN_CHARACTERS = 40  # of a column's name, which may be a text where a file has no header
@@ -36,10 +37,13 @@ def check_columns(spec: InputSpec, layouts: Mapping[str, ShardLayout], is_backfi
     kept = list(spec.keep or ())
     kinds: dict[tuple[str, str], list[pa.DataType]] = {}
     for uri, layout in layouts.items():
-        for flag, names in {**texts.list_required(layout.columns), "--keep-columns": kept}.items():
+        where = list(spec.where.columns) if spec.where is not None else []
+        for flag, names in {**texts.list_required(layout.columns), "--keep-columns": kept, "--where": where}.items():
             for name in names:
                 _require(spec, uri, layout, flag, name)
                 kinds.setdefault((flag, name), []).append(find_type(layout.columns, name))
+        if spec.where is not None:
+            check_types(uri, layout.columns, spec.where)
         _refuse_taken(spec, uri, layout)
         fields = list_fields(find_type(layout.columns, texts.document_column))
         if texts.negative_columns:
@@ -55,7 +59,8 @@ def check_columns(spec: InputSpec, layouts: Mapping[str, ShardLayout], is_backfi
     if layouts and not is_backfill:
         _refuse_unknown(spec, layouts)
         for (flag, name), types in kinds.items():
-            expected = [texts.find_wrong_type(flag, kind) for kind in types] if flag != "--keep-columns" else [None]
+            of_texts = flag not in ("--keep-columns", "--where")
+            expected = [texts.find_wrong_type(flag, kind) for kind in types] if of_texts else [None]
             if all(expected):
                 raise InputError(
                     f"column `{name}` is {types[0]} in every shard, expected {expected[0]}; choose with {flag}",

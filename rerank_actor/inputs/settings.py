@@ -15,6 +15,7 @@ from rerank_actor.inputs.rankings.lines import RankingFormat
 from rerank_actor.inputs.spec import SourceSpec
 from rerank_actor.inputs.syntax.quoted import AUTO, Dialect
 from rerank_actor.inputs.training import TrainingFormat
+from rerank_actor.inputs.where.expression import parse_where
 from rerank_actor.job_file import (
     Location,
     Locations,
@@ -32,6 +33,12 @@ from rerank_actor.storage import hub
 def _check_template(value: str | None) -> str | None:
     if value is not None:
         parse_template(value)
+    return value
+
+
+def _check_where(value: str | None) -> str | None:
+    if value is not None:
+        parse_where(value)
     return value
 
 
@@ -204,6 +211,13 @@ class RowSettings(Settings):
     """How many rows of the input are scored."""
 
     limit: Annotated[int, Field(ge=1)] | None = make_flag(None, "input", "score the first N rows only", "N")
+    where: Annotated[str | None, AfterValidator(_check_where)] = make_flag(
+        None,
+        "input",
+        'score only rows for which this holds, of input columns, as in "score > 0.2 and score < 0.8"; the others are passed '
+        "through without a score",
+        "EXPRESSION",
+    )
 
 
 class OutputSettings(Settings):

@@ -12,6 +12,7 @@ from rerank_actor.inputs.columns import RESERVED_COLUMNS
 from rerank_actor.inputs.directions import Directions
 from rerank_actor.inputs.pairs import TextSpec
 from rerank_actor.inputs.syntax.quoted import AUTO, Dialect
+from rerank_actor.inputs.where.expression import Where
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class InputSpec:
         header: names of the columns of CSV and TSV whose first line does not have them.
         dialect: of CSV and TSV.
         config, split: of hf:// datasets and save_to_disk folders.
+        where: for which rows there is anything to score, None for all.
         limit: rows to plan, None for all.
         unit_rows: rows of a unit at most, None to choose by the size of the input.
         top_k: candidates of each query at most, of rankings.
@@ -64,6 +66,7 @@ class InputSpec:
     dialect: Dialect = AUTO
     config: str | None = None
     split: str | None = None
+    where: Where | None = None
     limit: int | None = None
     unit_rows: int | None = None
     top_k: int | None = None
@@ -89,4 +92,5 @@ class InputSpec:
     def text_columns(self) -> list[str]:
         """Columns whose values are wanted as Python texts, where a shard has them."""
         reason = self.directions.reason_column if self.directions is not None else None
-        return [*self.texts.text_columns, *([reason] if reason is not None else [])]
+        where = self.where.columns if self.where is not None else ()
+        return list(dict.fromkeys([*self.texts.text_columns, *([reason] if reason is not None else []), *where]))

@@ -40,7 +40,7 @@ PLAN, PLAN_BEFORE = (
     "plan.parquet",
 )  # both Parquet; by the suffix of before, readers of the folder took it for rows
 OWN_FILES = (PLAN, PLAN_BEFORE, "job.yaml", "manifest.json", "report.html", "estimate.json")
-ADDED_COLUMNS = frozenset({"fingerprint", "digest"})  # which records written before have not
+ADDED_COLUMNS = frozenset({"fingerprint", "digest", "passed"})  # which records written before have not
 HISTOGRAM_COLUMNS = frozenset(f"{name}_bins" for name in NAMES)
 RECORD_SCHEMA = pa.schema(
     {
@@ -62,6 +62,7 @@ RECORD_SCHEMA = pa.schema(
         "finished_at": pa.float64(),
         "fingerprint": pa.string(),
         "digest": pa.string(),
+        "passed": pa.int64(),
         **{f"{name}_bins": pa.list_(pa.int32()) for name in NAMES},
     }
 )

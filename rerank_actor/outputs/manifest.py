@@ -32,6 +32,7 @@ CHECK_THREADS = 8
 LISTED_FAILURES = 100
 SUMMED_COUNTS = (
     "rows", "pairs", "scored", "truncated", "tokens", "cached_tokens", "forward_passes", "reused", "shared",
+    "passed",
 )  # fmt: skip
 VERSIONED = (
     "rerank-actor",
@@ -63,6 +64,7 @@ class Totals:
     shared: int = 0
     shared_passes: int = 0  # spent on pairs that several units have, outside of units
     engine_seconds: float = 0.0
+    passed: int = 0  # rows that --where leaves as they are
     errors: Counter[str] = field(default_factory=Counter)
     units_by_attempts: Counter[int] = field(default_factory=Counter)
 
@@ -98,6 +100,7 @@ class Totals:
             "rows": self.rows,
             "pairs": self.pairs,
             "scored": self.scored,
+            **({"passed_through": self.passed} if self.passed else {}),
             "errors": sum(self.errors.values()),
             "errors_by_reason": dict(sorted(self.errors.items())),
             "truncated": self.truncated,

@@ -21,6 +21,7 @@ from rerank_actor.inputs.columns import RESERVED_COLUMNS
 from rerank_actor.inputs.directions import DIRECTED_VALUES, list_directions, name_column
 from rerank_actor.inputs.pairs import INDEX_COLUMN
 from rerank_actor.inputs.rows import Unit, strip_location
+from rerank_actor.inputs.where.rows import SELECTED
 from rerank_actor.outputs.row_digest import has_digest
 from rerank_actor.outputs.training.place import find_misplaced, list_document_columns
 
@@ -140,20 +141,36 @@ def _check_scores(table: pa.Table) -> str | None:
     columns = flatten_columns(table)
     if len({len(column) for column in columns.values()}) > 1:
         return "has lists of different lengths in a row"
-    has_score = pc.is_valid(columns["score"])
-    if pc.any(pc.equal(has_score, pc.is_valid(columns["error"]))).as_py():
+    has_score, has_error = pc.is_valid(columns["score"]), pc.is_valid(columns["error"])
+    metadata = read_part_metadata(table.schema)
+    is_passed = pc.and_(pc.invert(has_score), pc.invert(has_error))
+    if "where" in metadata:
+        if _has_others(table, is_passed):
+            return "has rows that were passed through with a score or an error, or others without both"
+    elif pc.any(is_passed).as_py():
+        return "has rows with neither or both of score and error"
+    if pc.any(pc.and_(has_score, has_error)).as_py():
         return "has rows with neither or both of score and error"
     if not has_score.equals(pc.is_valid(columns["logit"])):
         return "has rows with only one of score and logit"
-    scale = ScoreScale.from_metadata(read_part_metadata(table.schema))
+    scale = ScoreScale.from_metadata(metadata)
     scores = columns["score"].drop_null().to_numpy(zero_copy_only=False)
     logits = columns["logit"].drop_null().to_numpy(zero_copy_only=False)
     if not np.isfinite(logits).all() or not np.array_equal(compute_score(logits, scale), scores):
         return "has scores that are not the sigmoid of their logits"
-    documents = list_document_columns(read_part_metadata(table.schema))
+    documents = list_document_columns(metadata)
     if documents and find_misplaced(table, documents):
         return "has scores beside documents that are not those of its logits"
     return _check_directions(table, scale)
+
+
+def _has_others(table: pa.Table, is_passed: pa.Array) -> bool:
+    """Whether rows without score and error are not those that say that they were passed through."""
+    not_selected = pc.invert(table[SELECTED])
+    if pa.types.is_list(table.schema.field("score").type):  # of a list that is there, each pair has one of both
+        lacking = pc.and_(pc.is_null(table["score"]), pc.is_null(table["error"]))
+        return bool(pc.any(is_passed).as_py()) or not lacking.equals(not_selected)
+    return not pa.chunked_array([is_passed]).equals(not_selected)
 
 
 def _check_directions(table: pa.Table, scale: ScoreScale) -> str | None:
@@ -195,8 +212,10 @@ def _compare_with_facts(table: pa.Table, facts: dict[str, Any]) -> str | None:
             for name in DIRECTED_VALUES
         }
     values = columns["score" if is_scored else EMBEDDING]
+    metadata = read_part_metadata(table.schema)
     counted = {
-        "rows": count_input_rows(table, read_part_metadata(table.schema)),
+        "rows": count_input_rows(table, metadata),
+        **({"passed": int(pc.sum(pc.invert(table[SELECTED])).as_py() or 0)} if "where" in metadata else {}),
         "pairs": len(values),
         "scored": len(values) - values.null_count,
         "truncated": int(pc.sum(pc.greater(columns["truncated_tokens"], 0)).as_py() or 0),

@@ -190,6 +190,10 @@ def print_status(status: JobStatus, *, as_json: bool = False) -> None:
     if status.totals:
         errors = ", ".join(f"{count:,} x {reason}" for reason, count in status.totals["errors_by_reason"].items())
         table.add_row("scored", f"{status.totals['scored']:,} pairs, {status.totals['truncated']:,} truncated")
+        if status.totals.get("passed_through"):
+            table.add_row(
+                "passed through", f"{status.totals['passed_through']:,} rows, for which --where does not hold"
+            )
         table.add_row("errors", errors or "none")
     if status.faults:
         survived = ", ".join(f"{count:,} x {kind.replace('_', ' ')}" for kind, count in status.faults.items())

@@ -26,6 +26,7 @@ class Verification:
     """What verifying an output found; without problems the output is right.
 
     Attributes:
+        passed: rows that `--where` left as they were.
         deleted: damaged parts that were deleted.
         sound: parts in which nothing wrong was found.
         compared: those of them whose rows were compared with what the worker scored; others were written before that could be.
@@ -36,6 +37,7 @@ class Verification:
     rows: int = 0
     scored: int = 0
     errors: int = 0
+    passed: int = 0
     deleted: int = 0
     sound: int = 0
     compared: int = 0
@@ -126,6 +128,7 @@ def _check_parts(scored: ScoredOutput, result: Verification) -> dict[str, str]:
                 result.compared += "digest" in check.facts
                 result.rows += unit.num_rows
                 result.scored += check.facts["scored"]
+                result.passed += check.facts.get("passed", 0)
                 result.errors += sum(check.facts["errors"].values())
     for dtype, names in sorted(dtypes.items(), key=lambda item: len(item[1]))[:-1]:
         result.problems.append(

@@ -9,7 +9,7 @@ meets, and attention to the tokens before it). An assumption is off by a factor 
 import json
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -132,6 +132,7 @@ class Budget:
         start_seconds: of an engine.
         actors: how many are asked for.
         bytes_per_weight: in the dtype that is asked for.
+        tokens_of_all: prompt tokens if `--where` held for all rows; None without it.
         made: when, in seconds since 1970.
     """
 
@@ -145,6 +146,7 @@ class Budget:
     start_seconds: float
     actors: int
     bytes_per_weight: int = 2
+    tokens_of_all: int | None = None
     made: float = field(default_factory=time.time)
 
     def count_hours(self, actors: int, tokens: int | None = None, speed: float | None = None) -> float | None:
@@ -165,6 +167,7 @@ class Budget:
             "rows": self.estimate.rows,
             "sampled_pairs": len(self.estimate.num_tokens),
             "tokens": self.tokens,
+            **({"tokens_of_all": self.tokens_of_all} if self.tokens_of_all is not None else {}),
             "cached_share": round(self.cached_share, 4),
             "tokens_per_second": self.speed.tokens_per_second if self.speed else None,
             "speed_origin": self.speed.origin if self.speed else None,
@@ -186,10 +189,18 @@ def make_budget(job: ScoreJob, reporter: Reporter) -> tuple[PreparedJob, Budget,
     """
     prepared = prepare_job(job, reporter)
     estimate = estimate_prepared(prepared, reporter)
-    mean = float(estimate.num_tokens.mean()) * estimate.scored_share if len(estimate.num_tokens) else 0.0
     size = read_model_size(prepared.model)
-    tokens = [round(rows * estimate.pairs_per_row * mean) for rows in (estimate.rows, estimate.pending_rows)]
-    return prepared, count_budget(job, estimate, prepared.output.load_manifest(), size, tokens[0], tokens[1]), size
+    tokens = [_count_tokens(estimate, rows) for rows in (estimate.rows, estimate.pending_rows)]
+    budget = count_budget(job, estimate, prepared.output.load_manifest(), size, tokens[0], tokens[1])
+    if prepared.job.where is not None:
+        whole = replace(prepared, job=prepared.job.model_copy(update={"where": None}))
+        budget = replace(budget, tokens_of_all=_count_tokens(estimate_prepared(whole), estimate.rows))
+    return prepared, budget, size
+
+
+def _count_tokens(estimate: Estimate, rows: int) -> int:
+    mean = float(estimate.num_tokens.mean()) * estimate.scored_share if len(estimate.num_tokens) else 0.0
+    return round(rows * estimate.pairs_per_row * mean)
 
 
 def count_budget(
@@ -286,6 +297,8 @@ def print_budget(budget: Budget, size: ModelSize | None) -> None:
     console = PlainConsole()
     table = Table(title="Budget", show_header=False, title_justify="left")
     table.add_row("prompt tokens", f"{budget.pending_tokens:,} to score, {budget.tokens:,} in all")
+    if budget.tokens_of_all is not None:
+        table.add_row("without --where", _describe_all(budget))
     table.add_row("prefix cache", f"can have {100 * budget.cached_share:.1f} % of them, by the sample")
     if budget.speed is None:
         table.add_row("speed", "unknown: give --gpu-type, or --tokens-per-second of one actor")
@@ -299,6 +312,21 @@ def print_budget(budget: Budget, size: ModelSize | None) -> None:
     if budget.speed is not None:
         console.print(_tabulate_actors(budget))
     _print_gpus(console, budget, size)
+
+
+def _describe_all(budget: Budget) -> str:
+    """Return what scoring all rows would take, beside those for which `--where` holds."""
+    tokens = budget.tokens_of_all or 0
+    words = f"{tokens:,} prompt tokens"
+    words += f", {tokens / budget.tokens:,.1f} times as many" if budget.tokens else ""
+    hours, some = budget.count_hours(budget.actors, tokens), budget.count_hours(budget.actors, budget.tokens)
+    if hours is None or some is None:
+        return words
+    words += f"; {format_seconds(hours * 3600)} instead of {format_seconds(some * 3600)} on {budget.actors:,} actor(s)"
+    if budget.price is not None:
+        dollars = [one * budget.actors * budget.gpus_per_actor * budget.price.dollars for one in (hours, some)]
+        words += f", {format_dollars(dollars[0])} instead of {format_dollars(dollars[1])}"
+    return words
 
 
 def _tabulate_actors(budget: Budget) -> Table:

@@ -240,6 +240,7 @@ class OutputCommitter:
             "instruction": prepared.job.instruction,
             "instruction_column": prepared.job.instruction_column or "",
             **({"explode": "true"} if prepared.job.explode else {}),
+            **({"where": prepared.job.where} if prepared.job.where is not None else {}),
             **{
                 name: json.dumps(prepared.settings[name], ensure_ascii=False)
                 for name in TEXT_SETTINGS

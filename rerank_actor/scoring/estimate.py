@@ -12,6 +12,7 @@ from rich.table import Table
 from rerank_actor import storage
 from rerank_actor.engines.model import load_tokenizer_json
 from rerank_actor.inputs.rows import strip_location
+from rerank_actor.inputs.where.rows import NOT_SELECTED
 from rerank_actor.job import RunSettings, ScoreJob
 from rerank_actor.outputs.folder import list_pending
 from rerank_actor.progress import PlainConsole, Reporter, format_seconds
@@ -39,6 +40,7 @@ class Estimate:
         num_tokens: int32 [num_sampled], prompt tokens of the sampled pairs that can be scored.
         truncated: of the sampled pairs, how many would lose tokens of the document.
         errors: sampled pairs that would get an error.
+        passed: rows that `--where` leaves as they are, of `sampled_rows`.
         reasons: how many of them for which reason, and one of them in words.
         cached_share: of the sampled tokens, those that pairs before them in their unit have in common with them.
         pairs_per_row: 1, or the mean length of the document lists.
@@ -66,11 +68,14 @@ class Estimate:
     left_out: tuple[str, ...] = ()
     is_counted: bool = True
     reasons: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    passed: int = 0
+    passed_pairs: int = 0  # of those, what counts as a pair, which a row without a list does
+    sampled_rows: int = 0
 
     @property
     def scored_share(self) -> float:
         """Share of the sampled pairs that can be scored."""
-        sampled = len(self.num_tokens) + self.errors
+        sampled = len(self.num_tokens) + self.errors + self.passed_pairs
         return len(self.num_tokens) / sampled if sampled else 1.0
 
     def describe_unscorable(self) -> str | None:
@@ -109,7 +114,7 @@ def estimate_prepared(prepared: PreparedJob, reporter: Reporter | None = None) -
     num_tokens: list[np.ndarray] = []
     unreadable = [shard.error for shard in prepared.plan.shards if shard.error]
     reasons: dict[str, tuple[int, str]] = {}
-    truncated = sampled_rows = sampled_pairs = cached_tokens = 0
+    truncated = sampled_rows = sampled_pairs = cached_tokens = passed = passed_pairs = 0
     with sample_lookups(prepared) as lookups:
         if lookups is None and reporter is not None:
             reporter.info("queries and corpus are too large for a dry run to read; tokens of prompts are not known")
@@ -122,7 +127,9 @@ def estimate_prepared(prepared: PreparedJob, reporter: Reporter | None = None) -
                 unreadable.append(work.failure)
                 continue
             faults = _list_faults(work)
-            for row, reason in faults:
+            left_as_is = sum(reason == NOT_SELECTED for _, reason in faults)
+            passed, passed_pairs = passed + left_as_is, passed_pairs + left_as_is * (work.list_lengths is None)
+            for row, reason in faults if not left_as_is else [one for one in faults if one[1] != NOT_SELECTED]:
                 count, example = reasons.get(reason, (0, f"as in row {head.row_start + row:,} of {head.uri}, from 0"))
                 reasons[reason] = count + 1, example
             scorable = work.prompts.scorable
@@ -145,6 +152,9 @@ def estimate_prepared(prepared: PreparedJob, reporter: Reporter | None = None) -
         num_tokens=np.concatenate(num_tokens) if num_tokens else np.zeros(0, np.int32),
         truncated=truncated,
         errors=sum(count for count, _ in reasons.values()),
+        passed=passed,
+        passed_pairs=passed_pairs,
+        sampled_rows=sampled_rows,
         reasons=reasons,
         pairs_per_row=sampled_pairs / sampled_rows if sampled_rows else 1.0,
         actors=actors,
@@ -214,6 +224,9 @@ def print_estimate(estimate: Estimate) -> None:
         rows.append(("truncated", f"{100 * estimate.truncated / sampled:.1f} % of the sampled pairs"))
         if estimate.pairs_per_row != 1:
             rows.append(("pairs", f"{estimate.pairs_per_row:.1f} a row"))
+    if estimate.passed:
+        share = 1 - estimate.passed / estimate.sampled_rows
+        rows.append(("--where", f"holds for {100 * share:.1f} % of {estimate.sampled_rows:,} sampled rows"))
     if sampled or estimate.errors:
         rows.append(("errors", f"{100 * estimate.errors / (sampled + estimate.errors):.1f} % of the sampled pairs"))
     if estimate.hours is None:

@@ -22,7 +22,7 @@ from tenacity import (
 
 from rerank_actor import storage
 from rerank_actor.engines.prompts import PairEncoder, Prompts
-from rerank_actor.errors import RerankError, ShardChangedError, ShardError
+from rerank_actor.errors import RerankError, ShardChangedError, ShardError, describe_cause
 from rerank_actor.inputs import shards
 from rerank_actor.inputs.directions import Directions
 from rerank_actor.inputs.lookups import ScoreLookup, TextLookup, look_up_texts
@@ -30,6 +30,7 @@ from rerank_actor.inputs.pair_key import compute_originals, make_pair_keys
 from rerank_actor.inputs.pairs import EMPTY, NOT_KEPT, Pairs, count_not_kept, make_pairs
 from rerank_actor.inputs.rows import Rows, Unit
 from rerank_actor.inputs.spec import InputSpec
+from rerank_actor.inputs.where.rows import NOT_SELECTED, select_rows
 from rerank_actor.scoring.unit import UnitWork
 
 NO_TOKEN = "text is empty, and the model puts no token of its own around it"
@@ -129,10 +130,39 @@ def _read_rows(unit: Unit, spec: PrepareSpec, policy: Retrying) -> Rows:
 
 def _look_up_pairs(rows: Rows, spec: PrepareSpec) -> tuple[Pairs, dict[int, str]]:
     """Return the pairs of some rows, ids as their texts, and why an id has none, by position of the pair."""
-    pairs, missing = look_up_texts(make_pairs(rows, spec.input.texts), spec.lookups)
+    pairs = _leave_out(make_pairs(_select_rows(rows, spec), spec.input.texts), spec)
+    pairs, missing = look_up_texts(pairs, spec.lookups)
     if spec.input.directions is not None:
         pairs = _turn_pairs(pairs, rows, spec.input.directions)
     return pairs, missing
+
+
+def _select_rows(rows: Rows, spec: PrepareSpec) -> Rows:
+    """Return rows of which those that are not to be scored have that for a fault.
+
+    Raises:
+        ShardError: the expression cannot be computed of a value.
+    """
+    if spec.input.where is None:
+        return rows
+    try:
+        selected = select_rows(rows, spec.input.where, spec.json_types)
+    except pa.ArrowException as error:
+        raise ShardError(f"--where {spec.input.where.text!r} cannot be computed ({describe_cause(error)})") from error
+    faults = [fault or (None if one else NOT_SELECTED) for fault, one in zip(rows.faults, selected, strict=True)]
+    return replace(rows, faults=faults)
+
+
+def _leave_out(pairs: Pairs, spec: PrepareSpec) -> Pairs:
+    """Return pairs without the texts of rows that are not scored, which are not looked up and not tokenized."""
+    if spec.input.where is None or pairs.list_lengths is not None:
+        return pairs
+    is_out = [fault == NOT_SELECTED for fault in pairs.row_errors]
+    sides = [
+        [None if out else text for text, out in zip(texts, is_out, strict=True)]
+        for texts in (pairs.queries, pairs.documents)
+    ]
+    return replace(pairs, queries=sides[0], documents=sides[1])
 
 
 def _turn_pairs(pairs: Pairs, rows: Rows, directions: Directions) -> Pairs:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rerank_actor import storage
 from rerank_actor.engines.base import compute_score
@@ -20,6 +21,7 @@ from rerank_actor.engines.vectors import VectorForm
 from rerank_actor.inputs.directions import DIRECTED_VALUES, name_column
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.rows import strip_location
+from rerank_actor.inputs.where.rows import NOT_SELECTED, SELECTED
 from rerank_actor.outputs.commit import commit_part
 from rerank_actor.outputs.histograms import ScoreHistograms
 from rerank_actor.outputs.part import METADATA_PREFIX, flatten_columns
@@ -29,8 +31,15 @@ from rerank_actor.scoring.unit import UnitWork
 from rerank_actor.storage.lease import LeaseMark
 
 
-def build_part(work: UnitWork, scale: ScoreScale | None = None) -> tuple[pa.Table, dict[str, Any]]:
+def build_part(
+    work: UnitWork, scale: ScoreScale | None = None, *, has_others: bool = False
+) -> tuple[pa.Table, dict[str, Any]]:
     """Return a scored unit's part and its totals.
+
+    Args:
+        work: the unit.
+        scale: how the score follows from the logit; None for its sigmoid.
+        has_others: whether rows may be passed through without a score, which a column then says.
 
     Returns:
         The kept columns in input order with `score`, `logit`, `num_tokens`, `truncated_tokens` and `error` behind
@@ -52,17 +61,24 @@ def build_part(work: UnitWork, scale: ScoreScale | None = None) -> tuple[pa.Tabl
         columns = _join_directions(work.directions, columns, work.row_errors, scale)
         pair_errors = columns["error"].to_numpy(zero_copy_only=False)
     errors = Counter(strip_location(str(reason)) for reason in pair_errors if reason is not None)
+    row_reasons = work.row_errors.to_pylist()
+    passed = [reason == NOT_SELECTED for reason in row_reasons]
     if work.list_lengths is not None:
         lacking = work.list_lengths < 0
         offsets = np.concatenate([[0], np.cumsum(np.maximum(work.list_lengths, 0))]).astype(np.int32)
         lists = {name: _to_lists(offsets, values, lacking) for name, values in columns.items() if name != "error"}
-        columns = {**columns, **lists, "error": _list_errors(work.row_errors.to_pylist(), offsets, pair_errors)}
-        errors.update(strip_location(str(reason)) for reason in work.row_errors.to_pylist() if reason is not None)
+        columns = {**columns, **lists, "error": _list_errors(row_reasons, offsets, pair_errors)}
+        errors.update(strip_location(str(reason)) for reason in row_reasons if reason is not None)
     table = pa.ipc.open_stream(work.rows).read_all()
+    if has_others:
+        columns["error"] = pc.if_else(pa.array(passed), pa.scalar(None, columns["error"].type), columns["error"])
+        columns[SELECTED] = pa.array([not one for one in passed])
+        del errors[NOT_SELECTED]
     for name, values in columns.items():
         table = table.append_column(name, values)
     totals = {
         "rows": work.unit.num_rows,
+        **({"passed": sum(passed)} if has_others else {}),
         "pairs": len(scored),
         "scored": int(scored.sum()),
         "truncated": int((np.where(scored, prompts.truncated_tokens, 0) > 0).sum()),
@@ -162,7 +178,7 @@ def write_part(
     if form is not None:
         (table, totals), histograms = build_vector_part(work, form), {}
     else:
-        table, totals = build_part(work, ScoreScale.from_metadata(metadata))
+        table, totals = build_part(work, ScoreScale.from_metadata(metadata), has_others="where" in metadata)
         if documents := list_document_columns(metadata):
             table = place_values(table, documents, table["logit"])
         histograms = ScoreHistograms.of_columns(flatten_columns(table)).to_record()

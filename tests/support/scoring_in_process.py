@@ -60,6 +60,7 @@ def score_here(job: ScoreJob, run_id: str = "run", *, records: bool = True) -> O
         done = work.with_logits(logits, {"attempts": 1, "seconds": 0.0, "engine_version": "1", "dtype": "float32"})
         done = UnitWork.from_table(done.to_table())
         metadata = {"fingerprint": prepared.fingerprint, "run": run_id, **({"explode": "true"} if job.explode else {})}
+        metadata |= {"where": job.where} if job.where is not None else {}
         metadata |= prepared.model.description.to_metadata()
         settings = {name: prepared.settings[name] for name in TEXT_SETTINGS if name in prepared.settings}
         metadata |= {name: json.dumps(value) for name, value in settings.items()}

@@ -72,6 +72,7 @@ def _list_figures(facts: Facts) -> dict[str, str]:
     figures = {
         "rows scored": f"{status.committed_rows:,} of {status.rows:,} ({share:.1f} %)",
         "pairs": _format_count(totals.pairs),
+        **({"rows passed through by --where": f"{totals.passed:,}"} if totals.passed else {}),
         "pairs with an error": f"{totals.failed_pairs:,}",
         "pairs truncated": _format_share(totals.truncated, totals.scored),
         "prompt tokens": _format_count(totals.tokens),
