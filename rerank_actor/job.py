@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from rerank_actor import storage
 from rerank_actor.engines.families.embedding import EmbeddingRequest
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 from rerank_actor.engines.options import HARMLESS_ENGINE_ARGS
@@ -18,10 +19,12 @@ from rerank_actor.inputs.columns import RESERVED_COLUMNS
 from rerank_actor.inputs.directions import Directions
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.pairs import INDEX_COLUMN, TextSpec
+from rerank_actor.inputs.rankings.judged import ADDED
 from rerank_actor.inputs.rankings.lines import RANKING_FORMATS
 from rerank_actor.inputs.settings import (
     DialectSettings,
     InputSettings,
+    JudgedSettings,
     ListSettings,
     OutputSettings,
     RowSettings,
@@ -209,6 +212,7 @@ class ScoreJob(
     EngineJob,
     RescoreSettings,
     ListSettings,
+    JudgedSettings,
     RowSettings,
     InstructionSettings,
     TextSettings,
@@ -222,6 +226,8 @@ class ScoreJob(
         if self.format not in TRAINING_FORMATS and self.lacking_texts:
             raise ValueError(self.lacking_texts)
         self.check_ids()
+        if self.qrels is not None and self.limit is not None:
+            raise ValueError("--limit leaves rows out whose pairs --qrels would add again: give one of both")
         if self.negative_columns and self.explode:
             raise ValueError("--explode takes one list of documents apart, and rows have several: leave it out")
         if len({self.document_source, *self.negative_columns}) <= len(self.negative_columns):
@@ -306,6 +312,7 @@ class ScoreJob(
         """Return the input as planning and reading take it."""
         added = {*([INDEX_COLUMN] if self.explode else []), *([PAIR_KEY] if self.adds_pair_key else [])}
         added |= set(LABELLED) if self.is_labelled else set()
+        added |= {ADDED} if self.qrels is not None else set()
         added |= {SELECTED} if self.where is not None else set()
         return InputSpec(
             uris=tuple(self.input),
@@ -316,6 +323,7 @@ class ScoreJob(
             config=self.config,
             split=self.split,
             where=parse_where(self.where) if self.where is not None else None,
+            judged=storage.join_uri(self.output, "_job/judged") if self.qrels is not None else "",
             limit=self.limit,
             unit_rows=self.unit_rows,
             top_k=self.top_k,

@@ -27,7 +27,8 @@ FLAGS = {
     "score": """
         --input --format --top-k --columns --config --split --quoting --csv-escape --query-column --document-column
         --negative-columns --queries --corpus --query-id-column --document-id-column --query-template --document-template
-        --instruction --instruction-column --instruction-map --dataset-column --task --limit --where --output --keep-columns
+        --instruction --instruction-column --instruction-map --dataset-column --task --limit --where --qrels
+        --min-relevance --output --keep-columns
         --drop-columns --rename-columns --keep-fields --explode --explode-columns --with-pair-key --reuse
         --overwrite --rescore-changed --extend --model --revision --dtype --max-length --parse-special-tokens
         --trust-remote-code --model-description --check-scores --engine --gpus-per-actor --tensor-parallel-size --engine-args

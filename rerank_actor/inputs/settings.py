@@ -20,6 +20,7 @@ from rerank_actor.job_file import (
     Location,
     Locations,
     Names,
+    OptionalLocation,
     Settings,
     accept_one,
     make_flag,
@@ -218,6 +219,19 @@ class RowSettings(Settings):
         "through without a score",
         "EXPRESSION",
     )
+
+
+class JudgedSettings(Settings):
+    """Which judged pairs are scored beside the input."""
+
+    qrels: OptionalLocation = make_flag(
+        None,
+        "input",
+        "judgements, TREC's or BEIR's: positive pairs of the input's queries that it lacks are scored too, in rows of their "
+        "own, which the column added_from_qrels tells",
+        "URI",
+    )
+    min_relevance: float = make_flag(1.0, "input", "judgement from which a pair of --qrels is positive", "N")
 
 
 class OutputSettings(Settings):

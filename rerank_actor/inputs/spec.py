@@ -45,6 +45,7 @@ class InputSpec:
         dialect: of CSV and TSV.
         config, split: of hf:// datasets and save_to_disk folders.
         where: for which rows there is anything to score, None for all.
+        judged: folder of shards that were added for judgements, "" where none are.
         limit: rows to plan, None for all.
         unit_rows: rows of a unit at most, None to choose by the size of the input.
         top_k: candidates of each query at most, of rankings.
@@ -67,6 +68,7 @@ class InputSpec:
     config: str | None = None
     split: str | None = None
     where: Where | None = None
+    judged: str = ""
     limit: int | None = None
     unit_rows: int | None = None
     top_k: int | None = None

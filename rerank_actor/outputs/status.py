@@ -42,6 +42,7 @@ class JobStatus:
         engines_busy: share of the actors' time in which their engines computed; the rest is their start, and waiting for units.
         planned: what `jobs.plan` foresaw, empty where it was not asked.
         left_out: what the last run found in the input and did not plan, as `LeftOut` has it.
+        judged_rows: planned rows that were added for `--qrels`.
         manifest_problem: that the manifest is damaged, so that totals are counted from the records of units.
     """
 
@@ -62,6 +63,7 @@ class JobStatus:
     engines_busy: float | None = None
     planned: dict[str, Any] = field(default_factory=dict)
     left_out: list[dict[str, Any]] = field(default_factory=list)
+    judged_rows: int = 0
     manifest_problem: str | None = None
 
 
@@ -126,6 +128,7 @@ def judge_status(scored: ScoredOutput, manifest: dict[str, Any], running: bool |
         cost=gpu_hours * price.dollars if gpu_hours is not None and price is not None else None,
         engines_busy=_measure_busy(manifest),
         planned=output.load_estimate(),
+        judged_rows=sum(shard.planned_rows for shard in plan.shards if shard.uri.startswith(output.at("judged"))),
         left_out=manifest.get("plan", {}).get("left_out", []),
         manifest_problem=problem,
     )
@@ -187,6 +190,8 @@ def print_status(status: JobStatus, *, as_json: bool = False) -> None:
         table.add_row("speed", f"{status.rows_per_second:,.1f} rows/s")
     if status.eta_seconds is not None:
         table.add_row("ETA", format_seconds(status.eta_seconds))
+    if status.judged_rows:
+        table.add_row("from --qrels", f"{status.judged_rows:,} rows for judged pairs that the input lacks")
     if status.totals:
         errors = ", ".join(f"{count:,} x {reason}" for reason, count in status.totals["errors_by_reason"].items())
         table.add_row("scored", f"{status.totals['scored']:,} pairs, {status.totals['truncated']:,} truncated")

@@ -5,7 +5,7 @@ actors need follow from it.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -31,7 +31,10 @@ from rerank_actor.inputs.formats import find_format
 from rerank_actor.inputs.listing import InputListing, list_input
 from rerank_actor.inputs.lookups import ScoreLookup, TextLookup
 from rerank_actor.inputs.plan import Plan, PlanChange, choose_partition_columns, make_plan
-from rerank_actor.inputs.rankings.lines import RANKING_FORMATS
+from rerank_actor.inputs.rankings.judged import digest_qrels, keep_judged, plan_judged
+from rerank_actor.inputs.rankings.lines import refuse_mixed
+from rerank_actor.inputs.rankings.qrels import load_qrels
+from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.inputs.text_sources import TextSource, list_sources
 from rerank_actor.inputs.training import TRAINING_FORMATS
 from rerank_actor.inputs.training.layouts import find_layout
@@ -110,7 +113,8 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
         job = fitted
         spec = job.input_spec()
         listing = list_input(spec, known_formats)
-    _check_formats(job, listing, reporter)
+    refuse_mixed(listing.formats, job.top_k)
+    _tell_formats(job, listing, reporter)
     listed = storage.list_children(output.uri)
     if stored is None:
         _refuse_foreign(output, listed)
@@ -123,6 +127,7 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
         **{source.flag.removeprefix("--"): source.describe() for source in sources},
         **model.fingerprint_settings(),
         **({"partition_columns": partition_columns} if partition_columns else {}),
+        **({"qrels": digest_qrels(load_qrels(job.qrels, job.min_relevance))} if job.qrels is not None else {}),
     }
     if job.reuse is not None and job.reuse.rstrip("/") == job.output.rstrip("/"):
         raise JobError(
@@ -142,7 +147,11 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
         if total >= 1000 and done % 1000 == 0:
             reporter.info(f"planning: {done:,} of {total:,} shards")
 
+    if job.qrels is not None:
+        keep_judged(listing, earlier, spec.judged)
     plan, change = make_plan(spec, earlier, parts, report, listing)
+    if job.qrels is not None and plan != earlier:
+        plan = _add_judged(job, plan, spec, listing, parts, reporter)
     if stored is None and parts:
         adopt_parts(output.uri, plan, parts, hash_fingerprint(settings))
         reporter.info(f"{output.uri}: its plan was lost and is made again; {len(parts):,} parts there fit it and stay")
@@ -258,29 +267,23 @@ def refresh_job(prepared: PreparedJob) -> PreparedJob:
     return prepared if is_up_to_date(prepared) else prepare_job(prepared.job, model=prepared.model)
 
 
-def _check_formats(job: ScoreJob, listing: InputListing, reporter: Reporter) -> None:
-    """Refuse rankings beside anything else, and `--top-k` of what is none; tell what names do not.
-
-    Raises:
-        JobError: the formats do not go together.
-    """
+def _tell_formats(job: ScoreJob, listing: InputListing, reporter: Reporter) -> None:
+    """Tell what names do not."""
     first = {kind: uri for uri, kind in reversed(listing.formats.items())}
-    rankings = [kind for kind in first if kind in RANKING_FORMATS]
-    for kind in first if job.format in ("auto", *TRAINING_FORMATS) else ():
-        if find_format(first[kind])[0] != kind:
-            reporter.info(f"{first[kind]}: looks like --format {kind}")
-    if rankings and len(first) > 1:
-        ranking = rankings[0]
-        other = next(kind for kind in first if kind != ranking)
-        raise JobError(
-            f"{first[ranking]} looks like --format {ranking} and {first[other]} like {other}, whose columns differ; score them "
-            "apart",
-            uri=first[other],
-        )
-    if job.top_k is not None and not rankings:
-        raise JobError(
-            f"--top-k goes with --format {', '.join(RANKING_FORMATS)}, whose lines are candidates of queries"
-        )
+    for kind, uri in first.items() if job.format in ("auto", *TRAINING_FORMATS) else ():
+        if find_format(uri)[0] != kind:
+            reporter.info(f"{uri}: looks like --format {kind}")
+
+
+def _add_judged(
+    job: ScoreJob, plan: Plan, spec: InputSpec, listing: InputListing, parts: Container[str], reporter: Reporter
+) -> Plan:
+    """Return a plan with rows for judged pairs that its other rows lack; a dry run counts them alone."""
+    judged = load_qrels(str(job.qrels), job.min_relevance)
+    ids = job.query_id_column, job.document_id_column
+    plan, lacking = plan_judged(plan, spec, listing, parts, judged, ids, writes=not job.dry_run)
+    reporter.info(f"--qrels: {'would add' if job.dry_run else 'adds'} {lacking.describe()}")
+    return plan
 
 
 def fit_layout(job: ScoreJob, listing: InputListing, model: RerankerModel, reporter: Reporter) -> ScoreJob:

@@ -28,6 +28,7 @@ from rerank_actor.inputs.directions import Directions
 from rerank_actor.inputs.lookups import ScoreLookup, TextLookup, look_up_texts
 from rerank_actor.inputs.pair_key import compute_originals, make_pair_keys
 from rerank_actor.inputs.pairs import EMPTY, NOT_KEPT, Pairs, count_not_kept, make_pairs
+from rerank_actor.inputs.rankings.judged import ADDED
 from rerank_actor.inputs.rows import Rows, Unit
 from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.inputs.where.rows import NOT_SELECTED, select_rows
@@ -97,7 +98,7 @@ def read_new_pairs(unit: Unit, spec: PrepareSpec) -> pa.Table:
     rows = _read_rows(unit, spec, _make_policy(spec))
     instruction = str(spec.encoder["instruction"])
     with storage.patient():
-        pairs, _ = _look_up_pairs(rows, spec)
+        pairs, _ = _look_up_pairs(unit, rows, spec)
         keys = make_pair_keys(pairs.queries, pairs.documents, pairs.instructions, instruction)
         for scores in spec.known:
             logits = scores.load_logits(keys)
@@ -128,22 +129,27 @@ def _read_rows(unit: Unit, spec: PrepareSpec, policy: Retrying) -> Rows:
         return policy(shards.read_rows, unit, spec.input, spec.json_types)
 
 
-def _look_up_pairs(rows: Rows, spec: PrepareSpec) -> tuple[Pairs, dict[int, str]]:
+def _look_up_pairs(unit: Unit, rows: Rows, spec: PrepareSpec) -> tuple[Pairs, dict[int, str]]:
     """Return the pairs of some rows, ids as their texts, and why an id has none, by position of the pair."""
-    pairs = _leave_out(make_pairs(_select_rows(rows, spec), spec.input.texts), spec)
+    pairs = _leave_out(make_pairs(_select_rows(rows, spec, _is_judged(unit, spec)), spec.input.texts), spec)
     pairs, missing = look_up_texts(pairs, spec.lookups)
     if spec.input.directions is not None:
         pairs = _turn_pairs(pairs, rows, spec.input.directions)
     return pairs, missing
 
 
-def _select_rows(rows: Rows, spec: PrepareSpec) -> Rows:
+def _is_judged(unit: Unit, spec: PrepareSpec) -> bool:
+    """Whether a unit's rows were added for judgements."""
+    return bool(spec.input.judged) and storage.is_within(unit.uri, spec.input.judged)
+
+
+def _select_rows(rows: Rows, spec: PrepareSpec, is_judged: bool) -> Rows:
     """Return rows of which those that are not to be scored have that for a fault.
 
     Raises:
         ShardError: the expression cannot be computed of a value.
     """
-    if spec.input.where is None:
+    if spec.input.where is None or is_judged:
         return rows
     try:
         selected = select_rows(rows, spec.input.where, spec.json_types)
@@ -186,7 +192,7 @@ def prepare_rows(unit: Unit, rows: Rows, spec: PrepareSpec, encoder: PairEncoder
     Raises:
         ShardError, StorageError, JobError: texts or scores cannot be looked up.
     """
-    pairs, missing = _look_up_pairs(rows, spec)
+    pairs, missing = _look_up_pairs(unit, rows, spec)
     prompts = _encode(pairs.queries, pairs.documents, pairs.instructions, encoder, dedupes=spec.dedupes)
     missing |= {at: NO_TOKEN for at in prompts.scorable[prompts.num_tokens[prompts.scorable] == 0].tolist()}
     prompts = prompts.with_errors(missing) if missing else prompts
@@ -200,6 +206,9 @@ def prepare_rows(unit: Unit, rows: Rows, spec: PrepareSpec, encoder: PairEncoder
     if spec.input.texts.only_role:
         facts = {**facts, EMPTY: sum(not pairs.documents[at].strip() for at in prompts.scorable.tolist())}
     sink = pa.BufferOutputStream()
+    if spec.input.judged:
+        is_added = pa.array(np.full(pairs.table.num_rows, _is_judged(unit, spec)))
+        pairs = replace(pairs, table=pairs.table.append_column(ADDED, is_added))
     table = pairs.table.rename_columns([spec.input.rename.get(name, name) for name in pairs.table.column_names])
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())

@@ -6,13 +6,13 @@ names of columns are the same wherever qrels are. Knows nothing of files.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-from rerank_actor.errors import InputError
+from rerank_actor.errors import InputError, JobError
 from rerank_actor.inputs.formats import describe_separator
 from rerank_actor.inputs.text import is_number
 
@@ -162,3 +162,29 @@ def split_line(kind: str, text: str) -> list[str]:
     """Return the fields of a line, between tabs where it has any and its format may have them, else between blanks."""
     fields = text.split("\t") if kind != "trec" and "\t" in text else text.split()
     return [field.strip() for field in fields]
+
+
+def refuse_mixed(formats: Mapping[str, str], top_k: int | None) -> None:
+    """Refuse rankings beside anything else, and `--top-k` of what is none.
+
+    Args:
+        formats: of each shard, by URI.
+        top_k: candidates of each query, None for all.
+
+    Raises:
+        JobError: the formats do not go together.
+    """
+    first = {kind: uri for uri, kind in reversed(list(formats.items()))}
+    rankings = [kind for kind in first if kind in RANKING_FORMATS]
+    if rankings and len(first) > 1:
+        ranking = rankings[0]
+        other = next(kind for kind in first if kind != ranking)
+        raise JobError(
+            f"{first[ranking]} looks like --format {ranking} and {first[other]} like {other}, whose columns differ; score them "
+            "apart",
+            uri=first[other],
+        )
+    if top_k is not None and not rankings:
+        raise JobError(
+            f"--top-k goes with --format {', '.join(RANKING_FORMATS)}, whose lines are candidates of queries"
+        )
