@@ -103,7 +103,6 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
     refuse_instruction(job, model)
     job = fit_instruction(fit_max_length(job, model, reporter), model, reporter)
     _refuse_short_prompts(job, model)
-    sources = list_sources(job.source_specs(job.dialect), job.output)
     stored = None if job.overwrite else _load_plan(output, reporter)
     spec = job.input_spec()
     known_formats = stored[0].known_formats() if stored is not None else None
@@ -113,6 +112,7 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
         job = fitted
         spec = job.input_spec()
         listing = list_input(spec, known_formats)
+    sources = list_sources(job.source_specs(job.dialect), job.output)
     refuse_mixed(listing.formats, job.top_k)
     _tell_formats(job, listing, reporter)
     listed = storage.list_children(output.uri)

@@ -142,6 +142,9 @@ def test_ids_by_system_get_scores_of_the_texts_that_they_name(tmp_path: Path) ->
     assert rows[1]["neg_scores"] == {"bm25": expected[2:], "dense": [None]}
     back = export_lines(tmp_path, "msmarco-hard-negatives")
     assert back[1]["neg"] == {"bm25": [{"pid": 11, "ce-score": expected[2]}], "dense": []}
+    mining = {"scored": [str(tmp_path / "out")], "output": str(tmp_path / "mined"), "num_negatives": 1}
+    mined, _, _ = mine_in_process(check_job(MineJob, {**mining, "false_negatives": "report"}).normalized())
+    assert {(row["anchor"], row["positive"]) for row in mined} == {("one", "text 11"), ("two", "text 12")}
     with pytest.raises(JobError, match="--queries and --corpus"):
         prepare_job(make_job(path, format="msmarco-hard-negatives", output=str(tmp_path / "other")))
 
