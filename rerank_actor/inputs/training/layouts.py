@@ -9,14 +9,14 @@ gives the flags that say the same without a layout, or a refusal. Knows nothing 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, JobError
 from rerank_actor.inputs.batches import read_batches, refuse_broken
-from rerank_actor.inputs.columnar import scan_arrow
+from rerank_actor.inputs.columnar import scan_arrow, scan_parquet
 from rerank_actor.inputs.columns import find_type, is_list, is_text, to_array
 from rerank_actor.inputs.formats import detect_format
 from rerank_actor.inputs.listing import InputListing
@@ -103,15 +103,14 @@ def look_at_columns(item: storage.StoredObject, kind: str, spec: InputSpec) -> d
     """
     if kind == "arrow":
         return scan_arrow(item.uri, item.size, item.etag).columns
+    if kind == "parquet":  # whose footer is enough
+        return scan_parquet(item.uri, item.size, ()).columns
     _, compression = detect_format(item.uri, kind)
     settings: dict[str, Any] = {"header": spec.header, "dialect": spec.dialect, "limits": LOOKED_AT}
-    batch = next(read_batches(item, kind, compression, **settings), None)  # type: ignore[arg-type]
+    batch = next(read_batches(item, cast(Any, kind), compression, **settings), None)
     if batch is None:
         return {}
-    return {
-        name: to_array(column)[0].type if isinstance(column, list) else column.type
-        for name, column in batch.columns.items()
-    }
+    return {name: to_array(column)[0].type for name, column in batch.columns.items()}
 
 
 def tell_layout(columns: Columns) -> str | None:
