@@ -129,14 +129,19 @@ def test_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
     ("values", "problem"),
     [
         ({"limit": 2}, "--limit"),
+        ({"input": ["LANG"]}, "--drop-columns lang"),
         ({"document_id_column": "docid"}, "no column `docid`.*--document-id-column"),
         ({"document_template": "{document}"}, "give --corpus"),
         ({"min_relevance": 7}, "none of its 6 judgements"),
     ],
 )
 def test_judgements_that_fit_no_row_are_refused(values: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    (tmp_path / "parts" / "lang=de").mkdir(parents=True)
+    row = {"query_id": 1, "query": "q", "document_id": 10, "document": "d"}
+    write_lines(tmp_path / "parts" / "lang=de" / "in.jsonl", [row])
+    given = {name: [str(tmp_path / "parts")] if value == ["LANG"] else value for name, value in values.items()}
     with pytest.raises(JobError, match=problem):
-        prepare_job(make_job(tmp_path, "texts", **values))
+        prepare_job(make_job(tmp_path, "texts", **given))
 
 
 def test_mining_takes_added_rows_for_positives_and_no_window_counts_them(tmp_path: Path) -> None:

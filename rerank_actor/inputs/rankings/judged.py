@@ -20,7 +20,7 @@ from rerank_actor.inputs.field_template import parse_template
 from rerank_actor.inputs.ids import read_id
 from rerank_actor.inputs.listing import InputListing
 from rerank_actor.inputs.pairs import TextSpec
-from rerank_actor.inputs.plan import Plan, make_plan
+from rerank_actor.inputs.plan import Plan, choose_partition_columns, make_plan
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.inputs.spec import InputSpec
 
@@ -93,10 +93,10 @@ def find_lacking(
     judgements = list(zip(judged["query_id"].to_pylist(), judged["document_id"].to_pylist(), strict=True))
     queries, documents = {query for query, _ in judgements}, {document for _, document in judgements}
     seen, of_lists = _Seen(), False
-    for unit in units:
+    for unit in filter(lambda unit: unit.num_rows, units):  # others are shards that cannot be read
         rows = shards.read_rows(unit, narrow_spec, types)
         for role, name in zip(("query", "document"), ids, strict=True):
-            if unit.num_rows and name not in rows.texts:
+            if name not in rows.texts:
                 raise InputError(
                     f"{unit.uri}: no column `{name}`, and --qrels names each {role} by id; choose with --{role}-id-column",
                     uri=unit.uri,
@@ -159,6 +159,13 @@ def plan_judged(
     Raises:
         As `find_lacking` and `make_plan`.
     """
+    in_folders = [name for name in choose_partition_columns(spec, listing) if spec.uses(name)]
+    if in_folders:
+        raise InputError(
+            f"--qrels adds rows that lie in no folder, and column `{in_folders[0]}` stands in names of folders; leave it out "
+            f"with --drop-columns {in_folders[0]}",
+            column=in_folders[0],
+        )
     lacking = find_lacking(spec, plan.units(), plan.json_types, judged, ids)
     if not lacking.pairs or not writes:
         return plan, lacking
