@@ -15,6 +15,7 @@ from rerank_actor.inputs.pairs import list_fields
 from rerank_actor.inputs.rows import ShardLayout
 from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.inputs.training.documents import SCORE_FIELD
+from rerank_actor.inputs.training.layouts import suggest_layout
 from rerank_actor.inputs.where.rows import check_types
 from rerank_actor.job_file import suggest
 

@@ -170,6 +170,8 @@ def test_scored_training_file_is_mined_by_its_own_labels(tmp_path: Path) -> None
         ({"query": "q", "positives": ["p"]}, {"format": "flagembedding"}, "no column `pos`"),
         ({"anchor": "q", "a": "p", "b": "r", "negative": "n"}, {"format": "tuples"}, "--document-column"),
         ({"query": "q", "pos": ["p"], "neg": ["n"]}, {"negative_columns": "neg"}, "no column `document`"),
+        ({"query": "q", "pos": "p", "neg": "n"}, {}, "--format flagembedding"),
+        ({"query": "q", "answer": "p", "negative_1": "n"}, {}, "--format tuples"),
         (
             {"query": "q", **{key: [{"text": "p", "score": 1}] for key in PASSAGES}},
             {},

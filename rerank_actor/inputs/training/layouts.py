@@ -124,6 +124,15 @@ def tell_layout(columns: Columns) -> str | None:
     return None
 
 
+def suggest_layout(columns: Columns) -> str:
+    """Return, to put behind an error, the format that the columns of a file may be of; nothing where they are like none."""
+    layout = next((layout for layout, names in _NAMES.items() if {*names[1:]} <= columns.keys()), None)
+    if layout == "flagembedding" and "query" not in columns and "qid" in columns:
+        layout = "msmarco-hard-negatives"
+    layout = layout or ("tuples" if find_negatives(columns) else None)
+    return f"; if it is a training file, give --format {layout}" if layout is not None else ""
+
+
 def find_negatives(names: Sequence[str] | Columns) -> list[str]:
     """Return the columns that are called like negatives of a tuple, in their order."""
     found = [(int(match[1] or 0), name) for name in names if (match := NEGATIVE.fullmatch(name))]
