@@ -169,7 +169,8 @@ def plan_judged(
     lacking = find_lacking(spec, plan.units(), plan.json_types, judged, ids)
     if not lacking.pairs or not writes:
         return plan, lacking
-    uri = storage.join_uri(spec.judged, f"{digest_qrels(lacking.ids)}.parquet")
+    # Parquet, by a name that readers of the folder do not take for rows.
+    uri = storage.join_uri(spec.judged, f"{digest_qrels(lacking.ids)}.bin")
     if storage.look_at_object(uri) is None:
         storage.write_bytes(uri, storage.to_parquet(lacking.table))
     _list_shard(listing, uri)
