@@ -41,7 +41,11 @@ def check_columns(spec: InputSpec, layouts: Mapping[str, ShardLayout], is_backfi
         where = list(spec.where.columns) if spec.where is not None else []
         for flag, names in {**texts.list_required(layout.columns), "--keep-columns": kept, "--where": where}.items():
             for name in names:
-                _require(spec, uri, layout, flag, name)
+                try:
+                    _require(spec, uri, layout, flag, name)
+                except InputError as error:
+                    hint = suggest_layout(layout.columns) if flag == "--document-column" else ""
+                    raise InputError(f"{error}{hint}", **error.where) from None
                 kinds.setdefault((flag, name), []).append(find_type(layout.columns, name))
         if spec.where is not None:
             check_types(uri, layout.columns, spec.where)

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-from rerank_actor.errors import InputError, JobError
+from rerank_actor.errors import InputError
 from rerank_actor.inputs.formats import describe_separator
 from rerank_actor.inputs.text import is_number
 
@@ -172,19 +172,19 @@ def refuse_mixed(formats: Mapping[str, str], top_k: int | None) -> None:
         top_k: candidates of each query, None for all.
 
     Raises:
-        JobError: the formats do not go together.
+        InputError: the formats do not go together.
     """
     first = {kind: uri for uri, kind in reversed(list(formats.items()))}
     rankings = [kind for kind in first if kind in RANKING_FORMATS]
     if rankings and len(first) > 1:
         ranking = rankings[0]
         other = next(kind for kind in first if kind != ranking)
-        raise JobError(
+        raise InputError(
             f"{first[ranking]} looks like --format {ranking} and {first[other]} like {other}, whose columns differ; score them "
             "apart",
             uri=first[other],
         )
     if top_k is not None and not rankings:
-        raise JobError(
+        raise InputError(
             f"--top-k goes with --format {', '.join(RANKING_FORMATS)}, whose lines are candidates of queries"
         )
