@@ -81,13 +81,15 @@ FLAGS = {
         --relative-margin --margin-pos --perc-pos --max-disagreement --uncertain-band --near-duplicates
         --rank-column --rank-window
         --num-negatives --num-negatives-column --random-negatives --sampling --seed
-        --min-negatives --what-if --teacher --normalize --temperature --output --format --prompt --suspects --examples
+        --min-negatives --what-if --teacher --normalize --temperature --output --format --prompt --suspects --push-to-hub
+        --hub-private --hub-license --examples
         --overwrite --unit-mb --ray-address
     """,
     "export": """
         --scored --format --output --query-id-column --document-id-column --space --top-k --tag --subset --split
         --allow-incomplete
     """,
+    "publish": "--to --revision --private --license --replace --dry-run",
     "compact": "--output --target-file-mb",
     "status": "--json",
     "verify": """

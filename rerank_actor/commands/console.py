@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "write scores as a TREC run or in another tool's format",
     "evaluate": "say how well scores rank, by judgements",
     "mine": "make training data from scores",
+    "publish": "put scores or training data on the Hugging Face hub",
     "bitext": "score translation pairs in both directions",
     "select": "make a parallel corpus from scored translation pairs",
     "model": "say what a model is and how it would be run, before it scores",

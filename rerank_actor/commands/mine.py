@@ -13,6 +13,8 @@ from rerank_actor.job_file import check_job, read_job_file
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.run import MineResult, mine_scores
 from rerank_actor.progress import LineReporter, PlainConsole, say
+from rerank_actor.publishing.publish import PublishSpec, publish
+from rerank_actor.storage.hub_upload import HubRepository
 
 
 def make_parser() -> Parser:
@@ -36,12 +38,17 @@ def mine(arguments: Sequence[str] | None = None) -> int:
     job = check_job(MineJob, {**read_job_file(path, MineJob), **flags}, path, flags).normalized()
     for uri in job.scored:
         refuse_root(uri)
+    if job.push_to_hub is not None and not job.what_if:
+        HubRepository(job.push_to_hub, "main")  # so that a name that is none, or no token, is told first
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints what happens to its workers
         result = mine_scores(job, LineReporter())
     if job.what_if:
         _print_table(result)
     else:
         _print_result(result, job)
+        if job.push_to_hub is not None and result.status == "complete":
+            spec = PublishSpec(job.output, job.push_to_hub, private=job.hub_private, license_name=job.hub_license)
+            say(f"published as {publish(spec, LineReporter())}")
         print(job.output)
     return EXIT_FAILED if result.status == "failed" else 0
 

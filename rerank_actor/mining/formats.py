@@ -64,14 +64,21 @@ def build_objects(
     return _build_nemo(name, unit, chosen)
 
 
-def describe_dataset(kind: str, fingerprint: str) -> str:
-    """Return a dataset card that tells Hugging Face's `load_dataset` which objects of the output are the data.
+def name_configuration(fingerprint: str) -> str:
+    """Return the configuration of a dataset card; datasets 5 caches by that name and the pattern, not by what is there."""
+    return f"mined-{fingerprint}"
 
-    The fingerprint names the configuration, because datasets 5 caches by that name and the pattern, not by what is there.
-    """
-    pattern = f"part-*.{SUFFIXES[kind]}"
+
+def name_pattern(kind: str) -> str:
+    """Return the pattern of a format's data files."""
+    return f"part-*.{SUFFIXES[kind]}"
+
+
+def describe_dataset(kind: str, fingerprint: str) -> str:
+    """Return a dataset card that tells Hugging Face's `load_dataset` which objects of the output are the data."""
+    pattern = name_pattern(kind)
     return (
-        f"---\nconfigs:\n- config_name: mined-{fingerprint}\n  data_files: {pattern}\n  default: true\n---\n\n"
+        f"---\nconfigs:\n- config_name: {name_configuration(fingerprint)}\n  data_files: {pattern}\n  default: true\n---\n\n"
         f"Training data in the format {kind}: `{pattern}`.\n"
     )
 

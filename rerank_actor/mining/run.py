@@ -38,6 +38,7 @@ from rerank_actor.mining.survey import (
 from rerank_actor.mining.tally import MiningTally
 from rerank_actor.mining.unit import MiningSpec, count_positives, mine_bucket, mine_unit
 from rerank_actor.outputs.manifest import read_versions
+from rerank_actor.outputs.report.provenance import describe_scoring
 from rerank_actor.outputs.scored import compare_fingerprints
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.runtime.connection import connect_ray, watch_signals
@@ -307,7 +308,12 @@ class _Run:
     def _write_definition(self) -> None:
         rules = self.prepared.rule_sets["as given"]
         settings = {name: value for name, value in self.prepared.settings.items() if name != "inputs"}
-        definition = {"fingerprint": self.prepared.fingerprint, "definition": rules.define(), "settings": settings}
+        definition = {
+            "fingerprint": self.prepared.fingerprint,
+            "definition": rules.define(),
+            "settings": settings,
+            "teachers": [describe_scoring(uri) for uri in self.job.scored],
+        }
         self.output.write_json("definition.json", {**definition, "versions": read_versions()})
         self.output.write_own("job.yaml", storage.seal_text(self.job.model_copy(update={"overwrite": False}).to_yaml()))
 

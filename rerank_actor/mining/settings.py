@@ -296,6 +296,11 @@ class MinedSettings(Settings):
         "for a judge to fill in column `verdict`",
         "URI",
     )
+    push_to_hub: str | None = make_flag(
+        None, "output", "then publish it as this dataset on the Hugging Face hub, as jobs.publish does", "OWNER/NAME"
+    )
+    hub_private: bool = make_flag(False, "output", "create that repository private")
+    hub_license: str = make_flag("unknown", "output", "license for its card, by the hub's list (cc-by-4.0)", "NAME")
     examples: Annotated[int, Field(ge=0)] = make_flag(20, "output", "examples with their texts in the report", "N")
     overwrite: bool = make_flag(
         False, "output", "delete what the output folder holds of an earlier mining and start afresh"

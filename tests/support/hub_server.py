@@ -1,5 +1,6 @@
 """A Hugging Face hub on loopback: as much of its API as reading repositories of datasets and of models takes."""
 
+import base64
 import hashlib
 import json
 import socket
@@ -47,7 +48,20 @@ class HubServer:
                 self._answer(b"")
 
             def do_POST(self) -> None:
-                self._answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+                self._answer(self._read())
+
+            def do_PUT(self) -> None:
+                self._answer(self._read())
+
+            def _read(self) -> bytes:
+                if self.headers.get("Transfer-Encoding") != "chunked":
+                    return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                body = b""
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+                return body
 
             def _answer(self, body: bytes) -> None:
                 server.requests.append((self.command, self.path, self.headers.get("Range", "")))
@@ -57,12 +71,15 @@ class HubServer:
                     self.connection.close()
                     self.close_connection = True
                     return
+                url = urlsplit(self.path)
+                is_known = self.headers.get("Authorization") == f"Bearer {server.token}"
                 if fault:
                     status, headers, data = fault, {}, b"{}"
-                elif server.token and self.headers.get("Authorization") != f"Bearer {server.token}":
+                elif server.token and not is_known and self.command != "PUT":
                     status, headers, data = 401, {"X-Error-Code": "RepoNotFound"}, b"{}"
+                elif (written := server.take(self.command, unquote(url.path), body)) is not None:
+                    status, headers, data = 200, {"Content-Type": "application/json"}, json.dumps(written).encode()
                 else:
-                    url = urlsplit(self.path)
                     form = parse_qs(body.decode() or url.query)
                     status, headers, data = server.answer(url.path, form, self.headers.get("Range", ""))
                 self.send_response(status)
@@ -83,6 +100,10 @@ class HubServer:
         name = hashlib.sha1(repr((repository, len(commits), files)).encode()).hexdigest()
         commits[name] = files
         return name
+
+    def take(self, method: str, path: str, body: bytes) -> Any:
+        """Return what a request that writes is answered, None for one that reads."""
+        return None
 
     def answer(self, path: str, form: dict[str, list[str]], wanted: str) -> tuple[int, dict[str, str], bytes]:
         parts = [unquote(part) for part in path.strip("/").split("/")]
@@ -107,7 +128,7 @@ class HubServer:
                 "_id": "0",
                 "id": "/".join(parts[1:3]),
                 "sha": commit,
-                "private": False,
+                "private": self.is_private("/".join(parts[1:3])),
                 "tags": [],
                 "downloads": 0,
                 "likes": 0,
@@ -123,9 +144,94 @@ class HubServer:
             return 404, {"X-Error-Code": "EntryNotFound"}, b"{}"
         return 200, {"Content-Type": "application/json"}, json.dumps(found).encode()
 
+    def is_private(self, repository: str) -> bool:
+        return False
+
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+class WritableHub(HubServer):
+    """A hub that takes repositories, branches and commits too; files named as data go through its LFS store.
+
+    Attributes:
+        private: repositories that were created so.
+        stored: the LFS objects by digest.
+        uploads: digests that were sent, in order.
+    """
+
+    def __init__(self) -> None:
+        self.private: set[str] = set()
+        self.stored: dict[str, bytes] = {}
+        self.uploads: list[str] = []
+        super().__init__()
+
+    def is_private(self, repository: str) -> bool:
+        return repository in self.private
+
+    def take(self, method: str, path: str, body: bytes) -> Any:
+        parts = path.strip("/").split("/")
+        if method == "PUT":
+            self.stored[parts[-1]] = body
+            self.uploads.append(parts[-1])
+            return {}
+        if method != "POST" or parts[-1] == "paths-info" or "paths-info" in parts:
+            return None
+        if path == "/api/validate-yaml":
+            return {"errors": [], "warnings": []}
+        if path == "/api/repos/create":
+            values = json.loads(body)
+            name = f"{values['organization']}/{values['name']}"
+            self.commit(name, {".gitattributes": b""})
+            self.private |= {name} if values.get("private") or values.get("visibility") == "private" else set()
+            return {"url": f"{self.endpoint}/datasets/{name}"}
+        if path.endswith("/info/lfs/objects/batch"):
+            wanted = json.loads(body)["objects"]
+            return {"objects": [self._offer(one) for one in wanted]}
+        repository, branch = "/".join(parts[2:4]), "/".join(parts[5:]) or "main"
+        if parts[4] == "preupload":
+            files = json.loads(body)["files"]
+            modes = {True: "lfs", False: "regular"}
+            return {
+                "files": [
+                    {
+                        "path": one["path"],
+                        "uploadMode": modes[one["path"].endswith((".parquet", ".arrow"))],
+                        "shouldIgnore": False,
+                    }
+                    for one in files
+                ]
+            }
+        if parts[4] == "branch":
+            self.branches[repository, branch] = list(self.repositories[repository])[-1]
+            return {}
+        assert parts[4] == "commit", path
+        return self._commit(repository, branch, [json.loads(line) for line in body.splitlines()])
+
+    def _offer(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Return where an LFS object goes, nowhere where it is already."""
+        if wanted["oid"] in self.stored:
+            return {"oid": wanted["oid"], "size": wanted["size"]}
+        return {**wanted, "actions": {"upload": {"href": f"{self.endpoint}/lfs/{wanted['oid']}"}}}
+
+    def _commit(self, repository: str, branch: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
+        commits = self.repositories[repository]
+        main = list(commits)[-1]
+        files = dict(commits[main if branch == "main" else self.branches[repository, branch]])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.stored[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+        name = self.commit(repository, files)
+        if branch != "main":  # so that the last commit stays that of main
+            self.branches[repository, branch] = name
+            commits[main] = commits.pop(main)
+        return {"commitUrl": f"{self.endpoint}/datasets/{repository}/commit/{name}", "commitOid": name}
 
 
 def _list_tree(files: dict[str, bytes], folder: str, is_recursive: bool) -> list[dict[str, Any]]:

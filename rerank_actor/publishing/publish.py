@@ -1,0 +1,116 @@
+"""Publishing an output: checked, compared with what the repository holds, uploaded, the card last.
+
+Takes an output and the name of a repository, gives what was or would be done. Where something fails the same command again
+goes on: files that are there are not sent again. Knows nothing of what is in the files.
+"""
+
+import fnmatch
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rerank_actor import storage
+from rerank_actor.errors import JobError, OutputConflictError
+from rerank_actor.progress import QuietReporter, Reporter
+from rerank_actor.publishing.card import make_card, mark_fingerprint
+from rerank_actor.publishing.contents import Contents, list_contents
+from rerank_actor.storage.hub_upload import HubRepository
+
+CARD = "README.md"
+HUBS_OWN = (".gitattributes",)
+DATA = ("part-*", "ranklist-*", "corpus/*", "*/part-*")
+
+
+@dataclass(frozen=True)
+class PublishSpec:
+    """What to publish, and where.
+
+    Attributes:
+        output: a scored or mined output.
+        repository: owner and name of a dataset repository, created where there is none.
+        branch: of it.
+        private: whether it is created private.
+        license_name: for the card, by the hub's list.
+        replace: whether what the repository holds of other data is deleted.
+    """
+
+    output: str
+    repository: str
+    branch: str = "main"
+    private: bool = False
+    license_name: str = "unknown"
+    replace: bool = False
+
+
+def prepare(spec: PublishSpec) -> tuple[Contents, str]:
+    """Return what would be published, and the card; the hub is not asked.
+
+    Raises:
+        InputError: the output is not complete, or not as it was written.
+        JobError, StorageError: it cannot be read.
+    """
+    contents = list_contents(spec.output)
+    return contents, make_card(contents, spec.repository, spec.license_name)
+
+
+def publish(spec: PublishSpec, reporter: Reporter | None = None) -> str:
+    """Publish an output and return the address of the dataset.
+
+    Raises:
+        JobError: there is no token, the name is none, or the output is not complete.
+        OutputConflictError: the repository holds other data.
+        StorageError: the hub did not answer.
+    """
+    reporter = reporter or QuietReporter()
+    repository = HubRepository(spec.repository, spec.branch)
+    contents, card = prepare(spec)
+    present = repository.list_files()
+    if present and spec.private and not repository.is_private():
+        raise JobError(f"{spec.repository}: is there and public; leave out --private, or make it private on the hub")
+    stale = _compare(spec, contents, repository, present or {})
+    repository.create(private=spec.private)
+    reporter.info(f"{spec.repository}: {len(contents.files):,} files, {contents.num_bytes:,} bytes")
+    with tempfile.TemporaryDirectory() as folder:
+        _stage(contents, Path(folder))
+        Path(folder, CARD).write_text(card, encoding="utf-8")
+        words = f"{contents.kind.capitalize()} data {contents.fingerprint}"
+        repository.upload(Path(folder), words, only=None, deleted=stale)
+        repository.upload(Path(folder), f"Card of {contents.fingerprint}", only=CARD)
+    return f"hf://datasets/{spec.repository}" + (f"@{spec.branch}" if spec.branch != "main" else "")
+
+
+def _compare(spec: PublishSpec, contents: Contents, repository: HubRepository, present: dict[str, int]) -> list[str]:
+    """Return the files of the repository to delete, or refuse it where it holds other data."""
+    files = {name: size for name, size in present.items() if name not in HUBS_OWN}
+    card = repository.read(CARD, files.pop(CARD)).decode(errors="replace") if CARD in files else ""
+    is_same = mark_fingerprint(contents.fingerprint) in card
+    others = [name for name, size in files.items() if name not in contents.files or contents.files[name].size != size]
+    if spec.replace:
+        return [name for name in present if name not in HUBS_OWN and name not in contents.files]
+    if is_same:  # of the job before it was extended
+        return [
+            name
+            for name in others
+            if name not in contents.files and any(fnmatch.fnmatchcase(name, one) for one in DATA)
+        ]
+    others += [CARD] if card else []
+    if others:
+        shown = ", ".join(sorted(others)[:3])
+        raise OutputConflictError(
+            f"{spec.repository}: holds {len(others):,} files that are not of this output ({shown}); choose another repository, "
+            "or --replace to delete them"
+        )
+    return []
+
+
+def _stage(contents: Contents, folder: Path) -> None:
+    """Lay the files out as the repository is to have them: links to local ones, copies of others."""
+    for name, item in contents.files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not storage.is_s3(item.uri):
+            target.symlink_to(item.uri)
+            continue
+        with storage.open_input(item.uri, size=item.size, etag=item.etag) as source, target.open("wb") as copy:
+            shutil.copyfileobj(source, copy)

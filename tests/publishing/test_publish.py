@@ -1,0 +1,181 @@
+"""Publishing: outputs on a loopback hub, by the hub's own functions, and what is refused before anything is sent."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hub_server import WritableHub
+from mining_in_process import make_job
+from scoring_in_process import score_here
+
+from rerank_actor.commands.command_line import call_command
+from rerank_actor.commands.mine import mine
+from rerank_actor.commands.publish import publish
+from rerank_actor.job import load_job
+from rerank_actor.mining.run import mine_scores
+from rerank_actor.publishing.contents import list_contents
+from rerank_actor.storage import hub
+
+LOAD = """
+import sys
+from datasets import load_dataset
+one, other = (load_dataset(place, split="train", cache_dir=sys.argv[3] + str(number)) for number, place in enumerate(sys.argv[1:3]))
+assert one.num_rows and one.features == other.features and one.to_list() == other.to_list(), (one, other)
+print(one.num_rows)
+"""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WritableHub]:
+    server = WritableHub()
+    server.token = "secret"
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    yield server
+    server.close()
+    hub.pin_revision.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory, local_ray: str) -> tuple[Path, Path]:
+    """A scored output, and what was mined from it."""
+    folder = tmp_path_factory.mktemp("outputs")
+    rows = [
+        {"query": f"query {number // 5}", "document": f"text {number}", "label": int(number % 5 == 0)}
+        for number in range(60)
+    ]
+    (folder / "in").mkdir()
+    for shard in range(2):
+        pq.write_table(pa.Table.from_pylist(rows[30 * shard : 30 * shard + 30]), folder / "in" / f"{shard}.parquet")
+    values = {"input": str(folder / "in"), "output": str(folder / "scored"), "engine": "fake", "gpu_price": 2.0}
+    score_here(load_job(None, values))
+    rules = {"absolute_margin": None, "false_negatives": "report", "teacher": "logit", "ray_address": local_ray}
+    assert mine_scores(make_job(folder / "scored", folder / "mined", **rules)).status == "complete"
+    return folder / "scored", folder / "mined"
+
+
+def run_publish(*given: str) -> int:
+    hub.pin_revision.cache_clear()
+    return call_command(lambda: publish([*given]))
+
+
+def read_repository(server: WritableHub, name: str = "me/data") -> dict[str, bytes]:
+    return server.repositories[name][[*server.repositories[name]][-1]]
+
+
+@pytest.mark.parametrize("kind", ["scored", "mined"])
+def test_hub_copy_loads_as_the_folder_does_and_is_sent_once(
+    outputs: tuple[Path, Path], server: WritableHub, tmp_path: Path, kind: str
+) -> None:
+    output = outputs[kind == "mined"]
+    given = [str(output), "--to", "me/data", "--private", "--license", "cc-by-4.0"]
+    assert run_publish(*given) == 0
+    files = read_repository(server)
+    parts = {path.name: path.read_bytes() for path in output.glob("part-*")}
+    assert {name: data for name, data in files.items() if name not in (".gitattributes", "README.md")} == parts
+    assert server.private == {"me/data"}
+    card = files["README.md"].decode()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["license"] == "cc-by-4.0"
+    wanted = [
+        "- model: ",
+        "- template: qwen3-reranker",
+        "- instruction: Given a web search query",
+        "- cut, in tokens: 8,192",
+    ]
+    wanted += (
+        ["- rows: 60", "- scores: 60"] if kind == "scored" else ["- queries: 12", "## Rules", "- sampling: 4 of these"]
+    )
+    assert not [words for words in wanted if words not in card]
+    assert str(output.parent) not in card
+    uploads = len(server.uploads)
+    assert run_publish(*given) == 0
+    assert read_repository(server) == files and len(server.uploads) == uploads
+    command = [sys.executable, "-c", LOAD, str(output), "me/data", str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_other_data_is_replaced_only_where_a_flag_says_so(
+    outputs: tuple[Path, Path], server: WritableHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = {".gitattributes": b"", "README.md": b"# mine", "part-7.parquet": b"x"}
+    server.commit("me/data", others)
+    assert run_publish(str(outputs[1]), "--to", "me/data") == 3
+    assert "holds 2 files that are not of this output (README.md, part-7.parquet)" in capsys.readouterr().err
+    assert read_repository(server) == others
+    assert run_publish(str(outputs[1]), "--to", "me/data", "--private") == 2
+    assert "is there and public" in capsys.readouterr().err
+    assert run_publish(str(outputs[1]), "--to", "me/data", "--replace") == 0
+    files = read_repository(server)
+    assert "part-7.parquet" not in files and b"mined" in files["README.md"]
+    assert run_publish(str(outputs[0]), "--to", "me/data", "--revision", "scores") == 3  # a branch begins as main is
+    assert run_publish(str(outputs[0]), "--to", "me/data", "--revision", "scores", "--replace") == 0
+    assert read_repository(server) == files
+
+
+def test_upload_that_was_cut_off_goes_on(
+    outputs: tuple[Path, Path], server: WritableHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (name, *_) = sorted(list_contents(str(outputs[0])).files)
+    server.commit("me/data", {".gitattributes": b"", name: (outputs[0] / name).read_bytes()})
+    assert run_publish(str(outputs[0]), "--to", "me/data") == 0
+    assert {name for name in read_repository(server) if name.endswith(".parquet")} == {
+        path.name for path in outputs[0].glob("part-*")
+    }
+
+
+def test_dry_run_prints_card_and_files_and_touches_nothing(
+    outputs: tuple[Path, Path], server: WritableHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    assert run_publish(str(outputs[1]), "--to", "me/data", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "license: unknown" in said and "# me/data" in said
+    assert all(path.name in said for path in outputs[1].glob("part-*"))
+    assert not server.requests
+
+
+def test_what_cannot_be_published_is_refused_before_the_hub_is_asked_to_write(
+    outputs: tuple[Path, Path],
+    server: WritableHub,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import shutil
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(outputs[1], damaged)
+    part = next(damaged.glob("part-*"))
+    part.write_bytes(part.read_bytes()[:-1] + b"x")
+    partial = tmp_path / "partial"
+    shutil.copytree(outputs[0], partial)
+    next(partial.glob("part-*")).unlink()
+    cases: list[tuple[list[str], str]] = [
+        ([str(damaged), "--to", "me/data"], "is not right, so that it is not published"),
+        ([str(partial), "--to", "me/data"], "1 of 2 parts are not scored yet"),
+        ([str(tmp_path), "--to", "me/data"], "no job has written here"),
+        ([str(outputs[0]), "--to", "data"], "which is OWNER/NAME"),
+    ]
+    for given, words in cases:
+        assert run_publish(*given) == 2
+        assert words in capsys.readouterr().err
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    flags: list[Any] = ["--scored", str(outputs[0]), "--output", str(tmp_path / "o"), "--label-column", "label"]
+    for run in (
+        lambda: publish([str(outputs[0]), "--to", "me/data"]),
+        lambda: mine([*flags, "--push-to-hub", "me/data"]),
+    ):
+        assert call_command(run) == 2
+        assert "there is no token of the hub to write with" in capsys.readouterr().err
+    assert not server.repositories and not (tmp_path / "o").exists()
