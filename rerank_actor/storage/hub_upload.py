@@ -14,6 +14,7 @@ from rerank_actor.errors import AccessDeniedError, JobError, StorageError
 from rerank_actor.storage.hub import DATASETS, SCHEME, read_range, translate_hub_errors
 
 TREE_KIND = "dataset"
+MAIN = "main"
 
 
 class HubRepository:
@@ -35,11 +36,11 @@ class HubRepository:
         token = get_token()
         if not token:
             raise JobError(f"{name}: there is no token of the hub to write with; set HF_TOKEN, or run `hf auth login`")
-        self.name, self.branch = name, branch
+        self.name, self.branch, self._start = name, branch, branch
         self._api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
 
     def list_files(self) -> dict[str, int] | None:
-        """Return the size of each file on the branch, none where there is no such branch; None for no repository.
+        """Return the size of each file on the branch, on main where it is to begin as main is; None for no repository.
 
         Raises:
             JobError, StorageError: the hub does not tell.
@@ -47,15 +48,15 @@ class HubRepository:
         with self._speak():
             if not self._api.repo_exists(self.name, repo_type=TREE_KIND):
                 return None
-            if not self._api.revision_exists(self.name, self.branch, repo_type=TREE_KIND):
-                return {}
-            tree = list(self._api.list_repo_tree(self.name, recursive=True, revision=self.branch, repo_type=TREE_KIND))
+            is_there = self._api.revision_exists(self.name, self.branch, repo_type=TREE_KIND)
+            self._start = self.branch if is_there else MAIN
+            tree = list(self._api.list_repo_tree(self.name, recursive=True, revision=self._start, repo_type=TREE_KIND))
         return {str(item.path): int(getattr(item, "size", 0)) for item in tree if hasattr(item, "blob_id")}
 
     def read(self, path: str, size: int) -> bytes:
-        """Return a small file of the branch."""
+        """Return a small file of those that `list_files` gave."""
         with self._speak():
-            return read_range(f"{SCHEME}{DATASETS}{self.name}@{self.branch}/{path}", 0, size) if size else b""
+            return read_range(f"{SCHEME}{DATASETS}{self.name}@{self._start}/{path}", 0, size) if size else b""
 
     def is_private(self) -> bool:
         """Whether the repository, which is there, is private."""
@@ -66,7 +67,7 @@ class HubRepository:
         """Create the repository, or the branch, where they are not there yet."""
         with self._speak():
             self._api.create_repo(self.name, repo_type=TREE_KIND, private=private or None, exist_ok=True)
-            if self.branch != "main":
+            if self.branch != MAIN:
                 self._api.create_branch(self.name, branch=self.branch, repo_type=TREE_KIND, exist_ok=True)
 
     def upload(self, folder: Path, message: str, *, only: str | None, deleted: Sequence[str] = ()) -> None:

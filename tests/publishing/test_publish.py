@@ -12,21 +12,21 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from hub_server import WritableHub
-from mining_in_process import make_job
+from mining_in_process import make_job, mine_here
 from scoring_in_process import score_here
 
 from rerank_actor.commands.command_line import call_command
 from rerank_actor.commands.mine import mine
 from rerank_actor.commands.publish import publish
 from rerank_actor.job import load_job
-from rerank_actor.mining.run import mine_scores
 from rerank_actor.publishing.contents import list_contents
 from rerank_actor.storage import hub
 
 LOAD = """
 import sys
 from datasets import load_dataset
-one, other = (load_dataset(place, split="train", cache_dir=sys.argv[3] + str(number)) for number, place in enumerate(sys.argv[1:3]))
+places = enumerate(sys.argv[1:3])
+one, other = (load_dataset(place, split="train", cache_dir=sys.argv[3] + str(number)) for number, place in places)
 assert one.num_rows and one.features == other.features and one.to_list() == other.to_list(), (one, other)
 print(one.num_rows)
 """
@@ -45,7 +45,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WritableHub]:
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory, local_ray: str) -> tuple[Path, Path]:
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A scored output, and what was mined from it."""
     folder = tmp_path_factory.mktemp("outputs")
     rows = [
@@ -57,8 +57,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory, local_ray: str) -> tuple[P
         pq.write_table(pa.Table.from_pylist(rows[30 * shard : 30 * shard + 30]), folder / "in" / f"{shard}.parquet")
     values = {"input": str(folder / "in"), "output": str(folder / "scored"), "engine": "fake", "gpu_price": 2.0}
     score_here(load_job(None, values))
-    rules = {"absolute_margin": None, "false_negatives": "report", "teacher": "logit", "ray_address": local_ray}
-    assert mine_scores(make_job(folder / "scored", folder / "mined", **rules)).status == "complete"
+    rules = {"absolute_margin": None, "false_negatives": "report", "teacher": "logit"}
+    assert mine_here(make_job(folder / "scored", folder / "mined", **rules)).status == "complete"
     return folder / "scored", folder / "mined"
 
 

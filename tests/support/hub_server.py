@@ -183,8 +183,9 @@ class WritableHub(HubServer):
         if path == "/api/repos/create":
             values = json.loads(body)
             name = f"{values['organization']}/{values['name']}"
-            self.commit(name, {".gitattributes": b""})
-            self.private |= {name} if values.get("private") or values.get("visibility") == "private" else set()
+            if name not in self.repositories:
+                self.commit(name, {".gitattributes": b""})
+                self.private |= {name} if values.get("private") or values.get("visibility") == "private" else set()
             return {"url": f"{self.endpoint}/datasets/{name}"}
         if path.endswith("/info/lfs/objects/batch"):
             wanted = json.loads(body)["objects"]
@@ -204,7 +205,7 @@ class WritableHub(HubServer):
                 ]
             }
         if parts[4] == "branch":
-            self.branches[repository, branch] = list(self.repositories[repository])[-1]
+            self.branches.setdefault((repository, branch), list(self.repositories[repository])[-1])
             return {}
         assert parts[4] == "commit", path
         return self._commit(repository, branch, [json.loads(line) for line in body.splitlines()])

@@ -1,6 +1,8 @@
 """Mining without Ray, unit after unit, for tests that look at the rules and not at the run."""
 
+import contextlib
 import json
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,17 @@ from mining_inputs import read_mined
 from rerank_actor.job_file import check_job
 from rerank_actor.mining.examples import Teacher
 from rerank_actor.mining.job import MineJob
-from rerank_actor.mining.preflight import prepare_mining
+from rerank_actor.mining.preflight import look_again, prepare_mining
+from rerank_actor.mining.run import MineResult, _Run
 from rerank_actor.mining.scored import ScoredInput, load_scored
 from rerank_actor.mining.survey import count_unknown, plan_units, refuse_ids_of_two_questions, survey_part
 from rerank_actor.mining.tally import MiningTally
 from rerank_actor.mining.unit import MiningSpec, count_positives, mine_bucket, mine_unit
+from rerank_actor.progress import QuietReporter
 from rerank_actor.runtime.store_builder import run_here
 from rerank_actor.scoring.lookups import make_lookup
 from rerank_actor.storage.exchange import collect_slices
+from rerank_actor.storage.lease import hold_lease, make_run_id
 
 RULES = {"label_column": "label", "absolute_margin": 0.05, "num_negatives": 4, "teacher": "logit"}
 
@@ -35,6 +40,26 @@ def load_with_lookups(job: MineJob) -> ScoredInput:
             make_lookup(source, f"{stores}/{source.role}", run_here, 0, None, lambda: None) for source in scored.sources
         )
     )
+
+
+class _TasksHere:
+    """Does what a `TaskRunner` does, in this process."""
+
+    def run_tasks(self, work: Callable[[Any], Any], items: Sequence[Any]) -> Generator[tuple[int, Any]]:
+        yield from ((number, work(item)) for number, item in enumerate(items))
+
+
+class _RunHere(_Run):
+    @contextlib.contextmanager
+    def _connect(self) -> Iterator[Any]:
+        yield _TasksHere()
+
+
+def mine_here(job: MineJob) -> MineResult:
+    """Mine as a run does, to the report and `_SUCCESS`, in this process and without Ray."""
+    prepared = prepare_mining(job)
+    with hold_lease(prepared.output.lease_uri, prepared.output.uri, make_run_id(), lambda message: None) as lease:
+        return _RunHere(look_again(prepared), lease, QuietReporter()).execute()
 
 
 def mine_in_process(

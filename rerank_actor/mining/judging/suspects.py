@@ -67,7 +67,7 @@ def make_schema(columns: Columns) -> pa.Schema:
 
 def name_piece(unit: str) -> str:
     """Return the name of a unit's suspects in the job's own folder."""
-    return f"{FOLDER}/part-{unit}.parquet"
+    return f"{FOLDER}/part-{unit}.bin"  # no .parquet, which readers of the bare folder take for rows
 
 
 def write_suspects(pieces: Sequence[str], schema: pa.Schema, target: str) -> int:

@@ -22,7 +22,7 @@ RULES = {**IDS, "space": "logit", "absolute_margin": 1.0, "depth": "all", "num_n
 
 
 def read_suspects(output: Path) -> list[dict[str, Any]]:
-    pieces = sorted((output / "_mine" / "suspects").glob("*.parquet"))
+    pieces = sorted((output / "_mine" / "suspects").glob("*.bin"))
     return [row for piece in pieces for row in pq.read_table(piece).to_pylist()]
 
 
