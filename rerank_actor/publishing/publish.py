@@ -109,7 +109,7 @@ def _stage(contents: Contents, folder: Path) -> None:
     for name, item in contents.files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not storage.is_s3(item.uri):
+        if not storage.is_remote(item.uri):
             target.symlink_to(item.uri)
             continue
         with storage.open_input(item.uri, size=item.size, etag=item.etag) as source, target.open("wb") as copy:
