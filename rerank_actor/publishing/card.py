@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from rerank_actor import __version__
 from rerank_actor.mining.formats import name_configuration, name_pattern
 from rerank_actor.outputs.folder import DATA_FILES
+from rerank_actor.outputs.manifest import read_versions
 from rerank_actor.outputs.price import format_dollars
 from rerank_actor.publishing.contents import Contents
 
@@ -54,7 +54,10 @@ def make_card(contents: Contents, name: str, license_name: str) -> str:
         "configs": [{"config_name": configuration, "data_files": pattern, "default": True}],
     }
     what = f"Training data in the format {contents.form}, mined from scores" if contents.form else "Scored pairs"
-    sections = [f"# {name}", f"{what}, by rerank-actor {__version__}. {mark_fingerprint(contents.fingerprint)}."]
+    sections = [
+        f"# {name}",
+        f"{what}, by rerank-actor {read_versions()['rerank-actor']}. {mark_fingerprint(contents.fingerprint)}.",
+    ]
     sections += ["## Counts", _list(contents.counts)]
     for number, teacher in enumerate(contents.teachers, 1):
         sections += [f"## Teacher {number}" if len(contents.teachers) > 1 else "## Teacher", _list(_describe(teacher))]
