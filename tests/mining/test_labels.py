@@ -13,7 +13,7 @@ from mining_in_process import make_job, mine_in_process
 from mining_inputs import group, make_pairs, write_scored
 from scoring_in_process import score_here
 
-from rerank_actor.errors import InputError
+from rerank_actor.errors import InputError, JobError
 from rerank_actor.inputs.rankings.qrels import load_qrels
 from rerank_actor.job import load_job
 from rerank_actor.mining.pairs import read_pairs
@@ -231,3 +231,11 @@ def test_one_pair_with_two_judgements_is_refused_and_the_same_twice_is_one(tmp_p
         path.write_text(f"q0 0 d1 1\nq1 0 d1 {first}\nq1 0 d1 {second}\n")
         with pytest.raises(InputError, match="'d1' is judged twice for query 'q1', with"):
             load_qrels(str(path), 1.0)
+
+
+def test_scores_without_a_word_on_what_is_positive_are_refused(tmp_path: Path) -> None:
+    scored = write_scored(tmp_path / "scored", make_pairs(2, 3))
+    with pytest.raises(
+        JobError, match="nothing says which documents are positive: give --label-column NAME, --qrels URI"
+    ):
+        prepare_mining(make_job(scored, tmp_path / "mined", label_column=None))

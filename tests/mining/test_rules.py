@@ -418,7 +418,6 @@ def make_job(**values: Any) -> MineJob:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"label_column": None}, "--label-column NAME, --qrels URI"),
         ({"qrels": "/qrels"}, "both say what is positive"),
         ({"label_column": None, "min_positive_score": "0.5", "positive_labels": "good"}, "--label-column"),
         ({"normalize": "min-max"}, "--teacher"),
