@@ -56,7 +56,7 @@ def make_card(contents: Contents, name: str, license_name: str) -> str:
     what = f"Training data in the format {contents.form}, mined from scores" if contents.form else "Scored pairs"
     sections = [
         f"# {name}",
-        f"{what}, by rerank-actor {read_versions()['rerank-actor']}. {mark_fingerprint(contents.fingerprint)}.",
+        f"{what}, by rerank-actor {read_versions().get('rerank-actor', '')}. {mark_fingerprint(contents.fingerprint)}.",
     ]
     sections += ["## Counts", _list(contents.counts)]
     for number, teacher in enumerate(contents.teachers, 1):
