@@ -8,7 +8,7 @@ from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_flag
 from rerank_actor.errors import JobError, show
 from rerank_actor.evaluation.rescore import Rescored, RescoreSettings, rescore
 from rerank_actor.job_file import check_job
-from rerank_actor.mining.verify import check_mined, is_mined
+from rerank_actor.mining.output import check_mined, is_mined
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.verify import Verification, verify_output
 from rerank_actor.progress import say

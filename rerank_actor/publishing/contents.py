@@ -11,8 +11,7 @@ from rerank_actor import storage
 from rerank_actor.errors import InputError, show
 from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.mining.formats import CORPUS
-from rerank_actor.mining.output import MineOutput
-from rerank_actor.mining.verify import check_mined, is_mined
+from rerank_actor.mining.output import MineOutput, check_mined, is_mined
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.report.provenance import describe_scoring
 from rerank_actor.outputs.scored import require_scored

@@ -91,11 +91,8 @@ def load_qrels(uri: str, min_relevance: float) -> pa.Table:
         InputError: as `iterate_qrels`, none is positive, or one pair has two.
         StorageError, JobError: it cannot be read.
     """
-    columns: tuple[list[str], list[str], list[float]] = ([], [], [])
-    for judgement in iterate_qrels(uri):
-        for column, value in zip(columns, judgement, strict=True):
-            column.append(value)
-    grades = pa.table(list(columns), schema=SCHEMA.append(pa.field("relevance", pa.float64())))
+    columns = list(zip(*iterate_qrels(uri), strict=True)) or [(), (), ()]
+    grades = pa.table(columns, schema=SCHEMA.append(pa.field("relevance", pa.float64())))
     judged = grades.group_by(SCHEMA.names).aggregate([("relevance", "min"), ("relevance", "max")])
     twice = judged.filter(pc.not_equal(judged["relevance_min"], judged["relevance_max"]))
     for query, document, *found in zip(*twice.slice(0, 1).to_pydict().values(), strict=True):
