@@ -14,7 +14,7 @@ from rerank_actor.engines.families.embedding import EmbeddingRequest
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 from rerank_actor.engines.options import HARMLESS_ENGINE_ARGS
 from rerank_actor.engines.settings import EngineSettings, InstructionSettings
-from rerank_actor.errors import InputError
+from rerank_actor.errors import InputError, JobError
 from rerank_actor.inputs.columns import RESERVED_COLUMNS
 from rerank_actor.inputs.directions import Directions
 from rerank_actor.inputs.pair_key import PAIR_KEY
@@ -32,7 +32,7 @@ from rerank_actor.inputs.settings import (
     TextSettings,
 )
 from rerank_actor.inputs.spec import InputSpec
-from rerank_actor.inputs.training import TRAINING_FORMATS
+from rerank_actor.inputs.training import IN_LISTS, TRAINING_FORMATS
 from rerank_actor.inputs.training.documents import LABELLED
 from rerank_actor.inputs.training.layouts import Layout
 from rerank_actor.inputs.where.expression import parse_where
@@ -228,11 +228,23 @@ class ScoreJob(
         self.check_ids()
         if self.qrels is not None and self.limit is not None:
             raise ValueError("--limit leaves rows out whose pairs --qrels would add again: give one of both")
-        if self.negative_columns and self.explode:
-            raise ValueError("--explode takes one list of documents apart, and rows have several: leave it out")
-        if len({self.document_source, *self.negative_columns}) <= len(self.negative_columns):
-            raise ValueError("--negative-columns names a column twice, or that of the positives")
+        if problem := self._find_clash():
+            raise ValueError(problem)
         return self
+
+    def _find_clash(self) -> str | None:
+        """Return what does not go with columns of positives and negatives; None where all does, or rows have none."""
+        documents = [self.document_source, *self.negative_columns]
+        if not self.negative_columns:
+            return None
+        if self.explode:
+            return "--explode takes one list of documents apart, and rows have several: leave it out"
+        if len(set(documents)) < len(documents):
+            return "--negative-columns names a column twice, or that of the positives"
+        taken = next((new for old, new in self.rename_columns.items() if new in documents and old != new), None)
+        if taken is not None:
+            return f"--rename-columns gives another column the name of the documents in `{taken}`: choose another name"
+        return None
 
     @property
     def lacking_texts(self) -> str | None:
@@ -254,6 +266,7 @@ class ScoreJob(
 
         Raises:
             InputError: rows have prompts of which nobody says whether they are instructions.
+            JobError: flags do not go with it.
         """
         prompt = next((name for name in ("prompt", "instruction") if name in layout.columns), None)
         is_told = bool(self.list_instruction_flags()) or "instruction" in self.model_fields_set
@@ -264,7 +277,16 @@ class ScoreJob(
                 uri=layout.uri,
                 column=prompt,
             )
-        return self.model_copy(update={**layout.settings, "format": layout.name})
+        fitted = self.model_copy(update={**layout.settings, "format": layout.name})
+        renamed = next((name for name in layout.own_names if self.rename_columns.get(name, name) != name), None)
+        problem = fitted._find_clash() or (
+            f"--rename-columns renames `{renamed}`, where a reader of --format {layout.name} looks: leave it out"
+            if renamed is not None
+            else None
+        )
+        if problem is not None:
+            raise JobError(f"{layout.uri}: is read as --format {layout.name}, and {problem}")
+        return fitted
 
     @property
     def _is_told_by_name(self) -> bool:
@@ -296,6 +318,7 @@ class ScoreJob(
             query_column=self.query_source,
             document_column=self.document_source,
             negative_columns=tuple(self.negative_columns),
+            in_lists=bool(self.negative_columns) and self.format in IN_LISTS,
             query_is_id=bool(self.queries),
             document_is_id=bool(self.corpus),
             query_template=self.query_template,

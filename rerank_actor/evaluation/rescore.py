@@ -59,7 +59,7 @@ class Rescored:
     Attributes:
         engine: what scored, in words.
         rows, pairs: that were scored again.
-        num_rows: of the output.
+        num_rows: of the output, without those that --where left out.
         largest, allowed: difference of logits, and up to where it is noise.
         differing: pairs that differ by more, and where the first ones are.
         unlike: pairs with a score in one place and an error in the other, and where the first ones are.
@@ -173,18 +173,37 @@ def _load(scored: ScoredOutput, settings: RescoreSettings) -> Iterator[Reranker]
 
 
 def _draw(scored: ScoredOutput, share: float, seed: int) -> tuple[list[tuple[storage.StoredObject, np.ndarray]], int]:
-    """Return the rows to look at of each part, and how many there are of all."""
-    lengths = []
-    for part in scored.parts:
-        with open_part(part) as file:
-            lengths.append(file.metadata.num_rows)
+    """Return the rows to look at of each part, of those that were to be scored, and how many these are of all."""
+    lengths = [_count_rows(part) for part in scored.parts]
     ends = np.cumsum(lengths)
     total = int(ends[-1])
     wanted = min(total, max(int(np.ceil(share * total)), LEAST_ROWS))
     chosen = np.sort(np.random.default_rng(seed).choice(total, wanted, replace=False))
     parts = np.searchsorted(ends, chosen, "right")
     found = [(part, chosen[parts == at] - (ends[at] - lengths[at])) for at, part in enumerate(scored.parts)]
-    return [(part, rows) for part, rows in found if len(rows)], total
+    return [(part, _find_rows(part, numbers)) for part, numbers in found if len(numbers)], total
+
+
+def _count_rows(part: storage.StoredObject) -> int:
+    """Return how many rows of a part were to be scored."""
+    with open_part(part) as file, refuse_damaged(part.uri):
+        selected = _read_selected(file)
+        return int(file.metadata.num_rows) if selected is None else int(selected.sum())
+
+
+def _find_rows(part: storage.StoredObject, numbers: np.ndarray) -> np.ndarray:
+    """Return the rows of a part that have these numbers among those that were to be scored."""
+    with open_part(part) as file, refuse_damaged(part.uri):
+        selected = _read_selected(file)
+        return numbers if selected is None else np.flatnonzero(selected)[numbers]
+
+
+def _read_selected(file: Any) -> np.ndarray | None:
+    """Return whether --where chose each row; None where it was not given."""
+    if "where" not in read_part_metadata(file.schema_arrow):
+        return None
+    selected: np.ndarray = file.read(columns=[SELECTED])[SELECTED].to_numpy()
+    return selected
 
 
 class _Sample:
@@ -201,10 +220,7 @@ class _Sample:
         """Score some rows of a part again."""
         with open_part(part) as file, refuse_damaged(part.uri):
             names = self._texts.list_columns(file.schema_arrow.names)
-            has_others = "where" in read_part_metadata(file.schema_arrow)
-            table = _take_rows(file, list(dict.fromkeys([*names, "logit", *([SELECTED] if has_others else [])])), rows)
-            if has_others:  # of which the others were not scored there either
-                rows, table = rows[table[SELECTED].to_numpy()], table.filter(table[SELECTED])
+            table = _take_rows(file, list(dict.fromkeys([*names, "logit"])), rows)
             self._dtypes.add(read_part_metadata(file.schema_arrow).get("dtype") or "float32")
         places = rows
         if is_list(table.schema.field("logit").type):

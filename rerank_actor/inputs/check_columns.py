@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from rerank_actor.errors import InputError
-from rerank_actor.inputs.columns import find_type
+from rerank_actor.inputs.columns import find_type, is_list, is_text
 from rerank_actor.inputs.formats import describe_separator
 from rerank_actor.inputs.pairs import list_fields
 from rerank_actor.inputs.rows import ShardLayout
@@ -53,6 +53,7 @@ def check_columns(spec: InputSpec, layouts: Mapping[str, ShardLayout], is_backfi
         fields = list_fields(find_type(layout.columns, texts.document_column))
         if texts.negative_columns:
             _refuse_taken_field(spec, uri, layout)
+            _refuse_two_forms(spec, uri, layout)
         for name in (texts.keep_fields or ()) if fields else []:
             if name not in fields:
                 raise InputError(
@@ -131,6 +132,20 @@ def _refuse_taken_field(spec: InputSpec, uri: str, layout: ShardLayout) -> None:
                 uri=uri,
                 column=name,
             )
+
+
+def _refuse_two_forms(spec: InputSpec, uri: str, layout: ShardLayout) -> None:
+    """Refuse documents that are texts in one column and structs in another: there is no one place for their scores."""
+    kinds = {name: find_type(layout.columns, name) for name in spec.texts.document_columns}
+    inner = {name: kind.value_type for name, kind in kinds.items() if kind is not None and is_list(kind)}
+    structs = [name for name, kind in inner.items() if pa.types.is_struct(kind)]
+    others = [name for name, kind in inner.items() if is_text(kind) and not pa.types.is_null(kind)]
+    if structs and others:
+        raise InputError(
+            f"{uri}: documents of `{structs[0]}` are structs and those of `{others[0]}` texts; write both in one form",
+            uri=uri,
+            column=structs[0],
+        )
 
 
 def _refuse_unknown(spec: InputSpec, layouts: Mapping[str, ShardLayout]) -> None:

@@ -17,7 +17,7 @@ from rerank_actor.inputs.columns import find_type, is_list, is_text, locate
 from rerank_actor.inputs.field_template import FieldTemplate, parse_template
 from rerank_actor.inputs.ids import read_id
 from rerank_actor.inputs.rows import Rows, make_rows
-from rerank_actor.inputs.training.documents import LABEL, holds_systems, join_documents, lengthen_texts
+from rerank_actor.inputs.training.documents import LABEL, align_documents, holds_systems, join_documents
 from rerank_actor.storage.utf8 import is_unicode
 
 INDEX_COLUMN = "candidate_index"  # of an exploded row: the place of its document in the list, from 0
@@ -41,6 +41,7 @@ class TextSpec:
         query_column, document_column: columns.
         negative_columns: further columns with documents, the negatives of a training row; the document column then has its
             positives, and a row is a list of all.
+        in_lists: whether these columns hold lists, so that a document alone is a list of one.
         query_is_id, document_is_id: whether they hold ids of texts that are elsewhere.
         query_template, document_template: how texts are made of several, or None.
         instruction_column: column with the row's instruction, or None.
@@ -56,6 +57,7 @@ class TextSpec:
     query_column: str = "query"
     document_column: str = "document"
     negative_columns: tuple[str, ...] = ()
+    in_lists: bool = False
     query_is_id: bool = False
     document_is_id: bool = False
     query_template: str | None = None
@@ -186,8 +188,7 @@ def make_pairs(rows: Rows, spec: TextSpec) -> Pairs:
     row_errors = list(rows.faults)
     labels: list[list[int]] | None = None
     if spec.negative_columns:
-        rows, labels, faults = join_documents(rows, spec.document_column, spec.negative_columns)
-        row_errors = [fault or other for fault, other in zip(row_errors, faults, strict=True)]
+        rows, labels = join_documents(rows, spec.document_column, spec.negative_columns, spec.in_lists)
     texts = rows.texts.get(spec.document_column, nothing)
     if spec.only_role:
         titles = rows.texts.get(spec.title_column)
@@ -246,7 +247,7 @@ def count_not_kept(rows: Rows, spec: TextSpec) -> int:
         spec = replace(spec, query_column="", query_template=None)
     if _list_needed(rows, spec, "document").intersection(lost):
         spec = replace(spec, document_column="", negative_columns=(), document_template=None)
-    rows = lengthen_texts(rows, spec.document_columns) if spec.negative_columns else rows
+    rows = align_documents(rows, spec.document_columns, spec.in_lists) if spec.negative_columns else rows
     there, kept = make_pairs(rows, spec), make_pairs(make_rows(rows.table, names, list(rows.texts)), spec)
     if len(there.documents) != len(kept.documents):
         return len(there.documents)

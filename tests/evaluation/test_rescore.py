@@ -19,6 +19,7 @@ from rerank_actor.outputs.row_digest import digest_rows
 from rerank_actor.outputs.scored import open_scored
 
 ROWS = 60
+SELECTED_ROWS = 34  # by --where
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -48,6 +49,8 @@ def score_layout(folder: Path, layout: str) -> str:
     elif layout == "instructions":
         rows = [{**row, "task": f"task {at % 3}"} for at, row in enumerate(rows)]
         values = {"instruction_column": "task", "explode": True}
+    elif layout == "where":
+        values = {"where": f"year >= {ROWS - SELECTED_ROWS}"}
     job = {"input": [write_lines(folder / "in.jsonl", rows)], "output": output, "engine": "fake", "max_length": 400}
     score_here(check_job(ScoreJob, {**job, **values}).normalized())
     return output
@@ -91,6 +94,14 @@ def test_scores_that_are_others_are_found_though_their_digest_fits(
     code = call_command(lambda: verify([output, "--rescore", "0.01", "--seed", "5"]))
     said = capsys.readouterr().out
     assert code == 1 and "not those of this model" in said and "scored again: 32 of 60 rows" in said
+
+
+def test_sample_is_drawn_of_the_rows_that_were_selected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = score_layout(tmp_path, "where")
+    assert call_command(lambda: verify([output, "--rescore", "0.01"])) == 0
+    assert f"scored again: 32 of {SELECTED_ROWS} rows, 32 pairs, by fake" in capsys.readouterr().out
+    change_logits(output, np.negative)
+    assert call_command(lambda: verify([output, "--rescore", "0.01"])) == 1
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,93 @@ def test_flagembedding_rows_get_pos_scores_and_neg_scores(tmp_path: Path, capsys
     assert export_lines(tmp_path, "flagembedding", "--space", "score")[0]["pos_scores"] == [rows[0]["score"][0]]
 
 
+ODD_DOCUMENTS: list[dict[str, Any]] = [
+    {"query": "q0", "pos": ["p0"], "neg": ["a", {"text": "x"}, "b", 3, ["y"], {}]},
+    {"query": "q1", "pos": ["p1"], "neg": {"text": "x"}},
+    {"query": "q2", "pos": 5, "neg": "alone"},
+    {"query": "q3", "pos": ["p3"], "neg": [[]]},
+]
+
+
+@pytest.mark.parametrize("odd", [ODD_DOCUMENTS, ODD_DOCUMENTS[1:], ODD_DOCUMENTS[:1], ODD_DOCUMENTS[3:]])
+def test_document_that_is_no_text_has_an_error_and_no_other_is_exported(
+    tmp_path: Path, odd: list[dict[str, Any]]
+) -> None:
+    plain = {"query": "q9", "pos": ["p9"], "neg": ["n9"]}
+    rows = score_rows(make_job(write_lines(tmp_path / "train.jsonl", [*odd, plain]), format="flagembedding"))
+    for row, given in zip(rows, [*odd, plain], strict=True):
+        documents = [
+            one for side in ("pos", "neg") for one in (given[side] if isinstance(given[side], list) else [given[side]])
+        ]
+        assert [error is None for error in row["error"]] == [isinstance(one, str) for one in documents]
+        assert {error for error in row["error"] if error} <= {"document is not text"}
+        kept = [one if isinstance(one, str) else json.dumps(one) for one in documents]
+        assert [*row["pos"], *row["neg"]] == kept and [*row["pos_scores"], *row["neg_scores"]] == row["logit"]
+    back = export_lines(tmp_path, "flagembedding")
+    expected = [row for row in [*odd, plain] if row["pos"] != 5]
+    assert [row["query"] for row in back] == [row["query"] for row in expected]
+    for row, given in zip(back, expected, strict=True):
+        texts = [one for one in given["neg"] if isinstance(one, str)] if isinstance(given["neg"], list) else []
+        assert (row["pos"], row["neg"]) == (given["pos"], texts)
+        pairs = list(zip([*row["pos"], *row["neg"]], [*row["pos_scores"], *row["neg_scores"]], strict=True))
+        whole = rows[[*(one["query"] for one in odd), "q9"].index(row["query"])]
+        assert set(pairs) <= set(zip([*whole["pos"], *whole["neg"]], whole["logit"], strict=True))
+
+
+def test_texts_alone_in_all_rows_are_lists_of_their_format(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "train.jsonl", [{"query": "q", "pos": "p", "neg": "n"}])
+    assert score_rows(make_job(path, format="flagembedding"))[0]["neg"] == ["n"]
+    (row,) = export_lines(tmp_path, "flagembedding")
+    assert (row["pos"], row["neg"], len(row["neg_scores"])) == (["p"], ["n"], 1)
+
+
+def test_passage_alone_is_a_list_of_one(tmp_path: Path) -> None:
+    passages = {
+        "positive_passages": {"docid": "a", "text": "good"},
+        "negative_passages": [{"docid": "b", "text": "bad"}],
+    }
+    path = write_lines(tmp_path / "train.jsonl", [{"query_id": "1", "query": "q", **passages}])
+    rows = score_rows(make_job(path, format="tevatron"))
+    (row,) = export_lines(tmp_path, "tevatron")
+    assert [row[name][0]["score"] for name in PASSAGES] == rows[0]["logit"]
+    assert row["positive_passages"][0]["text"] == "good"
+
+
+@pytest.mark.parametrize(
+    ("beside", "expected"),
+    [
+        ({"neg_id": [10, 20, 30], "pos_id": ["1"]}, {"neg_id": [10, 30], "pos_id": ["1"]}),
+        ({"negative_ids": ["x", None, "z"], "tags": ["only"]}, {"negative_ids": ["x", "z"], "tags": ["only"]}),
+        ({"position": 3, "neg_source": "bm25"}, {"position": 3, "neg_source": "bm25"}),
+        ({"neg_id": [10, 20]}, None),  # of which it is not known which is of which document
+        ({"ids": [1, 10, 20, 30]}, None),
+        ({"teacher": [0.1, 0.2, 0.3]}, None),
+        ({"meta": {"neg": [1, 2, 3]}}, None),
+    ],
+)
+def test_lists_beside_the_documents_are_cut_with_them(
+    tmp_path: Path, beside: dict[str, Any], expected: dict[str, Any] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"query": "q", "pos": ["p"], "neg": ["a", None, "b"], **beside}
+    whole = {"query": "w", "pos": ["p"], "neg": ["a", "c", "b"], **beside}
+    score_rows(make_job(write_lines(tmp_path / "train.jsonl", [row, whole]), format="flagembedding"))
+    back = export_lines(tmp_path, "flagembedding")
+    assert {name: back[-1].get(name) for name in beside} == beside and back[-1]["query"] == "w"
+    if expected is None:
+        assert len(back) == 1 and "left out 1 documents without a score; left out 1 rows" in capsys.readouterr().err
+    else:
+        assert back[0]["neg"] == ["a", "b"] and {name: back[0].get(name) for name in beside} == expected
+
+
+def test_file_of_mixed_rows_is_exported_as_its_format_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows: list[dict[str, Any]] = [{"query": "q", "pos": ["p"], "neg": [["x"]]}, {"query": "q", "pos": 5, "neg": "n"}]
+    score_rows(make_job(write_lines(tmp_path / "train.jsonl", rows), format="flagembedding"))
+    assert call_command(lambda: export([str(tmp_path / "out"), "--format", "tuples"])) == 2
+    assert "those of --format flagembedding" in capsys.readouterr().err
+    (back,) = export_lines(tmp_path, "flagembedding")
+    assert (back["pos"], back["neg"]) == (["p"], [])
+
+
 def test_tevatron_passages_get_a_score_and_their_title_is_scored(tmp_path: Path) -> None:
     rows = score_rows(make_job(write_lines(tmp_path / "train.jsonl.gz", TEVATRON), format="tevatron"))
     expected = score_alone(tmp_path, [("query 1", "T good 1"), ("query 1", "bad 0 1")])
@@ -178,6 +265,20 @@ def test_scored_training_file_is_mined_by_its_own_labels(tmp_path: Path) -> None
             "--keep-fields text",
         ),
         ({"query": "q", "pos": [{"text": "p", "id": 2}], "neg": [3]}, {"format": "flagembedding"}, "expected text"),
+        ({"query": "q", "pos": ["p"], "neg": [{"text": "n"}]}, {"format": "flagembedding"}, "write both in one form"),
+        ({"query": "q", "pos": ["p"], "neg": ["n"]}, {"explode": True}, "--explode takes one list"),
+        ({"query": "q", "pos": ["p"], "neg": ["n"]}, {"rename_columns": "pos=good"}, "renames `pos`"),
+        ({"query": "q", "pos": ["p"], "neg": ["n"]}, {"rename_columns": "pos=neg,neg=pos"}, "--rename-columns"),
+        (
+            {"query": "q", "pos": ["p"], "neg": ["n"], "raw": ["r", "s"]},
+            {"rename_columns": "raw=neg", "drop_columns": "neg"},
+            "gives another column the name",
+        ),
+        (
+            {"query": "q", "pos": ["p"], "neg": ["n"]},
+            {"format": "flagembedding", "document_column": "neg"},
+            "names a column twice",
+        ),
     ],
 )
 def test_file_that_has_two_readings_is_refused(

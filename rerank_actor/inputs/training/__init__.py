@@ -8,3 +8,4 @@ from typing import Literal, get_args
 
 TrainingFormat = Literal["flagembedding", "tevatron", "tuples", "msmarco-hard-negatives"]
 TRAINING_FORMATS: tuple[str, ...] = get_args(TrainingFormat)
+IN_LISTS = ("flagembedding", "tevatron")  # of these, those whose documents are lists

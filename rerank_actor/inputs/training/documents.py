@@ -2,7 +2,8 @@
 
 A column holds a document, a list of them, or lists of ids by the name of the system that found them. Takes rows as they were
 read, gives rows whose document column means all of their documents, the positives first and then the negatives, column by
-column. Knows nothing of how the text of a document is made.
+column. A document that is neither text nor a struct of the column's own is none, so that what is scored is what is kept.
+Knows nothing of how the text of a document is made.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rerank_actor.inputs.columns import is_list, is_text, to_array
+from rerank_actor.inputs.columns import as_text, is_list, is_text, to_array
 from rerank_actor.inputs.rows import Rows
 
 LABEL = "label"  # list of 1 for each positive and 0 for each negative, in the order of the scores
@@ -21,7 +22,7 @@ SCORES, POSITIVE_SCORES, NEGATIVE_SCORES = "scores", "pos_scores", "neg_scores"
 LABELLED = (LABEL, SCORES, POSITIVE_SCORES, NEGATIVE_SCORES)
 SCORE_FIELD = "score"  # of a document that is a struct
 
-MIXED = "documents are lists in some rows and texts in others"
+NO_TEXT = b""  # in the place of an object among texts, which a column of texts keeps as JSON
 
 
 class Leaf(NamedTuple):
@@ -44,18 +45,17 @@ def iterate_leaves(table: pa.Table, names: Sequence[str]) -> Iterator[Leaf]:
         column = table[name]
         kind = column.type
         if not holds_systems(kind):
-            yield Leaf(name, None, _measure(column, is_plain=not pa.types.is_nested(kind)))
+            yield Leaf(name, None, _measure(column) if is_list(kind) else np.ones(len(column), np.int64))
             continue
         for index in range(kind.num_fields):
-            yield Leaf(name, kind.field(index).name, _measure(pc.struct_field(column, index), is_plain=False))
+            field = pc.struct_field(column, index)
+            lengths = _measure(field) if is_list(field.type) else np.zeros(len(column), np.int64)  # all null
+            yield Leaf(name, kind.field(index).name, lengths)
 
 
-def _measure(column: pa.ChunkedArray, is_plain: bool) -> np.ndarray:
-    if is_list(column.type):
-        lengths: np.ndarray = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
-        return lengths
-    valid: np.ndarray = np.maximum(column.is_valid().to_numpy().astype(np.int64), int(is_plain))
-    return valid
+def _measure(column: pa.ChunkedArray) -> np.ndarray:
+    lengths: np.ndarray = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
+    return lengths
 
 
 def count_documents(table: pa.Table, names: Sequence[str]) -> np.ndarray:
@@ -66,68 +66,96 @@ def count_documents(table: pa.Table, names: Sequence[str]) -> np.ndarray:
     return counts
 
 
-def list_documents(value: Any, is_plain: bool = False) -> list[Any]:
-    """Return the documents that a value of a column holds, in order.
-
-    Args:
-        value: of the column.
-        is_plain: whether each value is one document, so that a null is one that is missing.
-    """
+def list_documents(value: Any) -> list[Any]:
+    """Return the documents that a value of a column holds, in order."""
     if isinstance(value, list):
         return value
     if isinstance(value, dict) and all(isinstance(one, list | None) for one in value.values()):
         return [document for one in value.values() for document in one or ()]
-    return [value] if is_plain or value is not None else []
+    return [value] if value is not None else []
 
 
 def join_documents(
-    rows: Rows, positives: str, negatives: Sequence[str]
-) -> tuple[Rows, list[list[int]], list[str | None]]:
+    rows: Rows, positives: str, negatives: Sequence[str], in_lists: bool = False
+) -> tuple[Rows, list[list[int]]]:
     """Return rows whose document column means all of their documents.
 
     Args:
         rows: as they were read.
         positives: the document column.
         negatives: the other ones.
+        in_lists: whether the columns hold lists, whatever these rows show.
 
     Returns:
-        The rows, of which a column of texts beside one of lists is one of lists too; the label of each document of each row;
-        and why a row's documents cannot be told.
+        The rows, of which the columns are as `align_documents` makes them; and the label of each document of each row.
     """
-    rows = lengthen_texts(rows, [positives, *negatives])
-    types = dict(zip(rows.table.column_names, rows.table.schema.types, strict=True))
+    rows = align_documents(rows, [positives, *negatives], in_lists)
+    kinds = _find_kinds(rows, [positives, *negatives])
     documents: list[list[Any]] = [[] for _ in range(rows.table.num_rows)]
     labels: list[list[int]] = [[] for _ in documents]
-    faults: list[str | None] = [None] * len(documents)
-    for name in (positives, *negatives):
-        values = rows.texts.get(name, [None] * len(documents))
-        kind = types.get(name)
-        is_plain = name not in rows.list_columns and (kind is None or is_text(kind) or not pa.types.is_nested(kind))
-        is_plain = is_plain and not any(isinstance(value, list | dict) for value in values)
-        for row, value in enumerate(values):
-            if isinstance(value, list | dict) and kind is not None and is_text(kind):
-                faults[row] = MIXED
-            if isinstance(value, dict) and kind is not None and holds_systems(kind):
+    for name, kind in kinds.items():
+        has_systems = holds_systems(kind)
+        is_plain = not (is_list(kind) or has_systems)
+        has_objects = pa.types.is_struct(kind.value_type if is_list(kind) else kind) and not has_systems
+        for row, value in enumerate(rows.texts[name]):
+            if has_systems and isinstance(value, dict):
                 value = {field.name: value.get(field.name) for field in kind}  # the order in which the part has them
-            found = list_documents(value, is_plain)
-            documents[row] += found
+            found = [value] if is_plain else list_documents(value)
+            documents[row] += [NO_TEXT if isinstance(one, dict) and not has_objects else one for one in found]
             labels[row] += [int(name == positives)] * len(found)
-    return (
-        replace(rows, texts={**rows.texts, positives: documents}, list_columns=rows.list_columns | {positives}),
-        labels,
-        faults,
-    )
+    texts = {**rows.texts, positives: documents}
+    return replace(rows, texts=texts, list_columns=rows.list_columns | {positives}), labels
 
 
-def lengthen_texts(rows: Rows, names: Sequence[str]) -> Rows:
-    """Return rows in which a text beside lists of texts is a list of one, as readers of such files take it."""
-    table, texts = rows.table, dict(rows.texts)
-    kinds = {name: table.schema.field(name).type for name in names if name in table.column_names}
-    if not any(is_list(kind) and is_text(kind.value_type) for kind in kinds.values()):
+def align_documents(rows: Rows, names: Sequence[str], in_lists: bool = False) -> Rows:
+    """Return rows whose columns of documents are of one form.
+
+    Beside lists, what is alone in its row becomes a list of one, as readers of such files take it; beside texts, objects
+    are kept as JSON text. Arguments are those of `join_documents`.
+    """
+    kinds = _find_kinds(rows, names)
+    if in_lists or any(is_list(kind) or holds_systems(kind) for kind in kinds.values()):
+        for name, kind in kinds.items():
+            if not (is_list(kind) or holds_systems(kind)):
+                rows = _wrap(rows, name, kind)
+    inner = {name: kind.value_type for name, kind in _find_kinds(rows, names).items() if is_list(kind)}
+    objects = [name for name, kind in inner.items() if pa.types.is_struct(kind)]
+    if all(name in objects or pa.types.is_null(kind) for name, kind in inner.items()):
         return rows
-    widened = [name for name, kind in kinds.items() if is_text(kind) and name in texts]
-    for name in widened:
-        texts[name] = [value if isinstance(value, list | None) else [value] for value in texts[name]]
-        kept = [value and [one if isinstance(one, str | None) else None for one in value] for value in texts[name]]
-        table = table.set_column(table.column_names.index(name), name, to_array(kept, pa.list_(pa.string()))[0])
-    return replace(rows, table=table, texts=texts, list_columns=rows.list_columns | set(widened))
+    for name in objects:
+        rows = _keep_as_texts(rows, name)
+    return rows
+
+
+def _find_kinds(rows: Rows, names: Sequence[str]) -> dict[str, pa.DataType]:
+    """Return the types of columns, of those that are not kept as their values show them."""
+    schema = rows.table.schema
+    return {
+        name: schema.field(name).type if name in schema.names else to_array(rows.texts[name])[0].type
+        for name in names
+        if name in rows.texts
+    }
+
+
+def _wrap(rows: Rows, name: str, kind: pa.DataType) -> Rows:
+    """Return rows in which each value of a column that is no list is a list of one."""
+    values = [value if isinstance(value, list | None) else [value] for value in rows.texts[name]]
+    rows = replace(rows, texts={**rows.texts, name: values}, list_columns=rows.list_columns | {name})
+    if is_text(kind):
+        return _keep_as_texts(rows, name)
+    if name not in rows.table.column_names:
+        return rows
+    column = rows.table[name]
+    offsets = np.concatenate([[0], np.cumsum(column.is_valid().to_numpy())])
+    there = column.drop_null().combine_chunks()
+    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), there, mask=column.is_null().combine_chunks())
+    return replace(rows, table=rows.table.set_column(rows.table.column_names.index(name), name, lists))
+
+
+def _keep_as_texts(rows: Rows, name: str) -> Rows:
+    """Return rows in which a column of lists is kept as lists of texts, JSON where a document is none."""
+    if name not in rows.table.column_names:
+        return rows
+    kept = [value and [as_text(one) for one in value] for value in rows.texts[name]]
+    column = pa.array(kept, pa.list_(pa.string()))
+    return replace(rows, table=rows.table.set_column(rows.table.column_names.index(name), name, column))

@@ -52,6 +52,12 @@ class Layout(NamedTuple):
     settings: dict[str, Any]
     columns: Columns
 
+    @property
+    def own_names(self) -> list[str]:
+        """Columns that a reader of such files looks for by their names; none of a tuple, which it takes by place."""
+        query, positives, negatives = self.settings.values()
+        return [name for name in (query, positives, *negatives) if name in _NAMES.get(self.name, ())]
+
     def describe(self) -> str:
         """Return the layout and its columns, in words."""
         query, positives, negatives = self.settings.values()

@@ -2,9 +2,9 @@
 
 FlagEmbedding's JSON lines get `pos_scores` and `neg_scores`, Tevatron's passages a `score`, tuples of sentence-transformers a
 list `scores` behind their texts (JSON lines or Parquet), and ids of msmarco-hard-negatives become `pid` and `ce-score`, as
-files of that name with scores have them. A document without a score is left out of its list, and a row whose documents cannot
-be left out, or without a scored positive; both are counted. Rows stay in the order of the input. Memory is bounded by a row
-group. Needs no model and no Ray.
+files of that name with scores have them. A document without a score is left out of its list, and of the lists beside it that
+`parallel` knows; a row is left out where that cannot be done, or without a scored positive. Both are counted. Rows stay in the
+order of the input. Memory is bounded by a row group. Needs no model and no Ray.
 """
 
 import json
@@ -28,7 +28,14 @@ from rerank_actor.outputs.folder import PARQUET_SUFFIXES
 from rerank_actor.outputs.part import read_part_metadata
 from rerank_actor.outputs.row_groups import open_part, refuse_damaged
 from rerank_actor.outputs.scored import ScoredOutput, read_schema
-from rerank_actor.outputs.training.place import list_document_columns, place_values, take_away, tell_form
+from rerank_actor.outputs.training.parallel import Kept, cut_along, list_flags, select
+from rerank_actor.outputs.training.place import (
+    has_documents,
+    list_document_columns,
+    place_values,
+    take_away,
+    tell_form,
+)
 
 ADDED = (*RESERVED_COLUMNS, PAIR_KEY, LABEL)
 UNREADABLE = "cannot be read ({cause}); jobs.verify says what mends it"
@@ -75,7 +82,7 @@ def export_training(scored: ScoredOutput, kind: str, space: str, target: str | N
         return result
     with open_target(target) as file:
         for row in (row for table in tables for row in table.to_pylist()):
-            if kind == "tuples" or _LEAVE_OUT[kind](row, documents, result):
+            if kind == "tuples" or _leave_out(kind, row, documents, result):
                 file.write(json.dumps(_drop_nulls(row), ensure_ascii=False) + "\n")
                 result.rows += 1
             else:
@@ -84,16 +91,20 @@ def export_training(scored: ScoredOutput, kind: str, space: str, target: str | N
 
 
 def _refuse_other_form(scored: ScoredOutput, documents: Sequence[str], kind: str) -> None:
-    form = tell_form(read_schema(scored.parts[0]), documents) if documents else None
     problem = None
     if not documents:
         problem = "has no rows of a training file; jobs.mine makes training data of it"
-    elif form is None:
-        problem = "did not keep the documents of its rows; score again with them among --keep-columns"
-    elif form != kind:
-        problem = f"its rows are those of --format {form}; export them as that"
-    elif form in ("flagembedding", "msmarco-hard-negatives") and len(documents) != 2:
+    elif kind in ("flagembedding", "msmarco-hard-negatives") and len(documents) != 2:
         problem = f"has {len(documents) - 1} columns of negatives, and {kind} has one"
+    schemas = [read_schema(part) for part in scored.parts] if documents else []
+    telling = [schema for schema in schemas if has_documents(schema, documents)] or schemas
+    forms = {tell_form(schema, documents) for schema in telling}
+    if None in forms:
+        problem = "did not keep the documents of its rows; score again with them among --keep-columns"
+    elif len(forms) > 1:
+        problem = "its parts hold documents of several forms, texts alone and lists of them; score files of one form at a time"
+    elif forms and forms != {kind}:
+        problem = f"its rows are those of --format {forms.pop()}; export them as that"
     if problem is not None:
         raise InputError(f"{scored.uri}: {problem}", uri=scored.uri)
 
@@ -134,52 +145,60 @@ def _iterate_rows(
                 yield placed.drop_columns([name for name in ADDED if name in placed.column_names])
 
 
-def _leave_out_of_lists(row: dict[str, Any], documents: Sequence[str], result: ExportedRows) -> bool:
-    """Leave documents without a score out of lists of texts; whether a positive is left."""
-    positives, *negatives = documents
-    _keep_scored(row, positives, POSITIVE_SCORES, result)
-    _keep_scored(row, negatives[0], NEGATIVE_SCORES, result)
-    return bool(row[positives])
+def _leave_out(kind: str, row: dict[str, Any], documents: Sequence[str], result: ExportedRows) -> bool:
+    """Leave documents without a score out of a row; whether a positive is left, and nothing is beside another document."""
+    kept = _LEAVE_OUT[kind](row, documents)
+    flat = [one for of_column in kept.values() for one in list_flags(of_column)]
+    is_whole = cut_along(row, kept, documents[0]) and bool(row[documents[0]])
+    result.left_out_documents += flat.count(False)
+    result.documents += flat.count(True) if is_whole else 0
+    return is_whole
 
 
-def _keep_scored(row: dict[str, Any], name: str, scores: str, result: ExportedRows) -> None:
-    pairs = list(zip(row[name] or [], row[scores], strict=True))
-    kept = [(text, score) for text, score in pairs if score is not None]
-    result.left_out_documents += len(pairs) - len(kept)
-    result.documents += len(kept)
-    row[name], row[scores] = [text for text, _ in kept], [score for _, score in kept]
+def _leave_out_of_lists(row: dict[str, Any], documents: Sequence[str]) -> dict[str, Kept]:
+    """Leave documents without a score out of lists of texts, and the scores they lack."""
+    kept: dict[str, Kept] = {}
+    for name, scores in zip(documents, (POSITIVE_SCORES, NEGATIVE_SCORES), strict=True):
+        kept[name] = _find_scored(row[name], row[scores])
+        row[name], row[scores] = select(row[name] or [], kept[name]), select(row[scores], kept[name])
+    return kept
 
 
-def _leave_out_of_structs(row: dict[str, Any], documents: Sequence[str], result: ExportedRows) -> bool:
-    """Leave passages without a score out; whether a positive is left."""
+def _find_scored(texts: list[Any] | None, scores: list[Any] | None) -> list[bool]:
+    pairs = zip(texts or [], scores or [], strict=True)
+    return [text is not None and score is not None for text, score in pairs]
+
+
+def _leave_out_of_structs(row: dict[str, Any], documents: Sequence[str]) -> dict[str, Kept]:
+    """Leave passages without a score out."""
+    kept: dict[str, Kept] = {}
     for name in documents:
         passages = row[name] or []
-        row[name] = [passage for passage in passages if passage is not None and passage[SCORE_FIELD] is not None]
-        result.left_out_documents += len(passages) - len(row[name])
-        result.documents += len(row[name])
-    return bool(row[documents[0]])
+        kept[name] = [passage is not None and passage[SCORE_FIELD] is not None for passage in passages]
+        row[name] = select(passages, kept[name])
+    return kept
 
 
-def _leave_out_of_ids(row: dict[str, Any], documents: Sequence[str], result: ExportedRows) -> bool:
-    """Write ids with their scores as structs, without those that have none; whether a positive is left."""
+def _leave_out_of_ids(row: dict[str, Any], documents: Sequence[str]) -> dict[str, Kept]:
+    """Write ids with their scores as structs, without those that have none."""
 
     def join(ids: list[Any] | None, scores: list[Any] | None) -> list[dict[str, Any]]:
-        pairs = list(zip(ids or [], scores or [], strict=True))
-        kept = [{"pid": key, "ce-score": score} for key, score in pairs if score is not None]
-        result.left_out_documents += len(pairs) - len(kept)
-        result.documents += len(kept)
-        return kept
+        pairs = zip(ids or [], scores or [], _find_scored(ids, scores), strict=True)
+        return [{"pid": key, "ce-score": score} for key, score, is_kept in pairs if is_kept]
 
-    positives, negatives = documents[0], documents[1]
-    row[positives] = join(row[positives], row.pop(POSITIVE_SCORES))
-    scores = row.pop(NEGATIVE_SCORES) or {}
-    row[negatives] = {
-        system: join(ids, scores[system]) for system, ids in (row[negatives] or {}).items() if ids is not None
+    positives, negatives = documents
+    scores, by_system = row.pop(NEGATIVE_SCORES) or {}, row[negatives] or {}
+    positive_scores = row.pop(POSITIVE_SCORES)
+    kept: dict[str, Kept] = {
+        positives: _find_scored(row[positives], positive_scores),
+        negatives: {system: _find_scored(ids, scores[system]) for system, ids in by_system.items()},
     }
-    return bool(row[positives])
+    row[positives] = join(row[positives], positive_scores)
+    row[negatives] = {system: join(ids, scores[system]) for system, ids in by_system.items() if ids is not None}
+    return kept
 
 
-_LEAVE_OUT: dict[str, Callable[[dict[str, Any], Sequence[str], ExportedRows], bool]] = {
+_LEAVE_OUT: dict[str, Callable[[dict[str, Any], Sequence[str]], dict[str, Kept]]] = {
     "flagembedding": _leave_out_of_lists,
     "tevatron": _leave_out_of_structs,
     "msmarco-hard-negatives": _leave_out_of_ids,

@@ -82,6 +82,12 @@ def tell_form(schema: pa.Schema, documents: Sequence[str]) -> str | None:
     return "flagembedding" if any(is_list(kind) for kind in kinds) else "tuples"
 
 
+def has_documents(schema: pa.Schema, documents: Sequence[str]) -> bool:
+    """Whether each column of documents holds some by its type, so that these tell the form."""
+    kinds = [schema.field(name).type for name in documents if name in schema.names]
+    return not any(pa.types.is_null(kind.value_type if is_list(kind) else kind) for kind in kinds)
+
+
 def place_values(table: pa.Table, documents: Sequence[str], values: pa.ChunkedArray) -> pa.Table:
     """Return rows with their values in place.
 
