@@ -32,7 +32,7 @@ from rerank_actor.inputs.settings import (
     TextSettings,
 )
 from rerank_actor.inputs.spec import InputSpec
-from rerank_actor.inputs.training import IN_LISTS, TRAINING_FORMATS
+from rerank_actor.inputs.training import HOLDS, TRAINING_FORMATS
 from rerank_actor.inputs.training.documents import LABELLED
 from rerank_actor.inputs.training.layouts import Layout
 from rerank_actor.inputs.where.expression import parse_where
@@ -318,7 +318,7 @@ class ScoreJob(
             query_column=self.query_source,
             document_column=self.document_source,
             negative_columns=tuple(self.negative_columns),
-            in_lists=bool(self.negative_columns) and self.format in IN_LISTS,
+            holds=HOLDS.get(self.format, "") if self.negative_columns else "",
             query_is_id=bool(self.queries),
             document_is_id=bool(self.corpus),
             query_template=self.query_template,

@@ -14,7 +14,7 @@ from rerank_actor.inputs.formats import describe_separator
 from rerank_actor.inputs.pairs import list_fields
 from rerank_actor.inputs.rows import ShardLayout
 from rerank_actor.inputs.spec import InputSpec
-from rerank_actor.inputs.training.documents import SCORE_FIELD
+from rerank_actor.inputs.training.documents import SCORE_FIELD, holds_systems
 from rerank_actor.inputs.training.layouts import suggest_layout
 from rerank_actor.inputs.where.rows import check_types
 from rerank_actor.job_file import suggest
@@ -135,14 +135,19 @@ def _refuse_taken_field(spec: InputSpec, uri: str, layout: ShardLayout) -> None:
 
 
 def _refuse_two_forms(spec: InputSpec, uri: str, layout: ShardLayout) -> None:
-    """Refuse documents that are texts in one column and structs in another: there is no one place for their scores."""
-    kinds = {name: find_type(layout.columns, name) for name in spec.texts.document_columns}
-    inner = {name: kind.value_type for name, kind in kinds.items() if kind is not None and is_list(kind)}
-    structs = [name for name, kind in inner.items() if pa.types.is_struct(kind)]
-    others = [name for name, kind in inner.items() if is_text(kind) and not pa.types.is_null(kind)]
-    if structs and others:
+    """Refuse documents that are structs where their format has texts, or beside texts: there is no one place for scores."""
+    holds, names = spec.texts.holds, [name for name in spec.texts.document_columns if name in layout.columns]
+    if holds == "structs":
+        return  # what is none has an error
+    kinds = {name: layout.columns[name] for name in names}
+    inner = {name: kind.value_type if is_list(kind) else kind for name, kind in kinds.items()}
+    structs = [name for name, kind in inner.items() if pa.types.is_struct(kind) and not holds_systems(kind)]
+    texts = [name for name, kind in inner.items() if is_text(kind) and not pa.types.is_null(kind)]
+    if structs and (holds or texts):
+        beside = "where the format has texts" if holds else f"and those of `{texts[0]}` texts"
         raise InputError(
-            f"{uri}: documents of `{structs[0]}` are structs and those of `{others[0]}` texts; write both in one form",
+            f"{uri}: documents of `{structs[0]}` are structs, {beside}; write the texts alone, or lists of structs in all "
+            "columns, for --format tevatron with --document-column and --negative-columns",
             uri=uri,
             column=structs[0],
         )

@@ -17,6 +17,7 @@ from rerank_actor.inputs.columns import find_type, is_list, is_text, locate
 from rerank_actor.inputs.field_template import FieldTemplate, parse_template
 from rerank_actor.inputs.ids import read_id
 from rerank_actor.inputs.rows import Rows, make_rows
+from rerank_actor.inputs.training import Holds
 from rerank_actor.inputs.training.documents import LABEL, align_documents, holds_systems, join_documents
 from rerank_actor.storage.utf8 import is_unicode
 
@@ -41,7 +42,7 @@ class TextSpec:
         query_column, document_column: columns.
         negative_columns: further columns with documents, the negatives of a training row; the document column then has its
             positives, and a row is a list of all.
-        in_lists: whether these columns hold lists, so that a document alone is a list of one.
+        holds: what these columns hold by their format; empty where it does not say.
         query_is_id, document_is_id: whether they hold ids of texts that are elsewhere.
         query_template, document_template: how texts are made of several, or None.
         instruction_column: column with the row's instruction, or None.
@@ -57,7 +58,7 @@ class TextSpec:
     query_column: str = "query"
     document_column: str = "document"
     negative_columns: tuple[str, ...] = ()
-    in_lists: bool = False
+    holds: Holds = ""
     query_is_id: bool = False
     document_is_id: bool = False
     query_template: str | None = None
@@ -188,7 +189,7 @@ def make_pairs(rows: Rows, spec: TextSpec) -> Pairs:
     row_errors = list(rows.faults)
     labels: list[list[int]] | None = None
     if spec.negative_columns:
-        rows, labels = join_documents(rows, spec.document_column, spec.negative_columns, spec.in_lists)
+        rows, labels = join_documents(rows, spec.document_column, spec.negative_columns, spec.holds)
     texts = rows.texts.get(spec.document_column, nothing)
     if spec.only_role:
         titles = rows.texts.get(spec.title_column)
@@ -247,7 +248,7 @@ def count_not_kept(rows: Rows, spec: TextSpec) -> int:
         spec = replace(spec, query_column="", query_template=None)
     if _list_needed(rows, spec, "document").intersection(lost):
         spec = replace(spec, document_column="", negative_columns=(), document_template=None)
-    rows = align_documents(rows, spec.document_columns, spec.in_lists) if spec.negative_columns else rows
+    rows = align_documents(rows, spec.document_columns, spec.holds) if spec.negative_columns else rows
     there, kept = make_pairs(rows, spec), make_pairs(make_rows(rows.table, names, list(rows.texts)), spec)
     if len(there.documents) != len(kept.documents):
         return len(there.documents)

@@ -141,6 +141,19 @@ def test_texts_alone_in_all_rows_are_lists_of_their_format(tmp_path: Path) -> No
     assert (row["pos"], row["neg"], len(row["neg_scores"])) == (["p"], ["n"], 1)
 
 
+def test_passage_of_another_kind_has_an_error_and_takes_no_other_with_it(tmp_path: Path) -> None:
+    odd = ["alone", 3, [], {}, {"docid": "z"}, None]
+    rows = [{**TEVATRON[2], PASSAGES[1]: [*TEVATRON[2][PASSAGES[1]], *odd]}, TEVATRON[1]]
+    rows.append({**TEVATRON[3], PASSAGES[1]: TEVATRON[3][PASSAGES[1]][0]})  # alone
+    scored = score_rows(make_job(write_lines(tmp_path / "train.jsonl", rows), format="tevatron"))
+    assert [error is None for error in scored[0]["error"]] == [True] * 3 + [False] * len(odd)
+    assert [one and one["text"] for one in scored[0][PASSAGES[1]][2:]] == ["alone", "3", "[]", "{}", None, None]
+    back = export_lines(tmp_path, "tevatron")
+    for row, other in zip(back, [*TEVATRON[2:0:-1], {**rows[2], PASSAGES[1]: [rows[2][PASSAGES[1]]]}], strict=True):
+        scores = [passage.pop("score") for name in PASSAGES for passage in row[name]]
+        assert row == other and None not in scores
+
+
 def test_passage_alone_is_a_list_of_one(tmp_path: Path) -> None:
     passages = {
         "positive_passages": {"docid": "a", "text": "good"},
@@ -264,8 +277,10 @@ def test_scored_training_file_is_mined_by_its_own_labels(tmp_path: Path) -> None
             {},
             "--keep-fields text",
         ),
-        ({"query": "q", "pos": [{"text": "p", "id": 2}], "neg": [3]}, {"format": "flagembedding"}, "expected text"),
-        ({"query": "q", "pos": ["p"], "neg": [{"text": "n"}]}, {"format": "flagembedding"}, "write both in one form"),
+        ({"query": "q", "pos": [{"text": "p", "id": 2}], "neg": [3]}, {"format": "flagembedding"}, "has texts"),
+        ({"query": "q", "pos": ["p"], "neg": [{"text": "n"}]}, {"format": "flagembedding"}, "are structs, where"),
+        ({"anchor": "q", "positive": "p", "negative_1": {"text": "n"}}, {"format": "tuples"}, "are structs, where"),
+        ({"query": "q", "a": ["p"], "b": [{"text": "n"}]}, {"document_column": "a", "negative_columns": "b"}, "of `a`"),
         ({"query": "q", "pos": ["p"], "neg": ["n"]}, {"explode": True}, "--explode takes one list"),
         ({"query": "q", "pos": ["p"], "neg": ["n"]}, {"rename_columns": "pos=good"}, "renames `pos`"),
         ({"query": "q", "pos": ["p"], "neg": ["n"]}, {"rename_columns": "pos=neg,neg=pos"}, "--rename-columns"),

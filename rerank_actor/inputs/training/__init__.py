@@ -8,4 +8,7 @@ from typing import Literal, get_args
 
 TrainingFormat = Literal["flagembedding", "tevatron", "tuples", "msmarco-hard-negatives"]
 TRAINING_FORMATS: tuple[str, ...] = get_args(TrainingFormat)
-IN_LISTS = ("flagembedding", "tevatron")  # of these, those whose documents are lists
+Holds = Literal[
+    "", "text", "texts", "structs"
+]  # a column: a text, a list of texts or of structs; empty where it is not told
+HOLDS: dict[str, Holds] = {"flagembedding": "texts", "tevatron": "structs", "tuples": "text"}

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from rerank_actor.inputs.columns import as_text, is_list, is_text, to_array
 from rerank_actor.inputs.rows import Rows
+from rerank_actor.inputs.training import Holds
 
 LABEL = "label"  # list of 1 for each positive and 0 for each negative, in the order of the scores
 SCORES, POSITIVE_SCORES, NEGATIVE_SCORES = "scores", "pos_scores", "neg_scores"
@@ -76,7 +77,7 @@ def list_documents(value: Any) -> list[Any]:
 
 
 def join_documents(
-    rows: Rows, positives: str, negatives: Sequence[str], in_lists: bool = False
+    rows: Rows, positives: str, negatives: Sequence[str], holds: Holds = ""
 ) -> tuple[Rows, list[list[int]]]:
     """Return rows whose document column means all of their documents.
 
@@ -84,12 +85,12 @@ def join_documents(
         rows: as they were read.
         positives: the document column.
         negatives: the other ones.
-        in_lists: whether the columns hold lists, whatever these rows show.
+        holds: what the columns hold by their format, whatever these rows show.
 
     Returns:
         The rows, of which the columns are as `align_documents` makes them; and the label of each document of each row.
     """
-    rows = align_documents(rows, [positives, *negatives], in_lists)
+    rows = align_documents(rows, [positives, *negatives], holds)
     kinds = _find_kinds(rows, [positives, *negatives])
     documents: list[list[Any]] = [[] for _ in range(rows.table.num_rows)]
     labels: list[list[int]] = [[] for _ in documents]
@@ -97,6 +98,7 @@ def join_documents(
         has_systems = holds_systems(kind)
         is_plain = not (is_list(kind) or has_systems)
         has_objects = pa.types.is_struct(kind.value_type if is_list(kind) else kind) and not has_systems
+        has_objects = has_objects and holds in ("", "structs")
         for row, value in enumerate(rows.texts[name]):
             if has_systems and isinstance(value, dict):
                 value = {field.name: value.get(field.name) for field in kind}  # the order in which the part has them
@@ -107,23 +109,28 @@ def join_documents(
     return replace(rows, texts=texts, list_columns=rows.list_columns | {positives}), labels
 
 
-def align_documents(rows: Rows, names: Sequence[str], in_lists: bool = False) -> Rows:
+def align_documents(rows: Rows, names: Sequence[str], holds: Holds = "") -> Rows:
     """Return rows whose columns of documents are of one form.
 
     Beside lists, what is alone in its row becomes a list of one, as readers of such files take it; beside texts, objects
-    are kept as JSON text. Arguments are those of `join_documents`.
+    are kept as JSON text; in lists of structs what is none is kept as a `text`, and is no document. Arguments are those of
+    `join_documents`.
     """
     kinds = _find_kinds(rows, names)
-    if in_lists or any(is_list(kind) or holds_systems(kind) for kind in kinds.values()):
+    if holds in ("texts", "structs") or any(is_list(kind) or holds_systems(kind) for kind in kinds.values()):
         for name, kind in kinds.items():
             if not (is_list(kind) or holds_systems(kind)):
                 rows = _wrap(rows, name, kind)
     inner = {name: kind.value_type for name, kind in _find_kinds(rows, names).items() if is_list(kind)}
-    objects = [name for name, kind in inner.items() if pa.types.is_struct(kind)]
-    if all(name in objects or pa.types.is_null(kind) for name, kind in inner.items()):
+    if holds in ("", "structs") and all(pa.types.is_struct(kind) or pa.types.is_null(kind) for kind in inner.values()):
         return rows
-    for name in objects:
-        rows = _keep_as_texts(rows, name)
+    if holds != "structs":
+        for name in [name for name, kind in inner.items() if pa.types.is_struct(kind)]:
+            rows = _keep_as_texts(rows, name)
+        return rows
+    for name, kind in inner.items():
+        if not pa.types.is_struct(kind):
+            rows = _keep_as_structs(rows, name)
     return rows
 
 
@@ -159,3 +166,21 @@ def _keep_as_texts(rows: Rows, name: str) -> Rows:
     kept = [value and [as_text(one) for one in value] for value in rows.texts[name]]
     column = pa.array(kept, pa.list_(pa.string()))
     return replace(rows, table=rows.table.set_column(rows.table.column_names.index(name), name, column))
+
+
+def _keep_as_structs(rows: Rows, name: str) -> Rows:
+    """Return rows in which a column of lists is kept as lists of structs, and what is none is no text."""
+
+    def is_struct(one: Any) -> bool:
+        return one is None or (isinstance(one, dict) and bool(one))
+
+    values = rows.texts[name]
+    kept = [value and [one if is_struct(one) else {"text": as_text(one)} for one in value] for value in values]
+    column, _ = to_array(kept)
+    if not (is_list(column.type) and pa.types.is_struct(column.type.value_type)):
+        return rows  # without any, or with too many fields
+    found = [value and [one if is_struct(one) else NO_TEXT for one in value] for value in values]
+    table = rows.table
+    if name in table.column_names:
+        table = table.set_column(table.column_names.index(name), name, column)
+    return replace(rows, table=table, texts={**rows.texts, name: found})
