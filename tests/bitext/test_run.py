@@ -132,7 +132,7 @@ def test_overwriting_what_another_run_scores_is_refused_and_leaves_its_candidate
     ):
         score_bitext(job, known=known)  # which reads the candidates and finds the lease then
     before = read_candidates()
-    assert len([path for path in before if path.suffix == ".parquet"]) == 2
+    assert len([path for path in before if path.suffix == ".bin"]) == 2
     with hold_lease(Output(folder).lease_uri, folder, "a run at work", lambda message: None):
         with pytest.raises(OutputConflictError, match="another run is writing there"):
             score_bitext(job.model_copy(update={"overwrite": True}), known=known)
