@@ -157,14 +157,16 @@ class Plan:
             ) from error
 
 
-def _refuse_unlike_documents(spec: InputSpec, layouts: Mapping[str, ShardLayout], earlier: Plan) -> None:
+def _refuse_unlike_documents(
+    spec: InputSpec, layouts: Mapping[str, ShardLayout], written: Mapping[str, pa.DataType]
+) -> None:
     """Refuse lists of documents in some shards and single ones in others, unless each gets a row of its own."""
     column = spec.texts.document_column
     found = {uri: layout for uri, layout in layouts.items() if layout.num_rows}
     takes_apart = spec.texts.explode and not any(layout.format == "jsonl" for layout in found.values())
     if spec.texts.negative_columns or takes_apart:
         return
-    before = [("the parts already written", find_type(earlier.json_types, column))] if not spec.texts.explode else []
+    before = [("the parts already written", find_type(written, column))] if not spec.texts.explode else []
     refuse_unlike([*before, *((uri, find_type(layout.columns, column)) for uri, layout in found.items())], column)
 
 
@@ -229,7 +231,10 @@ def make_plan(
     scanned = dict(zip([item.uri for item in to_scan], scans, strict=True))
     readable = {uri: layout for uri, layout in scanned.items() if isinstance(layout, ShardLayout)}
     check_columns(spec, readable, bool(earlier.shards))
-    _refuse_unlike_documents(spec, readable, earlier)
+    is_written = any(
+        unit.part_name in committed for uri, shard in known.items() if uri not in changed for unit in shard.units()
+    )
+    _refuse_unlike_documents(spec, readable, earlier.json_types if is_written else {})
 
     unit_size = _choose_unit_size(spec, readable.values())
     planned = {uri: shard for uri, shard in known.items() if uri not in scanned}
@@ -254,7 +259,7 @@ def make_plan(
         planned[uri] for uri in [*known, *(item.uri for item in objects if item.uri not in known)] if uri in planned
     ]
     refuse_same_ids(ordered)
-    plan = Plan(tuple(ordered), agree_on_types(spec, readable, earlier.json_types))
+    plan = Plan(tuple(ordered), agree_on_types(spec, readable, earlier.json_types, is_written=is_written))
     _refuse_other_partitions(spec, plan, readable, partition_columns)
     if plan.num_rows == 0:
         broken = [shard.error for shard in plan.shards if shard.error]

@@ -5,7 +5,7 @@ actors need follow from it.
 """
 
 import contextlib
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -34,7 +34,6 @@ from rerank_actor.inputs.plan import Plan, PlanChange, choose_partition_columns,
 from rerank_actor.inputs.rankings.judged import digest_qrels, keep_judged, plan_judged
 from rerank_actor.inputs.rankings.lines import refuse_mixed
 from rerank_actor.inputs.rankings.qrels import load_qrels
-from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.inputs.text_sources import TextSource, list_sources
 from rerank_actor.inputs.training import TRAINING_FORMATS
 from rerank_actor.inputs.training.layouts import find_layout
@@ -151,7 +150,10 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
         keep_judged(listing, earlier, spec.judged)
     plan, change = make_plan(spec, earlier, parts, report, listing)
     if job.qrels is not None and plan != earlier:
-        plan = _add_judged(job, plan, spec, listing, parts, reporter)
+        judged = load_qrels(job.qrels, job.min_relevance), (job.query_id_column, job.document_id_column)
+        planned = earlier, plan, change
+        plan, lacking = plan_judged(planned, spec, listing, parts, *judged, writes=not job.dry_run)
+        reporter.info(f"--qrels: {'would add' if job.dry_run else 'adds'} {lacking.describe()}")
     if stored is None and parts:
         adopt_parts(output.uri, plan, parts, hash_fingerprint(settings))
         reporter.info(f"{output.uri}: its plan was lost and is made again; {len(parts):,} parts there fit it and stay")
@@ -273,17 +275,6 @@ def _tell_formats(job: ScoreJob, listing: InputListing, reporter: Reporter) -> N
     for kind, uri in first.items() if job.format in ("auto", *TRAINING_FORMATS) else ():
         if find_format(uri)[0] != kind:
             reporter.info(f"{uri}: looks like --format {kind}")
-
-
-def _add_judged(
-    job: ScoreJob, plan: Plan, spec: InputSpec, listing: InputListing, parts: Container[str], reporter: Reporter
-) -> Plan:
-    """Return a plan with rows for judged pairs that its other rows lack; a dry run counts them alone."""
-    judged = load_qrels(str(job.qrels), job.min_relevance)
-    ids = job.query_id_column, job.document_id_column
-    plan, lacking = plan_judged(plan, spec, listing, parts, judged, ids, writes=not job.dry_run)
-    reporter.info(f"--qrels: {'would add' if job.dry_run else 'adds'} {lacking.describe()}")
-    return plan
 
 
 def fit_layout(job: ScoreJob, listing: InputListing, model: RerankerModel, reporter: Reporter) -> ScoreJob:

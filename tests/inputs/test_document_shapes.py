@@ -17,9 +17,10 @@ from rerank_actor.inputs.spec import InputSpec
 from rerank_actor.job import load_job
 
 
-def plan(folder: Path, earlier: Plan | None = None, **flags: Any) -> Plan:
+def plan(folder: Path, earlier: Plan | None = None, *, written: bool = True, **flags: Any) -> Plan:
     job = load_job(None, {"input": str(folder / "in"), "output": str(folder / "out"), "engine": "fake", **flags})
-    return make_plan(job.input_spec(), earlier or Plan())[0]
+    earlier = earlier or Plan()
+    return make_plan(job.input_spec(), earlier, [unit.part_name for unit in earlier.units()] if written else ())[0]
 
 
 def write(folder: Path, name: str, documents: Any, **columns: Any) -> None:
@@ -80,7 +81,10 @@ def test_shards_of_several_shapes_are_refused_with_both(tmp_path: Path, first: A
         plan(tmp_path)
     if first[0] == "1.parquet" and first[1] == ["b"]:
         with pytest.raises(InputError, match="the parts already written"):
+            (tmp_path / "in" / first[0]).unlink()
             plan(tmp_path, earlier)
+        assert plan(tmp_path, earlier, written=False).num_rows == 1
+        write(tmp_path, *first)
         assert plan(tmp_path, explode=True).num_rows == 2
 
 
@@ -101,4 +105,4 @@ def test_new_shard_with_a_column_that_the_parts_have_not_is_refused(tmp_path: Pa
     with pytest.raises(InputError, match=r"3\.parquet: has a column `y`, which the parts already written have not"):
         plan(tmp_path, earlier)
     assert plan(tmp_path, earlier, keep_columns=["query", "document"]).num_rows == 3
-    assert plan(tmp_path).num_rows == 3, "in a first run all parts have it"
+    assert plan(tmp_path).num_rows == plan(tmp_path, earlier, written=False).num_rows == 3, "then all parts have it"

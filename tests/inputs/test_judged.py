@@ -10,7 +10,7 @@ import pytest
 from mining_in_process import mine_in_process
 from scoring_in_process import score_here
 
-from rerank_actor.errors import JobError, OutputConflictError
+from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.job import ScoreJob
 from rerank_actor.job_file import check_job
 from rerank_actor.mining.job import MineJob
@@ -115,6 +115,35 @@ def test_resume_adds_nothing_again_and_other_judgements_are_another_job(tmp_path
     assert (plan.num_rows, prepare_job(job).change.vanished) == (7, ())
     (tmp_path / "qrels.tsv").write_text(QRELS.replace("1\t12\t1", "1\t12\t0"))
     with pytest.raises(OutputConflictError, match="qrels"):
+        prepare_job(job)
+
+
+def test_rows_that_are_added_have_the_texts_of_today(tmp_path: Path) -> None:
+    job = make_job(tmp_path, "texts")
+    score_here(job)
+    path = tmp_path / "in.jsonl"
+    path.write_text(path.read_text().replace("query 1", "query one").replace("doc 12", "doc twelve"))
+    prepared = prepare_job(job.model_copy(update={"overwrite": True}))
+    (shard,) = [shard for shard in prepared.plan.shards if "/_job/judged/" in shard.uri]
+    rows = pq.read_table(shard.uri).to_pylist()
+    assert ("query one", "doc twelve") in [(row["query"], row["document"]) for row in rows]
+    with pytest.raises(InputError, match="--rescore-changed does not make the rows anew that were added"):
+        prepare_job(job.model_copy(update={"rescore_changed": True}))
+
+
+def test_new_shards_beside_one_that_is_gone_are_refused(tmp_path: Path) -> None:
+    """Which judged pairs it had is not to be seen any more."""
+    job = make_job(tmp_path, "texts")
+    first, second = tmp_path / "in" / "1.jsonl", tmp_path / "in" / "2.jsonl"
+    first.parent.mkdir()
+    first.write_text((tmp_path / "in.jsonl").read_text())
+    second.write_text(first.read_text().splitlines()[0] + "\n")
+    job = job.model_copy(update={"input": [str(first.parent)]})
+    score_here(job)
+    first.unlink()
+    assert score_here(job).scored == []
+    (first.parent / "3.jsonl").write_text(second.read_text())
+    with pytest.raises(InputError, match=r"1\.jsonl: is no longer there, .*3\.jsonl; give the new shards an --output"):
         prepare_job(job)
 
 

@@ -21,7 +21,7 @@ from rerank_actor.inputs.syntax.column_types import unify_types, widen_integers
 
 
 def agree_on_types(
-    spec: InputSpec, layouts: dict[str, ShardLayout], earlier: dict[str, pa.DataType]
+    spec: InputSpec, layouts: dict[str, ShardLayout], earlier: dict[str, pa.DataType], *, is_written: bool = True
 ) -> dict[str, pa.DataType]:
     """Return the types of columns that hold for all shards; those of an earlier plan stay.
 
@@ -45,7 +45,7 @@ def agree_on_types(
                 seen.setdefault(name, []).append((uri, kind, is_json))
     types = dict(earlier)
     for name, found in seen.items():
-        if earlier and name not in earlier and spec.keeps(name) and not has_extension(found[0][1]):
+        if is_written and earlier and name not in earlier and spec.keeps(name) and not has_extension(found[0][1]):
             raise InputError(
                 f"{found[0][0]}: has a column `{name}`, which the parts already written have not, and readers take one set of "
                 "columns; give new shards an --output of their own, or take the column out of them",

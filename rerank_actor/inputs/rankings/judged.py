@@ -20,7 +20,7 @@ from rerank_actor.inputs.field_template import parse_template
 from rerank_actor.inputs.ids import read_id
 from rerank_actor.inputs.listing import InputListing
 from rerank_actor.inputs.pairs import TextSpec
-from rerank_actor.inputs.plan import Plan, choose_partition_columns, make_plan
+from rerank_actor.inputs.plan import Plan, PlanChange, choose_partition_columns, make_plan
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.inputs.spec import InputSpec
 
@@ -33,14 +33,12 @@ class LackingPairs:
 
     Attributes:
         table: rows for them, in the order of the judgements.
-        ids: the pairs, as of judgements.
         pairs, queries: how many there are, and of how many queries.
         without_text: further ones whose document has no text in the input.
         queries_elsewhere: judged queries that the input has not, of which nothing is added.
     """
 
     table: pa.Table
-    ids: pa.Table
     pairs: int = 0
     queries: int = 0
     without_text: int = 0
@@ -109,10 +107,7 @@ def find_lacking(
     rows_added = _make_rows(known, texts, ids, seen, of_lists)
     table = _to_table(rows_added, spec, types)
     elsewhere = len(queries - seen.queries.keys())
-    found = pa.table([[one for one, _ in known], [other for _, other in known]], schema=judged.schema)
-    return LackingPairs(
-        table, found, len(known), len({query for query, _ in known}), len(lacking) - len(known), elsewhere
-    )
+    return LackingPairs(table, len(known), len({query for query, _ in known}), len(lacking) - len(known), elsewhere)
 
 
 def digest_qrels(judged: pa.Table) -> str:
@@ -136,7 +131,7 @@ def _list_shard(listing: InputListing, uri: str) -> None:
 
 
 def plan_judged(
-    plan: Plan,
+    planned: tuple[Plan, Plan, PlanChange],
     spec: InputSpec,
     listing: InputListing,
     committed: Container[str],
@@ -147,8 +142,10 @@ def plan_judged(
 ) -> tuple[Plan, LackingPairs]:
     """Return a plan with rows for the judged pairs that it lacks, as a shard of its own in the job's folder.
 
+    The shard is named by what it holds, so that other texts of the same pairs are another one.
+
     Args:
-        plan: of the input.
+        planned: the output's stored plan, whose judged pairs were looked for then; that of the input; and what changed.
         spec: how it is read.
         listing: of the input, which gets the shard.
         committed: names of the parts in the output.
@@ -166,13 +163,29 @@ def plan_judged(
             f"with --drop-columns {in_folders[0]}",
             column=in_folders[0],
         )
+    earlier, plan, change = planned
+    if change.stale_parts and any(storage.is_within(shard.uri, spec.judged) for shard in earlier.shards):
+        raise InputError(
+            "--rescore-changed does not make the rows anew that were added for --qrels, whose texts may be of the shards that "
+            "changed; score all again with --overwrite, or into another --output"
+        )
+    present, before = {item.uri for item in listing.shards}, {shard.uri for shard in earlier.shards}
+    gone = [shard.uri for shard in plan.shards if shard.uri not in present and shard.planned_rows]
+    new = [shard.uri for shard in plan.shards if shard.uri not in before]
+    if gone and new:
+        raise InputError(
+            f"{gone[0]}: is no longer there, and --qrels adds the pairs that no row has, of it and of {new[0]}; give the new "
+            "shards an --output of their own",
+            uri=gone[0],
+        )
+    if gone:
+        return plan, LackingPairs(pa.table({}))
     lacking = find_lacking(spec, plan.units(), plan.json_types, judged, ids)
     if not lacking.pairs or not writes:
         return plan, lacking
-    # Parquet, by a name that readers of the folder do not take for rows.
-    uri = storage.join_uri(spec.judged, f"{digest_qrels(lacking.ids)}.bin")
-    if storage.look_at_object(uri) is None:
-        storage.write_bytes(uri, storage.to_parquet(lacking.table))
+    data = storage.to_parquet(lacking.table)  # by a name that readers of the folder do not take for rows
+    uri = storage.join_uri(spec.judged, f"{hashlib.sha256(data).hexdigest()[:32]}.bin")
+    storage.create_bytes(uri, data)  # or it is there, with these bytes
     _list_shard(listing, uri)
     return make_plan(spec, plan, committed, None, listing)[0], lacking
 
