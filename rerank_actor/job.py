@@ -228,6 +228,11 @@ class ScoreJob(
         self.check_ids()
         if self.qrels is not None and self.limit is not None:
             raise ValueError("--limit leaves rows out whose pairs --qrels would add again: give one of both")
+        if self.where is not None and self.explode:
+            raise ValueError(
+                "--explode gives each document a row, and rows that --where passes through have none to score: leave one of "
+                "them out"
+            )
         if problem := self._find_clash():
             raise ValueError(problem)
         return self

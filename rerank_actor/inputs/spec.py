@@ -5,7 +5,7 @@ models, engines or of who made it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rerank_actor.inputs.columns import RESERVED_COLUMNS
@@ -89,6 +89,14 @@ class InputSpec:
     def keeps(self, name: str) -> bool:
         """Whether the output has this input column."""
         return (self.keep is None or name in self.keep) and name not in self.drop
+
+    def with_where(self) -> "InputSpec":
+        """Return the spec by which the columns of `where` are read along with those to keep."""
+        wanted = self.where.columns if self.where is not None else ()
+        roots = {*wanted, *(name.partition(".")[0] for name in wanted)}
+        names_fields = any("." in name for name in wanted)  # or columns that have a dot, which the file alone tells
+        keep = None if self.keep is None or names_fields else tuple(dict.fromkeys([*self.keep, *wanted]))
+        return replace(self, keep=keep, drop=tuple(name for name in self.drop if name not in roots))
 
     @property
     def text_columns(self) -> list[str]:

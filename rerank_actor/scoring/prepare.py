@@ -126,12 +126,13 @@ def _make_policy(spec: PrepareSpec) -> Retrying:
 def _read_rows(unit: Unit, spec: PrepareSpec, policy: Retrying) -> Rows:
     storage.adopt_environment(spec.environment)
     with storage.patient():
-        return policy(shards.read_rows, unit, spec.input, spec.json_types)
+        rows: Rows = policy(shards.read_rows, unit, spec.input.with_where(), spec.json_types)
+    return _select_rows(rows, spec, _is_judged(unit, spec)) if spec.input.where is not None else rows
 
 
 def _look_up_pairs(unit: Unit, rows: Rows, spec: PrepareSpec) -> tuple[Pairs, dict[int, str]]:
     """Return the pairs of some rows, ids as their texts, and why an id has none, by position of the pair."""
-    pairs = _leave_out(make_pairs(_select_rows(rows, spec, _is_judged(unit, spec)), spec.input.texts), spec)
+    pairs = _leave_out(make_pairs(rows, spec.input.texts), spec)
     pairs, missing = look_up_texts(pairs, spec.lookups)
     if spec.input.directions is not None:
         pairs = _turn_pairs(pairs, rows, spec.input.directions)
@@ -144,17 +145,20 @@ def _is_judged(unit: Unit, spec: PrepareSpec) -> bool:
 
 
 def _select_rows(rows: Rows, spec: PrepareSpec, is_judged: bool) -> Rows:
-    """Return rows of which those that are not to be scored have that for a fault.
+    """Return rows with the columns to keep, of which those that are not to be scored have that for a fault.
 
     Raises:
         ShardError: the expression cannot be computed of a value.
     """
-    if spec.input.where is None or is_judged:
-        return rows
+    names = rows.table.column_names if spec.input.keep is None else spec.input.keep
+    kept = rows.table.select([name for name in names if spec.input.keeps(name)])
+    if is_judged or spec.input.where is None:
+        return replace(rows, table=kept)
     try:
-        selected = select_rows(rows, spec.input.where, spec.json_types)
+        selected = select_rows(rows.table, spec.input.where)
     except pa.ArrowException as error:
         raise ShardError(f"--where {spec.input.where.text!r} cannot be computed ({describe_cause(error)})") from error
+    rows = replace(rows, table=kept)
     faults = [fault or (None if one else NOT_SELECTED) for fault, one in zip(rows.faults, selected, strict=True)]
     return replace(rows, faults=faults)
 

@@ -95,7 +95,7 @@ def read_as_candidates(path: Path, limits: ReadLimits = LIMITS) -> Outcome:
     ).normalized()
     for source in list_sources(job):
         read_candidates(source, replace(ReadSpec.of_job(job, str(folder)), limits=limits))
-    rows = [row for file in sorted(folder.glob("lang_pair=*/*.parquet")) for row in pq.read_table(file).to_pylist()]
+    rows = [row for file in sorted(folder.glob("lang_pair=*/*.bin")) for row in pq.read_table(file).to_pylist()]
     whole = [row for row in rows if row["dropped"] is None]
     bad = [row for row in rows if row["dropped"] == "not valid Unicode"]
     broken = [row["input_line"] for row in rows if row not in whole and row not in bad]

@@ -77,6 +77,8 @@ def parse_where(text: str) -> Where:
         raise ValueError(
             f"{text!r} is no expression ({detail}); write one as in \"score > 0.2 and lang in ('de', 'en')\""
         ) from None
+    except (pa.ArrowException, TypeError, OverflowError, UnicodeError) as error:
+        raise ValueError(f"{text!r} has a value that cannot be compared ({error})") from None
     if not reader.columns:
         raise ValueError(f"{text!r} is about no column, so that it holds for all rows or for none")
     return Where(text, tuple(reader.columns), tuple(reader.numbers), condition)
@@ -182,12 +184,9 @@ class _Reader:
                 values: list[ast.expr] = [right] if isinstance(right, ast.Constant) else []
             else:
                 values = right.elts
-            try:
-                listed = [ast.literal_eval(value) for value in values]
-            except ValueError:
-                listed = []
-            if not listed or None in listed:
-                raise ValueError(f"`in {ast.unparse(right)}` is not taken: give values, as in ('a', 'b')")
+            listed = [_read_listed(value) for value in values]
+            if not listed or None in listed or len({type(value) is str for value in listed}) > 1:
+                raise ValueError(f"`in {ast.unparse(right)}` is not taken: give values of one kind, as in ('a', 'b')")
             value = self.read(left)
             is_in = value.isin(listed)
             held = pc.if_else(value.is_null(), pc.scalar(None).cast(pa.bool_()), is_in)
@@ -198,6 +197,17 @@ class _Reader:
 
 
 _TAKEN = 'columns, numbers, texts in quotes, comparisons, and, or, not, in, is null, + - * /, float(name) and col("a name") are'
+
+
+def _read_listed(node: ast.expr) -> bool | int | float | str | None:
+    """Return a value of a list, None where it is none."""
+    if isinstance(node, ast.Name):
+        return CONSTANTS.get(node.id)
+    try:
+        value = ast.literal_eval(node)
+    except ValueError:
+        return None
+    return value if isinstance(value, bool | int | float | str) else None
 
 
 def _is_null(node: ast.expr) -> bool:

@@ -1,6 +1,6 @@
 """The rows for which an expression holds: those are scored, the others are passed through.
 
-Takes rows as they were read, or the types of a shard's columns; gives a truth value for each row, or a refusal before anything
+Takes columns as they were read, or the types of a shard's; gives a truth value for each row, or a refusal before anything
 starts. Where the expression is null it does not hold. Knows nothing of what becomes of the rows.
 """
 
@@ -12,37 +12,36 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from rerank_actor.errors import InputError, describe_cause
-from rerank_actor.inputs.columns import find_type, is_list, is_text, to_array, to_texts
-from rerank_actor.inputs.rows import Rows
+from rerank_actor.inputs.columns import find_type, is_list, is_text, locate, to_texts
 from rerank_actor.inputs.text import is_number
 from rerank_actor.inputs.where.expression import Where, name_number
 
 SELECTED = "selected"  # column of the output: whether a row is among those that are scored
+DOUBLE_DIGITS = 15  # that a double holds of any decimal number
 NOT_SELECTED = "is not selected by --where"  # of a row on its way; in the output it has no error
 
 
-def select_rows(rows: Rows, where: Where, types: Mapping[str, pa.DataType]) -> np.ndarray:
+def select_rows(table: pa.Table, where: Where) -> np.ndarray:
     """Return for which rows an expression holds: bool [num_rows].
 
     Args:
-        rows: with the expression's columns among their texts.
+        table: with the expression's columns as they were read, those that are there.
         where: the expression.
-        types: of columns that all parts have, as planned.
 
     Raises:
         pyarrow.ArrowException: a value is not of the kind that the expression takes it for.
     """
-    count, arrays = rows.table.num_rows, dict[str, pa.Array | pa.ChunkedArray]()
+    arrays = {}
     for name in where.columns:
-        if name in rows.table.column_names:
-            arrays[name] = rows.table[name]
-        else:
-            values = rows.texts.get(name, [None] * count)
-            arrays[name] = to_array(values, types.get(name))[0] if name in rows.texts else pa.nulls(count)
+        column, fields = locate(table.column_names, name)
+        is_there = find_type(dict(zip(table.column_names, table.schema.types, strict=True)), name) is not None
+        found = table[column] if is_there else pa.nulls(table.num_rows)
+        arrays[name] = pc.struct_field(found, fields) if is_there and fields else found
     return _evaluate(pa.table(arrays), where)
 
 
 def _evaluate(table: pa.Table, where: Where) -> np.ndarray:
+    table = pa.table({name: _to_double(table[name]) for name in table.column_names})
     for name in where.numbers:
         table = table.append_column(name_number(name), _read_numbers(table[name]))
     found = ds.dataset(table).to_table(columns={SELECTED: where.condition}, use_threads=False)[SELECTED]
@@ -50,6 +49,16 @@ def _evaluate(table: pa.Table, where: Where) -> np.ndarray:
         raise pa.ArrowTypeError(f"it gives {found.type} and no truth value")
     selected: np.ndarray = pc.fill_null(found, False).to_numpy()
     return selected
+
+
+def _to_double(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return fractions as the nearest double of their digits, so that 0.7 is 0.7 in float32 too; others as they are."""
+    kind = column.type
+    if pa.types.is_float32(kind) or pa.types.is_float16(kind):
+        return column.cast(pa.float32()).cast(pa.string()).cast(pa.float64())
+    if pa.types.is_decimal(kind) and kind.precision <= DOUBLE_DIGITS:
+        return column.cast(pa.float64())
+    return column
 
 
 def _read_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -82,6 +91,8 @@ def check_types(uri: str, columns: Mapping[str, pa.DataType], where: Where) -> N
         cure = (
             "float(NAME) reads numbers that are text" if any(map(is_text, kinds.values())) else "compare like with like"
         )
+        if any(map(pa.types.is_temporal, kinds.values())):
+            cure = "dates and times are compared with other columns of them alone"
         cure = "a list has no one value to compare" if any(map(is_list, kinds.values())) else cure
         raise InputError(
             f"{uri}: --where {where.text!r} cannot be computed ({describe_cause(error)}): {shown}; {cure}", uri=uri
