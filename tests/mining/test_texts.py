@@ -233,8 +233,6 @@ def test_what_the_output_did_not_keep_of_a_text_is_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("rows", "template"),
     [
-        ([{"document": "plain"}, {"document": {"title": "T", "text": "x"}}], None),
-        ([{"document": ["plain", {"title": "T", "text": "x"}]}], None),
         ([{"number": 1, "name": "a"}, {"number": 2.5, "name": "b"}], "{number} {name}"),
         ([{"document": "x", "number": 1}, {"document": "y", "number": 2.5}], "{number}"),
     ],

@@ -79,7 +79,12 @@ def find_layout(spec: InputSpec, listing: InputListing, wanted: str, given: Mapp
         InputError, JobError: as of `name_columns`; or the file cannot be read.
     """
     item = next((shard for shard in listing.shards if shard.size), None)
-    kind = tell_format(item, replace(spec, format="auto")) if item is not None else None
+    try:
+        kind = tell_format(item, replace(spec, format="auto")) if item is not None else None
+    except InputError:
+        if wanted == "tevatron":
+            return None  # a ranking, of which it says what the third column is
+        raise
     if item is None or kind not in KINDS or (wanted == "tevatron" and kind in ("csv", "tsv")):
         if wanted in ("auto", "tevatron") or item is None:
             return None
