@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from rerank_actor.errors import InputError, ShardError, describe_cause
 from rerank_actor.inputs.columns import is_list, is_text
 from rerank_actor.inputs.ids import read_ids, write_whole
+from rerank_actor.inputs.rankings.judged import ADDED
 from rerank_actor.job_file import suggest
 from rerank_actor.mining.labels import mark_positives
 from rerank_actor.mining.near_duplicates import strip_texts
@@ -42,6 +43,7 @@ class Columns:
         teachers: which teacher the pairs of a file are of, by its URI; empty for one teacher.
         min_relevance: label from which a pair is positive.
         positive_labels: labels that are positive whatever their order; none where numbers and words speak for themselves.
+        has_added: whether rows that scoring added for judgements are positive, as these say.
     """
 
     texts: ScoredTexts
@@ -57,6 +59,12 @@ class Columns:
     min_relevance: float = 1.0
     positive_labels: tuple[str, ...] = ()
     teachers: Mapping[str, int] = field(default_factory=dict)
+    has_added: bool = False
+
+    @property
+    def tells_positives(self) -> bool:
+        """Whether the scored rows say which pairs are positive."""
+        return self.label is not None or self.has_added
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -69,13 +77,15 @@ class Columns:
         given = [name for role in OWN_ROLES if role in roles and (name := getattr(self, role)) is not None]
         if self.unused_id is not None and "query_id" in roles:
             given.append(self.unused_id)
+        if self.has_added and "label" in roles:
+            given.append(ADDED)
         own = [column for name in given if (column := find_column(schema, name)) is not None]
         return [*self.texts.list_columns(schema.names, roles), *own]
 
     def describe(self) -> dict[str, Any]:
         """Return what can change a row, as the fingerprint has it."""
         own = {f"{role}_column": name for role in OWN_ROLES if (name := getattr(self, role)) is not None}
-        return {**self.texts.describe(), **own}
+        return {**self.texts.describe(), **own, **({"added_rows": "positive"} if self.has_added else {})}
 
     def check(self, uri: str, schema: pa.Schema) -> None:
         """Refuse a file that lacks a column, or has one of a type that cannot be what it is taken for.
@@ -195,7 +205,7 @@ def read_pairs(
     is_scored = np.ones(pairs.num_rows, bool)
     for space in columns.spaces:
         is_scored &= np.isfinite(pairs[space].to_numpy())
-    positive = pairs["positive"].to_numpy() if columns.label else np.zeros(pairs.num_rows, bool)
+    positive = pairs["positive"].to_numpy() if columns.tells_positives else np.zeros(pairs.num_rows, bool)
     pairs = pairs.append_column("position", pa.array(np.arange(start, start + pairs.num_rows)))
     kept = is_scored
     if columns.teachers:  # an unscored pair stays, so that it is not taken for one that a teacher was not asked for
@@ -226,10 +236,19 @@ def _spread_pairs(rows: PairRows, roles: Container[str], columns: Columns) -> pa
     values |= {space: rows.spread(space).cast(pa.float32(), safe=False).fill_null(np.nan) for space in columns.spaces}
     if columns.pair_key is not None and columns.pair_key in rows.table.column_names:
         values["pair_key"] = rows.spread(columns.pair_key)
-    if columns.label is not None:
-        rules = columns.min_relevance, columns.positive_labels
-        values["positive"] = pa.array(mark_positives(rows, columns.label, *rules))
+    if columns.tells_positives:
+        values["positive"] = pa.array(_mark_positives(rows, columns))
     return pa.table(values)
+
+
+def _mark_positives(rows: PairRows, columns: Columns) -> np.ndarray:
+    """Return which pairs are positive by their label, or because scoring added them for a judgement: bool [num_pairs]."""
+    positive = np.zeros(len(rows.spread(rows.value)), bool)
+    if columns.label is not None:
+        positive |= mark_positives(rows, columns.label, columns.min_relevance, columns.positive_labels)
+    if columns.has_added and ADDED in rows.table.column_names:
+        positive |= rows.spread(ADDED).fill_null(False).to_numpy()
+    return positive
 
 
 def _read_unused(rows: PairRows, name: str) -> pa.ChunkedArray:

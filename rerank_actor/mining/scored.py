@@ -14,6 +14,7 @@ from rerank_actor.errors import InputError, JobError
 from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.inputs.lookups import TextLookup
 from rerank_actor.inputs.pair_key import PAIR_KEY
+from rerank_actor.inputs.rankings.judged import ADDED
 from rerank_actor.inputs.text_sources import TextSource
 from rerank_actor.inputs.training.documents import LABEL
 from rerank_actor.mining.job import MineJob
@@ -51,16 +52,18 @@ class ScoredInput:
 
 
 def fit_labels(job: MineJob) -> MineJob:
-    """Return the job with the labels of the training files that were scored, where no flag says what is positive.
+    """Return the job with the labels of the training files that were scored, where no flag names labels or judgements.
 
     Raises:
-        JobError: nothing does.
+        JobError: nothing says what is positive.
         StorageError: storage cannot be read.
     """
-    if job.says_positives:
+    if job.label_column is not None or job.qrels is not None:
         return job
     for output in map(open_scored, job.scored):
         if output.parts and not read_text_settings(output).get("negative_columns"):
+            if job.says_positives:
+                return job
             raise JobError(
                 "nothing says which documents are positive: give --label-column NAME, --qrels URI, --verdicts URI, or, to take "
                 "the best-scored document of each query, --min-positive-score X"
@@ -205,4 +208,5 @@ def _name_columns(job: MineJob, settings: dict[str, Any], texts: ScoredTexts, sc
         pair_key=PAIR_KEY if PAIR_KEY in schema.names and texts.instruction is not None else None,
         min_relevance=job.min_relevance,
         positive_labels=tuple(job.positive_labels),
+        has_added=job.qrels is None and ADDED in schema.names and pa.types.is_boolean(schema.field(ADDED).type),
     )

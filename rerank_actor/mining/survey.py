@@ -126,7 +126,7 @@ def _survey_group(
         for role, found in fractions.items():
             refuse_judged_otherwise(uri, role, pairs.table[f"{role}_id"], qrels[f"{role}_id"], found)
         positive = mark_judged(pairs.table["query_id"], pairs.table["document_id"], qrels).positive
-    elif columns.label is not None:
+    elif columns.tells_positives:
         positive = pairs.table["positive"].to_numpy()
     else:
         positive = np.zeros(len(query), bool)

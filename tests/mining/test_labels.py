@@ -239,3 +239,68 @@ def test_scores_without_a_word_on_what_is_positive_are_refused(tmp_path: Path) -
         JobError, match="nothing says which documents are positive: give --label-column NAME, --qrels URI"
     ):
         prepare_mining(make_job(scored, tmp_path / "mined", label_column=None))
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        {"label_column": "label"},
+        {"label_column": None, "min_positive_score": 0.0},
+        {"label_column": None, "verdicts": True},
+    ],
+)
+def test_rows_that_scoring_added_for_judgements_are_never_negatives(tmp_path: Path, says: dict[str, Any]) -> None:
+    rows = [
+        {
+            "query_id": f"q{query}",
+            "query": f"query {query}",
+            "document_id": f"d{document}",
+            "document": f"text {document}",
+        }
+        | {"label": int(place == 0)}
+        for query in range(8)
+        for place, document in enumerate((5 * query + step) % 40 for step in range(6))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    missed = {f"query {query}": (5 * query + 20) % 40 for query in range(8)}
+    judged = [f"q{query}\td{missed[f'query {query}']}\t1" for query in range(8)]
+    (tmp_path / "qrels.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]) + "\n")
+    (tmp_path / "v.csv").write_text("query_id,document_id,verdict\nq0,d0,yes\n")
+    settings = {"input": [str(tmp_path / "in.parquet")], "engine": "fake", "output": str(tmp_path / "scored")}
+    score_here(load_job(None, settings | {"qrels": str(tmp_path / "qrels.tsv")}))
+    if "verdicts" in says:
+        says = {**says, "verdicts": str(tmp_path / "v.csv"), **IDS}
+    rules = {"absolute_margin": None, "false_negatives": "report", "num_negatives": 9, "depth": "all"}
+    mined, _, _ = mine_in_process(make_job(tmp_path / "scored", tmp_path / "mined", **rules, **says))
+    assert mined
+    assert not [row for row in mined if row["negative"] == f"text {missed[row['anchor']]}"]
+    if "min_positive_score" not in says:
+        assert {row["anchor"] for row in mined if row["positive"] == f"text {missed[row['anchor']]}"} == set(missed)
+
+
+def test_labels_of_training_files_stay_beside_verdicts_and_scores(tmp_path: Path) -> None:
+    rows = [
+        {"query": f"q{n}", "pos": [f"good {n}", f"fine {n}"], "neg": [f"bad {place} {n}" for place in range(6)]}
+        for n in range(6)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    score_here(
+        load_job(None, {"input": [str(tmp_path / "train.jsonl")], "output": str(tmp_path / "scored"), "engine": "fake"})
+    )
+    judge = tmp_path / "judge.jsonl"
+    rules = {"label_column": None, "absolute_margin": None, "num_negatives": 9, "depth": "all"}
+
+    def mine(name: str, **values: Any) -> list[dict[str, Any]]:
+        mined, _, _ = mine_in_process(make_job(tmp_path / "scored", tmp_path / name, **rules, **values))
+        assert not [row for row in mined if row["negative"].startswith(("good", "fine"))]
+        return mined
+
+    first = mine("first", suspects=str(judge))
+    pieces = sorted((tmp_path / "first" / "_mine" / "suspects").glob("*.bin"))
+    suspects = [row for piece in pieces for row in pq.read_table(piece).to_pylist()]
+    judge.write_text("".join(json.dumps({**row, "verdict": "no"}) + "\n" for row in suspects))
+    assert suspects
+    second = mine("second", verdicts=str(judge))
+    assert len(second) > len(first)
+    assert {row["positive"] for row in second} >= {f"good {n}" for n in range(6)}
+    mine("third", min_positive_score=0.0)
