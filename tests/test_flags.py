@@ -106,7 +106,8 @@ FLAGS = {
     "cluster": "",
     "demo": "--folder --engine",
     "benchmark": """
-        --suite --workloads --contenders --shapes --rounds --engine-args --folder --compare
+        --suite --workloads --contenders --shapes --rounds --time-limit --rehearse --engine-args
+        --folder --compare
         --store
     """,
 }
