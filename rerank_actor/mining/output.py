@@ -30,6 +30,7 @@ OWN_OBJECTS = (
     "report.html",
     "report.json",
     "what-if.json",
+    "suspects.json",
 )
 DATA_FOLDERS = ("", "corpus")
 DATA_NAME = re.compile(r"(part|ranklist|corpus/train)-\d{5,}\..+|corpus/merlin_metadata\.json")

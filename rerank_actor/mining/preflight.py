@@ -15,6 +15,7 @@ from rerank_actor.errors import InputError, OutputConflictError
 from rerank_actor.fingerprint import hash_fingerprint, list_differing, refuse_other_rules
 from rerank_actor.inputs.rankings.qrels import load_qrels
 from rerank_actor.mining.job import MineJob
+from rerank_actor.mining.judging.suspects_file import refuse_taken
 from rerank_actor.mining.judging.verdicts import Verdicts, load_verdicts
 from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.rules import VERSION, MiningRules
@@ -87,11 +88,21 @@ def prepare_mining(job: MineJob) -> PreparedMining:
             f"{job.output}: is the output of a scoring job; choose another --output for what is mined from it",
             uri=job.output,
         )
-    return look_again(PreparedMining(job, output, scored, qrels, rule_sets, settings, None, job.overwrite, verdicts))
+    prepared = look_again(
+        PreparedMining(job, output, scored, qrels, rule_sets, settings, None, job.overwrite, verdicts)
+    )
+    if job.suspects is not None and not job.what_if:
+        refuse_taken(output, job.suspects, afresh=prepared.replaces)
+    return prepared
 
 
 def _refuse_inside(job: MineJob) -> None:
-    """Refuse to write suspects where those who read scores or training data would take them for these."""
+    """Refuse to write suspects over verdicts, or where readers of scores or training data would take them for these."""
+    if job.suspects is not None and job.verdicts is not None and storage.is_within(job.suspects, job.verdicts):
+        raise InputError(
+            f"--suspects {job.suspects}: holds the verdicts of --verdicts; name another file, and keep that one",
+            uri=job.suspects,
+        )
     for uri in (*job.scored, job.output):
         if job.suspects is not None and storage.is_within(job.suspects, uri):
             raise InputError(

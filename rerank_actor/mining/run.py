@@ -20,7 +20,8 @@ from rerank_actor.mining.examples import Teacher
 from rerank_actor.mining.formats import CORPUS, describe_corpus, describe_dataset, describe_saved
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.judging.suspects import FOLDER as SUSPECTS
-from rerank_actor.mining.judging.suspects import make_schema, write_suspects
+from rerank_actor.mining.judging.suspects import make_schema
+from rerank_actor.mining.judging.suspects_file import delete_untouched, deliver_suspects
 from rerank_actor.mining.output import CARD, restore_plan, store_plan
 from rerank_actor.mining.preflight import PreparedMining, look_again, prepare_mining, refuse_older
 from rerank_actor.mining.random_negatives import draw_pool, pack_pool
@@ -105,6 +106,8 @@ class _Run:
     def execute(self) -> MineResult:
         """Mine what is not committed, and write down how it went."""
         if self.prepared.replaces:
+            if self.job.suspects is not None:
+                delete_untouched(self.output, self.job.suspects)
             self.output.clear()
         self.output.clear_scratch()
         stored = self.prepared.stored
@@ -364,8 +367,8 @@ class _Run:
             name for record in self.records.values() for name in record["objects"] if name.startswith(folder)
         )
         pieces = [storage.join_uri(self.output.uri, name) for name in names]
-        number = write_suspects(pieces, make_schema(self.prepared.scored.columns), self.job.suspects)
-        self.reporter.info(f"--suspects {self.job.suspects}: {number:,} candidates to judge, in column `verdict`")
+        done = deliver_suspects(self.output, pieces, make_schema(self.prepared.scored.columns), self.job.suspects)
+        self.reporter.info(f"--suspects {self.job.suspects}: {done}")
 
     def _find_contradiction(self, plan: MiningPlan) -> str | None:
         """Return what is wrong where files that do not say what scored them give one pair two scores, as of two teachers."""

@@ -5,9 +5,10 @@ positive, by how much it stays below that, the rule that dropped it, and an empt
 piece; the pieces become one file of Parquet or JSON lines. Knows nothing of Ray.
 """
 
+import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,13 +71,16 @@ def name_piece(unit: str) -> str:
     return f"{FOLDER}/part-{unit}.bin"  # no .parquet, which readers of the bare folder take for rows
 
 
-def write_suspects(pieces: Sequence[str], schema: pa.Schema, target: str) -> int:
+def write_suspects(
+    pieces: Sequence[str], schema: pa.Schema, target: str, note: Callable[[str], None] = lambda digest: None
+) -> int:
     """Write the pieces as one file, of the format that its name says, and return its rows.
 
     Args:
         pieces: their URIs, in order.
         schema: of them.
         target: the file, put in its place when everything is written.
+        note: is told the hash of its bytes before that.
 
     Raises:
         StorageError, JobError: it cannot be written.
@@ -96,5 +100,12 @@ def write_suspects(pieces: Sequence[str], schema: pa.Schema, target: str) -> int
                     rows = pq.read_table(pa.BufferReader(storage.read_bytes(piece))).to_pylist()
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                     number += len(rows)
-        storage.write_bytes(target, path.read_bytes())
+        data = path.read_bytes()
+        note(hash_file(data))
+        storage.write_bytes(target, data)
     return number
+
+
+def hash_file(data: bytes) -> str:
+    """Return the hash by which a file of suspects is known to be as it was written."""
+    return hashlib.sha256(data).hexdigest()

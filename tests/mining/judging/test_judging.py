@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from mining_in_process import make_job, mine_in_process
+from mining_in_process import make_job, mine_here, mine_in_process
 from mining_inputs import FINGERPRINT, make_pairs, scatter, write_scored
 
-from rerank_actor.errors import InputError, JobError
+from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.inputs.pair_key import make_pair_keys
 from rerank_actor.mining.judging.suspects import write_suspects
 from rerank_actor.mining.judging.verdicts import load_verdicts
@@ -225,3 +225,33 @@ def test_file_of_suspects_is_one_of_either_format(tmp_path: Path) -> None:
         assert write_suspects(pieces, schema, str(tmp_path / name)) == len(expected)
     lines = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
     assert lines == pq.read_table(tmp_path / "s.parquet").to_pylist() == expected
+
+
+def test_file_of_suspects_is_never_written_over_verdicts(tmp_path: Path) -> None:
+    scored = write_scored(tmp_path / "scored", make_pairs(6, 9))
+    judge = tmp_path / "judge.jsonl"
+    flags = {**RULES, "suspects": str(judge)}
+
+    def mine(name: str = "out", **values: Any) -> str:
+        mine_here(make_job(scored, tmp_path / name, **{**flags, **values}))
+        return judge.read_text()
+
+    written = mine()
+    assert written
+    judge.unlink()
+    assert mine() == mine(overwrite=True) == written, "what is as it was written may be written again"
+    judged = written.replace('"verdict": null', '"verdict": "relevant"')
+    judge.write_text(judged)
+    assert mine() == judged
+    (tmp_path / "out" / "_SUCCESS").unlink()
+    next((tmp_path / "out").glob("part-*")).unlink()
+    assert mine() == judged, "also where data had to be mined again"
+    for name, values in {"out": {"overwrite": True}, "other": {}}.items():
+        with pytest.raises(OutputConflictError, match="may hold verdicts"):
+            mine(name, **values)
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(InputError, match="holds the verdicts of --verdicts"):
+        mine("third", verdicts=str(judge))
+    mine(suspects=str(tmp_path / "again.jsonl"))
+    assert (tmp_path / "again.jsonl").read_text() == written
+    assert judge.read_text() == judged
