@@ -14,7 +14,7 @@ from transformers import BertConfig
 from rerank_actor.engines.families.chat_template import ChatTemplate
 from rerank_actor.engines.families.description import LabelHead, ScoreScale, TokenHead
 from rerank_actor.engines.families.detect import read_labels
-from rerank_actor.engines.families.entries import SEGMENTS_BY_DEFAULT, knows_segments, load_entries
+from rerank_actor.engines.families.entries import SEGMENTS_BY_DEFAULT, knows_segments, load_entries, load_named_entries
 from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.engines.template import QWEN3_RERANKER
@@ -134,6 +134,32 @@ def test_description_of_a_user_under_an_early_name_counts_in_the_fingerprint(
     assert fingerprint(EARLY) == fingerprint(None)
     assert "description" not in fingerprint(None)
     assert fingerprint(EARLY + more)["description"] != fingerprint(EARLY + "scale: 7")["description"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"instruction": "Rank legal cases"},
+        {"strip": ["query", "document"]},
+        {"special_tokens": "single"},
+        {"special_tokens": "pair"},
+        {"longest_first": True},
+        {"query_share": 0.5},
+        {"segment_ids": True},
+    ],
+)
+def test_copy_of_the_template_of_qwen3_reranker_says_what_it_says(more: dict[str, Any]) -> None:
+    entry = load_named_entries()[QWEN3_RERANKER.name]
+    assert entry.to_template(CONTROLS, {}) == QWEN3_RERANKER
+    mine, other = (
+        entry.model_copy(update=more | {"family": family, "strip": tuple(more.get("strip", ()))}).to_template(
+            CONTROLS, {}
+        )
+        for family in (QWEN3_RERANKER.name, "mine")
+    )
+    assert mine != QWEN3_RERANKER and mine.text == other.text
+    fields = ("instruction", "strips", "control", "longest_first", "query_share", "has_segments")
+    assert [getattr(mine, field) for field in fields] == [getattr(other, field) for field in fields]
 
 
 def test_other_tokens_under_an_early_name_count_in_the_fingerprint(folder: Path, tmp_path: Path) -> None:

@@ -94,8 +94,6 @@ class Entry(BaseModel):
             "pair" if self.prompt == "pair" else "none"
         )
         text = "{query}{document}" if self.prompt == "pair" else self.prompt
-        if self.family == QWEN3_RERANKER.name and text == QWEN3_RERANKER.text:
-            return QWEN3_RERANKER  # cut where outputs have it cut that name no template
         before, _, suffix = text.partition("{document}")
         prefix, head = cut_prefix(before, controls)
         if special == "pair":
@@ -104,6 +102,10 @@ class Entry(BaseModel):
         else:
             separator = " " if head.endswith(" ") else ""
             head = head.removesuffix(separator) if separator else head
+            if (
+                self.family == QWEN3_RERANKER.name and text == QWEN3_RERANKER.text
+            ):  # cut as in outputs that name no template
+                prefix, head = QWEN3_RERANKER.prefix, QWEN3_RERANKER.head
         longest_first = self.prompt == "pair" if self.longest_first is None else self.longest_first
         return Template(
             self.family,
