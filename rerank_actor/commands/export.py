@@ -75,6 +75,7 @@ def export(arguments: Sequence[str] | None = None) -> int:
     )
     left_out = f"; left out {result.unscored:,} without a score" if result.unscored else ""
     left_out += f"; {result.doubled:,} that were there twice" if result.doubled else ""
+    left_out += f"; {result.added:,} that --qrels of the scoring job added" if result.added else ""
     say(f"{result.queries:,} queries, {result.candidates:,} candidates{left_out}")
     return 0
 

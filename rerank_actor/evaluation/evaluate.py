@@ -188,6 +188,7 @@ def _rank_output(spec: EvaluationSpec, uri: str, judged: Judgements, changed: di
         ranked.retrieved.clear()
     _add_p_mrr(spec.measures, ranked, changed)
     ranked.left_out["candidates without a score"] += exported.unscored
+    ranked.left_out["candidates that --qrels of the scoring job added, which were not retrieved"] += exported.added
     ranked.left_out["judged queries without a candidate, which count with 0"] += len(judged) - len(ranked.reranked)
     return ranked
 

@@ -23,6 +23,7 @@ from rerank_actor import storage
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.ids import write_whole
 from rerank_actor.inputs.pairs import list_fields
+from rerank_actor.inputs.rankings.judged import ADDED
 from rerank_actor.job_file import suggest
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.predictions import PredictionsWriter
@@ -85,12 +86,17 @@ class ExportSpec:
 
 @dataclass
 class Exported:
-    """What was exported: queries, candidates written, and pairs left out for want of a score or for being there twice."""
+    """What was exported: queries, candidates written, and what is left out.
+
+    That is pairs without a score, pairs that are there twice, and pairs that `--qrels` of the scoring job added: nothing retrieved
+    those, so that a ranking with them would hold each relevant document.
+    """
 
     queries: int = 0
     candidates: int = 0
     unscored: int = 0
     doubled: int = 0
+    added: int = 0
 
 
 def export_scores(spec: ExportSpec) -> Exported:
@@ -204,7 +210,12 @@ def _read_part(part: storage.StoredObject, settings: dict[str, Any], spec: Expor
             more = [
                 column for name in spec.more_columns if (column := find_column(file.schema_arrow, name)) is not None
             ]
-            table = file.read(columns=list(dict.fromkeys([*found.values(), *SPACES, *more, *texts_in])))
+            added = [ADDED] if pa.types.is_boolean(find_field_type(file.schema_arrow, ADDED) or pa.null()) else []
+            table = file.read(columns=list(dict.fromkeys([*found.values(), *SPACES, *more, *texts_in, *added])))
+    if added:
+        retrieved = table.filter(pc.invert(pc.fill_null(table[ADDED], False)))
+        result.added += table.num_rows - retrieved.num_rows
+        table = retrieved.drop_columns([ADDED])
     rows = PairRows(table, "score", part.uri)
     ids = {role: rows.spread_ids(name, f"--{role}-id-column") for role, name in zip(ROLES, names, strict=True)}
     pairs = pa.table(ids | {name: rows.spread(name) for name in SPACES} | _read_more(rows, spec.more_columns))

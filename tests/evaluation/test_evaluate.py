@@ -16,6 +16,7 @@ from scoring_in_process import score_here
 
 from rerank_actor.commands.command_line import call_command
 from rerank_actor.commands.evaluate import evaluate
+from rerank_actor.commands.export import export
 from rerank_actor.errors import InputError, JobError
 from rerank_actor.evaluation.evaluate import EvaluationSpec, evaluate_outputs
 from rerank_actor.evaluation.intervals import compute_interval
@@ -159,6 +160,38 @@ def test_evaluation_of_an_output(scored: Path, capsys: pytest.CaptureFixture[str
         "1 judged queries without a relevant document, which count with 0",
     ):
         assert f"- {scored / 'out'}: {line}\n" in printed
+
+
+def test_pairs_that_scoring_added_for_judgements_are_no_candidates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, of, kind in (("queries", range(4), "q"), ("corpus", range(40), "d")):
+        lines = [json.dumps({"_id": f"{kind}{number}", "text": f"{name} {number}"}) for number in of]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    found = [
+        f"q{query} Q0 d{10 * query + place} {place} {10 - place} t\n" for query in range(4) for place in range(1, 6)
+    ]
+    (tmp_path / "run.trec").write_text("".join(found))
+    judged = {query: 10 * query + (8 if query else 1) for query in range(4)}  # one of four is among the candidates
+    (tmp_path / "qrels").write_text("".join(f"q{query} 0 d{document} 1\n" for query, document in judged.items()))
+    texts = {name: [str(tmp_path / f"{name}.jsonl")] for name in ("queries", "corpus")}
+    exported = []
+    for place, more in enumerate([{}, {"qrels": str(tmp_path / "qrels")}]):
+        output = tmp_path / f"out{place}"
+        job = ScoreJob(input=[str(tmp_path / "run.trec")], output=str(output), engine="fake", **texts, **more)
+        score_here(job.normalized())
+        told = tmp_path / f"told{place}"
+        assert run("--scored", output, "--qrels", tmp_path / "qrels", "--measures", "recall@100", "--output", told) == 0
+        capsys.readouterr()
+        assert call_command(lambda output=output: export([str(output), "--format", "trec"])) == 0
+        exported.append(capsys.readouterr())
+    plain, added = (json.loads((tmp_path / f"told{place}/evaluation.json").read_text()) for place in range(2))
+    assert [row["means"] for row in added["rankings"]] == [row["means"] for row in plain["rankings"]]
+    assert len(plain["rankings"]) == 3 and plain["rankings"][0]["means"] == {"recall@100": 0.25}
+    said = "candidates that --qrels of the scoring job added, which were not retrieved"
+    assert added["left_out"][str(tmp_path / "out1")][said] == 3
+    assert exported[0].out == exported[1].out and len(exported[0].out.splitlines()) == 20
+    assert "20 candidates; 3 that --qrels of the scoring job added" in exported[1].err
 
 
 def test_two_outputs_are_compared_query_by_query(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
