@@ -221,10 +221,6 @@ def _iterate_queries(
     names = {"query": pa.array(list(judged), pa.string()), "document": pa.array(list(documents), pa.string())}
     fractions = {role: find_fractions(ids) for role, ids in names.items()}
     for table in iterate_candidates(reading, exported):
-        if spec.ignore_identical_ids:
-            kept = table.filter(pc.not_equal(table["query"], table["document"]))
-            left_out["candidates with the id of their query"] += table.num_rows - kept.num_rows
-            table = kept
         for role, ids in names.items():
             refuse_judged_otherwise(uri, role, table[role], ids, fractions[role])
         known = pc.is_in(table["query"], value_set=names["query"])
@@ -232,7 +228,12 @@ def _iterate_queries(
         left_out["queries without a judgement"] += len(pc.unique(unjudged["query"]))
         # The best of those that are there twice comes last, and stays.
         table = table.filter(known).sort_by("logit")
-        retrieved, told = _read_order(table, spec.retrieval_column)
+        told = _explain_order(table, spec.retrieval_column, exported.unscored)
+        if spec.ignore_identical_ids:
+            kept = table.filter(pc.not_equal(table["query"], table["document"]))
+            left_out["candidates with the id of their query"] += table.num_rows - kept.num_rows
+            table = kept
+        retrieved = _read_order(table, spec.retrieval_column) if told is None else None
         if told is not None and spec.retrieval_column != RETRIEVAL_COLUMN:
             column = spec.retrieval_column
             raise InputError(
@@ -248,19 +249,36 @@ def _iterate_queries(
         yield scores, retrieved if has_order else None
 
 
-def _read_order(table: pa.Table, column: str) -> tuple[dict[str, dict[str, float]] | None, str | None]:
-    """Return the scores of the retrieval, None where candidates have none; and why a column holds others than scores."""
-    kind = table.schema.field(column).type
+def _explain_order(table: pa.Table, column: str, num_without: int) -> str | None:
+    """Return why a column of all candidates but some holds others than scores of the retrieval; None where it may hold them."""
+    kind, values = table.schema.field(column).type, table[column]
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-        return None, f"column `{column}` is {kind}, not numbers"
-    if lacking := table[column].null_count:
-        return None, f"not every candidate has a number in `{column}`" if lacking < table.num_rows else None
-    grouped = _group(table, column)
-    if any(len(found) > 1 for found in grouped.values()) and all(
-        sorted(found.values()) == list(range(1, len(found) + 1)) for found in grouped.values()
-    ):
-        return None, f"column `{column}` counts the candidates of each query from 1, so that it holds ranks"
-    return grouped, None
+        return f"column `{column}` is {kind}, not numbers"
+    if values.null_count == table.num_rows:
+        return None
+    if values.null_count:
+        return f"not every candidate has a number in `{column}`"
+    if not pc.all(pc.equal(pc.floor(values), values)).as_py():
+        return None
+    grouped = table.select(["query", "document", column]).group_by("query")
+    counts = grouped.aggregate(
+        [("document", "count_distinct"), (column, "count_distinct"), (column, "min"), (column, "max")]
+    )
+    documents, different, least, most = (
+        counts[name].to_numpy()
+        for name in ("document_count_distinct", *(f"{column}_{how}" for how in ("count_distinct", "min", "max")))
+    )
+    # Of n candidates ranks are at most n, but for those that lack here.
+    num_lacking = num_without + table.num_rows - documents.sum()
+    holes = np.maximum(most - documents, 0).sum()
+    if documents.max() > 1 and (different >= documents).all() and least.min() >= 0 and holes <= num_lacking:
+        return f"column `{column}` counts the candidates of each query, so that it holds ranks"
+    return None
+
+
+def _read_order(table: pa.Table, column: str) -> dict[str, dict[str, float]] | None:
+    """Return the scores of the retrieval, None where candidates have none."""
+    return None if table[column].null_count else _group(table, column)
 
 
 def _group(table: pa.Table, value: str) -> dict[str, dict[str, float]]:

@@ -95,7 +95,7 @@ def evaluate_tasks(job: EvaluateJob, reporter: Reporter | None = None) -> Evalua
             if ended.status == "failed":
                 name = describe_subset(data.task, data.subset)
                 result.missing[f"{name} of {reranker}"] = f"{len(ended.failed):,} units failed; run again to go on"
-    result.subsets = [judge_subset(job, task, data) for task, data, _ in candidates]
+    result.subsets = judge_subsets(job, prepared, [data for _, data, _ in candidates])
     return result
 
 
@@ -216,6 +216,16 @@ def make_scoring_jobs(
         reuse = earlier if earlier is not None and Output(earlier).list_parts() else None
         made.append((data, job.to_scoring(data, reranker, place, instruction, reuse)))
     return made
+
+
+def judge_subsets(
+    job: EvaluateJob, prepared: Sequence[tuple[Task, TaskData]], with_candidates: Sequence[TaskData]
+) -> list[Judged]:
+    """Judge all subsets; one without candidates has no evaluation, so that its task has no mean of the others."""
+    return [
+        judge_subset(job, task, data) if data in with_candidates else Judged(task, data, [], None)
+        for task, data in prepared
+    ]
 
 
 def judge_subset(job: EvaluateJob, task: Task, data: TaskData) -> Judged:

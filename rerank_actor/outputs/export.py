@@ -88,8 +88,8 @@ class ExportSpec:
 class Exported:
     """What was exported: queries, candidates written, and what is left out.
 
-    That is pairs without a score, pairs that are there twice, and pairs that `--qrels` of the scoring job added: nothing retrieved
-    those, so that a ranking with them would hold each relevant document.
+    That is pairs without a score, pairs that are there twice, and pairs that `--qrels` of the scoring job added: nothing
+    retrieved those, so that a ranking with them would hold each relevant document.
     """
 
     queries: int = 0

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -281,6 +282,53 @@ def test_order_of_the_retrieval_is_known_for_all_candidates_or_not_at_all(
     for name in ("mine", "nothing"):
         assert run(*flags, "--retrieval-column", name) == 2
         assert f"not every candidate has a number in `{name}`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("values", "are_ranks"),
+    [
+        ([[1, 2, 3, 4], [1, 2, 3, 4]], True),
+        ([[1, 2, None, 4], [1, 2, 3, 4]], True),
+        ([[None, 2, 3, 4], [1, 2, 3, 4]], True),
+        ([[0, 1, 2, 3], [0, 1, 2, None]], True),
+        ([[3.0, 1.0, 2.0], [4.0, None, 3.0, 1.0]], True),
+        ([[9, 8, 7, 6], [9, 8, 7, None]], False),  # scores that were made of ranks
+        ([[7, 2, 1, 0], [9, 2, 1, 0]], False),  # counts
+        ([[2, 2, 1, 0], [1, 1, 0, 0]], False),
+        ([[1.5, 2, 3, 4], [1, 2, 3, 4]], False),
+        ([[-1, -2, -3, -4], [-1, -2, -3, None]], False),
+    ],
+)
+@pytest.mark.parametrize("has_own", [True, False])
+def test_ranks_are_no_scores_where_some_candidates_lack(
+    tmp_path: Path, values: list[list[float | None]], are_ranks: bool, has_own: bool
+) -> None:
+    judged = {f"q{at}": {"d0": 1, "d1": 0} for at in range(len(values))}
+    write_output(
+        tmp_path / "out",
+        {query: {f"d{at}": 1.0 for at in range(len(of))} for query, of in zip(judged, values, strict=True)},
+    )
+    part = next((tmp_path / "out").glob("part-*"))
+    table = pq.read_table(part)
+    flat = pa.array([value for of in values for value in of], pa.float64())
+    lacks = flat.is_null()
+    if has_own:  # the candidate that lacks is the query itself, else it has no score
+        ids = pc.if_else(lacks, table["query_id"], table["document_id"])
+        table = table.set_column(1, "document_id", ids)
+    else:
+        for name in ("score", "logit"):
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, name, pc.if_else(lacks, pa.scalar(None, table[name].type), table[name]))
+    ranks = [at + 1 if value is None else value for of in values for at, value in enumerate(of)]
+    pq.write_table(table.set_column(2, "retrieval_score", pa.array(ranks, pa.float64())), part)
+    spec = EvaluationSpec(
+        (str(tmp_path / "out"),), (parse_measure("mrr"),), "query_id", "document_id",
+        ignore_identical_ids=has_own, partial=True,
+    )  # fmt: skip
+    result = evaluate_outputs(spec, judged)
+    said = " ".join(name for name, count in result.left_out[spec.scored[0]].items() if count)
+    assert ("retrieved" not in [row.order for row in result.rows]) is are_ranks
+    assert ("so that it holds ranks" in said) is are_ranks
 
 
 @pytest.mark.parametrize("explode", [True, False])

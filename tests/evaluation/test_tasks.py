@@ -21,8 +21,17 @@ from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.evaluation.changed import compute_p_mrr
 from rerank_actor.evaluation.estimate import estimate_tasks
 from rerank_actor.evaluation.job import EvaluateJob
-from rerank_actor.evaluation.run import find_given, judge_subset, make_scoring_jobs, prepare_tasks, reads_instruction
+from rerank_actor.evaluation.run import (
+    Evaluated,
+    find_given,
+    judge_subset,
+    judge_subsets,
+    make_scoring_jobs,
+    prepare_tasks,
+    reads_instruction,
+)
 from rerank_actor.evaluation.task_files import is_pinned
+from rerank_actor.evaluation.task_report import TaskReport
 from rerank_actor.evaluation.tasks import Task, choose_tasks, find_task, load_suites, load_tasks
 from rerank_actor.inputs.rankings.qrels import load_judgements
 from rerank_actor.job_file import check_job
@@ -326,6 +335,22 @@ def test_column_with_a_missing_task_has_no_mean(
         )
         == 0
     )
+
+
+def test_task_with_a_subset_without_candidates_has_no_mean(hub_server: HubServer, tmp_path: Path) -> None:
+    hub_server.commit("mteb/tiny", make_repository({"de": "x", "en": ""}))
+    for name in ("de", "en"):
+        write_run(tmp_path / f"tiny_{name}.trec", QRELS, [("x" if name == "de" else "") + one for one in CORPUS])
+    job = make_job(tmp_path / "eval", tasks=["mteb/tiny"], candidates=str(tmp_path))
+    score_tasks(job)
+    tasks, suite = choose_tasks(job.tasks, job.suite)
+    prepared = prepare_tasks(job, tasks, {}, QuietReporter())
+    both = [data for _, data in prepared]
+    for found, is_complete in ((both, True), (both[1:], False), ([], False)):
+        report = TaskReport.of(Evaluated(job, suite, tasks, judge_subsets(job, prepared, found)))
+        assert report.is_complete is is_complete
+        assert [set(line.tasks) for line in report.lines] == [{"tiny"}] * 3 if is_complete else [set()]
+        assert ("| fake | - | - | - |" in report.make_markdown()) is not is_complete
 
 
 def test_dry_run_says_pairs_tokens_hours_and_money_and_writes_nothing(
