@@ -6,22 +6,26 @@ token. Nothing is written but in a temporary folder. Knows nothing of Ray.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import pyarrow.compute as pc
 from rich.table import Table
 
 from rerank_actor import storage
 from rerank_actor.engines.model import load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
+from rerank_actor.errors import InputError
 from rerank_actor.evaluation.job import EvaluateJob, describe_subset
 from rerank_actor.evaluation.run import choose_retriever, find_given, make_retrieval_jobs
-from rerank_actor.evaluation.task_texts import RECORD, TaskData, prepare_task
+from rerank_actor.evaluation.task_texts import TaskData, load_prepared, prepare_task
 from rerank_actor.evaluation.tasks import DEFAULT, Task, choose_tasks
+from rerank_actor.inputs.columns import is_list
 from rerank_actor.inputs.text_sources import ID_NAMES, TEXT_NAMES, SourcePiece, TextSource
 from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.row_groups import open_part
 from rerank_actor.progress import PlainConsole, Reporter
 from rerank_actor.retrieval.run import make_embed_jobs
 from rerank_actor.scoring.budget import Budget, ModelSize, count_budget, print_budget, read_model_size
@@ -89,30 +93,39 @@ def estimate_tasks(job: EvaluateJob, reporter: Reporter) -> TasksEstimate:
     tasks, suite = choose_tasks(job.tasks, job.suite)
     samples, unknown = list[Sample](), list[str]()
     with tempfile.TemporaryDirectory() as folder:
-        for task in tasks:
-            found = list(_sample_task(job, task, folder, choose_retriever(job, suite), reporter))
+        here = [_find_here(job, task, folder) for task in tasks]
+        num_subsets = sum(
+            len(found) or len(job.subset or task.subsets) or 1 for task, found in zip(tasks, here, strict=True)
+        )
+        for task, subsets in zip(tasks, here, strict=True):
+            retriever = choose_retriever(job, suite)
+            found = [
+                _sample_subset(job, task, data, find_given(job, data, num_subsets), folder, retriever, reporter)
+                for data in subsets
+            ] or _take_statistics(job, task)
             samples += found
             unknown += [] if found else [task.name]
     rerankers = [_estimate_reranker(job, name, samples, reporter) for name in job.list_rerankers() if samples]
     return TasksEstimate(samples, unknown, rerankers)
 
 
-def _sample_task(
-    job: EvaluateJob, task: Task, folder: str, retriever: str | None, reporter: Reporter
-) -> Iterator[Sample]:
-    """Yield what is known of a task's subsets: by texts that are here, else by statistics."""
-    listed = storage.list_objects(storage.join_uri(job.root, "tasks", task.name))
-    if not hub.is_hub(task.place) or any(item.uri.endswith(f"/{RECORD}") for item in listed):
-        for data in prepare_task(task, job.root if hub.is_hub(task.place) else folder, job.split, job.subset):
-            yield _sample_subset(job, task, data, folder, retriever, reporter)
-    elif task.queries is not None and task.documents is not None:
-        share = len(job.subset) / len(task.subsets) if job.subset and task.subsets else 1.0
-        counts = [round(share * count) for count, _ in (task.queries, task.documents)]
-        characters = sum(
-            count * length for count, (_, length) in zip(counts, (task.queries, task.documents), strict=True)
-        )
-        finds = job.candidates is None and task.listed is None
-        yield Sample(
+def _find_here(job: EvaluateJob, task: Task, folder: str) -> list[TaskData]:
+    """Return the subsets of a task in a folder, or of one that an earlier run has copied whole; none of others."""
+    if hub.is_hub(task.place):
+        return load_prepared(task, job.root, job.split, job.subset)
+    return prepare_task(task, folder, job.split, job.subset)
+
+
+def _take_statistics(job: EvaluateJob, task: Task) -> list[Sample]:
+    """Return what a suite says of a task that is not here; nothing where it says nothing."""
+    if task.queries is None or task.documents is None:
+        return []
+    share = len(job.subset) / len(task.subsets) if job.subset and task.subsets else 1.0
+    counts = [round(share * count) for count, _ in (task.queries, task.documents)]
+    characters = sum(count * length for count, (_, length) in zip(counts, (task.queries, task.documents), strict=True))
+    finds = job.candidates is None and task.listed is None
+    return [
+        Sample(
             task.name,
             task,
             counts[0],
@@ -120,18 +133,25 @@ def _sample_task(
             num_embedded=sum(counts) if finds else 0,
             embedded_tokens=round(characters / task.characters_per_token) if finds else 0,
         )
+    ]
 
 
 def _sample_subset(
-    job: EvaluateJob, task: Task, data: TaskData, folder: str, retriever: str | None, reporter: Reporter
+    job: EvaluateJob,
+    task: Task,
+    data: TaskData,
+    given: str | None,
+    folder: str,
+    retriever: str | None,
+    reporter: Reporter,
 ) -> Sample:
     queries, documents = _read_head("query", [data.queries]), _read_head("document", data.corpus)
     name = describe_subset(data.task, data.subset)
     done = {name for name in job.list_rerankers() if Output(job.place_scores(name, data)).read_success() is not None}
-    own = find_given(job, data, 1)
-    num_pairs = data.num_queries * job.top_k
     embeds = []
-    if own is None:
+    if given is not None:
+        num_pairs = data.num_queries * job.top_k if job.is_ranking(data, given) else _count_pairs(given)
+    else:
         elsewhere = job.model_copy(update={"output": storage.join_uri(folder, "found")})
         [retrieval] = make_retrieval_jobs(elsewhere, [(task, data)], retriever)
         embeds = [estimate_job(embed, reporter) for embed in make_embed_jobs(retrieval)]
@@ -146,6 +166,19 @@ def _sample_subset(
         sum(round(embed.rows * float(embed.num_tokens.mean())) for embed in embeds if len(embed.num_tokens)),
         frozenset(done),
     )
+
+
+def _count_pairs(uri: str) -> int:
+    """Return the pairs of a Parquet file of candidates, one a row or in lists."""
+    [item] = storage.list_objects(uri)
+    with open_part(item, "cannot be read as candidates ({cause})", InputError) as file:
+        lists = [
+            name for name, kind in zip(file.schema_arrow.names, file.schema_arrow.types, strict=True) if is_list(kind)
+        ]
+        if not lists:
+            return int(file.metadata.num_rows)
+        table = file.read(columns=lists)
+    return max(int(pc.sum(pc.list_value_length(column)).as_py() or 0) for column in table.columns)
 
 
 def _read_head(role: Literal["query", "document"], uris: Sequence[str]) -> list[str]:

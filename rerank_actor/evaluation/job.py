@@ -227,9 +227,6 @@ class EvaluateJob(
             instruction: None for a model that reads none.
             reuse: earlier output.
         """
-        # What was retrieved has no more, a task's own lists count whole; of Parquet the scoring job says that it has no ranks.
-        is_given = self.candidates is not None and candidates != data.candidates
-        is_ranking = is_given and (not candidates.endswith(".parquet") or "top_k" in self.model_fields_set)
         given = self.pick(
             EngineUseSettings, ModelUseSettings, RunSettings, ClusterSettings, PriceSettings, NoticeSettings
         )
@@ -242,7 +239,7 @@ class EvaluateJob(
                 "input": [candidates],
                 "queries": [data.queries],
                 "corpus": data.corpus,
-                **({"top_k": self.top_k} if is_ranking else {}),
+                **({"top_k": self.top_k} if self.is_ranking(data, candidates) else {}),
                 **({"instruction": instruction} if instruction is not None else {}),
                 "with_pair_key": self.with_pair_key,
                 "reuse": reuse,
@@ -250,6 +247,12 @@ class EvaluateJob(
                 "overwrite": self.overwrite,
             },
         )
+
+    def is_ranking(self, data: TaskData, candidates: str) -> bool:
+        """Whether the best of some candidates are scored, else all: a task's own lists count whole, and what was retrieved."""
+        is_given = self.candidates is not None and candidates != data.candidates
+        # Of Parquet the scoring job says that it has no ranks.
+        return is_given and (not candidates.endswith(".parquet") or "top_k" in self.model_fields_set)
 
     def place_scores(self, reranker: str, data: TaskData, root: str | None = None) -> str:
         """Return the folder of a task's scores."""

@@ -115,8 +115,23 @@ def prepare_task(task: Task, root: str, split: str | None, subsets: Sequence[str
     return made
 
 
-def _load(folder: str, task: Task, split: str, sources: list[list[Any]] | None) -> TaskData | None:
-    """Return what was made of a subset before; None where it is to be made, from other sources than these.
+def load_prepared(task: Task, root: str, split: str | None, subsets: Sequence[str]) -> list[TaskData]:
+    """Return the subsets of a task that were made before, none where one lacks; nothing is made or written.
+
+    Raises:
+        OutputConflictError: they were made of another task or split.
+    """
+    folder = storage.join_uri(root, "tasks", task.name)
+    if not any(item.uri.endswith(f"/{RECORD}") for item in storage.list_objects(folder)):
+        return []
+    task = replace(task, place=pin_place(task.place))
+    names = subsets or task.subsets or (find_files(task).list_subsets() if task.layout == "beir" else [DEFAULT])
+    found = [_load(storage.join_uri(folder, name), task, task.split or split, None) for name in names]
+    return [data for data in found if data is not None] if all(found) else []
+
+
+def _load(folder: str, task: Task, split: str | None, sources: list[list[Any]] | None) -> TaskData | None:
+    """Return what was made of a subset before, of any split where none is told; None where it is to be made.
 
     Raises:
         OutputConflictError: it was made of another task or split.
@@ -126,7 +141,7 @@ def _load(folder: str, task: Task, split: str, sources: list[list[Any]] | None) 
         return None
     own = record.pop("sources")
     data = TaskData(**record)
-    if data.place != task.place or data.split != split:
+    if data.place != task.place or split not in (None, data.split):
         raise OutputConflictError(
             f"{folder}: holds split {data.split} of {data.place}, and {split} of {task.place} is wanted; choose another "
             "--output",

@@ -376,6 +376,49 @@ def test_dry_run_says_pairs_tokens_hours_and_money_and_writes_nothing(
     assert not output.exists()
 
 
+def test_dry_run_counts_the_pairs_that_are_scored(tmp_path: Path) -> None:
+    folder = write_beir(tmp_path / "tiny")
+    run_file = write_run(tmp_path / "run.trec", QRELS)
+    pairs = [(query, document) for query in QRELS for document in CORPUS]
+    parquet, lists = tmp_path / "pairs.parquet", tmp_path / "lists.parquet"
+    pq.write_table(pa.table([*zip(*pairs, strict=True)], ["query_id", "document_id"]), parquet)
+    pq.write_table(pa.table({"query_id": list(QRELS), "document_id": [list(CORPUS)] * len(QRELS)}), lists)
+    own = write_beir(tmp_path / "own")
+    (own / "top_ranked").mkdir()
+    (own / "top_ranked/test.jsonl").write_text(
+        "\n".join(json.dumps({"query-id": query, "corpus-ids": list(CORPUS)}) for query in QRELS)
+    )
+    for tasks, candidates, top_k, wanted in (
+        (folder, run_file, 2, 6),
+        (folder, parquet, None, 18),
+        (folder, parquet, 2, 6),
+        (folder, lists, None, 18),
+        (own, None, None, 18),
+        (own, None, 2, 18),
+        (own, run_file, 2, 6),
+    ):
+        values = {"candidates": candidates and str(candidates), "top_k": top_k}
+        job = make_job(tmp_path / "eval", tasks=[str(tasks)], **{name: one for name, one in values.items() if one})
+        [sample] = estimate_tasks(job, QuietReporter()).samples
+        assert sample.num_pairs == wanted, (tasks, candidates, top_k)
+    job = make_job(tmp_path / "eval", tasks=[str(folder), str(own)], candidates=str(run_file))
+    with pytest.raises(InputError, match="is one file, and there are 2 tasks"):
+        estimate_tasks(job, QuietReporter())
+    assert not (tmp_path / "eval").exists()
+
+
+def test_dry_run_of_a_task_that_is_copied_in_part_copies_no_more(hub_server: HubServer, tmp_path: Path) -> None:
+    hub_server.commit("mteb/tiny", make_repository({"de": "x", "en": ""}))
+    given = {"tasks": ["mteb/tiny"], "candidates": str(write_run(tmp_path / "run.trec", QRELS))}
+    one = make_job(tmp_path / "eval", subset=["en"], **given)
+    prepare_tasks(one, choose_tasks(one.tasks, None)[0], {}, QuietReporter())
+    there = sorted(path for path in (tmp_path / "eval").rglob("*"))
+    assert estimate_tasks(one, QuietReporter()).samples
+    for wanted in (["de", "en"], []):
+        assert estimate_tasks(make_job(tmp_path / "eval", subset=wanted, **given), QuietReporter()).unknown
+    assert sorted(path for path in (tmp_path / "eval").rglob("*")) == there
+
+
 def test_embedding_model_and_reranker_do_not_stand_for_each_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
