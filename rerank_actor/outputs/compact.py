@@ -17,7 +17,7 @@ from rerank_actor import storage
 from rerank_actor.errors import OutputConflictError, ShardError
 from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.inputs.rows import Unit
-from rerank_actor.outputs.folder import JobFolder, Output, digest_parts
+from rerank_actor.outputs.folder import JobFolder, Output, digest_parts, select_parts
 from rerank_actor.outputs.part import METADATA_PREFIX, check_part, read_part_metadata
 from rerank_actor.outputs.row_digest import digest_rows
 from rerank_actor.outputs.row_groups import batch_by_size
@@ -82,7 +82,12 @@ def compact_output(
         report(f"{number + 1:,} of {len(groups):,} files")
     folder.clear_scratch()
     folder.write_card()
-    mark = {"fingerprint": hash_fingerprint(scored.settings), "parts": digest_parts(scored.parts), "rows": result.rows}
+    mark = {
+        "fingerprint": hash_fingerprint(scored.settings),
+        "parts": digest_parts(scored.parts),
+        "rows": result.rows,
+        "digest": digest_parts(select_parts(storage.list_children(target)).values()),
+    }
     storage.write_bytes(folder.success_uri, storage.seal_json(mark))
     return result
 

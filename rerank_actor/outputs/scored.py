@@ -7,6 +7,7 @@ what is made of the scores; the words of an error that only the caller's user wo
 
 import contextlib
 import itertools
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,8 @@ from rerank_actor.outputs.part import read_part_metadata
 from rerank_actor.outputs.row_groups import open_part
 
 PARTS_ASKED = 20  # for their dtype
+MADE_OF = "_compact/made_of.json"  # where parts are joined into files
+JOINED_NAME = re.compile(r"part-\d{5,}-of-(\d{5,})\.parquet$")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class ScoredOutput:
         strays: what else lies there: names of Parquet files that are in no plan; beside bare Parquet, objects that are none.
         plan: of the job, empty for bare Parquet.
         settings: those of the job's fingerprint, empty for bare Parquet.
+        is_joined: whether these are files that parts were joined into, or are being joined into.
     """
 
     uri: str
@@ -46,6 +50,7 @@ class ScoredOutput:
     strays: tuple[str, ...] = ()
     plan: Plan = field(default_factory=Plan)
     settings: dict[str, Any] = field(default_factory=dict)
+    is_joined: bool = False
 
     @property
     def num_planned(self) -> int:
@@ -59,6 +64,8 @@ class ScoredOutput:
 
     def explain_incomplete(self) -> str | None:
         """Return why an output of a scoring job does not count as complete, None where it does or there is no job."""
+        if self.is_joined:
+            return self._explain_half_joined()
         if not self.settings:
             return None
         if self.missing:
@@ -71,6 +78,17 @@ class ScoredOutput:
             digest_parts(self.parts),
         ):
             return "its parts are not those that _SUCCESS was written for"
+        return None
+
+    def _explain_half_joined(self) -> str | None:
+        """Return why files that parts are joined into are not all there."""
+        mark = Output(self.uri).read_success()
+        if mark is None:
+            return "no _SUCCESS, so that jobs.compact is at work on it or was ended"
+        totals = [int(name[1]) for part in self.parts if (name := JOINED_NAME.search(part.uri)) is not None]
+        digest = digest_parts(self.parts)
+        if totals != [len(totals)] * len(totals) or mark.get("digest", digest) != digest:
+            return "its files are not those that _SUCCESS was written for (jobs.compact writes them again)"
         return None
 
     def refuse_incomplete(self, flag: str, cure: str) -> None:
@@ -102,6 +120,7 @@ def open_scored(uri: str, listed: Iterable[storage.StoredObject] | None = None) 
     stored = None if is_file else Output(uri).load_plan()
     if stored is not None:
         return _match_plan(uri, *stored)
+    is_joined = not is_file and storage.read_if_present(storage.join_uri(uri, MADE_OF)) is not None
     parts: list[storage.StoredObject] = []
     strays: list[str] = []
     for item in objects:
@@ -109,7 +128,7 @@ def open_scored(uri: str, listed: Iterable[storage.StoredObject] | None = None) 
             parts.append(item)
         else:
             strays.append(item.uri)
-    return ScoredOutput(uri, tuple(parts), strays=tuple(strays))
+    return ScoredOutput(uri, tuple(parts), strays=tuple(strays), is_joined=is_joined)
 
 
 def require_scored(uri: str) -> ScoredOutput:

@@ -11,11 +11,12 @@ from scoring_in_process import score_here
 
 from rerank_actor.commands.command_line import call_command
 from rerank_actor.commands.compact import compact
+from rerank_actor.errors import InputError
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs import compact as compaction
 from rerank_actor.outputs.export import ExportSpec, export_scores
 from rerank_actor.outputs.part import read_part_metadata
-from rerank_actor.outputs.scored import require_scored
+from rerank_actor.outputs.scored import open_scored, require_scored
 
 SHARDS, ROWS, UNIT = 3, 20, 6
 
@@ -77,14 +78,25 @@ def test_same_command_goes_on_where_it_ended(tmp_path: Path, capsys: pytest.Capt
     assert compact(command) == 0
     files = sorted(target.glob("part-*"))
     before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+    open_scored(str(target)).refuse_incomplete("--scored ", "finish it")
     files[1].unlink()
+    _expect_half(target, "are not those that _SUCCESS was written for")
     files[2].write_bytes(b"cut")
+    (target / "_SUCCESS").unlink()
+    _expect_half(target, "jobs.compact is at work on it or was ended")
     assert compact(command) == 0
+    open_scored(str(target)).refuse_incomplete("--scored ", "finish it")
     assert f"{len(files) - 2} of them there already" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in files} == {file: data for file, (data, _) in before.items()}
     assert files[0].stat().st_mtime_ns == before[files[0]][1]
     command[-1] = "0.03"
     assert call_command(lambda: compact(command)) == 3
+
+
+def _expect_half(target: Path, words: str) -> None:
+    """Expect that files that parts are not all joined into are no complete output."""
+    with pytest.raises(InputError, match=words):
+        open_scored(str(target)).refuse_incomplete("--scored ", "finish it")
 
 
 def test_what_is_not_finished_or_not_as_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
