@@ -14,7 +14,8 @@ from rerank_actor.inputs.syntax.folding import fold_texts
 PIECE = 5
 CHUNK_CHARACTERS = 1_000_000
 UNSEEN = r"^[\s\p{Z}\p{C}]*$"  # a text of blanks and of characters without a shape alone
-HEAD_CHARACTERS = 32  # of a text, in which its first letter is looked for
+SHAPELESS_START = r"^[\s\p{P}\p{Z}\p{C}]+"  # before the first letter of a text, of any length
+HEAD_CHARACTERS = 32  # from there on, in which the first letter is looked for
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _PIECE_BITS, _PIECE_SHIFT, _PIECE_MASK = np.uint64(40), np.uint64(24), np.uint64(2**40 - 1)
 
@@ -65,7 +66,7 @@ def mark_variants(texts: pa.Array, query: np.ndarray, positives: pa.Array, posit
 
 
 def _take_heads(texts: pa.Array) -> pa.Array:
-    start = pc.utf8_slice_codeunits(pc.utf8_ltrim_whitespace(texts), 0, HEAD_CHARACTERS)
+    start = pc.utf8_slice_codeunits(pc.replace_substring_regex(texts, SHAPELESS_START, ""), 0, HEAD_CHARACTERS)
     return pc.utf8_slice_codeunits(_trim(fold_texts(start)), 0, 1)
 
 

@@ -151,6 +151,7 @@ def add_random_negatives(
     texts = _number_texts([table["document"], table["query"], pool["document"]])
     own, themselves, offered = texts[: len(query)], texts[len(query) : 2 * len(query)], texts[2 * len(query) :].tolist()
     ids = pool["document_id"].to_pylist() if judged is not None else []
+    of_queries = _group_positives(table["query_id"], judged) if judged is not None else {}
     order = np.argsort(asked[query], kind="stable")
     starts = np.searchsorted(asked[query][order], np.stack([asked[kept], asked[kept] + 1]))
     firsts = np.unique(query, return_index=True)[1][kept]
@@ -158,7 +159,8 @@ def add_random_negatives(
     for first, start, end in zip(firsts.tolist(), *starts.tolist(), strict=True):
         rows = order[start:end]
         taken = {*own[rows].tolist(), int(themselves[first])}
-        positives = _list_positives(table["query_id"].take(pa.array(rows)), judged) if judged is not None else set()
+        asking = table["query_id"].take(pa.array(rows)).unique().to_pylist() if of_queries else []
+        positives = set().union(*(of_queries.get(one, ()) for one in asking))
         draw = random.Random(int(seeds[query[first]]))
         found: list[int] = []
         for place in _shuffle(len(offered), draw):
@@ -189,9 +191,13 @@ def _number_texts(columns: Iterable[pa.ChunkedArray]) -> np.ndarray:
     return numbers
 
 
-def _list_positives(queries: pa.ChunkedArray, judged: pa.Table) -> set[str]:
-    known = pc.is_in(judged["query_id"], value_set=pc.unique(queries).cast(pa.string()))
-    return set(judged.filter(known)["document_id"].to_pylist())
+def _group_positives(queries: pa.ChunkedArray, judged: pa.Table) -> dict[str, list[str]]:
+    """Return the documents that are judged relevant to each of some queries, by its id."""
+    known = judged.filter(pc.is_in(judged["query_id"], value_set=pc.unique(queries).cast(judged["query_id"].type)))
+    documents: dict[str, list[str]] = {}
+    for query, document in zip(known["query_id"].to_pylist(), known["document_id"].to_pylist(), strict=True):
+        documents.setdefault(query, []).append(document)
+    return documents
 
 
 def _shuffle(size: int, draw: random.Random) -> Iterator[int]:

@@ -22,6 +22,7 @@ from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.judging.suspects import FOLDER as SUSPECTS
 from rerank_actor.mining.judging.suspects import make_schema
 from rerank_actor.mining.judging.suspects_file import delete_untouched, deliver_suspects
+from rerank_actor.mining.judging.verdicts import RULES_OF_VERDICTS
 from rerank_actor.mining.output import CARD, restore_plan, store_plan
 from rerank_actor.mining.preflight import PreparedMining, look_again, prepare_mining, refuse_older
 from rerank_actor.mining.random_negatives import draw_pool, pack_pool
@@ -313,7 +314,7 @@ class _Run:
         settings = {name: value for name, value in self.prepared.settings.items() if name != "inputs"}
         definition = {
             "fingerprint": self.prepared.fingerprint,
-            "definition": rules.define(),
+            "definition": rules.define() | (RULES_OF_VERDICTS if self.prepared.verdicts is not None else {}),
             "settings": settings,
             "teachers": [describe_scoring(uri) for uri in self.job.scored],
         }

@@ -12,6 +12,7 @@ from mining_in_process import make_job, mine_in_process
 from mining_inputs import make_pairs, read_mined, write_scored
 
 from rerank_actor.errors import InputError, JobError
+from rerank_actor.mining.near_duplicates import mark_variants
 from rerank_actor.mining.preflight import prepare_mining
 from rerank_actor.mining.random_negatives import add_random_negatives, draw_some, unpack_pool
 from rerank_actor.mining.rules import MiningRules
@@ -225,3 +226,18 @@ def test_pool_is_the_same_however_the_documents_lie(tmp_path: Path) -> None:
 def test_random_negatives_have_no_teacher_value(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="--random-negatives are not scored"):
         make_job(tmp_path, tmp_path / "mined", random_negatives=2, teacher="logit")
+
+
+@pytest.mark.parametrize(
+    ("text", "positive"),
+    [
+        ("-" * 40 + " Alpha", "Alpha"),
+        ("\u200b" * 40 + "Alpha", "alpha."),
+        ("* " * 20 + "Straße", "STRASSE"),
+        ("---", "---"),
+    ],
+)
+def test_copy_of_a_positive_is_one_behind_any_number_of_shapeless_characters(text: str, positive: str) -> None:
+    alone = np.zeros(1, np.int64)
+    assert mark_variants(pa.array([text]), alone, pa.array([positive]), alone).all()
+    assert not mark_variants(pa.array([text]), alone, pa.array([f"other {positive}"]), alone).any()

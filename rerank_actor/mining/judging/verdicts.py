@@ -31,6 +31,10 @@ UNSURE_WORDS = frozenset({"unsure", "uncertain", "unclear", "unknown", "maybe"})
 NAMES = {RELEVANT: "relevant", NOT_RELEVANT: "not_relevant", UNSURE: "unsure"}
 COLUMN = "verdict"
 SHOWN_PAIRS = 3
+RULES_OF_VERDICTS = {
+    "verdicts": "what a judge said of a pair counts before its label: relevant is positive, not relevant may be negative "
+    "whatever rule suspects it, unsure is neither"
+}
 
 
 @dataclass(frozen=True)

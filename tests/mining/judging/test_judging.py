@@ -252,6 +252,11 @@ def test_file_of_suspects_is_never_written_over_verdicts(tmp_path: Path) -> None
     assert not (tmp_path / "other").exists()
     with pytest.raises(InputError, match="holds the verdicts of --verdicts"):
         mine("third", verdicts=str(judge))
+    mine("third", verdicts=str(judge), suspects=str(tmp_path / "next.jsonl"))
+    defined = [
+        json.loads((tmp_path / name / "_mine/definition.json").read_text())["definition"] for name in ("out", "third")
+    ]
+    assert ["verdicts" in rules for rules in defined] == [False, True]
     mine(suspects=str(tmp_path / "again.jsonl"))
     assert (tmp_path / "again.jsonl").read_text() == written
     assert judge.read_text() == judged
