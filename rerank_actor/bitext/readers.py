@@ -8,7 +8,7 @@ stays, with its reason. Knows nothing of what becomes of the rows.
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import zip_longest
-from typing import cast
+from typing import Any, cast
 
 from rerank_actor import storage
 from rerank_actor.bitext.candidate_columns import Candidates, name_candidates, name_columns
@@ -41,7 +41,9 @@ def read_candidate_batches(source: Source, job: BitextJob, limits: ReadLimits = 
     kind = cast(TextFormat, "tsv" if own else source.kind)
     spread = TranslationReader(source, job)
     compression = split_name(source.file.uri)[2]
-    for batch in read_batches(source.file, kind, compression, header=header, dialect=job.dialect, limits=limits):
+    settings: dict[str, Any] = {"header": header, "dialect": job.dialect, "limits": limits}
+    wanted = {"source", "target", job.source_column, job.target_column} if source.kind != "parquet" else None
+    for batch in read_batches(source.file, kind, compression, wanted=wanted, **settings):
         if own:
             yield name_candidates(_adapt(batch, header))
         else:

@@ -107,7 +107,7 @@ def read_batches(
         compression: its packing, `gz`, `zst`, `bz2`, `xz` or none.
         header: names of the columns of CSV, TSV and bare lines whose first line does not have them.
         dialect: of CSV and TSV.
-        wanted: columns of Parquet to read, those that are there; None for all.
+        wanted: columns of Parquet to read, those that are there; of text those that matter; None for all.
         part: of `parts` about equal ones, which to read; of packed text and of what may span lines there is only one.
         parts: how many there are.
         limits: of a batch and of a line.
@@ -125,7 +125,7 @@ def read_batches(
     refuse_other(text)
     top = read_header(text)
     records = iterate_records(text, top.start, top.line) if parts == 1 else _iterate_piece(text, top, part, parts)
-    yield from _gather(text, top, records, "byte" if part else "line", limits)
+    yield from _gather(text, top, records, "byte" if part else "line", wanted, limits)
 
 
 def _iterate_piece(file: TextFile, top: Header, part: int, parts: int) -> Iterator[Record]:
@@ -140,7 +140,12 @@ def _iterate_piece(file: TextFile, top: Header, part: int, parts: int) -> Iterat
 
 
 def _gather(
-    file: TextFile, top: Header, records: Iterator[Record], counts: Literal["line", "byte"], limits: ReadLimits
+    file: TextFile,
+    top: Header,
+    records: Iterator[Record],
+    counts: Literal["line", "byte"],
+    wanted: Container[str] | None,
+    limits: ReadLimits,
 ) -> Iterator[Batch]:
     """Yield batches of records."""
     names = dict.fromkeys(top.names)
@@ -150,7 +155,7 @@ def _gather(
     is_first = True
 
     def flush() -> Batch:
-        columns, faults = parse_records(file, top.names, contents)
+        columns, faults = parse_records(file, top.names, contents, wanted)
         names.update(dict.fromkeys(columns))
         return Batch(tuple(names), columns, numbers, faults, counts)
 

@@ -23,7 +23,7 @@ from rerank_actor.inputs.listing.left_out import AS_TEXT, EMPTY, IGNORED
 from rerank_actor.inputs.rows import UNIT_BYTES, ShardLayout, Unit
 from rerank_actor.inputs.scanning import refuse_other_values, scan_shards
 from rerank_actor.inputs.spec import InputSpec
-from rerank_actor.inputs.syntax.document_shapes import refuse_unlike
+from rerank_actor.inputs.syntax.document_shapes import MixedShapesError, refuse_unlike
 
 MIN_UNIT_ROWS = 512
 MAX_UNIT_ROWS = 16_384  # or pairs, where documents are lists and no single row has more
@@ -229,6 +229,9 @@ def make_plan(
     ]
     scans = scan_shards(spec, to_scan, listing.formats, partition_columns, progress)
     scanned = dict(zip([item.uri for item in to_scan], scans, strict=True))
+    for found in scanned.values():
+        if isinstance(found, MixedShapesError):
+            raise found
     readable = {uri: layout for uri, layout in scanned.items() if isinstance(layout, ShardLayout)}
     check_columns(spec, readable, bool(earlier.shards))
     is_written = any(

@@ -335,7 +335,7 @@ def split_fields(content: Content, delimiter: str = "\t") -> list[str] | None:
 
 
 def parse_records(
-    file: TextFile, names: Sequence[str], contents: Sequence[Content]
+    file: TextFile, names: Sequence[str], contents: Sequence[Content], read: Container[str] | None = None
 ) -> tuple[dict[str, list[Any]], dict[int, str]]:
     """Make columns of records.
 
@@ -343,6 +343,7 @@ def parse_records(
         file: where they are from.
         names: of the columns; of JSON lines none are needed.
         contents: as `Record` has them.
+        read: columns in which a null of a dump has two readings that matter; None for all, others keep it as it came.
 
     Returns:
         By name the values of each column, None where a row has none and with lone surrogates where it is not Unicode; and
@@ -351,6 +352,8 @@ def parse_records(
     if file.kind == "jsonl":
         return _parse_objects(cast(Sequence[bytes], contents))
     num_names = len(names)
+    may_be_null = file.kind in DELIMITERS and not file.dialect.escape
+    places = [place for place, name in enumerate(names) if may_be_null and (read is None or name in read)]
     faults: dict[int, str] = {}
     rows: list[Sequence[str | None]] = []
     for row, content in enumerate(contents if file.spans_lines else _split_lines(file, contents, faults)):
@@ -358,7 +361,7 @@ def parse_records(
             faults[row] = content
         elif len(content) != num_names:
             faults.setdefault(row, BROKEN_FIELDS)
-        elif file.kind in DELIMITERS and not file.dialect.escape and r"\N" in content:
+        elif r"\N" in content and any(content[place] == r"\N" for place in places):
             faults.setdefault(row, DUMPED_NULL)
         fields = () if isinstance(content, str) else cast(Sequence[str | None], content)
         rows.append(fields if len(fields) == num_names else [*fields, *[None] * num_names][:num_names])
@@ -420,7 +423,8 @@ def read_lines(
     """Read the rows of a unit; columns as `shards.read_rows` says."""
     records = list(islice(iterate_records(file, unit.byte_start, unit.number), unit.num_rows))
     names = read_header(file).names
-    columns, faults = parse_records(file, names, [record.content for record in records])
+    read = list_sources(names, text_columns)
+    columns, faults = parse_records(file, names, [record.content for record in records], read)
     if file.kind == "jsonl":
         names = tuple(dict.fromkeys([*types, *columns]))
     else:

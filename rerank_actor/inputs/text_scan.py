@@ -67,6 +67,7 @@ class LineScan:
         block_rows, block_pairs: of a block at most.
         list_columns: columns that may hold lists of documents.
         range_bytes: of lines that are looked at together.
+        is_free: whether documents may differ in shape, for no text is made of the column as it is.
     """
 
     file: TextFile
@@ -74,6 +75,7 @@ class LineScan:
     block_pairs: int
     list_columns: tuple[str, ...]
     range_bytes: int
+    is_free: bool = False
 
     @property
     def size(self) -> int:
@@ -101,7 +103,7 @@ def scan_lines(scan: LineScan, break_at: int = -1) -> ShardLayout:
     kind, header = scan.file.kind, read_header(scan.file)
     scan_rows = _scan_spanning if scan.file.spans_lines else _scan_packed if scan.file.compression else _scan_ranges
     stretch = scan_rows(scan, header.start, header.line)
-    if len(scan.list_columns) == 1:
+    if len(scan.list_columns) == 1 and not scan.is_free:
         refuse_mixed(stretch.shapes, scan.file.uri, scan.list_columns[0])
     columns = stretch.types if kind == "jsonl" else dict.fromkeys(header.names, pa.string())
     return ShardLayout(

@@ -48,6 +48,14 @@ def test_rows_of_several_shapes_are_refused_with_their_lines(tmp_path: Path, doc
         plan(tmp_path)
 
 
+def test_odd_row_refuses_the_job_and_not_its_shard_and_other_columns_are_free(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", ["b", ["x"]])
+    write(tmp_path, "b.jsonl", ["b"])
+    with pytest.raises(InputError, match=r"a\.jsonl, line 2: `document` is a list"):
+        plan(tmp_path)
+    assert plan(tmp_path, document_template="{query}").num_rows == 3
+
+
 def test_shape_is_one_over_ranges_that_are_looked_at_apart(tmp_path: Path) -> None:
     path = tmp_path / "in" / "rows.jsonl"
     for odd in (None, 150):

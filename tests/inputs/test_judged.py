@@ -1,6 +1,7 @@
 """Judged pairs beside an input: those that the candidates lack are scored too, once, and told from the others."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,37 @@ def test_rows_that_are_added_have_the_texts_of_today(tmp_path: Path) -> None:
     assert ("query one", "doc twelve") in [(row["query"], row["document"]) for row in rows]
     with pytest.raises(InputError, match="--rescore-changed does not make the rows anew that were added"):
         prepare_job(job.model_copy(update={"rescore_changed": True}))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()), pa.decimal128(5, 0), pa.int32()],
+    ids=str,
+)
+def test_added_rows_have_the_types_of_the_input(tmp_path: Path, kind: pa.DataType) -> None:
+    job = make_job(tmp_path, "texts")
+    ids = pa.array([10, 20, 12, 21], pa.int64())
+    numbers = pa.types.is_decimal(kind) or pa.types.is_integer(kind)
+    text = pa.string() if numbers else kind
+    columns = {
+        "query_id": pa.array([1, 2, 3, 3], pa.int64()).cast(pa.int32()),
+        "query": pa.array([None, "query 2", "query 3", "query 3"], pa.string()),
+        "document_id": pa.array([Decimal(one) for one in ids.to_pylist()], kind)
+        if numbers and pa.types.is_decimal(kind)
+        else pa.array(ids.to_pylist() if numbers else [str(one) for one in ids.to_pylist()], kind),
+        "document": pa.array([f"doc {one}" for one in ids.to_pylist()], text),
+    }
+    again = {**columns, "query": pa.array(["query 1"] * 4, pa.string()), "query_id": pa.array([1] * 4, pa.int32())}
+    path = tmp_path / "typed.parquet"
+    table = pa.concat_tables([pa.table(columns), pa.table(again).slice(0, 1)])
+    pq.write_table(table, path)
+    job = job.model_copy(update={"input": [str(path)]})
+    score_here(job)
+    added = [row for row in read_rows(job) if row["added_from_qrels"]]
+    assert [(row["query"], str(row["document_id"]), row["error"]) for row in added] == [
+        ("query 1", "12", None),
+        ("query 2", "21", None),
+    ]
 
 
 def test_new_shards_beside_one_that_is_gone_are_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError, ShardError
 from rerank_actor.inputs import shards, text_scan
+from rerank_actor.inputs.pairs import TextSpec
 from rerank_actor.inputs.plan import MAX_UNIT_ROWS, Plan, make_plan
 from rerank_actor.inputs.rows import LIMITS, ReadLimits, ShardLayout, Unit
 from rerank_actor.inputs.spec import InputSpec
@@ -153,6 +154,13 @@ def test_null_of_a_database_is_told_until_somebody_says_what_it_is(tmp_path: Pat
         options: dict[str, Any] = {"dialect": Dialect(escape=escape)}
         found = [value for rows in read(path, scan(path, **options), **options) for value in rows.texts["document"]]
         assert found[:3] == documents[:3]
+    layout = scan(path)
+    unread = shards.read_rows(
+        Unit("", str(path), path.stat().st_size, "", 0, 4, layout.blocks[0].byte_start, layout.blocks[0].number),
+        InputSpec(texts=TextSpec(query_column="document", document_column="document")),
+    )
+    assert [bool(fault) for fault in unread.faults] == [False, False, True, False], "a column that is not read keeps it"
+    assert unread.table["query"].to_pylist()[1] == r"\N"
     faults = [fault for rows in read(path, scan(path)) for fault in rows.faults]
     assert [bool(fault) for fault in faults] == [False, True, True, False]
     assert faults[1] is not None

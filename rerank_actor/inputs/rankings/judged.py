@@ -8,6 +8,7 @@ with these rows as a shard in the job's folder. Memory is bounded by the judgeme
 import hashlib
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ from rerank_actor.inputs.columns import is_list, to_array
 from rerank_actor.inputs.field_template import parse_template
 from rerank_actor.inputs.ids import read_id
 from rerank_actor.inputs.listing import InputListing
-from rerank_actor.inputs.pairs import TextSpec
+from rerank_actor.inputs.pairs import TextSpec, list_fields
 from rerank_actor.inputs.plan import Plan, PlanChange, choose_partition_columns, make_plan
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.inputs.spec import InputSpec
@@ -83,6 +84,13 @@ def find_lacking(
     if texts.negative_columns or (texts.document_template and not texts.document_is_id):
         raise InputError("--qrels adds documents by id or as plain texts: give --corpus, or leave it out")
     copied = _list_query_columns(texts, ids[0])
+    fields = [name for name in (*copied, ids[1], texts.document_column) if "." in name and name not in types]
+    kind = types.get(texts.document_column)
+    if fields or (not texts.document_is_id and kind is not None and list_fields(kind)):
+        raise InputError(
+            f"--qrels adds rows of plain columns, and `{(fields or [texts.document_column])[0]}` has fields; give ids and "
+            "texts as columns of their own, or --corpus"
+        )
     wanted = [
         name for name in (*copied, *(() if texts.document_is_id else (texts.document_column,))) if name not in ids
     ]
@@ -210,8 +218,10 @@ def _look_at(
     values = columns.get(texts.document_column)
     for row, (key, found) in enumerate(zip(columns.get(ids[0], ()), columns.get(ids[1], ()), strict=True)):
         query = read_id(key)
-        if query in judged[0] and query not in seen.queries:
-            seen.queries[query] = {name: columns[name][row] for name in copied if name in columns}
+        if query in judged[0] and None in seen.queries.get(query, {ids[0]: None}).values():
+            own_values = {name: columns[name][row] for name in copied if name in columns}
+            if query not in seen.queries or None not in own_values.values():
+                seen.queries[query] = own_values
         here = found if isinstance(found, list) else [found]
         own = values[row] if values is not None else None
         documents = own if isinstance(found, list) and isinstance(own, list) else [own] * len(here)
@@ -251,13 +261,25 @@ def _to_table(rows: list[dict[str, Any]], spec: InputSpec, types: Mapping[str, p
         kind = types.get(name)
         if kind is not None and (name in rows[0] if rows else False):
             values = [_convert(value, kind) for value in values]
-        arrays[name] = to_array(values, kind)[0]
+        arrays[name] = _make_array(values, kind)
     return pa.table(arrays)
+
+
+def _make_array(values: list[Any], kind: pa.DataType | None) -> pa.Array:
+    """Return values in the type that the input's column has, whatever that is."""
+    if kind is None:
+        return to_array(values, None)[0]
+    try:
+        return pa.array(values, kind)
+    except (pa.ArrowException, NotImplementedError, TypeError):
+        return to_array(values, kind)[0]
 
 
 def _convert(value: Any, kind: pa.DataType) -> Any:
     """Return an id that is written as text as a whole number, where the column has those."""
     if isinstance(value, list) and is_list(kind):
         return [_convert(one, kind.value_type) for one in value]
+    if pa.types.is_decimal(kind) and isinstance(value, str):
+        return Decimal(value)
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     return int(value) if is_number and isinstance(value, str) and value.removeprefix("-").isdigit() else value

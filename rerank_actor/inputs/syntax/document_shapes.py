@@ -16,6 +16,11 @@ LIST, OBJECT, TEXT = "a list", "an object", "a text or a number"
 TEXTS, OBJECTS = "a list of texts", "a list of objects"
 _APART = ((LIST, OBJECT, TEXT), (TEXTS, OBJECTS))
 
+
+class MixedShapesError(InputError):
+    """Documents of a file have several shapes; the file can be read, and the job is wrong."""
+
+
 Shapes = dict[str, int]  # with the first line of each
 
 
@@ -55,13 +60,13 @@ def refuse_mixed(shapes: Shapes, uri: str, column: str) -> None:
     """Refuse documents of several shapes in one file.
 
     Raises:
-        InputError: there are.
+        MixedShapesError: there are.
     """
     for apart in _APART:
         found = sorted((line, shape) for shape, line in shapes.items() if shape in apart)
         if len(found) > 1:
             (first, shape), (line, other) = found[:2]
-            raise InputError(
+            raise MixedShapesError(
                 f"{uri}, line {line:,}: `{column}` is {other}, and in line {first:,} {shape}; make it the same in all rows",
                 uri=uri,
                 line=line,

@@ -23,6 +23,7 @@ from rerank_actor.errors import InputError
 from rerank_actor.inputs.columns import RESERVED_COLUMNS
 from rerank_actor.inputs.pair_key import PAIR_KEY
 from rerank_actor.inputs.training.documents import LABEL, NEGATIVE_SCORES, POSITIVE_SCORES, SCORE_FIELD, SCORES
+from rerank_actor.inputs.where.rows import SELECTED
 from rerank_actor.outputs.export import open_target
 from rerank_actor.outputs.folder import PARQUET_SUFFIXES
 from rerank_actor.outputs.part import read_part_metadata
@@ -37,7 +38,7 @@ from rerank_actor.outputs.training.place import (
     tell_form,
 )
 
-ADDED = (*RESERVED_COLUMNS, PAIR_KEY, LABEL)
+ADDED = (*RESERVED_COLUMNS, PAIR_KEY, LABEL, SELECTED)
 UNREADABLE = "cannot be read ({cause}); jobs.verify says what mends it"
 
 
