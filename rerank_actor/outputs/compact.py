@@ -18,13 +18,12 @@ from rerank_actor.errors import OutputConflictError, ShardError
 from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.folder import JobFolder, Output, digest_parts, select_parts
-from rerank_actor.outputs.part import METADATA_PREFIX, check_part, read_part_metadata
+from rerank_actor.outputs.part import METADATA_PREFIX, OF_ONE_PART, check_part, read_part_metadata
 from rerank_actor.outputs.row_digest import digest_rows
 from rerank_actor.outputs.row_groups import batch_by_size
 from rerank_actor.outputs.scored import ScoredOutput, read_schema, require_scored
 from rerank_actor.outputs.verify import read_digests
 
-OF_ONE_PART = {"unit", "shard", "shard_etag", "row_start", "num_rows", "facts", "run", "epoch"}  # of its metadata
 JOINED = "joined_parts"  # the entry of a file's metadata: digest of names and sizes of its parts
 
 Part = tuple[Unit, storage.StoredObject]

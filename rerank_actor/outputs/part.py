@@ -29,6 +29,7 @@ ADDED_TYPES = dict(
     zip(RESERVED_COLUMNS, (pa.float32(), pa.float32(), pa.int32(), pa.int32(), pa.string()), strict=True)
 )
 METADATA_PREFIX = "rerank_actor."
+OF_ONE_PART = {"unit", "shard", "shard_etag", "row_start", "num_rows", "facts", "run", "epoch"}  # of its metadata
 # Settings that say how the texts of a pair were made; the metadata have those that are given, as JSON.
 TEXT_SETTINGS = (
     *(

@@ -10,8 +10,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from rerank_actor import storage
 from rerank_actor.errors import JobError, OutputConflictError
+from rerank_actor.outputs.part import METADATA_PREFIX, OF_ONE_PART, read_part_metadata
+from rerank_actor.outputs.report.provenance import shorten
+from rerank_actor.outputs.row_groups import open_part, refuse_damaged
 from rerank_actor.progress import QuietReporter, Reporter
 from rerank_actor.publishing.card import make_card, mark_fingerprint
 from rerank_actor.publishing.contents import Contents, list_contents
@@ -66,13 +71,15 @@ def publish(spec: PublishSpec, reporter: Reporter | None = None) -> str:
     repository = HubRepository(spec.repository, spec.branch)
     contents, card = prepare(spec)
     present = repository.list_files()
-    if present and spec.private and not repository.is_private():
-        raise JobError(f"{spec.repository}: is there and public; leave out --private, or make it private on the hub")
-    stale = _compare(spec, contents, repository, present or {})
-    repository.create(private=spec.private)
-    reporter.info(f"{spec.repository}: {len(contents.files):,} files, {contents.num_bytes:,} bytes")
+    if present is not None and spec.private and not repository.is_private():
+        raise JobError(
+            f"{spec.repository}: is there and public; make it private on the hub, or do not ask for a private one"
+        )
     with tempfile.TemporaryDirectory() as folder:
-        _stage(contents, Path(folder))
+        sizes = _stage(contents, Path(folder))
+        stale = _compare(spec, contents, sizes, repository, present or {})
+        repository.create(private=spec.private)
+        reporter.info(f"{spec.repository}: {len(sizes):,} files, {sum(sizes.values()):,} bytes")
         Path(folder, CARD).write_text(card, encoding="utf-8")
         words = f"{contents.kind.capitalize()} data {contents.fingerprint}"
         repository.upload(Path(folder), words, only=None, deleted=stale)
@@ -80,12 +87,14 @@ def publish(spec: PublishSpec, reporter: Reporter | None = None) -> str:
     return f"hf://datasets/{spec.repository}" + (f"@{spec.branch}" if spec.branch != "main" else "")
 
 
-def _compare(spec: PublishSpec, contents: Contents, repository: HubRepository, present: dict[str, int]) -> list[str]:
+def _compare(
+    spec: PublishSpec, contents: Contents, sizes: dict[str, int], repository: HubRepository, present: dict[str, int]
+) -> list[str]:
     """Return the files of the repository to delete, or refuse it where it holds other data."""
     files = {name: size for name, size in present.items() if name not in HUBS_OWN}
     card = repository.read(CARD, files.pop(CARD)).decode(errors="replace") if CARD in files else ""
     is_same = mark_fingerprint(contents.fingerprint) in card
-    others = [name for name, size in files.items() if name not in contents.files or contents.files[name].size != size]
+    others = [name for name, size in files.items() if sizes.get(name) != size]
     if spec.replace:
         return [name for name in present if name not in HUBS_OWN and name not in contents.files]
     if is_same:  # of the job before it was extended
@@ -99,18 +108,48 @@ def _compare(spec: PublishSpec, contents: Contents, repository: HubRepository, p
         shown = ", ".join(sorted(others)[:3])
         raise OutputConflictError(
             f"{spec.repository}: holds {len(others):,} files that are not of this output ({shown}); choose another repository, "
-            "or --replace to delete them"
+            f"or delete them with jobs.publish {spec.output} --to {spec.repository} --replace"
         )
     return []
 
 
-def _stage(contents: Contents, folder: Path) -> None:
-    """Lay the files out as the repository is to have them: links to local ones, copies of others."""
+def _stage(contents: Contents, folder: Path) -> dict[str, int]:
+    """Lay the files out as the repository is to have them, without places in their metadata; return their sizes."""
+    sizes = {}
     for name, item in contents.files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not storage.is_remote(item.uri):
+        if name.endswith(".parquet") and _write_without_places(item, target):
+            pass
+        elif not storage.is_remote(item.uri):
             target.symlink_to(item.uri)
-            continue
-        with storage.open_input(item.uri, size=item.size, etag=item.etag) as source, target.open("wb") as copy:
-            shutil.copyfileobj(source, copy)
+        else:
+            with storage.open_input(item.uri, size=item.size, etag=item.etag) as source, target.open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+        sizes[name] = target.stat().st_size
+    return sizes
+
+
+def _write_without_places(item: storage.StoredObject, target: Path) -> bool:
+    """Write a part with nothing in its metadata of where it was made; return whether there was such a thing."""
+    with open_part(item) as part:
+        schema = part.schema_arrow
+        known = read_part_metadata(schema)
+        if not known:
+            return False
+        kept = {name: shorten(name, value) for name, value in known.items() if name not in OF_ONE_PART}
+        others = {
+            name: value
+            for name, value in (schema.metadata or {}).items()
+            if not name.decode(errors="replace").startswith(METADATA_PREFIX)
+        }
+        schema = schema.with_metadata(
+            others | {f"{METADATA_PREFIX}{name}".encode(): value for name, value in kept.items()}
+        )
+        with (
+            refuse_damaged(item.uri),
+            pq.ParquetWriter(target, schema, compression="zstd", write_page_checksum=True) as writer,
+        ):
+            for group in range(part.metadata.num_row_groups):
+                writer.write_table(part.read_row_group(group).replace_schema_metadata(schema.metadata))
+    return True

@@ -57,6 +57,10 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         pq.write_table(pa.Table.from_pylist(rows[30 * shard : 30 * shard + 30]), folder / "in" / f"{shard}.parquet")
     values = {"input": str(folder / "in"), "output": str(folder / "scored"), "engine": "fake", "gpu_price": 2.0}
     score_here(load_job(None, values))
+    for part in (folder / "scored").glob("part-*"):  # as of a model in a folder
+        table = pq.read_table(part)
+        named = {b"rerank_actor.model": str(folder / "model").encode(), b"rerank_actor.run": b"r"}
+        pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **named}), part)
     rules = {"absolute_margin": None, "false_negatives": "report", "teacher": "logit"}
     assert mine_here(make_job(folder / "scored", folder / "mined", **rules)).status == "complete"
     return folder / "scored", folder / "mined"
@@ -80,7 +84,21 @@ def test_hub_copy_loads_as_the_folder_does_and_is_sent_once(
     assert run_publish(*given) == 0
     files = read_repository(server)
     parts = {path.name: path.read_bytes() for path in output.glob("part-*")}
-    assert {name: data for name, data in files.items() if name not in (".gitattributes", "README.md")} == parts
+    sent = {name: data for name, data in files.items() if name not in (".gitattributes", "README.md")}
+    assert sent.keys() == parts.keys()
+    assert not [name for name, data in sent.items() if str(output.parent).encode() in data]
+    for name, data in sent.items() if kind == "scored" else ():
+        table, written = (pq.read_table(pa.BufferReader(one)) for one in (data, parts[name]))
+        assert table.equals(written)
+        assert {
+            b"rerank_actor.shard",
+            b"rerank_actor.run",
+        } <= written.schema.metadata.keys() - table.schema.metadata.keys()
+        assert (
+            table.schema.metadata[b"rerank_actor.fingerprint"] == written.schema.metadata[b"rerank_actor.fingerprint"]
+        )
+        assert table.schema.metadata[b"rerank_actor.model"] == b"model"
+    assert kind == "scored" or sent == parts
     assert server.private == {"me/data"}
     card = files["README.md"].decode()
     front = yaml.safe_load(card.split("---\n")[1])
@@ -112,6 +130,9 @@ def test_other_data_is_replaced_only_where_a_flag_says_so(
     assert run_publish(str(outputs[1]), "--to", "me/data") == 3
     assert "holds 2 files that are not of this output (README.md, part-7.parquet)" in capsys.readouterr().err
     assert read_repository(server) == others
+    server.commit("me/empty", {})
+    assert run_publish(str(outputs[1]), "--to", "me/empty", "--private") == 2
+    assert "is there and public" in capsys.readouterr().err
     assert run_publish(str(outputs[1]), "--to", "me/data", "--private") == 2
     assert "is there and public" in capsys.readouterr().err
     assert run_publish(str(outputs[1]), "--to", "me/data", "--replace") == 0
@@ -125,8 +146,9 @@ def test_other_data_is_replaced_only_where_a_flag_says_so(
 def test_upload_that_was_cut_off_goes_on(
     outputs: tuple[Path, Path], server: WritableHub, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert run_publish(str(outputs[0]), "--to", "me/whole") == 0
     (name, *_) = sorted(list_contents(str(outputs[0])).files)
-    server.commit("me/data", {".gitattributes": b"", name: (outputs[0] / name).read_bytes()})
+    server.commit("me/data", {".gitattributes": b"", name: read_repository(server, "me/whole")[name]})
     assert run_publish(str(outputs[0]), "--to", "me/data") == 0
     assert {name for name in read_repository(server) if name.endswith(".parquet")} == {
         path.name for path in outputs[0].glob("part-*")

@@ -33,19 +33,19 @@ def describe_scoring(uri: str) -> dict[str, Any]:
     output = open_scored(uri)
     if not output.settings:
         metadata = read_part_metadata(read_schema(output.parts[0])) if output.parts else {}
-        return {name: _shorten(name, metadata[name]) for name in NAMES if metadata.get(name)}
+        return {name: shorten(name, metadata[name]) for name in NAMES if metadata.get(name)}
     facts = gather_facts(uri, running=False)
     model, given = facts.manifest.get("model"), facts.manifest.get("dtype")
     named = model if isinstance(model, dict) else {}
     values = {**output.settings, "fingerprint": hash_fingerprint(output.settings)}
     values |= {"model": named.get("name") or values.get("model"), "dtype": given or values.get("dtype")}
     values["revision"] = named.get("revision") or values.get("revision")
-    found = {name: _shorten(name, values[name]) for name in NAMES if values.get(name)}
+    found = {name: shorten(name, values[name]) for name in NAMES if values.get(name)}
     cost = {"pairs": facts.status.totals.get("pairs"), "gpu_hours": facts.gpu_hours, "dollars": facts.cost}
     return {**found, **{name: value for name, value in cost.items() if value is not None}}
 
 
-def _shorten(name: str, value: Any) -> Any:
+def shorten(name: str, value: Any) -> Any:
     """Return a value as it may be published: of a model in a folder the folder's name alone."""
     if name != "model" or (str(value).count("/") <= 1 and not str(value).startswith(("/", ".", "~"))):
         return value
