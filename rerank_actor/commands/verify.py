@@ -51,9 +51,14 @@ def verify(arguments: Sequence[str] | None = None) -> int:
     uri = normalize_uri(options.output)
     problems = 0
     outputs = list_outputs(uri)
-    if outputs == [uri] and (delivered := read_selection_status(uri)):
+    delivered = read_selection_status(uri) if outputs == [uri] else []
+    is_made_of_scores = delivered or (outputs == [uri] and not Output(uri).has_plan() and is_mined(uri))
+    if is_made_of_scores and (options.delete_damaged or options.rescore is not None):
+        flag = "--delete-damaged" if options.delete_damaged else "--rescore"
+        raise JobError(f"{flag}: is for scored outputs, and {uri} holds what was mined or selected; leave it out")
+    if delivered:
         return _verify_delivered(uri, delivered)
-    if outputs == [uri] and not Output(uri).has_plan() and is_mined(uri):
+    if is_made_of_scores:
         return _print_delivered({uri: check_mined(uri)})
     for output in outputs:
         if output != uri:

@@ -89,8 +89,11 @@ def evaluate_tasks(job: EvaluateJob, reporter: Reporter | None = None) -> Evalua
     takes = {name: reads_instruction(job, name, reporter) for name in job.list_rerankers()}
     prepared = prepare_tasks(job, tasks, result.missing, reporter)
     candidates = _find_candidates(job, prepared, result, reporter)
-    for reranker in job.list_rerankers():
-        scoring = make_scoring_jobs(job, reranker, candidates, takes_instruction=takes[reranker])
+    jobs = {
+        name: make_scoring_jobs(job, name, candidates, takes_instruction=takes[name]) for name in job.list_rerankers()
+    }
+    refuse_useless_reuse(job, [one for scoring in jobs.values() for _, one in scoring])
+    for reranker, scoring in jobs.items():
         for (data, _), ended in zip(scoring, run_jobs([one for _, one in scoring], reporter), strict=True):
             if ended.status == "failed":
                 name = describe_subset(data.task, data.subset)
@@ -216,6 +219,16 @@ def make_scoring_jobs(
         reuse = earlier if earlier is not None and Output(earlier).list_parts() else None
         made.append((data, job.to_scoring(data, reranker, place, instruction, reuse)))
     return made
+
+
+def refuse_useless_reuse(job: EvaluateJob, scoring: Sequence[ScoreJob]) -> None:
+    """Refuse an earlier evaluation that has no scores of any task by any reranker."""
+    if job.reuse is not None and scoring and not any(one.reuse for one in scoring):
+        raise InputError(
+            f"--reuse {job.reuse}: has no scores of these tasks by {', '.join(job.list_rerankers())}; name the --output of an "
+            "evaluation that has, or leave it out",
+            uri=job.reuse,
+        )
 
 
 def judge_subsets(

@@ -29,11 +29,13 @@ from rerank_actor.evaluation.run import (
     make_scoring_jobs,
     prepare_tasks,
     reads_instruction,
+    refuse_useless_reuse,
 )
 from rerank_actor.evaluation.task_files import is_pinned
 from rerank_actor.evaluation.task_report import TaskReport
 from rerank_actor.evaluation.tasks import Task, choose_tasks, find_task, load_suites, load_tasks
 from rerank_actor.inputs.rankings.qrels import load_judgements
+from rerank_actor.job import ScoreJob
 from rerank_actor.job_file import check_job
 from rerank_actor.outputs.folder import Output
 from rerank_actor.progress import QuietReporter
@@ -417,6 +419,24 @@ def test_dry_run_of_a_task_that_is_copied_in_part_copies_no_more(hub_server: Hub
     for wanted in (["de", "en"], []):
         assert estimate_tasks(make_job(tmp_path / "eval", subset=wanted, **given), QuietReporter()).unknown
     assert sorted(path for path in (tmp_path / "eval").rglob("*")) == there
+
+
+def test_reuse_of_an_evaluation_without_scores_of_these_tasks_is_refused(tmp_path: Path) -> None:
+    folder, run_file = write_beir(tmp_path / "tiny"), write_run(tmp_path / "run.trec", QRELS)
+    first, again = (
+        make_job(tmp_path / name, tasks=[str(folder)], candidates=str(run_file), **more)
+        for name, more in (("eval", {}), ("again", {"reuse": str(tmp_path / "eval")}))
+    )
+    prepared = prepare_tasks(again, choose_tasks(again.tasks, None)[0], {}, QuietReporter())
+    found = [(task, data, str(run_file)) for task, data in prepared]
+
+    def make() -> list[ScoreJob]:
+        return [one for _, one in make_scoring_jobs(again, "fake", found, takes_instruction=True)]
+
+    with pytest.raises(InputError, match=r"--reuse .*eval: has no scores of these tasks by fake"):
+        refuse_useless_reuse(again, make())
+    score_tasks(first)
+    refuse_useless_reuse(again, make())
 
 
 def test_embedding_model_and_reranker_do_not_stand_for_each_other(

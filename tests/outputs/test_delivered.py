@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from rerank_actor.bitext.selection.output import SelectionStatus, SelectOutput, check_delivered
 from rerank_actor.commands.verify import verify
+from rerank_actor.errors import JobError
 from rerank_actor.mining.output import MineOutput, store_plan
 from rerank_actor.mining.survey import MiningPlan, MiningUnit
 from rerank_actor.outputs.delivered import digest_bytes
@@ -22,6 +25,9 @@ def test_mined_object_that_changed_at_its_size_is_told(tmp_path: Path) -> None:
     assert verify([str(tmp_path)]) == 1  # `_SUCCESS` is
     (tmp_path / "_SUCCESS").touch()
     assert verify([str(tmp_path)]) == 0
+    for flags in (["--rescore", "0.01"], ["--delete-damaged"]):
+        with pytest.raises(JobError, match=f"{flags[0]}: is for scored outputs"):
+            verify([str(tmp_path), *flags])
     stray = tmp_path / "part-00001.jsonl"
     stray.write_bytes(DATA)
     assert verify([str(tmp_path)]) == 1
