@@ -110,7 +110,8 @@ def make_flag(default: Any, group: str, description: str, metavar: str | None = 
     return Field(default=default, description=description, json_schema_extra=extra)
 
 
-_SIGNATURE = re.compile(r"[?&](sig|X-(Amz|Goog)-Signature)=")  # of signed URLs at Azure, Amazon and Google
+# Of signed URLs at Azure, Amazon and Google, and of links with a token.
+_SIGNATURE = re.compile(r"[?&](sig|(access_)?token|X-(Amz|Goog)-[\w-]+)=", re.IGNORECASE)
 
 
 def refuse_credentials(value: Any) -> Any:

@@ -64,8 +64,8 @@ def test_relative_places_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_pa
     job = parse("--input", "a/../b", "s3a://bucket/x/", "--output", "file:///out/", "--model", model_folder.name)
     assert job.input == [str(model_folder.parent / "b"), "s3://bucket/x"]
     assert (job.output, job.model) == ("/out", str(model_folder))
-    with pytest.raises(JobError, match="gs://bucket/x"):
-        parse("--input", "gs://bucket/x", "--output", "/out")
+    with pytest.raises(JobError, match="ftp://bucket/x"):
+        parse("--input", "ftp://bucket/x", "--output", "/out")
 
 
 def test_unknown_key_is_refused_with_the_nearest_one(job_file: Callable[[str], str]) -> None:
@@ -279,7 +279,7 @@ def test_model_that_is_no_reranker_exits_2_and_writes_nothing(
         (["--max-length", "9000"], "--max-length 9000"),
         (["--input", "{folder}/nothing"], "nothing there"),
         (["--input", "{folder}/empty.jsonl"], "without a single row"),
-        (["--output", "{folder}"], "choose another folder"),
+        (["--output", "{folder}"], "choose a folder beside it"),
         (["--instruction-column", "task"], "no column `task`"),
     ],
 )

@@ -106,7 +106,8 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
     spec = job.input_spec()
     known_formats = stored[0].known_formats() if stored is not None else None
     listing = list_input(spec, known_formats)
-    fitted = fit_layout(job, listing, model, reporter)
+    is_plain = stored is not None and job.format == "auto" and not stored[1].get("negative_columns")
+    fitted = fit_layout(job, listing, model, reporter) if not is_plain else job  # a resume reads no input
     if fitted is not job:
         job = fitted
         spec = job.input_spec()
