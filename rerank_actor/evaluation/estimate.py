@@ -239,7 +239,8 @@ def _count_tokens(job: EvaluateJob, sample: Sample, encoder: PairEncoder, max_le
     """Return the lengths of prompts: of sampled ones, else the mean by statistics: int [num_prompts]."""
     task = sample.task
     queries, documents = zip(*sample.texts or [("", "")], strict=True)
-    instructions = [job.find_task_instruction(task)] * len(queries) if encoder.template.takes_instruction else None
+    instruction = job.find_task_instruction(task) if encoder.template.takes_instruction else None
+    instructions = [instruction] * len(queries) if instruction is not None else None
     counted = np.asarray(encoder.encode(queries, documents, instructions).num_tokens)
     if sample.texts:
         return counted

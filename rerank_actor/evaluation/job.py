@@ -10,7 +10,6 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rerank_actor import storage
-from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 from rerank_actor.engines.settings import EngineUseSettings, ModelUseSettings, normalize_model
 from rerank_actor.evaluation.evaluate import RETRIEVAL_COLUMN
 from rerank_actor.evaluation.measures import KNOWN, parse_measure
@@ -184,9 +183,9 @@ class EvaluateJob(
         ending = f"+{described}" if described else ""
         return {f"{_shorten(model or 'fake')}{ending}": model for model in self.models}
 
-    def find_task_instruction(self, task: Task) -> str:
-        """Return what rerankers are asked in a task."""
-        return self.instruction or task.instruction or DEFAULT_INSTRUCTION
+    def find_task_instruction(self, task: Task) -> str | None:
+        """Return what rerankers are asked in a task; None where nobody says it, so that each model's own default holds."""
+        return self.instruction or task.instruction or None
 
     def to_retrieval(self, data: TaskData, retriever: str | None, instruction: str | None) -> RetrieveJob:
         """Return the job that finds the candidates of a task.

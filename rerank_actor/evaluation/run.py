@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from rerank_actor import storage
 from rerank_actor.engines.families.embedding import takes_instruction
+from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 from rerank_actor.engines.model import fetch_model
 from rerank_actor.engines.options import BUILT_IN_TOKENIZER
 from rerank_actor.errors import AccessDeniedError, InputError, StorageError
@@ -193,7 +194,8 @@ def make_retrieval_jobs(
         str(retriever), fetch_model(str(retriever), None, weights=False)
     )
     return [
-        job.to_retrieval(data, retriever, job.find_task_instruction(task) if takes else None) for task, data in prepared
+        job.to_retrieval(data, retriever, (job.find_task_instruction(task) or DEFAULT_INSTRUCTION) if takes else None)
+        for task, data in prepared
     ]
 
 

@@ -224,7 +224,7 @@ def test_links_do_not_hide_that_input_and_output_lie_in_one_another(tmp_path: Pa
         (tmp_path / "data/in/more").symlink_to(tmp_path / "elsewhere")
         outputs = ["elsewhere"]
     for output in outputs:
-        with pytest.raises(InputError, match=r"--output .*choose a folder beside it"):
+        with pytest.raises(InputError, match=r"--output .*choose (another folder|a folder beside it)"):
             plan(tmp_path, output=str(tmp_path / output))
     (tmp_path / "linked").symlink_to(tmp_path / "data")
     with pytest.raises(InputError, match=r"--output .*choose another folder"):
