@@ -9,14 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from mining_in_process import mine_in_process
-from scoring_in_process import score_here
+from scoring_in_process import read_checked, score_here
 
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.job import ScoreJob
 from rerank_actor.job_file import check_job
 from rerank_actor.mining.job import MineJob
-from rerank_actor.outputs.part import check_part
-from rerank_actor.outputs.scored import open_scored
 from rerank_actor.outputs.status import read_status
 from rerank_actor.progress import QuietReporter
 from rerank_actor.scoring.preflight import prepare_job
@@ -66,21 +64,12 @@ def make_job(folder: Path, layout: str, **values: Any) -> ScoreJob:
     return check_job(ScoreJob, {**given, **values}).normalized()
 
 
-def read_rows(job: ScoreJob) -> list[dict[str, Any]]:
-    scored, rows = open_scored(job.output), list[dict[str, Any]]()
-    for unit, part in zip(scored.units, scored.parts, strict=True):
-        data = Path(part.uri).read_bytes()
-        assert check_part(unit, data, prepare_job(job).fingerprint).problem is None
-        rows += pq.read_table(pa.BufferReader(data)).to_pylist()
-    return rows
-
-
 @pytest.mark.parametrize("layout", ["run", "lists", "texts"])
 def test_pairs_that_candidates_lack_are_scored_and_marked(layout: str, tmp_path: Path) -> None:
     job, notes = make_job(tmp_path, layout), Notes()
     prepare_job(job, notes)
     score_here(job)
-    rows = read_rows(job)
+    rows = read_checked(job)
     found = [row for row in rows if row["added_from_qrels"]]
     others = [row for row in rows if not row["added_from_qrels"]]
     pairs = [
@@ -101,12 +90,12 @@ def test_pairs_that_candidates_lack_are_scored_and_marked(layout: str, tmp_path:
 def test_added_pairs_score_as_they_would_among_the_candidates(tmp_path: Path) -> None:
     job = make_job(tmp_path, "texts")
     score_here(job)
-    (row,) = [row for row in read_rows(job) if row["added_from_qrels"] and row["query_id"] == 1]
+    (row,) = [row for row in read_checked(job) if row["added_from_qrels"] and row["query_id"] == 1]
     (tmp_path / "alone").mkdir()
     alone = make_job(tmp_path / "alone", "texts", qrels=None)
     write_lines(tmp_path / "alone" / "in.jsonl", [{"query": "query 1", "document": "doc 12"}])
     score_here(alone)
-    assert read_rows(alone)[0]["logit"] == row["logit"]
+    assert read_checked(alone)[0]["logit"] == row["logit"]
 
 
 def test_resume_adds_nothing_again_and_other_judgements_are_another_job(tmp_path: Path) -> None:
@@ -156,7 +145,7 @@ def test_added_rows_have_the_types_of_the_input(tmp_path: Path, kind: pa.DataTyp
     pq.write_table(table, path)
     job = job.model_copy(update={"input": [str(path)]})
     score_here(job)
-    added = [row for row in read_rows(job) if row["added_from_qrels"]]
+    added = [row for row in read_checked(job) if row["added_from_qrels"]]
     assert [(row["query"], str(row["document_id"]), row["error"]) for row in added] == [
         ("query 1", "12", None),
         ("query 2", "21", None),
@@ -231,6 +220,6 @@ def test_mining_takes_added_rows_for_positives_and_no_window_counts_them(tmp_pat
 def test_judged_rows_are_scored_whatever_where_says(tmp_path: Path) -> None:
     job = make_job(tmp_path, "texts", where="document_id < 11")
     score_here(job)
-    rows = read_rows(job)
+    rows = read_checked(job)
     assert [row["selected"] for row in rows if row["added_from_qrels"]] == [True, True]
     assert [row["document_id"] for row in rows if row["selected"] and not row["added_from_qrels"]] == [10]

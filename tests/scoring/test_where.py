@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from scoring_in_process import score_here
+from scoring_in_process import read_checked, score_here
 
 from rerank_actor.commands.command_line import call_command
 from rerank_actor.commands.export import export
@@ -100,16 +100,6 @@ def make_job(folder: Path, **values: Any) -> ScoreJob:
     return check_job(ScoreJob, job).normalized()
 
 
-def read_out(job: ScoreJob) -> list[dict[str, Any]]:
-    """Return the rows of an output, each part of which is sound."""
-    scored, rows = open_scored(job.output), list[dict[str, Any]]()
-    for unit, part in zip(scored.units, scored.parts, strict=True):
-        data = Path(part.uri).read_bytes()
-        assert check_part(unit, data, prepare_job(job).fingerprint).problem is None
-        rows += pq.read_table(pa.BufferReader(data)).to_pylist()
-    return rows
-
-
 def write_rows(folder: Path, **columns: Any) -> None:
     count = len(next(iter(columns.values())))
     rows = {"query": [f"q{at}" for at in range(count)], "document": [f"d{at}" for at in range(count)]}
@@ -129,7 +119,7 @@ def test_second_model_scores_what_the_first_left_open(tmp_path: Path, capsys: py
         drop_columns="logit,num_tokens,truncated_tokens,error",
     )
     totals = score_here(second).totals
-    small, large = read_out(first), read_out(second)
+    small, large = read_checked(first), read_checked(second)
     open_rows = [row["score"] is not None and 0.2 < row["score"] < 0.8 for row in small]
     assert 0 < sum(open_rows) < 39 and [row["selected"] for row in large] == open_rows
     for row, before, is_open in zip(large, small, open_rows, strict=True):
@@ -162,7 +152,7 @@ def test_rows_are_the_same_whatever_columns_are_kept(expression: str, dropped: s
     for keep in ({"drop_columns": dropped} if dropped else {}, {"keep_columns": "query,document"}):
         job = make_job(tmp_path, where=expression, overwrite=True, **keep)
         score_here(job)
-        rows = read_out(job)
+        rows = read_checked(job)
         assert [row["selected"] for row in rows] == list(map(bool, expected))
         assert not {*dropped.split(",")} & {*rows[0]}
 
@@ -177,7 +167,7 @@ def test_lists_of_rows_that_are_passed_through_stay_whole(tmp_path: Path) -> Non
     write_rows(tmp_path, document=[["a", "b"], ["c"], [], ["d", None]], hard=[True, False, True, True])
     job = make_job(tmp_path, where="hard", keep_columns="query,document")
     score_here(job)
-    rows = read_out(job)
+    rows = read_checked(job)
     passed = [row for row in rows if not row["selected"]]
     assert [row["query"] for row in passed] == ["q1"] and passed[0]["score"] is None and passed[0]["error"] is None
     assert sum(row["selected"] for row in rows) == 3

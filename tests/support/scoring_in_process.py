@@ -2,8 +2,11 @@
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.engines.model import load_tokenizer_json
@@ -12,7 +15,8 @@ from rerank_actor.errors import ShardError
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.folder import list_pending
 from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed
-from rerank_actor.outputs.part import TEXT_SETTINGS
+from rerank_actor.outputs.part import TEXT_SETTINGS, check_part
+from rerank_actor.outputs.scored import open_scored
 from rerank_actor.progress import QuietReporter
 from rerank_actor.runtime.store_builder import run_here
 from rerank_actor.scoring.lookups import make_known, make_lookups
@@ -20,6 +24,16 @@ from rerank_actor.scoring.preflight import make_engine_spec, make_prepare_spec, 
 from rerank_actor.scoring.prepare import prepare_unit
 from rerank_actor.scoring.unit import UnitWork
 from rerank_actor.scoring.write import write_part
+
+
+def read_checked(job: ScoreJob) -> list[dict[str, Any]]:
+    """Return the rows of an output, each part of which is sound."""
+    scored, rows = open_scored(job.output), list[dict[str, Any]]()
+    for unit, part in zip(scored.units, scored.parts, strict=True):
+        data = storage.read_bytes(part.uri)
+        assert check_part(unit, data, prepare_job(job).fingerprint).problem is None
+        rows += pq.read_table(pa.BufferReader(data)).to_pylist()
+    return rows
 
 
 @dataclass
