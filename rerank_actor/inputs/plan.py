@@ -23,7 +23,7 @@ from rerank_actor.inputs.listing.left_out import AS_TEXT, EMPTY, IGNORED
 from rerank_actor.inputs.rows import UNIT_BYTES, ShardLayout, Unit
 from rerank_actor.inputs.scanning import refuse_other_values, scan_shards
 from rerank_actor.inputs.spec import InputSpec
-from rerank_actor.inputs.syntax.document_shapes import MixedShapesError, refuse_unlike
+from rerank_actor.inputs.syntax.document_shapes import refuse_mixed_shapes, refuse_unlike
 
 MIN_UNIT_ROWS = 512
 MAX_UNIT_ROWS = 16_384  # or pairs, where documents are lists and no single row has more
@@ -160,11 +160,17 @@ class Plan:
 def _refuse_unlike_documents(
     spec: InputSpec, layouts: Mapping[str, ShardLayout], written: Mapping[str, pa.DataType]
 ) -> None:
-    """Refuse lists of documents in some shards and single ones in others, unless each gets a row of its own."""
+    """Refuse documents of several shapes in a shard, and lists of them in some shards and single ones in others.
+
+    A shard's may differ where texts are made of other columns, those of shards where each gets a row of its own.
+    """
     column = spec.texts.document_column
+    if spec.texts.negative_columns:
+        return
     found = {uri: layout for uri, layout in layouts.items() if layout.num_rows}
-    takes_apart = spec.texts.explode and not any(layout.format == "jsonl" for layout in found.values())
-    if spec.texts.negative_columns or takes_apart:
+    for uri, layout in found.items() if spec.texts.document_template is None else ():
+        refuse_mixed_shapes(layout.shapes, uri, column)
+    if spec.texts.explode and not any(layout.format == "jsonl" for layout in found.values()):
         return
     before = [("the parts already written", find_type(written, column))] if not spec.texts.explode else []
     refuse_unlike([*before, *((uri, find_type(layout.columns, column)) for uri, layout in found.items())], column)
@@ -229,9 +235,6 @@ def make_plan(
     ]
     scans = scan_shards(spec, to_scan, listing.formats, partition_columns, progress)
     scanned = dict(zip([item.uri for item in to_scan], scans, strict=True))
-    for found in scanned.values():
-        if isinstance(found, MixedShapesError):
-            raise found
     readable = {uri: layout for uri, layout in scanned.items() if isinstance(layout, ShardLayout)}
     check_columns(spec, readable, bool(earlier.shards))
     is_written = any(

@@ -72,6 +72,7 @@ class ShardLayout:
         blocks: stretches of rows, in order.
         format: by which it is read.
         partitions: of `columns`, those whose value stands in the path and not in the file.
+        shapes: of the documents of JSON lines, with the first line of each, as `syntax.document_shapes` tells them.
     """
 
     num_rows: int
@@ -79,6 +80,7 @@ class ShardLayout:
     blocks: list[Block]
     format: str = ""
     partitions: Mapping[str, str | None] = field(default_factory=dict)
+    shapes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_pairs(self) -> int:

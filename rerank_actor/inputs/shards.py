@@ -68,8 +68,7 @@ def scan_shard(
             columns = dict(zip(_name_columns(kind, spec), COLUMNS[kind].values(), strict=True))
             return ShardLayout(sum(block.num_rows for block in blocks), columns, blocks)
         text = _name_text(item, spec, limits)
-        is_free = spec.texts.document_template is not None
-        return scan_lines(LineScan(text, block_rows, BLOCK_PAIRS, list_columns, limits.range_bytes, is_free), break_at)
+        return scan_lines(LineScan(text, block_rows, BLOCK_PAIRS, list_columns, limits.range_bytes), break_at)
     except READ_ERRORS as error:
         raise _refuse_unreadable(uri, kind, error) from error
 

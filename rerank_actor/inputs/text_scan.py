@@ -34,7 +34,7 @@ from rerank_actor.inputs.columns import (
 )
 from rerank_actor.inputs.formats import TextFormat
 from rerank_actor.inputs.rows import UNIT_BYTES, Block, ShardLayout
-from rerank_actor.inputs.syntax.document_shapes import Shapes, join_shapes, refuse_mixed, tell_shapes, tell_shapes_of
+from rerank_actor.inputs.syntax.document_shapes import Shapes, join_shapes, tell_shapes, tell_shapes_of
 from rerank_actor.inputs.syntax.json_values import parse_float, parse_object
 from rerank_actor.inputs.syntax.quoted import BEHIND, BYTE_ORDER_MARK
 from rerank_actor.inputs.text import (
@@ -67,7 +67,6 @@ class LineScan:
         block_rows, block_pairs: of a block at most.
         list_columns: columns that may hold lists of documents.
         range_bytes: of lines that are looked at together.
-        is_free: whether documents may differ in shape, for no text is made of the column as it is.
     """
 
     file: TextFile
@@ -75,7 +74,6 @@ class LineScan:
     block_pairs: int
     list_columns: tuple[str, ...]
     range_bytes: int
-    is_free: bool = False
 
     @property
     def size(self) -> int:
@@ -103,12 +101,9 @@ def scan_lines(scan: LineScan, break_at: int = -1) -> ShardLayout:
     kind, header = scan.file.kind, read_header(scan.file)
     scan_rows = _scan_spanning if scan.file.spans_lines else _scan_packed if scan.file.compression else _scan_ranges
     stretch = scan_rows(scan, header.start, header.line)
-    if len(scan.list_columns) == 1 and not scan.is_free:
-        refuse_mixed(stretch.shapes, scan.file.uri, scan.list_columns[0])
     columns = stretch.types if kind == "jsonl" else dict.fromkeys(header.names, pa.string())
-    return ShardLayout(
-        sum(block.num_rows for block in stretch.blocks), columns, _break_block(scan, stretch.blocks, break_at)
-    )
+    num_rows = sum(block.num_rows for block in stretch.blocks)
+    return ShardLayout(num_rows, columns, _break_block(scan, stretch.blocks, break_at), shapes=stretch.shapes)
 
 
 def _scan_spanning(scan: LineScan, start: int, line: int) -> _Stretch:

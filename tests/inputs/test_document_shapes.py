@@ -14,6 +14,7 @@ from rerank_actor.inputs import shards
 from rerank_actor.inputs.plan import Plan, make_plan
 from rerank_actor.inputs.rows import ReadLimits
 from rerank_actor.inputs.spec import InputSpec
+from rerank_actor.inputs.syntax.document_shapes import refuse_mixed_shapes
 from rerank_actor.job import load_job
 
 
@@ -61,13 +62,15 @@ def test_shape_is_one_over_ranges_that_are_looked_at_apart(tmp_path: Path) -> No
     for odd in (None, 150):
         write(tmp_path, "rows.jsonl", [["b", "c"] if row != odd else "x" for row in range(200)])
         item = storage.StoredObject(str(path), path.stat().st_size, "")
+        layout = shards.scan_shard(item, InputSpec(), limits=ReadLimits(range_bytes=500))
         if odd is None:
-            assert shards.scan_shard(item, InputSpec(), limits=ReadLimits(range_bytes=500)).num_pairs == 400
+            assert layout.num_pairs == 400
+            refuse_mixed_shapes(layout.shapes, str(path), "document")
         else:
             with pytest.raises(
                 InputError, match=f"line {odd + 1}: `document` is a text or a number, and in line 1 a list"
             ):
-                shards.scan_shard(item, InputSpec(), limits=ReadLimits(range_bytes=500))
+                refuse_mixed_shapes(layout.shapes, str(path), "document")
 
 
 @pytest.mark.parametrize(

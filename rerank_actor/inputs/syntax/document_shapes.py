@@ -16,11 +16,6 @@ LIST, OBJECT, TEXT = "a list", "an object", "a text or a number"
 TEXTS, OBJECTS = "a list of texts", "a list of objects"
 _APART = ((LIST, OBJECT, TEXT), (TEXTS, OBJECTS))
 
-
-class MixedShapesError(InputError):
-    """Documents of a file have several shapes; the file can be read, and the job is wrong."""
-
-
 Shapes = dict[str, int]  # with the first line of each
 
 
@@ -56,17 +51,17 @@ def join_shapes(shapes: Shapes, others: Mapping[str, int]) -> None:
         shapes[shape] = min(line, shapes.get(shape, line))
 
 
-def refuse_mixed(shapes: Shapes, uri: str, column: str) -> None:
+def refuse_mixed_shapes(shapes: Mapping[str, int], uri: str, column: str) -> None:
     """Refuse documents of several shapes in one file.
 
     Raises:
-        MixedShapesError: there are.
+        InputError: there are.
     """
     for apart in _APART:
         found = sorted((line, shape) for shape, line in shapes.items() if shape in apart)
         if len(found) > 1:
             (first, shape), (line, other) = found[:2]
-            raise MixedShapesError(
+            raise InputError(
                 f"{uri}, line {line:,}: `{column}` is {other}, and in line {first:,} {shape}; make it the same in all rows",
                 uri=uri,
                 line=line,
