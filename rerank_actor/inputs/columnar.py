@@ -98,9 +98,9 @@ def scan_parquet(uri: str, size: int, list_columns: Sequence[str]) -> ShardLayou
     metadata = file.metadata
     schema = file.schema_arrow
     refuse_doubled(uri, schema.names)
-    leaves = [leaf for name in list_columns for leaf in _find_leaves(file, schema, name)]
-    # Of several columns each that holds no lists has a document a row.
-    plain = sum(not _find_leaves(file, schema, name) for name in list_columns) if len(list_columns) > 1 else 0
+    found = [_find_leaves(file, schema, name) for name in list_columns]
+    leaves = [leaf for of_column in found for leaf in of_column]
+    plain = found.count([]) if len(found) > 1 else 0  # of several columns each that holds no lists has a document a row
     blocks = []
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
@@ -115,11 +115,11 @@ def _find_leaves(file: pq.ParquetFile, schema: pa.Schema, list_column: str) -> l
     kind = find_type(dict(zip(schema.names, schema.types, strict=True)), list_column)
     if kind is None or not (is_list(kind) or holds_systems(kind)):
         return []
-    paths = {index: file.schema.column(index) for index in range(len(file.schema))}
     found = [
         index
-        for index, column in paths.items()
-        if f"{column.path}.".startswith(f"{list_column}.") and column.max_repetition_level == 1
+        for index in range(len(file.schema))
+        if f"{file.schema.column(index).path}.".startswith(f"{list_column}.")
+        and file.schema.column(index).max_repetition_level == 1
     ]
     return found[:1] if is_list(kind) else found
 

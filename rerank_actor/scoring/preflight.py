@@ -122,12 +122,13 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
     if stored is not None and parts:  # what the parts have cannot change
         spec = replace(spec, partition_columns=tuple(stored[1].get("partition_columns", ())))
     partition_columns = [name for name in choose_partition_columns(spec, listing) if spec.uses(name)]
+    judged = load_qrels(job.qrels, job.min_relevance) if job.qrels is not None else None
     settings = {
         **job.scoring_settings(),
         **{source.flag.removeprefix("--"): source.describe() for source in sources},
         **model.fingerprint_settings(),
         **({"partition_columns": partition_columns} if partition_columns else {}),
-        **({"qrels": digest_qrels(load_qrels(job.qrels, job.min_relevance))} if job.qrels is not None else {}),
+        **({"qrels": digest_qrels(judged)} if judged is not None else {}),
     }
     if job.reuse is not None and job.reuse.rstrip("/") == job.output.rstrip("/"):
         raise JobError(
@@ -147,13 +148,12 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
         if total >= 1000 and done % 1000 == 0:
             reporter.info(f"planning: {done:,} of {total:,} shards")
 
-    if job.qrels is not None:
+    if judged is not None:
         keep_judged(listing, earlier, spec.judged)
     plan, change = make_plan(spec, earlier, parts, report, listing)
-    if job.qrels is not None and plan != earlier:
-        judged = load_qrels(job.qrels, job.min_relevance), (job.query_id_column, job.document_id_column)
-        planned = earlier, plan, change
-        plan, lacking = plan_judged(planned, spec, listing, parts, *judged, writes=not job.dry_run)
+    if judged is not None and plan != earlier:
+        planned, ids = (earlier, plan, change), (job.query_id_column, job.document_id_column)
+        plan, lacking = plan_judged(planned, spec, listing, parts, judged, ids, writes=not job.dry_run)
         reporter.info(f"--qrels: {'would add' if job.dry_run else 'adds'} {lacking.describe()}")
     if stored is None and parts:
         adopt_parts(output.uri, plan, parts, hash_fingerprint(settings))

@@ -31,6 +31,7 @@ from rerank_actor.inputs.pairs import EMPTY, NOT_KEPT, Pairs, count_not_kept, ma
 from rerank_actor.inputs.rankings.judged import ADDED
 from rerank_actor.inputs.rows import Rows, Unit
 from rerank_actor.inputs.spec import InputSpec
+from rerank_actor.inputs.where.expression import Where
 from rerank_actor.inputs.where.rows import NOT_SELECTED, select_rows
 from rerank_actor.scoring.unit import UnitWork
 
@@ -127,7 +128,8 @@ def _read_rows(unit: Unit, spec: PrepareSpec, policy: Retrying) -> Rows:
     storage.adopt_environment(spec.environment)
     with storage.patient():
         rows: Rows = policy(shards.read_rows, unit, spec.input.with_where(), spec.json_types)
-    return _select_rows(rows, spec, _is_judged(unit, spec)) if spec.input.where is not None else rows
+    where = spec.input.where
+    return rows if where is None else _select_rows(rows, spec, None if _is_judged(unit, spec) else where)
 
 
 def _look_up_pairs(unit: Unit, rows: Rows, spec: PrepareSpec) -> tuple[Pairs, dict[int, str]]:
@@ -144,23 +146,27 @@ def _is_judged(unit: Unit, spec: PrepareSpec) -> bool:
     return bool(spec.input.judged) and storage.is_within(unit.uri, spec.input.judged)
 
 
-def _select_rows(rows: Rows, spec: PrepareSpec, is_judged: bool) -> Rows:
+def _select_rows(rows: Rows, spec: PrepareSpec, where: Where | None) -> Rows:
     """Return rows with the columns to keep, of which those that are not to be scored have that for a fault.
+
+    Args:
+        rows: with the columns of the expression too.
+        spec: names those to keep.
+        where: the expression; None where all are scored, as rows are that were added for judgements.
 
     Raises:
         ShardError: the expression cannot be computed of a value.
     """
     names = rows.table.column_names if spec.input.keep is None else spec.input.keep
     kept = rows.table.select([name for name in names if spec.input.keeps(name)])
-    if is_judged or spec.input.where is None:
+    if where is None:
         return replace(rows, table=kept)
     try:
-        selected = select_rows(rows.table, spec.input.where)
+        selected = select_rows(rows.table, where)
     except pa.ArrowException as error:
-        raise ShardError(f"--where {spec.input.where.text!r} cannot be computed ({describe_cause(error)})") from error
-    rows = replace(rows, table=kept)
+        raise ShardError(f"--where {where.text!r} cannot be computed ({describe_cause(error)})") from error
     faults = [fault or (None if one else NOT_SELECTED) for fault, one in zip(rows.faults, selected, strict=True)]
-    return replace(rows, faults=faults)
+    return replace(rows, table=kept, faults=faults)
 
 
 def _leave_out(pairs: Pairs, spec: PrepareSpec) -> Pairs:
