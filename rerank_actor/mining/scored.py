@@ -21,6 +21,7 @@ from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.pairs import CANDIDATE_ROLES, Columns
 from rerank_actor.mining.rules import SPACES
 from rerank_actor.mining.texts import find_sources, name_texts
+from rerank_actor.outputs.part import read_part_metadata
 from rerank_actor.outputs.scored import ScoredOutput, compare_settings, open_scored, read_schema
 from rerank_actor.outputs.scored_columns import describe_columns, find_ids
 from rerank_actor.outputs.scored_texts import ScoredTexts, read_text_settings, refuse_lost_fields, refuse_repeated
@@ -87,6 +88,7 @@ def load_scored(job: MineJob) -> ScoredInput:
     schema = read_schema(first_output.parts[0])
     texts = name_texts(job, settings, schema)
     _refuse_one_teacher(job, outputs)
+    _refuse_unknown_candidates(job, outputs)
     if job.combine != "none" and not job.allow_mixed_scores:
         _refuse_other_tasks(made)
     for output in outputs:
@@ -145,6 +147,19 @@ def _refuse_one_teacher(job: MineJob, outputs: list[ScoredOutput]) -> None:
         if job.combine in ("mean", "min", "max"):
             scored = describe_columns(output.settings, read_schema(output.parts[0]))
             scored.refuse_scaled(f"--scored {output.uri}", f"--combine {job.combine}", "give --combine zscore or rank")
+
+
+def _refuse_unknown_candidates(job: MineJob, outputs: list[ScoredOutput]) -> None:
+    """Refuse to draw at random beside candidates that have no score, for they may be the best of their query."""
+    if not any(rules.random_negatives for rules in job.rule_sets().values()):
+        return
+    for output in outputs:
+        if "where" in read_part_metadata(read_schema(output.parts[0])):
+            raise InputError(
+                f"--scored {output.uri}: has candidates that --where passed through, which --random-negatives would draw as if "
+                "they were none; leave out --random-negatives, or score them all",
+                uri=output.uri,
+            )
 
 
 def _tell_apart(texts: ScoredTexts, other: ScoredTexts) -> str:

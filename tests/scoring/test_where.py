@@ -19,6 +19,8 @@ from rerank_actor.inputs.where.expression import parse_where
 from rerank_actor.inputs.where.rows import select_rows
 from rerank_actor.job import ScoreJob
 from rerank_actor.job_file import check_job
+from rerank_actor.mining.job import MineJob
+from rerank_actor.mining.preflight import prepare_mining
 from rerank_actor.outputs.part import check_part
 from rerank_actor.outputs.scored import open_scored
 from rerank_actor.scoring.preflight import prepare_job
@@ -206,3 +208,14 @@ def test_export_ranks_what_was_scored(tmp_path: Path, capsys: pytest.CaptureFixt
     flags = [job.output, "--format", "trec", "--output", str(target), "--allow-incomplete"]
     assert call_command(lambda: export(flags)) == 0
     assert len(target.read_text().splitlines()) == 7 and "left out 1 without a score" in capsys.readouterr().err
+
+
+def test_negatives_are_not_drawn_at_random_beside_candidates_without_a_score(tmp_path: Path) -> None:
+    """A cascade passes through the best candidates of a query, which would be drawn as if they were none of its."""
+    write_rows(tmp_path, label=[1, 0, 0, 1], n=[1, 2, 3, 4])
+    job = make_job(tmp_path, where="n < 4")
+    score_here(job)
+    mining = {"scored": [job.output], "output": str(tmp_path / "mined"), "label_column": "label"}
+    with pytest.raises(JobError, match=r"candidates that --where passed through, .*leave out --random-negatives"):
+        prepare_mining(check_job(MineJob, {**mining, "random_negatives": 1}).normalized())
+    assert prepare_mining(check_job(MineJob, mining).normalized()).scored.parts
