@@ -34,6 +34,11 @@ ERRORS: dict[str, type[OSError]] = {
 
 STATUS = re.compile(r"(?<=status code: )(\d{3})( [A-Z][A-Za-z]+)*")
 STATUSES: dict[int, type[OSError]] = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError}
+NOT_READ = {  # entries of a connection string, and what says the same
+    "SharedAccessSignature": "set AZURE_STORAGE_SAS_TOKEN to it",
+    "EndpointSuffix": "set AZURE_STORAGE_ENDPOINT to the account's address",
+    "UseDevelopmentStorage": "give AccountName, AccountKey and BlobEndpoint there",
+}
 
 
 class Answer(NamedTuple):
@@ -53,10 +58,8 @@ def forget_connections() -> None:
 @lru_cache(maxsize=32)
 def _connect(store: str, is_listing: bool) -> Any:
     """Return the client of a bucket or container; for listings one that tries each page again by itself."""
-    try:
-        from obstore.store import AzureStore, GCSStore
-    except ImportError as error:
-        raise JobError(f"{store}: needs the package obstore, which is not installed (pip install obstore)") from error
+    from obstore.store import AzureStore, GCSStore
+
     limits, name = current_limits(), split_uri(store)[0]
     config: Any = _configure_google() if is_google(store) else _configure_azure(store, name)
     options: Any = {
@@ -86,11 +89,16 @@ def _configure_azure(store: str, name: str) -> dict[str, str]:
     """Return account, key and endpoint from the variables of Azure's own tools, of which obstore knows not all.
 
     Raises:
-        JobError: no account is named.
+        JobError: no account is named, or the connection string says what is not read.
     """
     connection = os.environ.get("AZURE_STORAGE_CONNECTION_STRING", "").split(";")
     said = dict(pair.split("=", 1) for pair in connection if "=" in pair)
+    for entry, cure in NOT_READ.items():
+        if said.get(entry, "core.windows.net") != "core.windows.net":  # the suffix that is meant anyway
+            raise JobError(f"{store}: {entry} of AZURE_STORAGE_CONNECTION_STRING is not read; {cure}", uri=store)
     named = ACCOUNT.fullmatch(name)
+    if named and said.get("AccountName", named[1]) != named[1]:
+        said = {}  # of another account
 
     def look_up(*variables: str, entry: str) -> str:
         return next((os.environ[variable] for variable in variables if os.environ.get(variable)), said.get(entry, ""))

@@ -17,10 +17,9 @@ from rerank_actor.job import load_job
 from rerank_actor.job_file import check_job, refuse_credentials
 from rerank_actor.mining.job import MineJob
 from rerank_actor.outputs.verify import verify_output
+from rerank_actor.storage import cloud_client
 from rerank_actor.storage.cloud_client import forget_connections
 from rerank_actor.storage.limits import override_limits
-
-pytest.importorskip("obstore")
 
 BODY = random.Random(0).randbytes(200_000)
 
@@ -172,6 +171,30 @@ def test_locations_of_stores_have_one_spelling_and_hold_no_credentials(monkeypat
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(JobError, match="AZURE_STORAGE_ACCOUNT_NAME"):
         storage.list_objects("az://container/in")
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ("SharedAccessSignature=sv=1&sig=planted", "AZURE_STORAGE_SAS_TOKEN"),
+        ("EndpointSuffix=core.chinacloudapi.cn", "AZURE_STORAGE_ENDPOINT"),
+        ("UseDevelopmentStorage=true", "BlobEndpoint"),
+    ],
+)
+def test_connection_string_is_read_or_refused(monkeypatch: pytest.MonkeyPatch, entry: str, told: str) -> None:
+    for name in ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_KEY", "AZURE_STORAGE_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    connection = "AccountName=other;AccountKey=planted;BlobEndpoint=https://other.blob.core.windows.net"
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"{connection};EndpointSuffix=core.windows.net")
+    mine = "container@account.dfs.core.windows.net"
+    assert cloud_client._configure_azure(f"abfss://{mine}", mine) == {"account_name": "account"}, (
+        "the key is of another"
+    )
+    assert cloud_client._configure_azure("az://container", "container")["account_key"] == "planted"
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"{connection};{entry}")
+    with pytest.raises(JobError, match=f"is not read; .*{told}") as refused:
+        cloud_client._configure_azure("az://container", "container")
+    assert "planted" not in str(refused.value)
 
 
 def test_job_is_scored_resumed_verified_and_mined(cloud: CloudServer, tmp_path: Path) -> None:
