@@ -34,6 +34,7 @@ from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 from rerank_actor.engines.template import QWEN3_RERANKER
 
 RAY_LLM_BATCH = 256
+FEWEST_BATCHES = 4  # of Ray Data LLM, whose pairs are stamped by the batch: of one alone there is no rate
 CARD_BATCH = 8  # prompts; the model card gives no number, and the padding of more costs more than it gains on a CPU
 
 
@@ -57,6 +58,9 @@ class RayDataLlm:
     warms_up = False
 
     def __init__(self, setting: Setting) -> None:
+        fewest = FEWEST_BATCHES * RAY_LLM_BATCH
+        if setting.num_pairs < fewest:
+            raise NotImplementedError(f"its rate is told by batches, and {setting.num_pairs} pairs are under {fewest}")
         self._setting = setting
         self._numbers = itertools.count()
         self._shards = Path(setting.folder) / "ray-data-llm-pairs"

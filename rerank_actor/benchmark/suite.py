@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rerank_actor.benchmark.contender import Setting, make_encoder
+from rerank_actor.benchmark.contenders import FEWEST_BATCHES, RAY_LLM_BATCH
 from rerank_actor.benchmark.rounds import Entry, compute_ratios, describe_machine, run_rounds
 from rerank_actor.benchmark.weights import SHAPES, Shape, make_tokenizer, write_weights
 from rerank_actor.benchmark.workload import compute_possible_share, make_workload, write_shards
@@ -249,7 +250,8 @@ def _add_utilization(entry: dict[str, Any], shape: Shape, num_tokens: np.ndarray
 
 def rehearse(suite: Suite) -> Suite:
     """Return a GPU's suite as a CPU can do it in minutes: the tiny model, few pairs, one round."""
-    few = {contender: max(64, count // 64) for contender, count in suite.pairs.items()}
+    fewest = {"ray-data-llm": FEWEST_BATCHES * RAY_LLM_BATCH}
+    few = {contender: max(fewest.get(contender, 64), count // 64) for contender, count in suite.pairs.items()}
     return replace(suite, shapes=("tiny",), pairs=few, rounds=1, dtype="float32")
 
 

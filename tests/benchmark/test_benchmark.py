@@ -21,10 +21,11 @@ from scale.measurements import measure_busy
 
 from rerank_actor.benchmark import rounds
 from rerank_actor.benchmark.contender import STEADY_FROM, Setting, WholeJob, make_encoder
+from rerank_actor.benchmark.contenders import RayDataLlm
 from rerank_actor.benchmark.meter import Meter, read_usage
 from rerank_actor.benchmark.ratios import compare_ratios, extract_ratios
 from rerank_actor.benchmark.readers import make_readers_table, measure_readers
-from rerank_actor.benchmark.suite import Gpu, Suite, make_tables, run_suite
+from rerank_actor.benchmark.suite import SUITES, Gpu, Suite, make_tables, rehearse, run_suite
 from rerank_actor.benchmark.weights import SHAPES, make_tokenizer, write_weights
 from rerank_actor.benchmark.workload import KINDS, compute_possible_share, make_workload, write_shards
 from rerank_actor.commands.benchmark import benchmark
@@ -178,6 +179,14 @@ def test_suite_of_a_gpu_tells_the_share_of_its_best_that_forward_passes_take(
         operations += 2 * weights * 0.75 * length + 4 * 2 * 32 * (1 - 0.25**2) * length**2 / 2
     assert entry["medians"]["job"]["utilization"] == pytest.approx(operations / 64 * 100 / 1e9)
     assert f"{operations / 64 * 100 / 1e9:.1%}" in make_tables(result)
+
+
+def test_ray_data_llm_is_left_out_of_rounds_that_tell_no_rate(tmp_path: Path) -> None:
+    """All pairs of a batch end at once: of one batch the rate was made up."""
+    setting = Setting("m", "s", str(tmp_path), "float32", 10, 512, 512)
+    with pytest.raises(NotImplementedError, match="512 pairs are under 1024"):
+        RayDataLlm(setting)
+    assert rehearse(SUITES["gpu"]).pairs["ray-data-llm"] >= 1024
 
 
 def test_contender_that_dies_is_named_with_its_log(tmp_path: Path) -> None:
