@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.inputs.columns import LARGE_GROUP_BYTES, decode_schema, find_type, is_list
+from rerank_actor.inputs.columns import LARGE_GROUP_BYTES, change_inner, decode_schema, find_type, is_list
 from rerank_actor.inputs.formats import ARROW_FILE
 from rerank_actor.inputs.rows import (
     Block,
@@ -204,35 +204,20 @@ def read_arrow(unit: Unit) -> pa.Table:
             source.seek(unit.byte_start)
             batches = (batch for _, _, batch in _iterate_stream(source, schema))
         slices = _take_rows(batches, unit.row_start - unit.number, unit.num_rows)
-    return _settle_categories(pa.Table.from_batches(slices, schema=schema))
+    table = pa.Table.from_batches(slices, schema=schema)
+    settled = _settle_views(schema)
+    return table if settled == schema else table.cast(settled)
 
 
 def _settle_views(schema: pa.Schema) -> pa.Schema:
     """Return a schema whose categories are plain texts, not views, as Polars writes them, of which Arrow takes no values."""
-    return pa.schema([_settle_view(field) for field in schema], metadata=schema.metadata)
+    return pa.schema([field.with_type(_settle_view(field.type)) for field in schema], metadata=schema.metadata)
 
 
-def _settle_view(field: pa.Field) -> pa.Field:
-    kind = field.type
-    if not pa.types.is_dictionary(kind) or kind.value_type not in PLAIN:
-        return field
-    return field.with_type(pa.dictionary(kind.index_type, PLAIN[kind.value_type], kind.ordered))
-
-
-def _settle_categories(table: pa.Table) -> pa.Table:
-    """Return a table with the types of `_settle_views`."""
-    for index, field in enumerate(table.schema):
-        settled = _settle_view(field)
-        if settled is field:
-            continue
-        chunks = [
-            pa.DictionaryArray.from_arrays(
-                chunk.indices, chunk.dictionary.cast(settled.type.value_type), ordered=settled.type.ordered
-            )
-            for chunk in table.column(index).chunks
-        ]
-        table = table.set_column(index, settled, pa.chunked_array(chunks, settled.type))
-    return table
+def _settle_view(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind) and kind.value_type in PLAIN:
+        return pa.dictionary(kind.index_type, PLAIN[kind.value_type], kind.ordered)
+    return change_inner(kind, _settle_view)
 
 
 def _take_rows(batches: Iterable[pa.RecordBatch], skip: int, num_rows: int) -> list[pa.RecordBatch]:

@@ -7,7 +7,7 @@ a type may run code. Knows nothing of formats.
 
 import contextlib
 import json
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, cast
 
@@ -83,17 +83,20 @@ def is_text(kind: pa.DataType) -> bool:
 
 def decode_type(kind: pa.DataType) -> pa.DataType:
     """Return a type without the dictionaries in its lists and structs."""
-    if pa.types.is_dictionary(kind):
-        return decode_type(kind.value_type)
+    return decode_type(kind.value_type) if pa.types.is_dictionary(kind) else change_inner(kind, decode_type)
+
+
+def change_inner(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """Return a type with those changed that it has in its lists, structs and maps; any other as it is."""
     if pa.types.is_fixed_size_list(kind):
-        return pa.list_(kind.value_field.with_type(decode_type(kind.value_type)), kind.list_size)
+        return pa.list_(kind.value_field.with_type(change(kind.value_type)), kind.list_size)
     if is_list(kind):
         make = pa.large_list if pa.types.is_large_list(kind) else pa.list_
-        return make(kind.value_field.with_type(decode_type(kind.value_type)))
+        return make(kind.value_field.with_type(change(kind.value_type)))
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(decode_type(field.type)) for field in kind])
+        return pa.struct([field.with_type(change(field.type)) for field in kind])
     if pa.types.is_map(kind):
-        return pa.map_(decode_type(kind.key_type), decode_type(kind.item_type), kind.keys_sorted)
+        return pa.map_(change(kind.key_type), change(kind.item_type), kind.keys_sorted)
     return kind
 
 

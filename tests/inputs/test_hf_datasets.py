@@ -119,6 +119,32 @@ def test_categories_of_polars_are_texts_in_the_output(tmp_path: Path) -> None:
     assert (verified.compared, verified.problems) == (1, [])
 
 
+def test_categories_of_polars_in_lists_and_structs_are_texts_too(tmp_path: Path) -> None:
+    views = pa.array(["x", "\u00fc" * 20], pa.string_view())
+    texts = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 1], pa.uint32()), views)
+    numbers = pa.array([1, None, 3, 4], pa.timestamp("ns"))
+    structs = pa.StructArray.from_arrays([texts, numbers], ["text", "at"])
+    columns = {
+        "documents": pa.LargeListArray.from_arrays(pa.array([0, 2, None, 4]), texts),
+        "structs": pa.ListArray.from_arrays([0, 1, 4, 4], structs),
+        "pairs": pa.FixedSizeListArray.from_arrays(texts[1:3], 1).take(pa.array([0, 1, None])),
+        "plain": structs[1:],
+    }
+    table = pa.table({"query": ["a", "b", "c"], **columns})
+    wanted = table.slice(1)
+    path = tmp_path / "rows.arrow"
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+    for number, name in enumerate(["documents", "structs", "pairs", "plain"]):
+        out = tmp_path / f"out{number}"
+        given = {"input": str(path), "output": str(out), "engine": "fake", "document_column": name, "unit_rows": 1}
+        score_here(load_job(None, given))
+        found = read_output(out)
+        assert found.select(columns).slice(1).to_pylist() == wanted.select(columns).to_pylist()
+        assert found["score"].to_pylist()[0] is not None
+        assert verify_output(str(out)).problems == []
+
+
 RUNS = pa.RunEndEncodedArray.from_arrays(pa.array([1], pa.int32()), pa.array(["x"]))
 
 
