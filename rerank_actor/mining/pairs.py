@@ -1,7 +1,7 @@
 """Pairs: scored rows as one table with a row for each scored pair, whatever shape the scores were stored in.
 
 Reads row groups of a scored Parquet file, flat or with lists of documents, and gives the columns that mining needs under
-names of its own. A pair without a score is left out and counted. Knows nothing of rules or of Ray.
+names of its own. Pairs without a score are counted. Knows nothing of rules or of Ray.
 """
 
 from collections.abc import Container, Mapping
@@ -44,6 +44,7 @@ class Columns:
         min_relevance: label from which a pair is positive.
         positive_labels: labels that are positive whatever their order; none where numbers and words speak for themselves.
         has_added: whether rows that scoring added for judgements are positive, as these say.
+        keeps_unscored: whether pairs without a score are read too, for what goes by all candidates of a query.
     """
 
     texts: ScoredTexts
@@ -60,6 +61,7 @@ class Columns:
     positive_labels: tuple[str, ...] = ()
     teachers: Mapping[str, int] = field(default_factory=dict)
     has_added: bool = False
+    keeps_unscored: bool = False
 
     @property
     def tells_positives(self) -> bool:
@@ -167,7 +169,7 @@ class Pairs:
     Attributes:
         table: a string column for each role there is, float32 `score` and `logit`, `position` (int64, place in the input)
             and, where there are, `positive` (bool), `rank` and `num_negatives` (float64, NaN where null).
-        unscored: pairs and rows without a score, which are left out.
+        unscored: pairs and rows without a score, which are left out unless the columns say that these are kept.
         unscored_positives: those of them with a positive label.
     """
 
@@ -202,22 +204,29 @@ def read_pairs(
         raise ShardError(f"{uri}: cannot be read ({describe_cause(error)})", uri=uri) from error
     rows = PairRows(table, columns.spaces[0], uri)
     pairs = _spread_pairs(rows, roles, columns)
-    is_scored = np.ones(pairs.num_rows, bool)
-    for space in columns.spaces:
-        is_scored &= np.isfinite(pairs[space].to_numpy())
+    is_scored = mark_scored(pairs, columns)
     positive = pairs["positive"].to_numpy() if columns.tells_positives else np.zeros(pairs.num_rows, bool)
     pairs = pairs.append_column("position", pa.array(np.arange(start, start + pairs.num_rows)))
     kept = is_scored
-    if columns.teachers:  # an unscored pair stays, so that it is not taken for one that a teacher was not asked for
+    if columns.teachers:
         pairs = pairs.append_column("teacher", pa.array(np.full(pairs.num_rows, columns.teachers[uri])))
+    if columns.keeps_unscored:  # but for those whose texts are not known
         nulls = [pairs[role].is_null().to_numpy() for role in roles if role in pairs.column_names]
         kept = is_scored | ~np.any([*nulls, np.zeros(pairs.num_rows, bool)], axis=0)
     pairs = pairs if kept.all() else pairs.filter(pa.array(kept))
     _refuse_nulls(pairs, uri, columns)
     if is_checked:
-        _refuse_others(pairs, uri, columns)
+        _refuse_others(pairs.filter(pa.array(mark_scored(pairs, columns))), uri, columns)
         pairs = pairs.drop_columns(["pair_key"])
     return Pairs(pairs, rows.num_without + int((~is_scored).sum()), int(positive[~is_scored].sum()))
+
+
+def mark_scored(pairs: pa.Table, columns: Columns) -> np.ndarray:
+    """Return which pairs have a score: bool [num_pairs]."""
+    is_scored = np.ones(pairs.num_rows, bool)
+    for space in columns.spaces:
+        is_scored &= np.isfinite(pairs[space].to_numpy())
+    return is_scored
 
 
 def _spread_pairs(rows: PairRows, roles: Container[str], columns: Columns) -> pa.Table:

@@ -24,7 +24,7 @@ from rerank_actor.outputs.html import (
 STEPS = {
     "unscored": "no score",
     "duplicate": "same text as a better-scored candidate",
-    "equal_to_positive": "same text as a positive of the same question (also written in another way, or under another id)",
+    "equal_to_positive": "same text as a positive, or one judged unsure, of the same question (in any writing, under any id)",
     "unusable": "empty, or the query itself",
     "weak_positives": "weak positives",
     "no_positive": "of queries without a positive",

@@ -25,7 +25,7 @@ from rerank_actor.mining.judging.suspects_file import delete_untouched, deliver_
 from rerank_actor.mining.judging.verdicts import RULES_OF_VERDICTS
 from rerank_actor.mining.output import CARD, restore_plan, store_plan
 from rerank_actor.mining.preflight import PreparedMining, look_again, prepare_mining, refuse_older
-from rerank_actor.mining.random_negatives import draw_pool, pack_pool
+from rerank_actor.mining.random_negatives import draw_pool, join_judged, pack_pool
 from rerank_actor.mining.report import explain_empty, list_remarks, render_report, summarize, tabulate_sets
 from rerank_actor.mining.scored import APART
 from rerank_actor.mining.survey import (
@@ -182,7 +182,8 @@ class _Run:
         if not rules.random_negatives:
             return None
         uri = self.output.at("pool.arrow")
-        pool = draw_pool(scored.parts, scored.columns, scored.sources, rules.seed, runner)
+        judged = join_judged(self.prepared.qrels, self.prepared.verdicts)
+        pool = draw_pool(scored.parts, scored.columns, scored.sources, rules.seed, runner, judged)
         self.reporter.info(f"--random-negatives: drawn from {pool.num_rows:,} documents")
         storage.write_bytes(uri, pack_pool(pool), scratch=self.output.scratch)
         return uri

@@ -110,7 +110,8 @@ def load_scored(job: MineJob) -> ScoredInput:
     columns = _name_columns(job, settings, texts, schema)
     if job.combine != "none":
         teachers = {part.uri: number for number, output in enumerate(outputs) for part in output.parts}
-        columns = replace(columns, teachers=teachers, spaces=tuple({"logit": None, **dict.fromkeys(columns.spaces)}))
+        spaces = tuple({"logit": None, **dict.fromkeys(columns.spaces)})
+        columns = replace(columns, teachers=teachers, spaces=spaces, keeps_unscored=True)
     columns.check(first_output.parts[0].uri, schema)
     for output in outputs:
         roles = (getattr(columns, role) for role in CANDIDATE_ROLES)
@@ -223,5 +224,6 @@ def _name_columns(job: MineJob, settings: dict[str, Any], texts: ScoredTexts, sc
         pair_key=PAIR_KEY if PAIR_KEY in schema.names and texts.instruction is not None else None,
         min_relevance=job.min_relevance,
         positive_labels=tuple(job.positive_labels),
+        keeps_unscored=any(rules.random_negatives for rules in job.rule_sets().values()),
         has_added=job.qrels is None and ADDED in schema.names and pa.types.is_boolean(schema.field(ADDED).type),
     )

@@ -27,6 +27,7 @@ from rerank_actor.mining.pairs import (
     encode_keys,
     encode_texts,
     hash_queries,
+    mark_scored,
     read_pairs,
     spell_questions,
 )
@@ -47,7 +48,7 @@ class Survey:
 
     Attributes:
         part, group: which row group of which file, by number.
-        num_pairs, num_bytes: scored pairs, and what they take in memory.
+        num_pairs, num_bytes: scored pairs, and what all that are read take in memory.
         unscored, unscored_positives: pairs without a score.
         num_positives: positive pairs.
         fingerprint: what the file says that it was scored with.
@@ -120,6 +121,7 @@ def _survey_group(
     roles = (*roles, *verdicts.roles) if verdicts is not None else roles
     pairs = read_pairs(file, uri, [group], columns, tuple(dict.fromkeys(roles)), 0)
     query, keys = encode_keys(pairs.table, columns)
+    is_scored = mark_scored(pairs.table, columns)
     if columns.query_id is not None:
         refuse_two_texts("--scored", pairs.table["query_id"], encode_texts(pairs.table["query"])[0])
     if qrels is not None:
@@ -135,13 +137,14 @@ def _survey_group(
         for role, ids, found in verdicts.judged_ids:
             refuse_judged_otherwise(uri, role, pairs.table[f"{role}_id"], ids, found, "--verdicts")
         numbers = verdicts.find(pairs.table, columns.texts.instruction)
-        positive, said = overrule(positive, verdicts.codes_of(numbers)), np.unique(numbers[numbers >= 0])
+        positive, said = overrule(positive, verdicts.codes_of(numbers)), np.unique(numbers[(numbers >= 0) & is_scored])
     if columns.teachers:  # whose labels are those of the same pairs
         positive = positive & (pairs.table["teacher"].to_numpy() == 0)
+    positive = positive & is_scored
     return Survey(
         part=part,
         group=group,
-        num_pairs=len(query),
+        num_pairs=int(is_scored.sum()),
         num_bytes=_weigh(file, group, columns) + pairs.table.nbytes + _weigh_pair(columns) * len(query),
         unscored=pairs.unscored,
         unscored_positives=pairs.unscored_positives,
@@ -247,7 +250,7 @@ def plan_units(surveys: list[Survey], unit_bytes: int, *, hashes_at_once: int = 
         unit_bytes: what a unit's pairs may take in memory; a larger row group is a unit by itself.
         hashes_at_once: above so many entries of queries in units, all queries are shuffled.
     """
-    scored = {(survey.part, survey.group): survey for survey in surveys if survey.num_pairs}
+    scored = {(survey.part, survey.group): survey for survey in surveys if len(survey.hashes)}
     units = share_out_groups(
         (
             SizedGroup(survey.part, survey.group, survey.num_pairs + survey.unscored, survey.num_bytes)

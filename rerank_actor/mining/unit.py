@@ -4,6 +4,7 @@ The path of a unit is read -> split off what goes through the exchange -> select
 the record, which the step stores. Everything a worker needs is in `MiningSpec`. Knows nothing of Ray.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from rerank_actor.inputs.rankings.qrels import Judged, mark_judged
 from rerank_actor.mining.examples import Teacher, group_examples
 from rerank_actor.mining.formats import build_objects
 from rerank_actor.mining.judging.suspects import build_suspects, name_piece
-from rerank_actor.mining.judging.verdicts import Verdicts, overrule
+from rerank_actor.mining.judging.verdicts import UNSURE, Verdicts, list_pair_keys, overrule
 from rerank_actor.mining.near_duplicates import UNSEEN, mark_near_duplicates, mark_variants
 from rerank_actor.mining.output import MineOutput
 from rerank_actor.mining.pairs import (
@@ -26,10 +27,11 @@ from rerank_actor.mining.pairs import (
     Columns,
     encode_keys,
     encode_texts,
+    mark_scored,
     read_pairs,
     spell_questions,
 )
-from rerank_actor.mining.random_negatives import add_random_negatives, unpack_pool
+from rerank_actor.mining.random_negatives import add_random_negatives, join_judged, unpack_pool
 from rerank_actor.mining.rules import MiningRules
 from rerank_actor.mining.select import Candidates, Selection, mix, select
 from rerank_actor.mining.survey import MiningUnit, is_split
@@ -122,6 +124,7 @@ def count_positives(
         return {"most": 0}
     if columns.teachers:
         table = table.filter(pc.equal(table["teacher"], 0))
+    table = table.filter(pa.array(mark_scored(table, columns)))
     query, keys = encode_keys(table, columns)
     positive = _mark_positives(table, qrels).positive
     if verdicts is not None:
@@ -222,11 +225,17 @@ def mine_table(unit: str, table: pa.Table | None, spec: MiningSpec) -> tuple[dic
     if "query_id" in table.column_names:
         refuse_two_spellings("--scored", "query", table["query_id"])
         refuse_two_texts("--scored", table["query_id"], encode_texts(table["query"])[0])
+    is_scored = mark_scored(table, spec.columns)
+    unscored = table.filter(pa.array(~is_scored))
     joined: dict[str, Any] = {"queries_of_several_ids": _count_several_ids(table, spec.columns)}
     if spec.combination is not None:
         table, counts = combine_teachers(table, encode_keys(table, spec.columns)[0], spec.combination)
         joined |= counts
-    queries = _Queries(table, spec)
+    elif not is_scored.all():
+        table = table.filter(pa.array(is_scored))
+    if not table.num_rows:
+        return objects, tallies
+    queries = _Queries(table, spec, unscored)
     for name, rules in spec.rule_sets.items():
         selection = select(
             queries.candidates, rules, spec.max_positives, queries.make_finder(rules), queries.mark_variants
@@ -249,12 +258,12 @@ def mine_table(unit: str, table: pa.Table | None, spec: MiningSpec) -> tuple[dic
 class _Queries:
     """The pairs of whole queries as the selection wants them."""
 
-    def __init__(self, table: pa.Table, spec: MiningSpec) -> None:
+    def __init__(self, table: pa.Table, spec: MiningSpec, unscored: pa.Table) -> None:
         query, keys = encode_keys(table, spec.columns)
         text, _ = encode_texts(table["document"])
         judged = _mark_positives(table, spec.qrels)
-        self.table, self.spec = table, spec
-        self.asked = encode_texts(pa.chunked_array([spell_questions(table, query)]))[0]  # of each query
+        self.table, self.spec, self.unscored = table, spec, unscored
+        self.asked, self.questions = encode_texts(pa.chunked_array([spell_questions(table, query)]))  # of each query
         self.counts = {
             "unmatched_judgements": judged.num_missing,
             "judged_queries": judged.num_queries,
@@ -283,12 +292,34 @@ class _Queries:
         pool = unpack_pool(storage.read_bytes(self.spec.pool))
         kept = np.unique(query[selection.positives])
         seeds = self.candidates.query_hash ^ mix(np.array([rules.seed], np.uint64))
-        table, query = add_random_negatives(self.table, query, self.asked, kept, pool, number, seeds, self.spec.qrels)
+        judged = join_judged(self.spec.qrels, self.spec.verdicts)
+        given = self.table, query, self.asked, kept, pool, number, seeds, judged
+        table, query = add_random_negatives(*given, self._list_unscored(), self._make_judge(pool))
         added = np.arange(self.table.num_rows, table.num_rows)
         rows = np.concatenate([selection.negatives, added])
         selection.negatives = rows[np.argsort(query[rows], kind="stable")]
         short = int((np.bincount(query[added], minlength=int(kept.max(initial=0)) + 1)[kept] < number).sum())
         return table, query, {"random_negatives": len(added), "queries_short_of_random": short}
+
+    def _list_unscored(self) -> tuple[pa.ChunkedArray, np.ndarray]:
+        """Return the documents without a score, and of each what is asked, -1 for what no scored pair asks."""
+        query, _ = encode_keys(self.unscored, self.spec.columns)
+        asked = pc.index_in(spell_questions(self.unscored, query), value_set=self.questions).fill_null(-1)
+        return self.unscored["document"], asked.to_numpy(zero_copy_only=False).astype(np.int64)[query]
+
+    def _make_judge(self, pool: pa.Table) -> Callable[[int, int], bool]:
+        """Return whether the query of a row and a document of the pool have a verdict by their pair key."""
+        verdicts = self.spec.verdicts
+        if verdicts is None or verdicts.by_ids:
+            return lambda row, place: False
+        keys, documents = set(verdicts.no_negatives.to_pylist()), pool["document"].to_pylist()
+        asking = self.table.select([name for name in ("query", "instruction") if name in self.table.column_names])
+
+        def is_judged(row: int, place: int) -> bool:
+            pair = asking.slice(row, 1).append_column("document", pa.array([documents[place]]))
+            return list_pair_keys(pair, self.spec.columns.texts.instruction)[0] in keys
+
+        return is_judged
 
     def make_finder(self, rules: MiningRules) -> Any:
         """Return a function that finds near-duplicates, None where the rules do not ask for them."""
@@ -309,6 +340,9 @@ class _Queries:
 
     def mark_variants(self, rows: np.ndarray, query: np.ndarray, positives: np.ndarray) -> np.ndarray:
         """Return which of some rows are a positive of what their query asks, written in another way or under another id."""
+        verdict = self.candidates.verdict
+        if verdict is not None:  # nor may one be that was judged unsure
+            positives = np.union1d(positives, np.flatnonzero(verdict == UNSURE))
         positives, owners = self._list_positives(positives)
         return mark_variants(self._take(rows), self.asked[query], self._take(positives), owners)
 

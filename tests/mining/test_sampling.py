@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from mining_in_process import make_job, mine_in_process
+from mining_in_process import make_job, mine_here, mine_in_process
 from mining_inputs import make_pairs, read_mined, write_scored
 
 from rerank_actor.errors import InputError, JobError
+from rerank_actor.inputs.pair_key import make_pair_keys
 from rerank_actor.mining.near_duplicates import mark_variants
 from rerank_actor.mining.preflight import prepare_mining
 from rerank_actor.mining.random_negatives import add_random_negatives, draw_some, unpack_pool
@@ -157,14 +158,18 @@ def test_random_negatives_are_no_candidate_positive_or_query_and_follow_the_seed
         }
     )
     documents = [*(f"d{number}" for number in range(30)), "D3!", "q4", "Q4."]
-    pool = pa.table({"document": documents, "document_id": [f"id{number}" for number in range(33)]})
-    judged = pa.table({"query_id": ["0", "7"], "document_id": ["id30", "id9"]})
+    same = [[f"id{number}"] for number in range(33)]
+    same[3].append("id30")  # judged under another id
+    same[4].append("id40")
+    pool = pa.table({"document": documents, "document_id": [one for one, *_ in same], "judged": same})
+    judged = pa.table({"query_id": ["0", "7", "6"], "document_id": ["id30", "id9", "id40"]})
+    others = pa.chunked_array([["D5.", "d6"]]), np.array([9, 17])
     query, asked = np.repeat(np.arange(20), 6), np.arange(20)
     asked[2] = 3  # the same question under another id
     kept, seeds = np.arange(0, 20, 3), np.arange(20, dtype=np.uint64)
 
     def add(number: int, seeds: np.ndarray = seeds) -> list[tuple[str, str]]:
-        found, owners = add_random_negatives(table, query, asked, kept, pool, number, seeds, judged)
+        found, owners = add_random_negatives(table, query, asked, kept, pool, number, seeds, judged, others)
         rows = found.slice(len(pairs)).to_pylist()
         assert [f"q{owner}" for owner in owners[len(pairs) :]] == [row["query"] for row in rows]
         return [(row["query"], row["document"]) for row in rows]
@@ -172,10 +177,10 @@ def test_random_negatives_are_no_candidate_positive_or_query_and_follow_the_seed
     bare = {document: document.lower().strip("!.") for document in documents}
     for owner in kept.tolist():
         own = {pair["document"] for pair in pairs if asked[int(pair["query_id"])] == asked[owner]}
+        own |= {0: {"d3"}, 6: {"d4"}, 9: {"d5"}}.get(owner, set())
         allowed = {text for text in bare.values() if text not in own and text != f"q{owner}"}
         everything = [bare[document] for name, document in add(40) if name == f"q{owner}"]
         assert sorted(everything) == sorted(allowed), "each text once, and all of them where that many are asked for"
-    assert ("q0", "D3!") not in add(40), "which is judged relevant"
     assert {name: [one for one, _ in add(2)].count(name) for name in ("q0", "q3", "q18")} == {
         "q0": 2,
         "q3": 2,
@@ -210,6 +215,46 @@ def test_random_negatives_stand_behind_the_others_and_fill_tuples(tmp_path: Path
         assert {*added} <= {pair["document"] for pair in rows}
     assert result.tally.counts["random_negatives"] == 18
     assert result.tally.negatives.count == 12, "those with a value"
+
+
+@pytest.mark.parametrize("source", ["label", "qrels", "verdicts by ids", "verdicts by key"])
+def test_random_negatives_are_no_positive_that_has_no_score_or_another_id(tmp_path: Path, source: str) -> None:
+    """Each query's `second` is relevant to it alone: without a score, or scored for another query in another writing."""
+    rows = []
+    for query in range(6):
+        for name, place, logit in (("first", query, 4.0), ("second", query, None), ("Second", (query + 1) % 6, -1.0)):
+            document = f"{name} of {place}" + ("." if name == "Second" else "")
+            if logit is None and source != "label":
+                continue
+            score = None if logit is None else 1 / (1 + np.exp(-logit))
+            own = {"query": f"query {query}", "query_id": f"q{query}", "document": document, "logit": logit}
+            known = {"document_id": place + 10 * (name == "Second"), "score": score, "label": int(place == query)}
+            rows.append({**own, **known})
+    if source in ("qrels", "verdicts by ids"):  # the id that is judged is scored for another query alone
+        last = {"query": "query 9", "query_id": "q9", "logit": -2.0, "score": 0.1, "label": 0}
+        rows += [{**last, "document": f"second of {place}", "document_id": 20 + place} for place in range(6)]
+    values: dict[str, Any] = {"query_id_column": "query_id", "document_id_column": "document_id", "teacher": "none"}
+    said = [(f"q{query}", document) for query in range(6) for document in (query, 20 + query)]
+    if source == "qrels":
+        (tmp_path / "qrels.tsv").write_text("".join(f"{query} 0 {document} 1\n" for query, document in said))
+        values |= {"qrels": str(tmp_path / "qrels.tsv"), "label_column": None}
+    elif source != "label":
+        lines = [f"{query},{document},{'yes' if document < 20 else 'unsure'}\n" for query, document in said]
+        head = "query_id,document_id,verdict\n"
+        if source == "verdicts by key":
+            texts = [f"query {query}" for query in range(6)], [f"Second of {query}." for query in range(6)]
+            keys = make_pair_keys(*texts, None, "Find the answer")
+            head, lines = "pair_key,verdict\n", [f"{key},yes\n" for key in keys]
+        (tmp_path / "verdicts.csv").write_text(head + "".join(lines))
+        values |= {"verdicts": str(tmp_path / "verdicts.csv"), "allow_unknown_verdicts": True}
+    scored = write_scored(tmp_path / "scored", [{"error": None, **row} for row in rows], 5)
+    flags = {**values, "absolute_margin": None, "num_negatives": 1, "random_negatives": 40, "depth": "all"}
+    mine_here(make_job(scored, tmp_path / "mined", **flags))
+    mined = read_mined(tmp_path / "mined")
+    for query in range(6):
+        found = {row["negative"].lower().strip(".") for row in mined if row["anchor"] == f"query {query}"}
+        others = {f"{name} of {place}" for name in ("first", "second") for place in range(6) if place != query}
+        assert found == others, "all documents but its own"
 
 
 def test_pool_is_the_same_however_the_documents_lie(tmp_path: Path) -> None:

@@ -91,6 +91,11 @@ class Verdicts:
         return codes
 
     @functools.cached_property
+    def no_negatives(self) -> pa.Array:
+        """Keys of the pairs that are relevant, or not surely none."""
+        return self.keys.filter(pa.array(self.codes != NOT_RELEVANT))
+
+    @functools.cached_property
     def judged_ids(self) -> list[tuple[str, pa.Array, pa.Array]]:
         """For query and document their role, the ids that verdicts name, and those written as 7.0 is; empty without ids."""
         if not self.by_ids:

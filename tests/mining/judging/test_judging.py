@@ -173,6 +173,19 @@ def test_verdicts_that_cannot_be_used_are_refused(tmp_path: Path, lines: list[st
     assert not list((tmp_path / "out").glob("part-*"))
 
 
+def test_text_judged_unsure_is_no_negative_in_another_writing(tmp_path: Path) -> None:
+    rows = make_pairs(2, 5)
+    rows[2] |= {"document": "Alpha."}
+    rows[3] |= {"document": "alpha"}
+    (tmp_path / "v.csv").write_text("query_id,document_id,verdict\nq0,2,unsure\n")
+    scored = write_scored(tmp_path / "scored", rows)
+    flags = {**RULES, "absolute_margin": None, "false_negatives": "report", "verdicts": str(tmp_path / "v.csv")}
+    mined, tally, _ = mine_in_process(make_job(scored, tmp_path / "out", **flags))
+    kept = {row["negative"] for row in mined if row["anchor"] == "query number 0"}
+    assert kept == {"document 1 of 0", "document 4 of 0"}
+    assert (tally.removed["unsure"], tally.removed["equal_to_positive"]) == (1, 1)
+
+
 def test_unknown_verdicts_are_left_out_where_a_flag_allows_them(tmp_path: Path) -> None:
     (tmp_path / "v.csv").write_text("query_id,document_id,verdict\nq0,99,yes\nq0,1,yes\n")
     scored = write_scored(tmp_path / "scored", make_pairs(2, 5))
