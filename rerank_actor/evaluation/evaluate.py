@@ -141,7 +141,9 @@ def _find_changed(spec: EvaluationSpec, judgements: Judgements) -> dict[str, lis
     if spec.changed is None:
         return find_changed(judgements)
     return {
-        name: found for name, found in spec.changed.items() if {name + ORIGINAL, name + CHANGED} <= judgements.keys()
+        name: found
+        for name, found in spec.changed.items()
+        if found and {name + ORIGINAL, name + CHANGED} <= judgements.keys()
     }
 
 

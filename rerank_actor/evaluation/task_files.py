@@ -6,7 +6,7 @@ have these names, and files are copied to where the evaluation writes. Knows not
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -22,9 +22,17 @@ CORPUS, QUERIES, QRELS, INSTRUCTION, TOP_RANKED, CHANGED = (
     "corpus", "queries", "qrels", "instruction", "top_ranked", "qrel_diff"
 )  # fmt: skip
 NAME = re.compile(rf"(?:(?P<subset>.+)-)?(?P<role>{CORPUS}|{QUERIES}|{QRELS}|{INSTRUCTION}|{TOP_RANKED}|{CHANGED})")
-OTHER_NAMES = {"default": QRELS, "query": QUERIES, "instructions": INSTRUCTION}
-UNNAMED = ""  # the split of a file that is alone
-SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+# Where a task has several of one role, the first counts, as in MTEB; `data` is where `push_to_hub` puts `default`.
+OTHER_NAMES = {
+    "default": QRELS,
+    "query": QUERIES,
+    QRELS: QRELS,
+    QUERIES: QUERIES,
+    "data": QRELS,
+    "instructions": INSTRUCTION,
+}
+UNNAMED = ""  # the split of files whose names tell none
+SHARD = re.compile(r"-\d{5}-of-\d{5}$|^part-?\d.*$|^\d+$")  # of a file's name, what tells no split
 
 Splits = Mapping[str, list[storage.StoredObject]]
 
@@ -128,11 +136,8 @@ def find_files(task: Task) -> TaskFiles:
         InputError: there is no such folder or repository.
         StorageError, JobError: it cannot be reached.
     """
-    by_role: dict[tuple[str, str], Splits] = {}
-    for config in list_configurations(task.place) if hub.is_hub(task.place) else ():
-        key = _read_name(config)
-        if key is not None and key not in by_role:
-            by_role[key] = list_configuration(task.place, config)
+    names = list_configurations(task.place) if hub.is_hub(task.place) else []
+    by_role = {key: list_configuration(task.place, name) for key, name in _choose_names(names).items()}
     return TaskFiles(task.place, by_role) if by_role else find_by_names(task.place)
 
 
@@ -144,21 +149,23 @@ def find_by_names(place: str) -> TaskFiles:
             f"{place}: nothing there; --tasks takes folders with corpus, queries and qrels, and datasets on the hub",
             uri=place,
         )
-    by_role: dict[tuple[str, str], dict[str, list[storage.StoredObject]]] = {}
+    by_name: dict[str, dict[str, list[storage.StoredObject]]] = {}
     for item in objects:
-        parts = item.uri[len(place.rstrip("/")) + 1 :].split("/")
-        stem = split_name(parts[-1])[0]
-        key = _read_name(stem if len(parts) == 1 else parts[0])
-        if key is not None and find_format(item.uri)[0] in ("parquet", "jsonl", "csv", "tsv"):
-            split = SHARD.sub("", stem) if len(parts) > 1 else UNNAMED
-            by_role.setdefault(key, {}).setdefault(split, []).append(item)
-    return TaskFiles(place, by_role)
+        *folders, name = item.uri[len(place.rstrip("/")) + 1 :].split("/")
+        stem = split_name(name)[0]
+        if find_format(item.uri)[0] in ("parquet", "jsonl", "csv", "tsv"):
+            split = "/".join(filter(None, [*folders[1:], SHARD.sub("", stem)])) if folders else UNNAMED
+            by_name.setdefault(folders[0] if folders else stem, {}).setdefault(split, []).append(item)
+    return TaskFiles(place, {key: by_name[name] for key, name in _choose_names(list(by_name)).items()})
 
 
-def _read_name(name: str) -> tuple[str, str] | None:
-    """Return role and subset of what has a name, None where it is something else."""
-    found = NAME.fullmatch(OTHER_NAMES.get(name, name))
-    return (found["role"], found["subset"] or DEFAULT) if found else None
+def _choose_names(names: Sequence[str]) -> dict[tuple[str, str], str]:
+    """Return the name of what holds each role of each subset, leaving out what is something else."""
+    chosen: dict[tuple[str, str], str] = {}
+    for name in sorted(names, key=lambda name: [*OTHER_NAMES, name].index(name)):
+        if found := NAME.fullmatch(OTHER_NAMES.get(name, name)):
+            chosen.setdefault((found["role"], found["subset"] or DEFAULT), name)
+    return chosen
 
 
 def copy_from_hub(objects: list[storage.StoredObject], folder: str) -> list[storage.StoredObject]:

@@ -207,7 +207,15 @@ def _read_judgements(task: Task, files: TaskFiles, subset: str, split: str, fold
     judgements: dict[str, dict[str, int]] = {}
     for item in _fetch(files.require(QRELS, subset, split), folder, QRELS):
         for query, documents in load_judgements(item.uri).items():
-            judgements.setdefault(query, {}).update(documents)
+            known = judgements.setdefault(query, {})
+            other = next((one for one, grade in documents.items() if known.get(one, grade) != grade), None)
+            if other is not None:
+                raise InputError(
+                    f"{item.uri}: document {other!r} is judged otherwise for query {query!r} in another file of split {split}; "
+                    "leave one of them",
+                    uri=item.uri,
+                )
+            known.update(documents)
     if not judgements:
         raise InputError(f"{task.place}: split {split} holds no judgement", uri=task.place)
     return judgements
@@ -216,19 +224,32 @@ def _read_judgements(task: Task, files: TaskFiles, subset: str, split: str, fold
 def _read_queries(
     objects: list[storage.StoredObject], judged: dict[str, Any], instructions: dict[str, str]
 ) -> dict[str, str]:
-    """Return the texts of judged queries; that of a query's own instruction stands behind it."""
-    source = TextSource("query", tuple(objects), ("query_id", *ID_NAMES), ("query", *TEXT_NAMES))
+    """Return the texts of judged queries; a query's own instruction stands behind it, and before a conversation."""
+    source = TextSource("query", tuple(objects), ("query_id", *ID_NAMES), TEXT_NAMES)
     texts: dict[str, str] = {}
+    conversations: set[str] = set()
     own: dict[str, str] = {}
     for item in objects:
         for batch, columns in source.read_batches(SourcePiece(item.uri, item.size, item.etag), LIMITS):
             values = batch.values(columns.text)
             for query, text in zip(source.read_ids(batch, item.uri), values, strict=True):
-                if query in judged and isinstance(text, str):
-                    texts[query] = text
+                if query in judged and (whole := _join_turns(text)) is not None:
+                    texts[query] = whole
+                    conversations |= {query} if isinstance(text, list) else set()
         own |= dict(_iterate_columns(item, ID_NAMES, INSTRUCTION))
     own |= instructions
-    return {query: f"{text} {own[query]}" if own.get(query) else text for query, text in texts.items()}
+    for query in own.keys() & texts.keys():
+        parts = (texts[query], own[query]) if query not in conversations else (own[query], texts[query])
+        texts[query] = " ".join(filter(None, parts))
+    return texts
+
+
+def _join_turns(text: Any) -> str | None:
+    """Return a text, a conversation with its turns joined as MTEB joins them; None for what is neither."""
+    if isinstance(text, str) or not isinstance(text, list):
+        return text if isinstance(text, str) else None
+    turns = [f"{turn.get('role')}: {turn.get('content')}" if isinstance(turn, dict) else turn for turn in text]
+    return "; ".join(turns) if turns and all(isinstance(turn, str) for turn in turns) else None
 
 
 def _read_instructions(objects: list[storage.StoredObject]) -> dict[str, str]:

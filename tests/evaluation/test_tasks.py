@@ -33,7 +33,9 @@ from rerank_actor.evaluation.run import (
 )
 from rerank_actor.evaluation.task_files import is_pinned
 from rerank_actor.evaluation.task_report import TaskReport
+from rerank_actor.evaluation.task_texts import prepare_task
 from rerank_actor.evaluation.tasks import Task, choose_tasks, find_task, load_suites, load_tasks
+from rerank_actor.inputs.pairs import put_title
 from rerank_actor.inputs.rankings.qrels import load_judgements
 from rerank_actor.job import ScoreJob
 from rerank_actor.job_file import check_job
@@ -268,16 +270,86 @@ def test_repository_on_the_hub_has_subsets(hub_server: HubServer, tmp_path: Path
         )
 
 
+def test_copy_of_a_repository_is_read_as_mteb_reads_it(tmp_path: Path) -> None:
+    """Splits from names of files and folders, `default` in data/, shards; and texts that are conversations."""
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes?"}]
+    queries = [
+        {"_id": "q0", "text": turns, "query": "other", "instruction": None},
+        {"_id": "q1", "text": ["a", "b"], "query": "other", "instruction": "Do it"},
+        {"_id": 2, "text": " c ", "query": "other", "instruction": "Do it"},
+    ]
+    judged = [[{"query-id": one, "corpus-id": 1, "score": 1}] for one in ("q0", "q1", 2)]
+    layouts: list[dict[str, list[dict[str, Any]]]] = [
+        {"data/test-00000-of-00002.jsonl": judged[0], "data/test-00001-of-00002.jsonl": judged[1] + judged[2],
+         "data/train-00000-of-00001.jsonl": [{"query-id": "q0", "corpus-id": 0, "score": 1}]},
+        {"default/test/0000.jsonl": judged[0], "default/test/0001.jsonl": judged[1] + judged[2],
+         "default/train/0000.jsonl": [{"query-id": "q0", "corpus-id": 0, "score": 1}]},
+        {"default/part-00000-c.jsonl": judged[0], "default/part-00001-c.jsonl": judged[1] + judged[2],
+         "qrels.jsonl": [{"query-id": "q0", "corpus-id": 0, "score": 1}]},
+    ]  # fmt: skip
+    for number, layout in enumerate(layouts):
+        layout |= {"corpus/part-0.jsonl": [{"_id": 0, "text": "x"}], "corpus/part-1.jsonl": [{"_id": 1, "text": "y"}]}
+        for name, rows in (layout | {"queries/queries-00000-of-00001.jsonl": queries}).items():
+            path = tmp_path / str(number) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        [task] = choose_tasks([str(tmp_path / str(number))], None)[0]
+        [data] = prepare_task(task, str(tmp_path / "out"), None, [])
+        assert load_judgements(data.qrels) == {"q0": {"1": 1}, "q1": {"1": 1}, "2": {"1": 1}}
+        texts = [json.loads(line)["text"] for line in Path(data.queries).read_text().splitlines()]
+        assert texts == ["user: hi; assistant: yes?", "Do it a; b", " c  Do it"]
+        assert len(data.corpus) == 2
+    (tmp_path / "0/data/test-00001-of-00002.jsonl").write_text(json.dumps({**judged[0][0], "score": 2}) + "\n")
+    with pytest.raises(
+        InputError, match="document '1' is judged otherwise for query 'q0' in another file of split test"
+    ):
+        prepare_task(choose_tasks([str(tmp_path / "0")], None)[0][0], str(tmp_path / "out"), None, [])
+
+
+def test_layouts_of_their_own_become_what_mteb_makes_of_them(hub_server: HubServer, tmp_path: Path) -> None:
+    def to_lines(rows: list[dict[str, Any]]) -> bytes:
+        return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+    rows = [("l0", "p0 ", "a"), ("l1", "p1", "b"), ("l0", "p0 ", "c"), ("l1", "p1", "a")]
+    belebele = {
+        f"data/{name}.jsonl": to_lines(
+            [
+                {"link": link, "flores_passage": name + text, "question": name + question}
+                for link, text, question in some
+            ]
+        )
+        for name, some in (("x", rows), ("y", rows[::-1]))
+    }
+    configs = [f"- config_name: {name}\n  data_files:\n  - {{split: test, path: data/{name}.jsonl}}" for name in "xy"]
+    belebele["README.md"] = "\n".join(["---", "configs:", *configs, "---"]).encode()
+    edits = [{"commit": f"c{number % 2}", "diff": f"{number}\n", "instruction": f"do {number}"} for number in range(3)]
+    for layout, split, files, subset, wanted in (
+        ("belebele", "test", belebele, "x-y", ({"C0": "xp0", "C1": "xp1"}, {"Q0": "ya", "Q1": "yc", "Q2": "yb"},
+          {"Q0": {"C1": 1, "C0": 1}, "Q1": {"C0": 1}, "Q2": {"C1": 1}})),
+        ("code-edits", "train", {"c++/train.jsonl": to_lines(edits), "c/train.jsonl": to_lines(edits[:1])}, "c++",
+         ({"c0": "2", "c1": "1"}, {"0": "do 0", "1": "do 1", "2": "do 2"}, {"0": {"c0": 1}, "1": {"c1": 1}, "2": {"c0": 1}})),
+    ):  # fmt: skip
+        place = f"hf://datasets/mteb/{layout}@{hub_server.commit('mteb/' + layout, files)}"
+        task = Task(layout, place, split=split, subsets=(subset,), layout=layout)
+        [data] = prepare_task(task, str(tmp_path), None, [])
+        corpus, queries, judged = wanted
+        documents = [json.loads(line) for line in Path(data.corpus[0]).read_text().splitlines()]
+        assert {one["_id"]: put_title(one["text"], one["title"]) for one in documents} == corpus
+        lines = [json.loads(line) for line in Path(data.queries).read_text().splitlines()]
+        assert {one["_id"]: one["text"] for one in lines} == queries
+        assert load_judgements(data.qrels) == judged
+
+
 def test_task_with_instructions_and_lists_of_its_own(hub_server: HubServer, tmp_path: Path) -> None:
     files = make_repository({"": ""}, "test")
-    ids = ["1-og", "1-changed"]
+    ids = ["1-og", "1-changed", "3-og", "3-changed"]  # of the second nothing changes, and it does not count
     more = {
         "queries": [{"_id": name, "text": "what"} for name in ids],
         "instruction": [{"query-id": name, "instruction": f"as {name} says"} for name in ids],
         "default": [{"query-id": name, "corpus-id": one, "score": int(one[1:] in wanted)}
-                    for name, wanted in zip(ids, ("01", "1"), strict=True) for one in ("d0", "d1", "d2")],
+                    for name, wanted in zip(ids, ("01", "1", "0", "0"), strict=True) for one in ("d0", "d1", "d2")],
         "top_ranked": [{"query-id": name, "corpus-ids": ["d2", "d0", "d1"]} for name in [*ids, "2-og"]],
-        "qrel_diff": [{"query-id": "1", "corpus-ids": ["d0"]}],
+        "qrel_diff": [{"query-id": "1", "corpus-ids": ["d0"]}, {"query-id": "3", "corpus-ids": []}],
     }  # fmt: skip
     files = {name: data for name, data in files.items() if name.startswith("corpus")}
     configs = ["- config_name: corpus", "  data_files: corpus/*"]
@@ -290,13 +362,13 @@ def test_task_with_instructions_and_lists_of_its_own(hub_server: HubServer, tmp_
     score_tasks(job)
     [(task, data)] = prepare_tasks(job, choose_tasks(job.tasks, None)[0], {}, QuietReporter())
     texts = [json.loads(line)["text"] for line in Path(data.queries).read_text().splitlines()]
-    assert texts == ["what as 1-og says", "what as 1-changed says"]
-    assert data.changed == {"1": ["d0"]}
+    assert texts == [f"what as {name} says" for name in ids]
+    assert data.changed == {"1": ["d0"], "3": []}
     judged = judge_subset(job, task, data).evaluation
     assert judged is not None
     part = pq.read_table(next((tmp_path / "scores").rglob("part-*"))).to_pylist()
     ranks = []
-    for name in ids:
+    for name in ids[:2]:
         own = {row["document_id"]: (row["logit"], row["document_id"]) for row in part if row["query_id"] == name}
         ranks.append(sorted(own, key=own.__getitem__, reverse=True).index("d0") + 1)
     assert judged.rows[0].means[0] == pytest.approx(compute_p_mrr(ranks[:1], ranks[1:]))
