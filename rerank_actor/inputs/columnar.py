@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.inputs.columns import LARGE_GROUP_BYTES, change_inner, decode_schema, find_type, is_list
+from rerank_actor.inputs.columns import LARGE_GROUP_BYTES, decode_schema, find_type, is_list, settle_schema
 from rerank_actor.inputs.formats import ARROW_FILE
 from rerank_actor.inputs.rows import (
     Block,
@@ -30,7 +30,6 @@ from rerank_actor.inputs.training.documents import holds_systems
 FOOTER_BYTES = 64 * 1024
 PIECE_ROWS = 1024  # of a row group that is decoded piecewise
 LOCAL_BYTES, REMOTE_BYTES = 2**20, 2**23  # that are read of a column of such a row group at a time
-PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 TOGETHER_BYTES = 32 * 2**20  # of smaller row groups that are read at once
 
 
@@ -96,7 +95,7 @@ def scan_parquet(uri: str, size: int, list_columns: Sequence[str]) -> ShardLayou
         tail = storage.read_bytes(uri, tail_bytes=footer_bytes, size=size)
     file = pq.ParquetFile(pa.BufferReader(tail))
     metadata = file.metadata
-    schema = file.schema_arrow
+    schema = settle_schema(file.schema_arrow)
     refuse_doubled(uri, schema.names)
     found = [_find_leaves(file, schema, name) for name in list_columns]
     leaves = [leaf for of_column in found for leaf in of_column]
@@ -186,7 +185,7 @@ def scan_arrow(uri: str, size: int, etag: str) -> ShardLayout:
             for byte_start, num_bytes, batch in _iterate_stream(source, schema):
                 blocks.append(Block(batch.num_rows, num_bytes, byte_start, row))
                 row += batch.num_rows
-    columns = dict(zip(schema.names, _settle_views(schema).types, strict=True))
+    columns = dict(zip(schema.names, settle_schema(schema).types, strict=True))
     return ShardLayout(row, columns, [block for block in blocks if block.num_rows])
 
 
@@ -205,19 +204,8 @@ def read_arrow(unit: Unit) -> pa.Table:
             batches = (batch for _, _, batch in _iterate_stream(source, schema))
         slices = _take_rows(batches, unit.row_start - unit.number, unit.num_rows)
     table = pa.Table.from_batches(slices, schema=schema)
-    settled = _settle_views(schema)
+    settled = settle_schema(schema)
     return table if settled == schema else table.cast(settled)
-
-
-def _settle_views(schema: pa.Schema) -> pa.Schema:
-    """Return a schema whose categories are plain texts, not views, as Polars writes them, of which Arrow takes no values."""
-    return pa.schema([field.with_type(_settle_view(field.type)) for field in schema], metadata=schema.metadata)
-
-
-def _settle_view(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_dictionary(kind) and kind.value_type in PLAIN:
-        return pa.dictionary(kind.index_type, PLAIN[kind.value_type], kind.ordered)
-    return change_inner(kind, _settle_view)
 
 
 def _take_rows(batches: Iterable[pa.RecordBatch], skip: int, num_rows: int) -> list[pa.RecordBatch]:

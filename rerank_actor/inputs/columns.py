@@ -28,6 +28,8 @@ MAX_DEPTH = 16  # of a JSON column; readers of Parquet fail on trees
 MAX_FIELDS = 256  # of its objects together; time grows with rows times fields
 JSON_TEXT = pa.large_string()  # while types are merged, a column beyond these, kept as JSON text
 
+VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+
 FAILURES = (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError)
 
 
@@ -100,6 +102,16 @@ def change_inner(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]
     return kind
 
 
+def settle_views(kind: pa.DataType) -> pa.DataType:
+    """Return a type with plain texts and bytes in place of views, as Polars and DataFusion write them.
+
+    Arrow 26 takes no values of views, neither by their places nor those that are not null.
+    """
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, settle_views(kind.value_type), kind.ordered)
+    return VIEWS.get(kind) or change_inner(kind, settle_views)
+
+
 def is_storable(kind: pa.DataType) -> bool:
     """Whether Parquet holds all values of a type, and Arrow gives them back."""
     types = pa.types
@@ -112,10 +124,21 @@ def is_storable(kind: pa.DataType) -> bool:
     return all(is_storable(kind.field(index).type) for index in range(kind.num_fields))
 
 
+def settle_schema(schema: pa.Schema) -> pa.Schema:
+    """Return a schema without views."""
+    return pa.schema([field.with_type(settle_views(field.type)) for field in schema], metadata=schema.metadata)
+
+
 def decode_schema(schema: pa.Schema) -> pa.Schema:
-    """Return a schema without dictionaries in lists and structs, of which Arrow 26 reads one row group at a time alone."""
+    """Return a schema without views, and without the dictionaries in lists and structs of several row groups.
+
+    Of these Arrow 26 reads one row group at a time alone.
+    """
     return pa.schema(
-        [field.with_type(decode_type(field.type)) if pa.types.is_nested(field.type) else field for field in schema],
+        [
+            field.with_type(decode_type(field.type)) if pa.types.is_nested(field.type) else field
+            for field in settle_schema(schema)
+        ],
         metadata=schema.metadata,
     )
 

@@ -16,7 +16,7 @@ from rerank_actor import storage
 from rerank_actor.errors import InputError, OutputConflictError, PlanDamagedError, RerankError
 from rerank_actor.inputs import shards
 from rerank_actor.inputs.check_columns import check_columns
-from rerank_actor.inputs.columns import find_type, read_own_table
+from rerank_actor.inputs.columns import find_type, read_own_table, settle_schema
 from rerank_actor.inputs.listing import InputListing, LeftOut, count_left_out, list_input
 from rerank_actor.inputs.listing.agreed_types import agree_on_types, list_texts
 from rerank_actor.inputs.listing.left_out import AS_TEXT, EMPTY, IGNORED
@@ -144,7 +144,8 @@ class Plan:
         try:
             table = read_own_table(data)
             metadata = table.schema.metadata
-            types = pa.ipc.read_schema(pa.BufferReader(bytes.fromhex(metadata[b"json_types"].decode())))
+            stored = pa.ipc.read_schema(pa.BufferReader(bytes.fromhex(metadata[b"json_types"].decode())))
+            types = settle_schema(stored)  # views were planned once
             rows = table.to_pylist()
             before = {"id_digits": ID_DIGITS_BEFORE}
             shards = tuple(Shard(**before | {name: _thaw(name, value) for name, value in row.items()}) for row in rows)

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.errors import OutputConflictError, RerankError
+from rerank_actor.inputs.columns import settle_views
 from rerank_actor.inputs.plan import Plan
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.part import read_part_metadata
@@ -57,6 +58,6 @@ def _explain(part: storage.StoredObject, unit: Unit, plan: Plan, fingerprint: st
     ]:
         return "holds other rows"
     for name, kind in plan.json_types.items():
-        if name in schema.names and schema.field(name).type != kind:
+        if name in schema.names and settle_views(schema.field(name).type) != kind:
             return f"has a column {name} of another type"
     return None

@@ -145,6 +145,40 @@ def test_categories_of_polars_in_lists_and_structs_are_texts_too(tmp_path: Path)
         assert verify_output(str(out)).problems == []
 
 
+@pytest.mark.parametrize("explode", [False, True], ids=["rows", "explode"])
+@pytest.mark.parametrize("form", ["parquet", *WRITERS])
+def test_views_of_texts_and_bytes_are_kept_and_scored_wherever_they_stand(
+    tmp_path: Path, form: str, explode: bool
+) -> None:
+    view = pa.string_view()
+    columns = {
+        "query": pa.array(["a", None, "c"], view),
+        "document": pa.array([["b", None], None, ["d"]], pa.list_(view))
+        if explode
+        else pa.array(["b", "c", None], view),
+        "title": pa.array([None, "t" * 20, ""], view),
+        "bytes": pa.array([None, b"\xff", b""], pa.binary_view()),
+        "inner": pa.array([[("x", "y")], None, []], pa.map_(view, view)),
+    }
+    table = pa.table(columns)
+    path = tmp_path / ("rows.parquet" if form == "parquet" else "rows.arrow")
+    if form == "parquet":
+        pq.write_table(table, path, row_group_size=2)
+    else:
+        with path.open("wb") as file, WRITERS[form](file, table.schema) as writer:
+            writer.write_table(table)
+    given = {"input": str(path), "output": str(tmp_path / "out"), "engine": "fake", "explode": explode}
+    score_here(load_job(None, given))
+    rows = [0, 0, 1, 2] if explode else [0, 1, 2]
+    found = read_output(tmp_path / "out")
+    kept = ["query", "title", "bytes", "inner"]
+    assert found.select(kept).to_pylist() == [table.select(kept).to_pylist()[row] for row in rows]
+    assert [found["score"][row].is_valid for row in range(len(rows))] == [
+        row == 0 or (explode and row == 3) for row in range(len(rows))
+    ]
+    assert verify_output(str(tmp_path / "out")).problems == []
+
+
 RUNS = pa.RunEndEncodedArray.from_arrays(pa.array([1], pa.int32()), pa.array(["x"]))
 
 
