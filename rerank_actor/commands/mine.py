@@ -11,9 +11,11 @@ from rerank_actor.bitext.job import refuse_root
 from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_file, add_job_flags
 from rerank_actor.job_file import check_job, read_job_file
 from rerank_actor.mining.job import MineJob
+from rerank_actor.mining.output import MineOutput
+from rerank_actor.mining.preflight import prepare_mining
 from rerank_actor.mining.run import MineResult, mine_scores
 from rerank_actor.progress import LineReporter, PlainConsole, say
-from rerank_actor.publishing.publish import PublishSpec, publish
+from rerank_actor.publishing.publish import PublishSpec, publish, refuse_other_data
 from rerank_actor.storage.hub_upload import HubRepository
 
 
@@ -38,17 +40,20 @@ def mine(arguments: Sequence[str] | None = None) -> int:
     job = check_job(MineJob, {**read_job_file(path, MineJob), **flags}, path, flags).normalized()
     for uri in job.scored:
         refuse_root(uri)
+    published = None
     if job.push_to_hub is not None and not job.what_if:
+        published = PublishSpec(job.output, job.push_to_hub, private=job.hub_private, license_name=job.hub_license)
         HubRepository(job.push_to_hub, "main")  # so that a name that is none, or no token, is told first
+        if job.overwrite or MineOutput(job.output).read_success() is None:
+            refuse_other_data(published, prepare_mining(job).fingerprint)
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints what happens to its workers
         result = mine_scores(job, LineReporter())
     if job.what_if:
         _print_table(result)
     else:
         _print_result(result, job)
-        if job.push_to_hub is not None and result.status == "complete":
-            spec = PublishSpec(job.output, job.push_to_hub, private=job.hub_private, license_name=job.hub_license)
-            say(f"published as {publish(spec, LineReporter())}")
+        if published is not None and result.status == "complete":
+            say(f"published as {publish(published, LineReporter())}")
         print(job.output)
     return EXIT_FAILED if result.status == "failed" else 0
 

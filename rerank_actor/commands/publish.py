@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rerank_actor.bitext.job import refuse_root
 from rerank_actor.commands.command_line import Parser
 from rerank_actor.progress import LineReporter, say
 from rerank_actor.publishing.publish import PublishSpec, prepare
@@ -13,9 +14,9 @@ def make_parser() -> Parser:
     """Return the parser of publishing."""
     parser = Parser(
         "publish",
-        "Publish a scored or mined output as a dataset on the Hugging Face hub, with a card that says what made it. It has to "
-        "be complete, and its files as they were written. Exit codes: 0 published, 1 the hub did not answer, 2 no token or not "
-        "complete, 3 the repository holds other data.",
+        "Publish a scored output, one joined by jobs.compact, or a mined one as a dataset on the Hugging Face hub, with a card "
+        "that says what made it. It has to be complete, and its files as they were written. Exit codes: 0 published, 1 the hub "
+        "did not answer, 2 no token or not complete, 3 the repository holds other data.",
         "mined --to owner/name",
         "mined --to owner/name --dry-run",
     )
@@ -44,6 +45,7 @@ def publish(arguments: Sequence[str] | None = None) -> int:
         license_name=options.license,
         replace=options.replace,
     )
+    refuse_root(spec.output)
     if options.dry_run:
         contents, card = prepare(spec)
         print(card)

@@ -1,9 +1,11 @@
 """What is published of an output: the files of it that are data, once it is complete and they are as they were written.
 
-Takes the folder of a scoring or a mining job, gives its files by their names in the repository. The list is that of whoever
-reads the output. Knows nothing of the hub.
+Takes the folder of a scoring or a mining job, or of parts that were joined, gives its files by their names in the repository.
+The list is that of whoever reads the output. Of the hub it knows how many files a folder may hold.
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,9 +16,11 @@ from rerank_actor.mining.formats import CORPUS
 from rerank_actor.mining.output import MineOutput, check_mined, is_mined
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.report.provenance import describe_scoring
-from rerank_actor.outputs.scored import require_scored
+from rerank_actor.outputs.row_groups import open_part, refuse_damaged
+from rerank_actor.outputs.scored import ScoredOutput, open_scored, require_scored
 from rerank_actor.outputs.verify import verify_output
 
+MOST_FILES = 10_000  # of a folder on the hub
 SAVED = ("dataset_info.json", "state.json", f"{CORPUS}/merlin_metadata.json")  # beside the objects of units
 
 
@@ -52,17 +56,61 @@ def list_contents(uri: str) -> Contents:
     """Return what is to be published of an output.
 
     Raises:
-        InputError: no job has written there, it is not complete, or a file is not as it was written.
+        InputError: no job has written there, it is not complete, has more files than the hub takes, or a file is not as it was
+            written.
         JobError, StorageError: it cannot be read.
     """
     if not Output(uri).has_plan() and is_mined(uri):
         return _list_mined(uri)
-    return _list_scored(uri)
+    joined = open_scored(uri) if not Output(uri).has_plan() else None
+    return _list_joined(joined) if joined is not None and joined.is_joined else _list_scored(uri)
+
+
+def refuse_many(names: Iterable[str], uri: str, cure: str) -> None:
+    """Refuse more files in a folder than the hub takes, before they are read.
+
+    Args:
+        names: of the files, in the repository.
+        uri: of the output.
+        cure: what to do about it.
+
+    Raises:
+        InputError: there are more.
+    """
+    ((folder, number),) = Counter(name.rpartition("/")[0] for name in names).most_common(1) or [("", 0)]
+    if number > MOST_FILES:
+        raise InputError(
+            f"{uri}: has {number:,} files{f' in {folder}' if folder else ''}, and a folder on the hub holds {MOST_FILES:,} at "
+            f"most; {cure}",
+            uri=uri,
+        )
+
+
+def _list_joined(joined: ScoredOutput) -> Contents:
+    """Return parts that were joined, once each page of them is as it was written and all their rows are there."""
+    joined.refuse_incomplete("", "run jobs.compact to the end")
+    mark = Output(joined.uri).read_success() or {}
+    rows = 0
+    for part in joined.parts:
+        with open_part(part) as file, refuse_damaged(part.uri):
+            rows += sum(file.read_row_group(group).num_rows for group in range(file.metadata.num_row_groups))
+    if rows != mark.get("rows"):
+        _refuse_problems(joined.uri, [f"{rows:,} rows, and {mark.get('rows', 0):,} were joined"])
+    return Contents(
+        kind="scored",
+        files={part.uri.rpartition("/")[2]: part for part in joined.parts},
+        fingerprint=str(mark.get("fingerprint")),
+        teachers=[describe_scoring(joined.uri)],
+        counts={"rows": rows},
+        rules={},
+    )
 
 
 def _list_scored(uri: str) -> Contents:
     scored = require_scored(uri)
     scored.refuse_incomplete("", "run the job to the end")
+    names = [part.uri[len(uri) + 1 :] for part in scored.parts]
+    refuse_many(names, uri, f"join them with jobs.compact {uri} --output FOLDER, and publish that")
     result = verify_output(uri)
     _refuse_problems(uri, result.problems)
     return Contents(
@@ -76,8 +124,10 @@ def _list_scored(uri: str) -> Contents:
 
 
 def _list_mined(uri: str) -> Contents:
-    _refuse_problems(uri, check_mined(uri))
     output = MineOutput(uri)
+    names = [item.uri[len(uri) + 1 :] for item in output.list_data()]
+    refuse_many(names, uri, "mine with a larger --unit-mb into another --output")
+    _refuse_problems(uri, check_mined(uri))
     definition, report = output.read_own("definition.json"), output.read_own("report.json")
     if not definition or report.get("status") != "complete":
         raise InputError(f"{uri}: is not mined to the end; run jobs.mine again", uri=uri)

@@ -71,13 +71,10 @@ def publish(spec: PublishSpec, reporter: Reporter | None = None) -> str:
     repository = HubRepository(spec.repository, spec.branch)
     contents, card = prepare(spec)
     present = repository.list_files()
-    if present is not None and spec.private and not repository.is_private():
-        raise JobError(
-            f"{spec.repository}: is there and public; make it private on the hub, or do not ask for a private one"
-        )
+    _refuse_public(spec, repository, present)
     with tempfile.TemporaryDirectory() as folder:
         sizes = _stage(contents, Path(folder))
-        stale = _compare(spec, contents, sizes, repository, present or {})
+        stale = _compare(spec, contents.fingerprint, sizes, repository, present or {})
         repository.create(private=spec.private)
         reporter.info(f"{spec.repository}: {len(sizes):,} files, {sum(sizes.values()):,} bytes")
         Path(folder, CARD).write_text(card, encoding="utf-8")
@@ -87,22 +84,41 @@ def publish(spec: PublishSpec, reporter: Reporter | None = None) -> str:
     return f"hf://datasets/{spec.repository}" + (f"@{spec.branch}" if spec.branch != "main" else "")
 
 
+def refuse_other_data(spec: PublishSpec, fingerprint: str) -> None:
+    """Refuse to make what could not be published, because the repository is public or holds other data.
+
+    Args:
+        spec: what is to be published; its output has no data yet.
+        fingerprint: of the output.
+
+    Raises:
+        JobError, OutputConflictError, StorageError: as of `publish`.
+    """
+    repository = HubRepository(spec.repository, spec.branch)
+    present = repository.list_files()
+    _refuse_public(spec, repository, present)
+    _compare(spec, fingerprint, {}, repository, present or {})
+
+
+def _refuse_public(spec: PublishSpec, repository: HubRepository, present: dict[str, int] | None) -> None:
+    if present is not None and spec.private and not repository.is_private():
+        raise JobError(
+            f"{spec.repository}: is there and public; make it private on the hub, or do not ask for a private one"
+        )
+
+
 def _compare(
-    spec: PublishSpec, contents: Contents, sizes: dict[str, int], repository: HubRepository, present: dict[str, int]
+    spec: PublishSpec, fingerprint: str, sizes: dict[str, int], repository: HubRepository, present: dict[str, int]
 ) -> list[str]:
     """Return the files of the repository to delete, or refuse it where it holds other data."""
     files = {name: size for name, size in present.items() if name not in HUBS_OWN}
     card = repository.read(CARD, files.pop(CARD)).decode(errors="replace") if CARD in files else ""
-    is_same = mark_fingerprint(contents.fingerprint) in card
+    is_same = mark_fingerprint(fingerprint) in card
     others = [name for name, size in files.items() if sizes.get(name) != size]
     if spec.replace:
-        return [name for name in present if name not in HUBS_OWN and name not in contents.files]
+        return [name for name in present if name not in HUBS_OWN and name not in sizes]
     if is_same:  # of the job before it was extended
-        return [
-            name
-            for name in others
-            if name not in contents.files and any(fnmatch.fnmatchcase(name, one) for one in DATA)
-        ]
+        return [name for name in others if name not in sizes and any(fnmatch.fnmatchcase(name, one) for one in DATA)]
     others += [CARD] if card else []
     if others:
         shown = ", ".join(sorted(others)[:3])

@@ -19,7 +19,7 @@ import fsspec.asyn
 from rerank_actor.errors import JobError
 from rerank_actor.storage.limits import current_limits
 from rerank_actor.storage.s3_client import limit_seconds
-from rerank_actor.storage.uri import StoredObject, is_google, join_uri, split_uri
+from rerank_actor.storage.uri import Bytes, StoredObject, is_google, join_uri, split_uri
 
 ACCOUNT = re.compile(r"[^@/]+@([^./]+)\.[^/]+")  # as in abfss://container@account.dfs.core.windows.net
 EMULATOR_TOKEN = "emulator"
@@ -168,7 +168,7 @@ def get_cloud(uri: str, start: int = 0, end: int | None = None) -> Answer:
     return answer
 
 
-def put_cloud(uri: str, data: bytes) -> None:
+def put_cloud(uri: str, data: Bytes) -> None:
     """Put an object, replacing what is there. Errors as of `put_cloud_if`."""
     _put(uri, data, "overwrite")
 
@@ -186,7 +186,7 @@ def put_cloud_if(uri: str, data: bytes, mark: str | None) -> None:
         _put(uri, data, {"version": mark} if is_google(uri) else {"e_tag": f'"{mark}"'})  # Google's is the generation
 
 
-def _put(uri: str, data: bytes, mode: Any) -> None:
+def _put(uri: str, data: Bytes, mode: Any) -> None:
     import obstore
 
     async def put(store: Any, key: str) -> None:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from rerank_actor.errors import InputError, ObjectChangedError
 from rerank_actor.storage.retry import translate_errors
-from rerank_actor.storage.uri import Listing, StoredObject, find_root, is_glob, is_hidden
+from rerank_actor.storage.uri import Bytes, Listing, StoredObject, find_root, is_glob, is_hidden
 
 
 def list_local(uri: str) -> Listing:
@@ -125,7 +125,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def write_aside(uri: str, data: bytes, scratch: str | None) -> Iterator[Path]:
+def write_aside(uri: str, data: Bytes, scratch: str | None) -> Iterator[Path]:
     """Give a temporary file with these bytes, flushed to disk, in `scratch` or beside the target; it is deleted again."""
     target = Path(uri)
     folder = Path(scratch) if scratch else target.parent

@@ -40,7 +40,7 @@ from rerank_actor.storage.remote import (
     put_object,
 )
 from rerank_actor.storage.retry import _patience, retrying, translate_errors
-from rerank_actor.storage.uri import Listing, StoredObject, is_google, is_remote, is_s3
+from rerank_actor.storage.uri import Bytes, Listing, StoredObject, is_google, is_remote, is_s3
 
 DOWNLOAD_THREADS = 8
 
@@ -182,7 +182,7 @@ def read_if_present(uri: str) -> bytes | None:
         return None
 
 
-def write_bytes(uri: str, data: bytes, *, scratch: str | None = None) -> None:
+def write_bytes(uri: str, data: Bytes, *, scratch: str | None = None) -> None:
     """Write an object whole or not at all, replacing what is there.
 
     Locally the bytes go to a temporary file (in `scratch`, which must be on the same file system, or beside the
@@ -195,7 +195,7 @@ def write_bytes(uri: str, data: bytes, *, scratch: str | None = None) -> None:
     retrying()(_write_once, uri, data, scratch)
 
 
-def _write_once(uri: str, data: bytes, scratch: str | None) -> None:
+def _write_once(uri: str, data: Bytes, scratch: str | None) -> None:
     with translate_errors(uri, "writing"):
         if is_remote(uri):
             put_object(uri, data)

@@ -23,6 +23,7 @@ from rerank_actor.storage.limits import current_limits
 from rerank_actor.storage.retry import _patience, retrying, translate_errors
 from rerank_actor.storage.s3_client import call_s3, get_error_code, get_etag, get_s3, put_s3, put_s3_if
 from rerank_actor.storage.uri import (
+    Bytes,
     Listing,
     StoredObject,
     find_root,
@@ -234,7 +235,7 @@ def get_object(uri: str) -> tuple[bytes, str]:
     return found.data, found.mark
 
 
-def put_object(uri: str, data: bytes) -> None:
+def put_object(uri: str, data: Bytes) -> None:
     """Put an object, replacing what is there. Errors as of `get_object`."""
     (put_s3 if is_s3(uri) else put_cloud)(uri, data)
 

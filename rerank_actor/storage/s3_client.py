@@ -12,7 +12,7 @@ from typing import Any, cast
 import fsspec.asyn
 
 from rerank_actor.storage.limits import current_limits
-from rerank_actor.storage.uri import split_uri
+from rerank_actor.storage.uri import Bytes, split_uri
 
 SLOWEST_BYTES_PER_SECOND = 256 * 1024
 
@@ -67,7 +67,7 @@ def call_s3(method: str, uri: str, **keywords: Any) -> dict[str, Any]:
     return cast(dict[str, Any], found)
 
 
-def put_s3(uri: str, data: bytes) -> None:
+def put_s3(uri: str, data: Bytes) -> None:
     """Put an S3 object, in pieces where it is large."""
     filesystem, limit = connect_s3(), limit_seconds(len(data))
     fsspec.asyn.sync(filesystem.loop, filesystem._pipe_file, "/".join(split_uri(uri)), data, timeout=limit)

@@ -4,6 +4,7 @@ Knows nothing of how storage is reached.
 """
 
 import contextlib
+import mmap
 import os
 import re
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from typing import Any
 
 from rerank_actor.errors import InputError, JobError
 
+Bytes = bytes | mmap.mmap  # to be written; the latter are of a file, and not held in memory
 GLOB_CHARACTERS = "*?["
 
 

@@ -18,7 +18,10 @@ from scoring_in_process import score_here
 from rerank_actor.commands.command_line import call_command
 from rerank_actor.commands.mine import mine
 from rerank_actor.commands.publish import publish
+from rerank_actor.errors import InputError
 from rerank_actor.job import load_job
+from rerank_actor.outputs.compact import compact_output
+from rerank_actor.publishing import contents
 from rerank_actor.publishing.contents import list_contents
 from rerank_actor.storage import hub
 
@@ -153,6 +156,51 @@ def test_upload_that_was_cut_off_goes_on(
     assert {name for name in read_repository(server) if name.endswith(".parquet")} == {
         path.name for path in outputs[0].glob("part-*")
     }
+
+
+def test_joined_parts_are_published_while_they_are_as_they_were_written(
+    outputs: tuple[Path, Path], server: WritableHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    joined = tmp_path / "joined"
+    compact_output(str(outputs[0]), str(joined), 10**9)
+    assert run_publish(str(joined), "--to", "me/data") == 0
+    files = read_repository(server)
+    (name,) = (name for name in files if name.endswith(".parquet"))
+    rows = [row for part in outputs[0].glob("part-*") for row in pq.read_table(part).to_pylist()]
+    assert sorted(map(repr, pq.read_table(pa.BufferReader(files[name])).to_pylist())) == sorted(map(repr, rows))
+    card = files["README.md"].decode()
+    fingerprint = pq.read_schema(joined / name).metadata[b"rerank_actor.fingerprint"].decode()
+    assert "- rows: 60" in card and fingerprint in card and "- model: model" in card
+    damaged = bytearray((joined / name).read_bytes())
+    damaged[200] ^= 1
+    (joined / name).write_bytes(damaged)
+    assert run_publish(str(joined), "--to", "me/other") != 0
+    (joined / "_SUCCESS").unlink()
+    assert run_publish(str(joined), "--to", "me/other") == 2
+    assert "run jobs.compact to the end" in capsys.readouterr().err
+    assert "me/other" not in server.repositories
+
+
+def test_more_files_than_a_folder_of_the_hub_holds_are_refused_unread() -> None:
+    names = [f"part-{number:05d}.parquet" for number in range(contents.MOST_FILES + 1)]
+    contents.refuse_many(names[1:], "/scores", "join them")
+    contents.refuse_many([*names[1:], "corpus/train-00000.parquet"], "/scores", "join them")
+    with pytest.raises(InputError, match=r"/scores: has 10,001 files, .*10,000 at most; join them"):
+        contents.refuse_many(names, "/scores", "join them")
+
+
+def test_repository_of_other_data_is_found_before_anything_is_mined(
+    outputs: tuple[Path, Path], server: WritableHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.commit("me/data", {".gitattributes": b"", "README.md": b"# mine", "part-7.parquet": b"x"})
+    flags = ["--scored", str(outputs[0]), "--output", str(tmp_path / "o"), "--label-column", "label", "--push-to-hub"]
+    for given, code, words in (
+        (["me/data"], 3, "holds 2 files that are not of this output"),
+        (["me/data", "--hub-private"], 2, "is there and public"),
+    ):
+        assert call_command(lambda given=given: mine([*flags, *given])) == code
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
 
 
 def test_dry_run_prints_card_and_files_and_touches_nothing(

@@ -7,9 +7,11 @@ piece; the pieces become one file of Parquet or JSON lines. Knows nothing of Ray
 
 import hashlib
 import json
+import mmap
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +25,7 @@ from rerank_actor.mining.rules import Space
 from rerank_actor.mining.select import REASONS, Selection
 
 FOLDER = "suspects"
+MAPPED_BYTES = 2**27  # of a file from which on it is not held in memory; stores take it in pieces
 
 
 def build_suspects(
@@ -100,12 +103,19 @@ def write_suspects(
                     rows = pq.read_table(pa.BufferReader(storage.read_bytes(piece))).to_pylist()
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                     number += len(rows)
-        data = path.read_bytes()
-        note(hash_file(data))
-        storage.write_bytes(target, data)
+        with path.open("rb") as source:
+            note(hash_file(source))
+            if path.stat().st_size < MAPPED_BYTES:
+                storage.write_bytes(target, path.read_bytes())
+            else:
+                with mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                    storage.write_bytes(target, data)
     return number
 
 
-def hash_file(data: bytes) -> str:
-    """Return the hash by which a file of suspects is known to be as it was written."""
-    return hashlib.sha256(data).hexdigest()
+def hash_file(source: BinaryIO) -> str:
+    """Return the hash by which a file of suspects is known to be as it was written; the file is read from its start."""
+    digest = hashlib.sha256()
+    while piece := source.read(2**20):
+        digest.update(piece)
+    return digest.hexdigest()

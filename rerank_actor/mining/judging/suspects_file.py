@@ -63,5 +63,7 @@ def deliver_suspects(folder: JobFolder, pieces: Sequence[str], schema: pa.Schema
 
 def _is_untouched(folder: JobFolder, target: str) -> bool:
     digest = folder.read_own(NOTE).get(target)
-    data = storage.read_if_present(target) if digest is not None else None
-    return data is not None and hash_file(data) == digest
+    if digest is None or storage.look_at_object(target) is None:
+        return False
+    with storage.open_input(target) as source:
+        return bool(hash_file(source) == digest)

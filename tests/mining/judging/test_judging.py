@@ -1,5 +1,6 @@
 """False negatives for a judge: what is written for one, and what verdicts change, each as a few lines of plain Python."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -234,8 +235,10 @@ def test_file_of_suspects_is_one_of_either_format(tmp_path: Path) -> None:
     pieces = [str(path) for path in sorted((tmp_path / "out" / "_mine" / "suspects").glob("*"))]
     schema = pq.read_schema(pieces[0])
     expected = read_suspects(tmp_path / "out")
+    noted = []
     for name in ("s.jsonl", "s.parquet"):
-        assert write_suspects(pieces, schema, str(tmp_path / name)) == len(expected)
+        assert write_suspects(pieces, schema, str(tmp_path / name), noted.append) == len(expected)
+        assert noted[-1] == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
     lines = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
     assert lines == pq.read_table(tmp_path / "s.parquet").to_pylist() == expected
 
