@@ -37,7 +37,7 @@ from rerank_actor.inputs.training.documents import LABELLED
 from rerank_actor.inputs.training.layouts import Layout
 from rerank_actor.inputs.where.expression import parse_where
 from rerank_actor.inputs.where.rows import SELECTED
-from rerank_actor.job_file import OptionalLocation, Settings, check_job, make_flag, read_job_file
+from rerank_actor.job_file import OptionalLocation, ReportSettings, Settings, check_job, make_flag, read_job_file
 
 
 class ReuseSettings(Settings):
@@ -191,6 +191,7 @@ class EngineJob(
     RunSettings,
     EngineSettings,
     ReuseSettings,
+    ReportSettings,
     OutputSettings,
     InputSettings,
 ):

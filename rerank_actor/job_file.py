@@ -110,6 +110,14 @@ def make_flag(default: Any, group: str, description: str, metavar: str | None = 
     return Field(default=default, description=description, json_schema_extra=extra)
 
 
+class ReportSettings(Settings):
+    """What the report of a job shows."""
+
+    examples: Annotated[int, Field(ge=0)] = make_flag(
+        12, "output", "rows with their texts, shortened, in the report; 0 shows ids alone", "N"
+    )
+
+
 # Of signed URLs at Azure, Amazon and Google, and of links with a token.
 _SIGNATURE = re.compile(r"[?&](sig|(access_)?token|X-(Amz|Goog)-[\w-]+)=", re.IGNORECASE)
 

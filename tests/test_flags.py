@@ -29,7 +29,7 @@ FLAGS = {
         --negative-columns --queries --corpus --query-id-column --document-id-column --query-template --document-template
         --instruction --instruction-column --instruction-map --dataset-column --task --limit --where --qrels
         --min-relevance --output --keep-columns
-        --drop-columns --rename-columns --keep-fields --explode --explode-columns --with-pair-key --reuse
+        --drop-columns --rename-columns --keep-fields --explode --explode-columns --examples --with-pair-key --reuse
         --overwrite --rescore-changed --extend --model --revision --dtype --max-length --parse-special-tokens
         --trust-remote-code --model-description --check-scores --engine --gpus-per-actor --tensor-parallel-size --engine-args
         --actors --unit-rows --dedupe --max-attempts --stall-seconds --retry-failed --max-failed-units
@@ -42,7 +42,7 @@ FLAGS = {
         --target-column --source-id-column --target-id-column --source-language-column --target-language-column
         --score-column --instruction
         --preset --backward-instruction --direction --output --keep-columns --drop-columns --rename-columns
-        --with-pair-key --reuse --overwrite --model --revision --dtype --max-length --parse-special-tokens
+        --examples --with-pair-key --reuse --overwrite --model --revision --dtype --max-length --parse-special-tokens
         --trust-remote-code --model-description --check-scores --engine --gpus-per-actor --tensor-parallel-size --engine-args
         --actors --unit-rows --dedupe --max-attempts --stall-seconds --retry-failed --max-failed-units
         --max-error-rows --dry-run --pairs-per-second --ray-address --on-finish --on-trouble --webhook
@@ -96,7 +96,7 @@ FLAGS = {
         --delete-damaged --rescore --seed --model --revision --dtype --max-length --parse-special-tokens --trust-remote-code
         --model-description --check-scores --engine --gpus-per-actor --tensor-parallel-size --engine-args --queries --corpus
     """,
-    "report": "--to --gpu-type --gpu-price",
+    "report": "--to --gpu-type --gpu-price --examples --label-column --by --compare",
     "tasks": "--json",
     "model": """
         --check --instruction --json --model --revision --dtype --max-length --parse-special-tokens

@@ -28,7 +28,7 @@ from rerank_actor.errors import InputError
 from rerank_actor.inputs.directions import BACKWARD, FORWARD, Directions
 from rerank_actor.inputs.settings import DialectSettings
 from rerank_actor.job import ClusterSettings, EngineJob, PriceSettings, ReuseSettings, RunSettings, ScoreJob
-from rerank_actor.job_file import OptionalLocation, check_job, make_flag
+from rerank_actor.job_file import OptionalLocation, ReportSettings, check_job, make_flag
 from rerank_actor.outputs.folder import Output
 
 REASON_COLUMN = "dropped"
@@ -115,7 +115,7 @@ class BitextJob(
         job = check_job(
             DirectedJob,
             {
-                **self.pick(EngineSettings, RunSettings, ReuseSettings, PriceSettings, ClusterSettings),
+                **self.pick(EngineSettings, RunSettings, ReuseSettings, ReportSettings, PriceSettings, ClusterSettings),
                 # An estimate is made of all language pairs together.
                 **{"dry_run": False, "pairs_per_second": None, "tokens_per_second": None},
                 "input": [shards],

@@ -19,9 +19,9 @@ from rerank_actor.evaluation.run import Evaluated, Judged, list_measures
 from rerank_actor.evaluation.table import to_record
 from rerank_actor.evaluation.task_texts import TaskData
 from rerank_actor.evaluation.tasks import Task
-from rerank_actor.outputs import html
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.price import find_price, format_dollars
+from rerank_actor.outputs.report import html
 from rerank_actor.outputs.status import sum_gpu_hours
 from rerank_actor.storage.hub import is_hub, split_hub_uri
 

@@ -18,9 +18,9 @@ from rerank_actor.inputs.columns import is_list, is_text
 from rerank_actor.inputs.ids import read_ids, write_whole
 from rerank_actor.inputs.rankings.judged import ADDED
 from rerank_actor.job_file import suggest
-from rerank_actor.mining.labels import mark_positives
 from rerank_actor.mining.near_duplicates import strip_texts
 from rerank_actor.mining.rules import SPACES
+from rerank_actor.outputs.labels import mark_positives
 from rerank_actor.outputs.scored_columns import PairRows, find_column, find_field_type
 from rerank_actor.outputs.scored_texts import ROLES, ScoredTexts
 from rerank_actor.storage.exchange import hash_keys

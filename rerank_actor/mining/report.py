@@ -11,11 +11,12 @@ from rerank_actor.mining.judging.verdicts import NAMES
 from rerank_actor.mining.rules import MiningRules
 from rerank_actor.mining.tally import BIN_WIDTHS, MiningTally
 from rerank_actor.mining.teachers import list_agreement
-from rerank_actor.outputs.html import (
+from rerank_actor.outputs.report.html import (
     Page,
     format_number,
     make_bars,
     make_figures,
+    make_funnel,
     make_histogram,
     make_table,
     make_text,
@@ -176,9 +177,14 @@ def render_report(numbers: dict[str, Any], about: dict[str, str]) -> str:
     }
     page.add("In short", make_figures(figures), make_table(["queries and positives", "number"], _list_counts(counts)))
     total = (numbers["funnel"][0]["removed"] + numbers["funnel"][0]["left"]) if numbers["funnel"] else 0
-    bars = {"all pairs": total} | {one["step"]: one["removed"] for one in numbers["funnel"]}
-    bars["left as negatives"] = counts.get("negatives", 0)
-    page.add("What each step removed", make_text("Pairs, in the order of the steps."), make_bars(bars))
+    steps = [(one["step"], one["removed"], one["left"]) for one in numbers["funnel"]]
+    page.add(
+        "What each step left",
+        make_text(
+            "Pairs, in the order of the steps, and how many each removed; what the last leaves are the negatives."
+        ),
+        make_funnel("all pairs", total, steps),
+    )
     named = {"positives": "positives", "negatives": "negatives"}
     bins = {name: _to_bins(numbers["bins"][name]) for name in (*named, "margins")}
     width = numbers["bins"]["width"]

@@ -5,7 +5,10 @@ shared, and a group of GPUs that shares a model, are each on one node. Knows not
 say what its autoscaler could add, so a range of actors is taken at its word.
 """
 
+import contextlib
 import math
+import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +16,8 @@ from rerank_actor.errors import JobError
 
 ROUNDING = 1e-6  # 1 / 0.1 and its kind are not exact
 OTHER_CPUS = 2.0  # kept from actors with GPUs: one to read, one to write
+ACCELERATOR = "accelerator_type:"  # of a node's resources
+STANDARD_ERROR = 2
 ENGINE_CPUS_KEPT = 3.0  # kept from engines that compute on CPUs: the same, and one for the driver and Ray
 
 
@@ -47,6 +52,35 @@ class ActorPool:
     num_cpus: float
     num_gpus: float
     fitting: int | None = None
+
+
+@dataclass(frozen=True)
+class WorkerPlace:
+    """Where a worker of Ray's is: host, process, kind of GPU (empty without), and the file that Ray writes its words to."""
+
+    host: str
+    pid: int
+    gpu: str
+    log: str
+
+    @property
+    def log_words(self) -> str:
+        """Where to look, as the end of a sentence; nothing where there is no such file."""
+        return f"; its log: {self.log} on {self.host}" if self.log else ""
+
+
+def find_place() -> WorkerPlace:
+    """Return where this worker is."""
+    import ray
+
+    context, log, gpu = ray.get_runtime_context(), "", ""
+    with contextlib.suppress(OSError):  # of systems without /proc
+        log = os.readlink(f"/proc/self/fd/{STANDARD_ERROR}")
+    if context.get_accelerator_ids().get("GPU"):
+        own = (node for node in ray.nodes() if node["NodeID"] == context.get_node_id())  # type: ignore[no-untyped-call]
+        names = [name for node in own for name in node["Resources"] if name.startswith(ACCELERATOR)]
+        gpu = ", ".join(name.removeprefix(ACCELERATOR) for name in names) or "GPU"
+    return WorkerPlace(socket.gethostname(), os.getpid(), gpu, log if log.startswith("/") else "")
 
 
 def join_gpus(num_gpus: float, group_size: int) -> float:

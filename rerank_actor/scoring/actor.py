@@ -21,6 +21,7 @@ from rerank_actor import storage
 from rerank_actor.engines.base import Engine, EngineSpec, compute_within_memory
 from rerank_actor.engines.start import EngineCheck, scores_as_before, start_engine
 from rerank_actor.errors import EngineError, EngineStartError, RerankError
+from rerank_actor.runtime.pool import find_place
 from rerank_actor.runtime.watchdog import START_SECONDS, AdaptiveTimeout, Watchdog
 from rerank_actor.scoring.bisection import Outcome, UnitSlice
 from rerank_actor.scoring.coordinator import START_ATTEMPTS
@@ -59,7 +60,8 @@ class RerankActor:
         self._watchdog, self._timeout = Watchdog(), AdaptiveTimeout(stall_seconds)
         self._engine: Engine | None = None
         self._busy_seconds = 0.0
-        failures = ray.get(coordinator.begin_start.remote(self._id))
+        place = find_place()
+        failures = ray.get(coordinator.begin_start.remote(self._id, place.log_words))
         if failures is None:
             raise EngineStartError("the run has ended")  # ends the pipeline, which is wanted
         if failures == START_ATTEMPTS:
@@ -70,13 +72,13 @@ class RerankActor:
             with self._watchdog.limit(START_SECONDS):
                 self._engine, self._check = self._start(spec)
         except RerankError as error:
-            ray.get(coordinator.note_engine_failure.remote(self._id, str(error)))
+            ray.get(coordinator.note_engine_failure.remote(self._id, f"{error}{place.log_words}"))
             time.sleep(START_PAUSE_SECONDS * 2**failures)
             os._exit(1)  # an exception here would end the whole run
         self._check_prompts = [np.array(ids, np.int32) for ids in spec.check_prompts]
         self._check_heads = spec.check_heads
         self._timeout.note(sum(len(ids) for ids in self._check_prompts), self._check.seconds)
-        facts = {"pid": os.getpid(), **asdict(self._check), "start_seconds": round(time.monotonic() - started, 1)}
+        facts = {**asdict(place), **asdict(self._check), "start_seconds": round(time.monotonic() - started, 1)}
         ray.get(coordinator.note_engine.remote(self._id, facts))
         self._meter.begin_idle()
 

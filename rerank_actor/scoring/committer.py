@@ -37,6 +37,7 @@ class EngineFacts:
     faults: Counter[str] = field(default_factory=Counter)
     least_batch_tokens: int | None = None
     ready_at: float | None = None
+    faults_at: list[tuple[float, str, int]] = field(default_factory=list)  # when the first of them came
     actors: int = 0  # the most at a time
     gpus_per_actor: float = 0.0
     is_shared: bool = False  # by several outputs
@@ -419,6 +420,7 @@ class OutputCommitter:
             "run": self._context.run_id,
             "status": status,
             "started": self._started,
+            "ready_at": engine_facts.ready_at,
             "seconds": round(time.time() - self._started, 3),
             "scoring_seconds": round(scoring, 3),
             "units": done.units,
@@ -432,4 +434,5 @@ class OutputCommitter:
             "gpu_seconds": round(self.gpu_seconds, 3),
             "failed_units": len(outcomes.failed),
             "faults": dict(sorted(self._count_faults().items())),
+            "faults_at": engine_facts.faults_at,
         }

@@ -29,8 +29,7 @@ START_SILENCE_SECONDS = 300.0
 START_ATTEMPTS = 3  # of an actor in a row; then it starts its engine no more
 ACTOR_DIED = "the actor died while scoring"
 START_DIED = (
-    f"an actor's process died {START_ATTEMPTS} times while its engine started (too little memory, or a crash of a library); "
-    "its words are in Ray's worker logs"
+    f"an actor's process died {START_ATTEMPTS} times while its engine started (too little memory, or a library crashed)"
 )
 ENGINE_HUNG = "the engine hung and was ended"
 
@@ -45,6 +44,7 @@ class _EngineStart:
     seen: float
     state: Literal["starting", "ready", "ended"] = "ended"
     failures: int = 0
+    log: str = ""
 
     def is_under_way(self, now: float) -> bool:
         """Whether an engine is starting, in a process that shows signs of life.
@@ -208,8 +208,12 @@ class Coordinator:
         first, self._check_claimed = not self._check_claimed, True
         return first
 
-    def begin_start(self, actor: str) -> int | None:
+    def begin_start(self, actor: str, log: str = "") -> int | None:
         """Record that an actor, new or replaced, starts its engine.
+
+        Args:
+            actor: its id.
+            log: where the words of its process are, as the end of a sentence.
 
         Returns:
             How often in a row that failed; None when the run has ended.
@@ -227,7 +231,8 @@ class Coordinator:
             start.failures += 1
             self._check_claimed = False
             if start.failures == START_ATTEMPTS:
-                self.note_engine_failure(actor, START_DIED)
+                self.note_engine_failure(actor, START_DIED + (start.log or log))
+        start.log = log
         start.state = "starting" if start.failures < START_ATTEMPTS else "ended"
         start.since = start.seen = self._clock()
         return start.failures

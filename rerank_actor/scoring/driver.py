@@ -5,6 +5,7 @@ with each output what became of its units. Engines are started once for all, bec
 whose units are all settled is yielded at once, while others go on. Knows nothing of plans or manifests.
 """
 
+import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from rerank_actor.scoring.pipeline import PartSpec, UnitPath, restart_stuck_acto
 from rerank_actor.scoring.prepare import PrepareSpec
 
 DRAIN_SECONDS = 30.0
+FAULTS_TIMED = 100  # of a run, for its report
 FAILED_COMMITS_ALLOWED = (
     5  # in a row; each was tried for a minute and a half, or failed for a reason that does not pass
 )
@@ -265,6 +267,8 @@ class Driver:
         for kind in news.faults.keys() - facts.faults.keys():
             reporter.info(f"survived a fault: {kind.replace('_', ' ')}; the manifest counts these")
         facts.faults.update(news.faults)
+        known_faults = [(time.time(), kind, count) for kind, count in news.faults.items()]
+        facts.faults_at += known_faults[: max(0, FAULTS_TIMED - len(facts.faults_at))]
         facts.least_batch_tokens = news.least_batch_tokens or facts.least_batch_tokens
         facts.actors = max(facts.actors, news.actors)
         self._engine_failures += news.engine_failures

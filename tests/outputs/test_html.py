@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from rerank_actor.outputs.html import (
+from rerank_actor.outputs.report.html import (
     BOTTOM,
     HEIGHT,
     LEFT,
@@ -17,10 +17,14 @@ from rerank_actor.outputs.html import (
     format_number,
     list_ticks,
     make_bars,
+    make_code,
     make_curves,
     make_figures,
+    make_funnel,
     make_histogram,
     make_table,
+    make_timeline,
+    smoothen,
 )
 
 UNSAFE = "<b onload=x>\"&'"
@@ -57,6 +61,9 @@ def make_page() -> str:
         make_bars({UNSAFE: 3, "none": 0}),
         make_histogram({UNSAFE: {0: 1, 99: 3}, "two": {-20: 4}}, 0.01),
         make_histogram({}, 1),
+        make_funnel(UNSAFE, 100, [(UNSAFE, 40, 60), ("b", 60, 0)]),
+        make_timeline([1.0, 0.0, 5.0], [UNSAFE, "b"], UNSAFE, most=9.0, marks=[(0.5, UNSAFE, UNSAFE)]),
+        make_code(UNSAFE),
     )
     return page.render()
 
@@ -66,7 +73,7 @@ def test_page_is_well_formed_and_texts_stay_texts() -> None:
     tags = Tags()
     tags.feed(page)
     assert tags.open == []
-    assert tags.texts.count(UNSAFE) == 10
+    assert tags.texts.count(UNSAFE) == 16
     assert "<b onload" not in page
 
 
@@ -127,3 +134,30 @@ def test_curves_stay_in_their_picture_and_escape_their_names() -> None:
     assert points[2] == (LEFT, TOP)
     assert "<b>" not in picture
     assert "no values" in make_curves([], {})
+
+
+def test_funnel_narrows_from_what_there_was_to_what_is_left() -> None:
+    shown = make_funnel("all", 200, [("one", 150, 50), ("none", 0, 50), ("last", 49, 1)])
+    assert re.findall(r"width:([\d.]+)%", shown) == ["100.00", "25.00", "25.00", "0.50"]
+    assert re.findall(r">(\u2212\d+)<", shown) == ["\u2212150", "\u22120", "\u221249"]
+
+
+def test_timeline_is_smooth_and_marks_stand_in_it() -> None:
+    assert smoothen([0, 0, 5, 0, 0, 10]) == [5 / 3, 5 / 4, 1, 3, 15 / 4, 10 / 3]
+    picture = make_timeline([0.0, 2.0], ["a", "b"], "pairs", most=8.0, marks=[(1.0, "!", "<died>")])
+    root = ET.fromstring(f"<div>{picture}</div>")
+    [mark] = [one for one in root.iter("line") if one.get("class") == "mark"]
+    assert float(mark.get("x1") or 0) == WIDTH - RIGHT
+    assert "&lt;died&gt;" in picture and max(map(float, re.findall(r"V([\d.]+)H", picture))) <= HEIGHT - BOTTOM
+    assert make_timeline([0.0], ["a"], "pairs") == make_timeline([], [], "x")
+
+
+def test_nothing_is_wider_than_a_phone_by_construction() -> None:
+    """Long words break, code goes on in the next line, tables scroll in themselves, pictures are as wide as the page."""
+    page = make_page()
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    assert "overflow-wrap: break-word" in style and ".scroll { overflow-x: auto" in style
+    assert re.search(r"pre \{[^}]*white-space: pre-wrap;\s+overflow-wrap: anywhere", style)
+    assert "svg { display: block; width: 100%; height: auto; }" in style
+    assert len(re.findall("<table", page)) == len(re.findall('<div class="scroll"><table', page))
+    assert not re.search(r"[^-]width: ?\d{3,}px", page)

@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def write_pairs(folder: Path) -> Path:
         {
             "query_id": f"q{i // 10}",
             "doc_id": i,
+            "label": i % 3 == 0,
+            "language": "de" if i % 4 else "en",
             "query": None if i == 77 else f"{QUERY} {i // 10}",
             "document": None if i % 90 == 5 else f"{DOCUMENT} {i} " + "x" * (i * 3),
         }
@@ -78,11 +81,14 @@ def test_facts_are_those_of_the_output(output: Path) -> None:
     seconds = [record["seconds"] for record in facts.slowest]
     assert seconds == sorted(seconds, reverse=True)
     assert len(seconds) == 8
-    assert sum(facts.timeline) * facts.step_seconds == pytest.approx(NUM_ROWS)
+    timeline = facts.timeline
+    assert sum(timeline.pairs_per_second) * timeline.step_seconds == pytest.approx(NUM_ROWS)
+    assert [mark.kind for mark in timeline.marks][:2] == ["start", "ready"]
+    assert sum(shard.scored for shard in facts.shards.values()) == 295
 
 
-def test_page_shows_the_numbers_and_names_rows_by_ids_alone(output: Path) -> None:
-    page = (output / "_job/report.html").read_text()
+def test_page_shows_the_numbers_and_names_rows_by_ids_where_texts_are_not_wanted(output: Path) -> None:
+    page = build_report(str(output), examples=0)
     words = show(page)
     assert words.startswith("Scores: complete")
     assert "300 of 300 (100.0 %) rows scored" in words
@@ -99,6 +105,13 @@ def test_page_shows_the_numbers_and_names_rows_by_ids_alone(output: Path) -> Non
     assert QUERY not in page
     assert DOCUMENT not in page
     assert not re.search(r"https?:|src=|href=|url\(|@import|<script", page)
+
+
+def test_report_names_hosts_and_logs_of_engines(output: Path) -> None:
+    words = show((output / "_job/report.html").read_text())
+    assert f"engine start log {socket.gethostname()} none 1 fake" in words
+    assert re.search(r"/logs/worker-\S+\.err", words)
+    assert QUERY in words, "texts are shown unless the job says otherwise"
 
 
 def test_every_error_example_is_a_row_with_that_error(output: Path) -> None:

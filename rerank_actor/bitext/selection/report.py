@@ -12,12 +12,12 @@ from typing import Any
 from rich.table import Table
 
 from rerank_actor.bitext.selection.tally import BIN_WIDTHS
-from rerank_actor.outputs.html import (
+from rerank_actor.outputs.report.html import (
     Page,
     format_number,
-    make_bars,
     make_curves,
     make_figures,
+    make_funnel,
     make_histogram,
     make_table,
     make_text,
@@ -112,12 +112,13 @@ def _add_pair(page: Page, result: dict[str, Any]) -> None:
     note = f"{result['counts'].get('kept', 0):,} of {result['counts'].get('rows', 0):,} candidates kept"
     if result["estimated_precision"] is not None:
         note += f", estimated precision {result['estimated_precision']['value']:.1%}"
-    bars = {"candidates": result["counts"].get("rows", 0)}
-    bars |= {step["step"]: step["removed"] for step in result["funnel"]}
-    bars["kept"] = result["counts"].get("kept", 0)
+    steps = [(step["step"], step["removed"], step["left"]) for step in result["funnel"]]
     width = BIN_WIDTHS[result["space"]]
     bins = {name: {int(number): count for number, count in counts.items()} for name, counts in result["bins"].items()}
-    blocks = [make_text("What each rule removed, in order, and what is kept."), make_bars(bars)]
+    blocks = [
+        make_text("What each rule left, in order, and how many it removed; what the last leaves is kept."),
+        make_funnel("candidates", result["counts"].get("rows", 0), steps),
+    ]
     if result["unscored_reasons"]:
         blocks.append(make_table(["why without a score", "candidates"], list(result["unscored_reasons"].items())))
     blocks += [make_text(f"Combined scores ({result['space']})."), make_histogram(bins, width)]

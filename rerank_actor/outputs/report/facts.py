@@ -15,15 +15,39 @@ import pyarrow as pa
 
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.folder import HISTOGRAM_COLUMNS, Output, is_as_recorded
-from rerank_actor.outputs.histograms import NAMES, ScoreHistograms
+from rerank_actor.outputs.histograms import NAMES, ScoreHistograms, compute_edge
 from rerank_actor.outputs.manifest import Totals
 from rerank_actor.outputs.price import Price, find_stored_price
+from rerank_actor.outputs.report.timeline import Timeline, draw_timeline
 from rerank_actor.outputs.scored import ScoredOutput, require_scored
 from rerank_actor.outputs.status import JobStatus, judge_status
 
 SLOWEST_UNITS = 10
 EXAMPLES = 3  # units named for each reason of an error
-STEPS = 96  # of the timeline
+
+
+@dataclass
+class ShardFacts:
+    """Sums over the recorded units of a shard; `score_sum` is to within a bin."""
+
+    rows: int = 0
+    pairs: int = 0
+    scored: int = 0
+    truncated: int = 0
+    tokens: int = 0
+    score_sum: float = 0.0
+
+    @property
+    def mean_score(self) -> float | None:
+        """The mean score of its pairs, None where none has one."""
+        return self.score_sum / self.scored if self.scored else None
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Add a unit's record."""
+        for name in ("rows", "pairs", "scored", "truncated", "tokens"):
+            setattr(self, name, getattr(self, name) + int(record[name] or 0))
+        bins = record["score_bins"] or []
+        self.score_sum += sum(count * compute_edge("score", at + 0.5) for at, count in enumerate(bins))
 
 
 @dataclass
@@ -39,7 +63,8 @@ class Facts:
         unrecorded: committed units without a record, of a run that was killed or is at work.
         slowest: records of the units that their engine took longest for.
         error_units: for each reason, the names of a few units that have it.
-        timeline: pairs a second in steps of `step_seconds` from `first_at` on.
+        timeline: of these units.
+        shards: sums of the units of each shard, by its URI.
         price: of a GPU hour, None where nobody told it.
     """
 
@@ -51,9 +76,8 @@ class Facts:
     unrecorded: int = 0
     slowest: list[dict[str, Any]] = field(default_factory=list)
     error_units: dict[str, list[str]] = field(default_factory=dict)
-    timeline: list[float] = field(default_factory=list)
-    first_at: float = 0.0
-    step_seconds: float = 0.0
+    timeline: Timeline = field(default_factory=Timeline)
+    shards: dict[str, "ShardFacts"] = field(default_factory=dict)
     price: Price | None = None
 
     @property
@@ -105,28 +129,30 @@ def gather_facts(uri: str, price: Price | None = None, *, running: bool | None =
 
 
 def _add_records(facts: Facts) -> None:
-    finished: list[np.ndarray] = []
-    pairs: list[np.ndarray] = []
+    names = ("finished_at", "pairs", "seconds")
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
     slowest: list[tuple[float, str, dict[str, Any]]] = []
+    shards = {unit.name: unit.uri for unit in facts.scored.units}
     seen: set[str] = set()
     for table in _match_tables(facts, seen):
-        plain = table.drop_columns([*HISTOGRAM_COLUMNS])
-        for record in plain.to_pylist():
+        for record in table.drop_columns([*HISTOGRAM_COLUMNS - {"score_bins"}]).to_pylist():
             facts.totals.add(record)
+            facts.shards.setdefault(shards[record["unit"]], ShardFacts()).add(record)
             slowest.append((float(record["seconds"] or 0), record["unit"], record))
             for reason in _read_errors(record):
                 examples = facts.error_units.setdefault(reason, [])
                 if len(examples) < EXAMPLES:
                     examples.append(record["unit"])
         slowest = heapq.nlargest(SLOWEST_UNITS, slowest, key=lambda entry: entry[0])
-        finished.append(plain["finished_at"].fill_null(0.0).to_numpy())
-        pairs.append(plain["pairs"].fill_null(0).to_numpy())
+        for name in names:
+            columns[name].append(table[name].fill_null(0).to_numpy())
         for name in NAMES:
             facts.histograms.add_lists(name, table[f"{name}_bins"].combine_chunks())
     facts.slowest = [record for _, _, record in slowest]
     facts.unrecorded = facts.status.committed_units - len(seen)
-    if finished:
-        _draw_timeline(facts, np.concatenate(finished), np.concatenate(pairs))
+    if columns["pairs"]:
+        finished, pairs, seconds = (np.concatenate(columns[name]) for name in names)
+        facts.timeline = draw_timeline(finished, pairs, seconds, facts.runs)
 
 
 def _match_tables(facts: Facts, seen: set[str]) -> Iterator[pa.Table]:
@@ -146,19 +172,3 @@ def _match_tables(facts: Facts, seen: set[str]) -> Iterator[pa.Table]:
 def _read_errors(record: dict[str, Any]) -> dict[str, int]:
     errors = json.loads(record["errors"] or "{}")
     return errors if isinstance(errors, dict) else {}
-
-
-def _draw_timeline(facts: Facts, finished: np.ndarray, pairs: np.ndarray) -> None:
-    """Count the pairs of each unit where it ended; a unit is minutes of work at most."""
-    known = finished > 0
-    if known.sum() < 2:
-        return
-    order = np.argsort(finished[known])
-    ends, done = finished[known][order], pairs[known][order]
-    starts = [float(run["started"]) for run in facts.runs if run.get("started")]
-    first = max((start for start in starts if start <= ends[0]), default=float(ends[0]))
-    if ends[-1] <= first:
-        return
-    facts.first_at, facts.step_seconds = first, float(ends[-1] - first) / STEPS
-    steps = np.minimum(((ends - first) / facts.step_seconds).astype(np.int64), STEPS - 1)
-    facts.timeline = (np.bincount(steps, weights=done, minlength=STEPS) / facts.step_seconds).tolist()

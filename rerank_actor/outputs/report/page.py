@@ -3,30 +3,25 @@
 Takes `Facts` and `Rows`, gives the text of a page. Knows nothing of storage.
 """
 
+import shlex
 import time
 from collections.abc import Mapping
 from typing import Any
 
+from rerank_actor import storage
 from rerank_actor.outputs.histograms import ScoreHistograms, compute_edge
-from rerank_actor.outputs.html import (
-    Page,
-    format_number,
-    make_bars,
-    make_figures,
-    make_histogram,
-    make_table,
-    make_text,
-    make_timeline,
-)
 from rerank_actor.outputs.price import format_dollars
+from rerank_actor.outputs.report.comparison import compare_jobs
 from rerank_actor.outputs.report.facts import Facts
-from rerank_actor.outputs.report.rows import Rows
-from rerank_actor.outputs.status import count_actors
+from rerank_actor.outputs.report.html import Page, make_code, make_figures, make_histogram, make_table, make_text
+from rerank_actor.outputs.report.quality import DEPTH, Quality
+from rerank_actor.outputs.report.rows import TEXT_ROLES, Rows
+from rerank_actor.outputs.report.run_sections import add_runs, add_throughput
 from rerank_actor.progress import format_seconds
 
 SHOWN_REASONS = 20
 SHOWN_FAILURES = 20
-SHOWN_RUNS = 30
+SHOWN_SHARDS = 30
 QUANTILES = {"1 %": 0.01, "10 %": 0.1, "25 %": 0.25, "50 %": 0.5, "75 %": 0.75, "90 %": 0.9, "99 %": 0.99}
 STATE_WORDS = {
     "complete": "complete",
@@ -36,21 +31,30 @@ STATE_WORDS = {
 }
 
 
-def render_report(facts: Facts, rows: Rows) -> str:
-    """Return the page."""
+def render_report(facts: Facts, rows: Rows, quality: Quality, earlier: Facts | None = None) -> str:
+    """Return the page.
+
+    Args:
+        facts: of the job.
+        rows: examples.
+        quality: what labels and groups say.
+        earlier: facts of another job to compare it with.
+    """
     page = Page(f"Scores: {STATE_WORDS[facts.status.state]}", about=_describe(facts))
     page.add("In short", make_figures(_list_figures(facts)))
-    if facts.status.planned:
-        page.add("As planned?", _compare_estimate(facts))
-    page.add("Throughput", _show_timeline(facts))
+    if earlier is not None:
+        page.add("Compared", *compare_jobs(facts, earlier))
+    add_throughput(page, facts)
     _add_distributions(page, facts, rows)
-    _add_errors(page, facts, rows)
+    _add_quality(page, quality)
     if rows.scored:
         page.add("Rows with high, middling and low scores", _show_scored(rows))
-    _add_runs(page, facts)
-    if facts.slowest:
-        page.add("Slowest units", _show_slowest(facts))
+    _add_errors(page, facts, rows)
+    if len(facts.shards) > 1:
+        page.add("By shard", *_show_shards(facts))
+    add_runs(page, facts)
     page.add("What ran", make_table(["setting", "value"], _list_settings(facts)))
+    _add_commands(page, facts)
     return page.render()
 
 
@@ -105,40 +109,6 @@ def _format_count(count: int) -> str:
         if count >= 10 * size:
             return f"{count / size:,.1f} {word}"
     return f"{count:,}"
-
-
-def _compare_estimate(facts: Facts) -> str:
-    planned, rows = facts.status.planned, []
-    done = facts.status.committed_rows / facts.status.rows if facts.status.rows else 1.0
-    scoring = sum(float(run.get("scoring_seconds") or 0) for run in facts.runs)
-    scored = [run for run in facts.runs if run.get("scoring_seconds") and run.get("tokens")]
-    actor_seconds = sum(float(run["scoring_seconds"]) * (count_actors(run) or 1) for run in scored)
-    speed = sum(int(run["tokens"]) for run in scored) / actor_seconds if actor_seconds else None
-    figures: dict[str, tuple[Any, float | None]] = {
-        "prompt tokens": (planned.get("tokens"), float(facts.totals.tokens)),
-        "tokens a second of an actor": (planned.get("tokens_per_second"), speed),
-        "wall hours": (planned.get("wall_hours"), scoring / 3600 if scoring else None),
-        "GPU hours": (planned.get("gpu_hours"), facts.gpu_hours),
-        "cost in dollars": (planned.get("cost"), facts.cost),
-    }
-    for name, (wanted, measured) in figures.items():
-        if not isinstance(wanted, int | float):
-            continue
-        ratio = f"{measured / wanted:.2f} x" if measured is not None and wanted else "-"
-        shown = "not known" if measured is None else format_number(measured)
-        rows.append([name, format_number(wanted), shown, ratio])
-    words = f"Planned for all rows with {planned.get('actors', '?')} actor(s); found for {100 * done:.1f} % of them."
-    return make_text(words) + make_table(["", "planned", "so far", "ratio"], rows)
-
-
-def _show_timeline(facts: Facts) -> str:
-    if not facts.timeline:
-        return make_text("Too few units are recorded; records are written once a minute and at the end of a run.")
-    end = facts.first_at + facts.step_seconds * len(facts.timeline)
-    form = "%H:%M:%S" if end - facts.first_at < 600 else "%H:%M" if end - facts.first_at < 86400 else "%b %d %H:%M"
-    ticks = [time.strftime(form, time.gmtime(facts.first_at + share * (end - facts.first_at))) for share in (0, 0.5, 1)]
-    words = f"Pairs are counted when their unit is committed. Times are UTC, from {_format_time(facts.first_at)} on."
-    return make_timeline(facts.timeline, ticks, "pairs a second") + make_text(words)
 
 
 def _add_distributions(page: Page, facts: Facts, rows: Rows) -> None:
@@ -241,93 +211,109 @@ def _name_row(row: Mapping[str, Any]) -> str:
     return f"{shard} row {row['row']:,}{document}" + (f" ({', '.join(ids)})" if ids else "")
 
 
-_ROW_KEYS = frozenset({"shard", "row", "place", "unit", "score", "logit", "num_tokens"})
+_ROW_KEYS = frozenset({"shard", "row", "place", "unit", "score", "logit", "num_tokens", "part_row", "part_place"})
 
 
 def _show_scored(rows: Rows) -> str:
-    header = ["score", "logit", "tokens", "row", *rows.columns]
+    texts = [name for name in TEXT_ROLES if any(name in row for row in rows.scored)]
+    header = ["score", "logit", *texts, "tokens", "row", *rows.columns]
     lines = []
     for row in rows.scored:
         shard = str(row["shard"]).rpartition("/")[2]
         document = f" ({row['place']:,})" if row["place"] else ""
         ids = [str(row.get(name, "")) for name in rows.columns]
         lines.append(
-            [f"{row['score']:.4f}", f"{row['logit']:.3f}", row["num_tokens"], f"{shard} {row['row']:,}{document}", *ids]
-        )
-    return make_text("From a few parts; rows count from 0 in their shard.") + make_table(header, lines)
-
-
-def _add_runs(page: Page, facts: Facts) -> None:
-    runs = facts.runs[-SHOWN_RUNS:]
-    if not runs:
-        page.add("Runs", make_text("No run has left figures yet; they come once a minute and at the end of a run."))
-        return
-    table = []
-    for index, run in enumerate(runs):
-        status = str(run.get("status", ""))
-        if status == "running" and (index < len(runs) - 1 or facts.status.state != "running"):
-            status = "killed"  # it never came to say how it ended
-        gpu_hours = float(run["gpu_seconds"]) / 3600 if run.get("gpu_seconds") else None
-        cost = gpu_hours * facts.price.dollars if gpu_hours is not None and facts.price is not None else None
-        table.append(
             [
-                _format_time(float(run.get("started") or 0)),
-                status,
-                format_seconds(float(run.get("seconds") or 0)),
-                count_actors(run),
-                int(run.get("units") or 0),
-                int(run.get("pairs") or 0),
-                "-" if not run.get("pairs_per_second") else f"{run['pairs_per_second']:,.1f}",
-                "-" if gpu_hours is None else f"{gpu_hours:,.2f}",
-                "-" if cost is None else format_dollars(cost),
-                _list_faults(run.get("faults") or {}) or "none",
+                f"{row['score']:.4f}",
+                f"{row['logit']:.3f}",
+                *(str(row.get(name, "")) for name in texts),
+                row["num_tokens"],
+                f"{shard} {row['row']:,}{document}",
+                *ids,
             ]
         )
-    header = [
-        "began (UTC)",
-        "ended",
-        "time",
-        "actors",
-        "units",
-        "pairs",
-        "pairs/s",
-        "GPU hours",
-        "cost",
-        "faults survived",
+    shown = " Texts are shortened; --examples 0 leaves them out." if texts else ""
+    return make_text(f"From a few parts; rows count from 0 in their shard.{shown}") + make_table(header, lines)
+
+
+def _add_quality(page: Page, quality: Quality) -> None:
+    """Add what labels and groups say, where there are any."""
+    origin = f"From {quality.pairs:,} pairs of {quality.sampled_parts:,} parts, evenly from first to last."
+    if quality.label is not None and quality.labelled:
+        queries = f" of {quality.num_queries:,} queries" if quality.num_queries else ""
+        figures = {
+            "AUC": _format_measure(quality.auc),
+            f"mean nDCG@{DEPTH}{queries}": _format_measure(quality.ndcg),
+            "relevant": f"{quality.positives:,} of {quality.labelled:,}",
+        }
+        words = (
+            f"Labels of column {quality.label}. {origin} AUC is the chance that a relevant pair is scored above another "
+            "one; nDCG is of the queries that have relevant and other pairs, as far as these parts hold them."
+        )
+        page.add(
+            "Scores by label",
+            make_figures(figures),
+            make_text(words),
+            make_histogram(quality.bins, compute_edge=lambda number: compute_edge("logit", number)),
+        )
+    if quality.remarks:
+        page.add("Labels that were not read", *map(make_text, quality.remarks))
+    for name, (groups, num_values) in quality.groups.items():
+        label = ["relevant", "AUC"] if quality.label is not None else []
+        table = [
+            [
+                group.name,
+                group.pairs,
+                group.pairs - group.scored,
+                _format_measure(group.mean),
+                *([f"{value:.4f}" for value in group.quantiles] or ["-"] * 3),
+                *([group.positives, _format_measure(group.auc)] if label else []),
+            ]
+            for group in groups
+        ]
+        more = f" {num_values - len(groups):,} more values have fewer pairs." if num_values > len(groups) else ""
+        header = [name, "pairs", "errors", "mean score", "10 %", "50 %", "90 %", *label]
+        page.add(f"By {name}", make_text(origin + more), make_table(header, table))
+
+
+def _format_measure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _show_shards(facts: Facts) -> list[str]:
+    """Return the shards whose mean score is farthest from that of all."""
+    mean = facts.histograms.estimate_mean("score") or 0.0
+    ordered = sorted(facts.shards.items(), key=lambda item: -abs((item[1].mean_score or 0.0) - mean))
+    table = [
+        [
+            uri.rpartition("/")[2],
+            shard.rows,
+            shard.pairs,
+            shard.pairs - shard.scored,
+            _format_percent(shard.truncated, shard.scored),
+            f"{shard.tokens / shard.scored:,.0f}" if shard.scored else "-",
+            _format_measure(shard.mean_score),
+        ]
+        for uri, shard in ordered[:SHOWN_SHARDS]
     ]
-    page.add("Runs", make_table(header, table))
-    faults = facts.manifest.get("faults") or {}
-    if faults:
-        named = {str(kind).replace("_", " "): int(count) for kind, count in faults.items()}
-        page.add("Faults survived", make_bars(dict(sorted(named.items(), key=lambda item: -item[1]))))
-    tried = facts.totals.units_by_attempts
-    if set(tried) - {1}:
-        named = {f"{count} attempt{'s' if count > 1 else ''}": units for count, units in sorted(tried.items())}
-        page.add("Units by attempts", make_bars(named))
+    words = f"{len(ordered):,} shards; first those whose mean score is farthest from that of all, {mean:.4f}."
+    header = ["shard", "rows", "pairs", "errors", "truncated", "tokens a pair", "mean score"]
+    return [make_text(words), make_table(header, table)]
 
 
-def _list_faults(faults: Mapping[str, Any]) -> str:
-    return ", ".join(f"{count:,} x {kind.replace('_', ' ')}" for kind, count in faults.items())
-
-
-def _show_slowest(facts: Facts) -> str:
-    units = facts.select_units({record["unit"] for record in facts.slowest})
-    table = []
-    for record in facts.slowest:
-        unit, seconds = units[record["unit"]], float(record["seconds"] or 0)
-        tokens = int(record["tokens"] or 0)
-        table.append(
-            [
-                record["unit"],
-                f"{unit.row_start:,} to {unit.row_start + unit.num_rows:,} of {unit.uri}",
-                f"{seconds:,.2f}",
-                tokens,
-                f"{tokens / seconds:,.0f}" if seconds > 0 else "-",
-                int(record["attempts"] or 1),
-            ]
-        )
-    words = "Seconds are the engine's own; a unit that was tried again counts all its attempts on the last actor."
-    return make_text(words) + make_table(["unit", "rows", "seconds", "tokens", "tokens/s", "attempts"], table)
+def _add_commands(page: Page, facts: Facts) -> None:
+    """Add the job file and the command that runs it, to copy."""
+    file = facts.output.at("job.yaml")
+    job = (storage.read_if_present(file) or b"").decode(errors="replace")
+    if not job:
+        return
+    page.add(
+        "To run it again",
+        make_text("The same job goes on, or scores what is new; with another --output it is scored afresh."),
+        make_code(f"rerank score {shlex.quote(file) if not storage.is_remote(file) else 'job.yaml'}"),
+        make_text(f"The job file, {file}:"),
+        make_code("\n".join(line for line in job.splitlines() if not line.startswith("#")).strip()),
+    )
 
 
 def _list_settings(facts: Facts) -> list[list[str]]:
@@ -362,7 +348,3 @@ def _list_settings(facts: Facts) -> list[list[str]]:
         "versions": ", ".join(f"{name} {version}" for name, version in (manifest.get("versions") or {}).items()),
     }
     return [[name, value] for name, value in settings.items() if value]
-
-
-def _format_time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds)) if seconds else "-"

@@ -1,9 +1,10 @@
 """The rows of a report: examples of errors and of scores by their ids, from a bounded number of parts.
 
-Takes facts, reads a few columns of a few parts, gives rows as dictionaries. The texts of pairs are not read. Knows nothing
-of HTML.
+Takes facts, reads a few columns of a few parts, gives rows as dictionaries; the texts of the pairs, shortened, are among them
+where they are wanted and the output has them. Knows nothing of HTML.
 """
 
+import math
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +22,16 @@ from rerank_actor.outputs.histograms import ScoreHistograms
 from rerank_actor.outputs.part import flatten_columns, read_part_metadata
 from rerank_actor.outputs.report.facts import EXAMPLES, Facts
 from rerank_actor.outputs.row_groups import open_part
+from rerank_actor.outputs.scored_columns import PairRows
+from rerank_actor.outputs.scored_texts import ScoredTexts
 
 SAMPLED_PARTS = 4
 ERROR_PARTS = 12
 HISTOGRAM_PARTS = 8  # where no unit has a record yet
 LISTED_ROWS = 4  # highest, and as many in the middle and at the end
 ID_LENGTH = 64
+TEXT_LENGTH = 240
+TEXT_ROLES = ("query", "document")
 ID_NAME = re.compile(r"(^|[_.-])(id|ids|qid|pid|did|uid|idx|docid)$", re.IGNORECASE)
 
 
@@ -49,8 +54,14 @@ class Rows:
     columns: list[str] = field(default_factory=list)
 
 
-def sample_rows(facts: Facts) -> Rows:
-    """Return examples of a job's rows, named by the columns that look like ids; unreadable parts are passed over."""
+def sample_rows(facts: Facts, examples: int = 0) -> Rows:
+    """Return examples of a job's rows, named by the columns that look like ids; unreadable parts are passed over.
+
+    Args:
+        facts: of the job.
+        examples: scored rows that have their texts, where the output holds them; with none they are told by ids alone.
+    """
+    listed = math.ceil(examples / 3) or LISTED_ROWS
     rows = Rows()
     committed = facts.scored.units
     job = facts.manifest.get("job") or {}
@@ -58,8 +69,9 @@ def sample_rows(facts: Facts) -> Rows:
     columns: dict[str, None] = {}
     for unit, table in _read_parts(facts, _spread(committed, SAMPLED_PARTS), texts):
         columns |= dict.fromkeys(_list_others(table))
-        rows.scored += _pick_scored(unit, table)
-    rows.scored = _thin(sorted(rows.scored, key=lambda row: -float(row["logit"])))
+        picked = _pick_scored(unit, table, listed)
+        rows.scored += _add_texts(facts, unit, picked) if examples else picked
+    rows.scored = _thin(sorted(rows.scored, key=lambda row: -float(row["logit"])), listed)
     wanted = facts.select_units({name for names in facts.error_units.values() for name in names})
 
     def is_wanted(reason: str) -> bool:
@@ -138,31 +150,57 @@ def _name_row(unit: Unit, table: pa.Table, row: int, position: int) -> dict[str,
         if isinstance(value, list):  # one for each document of the row
             value = value[position] if position < len(value) else None
         text = as_text(value) or ""
-        named[name] = text if len(text) <= ID_LENGTH else text[: ID_LENGTH - 1] + "…"
+        named[name] = _shorten(text, ID_LENGTH)
     return named
 
 
-def _pick_scored(unit: Unit, table: pa.Table) -> list[dict[str, Any]]:
+def _pick_scored(unit: Unit, table: pa.Table, listed: int) -> list[dict[str, Any]]:
     logits, parents, positions = _explode(table, "logit")
     scores, tokens = _explode(table, "score")[0], _explode(table, "num_tokens")[0]
     values = logits.to_numpy(zero_copy_only=False).astype(np.float64)
     scored = np.flatnonzero(np.isfinite(values))
     order = scored[np.argsort(-values[scored], kind="stable")]
     picked = []
-    for at in _thin(order.tolist()):
+    for at in _thin(order.tolist(), listed):
         row = _name_row(unit, table, int(parents[at]), int(positions[at]))
         picked.append(
-            row | {"score": scores[at].as_py(), "logit": logits[at].as_py(), "num_tokens": tokens[at].as_py()}
+            row
+            | {"score": scores[at].as_py(), "logit": logits[at].as_py(), "num_tokens": tokens[at].as_py()}
+            | {"part_row": int(parents[at]), "part_place": int(positions[at])}
         )
     return picked
 
 
-def _thin(ordered: list[Any]) -> list[Any]:
-    """Return the first few, a few of the middle and the last few."""
-    if len(ordered) <= 3 * LISTED_ROWS:
+def _add_texts(facts: Facts, unit: Unit, picked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows with the texts of their pairs, as far as the part holds them."""
+    made = ScoredTexts.from_settings(facts.scored.settings)
+    roles = [role for role in TEXT_ROLES if not getattr(made.spec, f"{role}_is_id")]
+    part = dict(zip(facts.scored.units, facts.scored.parts, strict=True))[unit]
+    try:
+        with open_part(part) as file:
+            names = made.list_columns(file.schema_arrow.names, roles)
+            table = file.read([*names, "logit"]).take([row["part_row"] for row in picked])
+        pairs = PairRows(table, "logit", part.uri)
+        texts = made.make(pairs, roles)
+    except (RerankError, pa.ArrowException, OSError, ValueError, KeyError):
+        return picked
+    starts = np.arange(len(picked)) if pairs.lengths is None else np.cumsum(pairs.lengths) - pairs.lengths
+    for row, start in zip(picked, starts.tolist(), strict=True):
+        place = start + (row["part_place"] if pairs.lengths is not None else 0)
+        row |= {role: _shorten(values[place].as_py() or "", TEXT_LENGTH) for role, values in texts.items()}
+    return picked
+
+
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _thin(ordered: list[Any], listed: int) -> list[Any]:
+    """Return the first few, as many of the middle and the last."""
+    if len(ordered) <= 3 * listed:
         return ordered
-    middle = (len(ordered) - LISTED_ROWS) // 2
-    return ordered[:LISTED_ROWS] + ordered[middle : middle + LISTED_ROWS] + ordered[-LISTED_ROWS:]
+    middle = (len(ordered) - listed) // 2
+    return ordered[:listed] + ordered[middle : middle + listed] + ordered[-listed:]
 
 
 def _pick_errors(unit: Unit, table: pa.Table, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, dict[str, Any]]]:

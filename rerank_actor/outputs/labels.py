@@ -1,7 +1,7 @@
 """Labels: which scored pairs are positive, by a column of numbers, truth values or words, or of the place in a list.
 
-Takes scored rows and the label column's name, gives a truth value for each pair. A word counts for what it says in English
-or for what the user says of it; any other is refused, because a wrong guess would turn positives into negatives.
+Takes scored rows and the label column's name, gives a truth value or a grade for each pair. A word counts for what it says in
+English or for what the user says of it; any other is refused, because a wrong guess would turn positives into negatives.
 """
 
 import numpy as np
@@ -29,12 +29,26 @@ def mark_positives(
     Raises:
         InputError: a label is neither a number nor a known word, or no document has its place.
     """
-    label = rows.take(name)
-    if rows.lengths is not None and not is_list(label.type):
-        return _mark_places(label, rows.lengths, rows.uri, name)
-    grades = _read_grades(rows.spread(name), rows.uri, name, positive_labels)
+    grades = read_grades(rows, name, positive_labels)
     positive: np.ndarray = np.nan_to_num(grades, nan=-np.inf, posinf=np.inf, neginf=-np.inf) >= min_relevance
     return positive
+
+
+def read_grades(rows: PairRows, name: str, positive_labels: tuple[str, ...] = ()) -> np.ndarray:
+    """Return what the label of each pair says, NaN for null and infinite for words and places: float64 [num_pairs].
+
+    Args:
+        rows: scored rows.
+        name: of the label column, as `mark_positives` takes it.
+        positive_labels: labels that are positive, as text; all others are not.
+
+    Raises:
+        InputError: as of `mark_positives`.
+    """
+    label = rows.take(name)
+    if rows.lengths is not None and not is_list(label.type):
+        return np.where(_mark_places(label, rows.lengths, rows.uri, name), np.inf, -np.inf)
+    return _read_grades(rows.spread(name), rows.uri, name, positive_labels)
 
 
 def _read_grades(column: pa.ChunkedArray, uri: str, name: str, positive_labels: tuple[str, ...]) -> np.ndarray:

@@ -16,6 +16,7 @@ HISTOGRAM_BARS = 48
 NUMBER = re.compile(r"[-+$]?[\d,]+(\.\d+)?(e[-+]\d+)?( %| x)?|-")  # as a text; a dash is one that is not known
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 220, 64, 12, 8, 24  # of a picture, and of the margins around its shapes
 TICKS = 5  # of an axis, about
+SMOOTHED = 2  # steps of a timeline on each side of one
 POINTS_TOLD, POINT_WIDTH = 30, 12  # of a curve: points that say their values, and how wide they are to point at
 
 _STYLE = """
@@ -48,6 +49,9 @@ details { border-bottom: 1px solid var(--line); padding: .2rem 0; } summary { cu
 .curve { fill: none; stroke-width: 2; }
 .key { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin: 0 .35rem 0 .9rem; }
 .k0 { background: var(--one); } .k1 { background: var(--two); } .k2 { background: var(--three); }
+.funnel i { justify-self: center; }
+pre { background: var(--card); border-radius: .5rem; padding: .8rem; font-size: .85rem; white-space: pre-wrap;
+  overflow-wrap: anywhere; user-select: all; }
 .good { color: var(--three); } .bad { color: var(--two); }
 @media (max-width: 40rem) { svg text { font-size: 20px; }
   .bar { grid-template-columns: 1fr 6.5rem; } .bar span:first-child { grid-column: 1 / -1; } }
@@ -127,6 +131,28 @@ def make_bars(values: Mapping[str, int]) -> str:
     )
 
 
+def make_funnel(whole: str, total: int, steps: Sequence[tuple[str, int, int]]) -> str:
+    """Return what is left after each step, as bars that narrow towards the end.
+
+    Args:
+        whole: what there was before the first step.
+        total: how much of it.
+        steps: what each is called, what it removed and what it left.
+    """
+    levels = [(whole, total, ""), *((name, left, f"\u2212{removed:,}") for name, removed, left in steps)]
+    most = max(1, *(left for _, left, _ in levels))
+    return "".join(
+        f'<div class="bar funnel"><span>{html.escape(name)}</span><i style="width:{100 * left / most:.2f}%"></i>'
+        f'<span class="number">{left:,} <span class="soft">{removed}</span></span></div>'
+        for name, left, removed in levels
+    )
+
+
+def make_code(text: str) -> str:
+    """Return a text to copy, with its lines as they are; long ones go on in the next line."""
+    return f"<pre>{html.escape(text)}</pre>"
+
+
 def make_histogram(
     series: Mapping[str, Mapping[int, int]],
     bin_width: float = 1.0,
@@ -160,21 +186,50 @@ def make_histogram(
     return _frame(series, shapes, _place_ticks(edges))
 
 
-def make_timeline(values: Sequence[float], ticks: Sequence[str], name: str) -> str:
-    """Return a value over time, as steps of equal length.
+def make_timeline(
+    values: Sequence[float],
+    ticks: Sequence[str],
+    name: str,
+    *,
+    most: float | None = None,
+    marks: Sequence[tuple[float, str, str]] = (),
+) -> str:
+    """Return a value over time: steps of equal length, the mean over a few of them as a curve, and marks.
 
     Args:
         values: one a step, from the left.
         ticks: what stands below the axis, the first at its left end and the last at its right.
         name: of the value, with its unit.
+        most: upper end of the axis; None takes the largest value.
+        marks: places from 0 to 1, what stands above the line there, and what it says to who points at it.
     """
-    most = max(values, default=0.0)
+    most = max(max(values, default=0.0), most or 0.0)
     if most <= 0:
         return make_text("no values")
+    floor, width = HEIGHT - BOTTOM, WIDTH - LEFT - RIGHT
     shapes = _draw_grid(most, lambda value: f"{value:,g}") + _draw_series(0, values, most)
+    smooth = smoothen(values)
+    points = " ".join(
+        f"{LEFT + (number + 0.5) / len(smooth) * width:.1f},{floor - value / most * (floor - TOP):.1f}"
+        for number, value in enumerate(smooth)
+    )
+    shapes += f'<polyline class="curve s0" points="{points}"/>'
     shapes += _draw_hover(f"{format_tick(value)} {name}" for value in values)
+    for place, sign, words in marks:
+        x = LEFT + place * width
+        shapes += f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{floor}"/>'
+        shapes += f'<text x="{x + 2:.1f}" y="{TOP + 8}">{html.escape(sign)}</text>'
+        shapes += _draw_value(x - POINT_WIDTH / 2, POINT_WIDTH, words)
     shares = [number / max(1, len(ticks) - 1) for number in range(len(ticks))]
-    return _frame([f"{name}, at most {format_tick(most)}"], shapes, list(zip(shares, ticks, strict=True)))
+    return _frame([f"{name}, at most {format_tick(max(values))}"], shapes, list(zip(shares, ticks, strict=True)))
+
+
+def smoothen(values: Sequence[float]) -> list[float]:
+    """Return the mean of each value and those up to `SMOOTHED` before and behind it, as far as there are any."""
+    return [
+        sum(near) / len(near)
+        for near in (values[max(0, at - SMOOTHED) : at + SMOOTHED + 1] for at in range(len(values)))
+    ]
 
 
 def _gather(bins: Mapping[int, int], first: int, step: int, number_of_bars: int) -> list[float]:

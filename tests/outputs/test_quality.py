@@ -1,0 +1,164 @@
+"""What a report says of labels, groups and texts is what the output holds, and labels that say nothing are not guessed."""
+
+import html
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from commands import read_output
+from scoring_in_process import score_here
+
+from rerank_actor.errors import InputError
+from rerank_actor.job import ScoreJob
+from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.report.build import build_report
+from rerank_actor.outputs.report.facts import gather_facts
+from rerank_actor.outputs.report.quality import Asked, compute_auc, measure_quality
+from rerank_actor.outputs.report.rows import sample_rows
+from rerank_actor.outputs.report.timeline import draw_timeline
+
+
+def score(folder: Path, rows: list[dict[str, object]], **settings: object) -> Path:
+    """Score rows in this process and leave a manifest, as a run does."""
+    (folder / "in").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), folder / "in/pairs.parquet")
+    values = {"input": [str(folder / "in")], "output": str(folder / "out"), "engine": "fake", **settings}
+    job = ScoreJob.model_validate(values).normalized()
+    score_here(job)
+    Output(job.output).write_json("manifest.json", {"job": job.to_record(), "runs": [{"started": 1.0, "actors": 2}]})
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 rows of 30 queries, five without a score."""
+    rows: list[dict[str, object]] = [
+        {
+            "query_id": f"q{i // 10}",
+            "doc_id": i,
+            "label": i % 3 == 0,
+            "language": "de" if i % 4 else "en",
+            "query": None if i == 77 else f"query {i // 10}",
+            "document": None if i % 90 == 5 else f"document {i} " + "x" * (i * 3),
+        }
+        for i in range(300)
+    ]
+    return score(tmp_path_factory.mktemp("quality"), rows, unit_rows=40, max_length=900)
+
+
+def show(page: str) -> str:
+    """Return the words of a page."""
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page.partition("</style>")[2])).split())
+
+
+def test_texts_stand_beside_scores(output: Path) -> None:
+    page = build_report(str(output))
+    table = read_output(output)
+    scored = sample_rows(gather_facts(str(output)), 12).scored
+    assert len(scored) == 12
+    for row in scored:
+        assert table["query"][row["row"]].as_py() == row["query"] and row["query"] in page
+        text = table["document"][row["row"]].as_py()
+        assert text.startswith(row["document"].rstrip("…")) and row["document"] in page and len(row["document"]) <= 240
+
+
+def test_labels_and_groups_are_measured(output: Path) -> None:
+    table = read_output(output)
+    rows = [row for row in table.to_pylist() if row["logit"] is not None]
+    quality = measure_quality(gather_facts(str(output)), Asked(groups=("language", "query_id")))
+    assert (quality.label, quality.labelled, quality.pairs, quality.sampled_parts) == ("label", 295, 300, 8)
+    pairs = [(one["logit"], other["logit"]) for one in rows if one["label"] for other in rows if not other["label"]]
+    assert quality.auc == pytest.approx(np.mean([(a > b) + (a == b) / 2 for a, b in pairs]))
+    gains = []
+    for name in {row["query_id"] for row in rows}:
+        ranked = sorted((row for row in rows if row["query_id"] == name), key=lambda row: -row["logit"])
+        weights = 1 / np.log2(np.arange(2, len(ranked) + 2))
+        labels = [row["label"] for row in ranked]
+        gains.append(np.dot(labels, weights) / np.dot(sorted(labels, reverse=True), weights))
+    assert quality.ndcg == pytest.approx(np.mean(gains)) and quality.num_queries == 30
+    groups, num_values = quality.groups["language"]
+    assert [(group.name, group.pairs, num_values) for group in groups] == [("de", 225, 2), ("en", 75, 2)]
+    scores = [row["score"] for row in rows if row["language"] == "en"]
+    assert groups[1].mean == pytest.approx(np.mean(scores)) and groups[1].quantiles[1] == pytest.approx(
+        np.median(scores)
+    )
+    assert (len(quality.groups["query_id"][0]), quality.groups["query_id"][1]) == (24, 30)
+    words = show(build_report(str(output)))
+    assert f"{quality.auc:.4f} AUC {quality.ndcg:.4f} mean nDCG@10 of 30 queries" in words
+    assert "By language" in words
+    with pytest.raises(InputError, match="has no column `nothing`"):
+        measure_quality(gather_facts(str(output)), Asked("nothing"))
+
+
+def test_labels_that_say_nothing_are_told_and_not_guessed(output: Path, tmp_path: Path) -> None:
+    facts = gather_facts(str(output))
+    with pytest.raises(InputError, match="do not say what they mean"):
+        measure_quality(facts, Asked("query_id"))
+    assert compute_auc(np.array([1.0, 2.0]), np.array([True, True])) is None
+
+
+def test_report_holds_what_ran_it_and_compares_with_another(output: Path) -> None:
+    words = show(build_report(str(output), earlier=str(output)))
+    assert f"rerank score {output}/_job/job.yaml" in words
+    assert "engine: fake" in words
+    assert "pairs 300 300 1.00 x" in words
+
+
+def test_lists_have_labels_by_place_and_texts_of_their_own(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {
+            "query": f"q{i}",
+            "passages": [{"text": f"{i} {j}", "is_selected": int(j == i % 3)} for j in range(3)],
+            "dataset": f"d{i % 2}",
+        }
+        for i in range(6)
+    ]
+    out = score(tmp_path, rows, document_column="passages.text")
+    quality = measure_quality(gather_facts(str(out)))
+    assert (quality.label, quality.positives, quality.labelled, quality.num_queries) == (
+        "passages.is_selected",
+        6,
+        18,
+        6,
+    )
+    assert [group.pairs for group in quality.groups["dataset"][0]] == [9, 9]
+    scored = sample_rows(gather_facts(str(out)), 18).scored
+    assert {(row["query"], row["document"]) for row in scored} == {
+        (f"q{i}", f"{i} {j}") for i in range(6) for j in range(3)
+    }
+    assert all(row["document"] == f"{row['row']} {row['place']}" for row in scored)
+
+
+def test_label_of_fractions_is_left_out_and_said(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"query": "q", "document": f"d{i}", "label": i / 10, "split": "a"} for i in range(5)
+    ]
+    out = score(tmp_path, rows)
+    quality = measure_quality(gather_facts(str(out)))
+    assert quality.label is None and quality.auc is None and len(quality.groups["split"][0]) == 1
+    assert "holds fractions" in show(build_report(str(out)))
+
+
+def test_timeline_spreads_a_unit_over_the_time_its_engine_took() -> None:
+    runs = [
+        {"started": 100.0, "actors": 2, "ready_at": 110.0, "faults_at": [[150.0, "actor_died", 2]]},
+        {"started": 160.0},
+    ]
+    ends, pairs, seconds = np.array([150.0, 196.0]), np.array([400, 460]), np.array([40.0, 46.0])
+    timeline = draw_timeline(ends, pairs, seconds, runs)
+    assert (timeline.first_at, timeline.step_seconds, timeline.last_at) == (100.0, 1.0, 196.0)
+    assert timeline.pairs_per_second[9:11] == pytest.approx([0, 10]) and timeline.pairs_per_second[60] == pytest.approx(
+        10
+    )
+    assert sum(timeline.engines) == pytest.approx(86)
+    assert [(mark.at, mark.kind) for mark in timeline.marks] == [
+        (100.0, "start"),
+        (110.0, "ready"),
+        (150.0, "fault"),
+        (160.0, "resume"),
+    ]
+    assert timeline.marks[2].words == "2 x actor died"
+    assert draw_timeline(np.array([5.0, 0.0]), np.ones(2), np.ones(2), []).marks == []
