@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from rerank_actor.errors import InputError
-from rerank_actor.inputs.columns import find_type, is_list, is_text
+from rerank_actor.inputs.columns import find_type, is_list, is_text, locate
 from rerank_actor.inputs.formats import describe_separator
 from rerank_actor.inputs.pairs import list_fields
 from rerank_actor.inputs.rows import ShardLayout
@@ -75,7 +75,9 @@ def check_columns(spec: InputSpec, layouts: Mapping[str, ShardLayout], is_backfi
 
 
 def _require(spec: InputSpec, uri: str, layout: ShardLayout, flag: str, name: str) -> None:
-    is_whole = flag in ("--keep-columns", "--explode-columns")  # no field below a column
+    top = layout.columns.get(locate(layout.columns, name)[0])
+    is_list_apart = flag == "--explode-columns" and top is not None and is_list(top)
+    is_whole = flag == "--keep-columns" or is_list_apart  # no field below a column
     if find_type(layout.columns, name) is None or (is_whole and name not in layout.columns):
         known = ", ".join(f"`{column[:SHOWN_CHARACTERS]}`" for column in layout.columns) or "none"
         raise InputError(

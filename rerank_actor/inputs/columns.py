@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
@@ -60,6 +61,14 @@ def find_type(columns: Mapping[str, pa.DataType], path: str) -> pa.DataType | No
         found = inner.field(field).type
         kind = pa.list_(found) if is_list(kind) else found
     return kind
+
+
+def find_values(table: pa.Table, path: str) -> pa.ChunkedArray | None:
+    """Return a column, or a field of its structs; None where there is none. A field of lists of structs is no column."""
+    column, fields = locate(table.column_names, path)
+    if find_type(dict(zip(table.column_names, table.schema.types, strict=True)), path) is None:
+        return None
+    return pc.struct_field(table[column], fields) if fields else table[column]
 
 
 def take_fields(value: Any, fields: Sequence[str]) -> Any:

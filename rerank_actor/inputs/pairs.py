@@ -5,7 +5,7 @@ and `text` are joined as BEIR does (title, a space, text, stripped), or what a t
 as they were read, gives texts in parallel lists. Knows nothing of prompts, and of no format.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rerank_actor.inputs.columns import find_type, is_list, is_text, locate
+from rerank_actor.inputs.columns import find_type, find_values, is_list, is_text, locate
 from rerank_actor.inputs.field_template import FieldTemplate, parse_template
 from rerank_actor.inputs.ids import read_id
 from rerank_actor.inputs.rows import Rows, make_rows
@@ -49,7 +49,7 @@ class TextSpec:
         dataset_column: column with the name to look up in `instruction_map`.
         instruction_map: instruction by dataset, or None.
         explode: give a row a pair.
-        explode_columns: kept lists to take apart along with the documents.
+        explode_columns: kept lists, or fields of structs that have lists, to take apart along with the documents.
         keep_fields: of documents that are structs, the fields to keep; None for all.
         only_role: where each row is one text alone, the document of its pair, what it is; empty for pairs.
         title_column: column with what is put before that text, as BEIR does; empty for none.
@@ -122,7 +122,7 @@ class TextSpec:
         if flag.endswith("-template"):
             return None
         if flag == "--explode-columns":
-            return None if is_list(kind) or pa.types.is_null(kind) else "a list"
+            return None if is_list(kind) or pa.types.is_null(kind) else "a list, or a field of structs that has lists"
         is_document = flag in ("--document-column", "--document-id-column", "--negative-columns")
         if self.negative_columns and is_document and holds_systems(kind):
             kind = kind.field(0).type
@@ -330,8 +330,8 @@ def _refuse_misaligned(table: pa.Table, lists: list[Any], spec: TextSpec, row_er
     """Give a fault to rows of which a list to take apart is not as long as the list of documents."""
     wanted = np.array([len(documents) if isinstance(documents, list) else -1 for documents in lists])
     for name in spec.explode_columns:
-        if name in table.column_names:
-            column = table.column(name)
+        column = find_values(table, name)
+        if column is not None:
             lengths = pc.list_value_length(column).fill_null(0).to_numpy() if is_list(column.type) else -wanted
             for row in np.flatnonzero(lengths != wanted):
                 row_errors[row] = row_errors[row] or MISALIGNED
@@ -352,11 +352,14 @@ def _explode(
     index = np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     has_one = np.repeat(lengths > 0, sizes)
     exploded = table.take(pa.array(owners))
-    for name in {spec.document_column, *spec.explode_columns} & set(table.column_names):
-        column = table.column(name)
-        if is_list(column.type):
+    named = set(spec.explode_columns) | ({spec.document_column} & set(table.column_names))
+    for name in sorted(named):
+        column = find_values(table, name)
+        if column is not None and is_list(column.type):
+            top, fields = locate(table.column_names, name)
             values = _take_elements(column, owners, index, has_one)
-            exploded = exploded.set_column(exploded.column_names.index(name), name, values)
+            values = _put_field(_combine(exploded.column(top)), fields, values)
+            exploded = exploded.set_column(exploded.column_names.index(top), top, values)
     exploded = exploded.append_column(INDEX_COLUMN, pa.array(index.astype(np.int32), mask=~has_one))
     errors = [row_errors[owner] if lengths[owner] else LIST_EMPTY for owner in owners]
     spread: list[Any] = [None] * len(owners)
@@ -370,6 +373,15 @@ def _explode(
         errors,
         None,
     )
+
+
+def _put_field(column: pa.Array, fields: Sequence[str], values: pa.Array) -> pa.Array:
+    """Return structs with other values of a field, or the values where none is named."""
+    if not fields:
+        return values
+    inner = {field.name: pc.struct_field(column, field.name) for field in column.type}
+    inner[fields[0]] = _put_field(inner[fields[0]], fields[1:], values)
+    return pa.StructArray.from_arrays([*inner.values()], [*inner], mask=column.is_null())
 
 
 def _combine(column: pa.ChunkedArray) -> pa.Array:

@@ -203,17 +203,26 @@ def test_a_place_repeated_for_each_exploded_candidate_is_refused(tmp_path: Path)
         {"query": f"q{n}", "document": ["a", "b", "c"], "label": n, "grades": [n == k for k in range(3)]}
         for n in (0, 2)
     ]
+    for row in listed:  # as MS MARCO has it
+        row["one"] = {"text": row["document"], "inner": {"grades": row["grades"]}, "url": "x"}
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listed))
     marked = {}
-    for name, values in {"lists": {}, "rows": {"explode": True, "explode_columns": ["grades"]}}.items():
+    apart = {"explode": True, "document_column": "one.text"}
+    forms: dict[str, tuple[str, dict[str, Any]]] = {
+        "lists": ("grades", {}),
+        "field": ("one.inner.grades", {**apart, "explode_columns": ["one.inner.grades"]}),
+        "fields": ("one.inner.grades", {**apart, "explode_columns": ["one.text", "one.inner.grades"]}),
+        "rows": ("grades", {"explode": True, "explode_columns": ["grades"]}),
+    }
+    for name, (label, values) in forms.items():
         out = {"input": [str(tmp_path / "in.jsonl")], "engine": "fake", "output": str(tmp_path / name), **values}
         score_here(load_job(None, out))
-        columns = prepare_mining(make_job(tmp_path / name, tmp_path / "mined", label_column="grades")).scored.columns
+        columns = prepare_mining(make_job(tmp_path / name, tmp_path / "mined", label_column=label)).scored.columns
         (part,) = (tmp_path / name).glob("part-*.parquet")
         marked[name] = read_pairs(pq.ParquetFile(part), "x", [0], columns, (), 0).table["positive"].to_pylist()
     bare = tmp_path / "bare.parquet"
     bare.write_bytes(part.read_bytes())  # whose metadata say how it was laid out
-    assert marked["lists"] == marked["rows"] == [True, False, False, False, False, True]
+    assert marked == dict.fromkeys(forms, [True, False, False, False, False, True])
     for scored in (tmp_path / "rows", bare):
         with pytest.raises(InputError, match=r"repeated column `label` for each candidate.*--explode-columns"):
             prepare_mining(make_job(scored, tmp_path / "mined", label_column="label"))

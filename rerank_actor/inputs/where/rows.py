@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from rerank_actor.errors import InputError, describe_cause
-from rerank_actor.inputs.columns import find_type, is_list, is_text, locate, to_texts
+from rerank_actor.inputs.columns import find_type, find_values, is_list, is_text, to_texts
 from rerank_actor.inputs.text import is_number
 from rerank_actor.inputs.where.expression import Where, name_number
 
@@ -33,10 +33,8 @@ def select_rows(table: pa.Table, where: Where) -> np.ndarray:
     """
     arrays = {}
     for name in where.columns:
-        column, fields = locate(table.column_names, name)
-        is_there = find_type(dict(zip(table.column_names, table.schema.types, strict=True)), name) is not None
-        found = table[column] if is_there else pa.nulls(table.num_rows)
-        arrays[name] = pc.struct_field(found, fields) if is_there and fields else found
+        found = find_values(table, name)
+        arrays[name] = pa.nulls(table.num_rows) if found is None else found
     return _evaluate(pa.table(arrays), where)
 
 
