@@ -249,7 +249,8 @@ def count_not_kept(rows: Rows, spec: TextSpec) -> int:
     if _list_needed(rows, spec, "document").intersection(lost):
         spec = replace(spec, document_column="", negative_columns=(), document_template=None)
     rows = align_documents(rows, spec.document_columns, spec.holds) if spec.negative_columns else rows
-    there, kept = make_pairs(rows, spec), make_pairs(make_rows(rows.table, names, list(rows.texts)), spec)
+    as_kept = replace(make_rows(rows.table, names, list(rows.texts)), faults=rows.faults)
+    there, kept = make_pairs(rows, spec), make_pairs(as_kept, spec)
     if len(there.documents) != len(kept.documents):
         return len(there.documents)
     texts = [*zip(there.queries, kept.queries, strict=True), *zip(there.documents, kept.documents, strict=True)]

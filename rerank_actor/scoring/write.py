@@ -26,7 +26,7 @@ from rerank_actor.outputs.commit import commit_part
 from rerank_actor.outputs.histograms import ScoreHistograms
 from rerank_actor.outputs.part import METADATA_PREFIX, flatten_columns
 from rerank_actor.outputs.row_digest import digest_rows
-from rerank_actor.outputs.training.place import list_document_columns, place_values
+from rerank_actor.outputs.training.place import list_document_columns, order_texts, place_values
 from rerank_actor.scoring.unit import UnitWork
 from rerank_actor.storage.lease import LeaseMark
 
@@ -180,7 +180,7 @@ def write_part(
     else:
         table, totals = build_part(work, ScoreScale.from_metadata(metadata), has_others="where" in metadata)
         if documents := list_document_columns(metadata):
-            table = place_values(table, documents, table["logit"])
+            table = place_values(order_texts(table, metadata), documents, table["logit"])
         histograms = ScoreHistograms.of_columns(flatten_columns(table)).to_record()
     facts = {**totals, **histograms, **work.facts, "digest": digest_rows(table)}
     unit_metadata = {

@@ -225,6 +225,30 @@ def test_tuples_get_scores_in_the_order_of_their_negatives(tmp_path: Path, name:
     ]
 
 
+@pytest.mark.parametrize(
+    ("columns", "flags"),
+    [
+        ("id,anchor,positive,negative_1,negative_10,negative_2", {}),
+        ("negative_2,id,negative_1,positive,anchor", {}),
+        ("anchor,positive,negative_1,negative_2", {"keep_columns": "negative_2,positive,negative_1,anchor"}),
+        ("c,a,b,d", {"query_column": "a", "document_column": "b", "negative_columns": "d,c"}),
+        ("negative,anchor,positive", {"rename_columns": "negative=x,anchor=y"}),
+    ],
+)
+def test_texts_of_tuples_stand_where_trainers_take_them_for_their_scores(
+    tmp_path: Path, columns: str, flags: dict[str, Any]
+) -> None:
+    names = columns.split(",")
+    row = {name: 7 if name == "id" else f"text of {name}" for name in names}
+    (scored,) = score_rows(make_job(write_lines(tmp_path / "train.jsonl", [row]), format="tuples", **flags))
+    (back,) = export_lines(tmp_path, "tuples")
+    query, *documents = [value for value in back.values() if isinstance(value, str)]  # as a trainer goes by place
+    assert query == row["a" if "a" in row else "anchor"]
+    assert [value for value in scored.values() if isinstance(value, str)] == [query, *documents]
+    assert back["scores"] == scored["scores"] == score_alone(tmp_path, [(query, text) for text in documents])
+    assert sorted(map(str, [*back.values()][:-1])) == sorted(map(str, row.values()))
+
+
 def test_ids_by_system_get_scores_of_the_texts_that_they_name(tmp_path: Path) -> None:
     path = write_lines(
         tmp_path / "hard.jsonl.gz",

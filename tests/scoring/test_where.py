@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mining_in_process import mine_in_process
 from scoring_in_process import read_checked, score_here
 
 from rerank_actor.commands.command_line import call_command
@@ -173,6 +174,20 @@ def test_lists_of_rows_that_are_passed_through_stay_whole(tmp_path: Path) -> Non
     passed = [row for row in rows if not row["selected"]]
     assert [row["query"] for row in passed] == ["q1"] and passed[0]["score"] is None and passed[0]["error"] is None
     assert sum(row["selected"] for row in rows) == 3
+
+
+@pytest.mark.parametrize("dropped", ["", "s"])
+@pytest.mark.parametrize(
+    "row", [{"document": ["b", "c"], "label": [1, 0]}, {"pos": ["b"], "neg": ["c"]}, {"positive": "b", "negative": "c"}]
+)
+def test_lists_of_rows_that_are_passed_through_are_mined(tmp_path: Path, row: dict[str, Any], dropped: str) -> None:
+    rows = [{"query": f"q{n}", **row, "s": n % 2} for n in range(4)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = make_job(tmp_path, input=[str(tmp_path / "in.jsonl")], where="s > 0", drop_columns=dropped)
+    score_here(job)
+    given = {"scored": [job.output], "output": str(tmp_path / "mined"), "false_negatives": "report"}
+    mined, _, _ = mine_in_process(check_job(MineJob, {**given, "label_column": "label"}).normalized())
+    assert [(one["anchor"], one["positive"], one["negative"]) for one in mined] == [("q1", "b", "c"), ("q3", "b", "c")]
 
 
 def test_row_that_hides_its_score_or_its_error_is_found(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from rerank_actor.outputs.training.parallel import Kept, cut_along, list_flags, 
 from rerank_actor.outputs.training.place import (
     has_documents,
     list_document_columns,
+    order_texts,
     place_values,
     take_away,
     tell_form,
@@ -139,7 +140,8 @@ def _iterate_rows(
     for part in scored.parts:
         with open_part(part, UNREADABLE) as file, refuse_damaged(part.uri, UNREADABLE):
             for group in range(file.metadata.num_row_groups):
-                table = file.read_row_group(group).replace_schema_metadata(None)
+                table = file.read_row_group(group)
+                table = order_texts(table, read_part_metadata(table.schema)).replace_schema_metadata(None)
                 known = table.filter(pc.is_valid(table[space]))
                 result.left_out_rows += table.num_rows - known.num_rows
                 placed = place_values(take_away(known, documents), documents, known[space])

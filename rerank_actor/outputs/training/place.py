@@ -40,6 +40,18 @@ def list_document_columns(metadata: Mapping[str, str]) -> list[str]:
     return [renamed.get(name, name) for name in (positives, *settings["negative_columns"])]
 
 
+def order_texts(table: pa.Table, metadata: Mapping[str, str]) -> pa.Table:
+    """Return tuples with anchor, positive and negatives in the order of the scores; trainers go by place, not by name."""
+    documents = list_document_columns(metadata)
+    if tell_form(table.schema, documents) != "tuples" or "query_column" not in metadata:
+        return table
+    query = json.loads(metadata["query_column"])
+    query = json.loads(metadata.get("rename_columns", "{}")).get(query, query)
+    texts = [name for name in (query, *documents) if name in table.column_names]
+    places = iter(texts)
+    return table.select([next(places) if name in texts else name for name in table.column_names])
+
+
 def take_away(table: pa.Table, documents: Sequence[str]) -> pa.Table:
     """Return rows without the values that were placed."""
     table = table.drop_columns(
