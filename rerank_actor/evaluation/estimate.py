@@ -18,8 +18,9 @@ from rerank_actor import storage
 from rerank_actor.engines.model import load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.errors import InputError
+from rerank_actor.evaluation.given import find_given
 from rerank_actor.evaluation.job import EvaluateJob, describe_subset
-from rerank_actor.evaluation.run import choose_retriever, find_given, make_retrieval_jobs
+from rerank_actor.evaluation.run import choose_retriever, make_retrieval_jobs
 from rerank_actor.evaluation.task_texts import TaskData, load_prepared, prepare_task
 from rerank_actor.evaluation.tasks import DEFAULT, Task, choose_tasks
 from rerank_actor.inputs.columns import is_list

@@ -8,13 +8,13 @@ the table; one that was named is refused. How each step works is known elsewhere
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rerank_actor import storage
 from rerank_actor.engines.families.embedding import takes_instruction
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 from rerank_actor.engines.model import fetch_model
 from rerank_actor.engines.options import BUILT_IN_TOKENIZER
 from rerank_actor.errors import AccessDeniedError, InputError, StorageError
 from rerank_actor.evaluation.evaluate import Evaluation, EvaluationSpec, evaluate_outputs
+from rerank_actor.evaluation.given import Sections, find_given
 from rerank_actor.evaluation.job import EvaluateJob, describe_subset
 from rerank_actor.evaluation.measures import Measure, parse_measure
 from rerank_actor.evaluation.task_texts import TaskData, prepare_task
@@ -27,17 +27,6 @@ from rerank_actor.retrieval.job import DEFAULT_EMBEDDING, RetrieveJob
 from rerank_actor.retrieval.run import retrieve_all
 from rerank_actor.scoring.preflight import look_at_model
 from rerank_actor.scoring.run import run_jobs
-
-CANDIDATE_ENDINGS = (
-    ".trec",
-    ".run",
-    "_predictions.json",
-    ".parquet",
-    ".tsv",
-    ".trec.gz",
-    ".run.gz",
-    "_predictions.json.gz",
-)
 
 
 @dataclass
@@ -136,7 +125,11 @@ def _find_candidates(
     job: EvaluateJob, prepared: list[tuple[Task, TaskData]], result: Evaluated, reporter: Reporter
 ) -> list[tuple[Task, TaskData, str]]:
     """Return the subsets with their candidates, after finding those that are not given."""
-    given = {at: find_given(job, data, len(prepared)) for at, (_, data) in enumerate(prepared)}
+    found_there = [find_given(job, data, len(prepared)) for _, data in prepared]
+    sections = Sections(job.root)
+    given = {
+        at: sections.pick(uri, data) for at, (uri, (_, data)) in enumerate(zip(found_there, prepared, strict=True))
+    }
     wanted = {at: pair for at, pair in enumerate(prepared) if given[at] is None}
     if wanted:
         result.retriever = choose_retriever(job, result.suite)
@@ -150,35 +143,6 @@ def _find_candidates(
                 continue
             given[at] = found.candidates
     return [(*pair, place) for at, pair in enumerate(prepared) if (place := given[at]) is not None]
-
-
-def find_given(job: EvaluateJob, data: TaskData, num_subsets: int) -> str | None:
-    """Return where candidates of a task are that need not be found: those of the job, else the task's own.
-
-    Raises:
-        InputError: the job names candidates, and none are of this task.
-    """
-    if job.candidates is None:
-        return data.candidates
-    listed = [item.uri for item in storage.list_objects(job.candidates)]
-    if listed == [job.candidates]:
-        if num_subsets == 1:
-            return job.candidates
-        raise InputError(
-            f"--candidates {job.candidates}: is one file, and there are {num_subsets:,} tasks and subsets; give a folder with "
-            "TASK.trec or TASK_SUBSET.trec for each"
-        )
-    stems = [f"{data.task}_{data.subset}_{data.split}", f"{data.task}_{data.subset}"]
-    stems += [f"{data.task}_{data.split}", data.task] if data.subset == DEFAULT else []
-    names = {uri.rpartition("/")[2]: uri for uri in listed}
-    found = next((names[stem + end] for stem in stems for end in CANDIDATE_ENDINGS if stem + end in names), None)
-    if found is None and data.candidates is None:
-        raise InputError(
-            f"--candidates {job.candidates}: has none of {describe_subset(data.task, data.subset)}; a file "
-            f"{stems[-1]}.trec or {stems[-1]}_predictions.json is wanted",
-            uri=job.candidates,
-        )
-    return found or data.candidates
 
 
 def choose_retriever(job: EvaluateJob, suite: Suite) -> str | None:

@@ -164,9 +164,9 @@ def _make(task: Task, files: TaskFiles, subset: str, split: str, folder: str, so
     judged = {query: documents for query, documents in judgements.items() if query in texts}
     queries, qrels = storage.join_uri(folder, "queries.jsonl"), storage.join_uri(folder, "qrels.parquet")
     lines = [json.dumps({"_id": query, "text": texts[query]}, ensure_ascii=False) for query in judged]
-    _write_if_other(queries, ("\n".join(lines) + "\n").encode())
+    write_if_other(queries, ("\n".join(lines) + "\n").encode())
     rows = [(query, document, grade) for query, of in judged.items() for document, grade in of.items()]
-    _write_if_other(qrels, storage.to_parquet(pa.table([*zip(*rows, strict=True)], [QUERY, "corpus-id", "score"])))
+    write_if_other(qrels, storage.to_parquet(pa.table([*zip(*rows, strict=True)], [QUERY, "corpus-id", "score"])))
     candidates = None
     lists = _read_lists(more[TOP_RANKED])
     if lists:
@@ -175,7 +175,7 @@ def _make(task: Task, files: TaskFiles, subset: str, split: str, folder: str, so
         if not pairs:
             raise InputError(f"{task.place}: {TOP_RANKED} has none of the judged queries", uri=task.place)
         table = pa.table([*zip(*pairs, strict=True)], ["query_id", "document_id"])
-        _write_if_other(candidates, storage.to_parquet(table))
+        write_if_other(candidates, storage.to_parquet(table))
     data = TaskData(
         task=task.name,
         place=task.place,
@@ -193,7 +193,7 @@ def _make(task: Task, files: TaskFiles, subset: str, split: str, folder: str, so
     return data
 
 
-def _write_if_other(uri: str, data: bytes) -> None:
+def write_if_other(uri: str, data: bytes) -> None:
     """Write a file unless it is there already, so that jobs that read it find it unchanged."""
     if storage.read_if_present(uri) != data:
         storage.write_bytes(uri, data)

@@ -20,10 +20,10 @@ from rerank_actor.commands.evaluate import evaluate
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.evaluation.changed import compute_p_mrr
 from rerank_actor.evaluation.estimate import estimate_tasks
+from rerank_actor.evaluation.given import Sections, find_given
 from rerank_actor.evaluation.job import EvaluateJob
 from rerank_actor.evaluation.run import (
     Evaluated,
-    find_given,
     judge_subset,
     judge_subsets,
     make_scoring_jobs,
@@ -72,7 +72,9 @@ def score_tasks(job: EvaluateJob) -> None:
     """Score what an evaluation would, in this process; its candidates are there."""
     tasks, _ = choose_tasks(job.tasks, job.suite)
     prepared = prepare_tasks(job, tasks, {}, QuietReporter())
-    found = [(task, data, str(find_given(job, data, len(prepared)))) for task, data in prepared]
+    sections = Sections(job.root)
+    given = [sections.pick(find_given(job, data, len(prepared)), data) for _, data in prepared]
+    found = [(task, data, str(place)) for (task, data), place in zip(prepared, given, strict=True)]
     for reranker in job.list_rerankers():
         takes = reads_instruction(job, reranker, QuietReporter())
         for _, one in make_scoring_jobs(job, reranker, found, takes_instruction=takes):
@@ -425,6 +427,33 @@ def test_task_with_a_subset_without_candidates_has_no_mean(hub_server: HubServer
         assert report.is_complete is is_complete
         assert [set(line.tasks) for line in report.lines] == [{"tiny"}] * 3 if is_complete else [set()]
         assert ("| fake | - | - | - |" in report.make_markdown()) is not is_complete
+
+
+def test_predictions_of_several_subsets_and_splits_in_one_file_are_told_apart(
+    hub_server: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub_server.commit("mteb/tiny", make_repository({"de": "x", "en": ""}))
+    made = {
+        subset: {split: {query: {mark + one: 1 / rank} for rank, query in enumerate(QRELS, 1)} for split, one in splits}
+        for subset, mark, splits in (("de", "x", (("test", "d0"), ("dev", "d1"))), ("en", "", (("dev", "d5"),)))
+    }
+    file = tmp_path / "tiny_predictions.json"
+    for place in (file, tmp_path):
+        file.write_text(json.dumps({"mteb_model_meta": None, **made}, indent=1))
+        job = make_job(
+            tmp_path / f"eval-{place.name}", tasks=["mteb/tiny"], candidates=str(place), measures=["recall@5"]
+        )
+        score_tasks(job)
+        rows = {path.parent.name: pq.read_table(path).to_pylist() for path in Path(job.root).rglob("part-*")}
+        assert {row["document_id"] for row in rows["de"]} == {"xd1"}
+        assert {row["document_id"] for row in rows["en"]} == {"d5"}
+        assert [row["retrieval_score"] for row in rows["de"]] == pytest.approx([1, 1 / 2, 1 / 3])
+    file.write_text(json.dumps({"de": {"test": made["de"]["test"]}}))
+    flags = ["--tasks", "mteb/tiny", "--candidates", file, "--engine", "fake", "--output", tmp_path / "other"]
+    assert run(*flags) == 2
+    assert "holds de/test, and de/dev of tiny is wanted" in capsys.readouterr().err
+    file.write_text(json.dumps({"default": {"test": {"q0": {"xd0": 1}}}}))  # as exports say where nobody names them
+    assert Sections("").pick(str(file), prepare_tasks(job, choose_tasks(job.tasks, None)[0], {}, QuietReporter())[0][1])
 
 
 def test_dry_run_says_pairs_tokens_hours_and_money_and_writes_nothing(

@@ -1,8 +1,8 @@
 """MTEB's predictions: the candidates of a task with their scores, as one JSON object that is read query by query.
 
 `{"mteb_model_meta": {...}, SUBSET: {SPLIT: {query: {document: score}}}}`, as mteb's `prediction_folder` holds it and
-`jobs.export` writes it, with or without line ends; the first name may be missing. A file has one subset and one split, because
-queries of others have other texts. Memory is bounded by one query. Knows nothing of plans.
+`jobs.export` writes it, with or without line ends; the first name may be missing. Rows of a plan are of one subset and one
+split, because queries of others have other texts. Memory is bounded by one query. Knows nothing of plans.
 """
 
 import json
@@ -20,9 +20,11 @@ META = rb'"mteb_model_meta"'
 _STRING = rb'"(?:[^"\\]|\\.)*+"'
 _PLAIN = rb'[^"{}]*+(?:' + _STRING + rb'[^"{}]*+)*+'
 _META = rb"(?:" + META + rb"\s*+:\s*+(?:null|\{" + _PLAIN + rb"\})\s*+,\s*+)?"
-HEAD = re.compile(rb"\s*+\{\s*+" + _META + (_STRING + rb"\s*+:\s*+\{\s*+") * 2, re.S)
+_NAME = rb"(" + _STRING + rb")\s*+:\s*+\{\s*+"
+HEAD = re.compile(rb"\s*+\{\s*+" + _META + _NAME * 2, re.S)
 ENTRY = re.compile(rb"\s*+,?\s*+(" + _STRING + rb")\s*+:\s*+(\{" + _PLAIN + rb"\})", re.S)
 TAIL = re.compile(rb"\s*+\}\s*+\}\s*+\}\s*+")
+ANOTHER = re.compile(rb"\s*+\}\s*+(?:\}\s*+,\s*+" + _NAME + rb"|,\s*+)" + _NAME, re.S)  # subset and split, or split
 STARTS_ANOTHER = re.compile(rb"\s*+\}\s*+(?:\}\s*+)?,")
 
 
@@ -38,18 +40,39 @@ def iterate_predictions(file: TextFile, start: int = 0) -> Iterator[tuple[int, i
         OSError, EOFError: it is packed as its name does not say, or cut short.
         StorageError, JobError: it cannot be reached.
     """
+    for begin, end, _, query, candidates in _iterate(file, start, several=False):
+        yield begin, end, query, candidates
+
+
+def iterate_sections(file: TextFile) -> Iterator[tuple[tuple[str, str], str, list[tuple[str, float]]]]:
+    """Yield subset and split, the query's id, and its documents with their scores, of each query of all subsets and splits.
+
+    Raises:
+        As of `iterate_predictions`, but for several subsets or splits.
+    """
+    for *_, section, query, candidates in _iterate(file, 0, several=True):
+        yield section, query, candidates
+
+
+def _iterate(
+    file: TextFile, start: int, *, several: bool
+) -> Iterator[tuple[int, int, tuple[str, str], str, list[tuple[str, float]]]]:
     with open_text(file, start) as stream:
         text, place = b"", start
         is_open = start > 0
+        subset = split = ""
         while True:
             chunk = stream.read(CHUNK_BYTES)
             text += chunk
             at = 0
             if not is_open and (head := HEAD.match(text)):
-                is_open, at = True, head.end()
-            while is_open and (entry := ENTRY.match(text, at)):
-                yield place + entry.start(1), place + entry.end(), *_read_query(file.uri, entry)
-                at = entry.end()
+                is_open, at, subset, split = True, head.end(), json.loads(head[1]), json.loads(head[2])
+            while is_open and (found := ENTRY.match(text, at) or (ANOTHER.match(text, at) if several else None)):
+                at = found.end()
+                if found.re is ENTRY:
+                    yield place + found.start(1), place + at, (subset, split), *_read_query(file.uri, found)
+                else:
+                    subset, split = json.loads(found[1] or json.dumps(subset)), json.loads(found[2])
             text, place = text[at:], place + at
             if not chunk:
                 break
