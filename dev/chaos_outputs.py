@@ -57,7 +57,7 @@ class Place:
     def names(self) -> list[str]:
         """Return what lies in the output, relative to it."""
         if self.server is not None:
-            return [key.removeprefix("output/") for key in self.server.read_all("output/")]
+            return [key.removeprefix("output/") for key in self.server.list_keys("output/")]
         top = Path(self.output)
         return sorted(str(path.relative_to(top)) for path in top.rglob("*") if path.is_file())
 
@@ -222,13 +222,7 @@ def rehearse_no_storage(storm: Storm) -> None:
     """Let storage refuse parts for good: the run ends soon and keeps nothing half; afterwards the same command goes on."""
     server = storm.place.server
     if server is None:
-        with small_disk(storm.place) as grow:
-            code = storm.run("first")
-            assert code == 1, f"the run ended with {code}"
-            assert "_SUCCESS" not in storm.place.names()
-            grow()
-            assert storm.run("first") == 0
-            storm.check("first")
+        storm.rng.choice([rehearse_full_disk, rehearse_read_only_disk])(storm)
         return
     after, status = storm.rng.randrange(0, 20), storm.rng.choice([403, 507])
     storm.environment |= {"AWS_MAX_ATTEMPTS": "2"}
@@ -248,6 +242,33 @@ def rehearse_no_storage(storm: Storm) -> None:
     server.fault = None
     assert storm.run("first") == 0
     storm.check("first")
+
+
+def rehearse_full_disk(storm: Storm) -> None:
+    """Fill the disk with some parts, and make room."""
+    with own_disk(storm.place, "size=256k") as remount:
+        code = storm.run("first")
+        assert code == 1, f"the run ended with {code}"
+        assert "_SUCCESS" not in storm.place.names()
+        remount("size=64m")
+        assert storm.run("first") == 0
+        storm.check("first")
+
+
+def rehearse_read_only_disk(storm: Storm) -> None:
+    """Mount the disk again read-only while a run is at work, as the kernel does with one that has faults, and again."""
+    with own_disk(storm.place, "size=64m") as remount:
+        run = storm.start("first")
+        storm.wait_for_parts(run, storm.rng.randrange(1, 25))
+        remount("ro")
+        before = storm.place.parts()
+        code = storm.finish(run)
+        assert code == 1, f"the run ended with {code}"
+        assert storm.place.parts() == before
+        assert storm.run("first") in (1, 2), "a run on a read-only disk did not say so"
+        remount("rw")
+        assert storm.run("first") == 0
+        storm.check("first")
 
 
 def rehearse_lost_plan(storm: Storm) -> None:
@@ -280,15 +301,23 @@ def rehearse_lost_folder(storm: Storm) -> None:
 
 
 @contextlib.contextmanager
-def small_disk(place: Place) -> Iterator[Callable[[], None]]:
-    """Let the output be on a disk that some parts fill; gives what makes room."""
+def own_disk(place: Place, options: str) -> Iterator[Callable[[str], None]]:
+    """Let the output be on a disk of its own; gives what mounts it again with other options."""
     top = Path(place.output)
     top.mkdir(parents=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(top)], capture_output=True)
-    if mounted.returncode != 0:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(top)], capture_output=True).returncode != 0:
         raise Skipped("mount -t tmpfs")
+
+    def remount(options: str) -> None:
+        for _ in range(200):  # busy while a file is open for writing
+            command = ["mount", "-o", f"remount,{options}", str(top)]
+            if subprocess.run(command, capture_output=True).returncode == 0:
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"the disk cannot be mounted with {options}")
+
     try:
-        yield lambda: subprocess.run(["mount", "-o", "remount,size=64m", str(top)], check=True) and None
+        yield remount
     finally:
         subprocess.run(["umount", "-l", str(top)], check=False)
 
@@ -357,9 +386,9 @@ def main() -> None:
                 except Skipped as reason:
                     print(f"{what}: passed over, because this machine allows no {reason}", flush=True)
                     continue
-                except AssertionError as error:
+                except Exception as error:
                     failed.append(what)
-                    print(f"{what}: FAILED: {error}; log in {folder}", flush=True)
+                    print(f"{what}: FAILED: {type(error).__name__}: {error}; log in {folder}", flush=True)
                     continue
                 finally:
                     storm.close()

@@ -20,6 +20,7 @@ from rerank_actor.errors import OutputConflictError, RerankError, StorageError
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 45.0
+CLOCK_SECONDS = 3600.0  # that clocks of two hosts may differ by
 WRITE_TRIES = 5
 
 
@@ -47,6 +48,7 @@ class Lease:
         heartbeat_seconds: between two rewrites.
         stale_seconds: silence after which a lease may be taken over; well above the former.
         host: name of this machine.
+        clock: seconds since 1970 as this machine has them, which may be wrong: nothing is decided by them.
     """
 
     def __init__(
@@ -58,10 +60,11 @@ class Lease:
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         stale_seconds: float = STALE_SECONDS,
         host: str | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._uri, self._folder, self._run_id = uri, folder, run_id
         self._heartbeat_seconds, self._stale_seconds = heartbeat_seconds, stale_seconds
-        self._here = _identify_process(host)
+        self._here, self._clock = _identify_process(host), clock
         self._epoch_uri = f"{uri.removesuffix('.json')}-epoch.json"
         self._epoch = 0
         self._taker: dict[str, Any] | None = None
@@ -116,12 +119,12 @@ class Lease:
                 storage.delete_objects([self._uri])
 
     def _record(self) -> bytes:
-        values = {"run": self._run_id, "epoch": self._epoch, **self._here, "heartbeat": time.time()}
+        values = {"run": self._run_id, "epoch": self._epoch, **self._here, "heartbeat": self._clock()}
         return storage.seal_json(values)
 
     def _raise_epoch(self, before: dict[str, Any]) -> None:
         """Take an epoch above that of an earlier holder; it is the time in ms unless clocks differ."""
-        self._epoch = max(self._epoch, time.time_ns() // 1_000_000, get_epoch(before) + 1)
+        self._epoch = max(self._epoch, int(self._clock() * 1000), get_epoch(before) + 1)
 
     def _take_over(self, report: Callable[[str], None]) -> None:
         lease = storage.read_version(self._uri)
@@ -376,5 +379,6 @@ def is_running(uri: str) -> bool:
     if not holder or _has_ended(holder, here):
         return False
     heartbeat = holder.get("heartbeat")
-    is_fresh = isinstance(heartbeat, int | float) and time.time() - heartbeat < STALE_SECONDS
+    # Of a host whose clock is ahead; by how much more says that the heartbeat is nobody's.
+    is_fresh = isinstance(heartbeat, int | float) and -CLOCK_SECONDS < time.time() - heartbeat < STALE_SECONDS
     return is_fresh or _is_alive_here(holder, here)

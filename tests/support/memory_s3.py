@@ -2,7 +2,8 @@
 
 A process of the simulation is a thread; each of its requests waits at the gate, so that the test decides what happens between
 any two of them: another process's requests, a request that is done twice, as a client does that sends it again by itself, one
-whose answer is lost, or the death of the process.
+whose answer is lost, or the death of the process. Requests are done in the thread that makes them, without s3fs's loop of its
+own, so that a step costs two changes of threads.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ from rerank_actor.storage.limits import override_limits
 from rerank_actor.storage.s3_client import connect_s3
 
 STEP_SECONDS = 60.0
-Fate = Literal["done", "twice", "lost", "refused"]  # of a request; of a lost one the answer alone is
+Fate = Literal["done", "twice", "lost", "late", "refused"]  # of a request; of a lost one the answer alone is
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)  # when everything was written; nothing depends on it
 _process: ContextVar["Process | None"] = ContextVar("process", default=None)
 
@@ -41,44 +42,40 @@ class Process:
         self.requests = 0
         self.standing = ""  # before this request
         self.is_killed = False
+        self.is_alive = False  # has a request to make
         self.lost = 0  # answers
-        self._gate: asyncio.Future[Fate] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stands = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
-        self._thread.start()
-        assert self._stands.wait(STEP_SECONDS)
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it has a request to make."""
-        return self._gate is not None
+        self._fate: Fate = "done"
+        self._stands, self._goes = threading.Semaphore(0), threading.Semaphore(0)
+        threading.Thread(target=self._run, args=(work,), daemon=True).start()
+        self._await_standing()
 
     def step(self, fate: Fate = "done") -> None:
         """Let the request go that it stands before, and wait until it stands before the next or has ended."""
-        gate, loop = self._gate, self._loop
-        assert gate is not None and loop is not None
-        self._gate = None
+        assert self.is_alive
+        self.is_alive = False
         self.lost += fate == "lost"
-        self._stands.clear()
-        loop.call_soon_threadsafe(gate.set_result, fate)
-        assert self._stands.wait(STEP_SECONDS), "a process neither ended nor made a request"
+        self._fate = fate
+        self._goes.release()
+        self._await_standing()
 
     def kill(self) -> None:
         """Let nothing that it does from now on reach the store; it has no time to give anything back."""
         self.is_killed = True
         self.step("refused")
 
-    async def wait(self, request: str) -> Fate:
+    def wait(self, request: str) -> Fate:
         """Stand still before a request; return what is to become of it."""
         if self.is_killed:
             return "refused"
         self.requests += 1
         self.standing = request
-        self._loop = asyncio.get_running_loop()
-        gate = self._gate = self._loop.create_future()
-        self._stands.set()
-        return await gate
+        self.is_alive = True
+        self._stands.release()
+        self._goes.acquire()
+        return self._fate
+
+    def _await_standing(self) -> None:
+        assert self._stands.acquire(timeout=STEP_SECONDS), "a process neither ended nor made a request"
 
     def _run(self, work: Callable[[], Any]) -> None:
         _process.set(self)
@@ -87,28 +84,65 @@ class Process:
         except Exception as error:
             self.outcome = error
         finally:
-            self._gate = None
-            self._stands.set()
+            self._stands.release()
+
+
+class _HereLoop(asyncio.BaseEventLoop):
+    """A loop that does at once what another thread would be given to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._selector = self
+
+    def select(self, timeout: float | None) -> list[Any]:
+        return []
+
+    def _process_events(self, events: list[Any]) -> None:
+        pass
+
+    def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:
+        handle = self.call_soon(callback, *args, context=context)
+        asyncio._set_running_loop(self)
+        try:
+            while self._ready:  # type: ignore[attr-defined]
+                self._run_once()  # type: ignore[attr-defined]
+        finally:
+            asyncio._set_running_loop(None)
+        return handle
+
+
+_here = threading.local()
 
 
 class MemoryS3(AsyncFileSystem):  # type: ignore[misc]
     """The part of s3fs that the project uses, over a dictionary."""
 
     objects: ClassVar[dict[str, bytes]] = {}
+    written: ClassVar[list[str]] = [""]  # the key of the last put
     cachable = False
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{name: value for name, value in options.items() if name in ("loop", "asynchronous")})
+        super().__init__(asynchronous=True)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """This thread's."""
+        if not hasattr(_here, "loop"):
+            _here.loop = _HereLoop()
+        return _here.loop
 
     async def _call_s3(self, method: str, **arguments: Any) -> dict[str, Any]:
         process = _process.get()
-        fate = await process.wait(f"{method} {arguments.get('Key', '')}") if process is not None else "done"
+        fate = process.wait(f"{method} {arguments.get('Key', '')}") if process is not None else "done"
         if fate in ("twice", "lost"):
             with contextlib.suppress(OSError):
                 self._answer(method, arguments)
         if fate in ("lost", "refused"):
             raise ConnectionResetError("on demand")
-        return self._answer(method, arguments)
+        answer = self._answer(method, arguments)
+        if fate == "late" and method == "list_objects_v2":  # what was written last is not listed yet
+            answer["Contents"] = [item for item in answer["Contents"] if item["Key"] != self.written[-1]]
+        return answer
 
     async def _pipe_file(self, path: str, data: bytes, **options: Any) -> None:
         bucket, _, key = path.partition("/")
@@ -131,6 +165,7 @@ class MemoryS3(AsyncFileSystem):  # type: ignore[misc]
         if IfMatch and there is not None and _mark(there) != IfMatch:
             _refuse("PreconditionFailed", 412)
         self.objects[Key] = bytes(Body)
+        self.written[-1] = Key
         return {"ETag": f'"{_mark(Body)}"'}
 
     def _get_object(self, Bucket: str, Key: str, Range: str = "") -> dict[str, Any]:

@@ -168,9 +168,12 @@ class S3Server:
 
     def read_all(self, prefix: str) -> dict[str, bytes]:
         """Return all objects below a prefix by key."""
+        return {key: self.read(key) for key in self.list_keys(prefix)}
+
+    def list_keys(self, prefix: str) -> list[str]:
+        """Return the keys below a prefix, sorted."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
-        keys = sorted(item["Key"] for page in pages for item in page.get("Contents", []))
-        return {key: self.read(key) for key in keys}
+        return sorted(item["Key"] for page in pages for item in page.get("Contents", []))
 
     def close(self) -> None:
         """End the server."""
