@@ -357,7 +357,7 @@ def digest_parts(parts: Iterable[storage.StoredObject]) -> str:
 
 def list_strays(objects: Iterable[storage.StoredObject], own: Container[str]) -> list[str]:
     """Return the names of Parquet files that are not the job's own, though whoever reads the folder reads them with it."""
-    names = (item.uri.rpartition("/")[2] for item in objects if item.uri.endswith(PARQUET_SUFFIXES))
+    names = (item.uri.rpartition("/")[2] for item in objects if item.uri.lower().endswith(PARQUET_SUFFIXES))
     return sorted(name for name in names if name not in own)
 
 

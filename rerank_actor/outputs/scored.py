@@ -19,7 +19,7 @@ from rerank_actor.errors import InputError, RerankError
 from rerank_actor.fingerprint import hash_fingerprint, list_differing
 from rerank_actor.inputs.plan import Plan
 from rerank_actor.inputs.rows import Unit
-from rerank_actor.outputs.folder import PARQUET_SUFFIXES, Output, digest_parts, list_strays, select_parts
+from rerank_actor.outputs.folder import PARQUET_SUFFIXES, PART_NAME, Output, digest_parts, list_strays, select_parts
 from rerank_actor.outputs.part import read_part_metadata
 from rerank_actor.outputs.row_groups import open_part
 
@@ -67,7 +67,7 @@ class ScoredOutput:
         if self.is_joined:
             return self._explain_half_joined()
         if not self.settings:
-            return None
+            return self._explain_without_plan()
         if self.missing:
             return f"{len(self.missing):,} of {self.num_planned:,} parts are not scored yet"
         mark = Output(self.uri).read_success()
@@ -78,6 +78,16 @@ class ScoredOutput:
             digest_parts(self.parts),
         ):
             return "its parts are not those that _SUCCESS was written for"
+        return None
+
+    def _explain_without_plan(self) -> str | None:
+        """Return why parts whose plan is not there are not those of a whole output, as far as `_SUCCESS` tells."""
+        names = [part.uri.rpartition("/")[2] for part in self.parts]
+        if not any(map(PART_NAME.fullmatch, names)) or self.uri.endswith(PARQUET_SUFFIXES):
+            return None
+        mark = Output(self.uri).read_success()
+        if mark and mark.get("digest") != digest_parts(self.parts):
+            return "it has no plan, and its parts are not those that _SUCCESS was written for"
         return None
 
     def _explain_half_joined(self) -> str | None:

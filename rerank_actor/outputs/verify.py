@@ -4,6 +4,7 @@ Reads all parts in full, checksums of the pages included, and compares them with
 it, and deletes damaged parts where asked to. Needs no model and no Ray.
 """
 
+import contextlib
 import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +14,14 @@ from rerank_actor import storage
 from rerank_actor.errors import RerankError
 from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.inputs.rows import Unit
-from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.folder import PARQUET_SUFFIXES, Output
 from rerank_actor.outputs.part import PartCheck, check_part
 from rerank_actor.outputs.scored import ScoredOutput, require_scored
 from rerank_actor.storage.lease import hold_lease
 
 THREADS = 8
+LOOKED_AT = 100  # files beside the parts
+MAGIC = b"PAR1"  # that Parquet begins with
 
 
 @dataclass
@@ -83,7 +86,8 @@ def _verify(scored: ScoredOutput, cure: str | None = None) -> tuple[Verification
         for unit in scored.missing
     ]
     result.problems += [
-        f"{name}: in no plan, though whoever reads the folder reads it; move or delete it" for name in scored.strays
+        f"{name}: in no plan, though whoever reads the folder reads it; move or delete it"
+        for name in (*scored.strays, *_list_unnamed(scored))
     ]
     damaged = _check_parts(scored, result)
     output = Output(scored.uri)
@@ -96,7 +100,7 @@ def _verify(scored: ScoredOutput, cure: str | None = None) -> tuple[Verification
     )
     for name, problem in damaged.items():
         result.problems.append(f"{name}: {problem}; {cure or (hidden if name in trusted else 'run the job again')}")
-    result.notes += filter(None, [output.explain_manifest()])
+    result.notes += filter(None, [output.explain_manifest(), _explain_below(scored.uri)])
     mark = output.read_success()
     if mark is not None and scored.missing:
         result.problems.append("_SUCCESS is there though parts are missing; run the job again")
@@ -105,6 +109,32 @@ def _verify(scored: ScoredOutput, cure: str | None = None) -> tuple[Verification
     elif mark and not damaged and (reason := scored.explain_incomplete()) is not None:
         result.problems.append(f"_SUCCESS: {reason}; run the job again")
     return result, list(damaged)
+
+
+def _list_unnamed(scored: ScoredOutput) -> list[str]:
+    """Return the names of Parquet files that lie in the folder under names that do not say so, which Spark and pyarrow read."""
+    known = {part.uri.rpartition("/")[2] for part in scored.parts}.union(scored.strays)
+    others = [item for item in storage.list_children(scored.uri) if item.uri.rpartition("/")[2] not in known]
+    return [item.uri.rpartition("/")[2] for item in others[:LOOKED_AT] if _is_parquet(item)]
+
+
+def _is_parquet(item: storage.StoredObject) -> bool:
+    with contextlib.suppress(RerankError):
+        return item.size > len(MAGIC) and storage.read_range(item.uri, 0, len(MAGIC), item.size) == MAGIC
+    return False
+
+
+def _explain_below(uri: str) -> str | None:
+    """Say that Parquet files lie in folders below an output; None where there are none, or they cannot be listed."""
+    with contextlib.suppress(RerankError):
+        names = [item.uri[len(uri.rstrip("/")) + 1 :] for item in storage.list_objects(uri)]
+        below = [name for name in names if "/" in name and name.lower().endswith(PARQUET_SUFFIXES)]
+        if below:
+            return (
+                f"{uri}: {len(below):,} Parquet files lie in folders below it (the first: {below[0]}) and are not this job's; "
+                "whoever reads the folder with all that is below it, as pyarrow and Polars do, reads them too"
+            )
+    return None
 
 
 def _check_parts(scored: ScoredOutput, result: Verification) -> dict[str, str]:

@@ -12,12 +12,13 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rerank_actor.errors import InputError
+from rerank_actor.errors import InputError, JobError
 from rerank_actor.storage.local import sync_folder, write_aside
 from rerank_actor.storage.remote import get_object, put_object, put_object_if
 from rerank_actor.storage.retry import retrying, translate_errors
@@ -53,6 +54,8 @@ def _read_once(uri: str) -> Version:
     with translate_errors(uri, "reading"):
         if is_remote(uri):
             return Version(*get_object(uri))
+        if stat.S_ISFIFO(os.stat(uri).st_mode):
+            raise JobError(f"{uri}: is a pipe, whose reading may never end; delete it")
         with open(uri, "rb") as file:
             return Version(file.read(), _mark(os.fstat(file.fileno())))
 

@@ -1,6 +1,7 @@
 """Local files: listed, opened as the file that was listed, deleted. Knows nothing of S3."""
 
 import contextlib
+import errno
 import glob as globbing
 import os
 import secrets
@@ -129,8 +130,11 @@ def write_aside(uri: str, data: Bytes, scratch: str | None) -> Iterator[Path]:
     """Give a temporary file with these bytes, flushed to disk, in `scratch` or beside the target; it is deleted again."""
     target = Path(uri)
     folder = Path(scratch) if scratch else target.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    for needed in (folder, target.parent):
+        try:
+            needed.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:  # which is not to be taken for an object that is there
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(needed)) from error
     temporary = folder / f".{target.name}.{secrets.token_hex(6)}"
     try:
         with temporary.open("wb") as file:

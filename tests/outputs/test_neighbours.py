@@ -78,6 +78,8 @@ def test_readers_take_the_parts_of_the_folder_itself(job: ScoreJob, place: Place
     assert ([part.uri for part in scored.parts], scored.strays) == (own, ())
     result = verify_output(job.output)
     assert (result.problems, result.rows) == ([], ROWS)
+    (note,) = result.notes
+    assert "9 Parquet files lie in folders below it" in note
     status = read_status(job.output)
     assert (status.committed_units, status.committed_rows) == (4, ROWS)
     assert gather_facts(job.output).totals.rows == ROWS
@@ -123,6 +125,13 @@ def test_foreign_parquet_in_the_folder_is_told_and_a_new_output_beside_it_refuse
     shutil.copy(tmp_path / "input/pairs.parquet", output / "pairs.parquet")
     (problem,) = verify_output(job.output).problems
     assert problem.startswith("pairs.parquet: in no plan")
+    others = ["PAIRS.PARQUET", "pairs.parq", "pairs"]
+    for name in others:
+        shutil.copy(tmp_path / "input/pairs.parquet", output / name)
+    (output / "notes.txt").write_text("PAR2: no rows")
+    assert {problem.split(":")[0] for problem in verify_output(job.output).problems} == {"pairs.parquet", *others}
+    for name in others:
+        (output / name).unlink()
     shutil.rmtree(output / "_job")
     for path in output.glob("part-*"):
         path.unlink()

@@ -1,6 +1,7 @@
 """What `jobs.verify` finds by the digests of rows, and what it says of parts that were written without."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,17 @@ def test_output_whose_mark_is_of_other_parts_is_not_complete(job: ScoreJob, tmp_
         with pytest.raises(InputError, match="not those that _SUCCESS was written for"):
             export_scores(spec)
         assert any("_SUCCESS" in problem for problem in verify_output(job.output).problems)
+
+
+def test_parts_without_plan_are_not_a_whole_output_where_their_mark_is_of_others(job: ScoreJob, tmp_path: Path) -> None:
+    output, spec = Output(job.output), ExportSpec(job.output, "trec", str(tmp_path / "run"))
+    mark = {"fingerprint": prepare_job(job).fingerprint, "digest": digest_parts(output.list_parts().values())}
+    (Path(job.output) / "_SUCCESS").write_text(json.dumps(mark))
+    shutil.rmtree(Path(job.output) / "_job")
+    assert export_scores(spec).candidates == 2 * ROWS
+    min(Path(job.output).glob("part-*")).unlink()
+    with pytest.raises(InputError, match="has no plan, and its parts are not those"):
+        export_scores(spec)
 
 
 # Names of shards.

@@ -63,6 +63,17 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
         storage.list_objects(str(tmp_path / "in"))
 
 
+def test_file_in_the_place_of_a_folder_is_not_taken_for_an_object_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "tmp").write_bytes(b"")
+    with pytest.raises(JobError, match="a file and a folder of the same name"):
+        storage.create_bytes(str(tmp_path / "a"), b"", scratch=str(tmp_path / "tmp"))
+    with pytest.raises(JobError, match="a file and a folder of the same name"):
+        storage.create_bytes(str(tmp_path / "tmp/a"), b"")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(JobError, match="is a pipe"):
+        storage.read_version(str(tmp_path / "pipe"))
+
+
 @pytest.mark.parametrize(
     ("text", "uri"),
     [
