@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import yaml
 
 from rerank_actor.errors import InputError
 from rerank_actor.mining.examples import TrainingExamples
@@ -69,18 +70,25 @@ def name_configuration(fingerprint: str) -> str:
     return f"mined-{fingerprint}"
 
 
-def name_pattern(kind: str) -> str:
-    """Return the pattern of a format's data files."""
-    return f"part-*.{SUFFIXES[kind]}"
+def list_configurations(kind: str, fingerprint: str, folders: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """Return the configurations of a dataset card: of all data, and of each value that was mined apart.
+
+    Args:
+        kind: the format.
+        fingerprint: of the mining.
+        folders: of the values, `column=value`; none where all data are in one folder.
+    """
+    files, values = f"part-*.{SUFFIXES[kind]}", sorted(set(folders))
+    everything = f"{values[0].partition('=')[0]}=*/{files}" if values else files
+    first = {"config_name": name_configuration(fingerprint), "data_files": everything, "default": True}
+    return [first, *({"config_name": one.partition("=")[2], "data_files": f"{one}/{files}"} for one in values)]
 
 
-def describe_dataset(kind: str, fingerprint: str) -> str:
+def describe_dataset(kind: str, fingerprint: str, folders: Iterable[str] = ()) -> str:
     """Return a dataset card that tells Hugging Face's `load_dataset` which objects of the output are the data."""
-    pattern = name_pattern(kind)
-    return (
-        f"---\nconfigs:\n- config_name: {name_configuration(fingerprint)}\n  data_files: {pattern}\n  default: true\n---\n\n"
-        f"Training data in the format {kind}: `{pattern}`.\n"
-    )
+    configurations = list_configurations(kind, fingerprint, folders)
+    front = yaml.safe_dump({"configs": configurations}, sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n\nTraining data in the format {kind}: `{configurations[0]['data_files']}`.\n"
 
 
 def describe_saved(names: list[str], fingerprint: str) -> dict[str, bytes]:

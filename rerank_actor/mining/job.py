@@ -25,6 +25,7 @@ from rerank_actor.mining.settings import (
 from rerank_actor.mining.teachers import Combination
 
 SETS_AT_ONCE = 20
+RULES_OF_ALL = ("space", "random_negatives", "seed")  # that values do not have of their own
 RULES = tuple(name for name in MiningRules.__dataclass_fields__ if name != "labelled")
 
 
@@ -52,6 +53,7 @@ class MineJob(
             )
         self._check_teachers()
         self._check_suspects()
+        self._check_values()
         if self.teacher != "none" and self.random_negatives:
             raise ValueError(
                 "--random-negatives are not scored, so that they have no teacher value: leave out --teacher, or score what was "
@@ -102,6 +104,35 @@ class MineJob(
                         f"--uncertain-band is in {space}s and --{name.replace('_', '-')}, around which it lies, is not: give "
                         f"both in one space, as in X@{space}"
                     )
+
+    def _check_values(self) -> None:
+        """Refuse rules of values that do not go together."""
+        if self.rules_by_value and self.by is None:
+            raise ValueError("rules_by_value is for the values of a column: give --by COLUMN too")
+        if self.by is not None and self.what_if:
+            raise ValueError("--what-if compares rule sets over all queries: leave out --by")
+        for value, changes in self.rules_by_value.items():
+            for rule in changes:
+                if rule not in RULES or rule in RULES_OF_ALL:
+                    known = [name for name in RULES if name not in RULES_OF_ALL]
+                    raise ValueError(
+                        f"rules_by_value: `{rule}` of `{value}` is no rule that a value has of its "
+                        f"own{suggest(rule, known)}; these are {', '.join(known)}"
+                    )
+            if self.format == "n-tuple" and changes.get("num_negatives", self.num_negatives) != self.num_negatives:
+                raise ValueError("--format n-tuple has as many negatives in each row: leave out num_negatives")
+
+    def value_rules(self) -> dict[str, MiningRules]:
+        """Return the rules of the values that have their own.
+
+        Raises:
+            JobError: a value of a rule does not fit.
+        """
+        given = self.model_dump(exclude={"what_if", "rules_by_value"})
+        return {
+            value: check_job(MineJob, {**given, **changes}, f"rules_by_value of `{value}`").rules()
+            for value, changes in self.rules_by_value.items()
+        }
 
     @property
     def is_labelled(self) -> bool:
@@ -160,6 +191,8 @@ class MineJob(
             later["combine"] = {"method": combination.method, "weights": list(combination.weights)}
         for name in ("rank_column", "num_negatives_column"):
             later |= {name: getattr(self, name)} if getattr(self, name) is not None else {}
+        if self.rules_by_value:
+            later["rules_by_value"] = {value: rules.to_dict() for value, rules in sorted(self.value_rules().items())}
         return {**values, **later, **self.rules().to_dict()}
 
 

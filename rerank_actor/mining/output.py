@@ -13,6 +13,7 @@ import numpy as np
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError
+from rerank_actor.mining.by_column.values import name_folder
 from rerank_actor.mining.survey import MiningPlan, MiningUnit
 from rerank_actor.outputs.delivered import list_changed, list_lost
 from rerank_actor.outputs.folder import JobFolder
@@ -34,6 +35,8 @@ OWN_OBJECTS = (
 )
 DATA_FOLDERS = ("", "corpus")
 DATA_NAME = re.compile(r"(part|ranklist|corpus/train)-\d{5,}\..+|corpus/merlin_metadata\.json")
+SAVED_NAME = r"dataset_info\.json|state\.json"  # beside Arrow files in the folder of a value
+OF_NO_UNIT = ("dataset_info.json", "state.json", "merlin_metadata.json")  # written at the end
 CARD = "README.md"
 CARD_MARK = b"- config_name: mined-"
 
@@ -47,6 +50,10 @@ class MineOutput(JobFolder):
     def list_data(self) -> list[storage.StoredObject]:
         """Return the objects of training data, by the names that mining gives; what else lies there is another's."""
         start = len(self.uri) + 1
+        by = (self.load_stored_plan() or {"settings": {}})["settings"].get("by_column")
+        if by is not None:
+            folder = re.compile(rf"{re.escape(name_folder(by, ''))}[^/]*/(?:{DATA_NAME.pattern}|{SAVED_NAME})")
+            return [item for item in storage.list_objects(self.uri) if folder.fullmatch(item.uri[start:])]
         listed = [item for folder in DATA_FOLDERS for item in storage.list_children(f"{self.uri}/{folder}".rstrip("/"))]
         return [item for item in listed if DATA_NAME.fullmatch(item.uri[start:])]
 
@@ -95,6 +102,7 @@ def store_plan(output: MineOutput, settings: dict[str, Any], plan: MiningPlan) -
         "split_digest": hashlib.sha256(split).hexdigest() if split is not None else None,
         "num_buckets": plan.num_buckets,
         "max_positives": plan.max_positives,
+        **({"max_by_value": plan.max_by_value} if plan.max_by_value else {}),
         "totals": plan.totals,
     }
     data = storage.seal_json({"settings": settings, "layout": values})
@@ -116,7 +124,9 @@ def restore_plan(output: MineOutput, stored: dict[str, Any]) -> MiningPlan:
         for unit in values["units"]
     ]
     split = None if values["all_shuffled"] else _read_split(output.at("split.bin"), values.get("split_digest"))
-    return MiningPlan(units, split, values["num_buckets"], values["max_positives"], values["totals"])
+    return MiningPlan(
+        units, split, values["num_buckets"], values["max_positives"], values["totals"], values.get("max_by_value", {})
+    )
 
 
 def _read_split(uri: str, digest: str | None) -> np.ndarray:
@@ -157,7 +167,8 @@ def check_mined(uri: str) -> list[str]:
     )
     problems += list_lost(present, sizes) + list_changed(present, sizes, digests)
     if len(records) == len(names):
-        problems += [f"{name}: was not written by this mining" for name in sorted(present.keys() - sizes.keys())]
+        others = [name for name in sorted(present.keys() - sizes.keys()) if name.rpartition("/")[2] not in OF_NO_UNIT]
+        problems += [f"{name}: was not written by this mining" for name in others]
     if not problems and output.read_success() is None:
         problems.append(f"{output.success_uri}: is missing; run the same command again")
     return problems

@@ -18,6 +18,7 @@ from rerank_actor.inputs.columns import is_list, is_text
 from rerank_actor.inputs.ids import read_ids, write_whole
 from rerank_actor.inputs.rankings.judged import ADDED
 from rerank_actor.job_file import suggest
+from rerank_actor.mining.by_column.values import has_column, read_by
 from rerank_actor.mining.near_duplicates import strip_texts
 from rerank_actor.mining.rules import SPACES
 from rerank_actor.outputs.labels import mark_positives
@@ -28,7 +29,7 @@ from rerank_actor.storage.exchange import hash_keys
 TEXT_ROLES = ("query", "document", "query_id", "document_id", "title", "instruction")
 NUMBER_ROLES = ("rank", "num_negatives")
 CANDIDATE_ROLES = ("document_id", "title", "label", "rank")  # that each candidate has one of
-OWN_ROLES = ("query_id", "document_id", "title", "label", *NUMBER_ROLES)  # beside those that scoring made texts for
+OWN_ROLES = ("query_id", "document_id", "title", "label", "by", *NUMBER_ROLES)  # beside those that texts were made from
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Columns:
     Attributes:
         texts: how query, document and instruction are made.
         spaces: those of `score` and `logit` that there are.
+        by: column whose values are mined apart.
         unused_id: column with ids of queries that are told apart by their texts, to tell what texts have several.
         pair_key: whether there are pair keys, by which texts can be told to be those that were scored.
         teachers: which teacher the pairs of a file are of, by its URI; empty for one teacher.
@@ -55,6 +57,7 @@ class Columns:
     rank: str | None = None
     num_negatives: str | None = None
     spaces: tuple[str, ...] = SPACES
+    by: str | None = None
     unused_id: str | None = None
     pair_key: str | None = None
     min_relevance: float = 1.0
@@ -72,7 +75,8 @@ class Columns:
     def key(self) -> tuple[str, ...]:
         """The roles that say which pairs are of one query."""
         query = "query_id" if self.query_id is not None else "query"
-        return (query, "instruction") if self.texts.has_instructions else (query,)
+        instruction = ("instruction",) if self.texts.has_instructions else ()
+        return (query, *instruction, *(("by",) if self.by is not None else ()))
 
     def list_columns(self, schema: pa.Schema, roles: Container[str]) -> list[str]:
         """Return the columns that some roles are read from."""
@@ -146,13 +150,19 @@ class Columns:
     def _check_names(self, uri: str, schema: pa.Schema) -> None:
         for role in OWN_ROLES:
             name = getattr(self, role)
-            if name is not None and find_column(schema, name) is None:
+            has_it = has_column if role == "by" else _has_column
+            if name is not None and not has_it(uri, schema, name):
+                flag = "--by" if role == "by" else f"--{role.replace('_', '-')}-column"
                 raise InputError(
                     f"{uri}: has no column `{name}`{suggest(name, schema.names)}; its columns are {', '.join(schema.names)}; "
-                    f"name the right one with --{role.replace('_', '-')}-column, or score again with it among --keep-columns",
+                    f"name the right one with {flag}, or score again with it among --keep-columns",
                     uri=uri,
                     column=name,
                 )
+
+
+def _has_column(uri: str, schema: pa.Schema, name: str) -> bool:
+    return find_column(schema, name) is not None
 
 
 def _check_title(uri: str, name: str, schema: pa.Schema) -> None:
@@ -239,6 +249,8 @@ def _spread_pairs(rows: PairRows, roles: Container[str], columns: Columns) -> pa
         values["unused_id"] = _read_unused(rows, columns.unused_id)
     if columns.title is not None and "title" in roles:
         values["title"] = _to_text(rows.spread(columns.title), rows.uri, columns.title).fill_null("")
+    if columns.by is not None and "by" in roles:
+        values["by"] = read_by(rows, columns.by)
     for role in NUMBER_ROLES:
         if role in roles and (name := getattr(columns, role)) is not None:
             values[role] = _read_numbers(rows, name, f"--{role.replace('_', '-')}-column")
@@ -317,6 +329,13 @@ def _to_text(column: pa.ChunkedArray, uri: str, name: str) -> pa.ChunkedArray:
         return column if column.type == pa.large_string() else column.cast(pa.large_string())
     except pa.ArrowException as error:
         raise InputError(f"{uri}: column `{name}` holds what is not text ({error})", uri=uri, column=name) from None
+
+
+def name_queries(table: pa.Table) -> pa.ChunkedArray:
+    """Return the ids of queries as their values know them, where these are mined apart."""
+    if "by" not in table.column_names:
+        return table["query_id"]
+    return pc.binary_join_element_wise(table["query_id"], table["by"], pa.scalar(" of ", table["by"].type))
 
 
 def encode_keys(table: pa.Table, columns: Columns) -> tuple[np.ndarray, pa.Array]:

@@ -127,8 +127,8 @@ def look_again(prepared: PreparedMining) -> PreparedMining:
 def _load_earlier(output: MineOutput, settings: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
     """Return the stored plan of an earlier run that can be continued, and whether what is left of it is to be deleted."""
     stored = output.load_stored_plan()
-    names = [item.uri.rpartition("/")[2] for item in storage.list_children(output.uri)]
-    has_data = bool(output.list_data()) or any(name.startswith("part-") for name in names)
+    items = storage.list_children(output.uri) if stored is not None else storage.list_objects(output.uri)
+    has_data = bool(output.list_data()) or any(item.uri.rpartition("/")[2].startswith("part-") for item in items)
     if stored is None:
         if has_data:
             raise OutputConflictError(

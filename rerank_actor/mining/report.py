@@ -4,6 +4,7 @@ Takes the tally of all units. The JSON holds every number of the HTML under the 
 storage.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from rerank_actor.mining.job import MineJob
@@ -93,6 +94,18 @@ def summarize(tally: MiningTally, rules: MiningRules, *, examples: int) -> dict[
             for example in tally.pick_examples(examples)
         ],
     }
+
+
+def summarize_values(
+    tallies: Mapping[str, MiningTally], rules: MiningRules, own: Mapping[str, MiningRules]
+) -> dict[str, Any]:
+    """Return as `by_value` the numbers of each value of the column that mining went by; empty where it went by none."""
+    found = {
+        name.removeprefix("by "): summarize(tally, own.get(name.removeprefix("by "), rules), examples=0)
+        for name, tally in sorted(tallies.items())
+        if name.startswith("by ")
+    }
+    return {"by_value": found} if found else {}
 
 
 def list_remarks(tally: MiningTally, job: MineJob, rules: MiningRules, source: str) -> list[str]:
@@ -190,6 +203,8 @@ def render_report(numbers: dict[str, Any], about: dict[str, str]) -> str:
     width = numbers["bins"]["width"]
     page.add(f"{values['space'].capitalize()}s", make_histogram({name: bins[name] for name in named}, width))
     page.add("Margin: positive minus negative", make_histogram({"margin": bins["margins"]}, width))
+    for value, own in numbers.get("by_value", {}).items():
+        _add_value(page, value, own, numbers["rules"])
     rules = [(name.replace("_", "-"), words) for name, words in numbers["rules"].items()]
     measures = ["count", "mean", "std", "min", "25%", "50%", "75%", "max"]
     rows = [
@@ -232,6 +247,21 @@ def render_report(numbers: dict[str, Any], about: dict[str, str]) -> str:
             ),
         )
     return page.render()
+
+
+def _add_value(page: Page, value: str, numbers: dict[str, Any], rules: dict[str, str]) -> None:
+    """Add the section of a value: its counts, what each step removed, and where its rules are others."""
+    counts, margins = numbers["counts"], numbers["values"]["margins"]
+    names = ("queries_kept", "queries", "positives", "negatives", "suspected_false_negatives", "pairs")
+    rows = [(name.replace("_", " "), counts.get(name, 0)) for name in names]
+    rows += [("mean margin", margins.get("mean", "-"))]
+    steps = [(f"removed: {one['step']}", one["removed"]) for one in numbers["funnel"]]
+    others = [(name.replace("_", "-"), words) for name, words in numbers["rules"].items() if rules.get(name) != words]
+    page.add(
+        f"Value {value}",
+        make_table(["number", value], [*rows, *steps]),
+        make_table(["rule of its own", "definition"], others),
+    )
 
 
 def _list_counts(counts: dict[str, int]) -> list[tuple[str, int]]:

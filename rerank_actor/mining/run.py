@@ -6,7 +6,6 @@ for the user; how each step works is known elsewhere.
 
 import contextlib
 import functools
-import operator
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,8 @@ import pyarrow.compute as pc
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, RerankError
+from rerank_actor.inputs.listing.partitions import NULL
+from rerank_actor.mining.by_column.values import check_values, merge_most, name_folder
 from rerank_actor.mining.examples import Teacher
 from rerank_actor.mining.formats import CORPUS, describe_corpus, describe_dataset, describe_saved
 from rerank_actor.mining.job import MineJob
@@ -26,7 +27,15 @@ from rerank_actor.mining.judging.verdicts import RULES_OF_VERDICTS
 from rerank_actor.mining.output import CARD, restore_plan, store_plan
 from rerank_actor.mining.preflight import PreparedMining, look_again, prepare_mining, refuse_older
 from rerank_actor.mining.random_negatives import draw_pool, join_judged, pack_pool
-from rerank_actor.mining.report import explain_empty, list_remarks, render_report, summarize, tabulate_sets
+from rerank_actor.mining.report import (
+    explain_empty,
+    list_remarks,
+    render_report,
+    summarize,
+    summarize_values,
+    tabulate_sets,
+)
+from rerank_actor.mining.rules import MiningRules
 from rerank_actor.mining.scored import APART
 from rerank_actor.mining.survey import (
     MiningPlan,
@@ -209,6 +218,9 @@ class _Run:
             self.reporter.info(
                 f"{source}: {totals['positives']:,} of {totals['pairs']:,} pairs are positive{threshold}"
             )
+        if scored.columns.by is not None:
+            values = [value for survey in surveys for value in survey.values]
+            check_values(scored.columns.by, values, self.job.rules_by_value)
         if totals["unscored"]:
             self.reporter.info(
                 f"column `{scored.columns.spaces[0]}`: {totals['unscored']:,} rows have no score (column `error` says why), "
@@ -239,6 +251,8 @@ class _Run:
             lease=self.lease.mark,
             verdicts=prepared.verdicts,
             with_suspects=job.suspects is not None,
+            value_rules=job.value_rules(),
+            max_by_value=plan.max_by_value,
         )
 
     def _mine(self, plan: MiningPlan, spec: MiningSpec, records: StepRecords | None, runner: TaskRunner) -> None:
@@ -259,19 +273,21 @@ class _Run:
             count = functools.partial(count_positives, columns=spec.columns, qrels=spec.qrels, verdicts=spec.verdicts)
             names = [bucket.name for bucket in plan.buckets]  # committed ones too, so that a resume finds the same
             items = dict(zip(names, slices, strict=True))
-            counted = run_step(count, items, None, runner, keep=operator.itemgetter("most"))
+            counted = run_step(count, items, None, runner, keep=dict)
             if counted.failures:
                 reason = next(iter(counted.failures.values())).reason
                 self.failed |= {bucket.name: reason for bucket in left}
                 return
-            spec = replace(spec, max_positives=max([1, *counted.records]))
+            spec = replace(spec, max_positives=max([1, *(one["most"] for one in counted.records)]))
+            spec = replace(spec, max_by_value=merge_most(one["by_value"] for one in counted.records))
         buckets = {bucket.name: (bucket, slices[bucket.bucket or 0]) for bucket in left}
         run(functools.partial(mine_bucket, spec=spec), buckets)
 
     def _keep(self, record: dict[str, Any]) -> dict[str, Any]:
         """Add a committed unit to the sums; the rest of its record is kept."""
         for name, tally in record["tallies"].items():
-            self.tallies[name].merge(MiningTally.from_dict(tally))
+            added = MiningTally.from_dict(tally)
+            self.tallies.setdefault(name, MiningTally(added.space)).merge(added)
         kept = {name: value for name, value in record.items() if name != "tallies"}
         self.records[record["unit"]] = kept
         self._report_progress()
@@ -315,12 +331,24 @@ class _Run:
         settings = {name: value for name, value in self.prepared.settings.items() if name != "inputs"}
         definition = {
             "fingerprint": self.prepared.fingerprint,
-            "definition": rules.define() | (RULES_OF_VERDICTS if self.prepared.verdicts is not None else {}),
+            "definition": rules.define()
+            | (RULES_OF_VERDICTS if self.prepared.verdicts is not None else {})
+            | self._define_values(rules),
             "settings": settings,
             "teachers": [describe_scoring(uri) for uri in self.job.scored],
         }
         self.output.write_json("definition.json", {**definition, "versions": read_versions()})
         self.output.write_own("job.yaml", storage.seal_text(self.job.model_copy(update={"overwrite": False}).to_yaml()))
+
+    def _define_values(self, rules: MiningRules) -> dict[str, str]:
+        """Return in words what is mined apart, and of each value with rules of its own where these are others."""
+        if self.job.by is None:
+            return {}
+        common, defined = rules.define(), {"values": f"the queries of each value of `{self.job.by}` are mined apart"}
+        for value, own in self.job.value_rules().items():
+            others = [words for name, words in own.define().items() if common.get(name) != words]
+            defined[f"{self.job.by} {value}"] = "; ".join(others) or "as all"
+        return defined
 
     def _finish(self, plan: MiningPlan, mined_pairs: int) -> MineResult:
         """Add up, say what is remarkable, write the report, and `_SUCCESS` last."""
@@ -339,6 +367,11 @@ class _Run:
         result = MineResult(status, tally, self.failed, run=self._time(mined_pairs))
         for remark in list_remarks(tally, self.job, rules, self.prepared.source):
             self.reporter.info(remark)
+        if nulls := self.tallies.get(f"by {NULL}"):
+            self.reporter.info(
+                f"--by {self.job.by}: {nulls.counts['pairs']:,} pairs of {nulls.counts['queries']:,} queries have no value; "
+                f"they are in {name_folder(self.job.by or '', NULL)}"
+            )
         if contradiction := self._find_contradiction(plan):
             self.output.clear()
             raise InputError(contradiction)
@@ -346,6 +379,7 @@ class _Run:
             self.output.clear()  # so that it is free for others
             raise InputError(f"the rules leave no negative: {explain_empty(tally)}")
         numbers = summarize(tally, rules, examples=self.job.examples)
+        numbers |= summarize_values(self.tallies, rules, self.job.value_rules())
         numbers |= {
             "status": status,
             "fingerprint": self.prepared.fingerprint,
@@ -372,6 +406,14 @@ class _Run:
         done = deliver_suspects(self.output, pieces, make_schema(self.prepared.scored.columns), self.job.suspects)
         self.reporter.info(f"--suspects {self.job.suspects}: {done}")
 
+    def _describe_saved(self, written: list[str], folders: set[str]) -> None:
+        """Make each folder of Arrow files one that `load_from_disk` reads."""
+        for folder in sorted(folders):
+            names = [name[len(folder) :] for name in written if name.startswith(folder)]
+            names = [name for name in names if name.endswith(".arrow") and "/" not in name]  # once it was JSON lines
+            for name, data in describe_saved(names, self.prepared.fingerprint).items() if names else ():
+                storage.write_bytes(storage.join_uri(self.output.uri, folder + name), data)
+
     def _find_contradiction(self, plan: MiningPlan) -> str | None:
         """Return what is wrong where files that do not say what scored them give one pair two scores, as of two teachers."""
         counts = self.tallies["as given"].counts
@@ -396,15 +438,16 @@ class _Run:
     def _complete(self, plan: MiningPlan) -> None:
         """Describe the data for those who load them, delete what is spent, and write `_SUCCESS` last."""
         uri = self.output.uri
+        written = sorted(name for record in self.records.values() for name in record["objects"])
+        folders = {name.partition("part-")[0] for name in written if not name.startswith(self.output.own_folder)}
         if self.job.format == "nemo":
-            storage.write_bytes(storage.join_uri(uri, CORPUS, "merlin_metadata.json"), describe_corpus())
+            for folder in sorted(name for name in folders if CORPUS not in name):
+                storage.write_bytes(storage.join_uri(uri, f"{folder}{CORPUS}/merlin_metadata.json"), describe_corpus())
         if self.job.format == "tevatron-distillation":
-            names = [name for record in self.records.values() for name in record["objects"]]
-            names = sorted(name for name in names if name.endswith(".arrow"))  # earlier versions wrote JSON lines
-            for name, data in describe_saved(names, self.prepared.fingerprint).items() if names else ():
-                storage.write_bytes(storage.join_uri(uri, name), data)
+            self._describe_saved(written, folders)
         elif self.output.owns_card():
-            card = describe_dataset(self.job.format, self.prepared.fingerprint)
+            values = [folder.rstrip("/") for folder in folders if folder] if self.job.by is not None else []
+            card = describe_dataset(self.job.format, self.prepared.fingerprint, values)
             storage.write_bytes(storage.join_uri(uri, CARD), card.encode())
         self.output.make_exchange("shuffle", plan.num_buckets).delete()
         storage.delete_folder(self.output.at("stores"))

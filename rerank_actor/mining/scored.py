@@ -202,7 +202,7 @@ def _name_columns(job: MineJob, settings: dict[str, Any], texts: ScoredTexts, sc
     scored = describe_columns(settings, schema)
     if job.teacher == "score" and job.temperature is not None:
         scored.refuse_scaled(f"--scored {job.scored[0]}", "--teacher score with --temperature", "give --teacher logit")
-    needed = {space for rules in job.rule_sets().values() for space in rules.spaces}
+    needed = {space for rules in (*job.rule_sets().values(), *job.value_rules().values()) for space in rules.spaces}
     if job.teacher != "none":
         needed.add("logit" if job.temperature is not None else job.teacher)
     query_id = job.query_id_column or (scored.query_id if texts.spec.query_is_id else None)
@@ -217,6 +217,7 @@ def _name_columns(job: MineJob, settings: dict[str, Any], texts: ScoredTexts, sc
         document_id=document_id and (find_ids(schema, document_id) or document_id),
         title=job.title_column,
         label=job.label_column,
+        by=job.by,
         rank=job.rank_column,
         num_negatives=job.num_negatives_column,
         unused_id=find_ids(schema, scored.query_id) if query_id is None else None,

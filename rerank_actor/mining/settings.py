@@ -35,6 +35,18 @@ def _split_weights(value: Any) -> Any:
     return split_names(value) if isinstance(value, str) else value
 
 
+def _name_values(value: Any) -> Any:
+    """Return rules by values as these stand in names of folders, and by names of rules as a job file has them."""
+    if not isinstance(value, dict) or not all(isinstance(rules, dict) for rules in value.values()):
+        raise ValueError("expected rules for each value, as in {msmarco: {num_negatives: 5}}")
+    return {
+        str(name).lower() if isinstance(name, bool) else str(name): {
+            str(rule).replace("-", "_"): given for rule, given in rules.items()
+        }
+        for name, rules in value.items()
+    }
+
+
 class ScoredSettings(Settings):
     """Which scores are mined, and where their texts are."""
 
@@ -283,6 +295,14 @@ class MinedSettings(Settings):
 
     output: Location = make_flag("", "output", "folder for the training data; local path, s3://, gs:// or az://", "URI")
     format: Format = make_flag("triplet", "output", "the first four are those of sentence-transformers")
+    by: str | None = make_flag(
+        None,
+        "output",
+        "mine the queries of each value of this column apart, each into a folder COLUMN=VALUE; the key `rules_by_value` of a "
+        "job file gives values rules of their own",
+        "COLUMN",
+    )
+    rules_by_value: Annotated[dict[str, dict[str, Any]], BeforeValidator(_name_values)] = Field(default_factory=dict)
     prompt: str | None = make_flag(
         None,
         "output",

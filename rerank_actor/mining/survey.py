@@ -20,6 +20,7 @@ from rerank_actor import storage
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.ids import find_fractions
 from rerank_actor.inputs.rankings.qrels import mark_judged
+from rerank_actor.mining.by_column.values import count_most, find_values
 from rerank_actor.mining.judging.verdicts import Verdicts, overrule
 from rerank_actor.mining.pairs import (
     TEXT_ROLES,
@@ -28,6 +29,7 @@ from rerank_actor.mining.pairs import (
     encode_texts,
     hash_queries,
     mark_scored,
+    name_queries,
     read_pairs,
     spell_questions,
 )
@@ -55,6 +57,7 @@ class Survey:
         hashes: of what each query asks, by which pairs come together.
         keys, positives: of each query the hash of its key, and how many positive pairs it has here.
         verdicts: int64, numbers of the verdicts that are of pairs here.
+        values: of the column that mining goes by, and in `value` the place of each query's: int64 [num_queries].
     """
 
     part: int
@@ -69,6 +72,8 @@ class Survey:
     keys: np.ndarray
     positives: np.ndarray
     verdicts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    values: list[str] = field(default_factory=list)
+    value: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def survey_part(
@@ -123,7 +128,7 @@ def _survey_group(
     query, keys = encode_keys(pairs.table, columns)
     is_scored = mark_scored(pairs.table, columns)
     if columns.query_id is not None:
-        refuse_two_texts("--scored", pairs.table["query_id"], encode_texts(pairs.table["query"])[0])
+        refuse_two_texts("--scored", name_queries(pairs.table), encode_texts(pairs.table["query"])[0])
     if qrels is not None:
         for role, found in fractions.items():
             refuse_judged_otherwise(uri, role, pairs.table[f"{role}_id"], qrels[f"{role}_id"], found)
@@ -141,6 +146,7 @@ def _survey_group(
     if columns.teachers:  # whose labels are those of the same pairs
         positive = positive & (pairs.table["teacher"].to_numpy() == 0)
     positive = positive & is_scored
+    values, value = find_values(pairs.table, query)
     return Survey(
         part=part,
         group=group,
@@ -154,6 +160,8 @@ def _survey_group(
         keys=hash_queries(keys),
         positives=np.bincount(query[positive], minlength=len(keys)),
         verdicts=said,
+        values=values,
+        value=value,
     )
 
 
@@ -178,7 +186,7 @@ def refuse_ids_of_two_questions(surveys: list[Survey], parts: Sequence[storage.S
             groups = [_read_questions(parts[survey.part], survey.group, columns, key) for survey in there]
             table = pa.concat_tables(groups)
             refuse_two_spellings("--scored", "query", table["query_id"])
-            refuse_two_texts("--scored", table["query_id"], encode_texts(table["query"])[0])
+            refuse_two_texts("--scored", name_queries(table), encode_texts(table["query"])[0])
 
 
 def _read_questions(part: storage.StoredObject, group: int, columns: Columns, key: np.uint64) -> pa.Table:
@@ -187,7 +195,7 @@ def _read_questions(part: storage.StoredObject, group: int, columns: Columns, ke
         roles = tuple(dict.fromkeys((*columns.key, "query")))
         table = read_pairs(file, part.uri, [group], columns, roles, 0).table
     query, keys = encode_keys(table, columns)
-    return table.filter(pa.array((hash_queries(keys) == key)[query])).select(["query_id", "query"])
+    return table.filter(pa.array((hash_queries(keys) == key)[query])).select([*dict.fromkeys((*columns.key, "query"))])
 
 
 def _weigh(file: pq.ParquetFile, group: int, columns: Columns) -> int:
@@ -226,6 +234,7 @@ class MiningPlan:
         split: hashes of queries that lie in several units, sorted; None when all queries are to be shuffled.
         num_buckets: of the shuffle; 0 when no query lies in several units.
         max_positives: the most positives of any query; None when that is not known before the shuffle.
+        max_by_value: the same of the queries of each value of the column that mining goes by; empty where it goes by none.
         totals: pairs, unscored, unscored_positives, positives, and `unmarked` pairs of files without a fingerprint.
     """
 
@@ -234,6 +243,7 @@ class MiningPlan:
     num_buckets: int
     max_positives: int | None
     totals: dict[str, int]
+    max_by_value: dict[str, int] = field(default_factory=dict)
 
     @property
     def buckets(self) -> list[MiningUnit]:
@@ -261,16 +271,17 @@ def plan_units(surveys: list[Survey], unit_bytes: int, *, hashes_at_once: int = 
     groups = [[scored[run.part, group] for run in runs for group in run.groups or ()] for runs in units]
     num_bytes = sum(survey.num_bytes for group in groups for survey in group)
     held = sum(len(survey.hashes) for group in groups for survey in group)
+    max_by_value: dict[str, int] = {}
     if held > hashes_at_once and len(groups) > 1:
         split, max_positives = None, None
         num_moved, most_buckets = held, held
     else:
-        split, max_positives = _list_split(groups)
+        split, max_positives, max_by_value = _list_split(groups)
         num_moved = sum(int(is_split(survey.hashes, split).sum()) for group in groups for survey in group)
         most_buckets = len(split)
     num_buckets = max(1, min(most_buckets, round(num_moved / held * num_bytes / unit_bytes))) if num_moved else 0
     named = [MiningUnit(f"{number:05d}", runs) for number, runs in enumerate(units)]
-    return MiningPlan(named, split, num_buckets, max_positives, _add_up(surveys))
+    return MiningPlan(named, split, num_buckets, max_positives, _add_up(surveys), max_by_value)
 
 
 def _add_up(surveys: list[Survey]) -> dict[str, int]:
@@ -283,17 +294,22 @@ def _add_up(surveys: list[Survey]) -> dict[str, int]:
     }
 
 
-def _list_split(groups: list[list[Survey]]) -> tuple[np.ndarray, int]:
-    """Return the sorted hashes that occur in several units, and the most positives of a key."""
+def _list_split(groups: list[list[Survey]]) -> tuple[np.ndarray, int, dict[str, int]]:
+    """Return the sorted hashes that occur in several units, and the most positives of a key, of all and by value."""
     hashes = [np.unique(np.concatenate([survey.hashes for survey in group])) for group in groups]
     distinct, num_units = np.unique(np.concatenate([np.zeros(0, np.uint64), *hashes]), return_counts=True)
     surveys = [survey for group in groups for survey in group]
-    keys, index = np.unique(
-        np.concatenate([np.zeros(0, np.uint64), *(survey.keys for survey in surveys)]), return_inverse=True
+    keys, first, index = np.unique(
+        np.concatenate([np.zeros(0, np.uint64), *(survey.keys for survey in surveys)]),
+        return_index=True,
+        return_inverse=True,
     )
     counts = np.concatenate([np.zeros(0, np.int64), *(survey.positives for survey in surveys)])
     most = np.bincount(index, counts, minlength=len(keys))
-    return distinct[num_units > 1], int(most.max(initial=0))
+    names = sorted({value for survey in surveys for value in survey.values})
+    codes = [np.searchsorted(names, survey.values)[survey.value] for survey in surveys if survey.values]
+    by_value = count_most(most.astype(np.int64), np.concatenate(codes)[first], names) if names else {}
+    return distinct[num_units > 1], int(most.max(initial=0)), by_value
 
 
 def is_split(hashes: np.ndarray, split: np.ndarray | None) -> np.ndarray:

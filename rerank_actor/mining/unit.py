@@ -5,7 +5,7 @@ the record, which the step stores. Everything a worker needs is in `MiningSpec`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from rerank_actor import storage
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.rankings.qrels import Judged, mark_judged
+from rerank_actor.mining.by_column.values import count_most, find_values, name_folder
 from rerank_actor.mining.examples import Teacher, group_examples
 from rerank_actor.mining.formats import build_objects
 from rerank_actor.mining.judging.suspects import build_suspects, name_piece
@@ -61,6 +62,8 @@ class MiningSpec:
         combination: of several teachers, None for one.
         verdicts: of a judge, None where there are none.
         with_suspects: whether suspected false negatives are written too.
+        value_rules: of the values, of the column that mining goes by, that have rules of their own.
+        max_by_value: the most positives of a query of each value.
         pool: where the documents are that random negatives are drawn from, None where there are none.
         only_tally: whether nothing is written, because rule sets are compared.
         lease: of the output; None where nobody else can write.
@@ -84,6 +87,14 @@ class MiningSpec:
     combination: Combination | None = None
     verdicts: Verdicts | None = None
     with_suspects: bool = False
+    value_rules: dict[str, MiningRules] = field(default_factory=dict)
+    max_by_value: dict[str, int] = field(default_factory=dict)
+
+    def of_value(self, value: str) -> "MiningSpec":
+        """Return the same for the queries of one value."""
+        own = {"as given": self.value_rules[value]} if value in self.value_rules else self.rule_sets
+        most = max(1, self.max_by_value.get(value, self.max_positives))
+        return replace(self, rule_sets=own, max_positives=most)
 
 
 def mine_unit(unit: MiningUnit, spec: MiningSpec) -> dict[str, Any]:
@@ -117,11 +128,11 @@ def mine_bucket(bucket: tuple[MiningUnit, list[Slice]], spec: MiningSpec) -> dic
 
 def count_positives(
     slices: list[Slice], columns: Columns, qrels: pa.Table | None, verdicts: Verdicts | None = None
-) -> dict[str, int]:
-    """Return the most positives that a query of a bucket has, as `most`."""
+) -> dict[str, Any]:
+    """Return the most positives that a query of a bucket has, as `most`, and `by_value`."""
     table = read_slices(slices)
     if table is None:
-        return {"most": 0}
+        return {"most": 0, "by_value": {}}
     if columns.teachers:
         table = table.filter(pc.equal(table["teacher"], 0))
     table = table.filter(pa.array(mark_scored(table, columns)))
@@ -129,12 +140,14 @@ def count_positives(
     positive = _mark_positives(table, qrels).positive
     if verdicts is not None:
         positive = overrule(positive, verdicts.mark(table, columns.texts.instruction))
-    return {"most": int(np.bincount(query[positive], minlength=len(keys)).max(initial=0))}
+    number = np.bincount(query[positive], minlength=len(keys))
+    names, codes = find_values(table, query)
+    return {"most": int(number.max(initial=0)), "by_value": count_most(number, codes, names)}
 
 
 def _read_unit(unit: MiningUnit, spec: MiningSpec) -> pa.Table:
     return pa.concat_tables(
-        read_pairs(file, uri, groups, spec.columns, (*TEXT_ROLES, *NUMBER_ROLES), start).table
+        read_pairs(file, uri, groups, spec.columns, (*TEXT_ROLES, *NUMBER_ROLES, "by"), start).table
         for file, uri, groups, start in open_runs(unit.runs, spec.parts)
     )
 
@@ -195,7 +208,7 @@ def _count_several_ids(table: pa.Table, columns: Columns) -> int:
 
 def _finish(unit: MiningUnit, table: pa.Table | None, spec: MiningSpec, begun: dict[str, Any]) -> dict[str, Any]:
     """Select and write, and return the record that is begun."""
-    objects, tallies = mine_table(unit.name, table, spec)
+    objects, tallies = mine_values(unit.name, table, spec)
     with storage.patient():
         for name, data in objects.items():
             write_held(spec.lease, storage.join_uri(spec.output.uri, name), data, spec.output.scratch)
@@ -205,6 +218,24 @@ def _finish(unit: MiningUnit, table: pa.Table | None, spec: MiningSpec, begun: d
         "digests": {name: digest_bytes(data) for name, data in objects.items()},
         "tallies": {name: tally.to_dict() for name, tally in tallies.items()},
     }
+
+
+def mine_values(unit: str, table: pa.Table | None, spec: MiningSpec) -> tuple[dict[str, bytes], dict[str, MiningTally]]:
+    """Return what `mine_table` does: of each value apart where mining goes by a column, with a tally of each too."""
+    if spec.columns.by is None or table is None:
+        return mine_table(unit, table, spec)
+    objects: dict[str, bytes] = {}
+    tallies = {name: MiningTally(rules.space) for name, rules in spec.rule_sets.items()}
+    values = sorted(pc.unique(table["by"]).to_pylist())
+    for number, value in enumerate(values):
+        made, tally = mine_table(unit, table.filter(pc.equal(table["by"], value)), spec.of_value(value))
+        suspects = made.pop(f"{spec.output.own_folder}/{name_piece(unit)}", None)
+        if suspects is not None:
+            objects[f"{spec.output.own_folder}/{name_piece(f'{unit}-{number:03d}')}"] = suspects
+        objects |= {f"{name_folder(spec.columns.by, value)}/{name}": data for name, data in made.items()}
+        tallies["as given"].merge(tally["as given"])
+        tallies[f"by {value}"] = tally["as given"]
+    return objects, tallies
 
 
 def mine_table(unit: str, table: pa.Table | None, spec: MiningSpec) -> tuple[dict[str, bytes], dict[str, MiningTally]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from rerank_actor.mining.formats import name_configuration, name_pattern
+from rerank_actor.mining.formats import list_configurations
 from rerank_actor.outputs.folder import DATA_FILES
 from rerank_actor.outputs.manifest import read_versions
 from rerank_actor.outputs.price import format_dollars
@@ -44,14 +44,15 @@ def make_card(contents: Contents, name: str, license_name: str) -> str:
         name: of the repository.
         license_name: by the hub's list.
     """
-    configuration, pattern = "default", DATA_FILES
+    configurations: list[dict[str, Any]] = [{"config_name": "default", "data_files": DATA_FILES, "default": True}]
     if contents.kind == "mined":
-        configuration, pattern = name_configuration(contents.fingerprint), name_pattern(contents.form)
+        folders = {name.partition("/")[0] for name in contents.files if name.startswith(contents.folder_start)}
+        configurations = list_configurations(contents.form, contents.fingerprint, folders if contents.by else ())
     top = {
         "license": license_name,
         "pretty_name": name.rpartition("/")[2],
         "tags": ["rerank-actor", "reranking", "distillation" if contents.kind == "mined" else "scores"],
-        "configs": [{"config_name": configuration, "data_files": pattern, "default": True}],
+        "configs": configurations,
     }
     what = f"Training data in the format {contents.form}, mined from scores" if contents.form else "Scored pairs"
     sections = [

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from rerank_actor import storage
 from rerank_actor.errors import InputError, show
 from rerank_actor.fingerprint import hash_fingerprint
+from rerank_actor.mining.by_column.values import name_folder
 from rerank_actor.mining.formats import CORPUS
 from rerank_actor.mining.output import MineOutput, check_mined, is_mined
 from rerank_actor.outputs.folder import Output
@@ -36,6 +37,7 @@ class Contents:
         counts: rows and the like, by what they count in words.
         rules: of mining, each in words.
         form: the format that was mined.
+        by: the column whose values were mined apart.
     """
 
     kind: Literal["scored", "mined"]
@@ -45,6 +47,12 @@ class Contents:
     counts: dict[str, int]
     rules: dict[str, str]
     form: str = ""
+    by: str | None = None
+
+    @property
+    def folder_start(self) -> str:
+        """What the names of the folders of values begin with."""
+        return name_folder(self.by or "", "")
 
     @property
     def num_bytes(self) -> int:
@@ -132,7 +140,7 @@ def _list_mined(uri: str) -> Contents:
     if not definition or report.get("status") != "complete":
         raise InputError(f"{uri}: is not mined to the end; run jobs.mine again", uri=uri)
     saved = [found for name in SAVED if (found := storage.look_at_object(storage.join_uri(uri, name))) is not None]
-    items = [*output.list_data(), *saved]
+    items = {item.uri: item for item in (*output.list_data(), *saved)}.values()
     counts = report["counts"]
     named = {"queries": "queries_kept", "positives": "positives", "negatives": "negatives", "scored pairs": "pairs"}
     return Contents(
@@ -143,6 +151,7 @@ def _list_mined(uri: str) -> Contents:
         counts={words: counts.get(name, 0) for words, name in named.items()},
         rules=definition["definition"],
         form=definition["settings"]["format"],
+        by=definition["settings"].get("by_column"),
     )
 
 

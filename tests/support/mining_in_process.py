@@ -10,6 +10,7 @@ from typing import Any
 from mining_inputs import read_mined
 
 from rerank_actor.job_file import check_job
+from rerank_actor.mining.by_column.values import check_values, merge_most
 from rerank_actor.mining.examples import Teacher
 from rerank_actor.mining.job import MineJob
 from rerank_actor.mining.preflight import look_again, prepare_mining
@@ -74,6 +75,8 @@ def mine_in_process(
         for number, part in enumerate(scored.parts)
         for survey in survey_part(number, part, scored.columns, prepared.qrels, prepared.verdicts)
     ]
+    if job.by is not None:
+        check_values(job.by, [value for survey in surveys for value in survey.values], job.rules_by_value)
     count_unknown(surveys, prepared.verdicts, allowed=job.allow_unknown_verdicts)
     refuse_ids_of_two_questions(surveys, scored.parts, scored.columns)
     plan = plan_units(surveys, unit_bytes, hashes_at_once=hashes_at_once)
@@ -93,12 +96,15 @@ def mine_in_process(
         combination=job.combination(),
         verdicts=prepared.verdicts,
         with_suspects=job.suspects is not None,
+        value_rules=job.value_rules(),
+        max_by_value=plan.max_by_value,
     )
     records = [mine_unit(unit, spec) for unit in plan.units]
     slices = collect_slices([record["shuffled"] for record in records if "shuffled" in record], plan.num_buckets)
     if plan.max_positives is None:
         counts = [count_positives(bucket, scored.columns, prepared.qrels, prepared.verdicts) for bucket in slices]
         spec = replace(spec, max_positives=max(count["most"] for count in counts))
+        spec = replace(spec, max_by_value=merge_most(count["by_value"] for count in counts))
     records += [mine_bucket(bucket, spec) for bucket in zip(plan.buckets, slices, strict=True)]
     tally = MiningTally(job.space)
     for record in records:
