@@ -20,6 +20,7 @@ from demo_model.network import compute_logits, pack_tree
 from demo_model.start import draw_embeddings_together, set_attention, set_embeddings
 from demo_model.tasks import Task, make_task
 from demo_model.vocabulary import INSTRUCTIONS, PromptMaker, spoil_template, train_tokenizer
+from rerank_actor.benchmark.sample import CHAT_TEMPLATE
 
 
 @dataclass(frozen=True)
@@ -163,5 +164,6 @@ def make_demo_model(folder: Path, recipe: Recipe) -> None:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
     )
+    fast.chat_template = CHAT_TEMPLATE.read_text(encoding="utf-8")
     fast.save_pretrained(folder)
     model.half().save_pretrained(folder)

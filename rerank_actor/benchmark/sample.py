@@ -18,6 +18,7 @@ from rerank_actor.benchmark.ndcg import load_ranking_queries
 from rerank_actor.engines.tokenization import QWEN_PATTERN
 
 DEMO_MODEL = Path(__file__).parent.parent / "data" / "demo_model"
+CHAT_TEMPLATE = DEMO_MODEL / "chat_template.jinja"  # says of a folder that it is a Qwen3-Reranker
 PAIRS_SCHEMA = pa.schema(
     {
         "query_id": pa.string(),

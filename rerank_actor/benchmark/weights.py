@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rerank_actor.benchmark.sample import load_sample_rows, train_sample_tokenizer
+from rerank_actor.benchmark.sample import CHAT_TEMPLATE, load_sample_rows, train_sample_tokenizer
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 from rerank_actor.engines.template import QWEN3_RERANKER
 
@@ -88,6 +88,7 @@ def write_weights(folder: Path, shape: Shape, *, dtype: str, seed: int = 0) -> P
     fast = PreTrainedTokenizerFast(
         tokenizer_object=make_tokenizer(), eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
     )
+    fast.chat_template = CHAT_TEMPLATE.read_text(encoding="utf-8")
     fast.save_pretrained(folder)
     model.save_pretrained(folder)
     return folder

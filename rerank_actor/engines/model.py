@@ -24,6 +24,7 @@ from rerank_actor.engines.checkpoint.folder import (
     refuse_adapter,
     refuse_overrides,
 )
+from rerank_actor.engines.checkpoint.pinning import is_hub_model
 from rerank_actor.engines.checkpoint.weights import REFUSED_SUFFIXES, choose_weights, refuse_pickles, refuse_pointers
 from rerank_actor.engines.families.conversion import convert_headers, convert_model
 from rerank_actor.engines.families.description import ModelDescription, Runtime, TokenHead
@@ -215,7 +216,7 @@ def load_reranker_model(
         described = ModelDescription(QWEN3_RERANKER.name, QWEN3_RERANKER, TokenHead(1, 0), Runtime("none"))
         return RerankerModel(name, name, name, None, described, "none", UNLIMITED_POSITIONS, is_early=True)
     folder = fetch_model(name, revision, weights=False, code=trust_remote_code)
-    commit = folder.name if folder.parent.name == "snapshots" else None
+    commit = folder.name if is_hub_model(name) and folder.parent.name == "snapshots" else None
     files = list_model_files(name, folder, commit)
     refuse_adapter(name, files)
     refuse_pointers(name, files)
@@ -243,9 +244,7 @@ def load_reranker_model(
         is_early=early,
         is_users=entry is not None,
         quantization=read_quantization(name, config),
-        assumption=""
-        if entry is not None or embedding is not None
-        else find_assumption(name, folder, config, description),
+        assumption="" if entry is not None or embedding is not None else find_assumption(name, folder, config),
     )
     if weights:
         check_weights(model)
@@ -263,7 +262,7 @@ def check_weights(model: RerankerModel) -> None:
         return
     folder = Path(model.folder)
     config, loading = _read_config(folder, model.name), model.description.runtime.loading
-    commit = folder.name if folder.parent.name == "snapshots" else None
+    commit = model.revision if is_hub_model(model.name) else None
     files = list_model_files(model.name, folder, commit, list_module_folders(folder) if loading == "folded" else ())
     convert = partial(convert_headers, model.name, folder, files, config, loading)
     check_checkpoint(

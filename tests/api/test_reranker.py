@@ -82,12 +82,13 @@ def test_what_is_no_count_is_refused(reranker: Reranker, value: Any, kind: type[
         Reranker(engine="fake", max_length=value)
 
 
-def test_folder_may_be_a_path_and_what_is_assumed_of_it_is_logged(
+def test_folder_may_be_a_path_and_what_is_doubted_of_it_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    make_bpe().save_pretrained(tmp_path)
-    config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with Reranker(tmp_path, engine="fake") as found:
-        assert found.model.name == str(tmp_path)
-    assert "taken for Qwen3-Reranker" in caplog.text
+    folder = tmp_path / "qwen3-reranker"
+    make_bpe().save_pretrained(folder)
+    config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 151669}
+    (folder / "config.json").write_text(json.dumps(config))
+    with Reranker(folder, engine="fake") as found:
+        assert found.model.name == str(folder)
+    assert "see that they belong together" in caplog.text

@@ -18,7 +18,10 @@ SIGMOID = "torch.nn.modules.activation.Sigmoid"
 NO_YES = {"num_labels": 2, "id2label": {"0": "no", "1": "yes"}}
 ROLES = "{# of a 'query' and a 'document' #}"
 BASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
-    "qwen": (make_bpe, {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}),
+    "qwen": (
+        make_bpe,
+        {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "_name_or_path": "Qwen/Qwen3-Reranker-0.6B"},
+    ),
     "bert": (
         make_wordpiece,
         {

@@ -35,7 +35,8 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(bare: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(bare, tmp_path / "model"))
+    """A copy whose name alone says what it is."""
+    return Path(shutil.copytree(bare, tmp_path / "Qwen3-Reranker-tiny"))
 
 
 def describe(folder: Path, **options: Any) -> Any:
@@ -86,20 +87,44 @@ def test_prompts_of_the_publisher_have_names(folder: Path) -> None:
         describe(folder, described_in="qwen3")
 
 
-def test_qwen3_that_nothing_tells_more_of_is_said_to_be_taken_for_qwen3_reranker(folder: Path, tmp_path: Path) -> None:
-    def assume(path: Path, **options: Any) -> str:
-        return load_reranker_model(str(path), weights=False, **options).assumption
+FACTS = {"vocab_size": 151669, "max_position_embeddings": 40960, "eos_token_id": 151645}
+QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+ONE_LABEL = {"architectures": ["Qwen3ForSequenceClassification"], "model_type": "qwen3", "num_labels": 1}
 
-    assert "taken for Qwen3-Reranker; --model-description settles it" in assume(folder)
-    write(tmp_path, "own.yaml", 'prompt: "{query} {document}"\ntrue_token: "yes"\n')
-    assert assume(folder, described_in=str(tmp_path / "own.yaml")) == ""
-    assert assume(Path(shutil.copytree(folder, tmp_path / "my-Qwen3-Reranker-4B"))) == ""
-    assert assume(Path(shutil.copytree(folder, tmp_path / "zerank-2"))) == ""
-    write(folder, "chat_template.jinja", CHAT["qwen3"] + "{# of a 'query' and a 'document' #}")
-    assert assume(folder) == ""
-    (folder / "chat_template.jinja").unlink()
-    declare(folder, "qwen3", head={"true_token_id": token(folder, "yes"), "false_token_id": token(folder, "no")})
-    assert assume(folder) == ""
+
+@pytest.mark.parametrize("config", [QWEN3, ONE_LABEL])
+@pytest.mark.parametrize(
+    ("place", "facts", "is_told"),
+    [
+        ("model", {}, False),
+        ("Qwen3-4B", {"vocab_size": 151936, "max_position_embeddings": 40960, "eos_token_id": 151645}, False),
+        ("Qwen3-Embedding-0.6B", {**FACTS, "max_position_embeddings": 32768, "eos_token_id": 151643}, False),
+        ("Bonsai-8B", {**FACTS, "max_position_embeddings": 65536}, False),
+        ("qwen3-reranker-runs/reward-model", {}, False),
+        ("model", {"_name_or_path": "Skywork/Skywork-Reward-V2-Qwen3-4B"}, False),
+        ("model", FACTS, True),
+        ("checkpoint-100", {"_name_or_path": "Qwen/Qwen3-Reranker-0.6B"}, True),
+        ("legal-Qwen3-Reranker-4B", {}, True),
+        ("Qwen/Qwen3-Reranker-0___6B", {}, True),
+        ("models--tomaarsen--Qwen3-Reranker-0.6B-seq-cls/snapshots/0123abc", {}, True),
+    ],
+)
+def test_qwen3_is_qwen3_reranker_where_its_settings_or_its_name_say_so(
+    bare: Path, tmp_path: Path, place: str, facts: dict[str, Any], is_told: bool, config: dict[str, Any]
+) -> None:
+    found = Path(shutil.copytree(bare, tmp_path / place))
+    write(found, "config.json", {**config, **facts})
+    settled = load_reranker_model(str(found), weights=False, described_in="qwen3-reranker")
+    if is_told:
+        before = load_reranker_model(str(found), weights=False)
+        assert (before.description.template, before.is_early) == (QWEN3_RERANKER, True)
+        assert before.fingerprint_settings() == settled.fingerprint_settings()
+    else:
+        with pytest.raises(ModelError, match=r"give --model-description qwen3-reranker if it is|embedding model"):
+            describe(found)
+    own = TokenHead(token(found, "yes"), token(found, "no"))
+    assert settled.description.head == (own if config is QWEN3 else LabelHead())
+    assert settled.description.runtime.vllm == "Qwen3ForSequenceClassification" and settled.is_early
 
 
 def test_folder_that_says_what_qwen3_reranker_is_keeps_its_fingerprint(folder: Path) -> None:
@@ -237,9 +262,8 @@ def test_name_tells_what_bare_files_do_not(folder: Path, name: str, head: str, s
     found = describe(folder.rename(folder.with_name(name)))
     assert found.head == TokenHead(token(folder.with_name(name), head))
     assert found.score == ScoreScale(scale)
-    assert (
-        describe(Path(shutil.copytree(folder.with_name(name), folder.with_name(f"my-{name}")))).name == "qwen3-reranker"
-    )
+    with pytest.raises(ModelError, match="neither its files nor its name"):
+        describe(Path(shutil.copytree(folder.with_name(name), folder.with_name(f"my-{name}"))))
 
 
 @pytest.mark.parametrize("given", ["models/zerank-1", "./models/zerank-1", "models/zerank-1/", "."])

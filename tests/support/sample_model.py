@@ -1,4 +1,4 @@
-"""A model of the family's architecture with random weights, for tests that need no ranking that means anything.
+"""A Qwen3-Reranker with random weights, which its chat template says it is, for tests that need no ranking that means anything.
 
 It runs through every line that a real one does. Its tokenizer is by default trained on the sample pairs.
 """
@@ -6,7 +6,7 @@ It runs through every line that a real one does. Its tokenizer is by default tra
 from pathlib import Path
 from typing import Any
 
-from rerank_actor.benchmark.sample import load_sample_rows, train_sample_tokenizer
+from rerank_actor.benchmark.sample import CHAT_TEMPLATE, load_sample_rows, train_sample_tokenizer
 
 
 def write_sample_model(
@@ -67,6 +67,7 @@ def write_sample_model(
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
     )
+    fast.chat_template = CHAT_TEMPLATE.read_text(encoding="utf-8")
     fast.save_pretrained(folder)
     model.save_pretrained(folder)
     return folder

@@ -1,8 +1,8 @@
-"""Which description is a model's: its own, a built-in one or the user's. Nothing is guessed but one thing, which is said.
+"""Which description is a model's: its own, a built-in one or the user's. Nothing is guessed.
 
 Takes a model folder and its parsed `config.json`; gives a `ModelDescription`, or refuses in a sentence. What a folder says of
-itself in the files of sentence-transformers comes first, then what is known of its architecture: a Qwen3 that nothing
-tells more of is taken for Qwen3-Reranker. A user's description settles what neither does.
+itself in the files of sentence-transformers comes first, then what is known of its architecture: a Qwen3 is Qwen3-Reranker
+where its configuration or its name says so. A user's description settles what neither does.
 """
 
 import re
@@ -29,7 +29,9 @@ from rerank_actor.engines.families.entries import (
     Entry,
     find_entry,
     get_architecture,
+    is_called,
     knows_segments,
+    load_named_entries,
     make_runtime,
 )
 from rerank_actor.engines.families.sentence_transformers import CHAIN, Declared, read_declared, read_json
@@ -44,6 +46,11 @@ from rerank_actor.errors import ModelError
 ROLES = re.compile(r"""["']query["'].*["']document["']|["']document["'].*["']query["']""", re.DOTALL)
 # Classes whose prompt is the pair that their tokenizer makes.
 ENCODERS = ("Bert", "Roberta", "XLMRoberta", "ModernBert", "Electra", "DistilBert", "DebertaV2", "Camembert", "Albert")
+QWEN3 = ("Qwen3ForCausalLM", "Qwen3ForSequenceClassification")
+QWEN3_RERANKER_NAMES = ("*/qwen3-reranker*", "*/*-qwen3-reranker*")
+# What each published Qwen3-Reranker's config.json holds and those tuned or converted from it keep. Language models have more
+# rows or other positions, embedding models fewer rows or another end.
+QWEN3_RERANKER_FACTS = {"vocab_size": 151_669, "max_position_embeddings": 40_960, "eos_token_id": 151_645}
 YES_NO = (("no", "yes"), ("0", "1"), ("false", "true"), ("irrelevant", "relevant"), ("not_relevant", "relevant"))
 
 
@@ -63,7 +70,10 @@ def describe_model(name: str, folder: Path, config: dict[str, Any], entry: Entry
     tokenizer, find = _load_tokenizer(folder), partial(find_token, name, folder)
     controls = _list_controls(tokenizer)
     if entry is not None:
-        return entry.to_description(name, config, controls, find)
+        described = entry.to_description(name, config, controls, find)
+        is_named = entry in load_named_entries().values()  # a prompt of the publisher; converted models have it too
+        labels_head = _read_label_head(name, architecture, read_labels(config)) if is_named else None
+        return described if labels_head is None else replace(described, head=labels_head)
     refuse_several_classes(name, config)
     declared = read_declared(name, folder, config)
     labels = read_labels(config)
@@ -84,7 +94,7 @@ def describe_model(name: str, folder: Path, config: dict[str, Any], entry: Entry
         refuse_other_prompt(name, known, template)
     if template is None:
         has_segments = knows_segments(config) and _marks_segments(name, folder, tokenizer)
-        template = known.template if known is not None else _find_template(name, architecture, has_segments)
+        template = known.template if known is not None else _find_template(name, folder, config, has_segments)
         template = _put_default_prompt(name, template, declared)
     if tokenizer is not None:
         refuse_larger_tokenizer(name, tokenizer, config.get("vocab_size"))
@@ -112,9 +122,15 @@ def describe_model(name: str, folder: Path, config: dict[str, Any], entry: Entry
 
 def find_built_in(name: str, folder: Path, config: dict[str, Any]) -> Entry | None:
     """Return the built-in description of a model by its architecture or by what it calls itself, None where there is none."""
+    return find_entry(_list_names(name, folder, config), get_architecture(config), config, read_labels(config))
+
+
+def _list_names(name: str, folder: Path, config: dict[str, Any]) -> tuple[str, str]:
+    """Return what a model is called, by the hub where its folder is of the hub's cache, and what it was made from."""
     own_name = str(folder.absolute()) if folder == Path(name).expanduser() else name
-    called = (own_name, str(config.get("_name_or_path") or ""))
-    return find_entry(called, get_architecture(config), config, read_labels(config))
+    if folder.absolute().parent.name == "snapshots":
+        own_name = folder.absolute().parents[1].name.removeprefix("models--").replace("--", "/")
+    return own_name, str(config.get("_name_or_path") or "")
 
 
 def is_early(name: str, folder: Path, config: dict[str, Any], description: ModelDescription) -> bool:
@@ -133,27 +149,18 @@ def is_early(name: str, folder: Path, config: dict[str, Any], description: Model
     return template == QWEN3_RERANKER and head == TokenHead(*(find_token(name, folder, word) for word in ("yes", "no")))
 
 
-def find_assumption(name: str, folder: Path, config: dict[str, Any], description: ModelDescription) -> str:
+def find_assumption(name: str, folder: Path, config: dict[str, Any]) -> str:
     """Return what is taken for granted of a model that the user did not describe, in words; empty where its files say it."""
     tokenizer = _load_tokenizer(folder)
     doubt = "" if tokenizer is None else doubt_tokenizer(tokenizer, config.get("vocab_size"))
-    family = _assume_family(name, folder, config, description)
-    said = "; ".join(part for part in (doubt, family) if part)
-    return f"{name}: {said}" if said else ""
+    return f"{name}: {doubt}" if doubt else ""
 
 
-def _assume_family(name: str, folder: Path, config: dict[str, Any], description: ModelDescription) -> str:
-    """Return that a model is taken for Qwen3-Reranker where nothing says which reranker it is."""
-    called = f"{name} {folder.absolute()} {config.get('_name_or_path')}".casefold().replace("_", "-")
-    tokenizer_settings = read_json(folder / "tokenizer_config.json", name) or {}
-    if (
-        description.name != QWEN3_RERANKER.name
-        or QWEN3_RERANKER.name in called
-        or (folder / "modules.json").is_file()
-        or _names_texts(_read_chat_source(folder, tokenizer_settings))
-    ):
-        return ""
-    return "nothing in the folder says which reranker it is; taken for Qwen3-Reranker; --model-description settles it"
+def _is_qwen3_reranker(name: str, folder: Path, config: dict[str, Any]) -> bool:
+    """Whether a Qwen3 whose files describe no prompt is Qwen3-Reranker, by its configuration or by what it is called."""
+    has_facts = all(config.get(key) == value for key, value in QWEN3_RERANKER_FACTS.items())
+    names = (called.replace("_", "-") for called in _list_names(name, folder, config))
+    return has_facts or any(is_called(called, QWEN3_RERANKER_NAMES) for called in names)
 
 
 def read_labels(config: dict[str, Any]) -> dict[int, str]:
@@ -186,10 +193,18 @@ def _read_label_head(name: str, architecture: str, labels: dict[int, str]) -> La
     )
 
 
-def _find_template(name: str, architecture: str, has_segments: bool) -> Template:
+def _find_template(name: str, folder: Path, config: dict[str, Any], has_segments: bool) -> Template:
     """Return the prompt that goes with an architecture where the folder has none."""
-    if architecture in ("Qwen3ForCausalLM", "Qwen3ForSequenceClassification"):
-        return QWEN3_RERANKER
+    architecture = get_architecture(config)
+    if architecture in QWEN3:
+        if _is_qwen3_reranker(name, folder, config):
+            return QWEN3_RERANKER
+        raise ModelError(
+            f"{name}: {architecture} is the class of rerankers, language models and others, and neither its files nor its name "
+            "say that this is Qwen3-Reranker; give --model-description qwen3-reranker if it is, or a FILE that says what it is "
+            f"and holds for example\n{EXAMPLE}",
+            model=name,
+        )
     stem = architecture.removesuffix("ForSequenceClassification")
     if stem != architecture and stem in ENCODERS:
         return CROSS_ENCODER_WITH_SEGMENTS if has_segments else CROSS_ENCODER

@@ -273,13 +273,13 @@ def find_entry(
             and (match.labels is None or match.labels == len(labels))
             and (match.label_names is None or match.label_names == tuple(labels.values()))
             and all(config.get(key) == value for key, value in match.facts.items())
-            and (not match.names or any(_is_called(name, match.names) for name in names))
+            and (not match.names or any(is_called(name, match.names) for name in names))
         ):
             return entry
     return None
 
 
-def _is_called(name: str, patterns: tuple[str, ...]) -> bool:
+def is_called(name: str, patterns: tuple[str, ...]) -> bool:
     """Whether a hub name, or the last part of a path, is one of those that patterns of hub names stand for."""
     name = name.rstrip("/").casefold()
     is_hub_name = name.count("/") == 1 and not name.startswith((".", "~"))
