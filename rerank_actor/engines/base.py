@@ -41,6 +41,9 @@ EngineKind = Literal["vllm", "transformers", "fake"]
 # (standard error 0.06 in float16, 0.41 in bfloat16). Five standard errors and a small floor are allowed.
 NOISE_SHARE = {"float32": 1e-4, "float16": 0.06 / 22, "bfloat16": 0.41 / 22}
 NOISE_FLOOR = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
+# Two computations in float32 on CPUs differ by their rounding alone: by at most 1.1e-5 of the spread over all families, and by
+# few units in the last place of a logit whose spread is small beside it. Five times that is allowed.
+ROUNDING_SHARE, ROUNDING_OF_LOGIT = 5e-5, 1e-6
 
 
 class Engine(Protocol):
@@ -130,6 +133,11 @@ def let_threads_sleep() -> None:
 def allow_noise(dtype: str, logits: np.ndarray) -> float:
     """Return by how much log-odds in a dtype may differ from those of another computation."""
     return NOISE_FLOOR[dtype] + 5 * NOISE_SHARE[dtype] * float(np.std(logits))
+
+
+def allow_rounding(logits: np.ndarray) -> float:
+    """Return by how much log-odds in float32 on CPUs may differ from those of another library on CPUs."""
+    return ROUNDING_SHARE * float(np.std(logits)) + ROUNDING_OF_LOGIT * float(np.abs(logits).max())
 
 
 def compute_within_memory(

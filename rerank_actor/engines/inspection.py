@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from rerank_actor.engines.base import EngineSpec, allow_noise
+from rerank_actor.engines.base import EngineSpec
 from rerank_actor.engines.checkpoint.files import list_model_files
 from rerank_actor.engines.checkpoint.pinning import is_hub_model
 from rerank_actor.engines.checkpoint.weights import choose_weights, read_headers
@@ -22,7 +22,13 @@ from rerank_actor.engines.families.detect import find_built_in
 from rerank_actor.engines.model import RerankerModel, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.engines.reference import Reference
-from rerank_actor.engines.start import CHECK_PAIRS, compare_with_reference, compute_reference, start_engine
+from rerank_actor.engines.start import (
+    CHECK_PAIRS,
+    allow_difference,
+    compare_with_reference,
+    compute_reference,
+    start_engine,
+)
 from rerank_actor.errors import EngineStartError
 
 # What a description may be read from, beside config.json and the tokenizer.
@@ -186,6 +192,6 @@ def _compare(
         logits.tolist(),
         [float(logit) for logit in reference.logits],
         difference,
-        allow_noise(engine.dtype, reference.logits),
+        allow_difference(spec, engine.dtype, reference.logits),
         problem,
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rerank_actor.engines.base import Engine, EngineSpec, allow_noise, compute_within_memory
+from rerank_actor.engines.base import Engine, EngineSpec, allow_noise, allow_rounding, compute_within_memory
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.engines.reference import Reference, ask_sentence_transformers, tokenize_whole
 from rerank_actor.errors import EngineStartError, RerankError, describe_cause
@@ -180,7 +180,7 @@ def compare_with_reference(engine: Engine, spec: EngineSpec, logits: np.ndarray,
             f"{name}: --max-length {spec.max_length} cuts all built-in pairs; raise it to compare scores"
         )
     difference = float(np.abs(logits.astype(np.float64) - reference.logits)[whole].max())
-    allowed = allow_noise(engine.dtype, reference.logits[whole])
+    allowed = allow_difference(spec, engine.dtype, reference.logits[whole])
     if not difference <= allowed:
         raise EngineStartError(
             f"{name}: logits of the built-in pairs in {engine.dtype} differ by {difference:.4g} from {reference.name} in "
@@ -188,6 +188,17 @@ def compare_with_reference(engine: Engine, spec: EngineSpec, logits: np.ndarray,
             model=name,
         )
     return difference
+
+
+def allow_difference(spec: EngineSpec, dtype: str, reference_logits: np.ndarray) -> float:
+    """Return by how much an engine's logits in a dtype may differ from the reference's, which are computed on CPUs.
+
+    On GPUs attention in float32 may multiply in fewer bits (TF32), so that there the noise of engines is allowed.
+    """
+    import torch
+
+    is_alike = dtype == "float32" and (spec.device == "cpu" or not torch.cuda.is_available())
+    return allow_rounding(reference_logits) if is_alike else allow_noise(dtype, reference_logits)
 
 
 def _load(spec: EngineSpec) -> Engine:

@@ -141,13 +141,14 @@ def test_cross_encoder_of_qwen_kind_gives_its_raw_output(tmp_path: Path, tokeniz
     config = Qwen3Config(vocab_size=tokenizer.get_vocab_size(), num_key_value_heads=1, num_labels=1, **sizes)
     assert config.pad_token_id is None  # a batch must not need one
     model = Qwen3ForSequenceClassification(config).eval()
-    model.save_pretrained(tmp_path)
+    folder = tmp_path / "Qwen3-Reranker-seq-cls"
+    model.save_pretrained(folder)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    fast.save_pretrained(tmp_path)
+    fast.save_pretrained(folder)
     pairs = [*PAIRS, *PAIRS[:3]]
     with torch.no_grad():
         expected = [model(torch.tensor([reference.encode(fast, *pair)])).logits[0, 0].item() for pair in pairs]
-    with Reranker(str(tmp_path), engine="transformers", dtype="float32", check_scores=True) as found:
+    with Reranker(str(folder), engine="transformers", dtype="float32", check_scores=True) as found:
         assert found.model.description.head == LabelHead()
         assert np.abs(found.logits(pairs) - expected).max() < 1e-5
         assert np.abs(found.score(pairs) - 1 / (1 + np.exp(-np.array(expected)))).max() < 1e-6

@@ -54,6 +54,14 @@ def test_family_gives_ids_and_logits_of_its_cross_encoder(tmp_path: Path, family
     assert any(len(one) == length for one in ids)
 
 
+@pytest.mark.parametrize("family", ["electra", "deberta-v2", "distilbert"])
+def test_family_that_vllm_cannot_run_is_refused_with_the_engine_that_can(tmp_path: Path, family: str) -> None:
+    model = load_reranker_model(str(WITH_SENTENCE_TRANSFORMERS[family](tmp_path / "model")))
+    model.refuse_engine("transformers")
+    with pytest.raises(ModelError, match=r"vLLM 0.32 has no .*; give --engine transformers"):
+        model.refuse_engine("vllm")
+
+
 def check(
     folder: Path, pairs: list[tuple[str, str]], ids: list[list[int]], expected: list[float], **options: Any
 ) -> None:

@@ -15,10 +15,17 @@ from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaFo
 
 from rerank_actor import Reranker
 from rerank_actor.engines.base import EngineSpec
+from rerank_actor.engines.families.description import TokenHead
 from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.engines.reference import ask_sentence_transformers
-from rerank_actor.engines.start import CHECK_PAIRS, encode_check_pairs, start_engine
+from rerank_actor.engines.start import (
+    CHECK_PAIRS,
+    compare_with_reference,
+    compute_reference,
+    encode_check_pairs,
+    start_engine,
+)
 from rerank_actor.errors import EngineStartError
 
 LENGTH = 128
@@ -105,6 +112,33 @@ def test_prompts_that_are_not_the_reference_s_are_refused(kind: str, request: py
         EngineStartError, match=rf"built-in pair 3 is not that of .* different from token {len(last) - 1} on"
     ):
         start_engine(changed)
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "the other answers": {"head": TokenHead(5, 6)},
+    "half an answer": {"halves": True},
+    "a token less": {"cut": 1},
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_small_wrongs_are_more_than_float32_allows(generative: Path, what: str) -> None:
+    """A floor that does not go with the spread would let pass what is wrong in a model whose logits are close."""
+    spec, wrong = make_spec(generative), WRONG[what]
+    reference = compute_reference(spec)
+    description = spec.model.description
+    head = wrong.get("head") or (replace(description.head, false_id=None) if "halves" in wrong else description.head)
+    prompts = tuple(prompt[wrong.get("cut", 0) :] for prompt in spec.check_prompts)
+    model = replace(spec.model, description=replace(description, head=head))
+    engine, check = start_engine(replace(spec, model=model, check_prompts=prompts, check_scores=False))
+    centre = reference.logits.mean()
+    shares = [1.0, 1e-3 / np.std(reference.logits)]  # as it is, and squeezed to a spread of a thousandth
+    for share in shares:
+        found = (np.array(check.logits, np.float64) - centre) * share + centre
+        squeezed = replace(reference, prompts=None, logits=(reference.logits - centre) * share + centre)
+        with pytest.raises(EngineStartError, match="allowed is"):
+            compare_with_reference(engine, spec, found, squeezed)
+    compare_with_reference(engine, spec, reference.logits * (1 + 5e-7), reference)
 
 
 def test_reranker_says_its_reference(classic: Path) -> None:
