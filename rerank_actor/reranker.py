@@ -193,6 +193,7 @@ class Reranker:
         if isinstance(documents, Mapping):
             raise TypeError(f"documents are a {type(documents).__name__}; expected a sequence of texts")
         _check_count("top_k", top_k)
+        documents = list(documents)  # a pandas series is looked up by its index, not by place
         logits = self.logits([(query, document) for document in documents])
         order = np.argsort(-logits, kind="stable")[:top_k].tolist()
         scores = compute_score(logits, self.model.description.score)

@@ -87,10 +87,13 @@ def find_price(gpu_type: str | None, gpu_price: float | None) -> Price | None:
 
 
 def find_stored_price(manifest: dict[str, Any]) -> Price | None:
-    """Return the price of a manifest's job, None where it told none or one that this version does not know."""
+    """Return the price of a manifest's job, else that of the GPU that its engines had; None where nobody knows it."""
     stored = manifest.get("job")
     job = stored if isinstance(stored, dict) else {}
     price, kind = job.get("gpu_price"), job.get("gpu_type")
+    found = {str(engine.get("gpu")) for engine in manifest.get("engines") or []}
+    if not kind and len(found) == 1 and look_up_gpu_type(*found) is not None:
+        [kind] = found
     try:
         return find_price(str(kind) if kind else None, float(price) if price is not None else None)
     except (JobError, TypeError, ValueError):

@@ -22,6 +22,7 @@ from rerank_actor.storage.lease import is_running
 
 RATE_WINDOW_SECONDS = 900.0
 SHOWN_FAILURES = 20
+SHOWN_LOGS = 3
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class JobStatus:
         planned: what `jobs.plan` foresaw, empty where it was not asked.
         left_out: what the last run found in the input and did not plan, as `LeftOut` has it.
         judged_rows: planned rows that were added for `--qrels`.
+        engine_logs: files with the words of the last run's engines, each with its host.
         manifest_problem: that the manifest is damaged, so that totals are counted from the records of units.
     """
 
@@ -64,6 +66,7 @@ class JobStatus:
     planned: dict[str, Any] = field(default_factory=dict)
     left_out: list[dict[str, Any]] = field(default_factory=list)
     judged_rows: int = 0
+    engine_logs: list[str] = field(default_factory=list)
     manifest_problem: str | None = None
 
 
@@ -130,6 +133,9 @@ def judge_status(scored: ScoredOutput, manifest: dict[str, Any], running: bool |
         planned=output.load_estimate(),
         judged_rows=sum(shard.planned_rows for shard in plan.shards if shard.uri.startswith(output.at("judged"))),
         left_out=manifest.get("plan", {}).get("left_out", []),
+        engine_logs=[
+            f"{engine['log']} on {engine['host']}" for engine in manifest.get("engines", []) if engine.get("log")
+        ],
         manifest_problem=problem,
     )
 
@@ -210,6 +216,9 @@ def print_status(status: JobStatus, *, as_json: bool = False) -> None:
         table.add_row("engines busy", f"{status.engines_busy:.1%} of their time; the rest: starting, waiting for units")
     if status.planned.get("wall_hours") is not None:
         table.add_row("planned", _describe_plan(status.planned))
+    if logs := status.engine_logs:
+        more = [f"and {len(logs) - SHOWN_LOGS:,} more (--json)"] if len(logs) > SHOWN_LOGS else []
+        table.add_row("engine logs", "\n".join([*logs[:SHOWN_LOGS], *more]))
     if status.left_out:
         table.add_row("left out", "\n".join(LeftOut(**item).describe() for item in status.left_out))
     table.add_row("failed units", f"{len(status.failed):,}")

@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from rerank_actor.errors import ClusterError, JobError, RunInterruptedError, des
 
 CONNECT_SECONDS = 10.0
 START_ATTEMPTS = 2
+STANDARD_ERROR = 2
+LOG_LEVEL_LINE = b"Set ray log level from environment variable RAY_BACKEND_LOG_LEVEL"  # of its C++ side, at any level
 TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 PIPELINE_THREAD = "rerank-actor pipeline"
 
@@ -71,7 +74,8 @@ def connect_ray(job: NamesCluster, watch: "SignalWatch") -> Iterator[Connection]
     if connection.is_ours:
         _refuse_silent_address(address)
         try:
-            _start_local(arguments) if address == "local" else _join_cluster(address, arguments)
+            with leave_out_line(LOG_LEVEL_LINE):
+                _start_local(arguments) if address == "local" else _join_cluster(address, arguments)
         except SystemExit as error:  # Ray's own handler of SIGTERM, until ours is back in place
             raise RunInterruptedError("stopped by SIGTERM", signum=signal.SIGTERM) from error
     watch.install()  # ray.init puts a handler of its own in the place of ours
@@ -81,6 +85,27 @@ def connect_ray(job: NamesCluster, watch: "SignalWatch") -> Iterator[Connection]
     finally:
         if connection.is_ours and not is_pipeline_running():
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def leave_out_line(words: bytes) -> Iterator[None]:
+    """Keep lines with these words off standard error, written past Python's streams too; all others come a moment later."""
+    with contextlib.ExitStack() as stack:
+        held = stack.enter_context(tempfile.TemporaryFile())
+        try:
+            ours = os.dup(STANDARD_ERROR)
+        except OSError:  # there is none
+            yield
+            return
+        os.dup2(held.fileno(), STANDARD_ERROR)
+        try:
+            yield
+        finally:
+            os.dup2(ours, STANDARD_ERROR)
+            held.seek(0)
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                os.write(ours, b"".join(line for line in held if words not in line))
+            os.close(ours)
 
 
 def _start_local(arguments: dict[str, Any]) -> None:

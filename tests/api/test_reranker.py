@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from families import make_bpe
 
@@ -34,6 +35,12 @@ def test_predict_is_called_as_a_cross_encoder_is(reranker: Reranker) -> None:
     assert reranker.predict(pairs[1]) == reranker.predict([*pairs[1]]) == scores[1]
     with pytest.raises(TypeError, match="pairs are a str"):
         reranker.predict("qd")
+
+
+def test_rank_goes_by_place_whatever_index_a_series_has(reranker: Reranker) -> None:
+    documents = pd.Series(["one", "two", "three"], index=[2, 0, 7])
+    ranked = reranker.rank("a", documents, return_documents=True)
+    assert {entry["corpus_id"]: entry["text"] for entry in ranked} == {0: "one", 1: "two", 2: "three"}
 
 
 def test_closing_one_reranker_leaves_another(reranker: Reranker) -> None:

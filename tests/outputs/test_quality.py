@@ -14,11 +14,13 @@ from scoring_in_process import score_here
 from rerank_actor.errors import InputError
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.price import load_gpu_types
 from rerank_actor.outputs.report.build import build_report
 from rerank_actor.outputs.report.facts import gather_facts
 from rerank_actor.outputs.report.quality import Asked, compute_auc, measure_quality
 from rerank_actor.outputs.report.rows import sample_rows
 from rerank_actor.outputs.report.timeline import draw_timeline
+from rerank_actor.outputs.status import read_status
 
 
 def score(folder: Path, rows: list[dict[str, object]], **settings: object) -> Path:
@@ -162,3 +164,18 @@ def test_timeline_spreads_a_unit_over_the_time_its_engine_took() -> None:
     ]
     assert timeline.marks[2].words == "2 x actor died"
     assert draw_timeline(np.array([5.0, 0.0]), np.ones(2), np.ones(2), []).marks == []
+
+
+def test_status_names_logs_and_takes_the_price_of_the_gpu_that_engines_had(output: Path) -> None:
+    engines = [{"host": "node-1", "log": "/tmp/ray/worker.err", "gpu": "L4"}] * 2
+    earlier = Output(str(output)).load_manifest()
+    try:
+        runs = [{"started": 1.0, "gpu_seconds": 7200.0}]
+        Output(str(output)).write_json("manifest.json", {**earlier, "engines": engines, "runs": runs})
+        status = read_status(str(output))
+        Output(str(output)).write_json("manifest.json", {**earlier, "engines": [*engines, {"gpu": "H100"}], "runs": runs})
+        mixed = read_status(str(output))
+    finally:
+        Output(str(output)).write_json("manifest.json", earlier)
+    assert status.engine_logs == ["/tmp/ray/worker.err on node-1"] * 2
+    assert status.cost == pytest.approx(2 * load_gpu_types()["L4"].price) and mixed.cost is None

@@ -13,7 +13,7 @@ from commands import ROOT
 
 from rerank_actor.errors import ClusterError, JobError
 from rerank_actor.runtime import connection
-from rerank_actor.runtime.connection import connect_ray, list_signals, watch_signals
+from rerank_actor.runtime.connection import connect_ray, leave_out_line, list_signals, watch_signals
 
 
 class OnThisMachine:
@@ -108,3 +108,12 @@ def test_local_ray_leaves_no_token_in_the_home_folder(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (found.returncode, found.stdout) == (0, "7\n7\n"), found.stderr
     assert not (tmp_path / ".ray").exists()
+
+
+def test_line_of_a_library_is_left_out_of_standard_error_and_all_others_come(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="meant"), leave_out_line(b"noise"):
+        os.write(2, b"one\n[I] some noise here\n")
+        os.write(2, b"two\n")
+        raise ValueError("meant")
+    os.write(2, b"three\n")
+    assert capfd.readouterr().err == "one\ntwo\nthree\n"
