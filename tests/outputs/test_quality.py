@@ -173,7 +173,9 @@ def test_status_names_logs_and_takes_the_price_of_the_gpu_that_engines_had(outpu
         runs = [{"started": 1.0, "gpu_seconds": 7200.0}]
         Output(str(output)).write_json("manifest.json", {**earlier, "engines": engines, "runs": runs})
         status = read_status(str(output))
-        Output(str(output)).write_json("manifest.json", {**earlier, "engines": [*engines, {"gpu": "H100"}], "runs": runs})
+        Output(str(output)).write_json(
+            "manifest.json", {**earlier, "engines": [*engines, {"gpu": "H100"}], "runs": runs}
+        )
         mixed = read_status(str(output))
     finally:
         Output(str(output)).write_json("manifest.json", earlier)
