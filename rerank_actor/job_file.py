@@ -8,10 +8,19 @@ Knows nothing of argparse, nor of what the settings mean.
 import difflib
 import re
 from collections.abc import Container, Iterable
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from rerank_actor import storage
 from rerank_actor.errors import JobError
@@ -65,6 +74,15 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `true`, which pydantic takes for 1, and YAML's `no` and `off` for a text."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and kind is not bool and bool not in get_args(kind):
+            raise ValueError(f"is the truth value {str(value).lower()}; write a text such as `no` in quotes")
+        return value
 
     def normalized(self) -> Self:
         """Return the job with every location in its one spelling, so that relative paths survive a change of folder.
@@ -227,7 +245,19 @@ def check_job(kind: type[Job], values: dict[str, Any], path: str | None = None, 
 
 
 class _JobFileLoader(yaml.SafeLoader):
-    """YAML without whole numbers in base 60, where `actors: 1:4` would be 64."""
+    """YAML whose keys are texts as written, each once; without whole numbers in base 60, where `actors: 1:4` would be 64."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            key.tag = "tag:yaml.org,2002:str"  # `no` is a language
+            if key.value in lines:
+                problem = f"key `{key.value}` stands in line {lines[key.value]} too"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            lines[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
 
 
 _JobFileLoader.yaml_implicit_resolvers = {
@@ -279,7 +309,7 @@ def read_instruction_map(path: str) -> dict[str, str]:
     for name, value in values.items():
         if not isinstance(value, str) or not value.strip():
             raise JobError(f"{path}: the instruction of `{name}` is not text; write `dataset: instruction` lines")
-    return {str(name): value for name, value in values.items()}
+    return values
 
 
 def _describe(problem: Any, path: str | None, flags: Container[str]) -> str:

@@ -86,6 +86,26 @@ def test_job_file_that_is_no_yaml_is_refused_with_its_line(
         load_job(job_file(text), NEEDED)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("instruction: A\nlimit: 1\ninstruction: B\n", "line 3 .*key `instruction` stands in line 1 too"),
+        ("engine_args:\n  a: 1\n  a: 2\n", "line 3 .*key `a` stands in line 2 too"),
+        *(
+            (f"{key}: {word}\n", f"key `{key}`: is the truth value")
+            for key, word in (("limit", "true"), ("actors", "yes"))
+        ),
+        ("tensor_parallel_size: on\n", "is the truth value true"),
+        ("query_column: no\n", "is the truth value false; write a text such as `no` in quotes"),
+    ],
+)
+def test_key_that_is_there_twice_or_truth_that_is_no_value_is_refused(
+    job_file: Callable[[str], str], text: str, words: str
+) -> None:
+    with pytest.raises(JobError, match=words):
+        load_job(job_file(text), NEEDED)
+
+
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words", "a: [1\n", "\x00"])
 def test_job_file_that_is_no_mapping_is_refused_by_name(job_file: Callable[[str], str], text: str) -> None:
     with pytest.raises(JobError, match=r"job\.yaml"):

@@ -51,7 +51,7 @@ def test_layout_flags_that_do_not_fit_are_refused_with_the_cure(flags: dict[str,
         load_job(None, {**LAYOUT, **flags})
 
 
-@pytest.mark.parametrize("text", ["- a\n", "a: 1\n", "a:\n", "a: ''\n", "a: [b]\n", "{"])
+@pytest.mark.parametrize("text", ["- a\n", "a: 1\n", "a:\n", "a: ''\n", "a: [b]\n", "{", "a: b\na: c\n"])
 def test_instruction_map_that_holds_no_texts_is_refused_by_name(tmp_path: Path, text: str) -> None:
     path = tmp_path / "tasks.yaml"
     path.write_text(text)
@@ -60,9 +60,9 @@ def test_instruction_map_that_holds_no_texts_is_refused_by_name(tmp_path: Path, 
 
 
 def test_instruction_map_is_kept_in_the_job_and_not_its_name(tmp_path: Path) -> None:
-    (tmp_path / "tasks.json").write_text('{"quora": "Find duplicates", "7": "x"}')
+    (tmp_path / "tasks.json").write_text('{"quora": "Find duplicates", "7": "x", no: "Norwegian", ~: y, 1_0: z}')
     job = load_job(None, {**LAYOUT, "instruction_map": str(tmp_path / "tasks.json")})
-    assert job.instructions == {"quora": "Find duplicates", "7": "x"}
+    assert job.instructions == {"quora": "Find duplicates", "7": "x", "no": "Norwegian", "~": "y", "1_0": "z"}
     (tmp_path / "job.yaml").write_text(job.to_yaml())
     (tmp_path / "tasks.json").unlink()
     assert load_job(str(tmp_path / "job.yaml"), {}) == job
@@ -119,7 +119,7 @@ def test_tasks_command_lists_each_task_with_its_source(capsys: pytest.CaptureFix
         ({"document_template": "{titel}"}, "no column `titel`.*--document-template"),
         ({"query_template": "{question}"}, "no column `question`.*--query-template"),
         ({"instruction_map": {"a": "b"}}, "no column `dataset`.*--dataset-column"),
-        ({"explode": True, "explode_columns": "title"}, "expected a list; choose with --explode-columns"),
+        ({"explode": True, "explode_columns": "title"}, "expected a list, .*; choose with --explode-columns"),
         ({"explode": True, "rename_columns": "title=candidate_index"}, "`candidate_index` has the name"),
         ({"document_column": "parts"}, "expected structs with a `text`"),
         ({"document_column": "parts", "document_template": "{bodi}"}, "no column `bodi`"),
