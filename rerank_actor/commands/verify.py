@@ -9,6 +9,7 @@ from rerank_actor.errors import JobError, show
 from rerank_actor.evaluation.rescore import Rescored, RescoreSettings, rescore
 from rerank_actor.job_file import check_job
 from rerank_actor.mining.output import check_mined, is_mined
+from rerank_actor.outputs.compact import check_compacted, is_compacted
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.verify import Verification, verify_output
 from rerank_actor.progress import say
@@ -25,7 +26,9 @@ def verify(arguments: Sequence[str] | None = None) -> int:
         "scores --rescore 0.01 --engine transformers",
     )
     parser.add_argument(
-        "output", metavar="OUTPUT", help="the --output of scoring or mining, or --deliver, local, s3://, gs:// or az://"
+        "output",
+        metavar="OUTPUT",
+        help="the --output of scoring, mining or jobs.compact, or --deliver, local, s3://, gs:// or az://",
     )
     parser.add_argument(
         "--delete-damaged",
@@ -52,14 +55,18 @@ def verify(arguments: Sequence[str] | None = None) -> int:
     problems = 0
     outputs = list_outputs(uri)
     delivered = read_selection_status(uri) if outputs == [uri] else []
-    is_made_of_scores = delivered or (outputs == [uri] and not Output(uri).has_plan() and is_mined(uri))
+    has_no_plan = outputs == [uri] and not Output(uri).has_plan()
+    is_joined = has_no_plan and is_compacted(uri)
+    is_made_of_scores = delivered or is_joined or (has_no_plan and is_mined(uri))
     if is_made_of_scores and (options.delete_damaged or options.rescore is not None):
         flag = "--delete-damaged" if options.delete_damaged else "--rescore"
-        raise JobError(f"{flag}: is for scored outputs, and {uri} holds what was mined or selected; leave it out")
+        raise JobError(
+            f"{flag}: is for scored outputs, and {uri} holds what was mined, selected or joined; leave it out"
+        )
     if delivered:
         return _verify_delivered(uri, delivered)
     if is_made_of_scores:
-        return _print_delivered({uri: check_mined(uri)})
+        return _print_delivered({uri: check_compacted(uri) if is_joined else check_mined(uri)})
     for output in outputs:
         if output != uri:
             print(f"{output}:")

@@ -1,8 +1,9 @@
 """The compaction: a finished output's parts joined into few files, in input order, as a dataset of its own.
 
 Takes an output of the scoring job and a folder. Each part is read in full and compared with the plan and with the digest of
-its rows before it is joined, and its rows in the file once more. Columns, types and the metadata that parts share stay. Which
-parts a file holds stands in its metadata, so that the same call goes on where another ended. Needs no model and no Ray.
+its rows before it is joined, and its rows in the file once more. Columns, types and the metadata that parts share stay. The
+metadata say which parts a file holds and the digest of its rows, so that the same call goes on where another ended. Needs no
+model and no Ray.
 """
 
 import contextlib
@@ -19,12 +20,13 @@ from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.folder import JobFolder, Output, digest_parts, select_parts
 from rerank_actor.outputs.part import METADATA_PREFIX, OF_ONE_PART, check_part, read_part_metadata
-from rerank_actor.outputs.row_digest import digest_rows
+from rerank_actor.outputs.row_digest import digest_rows, has_digest
 from rerank_actor.outputs.row_groups import batch_by_size
-from rerank_actor.outputs.scored import ScoredOutput, read_schema, require_scored
+from rerank_actor.outputs.scored import MADE_OF, ScoredOutput, open_scored, read_schema, require_scored
 from rerank_actor.outputs.verify import read_digests
 
 JOINED = "joined_parts"  # the entry of a file's metadata: digest of names and sizes of its parts
+JOINED_ROWS = "joined_rows"  # digest of its rows
 
 Part = tuple[Unit, storage.StoredObject]
 
@@ -109,10 +111,41 @@ def _claim(folder: CompactFolder, scored: ScoredOutput, target_bytes: int) -> No
 
 
 def _holds(file: storage.StoredObject, group: list[Part]) -> bool:
+    """Whether a file is of these parts, and holds the rows that were joined into it."""
+    with contextlib.suppress(ShardError):
+        if read_part_metadata(read_schema(file)).get(JOINED) == digest_parts(part for _, part in group):
+            return _explain_changed(file) is None
+    return False
+
+
+def is_compacted(uri: str) -> bool:
+    """Whether parts are joined into files in a folder."""
+    return storage.read_if_present(storage.join_uri(uri, MADE_OF)) is not None
+
+
+def check_compacted(uri: str) -> list[str]:
+    """Return the faults of files that parts were joined into; nothing where all are there and hold the rows of their parts.
+
+    Raises:
+        JobError, StorageError: the folder cannot be read.
+    """
+    scored = open_scored(uri)
+    problems = [f"{part.uri}: {reason}" for part in scored.parts if (reason := _explain_changed(part)) is not None]
+    if (reason := scored.explain_incomplete()) is not None:
+        problems.append(f"{uri}: {reason}")
+    return problems
+
+
+def _explain_changed(file: storage.StoredObject) -> str | None:
+    """Return why a file, which is read in full, does not hold the rows that were joined into it; None where it does."""
     try:
-        return read_part_metadata(read_schema(file)).get(JOINED) == digest_parts(part for _, part in group)
-    except ShardError:
-        return False
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(file.uri)), page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        return f"cannot be read ({type(error).__name__}); join the parts again"
+    digest = read_part_metadata(table.schema).get(JOINED_ROWS)
+    if digest is None:
+        return "was written without a digest of its rows; join the parts again"
+    return None if has_digest(table, digest) else "holds other rows than were joined; join the parts again"
 
 
 class _Joiner:
@@ -125,17 +158,15 @@ class _Joiner:
 
     def join(self, group: list[Part]) -> bytes:
         """Return the file of some parts, each in row groups of its own."""
-        sink, written = io.BytesIO(), list[tuple[storage.StoredObject, int, str]]()
+        sink = io.BytesIO()
+        tables = [self._read(unit, part).replace_schema_metadata() for unit, part in group]
         metadata = _share_metadata(group)
-        with contextlib.ExitStack() as stack:
-            writer: pq.ParquetWriter | None = None
-            for unit, part in group:
-                table = self._read(unit, part).replace_schema_metadata(metadata)
-                writer = writer or stack.enter_context(
-                    pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True)
-                )
+        metadata[f"{METADATA_PREFIX}{JOINED_ROWS}".encode()] = digest_rows(pa.concat_tables(tables)).encode()
+        schema = tables[0].schema.with_metadata(metadata)
+        with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
+            for table in tables:
                 writer.write_table(table)
-                written.append((part, table.num_rows, digest_rows(table)))
+        written = [(part, table.num_rows, digest_rows(table)) for (_, part), table in zip(group, tables, strict=True)]
         _compare(sink.getvalue(), written)
         return sink.getvalue()
 

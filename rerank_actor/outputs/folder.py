@@ -40,6 +40,7 @@ PLAN, PLAN_BEFORE = (
     "plan.parquet",
 )  # both Parquet; by the suffix of before, readers of the folder took it for rows
 OWN_FILES = (PLAN, PLAN_BEFORE, "job.yaml", "manifest.json", "report.html", "estimate.json")
+MANIFEST_TYPES = {"runs": list, **dict.fromkeys(("totals", "plan", "model", "job", "dedupe", "joins", "faults"), dict)}
 ADDED_COLUMNS = frozenset({"fingerprint", "digest", "passed"})  # which records written before have not
 HISTOGRAM_COLUMNS = frozenset(f"{name}_bins" for name in NAMES)
 RECORD_SCHEMA = pa.schema(
@@ -235,7 +236,7 @@ class Output(JobFolder):
 
     def load_manifest(self) -> dict[str, Any]:
         """Return the manifest, empty where there is none or it is damaged."""
-        return self.read_own("manifest.json")
+        return open_manifest(storage.read_if_present(self.at("manifest.json"))) or {}
 
     def explain_manifest(self, data: bytes | None = None) -> str | None:
         """Say in a sentence that the manifest is damaged; None where it is sound or there is none.
@@ -245,7 +246,7 @@ class Output(JobFolder):
         """
         uri = self.at("manifest.json")
         data = storage.read_if_present(uri) if data is None else data
-        if data is None or storage.open_json(data) is not None:
+        if data is None or open_manifest(data) is not None:
             return None
         return (
             f"{uri}: is damaged; rows, scores and errors are counted again from records and parts, but the GPU hours, faults "
@@ -322,6 +323,14 @@ class Output(JobFolder):
     def delete_parts(self, names: list[str]) -> None:
         """Delete parts that are no longer valid."""
         storage.delete_objects([storage.join_uri(self.uri, name) for name in names])
+
+
+def open_manifest(data: bytes | None) -> dict[str, Any] | None:
+    """Return the entries of a manifest; None where there is none, or it is damaged or not of the shape of ours."""
+    values = storage.open_json(data)
+    if values is None or not all(isinstance(values.get(name, kind()), kind) for name, kind in MANIFEST_TYPES.items()):
+        return None
+    return values if all(isinstance(run, dict) for run in values.get("runs", [])) else None
 
 
 def is_as_recorded(part: storage.StoredObject, record: dict[str, Any]) -> bool:

@@ -16,7 +16,15 @@ from rerank_actor import storage
 from rerank_actor.errors import JobError, RerankError, describe_cause
 from rerank_actor.inputs.plan import Plan
 from rerank_actor.inputs.rows import Unit
-from rerank_actor.outputs.folder import PLAN, Output, digest_parts, list_pending, list_strays, select_parts
+from rerank_actor.outputs.folder import (
+    PLAN,
+    Output,
+    digest_parts,
+    list_pending,
+    list_strays,
+    open_manifest,
+    select_parts,
+)
 from rerank_actor.outputs.manifest import Totals, UnitRecords, check_committed, limit_failures, read_versions
 from rerank_actor.outputs.part import TEXT_SETTINGS
 from rerank_actor.outputs.report.build import write_report
@@ -98,7 +106,7 @@ class OutputCommitter:
         stored = self._manifest.look()
         if stored is not None and (problem := output.explain_manifest(stored)) is not None:
             self._context.reporter.warn(problem)
-        earlier = storage.open_json(stored) or {}
+        earlier = open_manifest(stored) or {}
         self._earlier = earlier if earlier.get("fingerprint") == prepared.fingerprint else {}
         self._delete_parts(list(prepared.change.stale_parts))
         listed = storage.list_children(output.uri)

@@ -11,6 +11,7 @@ from scoring_in_process import score_here
 
 from rerank_actor.commands.command_line import call_command
 from rerank_actor.commands.compact import compact
+from rerank_actor.commands.verify import verify
 from rerank_actor.errors import InputError
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs import compact as compaction
@@ -55,7 +56,7 @@ def test_files_hold_the_rows_in_order_and_what_all_parts_say(tmp_path: Path, exp
     joined = pa.concat_tables(pq.read_table(file) for file in files)
     assert joined.replace_schema_metadata().equals(read_parts(job))
     before, after = (read_part_metadata(pq.read_schema(path)) for path in (parts[0].uri, files[0]))
-    assert {name: value for name, value in after.items() if name != compaction.JOINED}.items() <= before.items()
+    assert {name: value for name, value in after.items() if not name.startswith("joined_")}.items() <= before.items()
     assert "fingerprint" in after and "unit" not in after and "facts" not in after
     loaded = datasets.load_dataset(str(target), cache_dir=str(tmp_path / "cache"))["train"]
     assert loaded["query_id"][:] == joined["query_id"].to_pylist()
@@ -82,12 +83,18 @@ def test_same_command_goes_on_where_it_ended(tmp_path: Path, capsys: pytest.Capt
     files[1].unlink()
     _expect_half(target, "are not those that _SUCCESS was written for")
     files[2].write_bytes(b"cut")
+    table = pq.read_table(files[3])
+    pq.write_table(table.set_column(0, "query_id", pa.array(["other"] * table.num_rows)), files[3])
+    assert verify([str(target)]) == 1
+    told = capsys.readouterr().out
+    assert f"{files[2]}: cannot be read" in told and f"{files[3]}: holds other rows than were joined" in told
     (target / "_SUCCESS").unlink()
     _expect_half(target, "jobs.compact is at work on it or was ended")
     assert compact(command) == 0
     open_scored(str(target)).refuse_incomplete("--scored ", "finish it")
-    assert f"{len(files) - 2} of them there already" in capsys.readouterr().err
+    assert f"{len(files) - 3} of them there already" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in files} == {file: data for file, (data, _) in before.items()}
+    assert verify([str(target)]) == 0
     assert files[0].stat().st_mtime_ns == before[files[0]][1]
     command[-1] = "0.03"
     assert call_command(lambda: compact(command)) == 3

@@ -204,6 +204,14 @@ def begin(job: ScoreJob, lease: Lease, reporter: HeardReporter) -> OutputCommitt
     return OutputCommitter(refresh_job(prepare_job(job)), lease, RunContext("run", job.output, reporter))
 
 
+@pytest.mark.parametrize("manifest", ['{"runs": null}', '{"runs": ["run"]}', '{"plan": []}', '{"faults": 1}', "[]", ""])
+def test_manifest_of_another_shape_is_a_damaged_one(tmp_path: Path, manifest: str) -> None:
+    output = Output(str(tmp_path))
+    output.write_own("manifest.json", manifest.encode())
+    assert output.load_manifest() == {}
+    assert "manifest.json: is damaged" in (output.explain_manifest() or "")
+
+
 def test_damaged_manifest_is_said_by_each_reader_and_its_totals_are_counted_again(
     tmp_path: Path, job: ScoreJob
 ) -> None:
