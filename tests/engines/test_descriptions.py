@@ -127,6 +127,19 @@ def test_qwen3_is_qwen3_reranker_where_its_settings_or_its_name_say_so(
     assert settled.description.runtime.vllm == "Qwen3ForSequenceClassification" and settled.is_early
 
 
+@pytest.mark.parametrize("place", ["my-qwen3-reranker", "model"])
+def test_qwen3_that_sentence_transformers_gives_bare_pairs_is_no_qwen3_reranker(
+    bare: Path, tmp_path: Path, place: str
+) -> None:
+    found = Path(shutil.copytree(bare, tmp_path / place))
+    write(found, "config.json", ONE_LABEL)
+    write(found, "modules.json", [{"type": MODULES + "Transformer", "path": ""}])
+    with pytest.raises(ModelError, match="without a chat template says that the tokenizer is given the pair"):
+        describe(found)
+    write(tmp_path, "own.yaml", "prompt: pair\nlabel: 0\n")
+    assert describe(found, described_in=str(tmp_path / "own.yaml")).template.control == "pair"
+
+
 def test_folder_that_says_what_qwen3_reranker_is_keeps_its_fingerprint(folder: Path) -> None:
     before = load_reranker_model(str(folder), weights=False).fingerprint_settings()
     declare(folder, "qwen3", head={"true_token_id": token(folder, "yes"), "false_token_id": token(folder, "no")})

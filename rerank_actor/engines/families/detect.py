@@ -94,7 +94,7 @@ def describe_model(name: str, folder: Path, config: dict[str, Any], entry: Entry
         refuse_other_prompt(name, known, template)
     if template is None:
         has_segments = knows_segments(config) and _marks_segments(name, folder, tokenizer)
-        template = known.template if known is not None else _find_template(name, folder, config, has_segments)
+        template = _find_template(name, folder, config, declared, has_segments) if known is None else known.template
         template = _put_default_prompt(name, template, declared)
     if tokenizer is not None:
         refuse_larger_tokenizer(name, tokenizer, config.get("vocab_size"))
@@ -193,16 +193,21 @@ def _read_label_head(name: str, architecture: str, labels: dict[int, str]) -> La
     )
 
 
-def _find_template(name: str, folder: Path, config: dict[str, Any], has_segments: bool) -> Template:
+def _find_template(name: str, folder: Path, config: dict[str, Any], declared: Declared, has_segments: bool) -> Template:
     """Return the prompt that goes with an architecture where the folder has none."""
     architecture = get_architecture(config)
     if architecture in QWEN3:
-        if _is_qwen3_reranker(name, folder, config):
+        is_told = _is_qwen3_reranker(name, folder, config)
+        if is_told and not declared.modules:
             return QWEN3_RERANKER
+        found = "neither its files nor its name say that this is Qwen3-Reranker"
+        if declared.modules:
+            found = "modules.json without a chat template says that the tokenizer is given the pair as it is"
+            found += ", unlike Qwen3-Reranker's, which its settings or its name say it is" if is_told else ""
         raise ModelError(
-            f"{name}: {architecture} is the class of rerankers, language models and others, and neither its files nor its name "
-            "say that this is Qwen3-Reranker; give --model-description qwen3-reranker if it is, or a FILE that says what it is "
-            f"and holds for example\n{EXAMPLE}",
+            f"{name}: {architecture} is the class of rerankers, language models and others, and {found}; give "
+            "--model-description qwen3-reranker if it is that, or a FILE that says what it is and holds for example\n"
+            f"{EXAMPLE}",
             model=name,
         )
     stem = architecture.removesuffix("ForSequenceClassification")
