@@ -234,10 +234,10 @@ def _count_all(
         Output(storage.join_uri(job.output, f"lang_pair={partition.name}")).load_manifest() for partition in partitions
     ]
     newest = _join_newest(manifests)
-    rate, rate_source = find_rate(job, newest)
     weights = np.array([partition.count_tokens(partition.rows, num_directions) for partition in partitions])
     cached = float(weights @ np.array([partition.cached_share for partition in partitions]) / max(1.0, weights.sum()))
     num_tokens = np.concatenate([partition.num_tokens for partition in partitions])
+    rate, rate_source = find_rate(job, newest, num_tokens)
     rows = sum(partition.rows for partition in partitions)
     dropped = sum(partition.dropped_share * partition.rows for partition in partitions) / max(1, rows)
 

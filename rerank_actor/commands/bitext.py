@@ -16,7 +16,7 @@ from rerank_actor.bitext.selection.labelled_pairs import read_labelled
 from rerank_actor.bitext.selection.language_pair import Selected
 from rerank_actor.bitext.selection.report import CALIBRATION, OVERVIEW, list_calibration, list_overview, print_table
 from rerank_actor.bitext.selection.run import check_selection, select_pairs
-from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_file, add_job_flags
+from rerank_actor.commands.command_line import EXIT_FAILED, SILENT_SETTINGS, Parser, add_job_file, add_job_flags
 from rerank_actor.errors import JobError
 from rerank_actor.job import ScoreJob
 from rerank_actor.job_file import check_job, read_job_file
@@ -38,7 +38,7 @@ def make_parser() -> Parser:
         "--input candidates/ --output bitext --deliver parallel",
     )
     add_job_file(parser)
-    add_job_flags(parser, BitextJob, SelectJob, hidden=OWN_OF_SELECTION - {"deliver"})
+    add_job_flags(parser, BitextJob, SelectJob, hidden=OWN_OF_SELECTION - {"deliver"} | SILENT_SETTINGS)
     return parser
 
 

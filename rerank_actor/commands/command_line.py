@@ -29,6 +29,7 @@ SAME_FLAGS = (
     ("--allow-incomplete", "--partial"),
     ("--reselect", "--overwrite"),
 )  # one thing; a command has one of them
+SILENT_SETTINGS = frozenset({"pairs_per_second"})  # where --tokens-per-second says the same
 EXIT_FAILED, EXIT_BAD_JOB, EXIT_REFUSED = 1, 2, 3
 
 

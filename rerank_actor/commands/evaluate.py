@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rerank_actor import storage
-from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_file, add_job_flags
+from rerank_actor.commands.command_line import EXIT_FAILED, SILENT_SETTINGS, Parser, add_job_file, add_job_flags
 from rerank_actor.evaluation.evaluate import EvaluationSpec, evaluate_outputs
 from rerank_actor.evaluation.job import EvaluateJob
 from rerank_actor.evaluation.measures import parse_measure
@@ -31,7 +31,7 @@ def make_parser() -> Parser:
         "--suite qwen3-card --model A --output eval",
     )
     add_job_file(parser)
-    add_job_flags(parser, EvaluateJob)
+    add_job_flags(parser, EvaluateJob, hidden=SILENT_SETTINGS)
     return parser
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from rerank_actor.commands.command_line import Parser, add_job_file, add_job_flags, refuse_unscorable
+from rerank_actor.commands.command_line import SILENT_SETTINGS, Parser, add_job_file, add_job_flags, refuse_unscorable
 from rerank_actor.job import ScoreJob, load_job
 from rerank_actor.progress import make_reporter
 from rerank_actor.scoring.budget import make_budget, print_budget, print_gpu_types, store_budget
@@ -24,7 +24,7 @@ def plan(arguments: Sequence[str] | None = None) -> int:
     add_job_file(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--list-gpus", action="store_true", help="print the table of GPU types and prices, and end")
-    add_job_flags(parser, ScoreJob)
+    add_job_flags(parser, ScoreJob, hidden=SILENT_SETTINGS)
     flags: dict[str, Any] = vars(parser.parse(arguments))
     job_file, as_json, lists = (flags.pop(name) for name in ("job_file", "json", "list_gpus"))
     if lists:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rerank_actor.commands.command_line import (
     EXIT_FAILED,
+    SILENT_SETTINGS,
     Parser,
     add_job_file,
     add_job_flags,
@@ -30,7 +31,7 @@ def make_parser() -> Parser:
         "--input pairs/ --output scores --dry-run",
     )
     add_job_file(parser)
-    add_job_flags(parser, ScoreJob)
+    add_job_flags(parser, ScoreJob, hidden=SILENT_SETTINGS)
     return parser
 
 

@@ -14,9 +14,10 @@ import logging
 import math
 import os
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -50,7 +51,10 @@ _Compute = Callable[[Sequence[np.ndarray], Sequence[int]], np.ndarray]
 def _prepare_environment() -> None:
     """Set what vLLM reads at import; a value that the user set stays."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # Standard output is the program's own; what vLLM warns of is of other uses than this ("may produce inaccurate relevance
+    # scores" for want of a chat template, while the prompts are those of the model card).
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     let_threads_sleep()
 
@@ -69,9 +73,14 @@ def _pause_collection() -> Iterator[None]:
 
 
 class VllmEngine:
-    """A reranker run by vLLM in this process."""
+    """A reranker run by vLLM in this process.
+
+    vLLM ends the process groups of all engines of a process when one of them is shut down or collected as garbage (0.32), so
+    that the last to be closed alone is shut down; of the others the model is dropped.
+    """
 
     name = "vllm"
+    _open: ClassVar["weakref.WeakSet[VllmEngine]"] = weakref.WeakSet()
 
     def __init__(self, spec: EngineSpec) -> None:
         _prepare_environment()
@@ -128,6 +137,10 @@ class VllmEngine:
                 self._llm: Any = vllm.LLM(**arguments)
         except TypeError as error:
             raise EngineStartError(f"--engine-args: vLLM {self.version} refuses an argument ({error})") from error
+        client = self._llm.llm_engine.engine_core
+        if hasattr(client, "engine_core"):  # of this process
+            client._finalizer.detach()
+        self._open.add(self)
         self._batch_tokens = int(arguments["max_num_batched_tokens"])
         self._call_tokens = sys.maxsize
         self._vocabulary = int(self._llm.llm_engine.vllm_config.model_config.get_vocab_size())
@@ -312,11 +325,15 @@ class VllmEngine:
 
     def close(self) -> None:
         """Drop the model and the cache."""
+        self._open.discard(self)
         with contextlib.suppress(AttributeError):
-            self._llm.llm_engine.engine_core.shutdown()
+            client = self._llm.llm_engine.engine_core
+            core = getattr(client, "engine_core", client)
+            (core.model_executor if core is not client and self._open else core).shutdown()
         self._llm = None
         self._feeds.clear()
         self._compute, self._forget = self._classify, self._forget_classify
+        gc.unfreeze()  # what stays out of the collector's sight since the start is garbage now
         gc.collect()
         if self._torch.cuda.is_available():
             self._torch.cuda.empty_cache()

@@ -216,15 +216,16 @@ def print_status(status: JobStatus, *, as_json: bool = False) -> None:
         table.add_row("engines busy", f"{status.engines_busy:.1%} of their time; the rest: starting, waiting for units")
     if status.planned.get("wall_hours") is not None:
         table.add_row("planned", _describe_plan(status.planned))
-    if logs := status.engine_logs:
-        more = [f"and {len(logs) - SHOWN_LOGS:,} more (--json)"] if len(logs) > SHOWN_LOGS else []
-        table.add_row("engine logs", "\n".join([*logs[:SHOWN_LOGS], *more]))
     if status.left_out:
         table.add_row("left out", "\n".join(LeftOut(**item).describe() for item in status.left_out))
     table.add_row("failed units", f"{len(status.failed):,}")
     console.print(table)
     if status.manifest_problem is not None:
         console.print(status.manifest_problem, soft_wrap=True)
+    for log in status.engine_logs[:SHOWN_LOGS]:
+        console.print(f"engine log: {log}", soft_wrap=True)
+    if len(status.engine_logs) > SHOWN_LOGS:
+        console.print(f"and {len(status.engine_logs) - SHOWN_LOGS:,} more engine logs (--json)")
     for record in status.failed[:SHOWN_FAILURES]:
         console.print(
             f"unit {record['unit']} (rows {record['row_start']} to {record['row_start'] + record['num_rows']} of "

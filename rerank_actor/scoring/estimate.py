@@ -138,7 +138,8 @@ def estimate_prepared(prepared: PreparedJob, reporter: Reporter | None = None) -
             truncated += int((work.prompts.truncated_tokens[scorable] > 0).sum())
             sampled_pairs += len(work.prompts)
             sampled_rows += work.unit.num_rows
-    rate, source = find_rate(job, prepared.output.load_manifest())
+    lengths = np.concatenate(num_tokens) if num_tokens else np.zeros(0, np.int32)
+    rate, source = find_rate(job, prepared.output.load_manifest(), lengths)
     actors = job.actor_range[1] if job.actor_range else 1
     return Estimate(
         shards=len(prepared.plan.shards),
@@ -149,7 +150,7 @@ def estimate_prepared(prepared: PreparedJob, reporter: Reporter | None = None) -
         pending_rows=sum(unit.num_rows for unit in pending),
         unreadable=unreadable,
         left_out=tuple(item.describe() for item in prepared.change.left_out),
-        num_tokens=np.concatenate(num_tokens) if num_tokens else np.zeros(0, np.int32),
+        num_tokens=lengths,
         truncated=truncated,
         errors=sum(count for count, _ in reasons.values()),
         passed=passed,
@@ -187,8 +188,17 @@ def count_shared(prompts: list[np.ndarray], head_tokens: np.ndarray) -> int:
     return shared
 
 
-def find_rate(job: RunSettings, manifest: dict[str, object]) -> tuple[float | None, str]:
-    """Return pairs a second of one actor, and where the figure comes from; None where nobody knows."""
+def find_rate(job: RunSettings, manifest: dict[str, object], num_tokens: np.ndarray) -> tuple[float | None, str]:
+    """Return pairs a second of one actor, and where the figure comes from; None where nobody knows.
+
+    Args:
+        job: may give a speed.
+        manifest: of earlier runs.
+        num_tokens: of prompts, on whose mean a speed in tokens is shared out.
+    """
+    tokens_per_second = getattr(job, "tokens_per_second", None)  # not of jobs of texts
+    if tokens_per_second is not None and len(num_tokens):
+        return tokens_per_second / float(num_tokens.mean()), "given in tokens a second"
     if job.pairs_per_second is not None:
         return job.pairs_per_second, "given"
     runs = manifest.get("runs")
@@ -230,7 +240,7 @@ def print_estimate(estimate: Estimate) -> None:
     if sampled or estimate.errors:
         rows.append(("errors", f"{100 * estimate.errors / (sampled + estimate.errors):.1f} % of the sampled pairs"))
     if estimate.hours is None:
-        rows.append(("expected time", "unknown: give --pairs-per-second, the speed of one actor"))
+        rows.append(("expected time", "unknown: give --tokens-per-second, the speed of one actor"))
     else:
         seconds = estimate.hours * 3600
         rows.append(

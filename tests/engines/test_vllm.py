@@ -261,3 +261,19 @@ def processes_of_session(session: int) -> list[int]:
         if entry.isdigit() and int(fields[3]) == session and fields[0] != "Z":
             found.append(int(entry))
     return found
+
+
+def test_closing_one_reranker_leaves_another_and_standard_output_alone(model_folder: Path) -> None:
+    script = (
+        "import sys, gc; from rerank_actor import Reranker\n"
+        "one, two, three = (Reranker(sys.argv[1], dtype='float32', max_length=512) for _ in range(3))\n"
+        "pairs = [('dog', 'a dog runs'), ('dog', 'the sea')]\n"
+        "before = two.score(pairs).tolist()\n"
+        "one.close(); del three; gc.collect()\n"
+        "print(two.score(pairs).tolist() == before); two.close()\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script, str(model_folder)], cwd=ROOT, capture_output=True, text=True, timeout=400
+    )
+    assert (found.returncode, found.stdout) == (0, "True\n"), found.stderr
+    assert "inaccurate" not in found.stderr
