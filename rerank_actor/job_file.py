@@ -36,7 +36,7 @@ _OTHER_NAMES = {
     "dtype": "half fp16 float16 bf16 bfloat16 fp32 float32 torch-dtype precision",
     "document-column": "documents-column doc-column passage-column text-column document-field passage-field context-column",
     "engine": "backend framework runner",
-    "engine-args": "gpu-memory-utilization max-num-seqs max-num-batched-tokens enforce-eager quantization kv-cache-dtype "
+    "engine-args": "gpu-memory-utilization max-num-seqs max-num-batched-tokens enforce-eager kv-cache-dtype "
     "block-size enable-prefix-caching model-kwargs vllm-args",
     "format": "file-format input-format",
     "gpus-per-actor": "num-gpus-per-actor gpus-per-worker gpu-fraction device",
@@ -49,6 +49,7 @@ _OTHER_NAMES = {
     "model": "m model-name model-name-or-path model-path model-id checkpoint",
     "output": "o out output-path output-dir output-file save-path dest destination",
     "overwrite": "f force clean restart",
+    "quantization": "q quantize quant quantisation load-in-8bit",
     "query-column": "queries-column question-column query-field question-field",
     "ray-address": "address ray cluster head",
     "tensor-parallel-size": "tp tp-size tensor-parallel",

@@ -31,7 +31,8 @@ FLAGS = {
         --min-relevance --output --keep-columns
         --drop-columns --rename-columns --keep-fields --explode --explode-columns --examples --with-pair-key --reuse
         --overwrite --rescore-changed --extend --model --revision --dtype --max-length --parse-special-tokens
-        --trust-remote-code --model-description --check-scores --engine --gpus-per-actor --tensor-parallel-size --engine-args
+        --trust-remote-code --model-description --check-scores --engine --gpus-per-actor --tensor-parallel-size --quantization
+        --engine-args
         --actors --unit-rows --dedupe --max-attempts --stall-seconds --retry-failed --max-failed-units
         --max-error-rows --dry-run --ray-address --on-finish --on-trouble --webhook
         --tokens-per-second --gpu-type --gpu-price
@@ -43,7 +44,8 @@ FLAGS = {
         --score-column --instruction
         --preset --backward-instruction --direction --output --keep-columns --drop-columns --rename-columns
         --examples --with-pair-key --reuse --overwrite --model --revision --dtype --max-length --parse-special-tokens
-        --trust-remote-code --model-description --check-scores --engine --gpus-per-actor --tensor-parallel-size --engine-args
+        --trust-remote-code --model-description --check-scores --engine --gpus-per-actor --tensor-parallel-size --quantization
+        --engine-args
         --actors --unit-rows --dedupe --max-attempts --stall-seconds --retry-failed --max-failed-units
         --max-error-rows --dry-run --ray-address --on-finish --on-trouble --webhook
         --tokens-per-second --gpu-type --gpu-price --max-length-ratio --min-letters --min-script
@@ -60,7 +62,8 @@ FLAGS = {
         --query-id-column --document-id-column --top-k --output --output-format --embeddings --overwrite --rescore-changed
         --embedding-type --model --revision --dtype --max-length --parse-special-tokens --trust-remote-code
         --model-description --check-scores --instruction --query-prompt --document-prompt
-        --dimensions --engine --gpus-per-actor --tensor-parallel-size --engine-args --actors --unit-rows --dedupe
+        --dimensions --engine --gpus-per-actor --tensor-parallel-size --quantization
+        --engine-args --actors --unit-rows --dedupe
         --max-attempts --stall-seconds --retry-failed --max-failed-units --max-error-rows --dry-run --pairs-per-second
         --ray-address
     """,
@@ -68,7 +71,8 @@ FLAGS = {
         --scored --qrels --query-id-column --document-id-column --retrieval-column --allow-incomplete --tasks --suite --split
         --subset --instruction --retriever --candidates --top-k --measures --ignore-identical-ids --seed --output
         --with-pair-key --reuse --overwrite --model --revision --dtype --max-length --parse-special-tokens --trust-remote-code
-        --model-description --check-scores --engine --gpus-per-actor --tensor-parallel-size --engine-args --actors --unit-rows
+        --model-description --check-scores --engine --gpus-per-actor --tensor-parallel-size --quantization
+        --engine-args --actors --unit-rows
         --dedupe --max-attempts --stall-seconds --retry-failed --max-failed-units --max-error-rows --dry-run
         --ray-address --on-finish --on-trouble --webhook --tokens-per-second --gpu-type --gpu-price
     """,
@@ -94,14 +98,16 @@ FLAGS = {
     "status": "--json",
     "verify": """
         --delete-damaged --rescore --seed --model --revision --dtype --max-length --parse-special-tokens --trust-remote-code
-        --model-description --check-scores --engine --gpus-per-actor --tensor-parallel-size --engine-args --queries --corpus
+        --model-description --check-scores --engine --gpus-per-actor --tensor-parallel-size --quantization
+        --engine-args --queries --corpus
     """,
     "report": "--to --gpu-type --gpu-price --examples --label-column --by --compare",
     "tasks": "--json",
     "model": """
         --check --instruction --json --model --revision --dtype --max-length --parse-special-tokens
         --trust-remote-code --model-description --check-scores --engine --gpus-per-actor
-        --tensor-parallel-size --engine-args
+        --tensor-parallel-size --quantization
+        --engine-args
     """,
     "cluster": "",
     "demo": "--folder --engine",

@@ -16,7 +16,7 @@ from rerank_actor.commands.score import make_parser, score
 from rerank_actor.engines.base import compute_score
 from rerank_actor.errors import JobError
 from rerank_actor.fingerprint import hash_fingerprint
-from rerank_actor.job import load_job
+from rerank_actor.job import ScoreJob, load_job
 from rerank_actor.scoring.preflight import prepare_job
 
 Write = Callable[..., Path]
@@ -265,8 +265,8 @@ def change_config(**changes: Any) -> Callable[[Path], None]:
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer"),
-        (change_config(architectures=["LlamaForCausalLM"]), "LlamaForCausalLM is not a reranker"),
-        (change_config(architectures=["BertModel"]), "BertModel is not a reranker"),
+        (change_config(architectures=["LlamaForCausalLM"]), "names the class LlamaForCausalLM"),
+        (change_config(architectures=["BertModel"]), "names the class BertModel"),
         (change_config(architectures=["Qwen3ForSequenceClassification"]), "2 labels"),
         (
             change_config(architectures=["XLMRobertaForSequenceClassification"], id2label={"0": "a", "1": "b"}),
@@ -345,3 +345,18 @@ def test_exception_of_a_library_is_one_sentence_and_its_traceback_lies_in_a_file
     assert command_line.call_command(raise_as_a_library) == 1
     said = capsys.readouterr().err
     assert said.startswith("Traceback") and "the traceback is in what stands above" in said
+
+
+def test_how_weights_are_packed_is_an_engine_argument_of_the_fingerprint() -> None:
+    values = {"input": ["a"], "output": "b", "engine": "vllm"}
+    flagged = ScoreJob(**values, quantization="fp8_per_channel").normalized()
+    assert flagged.quantization is None and flagged.engine_args == {"quantization": "fp8_per_channel"}
+    typed = ScoreJob(**values, engine_args={"quantization": "fp8_per_channel"}).normalized()
+    assert flagged.to_record() == typed.to_record()
+    for wrong, words in (
+        ({"quantization": "fp8", "engine": "transformers"}, "--quantization is for --engine vllm"),
+        ({"quantization": "fp8", "engine_args": {"quantization": "awq"}}, "both say how weights are packed"),
+        ({"engine_args": {"quantization": "int8_per_channel_weight_only"}}, "mixtures of experts alone"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ScoreJob(**{**values, **wrong})

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow.parquet as pq
 
+from rerank_actor.benchmark.fidelity import compute_held_out, load_held_out
 from rerank_actor.benchmark.meter import Meter
 from rerank_actor.engines.base import EngineKind
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
@@ -38,6 +39,7 @@ class Setting:
         on_gpu: whether there is one.
         gpus_per_actor: of the job; below one, as many actors as one GPU holds then. None for its own default.
         job_engine: of the job; the fake one rehearses a round.
+        held_out: where the engine alone puts its logits of the held-out pairs (.npy); None where they are not wanted.
         worker_module: what runs a contender in a process of its own.
     """
 
@@ -52,6 +54,7 @@ class Setting:
     on_gpu: bool = False
     gpus_per_actor: float | None = None
     job_engine: EngineKind = "vllm"
+    held_out: str | None = None
     worker_module: str = "rerank_actor.benchmark.contenders"
 
 
@@ -188,6 +191,8 @@ class EngineAlone:
         length, arguments = setting.max_length, setting.engine_args
         spec = EngineSpec("vllm", model, setting.dtype, length, 1, arguments, **encode_check_pairs(encoder))
         self._engine: Any = start_engine(spec)[0]
+        if setting.held_out is not None:
+            np.save(setting.held_out, compute_held_out(self._engine, encoder, load_held_out()))
         queries, documents = read_pairs(setting)
         units = range(0, len(queries), setting.unit_rows)
         self._units = [

@@ -7,7 +7,7 @@ Python decides, as it does on a fast GPU; one for a GPU takes the family's shape
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import numpy as np
 
 from rerank_actor.benchmark.contender import Setting, make_encoder
 from rerank_actor.benchmark.contenders import FEWEST_BATCHES, RAY_LLM_BATCH
+from rerank_actor.benchmark.fidelity import COLUMNS as PRECISION_COLUMNS
+from rerank_actor.benchmark.fidelity import Fidelity, compare_logits, load_held_out, make_rows
 from rerank_actor.benchmark.rounds import Entry, compute_ratios, describe_machine, run_rounds
 from rerank_actor.benchmark.weights import SHAPES, Shape, make_tokenizer, write_weights
 from rerank_actor.benchmark.workload import compute_possible_share, make_workload, write_shards
@@ -23,6 +25,7 @@ MAX_LENGTH = 4096
 NUM_UNITS = 16  # of the job; each must last some seconds, as in a job of many millions of pairs
 COLUMNS = ("contender", "pairs/s", "tokens/s", "CPU \u00b5s/pair", "cached", "engine busy", "memory", "MFU")
 RATIOS = ("pairs_per_second", "cpu_seconds_per_pair")
+HELD_OUT = "held-out-"  # begins the names of files with logits of the held-out pairs
 FEWER_PAIRS = {"long": 8, "mix": 4, "4B": 8, "8B": 16}  # that many times fewer of these workloads and shapes
 GPU_LIMIT = 240.0  # seconds of a contender: what hangs costs no more of a machine that is paid for by the hour
 
@@ -40,6 +43,7 @@ class Suite:
         on_gpu: whether it is for a GPU.
         knobs: more contenders, set otherwise: by what they go by, a key of `pairs` and the changes of its setting.
         limit: seconds of a contender in all; None for as long as it takes.
+        base: the knob whose logits those of the others are compared with; None where logits are not looked at.
     """
 
     shapes: tuple[str, ...]
@@ -50,11 +54,17 @@ class Suite:
     on_gpu: bool
     knobs: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
     limit: float | None = None
+    base: str | None = None
 
 
 def _turn(**engine_args: Any) -> tuple[str, dict[str, Any]]:
     """Return a knob of the engine alone."""
     return "engine", {"engine_args": engine_args}
+
+
+def _pack(quantization: str) -> tuple[str, dict[str, Any]]:
+    """Return a knob of the engine alone, with weights that vLLM packs as it loads them."""
+    return "engine", {"dtype": "bfloat16", "engine_args": {"quantization": quantization}}
 
 
 SUITES = {
@@ -118,6 +128,21 @@ SUITES = {
             "job, two engines a GPU": ("job", {"gpus_per_actor": 0.5}),
         },
         limit=GPU_LIMIT,
+    ),
+    "gpu-precision": Suite(
+        shapes=("0.6B",),
+        workloads=("grouped",),
+        pairs={"engine": 32_768},
+        rounds=1,
+        dtype="float16",
+        on_gpu=True,
+        knobs={
+            "float32": ("engine", {"dtype": "float32"}),
+            "bfloat16": ("engine", {"dtype": "bfloat16"}),
+            **{f"bfloat16 {name}": _pack(name) for name in ("fp8_per_tensor", "fp8_per_channel", "fp8_per_block")},
+        },
+        limit=GPU_LIMIT,
+        base="float32",
     ),
 }
 
@@ -191,7 +216,12 @@ def run_suite(
         }
         result["measured"].append(entry)
 
-        def settle(figures: dict[str, Any], entry: dict[str, Any] = entry, lengths: Any = prompts.num_tokens) -> None:
+        def settle(
+            figures: dict[str, Any],
+            entry: dict[str, Any] = entry,
+            lengths: Any = prompts.num_tokens,
+            logits: Path = run_folder,
+        ) -> None:
             told = set(entry.get("medians", ()))
             entry |= figures
             if gpu is not None:
@@ -199,12 +229,16 @@ def run_suite(
             base = "engine" if suite.knobs else "job"
             if base in figures["rounds"]:
                 entry[f"{base}_by_others"] = {figure: compute_ratios(figures, base, figure) for figure in RATIOS}
+            if suite.base is not None:
+                entry["fidelity"] = _compare_precisions(logits, suite.base)
             result["seconds"] = round(time.monotonic() - started, 1)
             keep(result)
             for contender in figures["medians"].keys() - told:
                 report(f"{entry['shape']}, {entry['workload']} {_make_row(entry, contender)}")
 
         entries = list(_list_entries(suite, pairs, engine_args or {}))
+        if suite.base is not None:
+            entries = [_hold_out(entry, run_folder, suite.dtype) for entry in entries]
         at_once = not suite.on_gpu
         run_rounds(entries, setting, suite.rounds, report, at_once=at_once, limit=suite.limit, settled=settle)
     return result
@@ -217,6 +251,20 @@ def _list_entries(suite: Suite, pairs: dict[str, int], engine_args: dict[str, An
     for label, (contender, turned) in suite.knobs.items():
         merged = {**engine_args, **turned.get("engine_args", {})}
         yield Entry(contender, pairs[contender], {**turned, "engine_args": merged}, label)
+
+
+def _hold_out(entry: Entry, folder: Path, dtype: str) -> Entry:
+    """Return a contender that also keeps its logits of the held-out pairs, under its label or its dtype."""
+    file = folder / f"{HELD_OUT}{entry.label or dtype}.npy"
+    return replace(entry, changes={**entry.changes, "held_out": str(file)})
+
+
+def _compare_precisions(folder: Path, base: str) -> dict[str, Any]:
+    """Return how far the logits of each contender that is done are from those of one, as values by name."""
+    found = {path.stem.removeprefix(HELD_OUT): np.load(path) for path in sorted(folder.glob(f"{HELD_OUT}*.npy"))}
+    if base not in found:
+        return {}
+    return {name: asdict(compare_logits(logits, found[base], load_held_out())) for name, logits in found.items()}
 
 
 def measure_device(dtype: str, device: str = "cuda", size: int = 8192) -> Gpu:
@@ -278,9 +326,17 @@ def make_tables(result: dict[str, Any]) -> str:
             "|" + "---|" * (len(COLUMNS) + 2),
         ]
         lines += [_make_row(entry, name) for name in entry["medians"]]
+        if "fidelity" in entry:
+            lines += ["", *_make_fidelity_table(entry["fidelity"])]
         lines += [f"Left out: {name} ({reason})." for name, reason in entry["left_out"].items()]
         lines.append("")
     return "\n".join(lines)
+
+
+def _make_fidelity_table(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the lines of a table: what each precision does to the logits of the held-out pairs."""
+    rows = make_rows({name: Fidelity(**values) for name, values in found.items()})
+    return [_join(PRECISION_COLUMNS), "|" + "---|" * len(PRECISION_COLUMNS), *map(_join, rows), ""]
 
 
 def _find_base(entry: dict[str, Any]) -> str:

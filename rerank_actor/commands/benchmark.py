@@ -65,8 +65,8 @@ def _make_parser() -> Parser:
     parser = Parser(
         "benchmark",
         "Score the same pairs with the job, with its engine alone and with other tools, in turn, and compare; "
-        "cpu-knobs and gpu-knobs turn the engine's "
-        "settings, one at a time; host rehearses on a simulated device what a pair costs its host.",
+        "cpu-knobs and gpu-knobs turn the engine's settings, one at a time; gpu-precision says what fp8 and other dtypes "
+        "gain and do to ranking; host rehearses on a simulated device what a pair costs its host.",
         "--suite cpu --rounds 3",
     )
     parser.add_argument("--suite", choices=sorted([*SUITES, HOST]), default="cpu", help="what to measure (default cpu)")
@@ -99,7 +99,8 @@ def _require_gpu(suite: str) -> None:
     import torch
 
     if not torch.cuda.is_available():
+        other = suite.replace("gpu", "cpu")
         raise JobError(
-            f"--suite {suite} needs a GPU that torch can use, and there is none; take --rehearse, "
-            f"or --suite {suite.replace('gpu', 'cpu')}"
+            f"--suite {suite} needs a GPU that torch can use, and there is none; take --rehearse"
+            + f", or --suite {other}" * (other in SUITES)
         )

@@ -1,15 +1,30 @@
 """Say what a model is before it scores: `python -m jobs.model MODEL`; `--check` compares an engine with its reference."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
+from rerank_actor.benchmark.fidelity import (
+    COLUMNS,
+    Fidelity,
+    compare_logits,
+    compute_held_out,
+    load_held_out,
+    make_rows,
+)
 from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_flags
 from rerank_actor.engines.base import EngineSpec
-from rerank_actor.engines.inspection import EngineDifference, compare_engine, format_cut, inspect_model
+from rerank_actor.engines.inspection import (
+    EngineDifference,
+    compare_engine,
+    format_cut,
+    inspect_model,
+    list_precisions,
+)
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 from rerank_actor.engines.model import RerankerModel, load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
@@ -21,7 +36,7 @@ from rerank_actor.progress import make_reporter
 from rerank_actor.scoring.preflight import fit_max_length
 
 SHOWN_IDS = 12  # at each end of a part of the sample prompt
-PAIR_FORMS = ("{query}{document}",)
+EVERY = 4  # of the held-out queries, those whose candidates are scored by each precision
 
 
 def model(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +55,9 @@ def model(arguments: Sequence[str] | None = None) -> int:
         help="name on the hub, local folder or s3://, gs://, az:// folder; as --model",
     )
     parser.add_argument(
-        "--check", action="store_true", help="compare --engine with the reference, in float32 and in --dtype"
+        "--check",
+        action="store_true",
+        help="compare --engine with the reference, in float32, --dtype and --quantization, and say what each does to ranking",
     )
     parser.add_argument("--instruction", default=None, metavar="TEXT", help="the task, for models that take one")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
@@ -72,15 +89,23 @@ def model(arguments: Sequence[str] | None = None) -> int:
     facts = inspect_model(found, encoder, job.model_description)
     if not as_json:
         _print_facts(found, facts, load_tokenizer_json(found))
-    differences = _check(job, found, encoder, silent=as_json) if checks or job.check_scores else []
+    checked = []
+    for difference, fidelity in _check(job, found, encoder) if checks or job.check_scores else ():
+        checked.append((difference, fidelity))
+        if not as_json:
+            _print_difference(difference)
     if as_json:
-        record = {**facts, "checks": [asdict(item) for item in differences]}
+        record = {**facts, "checks": [{**asdict(one), "fidelity": other and asdict(other)} for one, other in checked]}
         print(json.dumps(record, indent=2, ensure_ascii=False))
-    return EXIT_FAILED if any(item.problem for item in differences) else 0
+    elif len(checked) > 1:
+        _print_fidelity({_name_precision(one): other for one, other in checked if other is not None})
+    return EXIT_FAILED if any(one.problem for one, _ in checked) else 0
 
 
-def _check(job: EngineSettings, found: RerankerModel, encoder: PairEncoder, *, silent: bool) -> list[EngineDifference]:
-    """Compare the engine with the reference in float32 and in the job's dtype, and print each difference as it is known."""
+def _check(
+    job: EngineSettings, found: RerankerModel, encoder: PairEncoder
+) -> Iterator[tuple[EngineDifference, Fidelity | None]]:
+    """Compare the engine with the reference in each precision, and each precision with float32, which comes first."""
     spec = EngineSpec(
         kind=job.engine,
         model=found,
@@ -91,19 +116,33 @@ def _check(job: EngineSettings, found: RerankerModel, encoder: PairEncoder, *, s
         **encode_check_pairs(encoder),
         instruction=encoder.instruction,
     )
-    differences = []
-    for item in compare_engine(spec, list(dict.fromkeys(["float32", job.dtype]))):
-        differences.append(item)
-        if not silent:
-            _print_difference(item)
-    return differences
+    precisions, queries = list_precisions(spec), load_held_out(EVERY)
+    base: np.ndarray | None = None
+    for difference, engine in compare_engine(spec, precisions):
+        logits = compute_held_out(engine, encoder, queries) if len(precisions) > 1 else None
+        base = logits if base is None else base
+        yield difference, compare_logits(logits, base, queries) if logits is not None and base is not None else None
+
+
+def _name_precision(item: EngineDifference) -> str:
+    return item.dtype + f" {item.quantization}" * bool(item.quantization)
+
+
+def _print_fidelity(found: dict[str, Fidelity]) -> None:
+    """Print what each precision does to the candidates of the held-out queries."""
+    pairs = next(iter(found.values())).pairs
+    print(f"{'precision':16} logits of {pairs:,} held-out pairs beside those of float32 by the same engine")
+    rows = [list(COLUMNS), *make_rows(found)]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(COLUMNS))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _print_difference(item: EngineDifference) -> None:
     verdict = item.problem or "equal within the noise of the dtype"
     spread = max(item.reference_logits) - min(item.reference_logits)
     figures = f"{item.max_difference:.2g} over a spread of {spread:.3g}, allowed {item.allowed:.2g}"
-    compared = f"{item.engine} {item.version} in {item.dtype} against {item.reference} in float32"
+    compared = f"{item.engine} {item.version} in {_name_precision(item)} against {item.reference} in float32"
     print(f"{'check':16} {compared}: largest difference {figures}: {verdict}", flush=True)
 
 

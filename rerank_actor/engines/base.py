@@ -40,6 +40,7 @@ EngineKind = Literal["vllm", "transformers", "fake"]
 # Noise of the log-odds against float32 as a share of their spread, measured on a random model with a spread of 22
 # (standard error 0.06 in float16, 0.41 in bfloat16). Five standard errors and a small floor are allowed.
 NOISE_SHARE = {"float32": 1e-4, "float16": 0.06 / 22, "bfloat16": 0.41 / 22}
+QUANTIZED_NOISE = 3.0  # of weights packed in fp8, times bfloat16's; 2.9 on the demo's model, at most and in the median
 NOISE_FLOOR = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
 # Two computations in float32 on CPUs differ by their rounding alone: by at most 1.1e-5 of the spread over all families, and by
 # few units in the last place of a logit whose spread is small beside it. Five times that is allowed.
@@ -121,6 +122,11 @@ class EngineSpec:
     device: Literal["auto", "cpu"] = "auto"
     instruction: str = DEFAULT_INSTRUCTION
 
+    @property
+    def quantization(self) -> str | None:
+        """How vLLM is to pack the weights as it loads them; None for as they are."""
+        return self.engine_args.get("quantization")
+
 
 def let_threads_sleep() -> None:
     """Let OpenMP's threads sleep while they wait; of use before anything has imported torch, a tokenizer's loader included.
@@ -130,8 +136,10 @@ def let_threads_sleep() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def allow_noise(dtype: str, logits: np.ndarray) -> float:
-    """Return by how much log-odds in a dtype may differ from those of another computation."""
+def allow_noise(dtype: str, logits: np.ndarray, quantization: str | None = None) -> float:
+    """Return by how much log-odds in a dtype, of weights that are packed or not, may differ from another computation's."""
+    if quantization is not None:
+        return QUANTIZED_NOISE * allow_noise("bfloat16", logits)
     return NOISE_FLOOR[dtype] + 5 * NOISE_SHARE[dtype] * float(np.std(logits))
 
 

@@ -13,17 +13,19 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from rerank_actor.engines.base import EngineSpec
+from rerank_actor.engines.base import Engine, EngineSpec
 from rerank_actor.engines.checkpoint.files import list_model_files
 from rerank_actor.engines.checkpoint.pinning import is_hub_model
 from rerank_actor.engines.checkpoint.weights import choose_weights, read_headers
 from rerank_actor.engines.families.description import ModelDescription, TokenHead
 from rerank_actor.engines.families.detect import find_built_in
 from rerank_actor.engines.model import RerankerModel, load_tokenizer_json
+from rerank_actor.engines.options import QUANTIZED_AT_LOAD
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.engines.reference import Reference
 from rerank_actor.engines.start import (
     CHECK_PAIRS,
+    EngineCheck,
     allow_difference,
     compare_with_reference,
     compute_reference,
@@ -48,6 +50,7 @@ class EngineDifference:
     engine: str
     version: str
     dtype: str
+    quantization: str | None
     reference: str
     logits: list[float]
     reference_logits: list[float]
@@ -157,37 +160,44 @@ def format_cut(described: ModelDescription, sample: dict[str, Any], max_length: 
     return f"at {max_length:,} tokens: {room}; query and template are never cut"
 
 
-def compare_engine(spec: EngineSpec, dtypes: list[str]) -> Iterator[EngineDifference]:
-    """Yield how far an engine is from the model's reference, in each dtype.
+def list_precisions(spec: EngineSpec) -> list[EngineSpec]:
+    """Return an engine in float32, in its own dtype, and as it is meant where vLLM packs the weights besides."""
+    unpacked = {name: value for name, value in spec.engine_args.items() if value not in QUANTIZED_AT_LOAD}
+    plain = replace(spec, engine_args=unpacked)
+    kinds = [replace(plain, dtype="float32"), plain, spec]
+    return [kind for at, kind in enumerate(kinds) if kind not in kinds[:at]]
+
+
+def compare_engine(spec: EngineSpec, precisions: list[EngineSpec]) -> Iterator[tuple[EngineDifference, Engine]]:
+    """Yield how far an engine is from the model's reference in each precision, and the engine, as long as it lasts.
 
     Args:
         spec: of the engine.
-        dtypes: `auto` among them is what the engine settles on.
+        precisions: it in other dtypes; `auto` is what it settles on.
 
     Raises:
         EngineStartError: it cannot start, or the model has no reference here.
     """
     reference = compute_reference(spec)
-    for dtype in dtypes:
-        engine, check = start_engine(replace(spec, dtype=dtype, check_scores=False))
+    for precision in precisions:
+        engine, check = start_engine(replace(precision, check_scores=False))
         try:
-            yield _compare(spec, check.engine, check.version, engine, np.array(check.logits, np.float32), reference)
+            yield _compare(precision, check, engine, reference), engine
         finally:
             engine.close()
 
 
-def _compare(
-    spec: EngineSpec, name: str, version: str, engine: Any, logits: np.ndarray, reference: Reference
-) -> EngineDifference:
-    problem = ""
+def _compare(spec: EngineSpec, check: EngineCheck, engine: Engine, reference: Reference) -> EngineDifference:
+    problem, logits = "", np.array(check.logits, np.float32)
     try:
         difference = compare_with_reference(engine, spec, logits, reference)
     except EngineStartError as error:
         problem, difference = str(error), float(np.abs(logits - reference.logits).max())
     return EngineDifference(
-        name,
-        version,
+        check.engine,
+        check.version,
         engine.dtype,
+        spec.quantization,
         reference.name,
         logits.tolist(),
         [float(logit) for logit in reference.logits],

@@ -31,7 +31,7 @@ from rerank_actor.engines.families.description import ModelDescription, Runtime,
 from rerank_actor.engines.families.detect import describe_model, find_assumption, is_early
 from rerank_actor.engines.families.embedding import EmbeddingRequest, describe_embedding, read_length
 from rerank_actor.engines.families.entries import get_architecture, read_user_entry
-from rerank_actor.engines.options import BUILT_IN_TOKENIZER, DEFAULT_MAX_LENGTH
+from rerank_actor.engines.options import BUILT_IN_TOKENIZER, DEFAULT_MAX_LENGTH, QUANTIZED_AT_LOAD
 from rerank_actor.engines.template import QWEN3_RERANKER
 from rerank_actor.errors import ModelError, RerankError, describe_cause
 
@@ -102,12 +102,22 @@ class RerankerModel:
             settings["description"] = described.digest
         return settings
 
-    def refuse_engine(self, kind: str) -> None:
+    def refuse_engine(self, kind: str, quantization: str | None = None) -> None:
         """Refuse an engine that cannot run the model.
 
+        Args:
+            kind: of the engine.
+            quantization: how vLLM is to pack the weights, None for as they are.
+
         Raises:
-            ModelError: vLLM was asked for and has no such model, or Transformers was and the weights are packed.
+            ModelError: vLLM was asked for and has no such model, or Transformers was and the weights are packed, or they
+                are to be packed twice.
         """
+        if self.quantization is not None and quantization in QUANTIZED_AT_LOAD and quantization != self.quantization:
+            raise ModelError(
+                f"{self.name}: its weights are quantised already ({self.quantization}); leave out --quantization",
+                model=self.name,
+            )
         if kind == "transformers" and self.quantization is not None:
             raise ModelError(
                 f"{self.name}: its weights are quantised ({self.quantization}), which vLLM alone is given, without a "

@@ -70,6 +70,10 @@ SCORING_ENGINE_ARGS = frozenset(
         "use_tqdm_on_load",
     }
 )
+# Ways in which vLLM packs plain weights of dense models as it loads them. Its others (int8_per_channel_weight_only,
+# nvfp4_per_token) are of mixtures of experts, and leave a dense model as it is without a word.
+QUANTIZED_AT_LOAD = ("fp8", "fp8_per_tensor", "fp8_per_channel", "fp8_per_block")
+EXPERTS_ALONE = ("int8_per_channel_weight_only", "nvfp4_per_token", "experts_int8")
 ENGINE_ARGS_WITH_FLAGS = {
     "dtype": "--dtype",
     "max_model_len": "--max-length",
@@ -119,6 +123,11 @@ def check_engine_args(engine_args: Mapping[str, Any]) -> None:
             )
         if name in SAFE_ENGINE_VALUES and value not in SAFE_ENGINE_VALUES[name]:
             raise ValueError(f"--engine-args: `{name}` takes {', '.join(SAFE_ENGINE_VALUES[name])}, nothing else")
+        if name == "quantization" and value in EXPERTS_ALONE:
+            raise ValueError(
+                f"--engine-args: `quantization` {value} packs mixtures of experts alone; --quantization takes "
+                f"{', '.join(QUANTIZED_AT_LOAD)}"
+            )
         if name == "compilation_config" and isinstance(value, dict):
             refused = sorted(str(key) for key in value.keys() - SAFE_COMPILATION_KEYS)
             if refused:

@@ -140,6 +140,9 @@ class EngineUseSettings(Settings):
     tensor_parallel_size: Annotated[int, Field(ge=1)] = make_flag(
         1, "engine", "GPUs that one model is spread over", "N"
     )
+    quantization: Literal["fp8", "fp8_per_tensor", "fp8_per_channel", "fp8_per_block"] | None = make_flag(
+        None, "engine", "pack plain weights as vLLM loads them; jobs.model --check shows what that does to scores"
+    )
     engine_args: Annotated[dict[str, Any], BeforeValidator(_parse_json)] = make_flag(
         {}, "engine", "further arguments for vLLM, as a JSON object", "JSON"
     )
@@ -148,7 +151,20 @@ class EngineUseSettings(Settings):
     def _check_engine_args(self) -> Self:
         if self.engine != "fake":
             check_engine_args(self.engine_args)
+        if self.quantization is None:
+            return self
+        if self.engine != "vllm":
+            raise ValueError(f"--quantization is for --engine vllm, and the engine is {self.engine}")
+        if self.engine_args.get("quantization", self.quantization) != self.quantization:
+            raise ValueError("--quantization and --engine-args both say how weights are packed; leave one out")
         return self
+
+    def normal_values(self) -> dict[str, Any]:
+        """Return the settings that `normalized` changes: how weights are packed goes to the engine's arguments."""
+        changes = super().normal_values()
+        if self.quantization is not None:
+            changes |= {"engine_args": {**self.engine_args, "quantization": self.quantization}, "quantization": None}
+        return changes
 
     @property
     def group_size(self) -> int:

@@ -197,12 +197,14 @@ def allow_difference(spec: EngineSpec, dtype: str, reference_logits: np.ndarray)
     """
     import torch
 
-    is_alike = dtype == "float32" and (spec.device == "cpu" or not torch.cuda.is_available())
-    return allow_rounding(reference_logits) if is_alike else allow_noise(dtype, reference_logits)
+    is_alike = (
+        dtype == "float32" and spec.quantization is None and (spec.device == "cpu" or not torch.cuda.is_available())
+    )
+    return allow_rounding(reference_logits) if is_alike else allow_noise(dtype, reference_logits, spec.quantization)
 
 
 def _load(spec: EngineSpec) -> Engine:
-    spec.model.refuse_engine(spec.kind)
+    spec.model.refuse_engine(spec.kind, spec.quantization)
     try:
         if spec.kind == "vllm":
             from rerank_actor.engines.vllm import VllmEngine

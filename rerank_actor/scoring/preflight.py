@@ -98,7 +98,7 @@ def prepare_job(job: ScoreJob, reporter: Reporter | None = None, model: Reranker
     output = Output(job.output)
     find_price(job.gpu_type, job.gpu_price)
     model = model or look_at_model(job, [output], reporter)
-    model.refuse_engine(job.engine)
+    model.refuse_engine(job.engine, job.engine_args.get("quantization"))
     refuse_instruction(job, model)
     job = fit_instruction(fit_max_length(job, model, reporter), model, reporter)
     _refuse_short_prompts(job, model)

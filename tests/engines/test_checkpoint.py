@@ -220,6 +220,8 @@ def test_quantised_weights_are_for_vllm_alone(sound: Path, tmp_path: Path, metho
     model = load_reranker_model(str(folder))
     assert model.quantization == method
     model.refuse_engine("vllm")
+    with pytest.raises(ModelError, match=rf"quantised already \({method}\); leave out --quantization"):
+        model.refuse_engine("vllm", "fp8_per_channel")
     with pytest.raises(ModelError, match=rf"quantised \({method}\), .*give --engine vllm, or take a copy"):
         model.refuse_engine("transformers")
 
