@@ -15,9 +15,9 @@ from rerank_actor.mining.teachers import list_agreement
 from rerank_actor.outputs.report.html import (
     Page,
     format_number,
-    make_bars,
     make_figures,
     make_funnel,
+    make_grid,
     make_histogram,
     make_table,
     make_text,
@@ -226,8 +226,13 @@ def render_report(numbers: dict[str, Any], about: dict[str, str]) -> str:
         page.add(
             "Agreement of the teachers, by their number in --scored",
             make_table(["teachers", "pairs", "correlation of logits", "Kendall's tau, mean over queries"], rows),
-            make_bars(
-                {f"tau of {row[0]}, in hundredths": max(0, round(100 * row[3])) for row in rows if row[3] != "-"}
+            make_text(
+                "Each square: of the candidates in a tenth of their query by one teacher, the share that is in a tenth by the "
+                "other, the best tenth first. Teachers that agree have dark squares from the upper left to the lower right."
+            ),
+            *(
+                make_grid(one["classes"], *(f"tenths by teacher {number}" for number in one["teachers"]))
+                for one in agreement
             ),
         )
     if numbers["examples"]:

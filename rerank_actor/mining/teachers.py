@@ -22,6 +22,7 @@ DEFINITIONS: dict[Method, str] = {
     "zscore": "the mean of the teachers' z-scores: logits less their mean over the query's candidates, by their deviation",
     "rank": "less the mean of the candidate's ranks (from 1, ties at their mean) in its query by each teacher",
 }
+CLASSES = 10  # of a query's candidates, of equal size, from the best
 COMPARED_CANDIDATES = 200  # of a query, the best ones, whose order two teachers are compared by
 KEY = ("document", "document_id", "title")
 
@@ -143,6 +144,15 @@ def _rank(values: np.ndarray, query: np.ndarray) -> np.ndarray:
     return -ranks
 
 
+def _classify(values: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Return the tenth of its query's candidates that each value is in, from 0 for the highest: int64 [num_pairs]."""
+    order = np.lexsort((-values, query))
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order)) - np.searchsorted(query[order], query[order])
+    tenth: np.ndarray = place * CLASSES // np.maximum(1, np.bincount(query))[query]
+    return tenth
+
+
 def _compare(logits: np.ndarray, combined: np.ndarray, query: np.ndarray) -> dict[str, Any]:
     """Return sums that the agreement of each two teachers follows from, over any number of calls."""
     counts: dict[str, Any] = {}
@@ -152,6 +162,7 @@ def _compare(logits: np.ndarray, combined: np.ndarray, query: np.ndarray) -> dic
     signs = [
         [np.sign(logits[rows, None, one] - logits[None, rows, one]) for one in range(logits.shape[1])] for rows in tops
     ]
+    classes = [_classify(column, query) for column in logits.T]
     for one, other in itertools.combinations(range(logits.shape[1]), 2):
         x, y = logits[:, one], logits[:, other]
         sums = {"n": len(x), "x": x.sum(), "y": y.sum(), "xx": x @ x, "yy": y @ y, "xy": x @ y}
@@ -161,6 +172,8 @@ def _compare(logits: np.ndarray, combined: np.ndarray, query: np.ndarray) -> dic
             if sign[one].any() and sign[other].any()
         ]
         sums |= {"tau": sum(taus), "queries": len(taus)}
+        cells = np.bincount(classes[one] * CLASSES + classes[other], minlength=CLASSES**2)
+        sums |= {f"cell{cell}": int(cells[cell]) for cell in np.flatnonzero(cells)}
         counts |= {f"agreement {one + 1} {other + 1} {name}": float(value) for name, value in sums.items()}
     return counts
 
@@ -170,7 +183,8 @@ def list_agreement(counts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         Records with `teachers` (numbers from 1), `pairs`, `correlation` (Pearson's, of logits) and `kendall_tau` (tau-b, the
-        mean over queries, of each query's 200 best candidates); None where it is not defined.
+        mean over queries, of each query's 200 best candidates), None where it is not defined; and `classes`, of the pairs in
+        each tenth of a query's candidates by the first teacher how many are in each tenth by the second, the best first.
     """
     found = []
     for name in counts:
@@ -185,6 +199,10 @@ def list_agreement(counts: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "pairs": int(of["n"]),
                 "correlation": (of["n"] * of["xy"] - of["x"] * of["y"]) / spread**0.5 if spread > 0 else None,
                 "kendall_tau": of["tau"] / of["queries"] if of["queries"] else None,
+                "classes": [
+                    [int(counts.get(f"{name[:-2]} cell{row * CLASSES + place}", 0)) for place in range(CLASSES)]
+                    for row in range(CLASSES)
+                ],
             }
         )
     return found

@@ -2,6 +2,7 @@
 
 import random
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mining_inputs import FINGERPRINT, make_pairs, scatter, write_scored
 from rerank_actor.engines.base import compute_score
 from rerank_actor.errors import InputError, JobError
 from rerank_actor.mining.preflight import prepare_mining
-from rerank_actor.mining.report import summarize
+from rerank_actor.mining.report import render_report, summarize
 from rerank_actor.mining.run import mine_scores
 from rerank_actor.mining.teachers import list_agreement
 
@@ -132,8 +133,15 @@ def test_agreement_is_that_of_plain_python(tmp_path: Path) -> None:
     assert found["pairs"] == len(one)
     assert found["correlation"] == pytest.approx(statistics.correlation(one, other), abs=1e-6)
     assert found["kendall_tau"] == pytest.approx(statistics.fmean(taus), abs=1e-6)
+    cells: Counter[tuple[int, ...]] = Counter()
+    for query in range(6):
+        own = [place for place, row in enumerate(teachers[0]) if row["query_id"] == f"q{query}"]
+        orders = [sorted(own, key=lambda place, values=values: -values[place]) for values in (one, other)]
+        cells.update(tuple(10 * order.index(place) // len(own) for order in orders) for place in own)
+    assert found["classes"] == [[cells[row, place] for place in range(10)] for row in range(10)]
     numbers = summarize(tally, job.rules(), examples=3)
     assert numbers["agreement"] == [found]
+    assert "tenths by teacher 2 1: " in render_report(numbers, {})
     assert not [name for name in numbers["counts"] if name.startswith("agreement")]
 
 

@@ -181,3 +181,28 @@ def test_status_names_logs_and_takes_the_price_of_the_gpu_that_engines_had(outpu
         Output(str(output)).write_json("manifest.json", earlier)
     assert status.engine_logs == ["/tmp/ray/worker.err on node-1"] * 2
     assert status.cost == pytest.approx(2 * load_gpu_types()["L4"].price) and mixed.cost is None
+
+
+def test_cascade_is_compared_with_the_ranking_that_where_goes_by(tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    rows: list[dict[str, object]] = [
+        {"query": f"query {i // 15}", "document": f"document {i}", "small": float(draw.random())} for i in range(300)
+    ]
+    rows = [{("score" if name == "small" else name): value for name, value in row.items()} for row in rows]
+    where = "score > 0.2 and score < 0.8"  # as the input has it
+    output = score(tmp_path, rows, where=where, rename_columns={"score": "small"})
+    others = reordered = 0
+    table = read_output(output).to_pylist()
+    for query in {row["query"] for row in table}:
+        before = sorted((row for row in table if row["query"] == query), key=lambda row: -row["small"])
+        scored = iter(sorted((row for row in before if row["selected"]), key=lambda row: -row["logit"]))
+        after = [next(scored) if row["selected"] else row for row in before]
+        tops = [[row["document"] for row in ranking[:10]] for ranking in (before, after)]
+        others += set(tops[0]) != set(tops[1])
+        reordered += tops[0] != tops[1] and set(tops[0]) == set(tops[1])
+    assert others and reordered
+    cascade = measure_quality(gather_facts(str(output))).cascade
+    assert cascade is not None
+    assert (cascade.column, cascade.queries, cascade.others, cascade.reordered) == ("small", 20, others, reordered)
+    assert cascade.pairs == sum(row["selected"] for row in table)
+    assert f"{others} of 20 queries other documents among the ten best" in show(build_report(str(output)))

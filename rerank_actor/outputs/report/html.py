@@ -41,6 +41,7 @@ th { color: var(--soft); font-weight: 600; white-space: nowrap; }
   border-radius: .2rem; min-width: 1px; }
 svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
 .axis { stroke: var(--soft); } .grid { stroke: var(--line); stroke-dasharray: 2 3; } .mark { stroke: var(--soft); }
+.cell { fill: var(--one); stroke: var(--line); }
 .hover { fill: transparent; } .hover:hover { fill: var(--soft); fill-opacity: .25; }
 details { border-bottom: 1px solid var(--line); padding: .2rem 0; } summary { cursor: pointer; padding: .3rem 0; }
 .series { fill-opacity: .3; stroke-width: 1.5; }
@@ -276,6 +277,30 @@ def make_curves(values: Sequence[float], series: Mapping[str, Sequence[float]], 
         said = ", ".join(f"{name} {share:.4f}" for name, share in zip(series, shares, strict=True))
         shapes += _draw_value(to_x(value) - POINT_WIDTH / 2, POINT_WIDTH, f"{format_number(value)}: {said}")
     return _frame(series, shapes, _place_ticks([first, last]))
+
+
+def make_grid(cells: Sequence[Sequence[int]], down: str, across: str) -> str:
+    """Return counts as squares, the darker the more of their row, the first row at the top.
+
+    Args:
+        cells: as many in each row.
+        down: what the rows are.
+        across: what the columns are.
+    """
+    side, shapes = (HEIGHT - BOTTOM - TOP) / max(1, len(cells)), ""
+    for row, counts in enumerate(cells):
+        for place, count in enumerate(counts):
+            share = count / (sum(counts) or 1)
+            at = f'x="{LEFT + place * side:.1f}" y="{TOP + row * side:.1f}" width="{side:.1f}" height="{side:.1f}"'
+            words = f"{down} {row + 1}, {across} {place + 1}: {count:,} ({100 * share:.3g} %)"
+            shapes += (
+                f'<rect class="cell" {at} style="fill-opacity:{share:.3f}"><title>{html.escape(words)}</title></rect>'
+            )
+    size = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(f"{down}, {across}", quote=True)}"'
+    x, y = LEFT + side * max(map(len, cells), default=0) + 10, TOP + 14
+    labels = f'<text x="{x:.1f}" y="{y}">down: {html.escape(down)}</text>'
+    labels += f'<text x="{x:.1f}" y="{y + 20}">across: {html.escape(across)}</text>'
+    return f"<svg {size}>{shapes}{labels}</svg>"
 
 
 def list_ticks(low: float, high: float) -> list[float]:

@@ -256,6 +256,21 @@ def _add_quality(page: Page, quality: Quality) -> None:
             make_text(words),
             make_histogram(quality.bins, compute_edge=lambda number: compute_edge("logit", number)),
         )
+    if (cascade := quality.cascade) is not None and cascade.queries:
+        page.add(
+            "What the cascade changed",
+            make_figures(
+                {
+                    "other documents among the ten best": f"{cascade.others:,} of {cascade.queries:,} queries",
+                    "the same ten in another order": f"{cascade.reordered:,} of {cascade.queries:,}",
+                    "pairs that both scored": f"{cascade.pairs:,}",
+                }
+            ),
+            make_text(
+                f"{origin} Before: the ten best by column {cascade.column}, by which --where chose. After: the pairs that were "
+                "scored share out their places among themselves by the new scores, and all others keep theirs."
+            ),
+        )
     if quality.remarks:
         page.add("Labels that were not read", *map(make_text, quality.remarks))
     for name, (groups, num_values) in quality.groups.items():

@@ -6,7 +6,7 @@ figures of groups. Labels and groups are the columns that are called so, or thos
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +18,11 @@ from rerank_actor.errors import InputError, RerankError
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.histograms import LOGIT_FLOOR, LOGIT_WIDTH
 from rerank_actor.outputs.labels import read_grades
+from rerank_actor.outputs.report.cascade import Cascade, compare_tops, find_earlier
 from rerank_actor.outputs.report.facts import Facts
 from rerank_actor.outputs.row_groups import open_part
 from rerank_actor.outputs.scored_columns import (
     PairRows,
-    ScoredColumns,
     describe_columns,
     find_column,
     find_field_type,
@@ -71,6 +71,7 @@ class Quality:
         bins: logits of relevant and of other pairs, by bin.
         groups: by column, those with the most pairs, and how many values it has.
         remarks: what was left out.
+        cascade: what the scores changed in an earlier ranking that `--where` goes by, None where it does not.
     """
 
     sampled_parts: int = 0
@@ -84,6 +85,7 @@ class Quality:
     bins: dict[str, dict[int, int]] = field(default_factory=dict)
     groups: dict[str, tuple[list[Group], int]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    cascade: Cascade | None = None
 
 
 @dataclass
@@ -94,6 +96,7 @@ class _Pairs:
     logits: list[np.ndarray] = field(default_factory=list)
     grades: list[np.ndarray] = field(default_factory=list)
     queries: list[np.ndarray] = field(default_factory=list)
+    earlier: list[np.ndarray] = field(default_factory=list)
     groups: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
 
 
@@ -111,8 +114,8 @@ def measure_quality(facts: Facts, asked: Asked | None = None) -> Quality:
         try:
             with open_part(parts[at]) as file:
                 schema, part_uri = file.schema_arrow, parts[at].uri
-                names = _choose(schema, describe_columns(facts.scored.settings, schema), asked, part_uri)
-                if names.label is None and not names.groups:
+                names = _choose(schema, facts.scored.settings, asked, part_uri)
+                if names.label is None and not names.groups and names.earlier is None:
                     return quality
                 table = file.read(["score", "logit", *names.list_columns(schema)])
         except InputError:
@@ -132,25 +135,28 @@ def measure_quality(facts: Facts, asked: Asked | None = None) -> Quality:
         quality.sampled_parts += 1
     if quality.pairs:
         _measure(quality, pairs)
+        _compare(quality, pairs, names.earlier)
     return quality
 
 
 @dataclass(frozen=True)
 class _Names:
-    """The columns with labels, with groups and with what tells queries apart."""
+    """The columns with labels, with groups, with what tells queries apart, and with a score that `--where` goes by."""
 
     label: str | None
     groups: tuple[str, ...]
     query: str | None
+    earlier: str | None = None
 
     def list_columns(self, schema: pa.Schema) -> list[str]:
         """Return the columns that hold them, besides scores."""
-        names = (self.label, *self.groups, self.query)
+        names = (self.label, *self.groups, self.query, self.earlier)
         found = {find_column(schema, name) for name in names if name is not None}
         return sorted(name for name in found if name not in (None, "score", "logit"))
 
 
-def _choose(schema: pa.Schema, columns: ScoredColumns, asked: Asked, uri: str) -> _Names:
+def _choose(schema: pa.Schema, settings: Mapping[str, Any], asked: Asked, uri: str) -> _Names:
+    columns = describe_columns(settings, schema)
     for name in (asked.label, *asked.groups):
         if name is not None and find_field_type(schema, name) is None:
             raise InputError(f"{uri}: has no column `{name}`; its columns are {', '.join(schema.names)}", uri=uri)
@@ -159,7 +165,8 @@ def _choose(schema: pa.Schema, columns: ScoredColumns, asked: Asked, uri: str) -
     label = asked.label or next((name for name in names if find_field_type(schema, name) is not None), None)
     groups = asked.groups or tuple(name for name in GROUP_NAMES if name in schema.names)
     query = find_ids(schema, columns.query_id) or (columns.query if find_field_type(schema, columns.query) else None)
-    return _Names(label, groups, query)
+    earlier = find_earlier(settings, schema) if query is not None else None
+    return _Names(label, groups, query, earlier)
 
 
 def _read_labels(rows: PairRows, label: str | None) -> np.ndarray:
@@ -189,6 +196,8 @@ def _add_part(pairs: _Pairs, rows: PairRows, unit: Unit, names: _Names, grades: 
     elif names.query is not None:
         with contextlib.suppress(pa.ArrowException):  # of a type that is no text
             pairs.queries.append(_to_words(rows.spread(names.query)))
+    if names.earlier is not None and rows.lengths is None:
+        pairs.earlier.append(rows.spread(names.earlier).cast(pa.float64()).fill_null(np.nan).to_numpy())
     for name in names.groups:
         pairs.groups[name].append(_to_words(rows.spread(name)))
     return len(grades)
@@ -224,6 +233,15 @@ def _measure(quality: Quality, pairs: _Pairs) -> None:
             _split_groups(values, scores, logits, is_scored, is_known, positive, has_label=bool(quality.label))
         )
         quality.groups[name] = sorted(found, key=lambda group: -group.pairs)[:VALUES], len(found)
+
+
+def _compare(quality: Quality, pairs: _Pairs, column: str | None) -> None:
+    """Say what the scores changed in an earlier ranking, where each pair has its place in one."""
+    logits, earlier, queries = (
+        np.concatenate(one) if one else np.zeros(0) for one in (pairs.logits, pairs.earlier, pairs.queries)
+    )
+    if column is not None and len(earlier) == len(queries) == len(logits):
+        quality.cascade = compare_tops(column, queries, earlier, logits)
 
 
 def _split_groups(
