@@ -5,9 +5,11 @@ become prompts. Of the others a suite's statistics are taken, queries, documents
 token. Nothing is written but in a temporary folder. Knows nothing of Ray.
 """
 
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,7 +17,8 @@ import pyarrow.compute as pc
 from rich.table import Table
 
 from rerank_actor import storage
-from rerank_actor.engines.model import load_tokenizer_json
+from rerank_actor.engines.model import fetch_model, load_tokenizer_json
+from rerank_actor.engines.options import BUILT_IN_TOKENIZER
 from rerank_actor.engines.prompts import PairEncoder
 from rerank_actor.errors import InputError
 from rerank_actor.evaluation.given import find_given
@@ -26,10 +29,19 @@ from rerank_actor.evaluation.tasks import DEFAULT, Task, choose_tasks
 from rerank_actor.inputs.columns import is_list
 from rerank_actor.inputs.text_sources import ID_NAMES, TEXT_NAMES, SourcePiece, TextSource
 from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.price import format_dollars, require_gpu_type
 from rerank_actor.outputs.row_groups import open_part
-from rerank_actor.progress import PlainConsole, Reporter
+from rerank_actor.progress import PlainConsole, Reporter, format_seconds
 from rerank_actor.retrieval.run import make_embed_jobs
-from rerank_actor.scoring.budget import Budget, ModelSize, count_budget, print_budget, read_model_size
+from rerank_actor.scoring.budget import (
+    START_SECONDS,
+    Budget,
+    ModelSize,
+    assume_speed,
+    count_budget,
+    print_budget,
+    read_model_size,
+)
 from rerank_actor.scoring.estimate import Estimate, estimate_job
 from rerank_actor.scoring.preflight import fit_max_length, look_at_model, make_encoder_settings
 from rerank_actor.storage import hub
@@ -78,11 +90,19 @@ class RerankerEstimate:
 
 @dataclass(frozen=True)
 class TasksEstimate:
-    """What an evaluation comes to: its tasks, those of which nothing is known before they are copied, and its rerankers."""
+    """What an evaluation comes to.
+
+    Attributes:
+        samples: its tasks.
+        unknown: those of which nothing is known before they are copied.
+        rerankers: what each takes.
+        embedding_hours: of one actor, for the texts to embed; None where nothing is known of the model or the GPU.
+    """
 
     samples: list[Sample]
     unknown: list[str]
     rerankers: list[RerankerEstimate]
+    embedding_hours: float | None
 
 
 def estimate_tasks(job: EvaluateJob, reporter: Reporter) -> TasksEstimate:
@@ -107,7 +127,9 @@ def estimate_tasks(job: EvaluateJob, reporter: Reporter) -> TasksEstimate:
             samples += found
             unknown += [] if found else [task.name]
     rerankers = [_estimate_reranker(job, name, samples, reporter) for name in job.list_rerankers() if samples]
-    return TasksEstimate(samples, unknown, rerankers)
+    return TasksEstimate(
+        samples, unknown, rerankers, _count_embedding_hours(job, samples, choose_retriever(job, suite))
+    )
 
 
 def _find_here(job: EvaluateJob, task: Task, folder: str) -> list[TaskData]:
@@ -229,6 +251,21 @@ def _estimate_reranker(job: EvaluateJob, name: str, samples: list[Sample], repor
     return RerankerEstimate(name, tokens, budget, size)
 
 
+def _count_embedding_hours(job: EvaluateJob, samples: list[Sample], retriever: str | None) -> float | None:
+    """Return the hours that texts take to embed, at the speed that is assumed of such a model on such a GPU."""
+    texts, tokens = (sum(getattr(one, name) for one in samples) for name in ("num_embedded", "embedded_tokens"))
+    if not tokens:
+        return 0.0
+    if job.gpu_type is None or retriever in (None, BUILT_IN_TOKENIZER):
+        return None
+    config = json.loads((Path(fetch_model(str(retriever), None, weights=False)) / "config.json").read_text())
+    size = ModelSize.of_config(config)
+    if size is None:
+        return None
+    speed = assume_speed(size, require_gpu_type(job.gpu_type), np.array([tokens / texts]), cached_share=0.0)
+    return float(START_SECONDS + tokens / speed) / 3600
+
+
 def _list_outputs(job: EvaluateJob, name: str) -> list[str]:
     """Return the folders of a reranker's scores that are whole."""
     root = storage.join_uri(job.root, "scores", name)
@@ -254,14 +291,17 @@ def print_task_estimate(found: TasksEstimate) -> None:
     console = PlainConsole()
     table = Table(title="Tasks", title_justify="left", box=None, pad_edge=False)
     for column in ("task", "queries", "pairs", "tokens a pair", "to embed", "by"):
-        table.add_column(column, justify="left" if column in ("task", "by") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in ("task", "by") else "right", overflow="fold")
     for place, sample in enumerate(found.samples):
         figures = [f"{sample.num_queries:,}", f"{sample.num_pairs:,}", f"{found.rerankers[0].tokens[place]:,.0f}"]
         table.add_row(sample.name, *figures, f"{sample.num_embedded:,}", sample.origin)
     console.print(table)
     texts = sum(sample.num_embedded for sample in found.samples)
     embedded = sum(sample.embedded_tokens for sample in found.samples)
-    console.print(f"to embed: {texts:,} texts of about {embedded:,} tokens")
+    hours, price = found.embedding_hours, found.rerankers[0].budget.price
+    cost = f", {format_seconds(3600 * hours)} of one GPU" if hours else ""
+    cost += f", {format_dollars(hours * price.dollars)}" if hours and price is not None else ""
+    console.print(f"to embed: {texts:,} texts of about {embedded:,} tokens{cost}")
     for name in found.unknown:
         console.print(f"not known before it is copied: {name}")
     for one in found.rerankers:

@@ -17,6 +17,7 @@ from scoring_in_process import score_here
 
 from rerank_actor.commands.command_line import call_command
 from rerank_actor.commands.evaluate import evaluate
+from rerank_actor.commands.plan import plan
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.evaluation.changed import compute_p_mrr
 from rerank_actor.evaluation.estimate import estimate_tasks
@@ -476,6 +477,16 @@ def test_dry_run_says_pairs_tokens_hours_and_money_and_writes_nothing(
     printed = capsys.readouterr().out
     assert f"{reranker.budget.tokens:,} to score" in printed
     assert "$2.00 (as given)" in printed
+    (tmp_path / "config.json").write_text(
+        json.dumps({"num_hidden_layers": 28, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 3072})
+    )
+    given = {"suite": "nano", "retriever": str(tmp_path)}
+    times = [estimate_tasks(make_job(output, gpu_type=gpu, **given), QuietReporter()) for gpu in ("H200", "L4")]
+    assert times[0].embedding_hours is not None and times[1].embedding_hours is not None
+    assert 120 / 3600 < times[0].embedding_hours < times[1].embedding_hours
+    flags = ["--suite", "nano", "--retriever", tmp_path, "--engine", "fake", "--output", output, "--gpu-type", "H200"]
+    assert call_command(lambda: plan(list(map(str, flags)))) == 0
+    assert re.search(r"to embed: [\d,]+ texts of about [\d,]+ tokens, .+ of one GPU, \$\d", capsys.readouterr().out)
     assert not output.exists()
 
 
