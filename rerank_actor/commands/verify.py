@@ -13,6 +13,7 @@ from rerank_actor.outputs.compact import check_compacted, is_compacted
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.verify import Verification, verify_output
 from rerank_actor.progress import say
+from rerank_actor.retrieval.written import check_retrieved, is_retrieved
 from rerank_actor.storage.uri import normalize_uri
 
 
@@ -28,7 +29,7 @@ def verify(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "output",
         metavar="OUTPUT",
-        help="the --output of scoring, mining or jobs.compact, or --deliver, local, s3://, gs:// or az://",
+        help="the --output of scoring, retrieval, mining or jobs.compact, or --deliver, local, s3://, gs:// or az://",
     )
     parser.add_argument(
         "--delete-damaged",
@@ -57,16 +58,18 @@ def verify(arguments: Sequence[str] | None = None) -> int:
     delivered = read_selection_status(uri) if outputs == [uri] else []
     has_no_plan = outputs == [uri] and not Output(uri).has_plan()
     is_joined = has_no_plan and is_compacted(uri)
-    is_made_of_scores = delivered or is_joined or (has_no_plan and is_mined(uri))
+    is_found = has_no_plan and not is_joined and is_retrieved(uri)
+    is_made_of_scores = delivered or is_joined or is_found or (has_no_plan and is_mined(uri))
     if is_made_of_scores and (options.delete_damaged or options.rescore is not None):
         flag = "--delete-damaged" if options.delete_damaged else "--rescore"
         raise JobError(
-            f"{flag}: is for scored outputs, and {uri} holds what was mined, selected or joined; leave it out"
+            f"{flag}: is for scored outputs, and {uri} holds what was retrieved, mined, selected or joined; leave it out"
         )
     if delivered:
         return _verify_delivered(uri, delivered)
     if is_made_of_scores:
-        return _print_delivered({uri: check_compacted(uri) if is_joined else check_mined(uri)})
+        check = check_compacted if is_joined else check_retrieved if is_found else check_mined
+        return _print_delivered({uri: check(uri)})
     for output in outputs:
         if output != uri:
             print(f"{output}:")

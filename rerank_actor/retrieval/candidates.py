@@ -18,11 +18,13 @@ import pyarrow.compute as pc
 from rerank_actor import storage
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.columns import read_own_table
+from rerank_actor.outputs.delivered import digest_bytes
 from rerank_actor.outputs.predictions import PredictionsWriter
 from rerank_actor.retrieval.job import OutputFormat
 from rerank_actor.retrieval.search import keep_best, search
 from rerank_actor.retrieval.vectors import VectorPart, Vectors, read_part, read_part_ids
 from rerank_actor.storage.exchange import Exchange, Slice, assign_buckets, hash_keys, read_slices
+from rerank_actor.storage.lease import LeaseMark, write_held
 
 TAG = "retrieve"
 BLANK = r"\s"
@@ -36,11 +38,18 @@ class SearchPlace:
         partial: folder of the best of groups of documents.
         candidates: folder of the candidates.
         scratch: folder for temporary files on the same file system.
+        lease: of the output; None where nobody else can write.
     """
 
     partial: str
     candidates: str
     scratch: str | None
+    lease: LeaseMark | None = None
+
+    def write(self, name: str, data: bytes) -> dict[str, Any]:
+        """Write a file of candidates while the lease is held; return its size and digest by its name, for the record."""
+        write_held(self.lease, storage.join_uri(self.candidates, name), data, self.scratch)
+        return {"objects": {name: len(data)}, "digests": {name: digest_bytes(data)}}
 
 
 @dataclass(frozen=True)
@@ -122,9 +131,8 @@ def write_candidates(
         }
     )
     content = _write_trec(candidates) if output_format == "trec" else storage.to_parquet(candidates)
-    uri = storage.join_uri(place.candidates, f"{name}.{output_format}")
-    storage.write_bytes(uri, content, scratch=place.scratch)
-    return {"queries": len(np.unique(query)), "candidates": len(query)}
+    written = place.write(f"{name}.{output_format}", content)
+    return {"queries": len(np.unique(query)), "candidates": len(query), **written}
 
 
 def write_predictions(
@@ -143,9 +151,7 @@ def write_predictions(
                 writer.write(query, {document: cosine for _, document, cosine in candidates})
         writer.finish()
         text.flush()
-        uri = storage.join_uri(place.candidates, f"{name}.json")
-        storage.write_bytes(uri, sink.getvalue(), scratch=place.scratch)
-    return {"candidates": num_candidates}
+        return {"candidates": num_candidates, **place.write(f"{name}.json", sink.getvalue())}
 
 
 def _read_best(blocks: Sequence[str], top_k: int, place: SearchPlace) -> pa.Table:
@@ -189,9 +195,7 @@ def write_pairs(item: tuple[str, list[Slice]], place: SearchPlace) -> dict[str, 
     pairs = table.group_by(["source", "target"]).aggregate([("cosine", "max")])
     pairs = pairs.sort_by([("source", "ascending"), ("cosine_max", "descending"), ("target", "ascending")])
     columns = {"source": pairs["source"], "target": pairs["target"], "candidate_score": pairs["cosine_max"]}
-    uri = storage.join_uri(place.candidates, f"{name}.parquet")
-    storage.write_bytes(uri, storage.to_parquet(pa.table(columns)), scratch=place.scratch)
-    return {"candidates": pairs.num_rows}
+    return {"candidates": pairs.num_rows, **place.write(f"{name}.parquet", storage.to_parquet(pa.table(columns)))}
 
 
 def _write_trec(candidates: pa.Table) -> bytes:

@@ -34,6 +34,7 @@ from rerank_actor.retrieval.candidates import (
 )
 from rerank_actor.retrieval.job import EmbedJob, RetrieveJob
 from rerank_actor.retrieval.vectors import VectorPart, list_vector_parts
+from rerank_actor.retrieval.written import CANDIDATES, RECORD, list_lost_candidates
 from rerank_actor.runtime.connection import connect_ray, watch_signals
 from rerank_actor.runtime.steps import StepOutcome, StepRecords, TaskRunner, run_step
 from rerank_actor.scoring.estimate import estimate_job, print_estimate
@@ -193,21 +194,27 @@ class _Search:
         digest = hashlib.sha256(json.dumps(self._settings).encode()).hexdigest()[:16]
         work = self._folder.at("search", digest)
         self._records = functools.partial(storage.join_uri, work)
-        candidates = storage.join_uri(job.output, "candidates")
-        self._place = SearchPlace(storage.join_uri(work, "partial"), candidates, self._folder.scratch)
+        candidates = storage.join_uri(job.output, CANDIDATES)
+        self._place = SearchPlace(storage.join_uri(work, "partial"), candidates, self._folder.scratch, lease.mark)
 
     def execute(self, runner: TaskRunner) -> RetrieveResult:
         """Search what is not searched, and write the candidates."""
-        stored = self._folder.read_own("retrieval.json")
+        stored = self._folder.read_own(RECORD)
         others = stored.get("settings", {})
         if others != self._settings and (others or storage.list_children(self._place.candidates)):
             self._replace(others)
         elif stored.get("status") == "complete" and storage.read_if_present(self._folder.success_uri) is not None:
-            self._reporter.info(f"all candidates are there already; output {self._job.output}")
-            return self._make_result(stored)
+            if not (lost := list_lost_candidates(self._job.output, stored)):
+                self._reporter.info(f"all candidates are there already; output {self._job.output}")
+                return self._make_result(stored)
+            self._reporter.warn(
+                f"{lost[0]}; {len(lost):,} files of candidates are not as they were written, and written again"
+            )
+            self._lease.check(fresh=True)
+            storage.delete_objects([self._folder.success_uri])
         if self._settings["output_format"] != "trec":
             self._folder.write_card("candidates/part-*.parquet")
-        self._folder.write_json("retrieval.json", {"settings": self._settings})
+        self._folder.write_json(RECORD, {"settings": self._settings})
         if self._job.is_bitext:
             record = self._search_pairs(runner)
         else:
@@ -215,7 +222,7 @@ class _Search:
             record = self._search(runner)
         self._lease.check(fresh=True)
         record |= {"settings": self._settings, "status": "complete"}
-        self._folder.write_json("retrieval.json", record)
+        self._folder.write_json(RECORD, record)
         self._folder.write_guarded(self._folder.success_uri, b"", functools.partial(self._lease.check, fresh=True))
         storage.delete_folder(self._folder.at("search"))
         return self._make_result(record)
@@ -258,13 +265,13 @@ class _Search:
             )
             return {
                 **_sum_up(rows, found),
-                "candidates": self._write(write_all, {"all": ("predictions", rows)}, runner),
+                **self._write(write_all, {"all": ("predictions", rows)}, runner),
             }
         files = {f"part-{number:05d}": (f"part-{number:05d}", blocks) for number, blocks in enumerate(rows)}
         write = functools.partial(
             write_candidates, top_k=self._job.top_k, output_format=self._job.output_format, place=self._place
         )
-        return {**_sum_up(rows, found), "candidates": self._write(write, files, runner)}
+        return {**_sum_up(rows, found), **self._write(write, files, runner)}
 
     def _search_pairs(self, runner: TaskRunner) -> dict[str, Any]:
         """Find the best targets of each source, and perhaps the best sources of each target; write each pair once."""
@@ -282,13 +289,17 @@ class _Search:
         slices = collect_slices(spilled, exchange.num_buckets)
         buckets = {f"part-{number:05d}": (f"part-{number:05d}", some) for number, some in enumerate(slices)}
         write = functools.partial(write_pairs, place=self._place)
-        return {**_sum_up(rows, found), "candidates": self._write(write, buckets, runner)}
+        return {**_sum_up(rows, found), **self._write(write, buckets, runner)}
 
-    def _write(self, work: Any, files: dict[str, Any], runner: TaskRunner) -> int:
-        """Write the files of candidates; return how many candidates there are."""
+    def _write(self, work: Any, files: dict[str, Any], runner: TaskRunner) -> dict[str, Any]:
+        """Write the files of candidates; return how many candidates there are, and sizes and digests of the files."""
         records = StepRecords(self._records("files"), self._folder.scratch)
         written = _require(run_step(work, files, records, runner, keep=dict))
-        return sum(record["candidates"] for record in written)
+        merged = {
+            kind: {name: value for record in written for name, value in record.get(kind, {}).items()}
+            for kind in ("objects", "digests")
+        }
+        return {"candidates": sum(record["candidates"] for record in written), **merged}
 
     def _search_blocks(
         self,
