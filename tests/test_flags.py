@@ -101,7 +101,7 @@ FLAGS = {
         --model-description --check-scores --engine --gpus-per-actor --tensor-parallel-size --quantization
         --engine-args --queries --corpus
     """,
-    "report": "--to --gpu-type --gpu-price --examples --label-column --by --compare",
+    "report": "--to --gpu-type --gpu-price --examples --label-column --positive-labels --by --compare",
     "tasks": "--json",
     "model": """
         --check --instruction --json --model --revision --dtype --max-length --parse-special-tokens

@@ -7,6 +7,7 @@ from rerank_actor import storage
 from rerank_actor.bitext.job import list_outputs
 from rerank_actor.commands.command_line import Parser
 from rerank_actor.errors import JobError
+from rerank_actor.job_file import split_names
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.price import find_price
 from rerank_actor.outputs.report.build import build_report
@@ -30,6 +31,9 @@ def report(arguments: Sequence[str] | None = None) -> int:
         "--label-column", metavar="NAME", help="column that says what is relevant (default: label or the like)"
     )
     parser.add_argument(
+        "--positive-labels", metavar="NAMES", default="", help="its labels that are relevant, with commas"
+    )
+    parser.add_argument(
         "--by",
         metavar="NAME",
         nargs="+",
@@ -38,7 +42,7 @@ def report(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--compare", metavar="URI", help="earlier output to compare this one with")
     options = parser.parse(arguments)
-    asked = Asked(options.label_column, tuple(options.by))
+    asked = Asked(options.label_column, tuple(options.by), tuple(split_names(options.positive_labels)))
     earlier = storage.normalize_uri(options.compare) if options.compare else None
     uri, price = storage.normalize_uri(options.output), find_price(options.gpu_type, options.gpu_price)
     outputs = list_outputs(uri)

@@ -99,6 +99,8 @@ def test_labels_that_say_nothing_are_told_and_not_guessed(output: Path, tmp_path
     facts = gather_facts(str(output))
     with pytest.raises(InputError, match="do not say what they mean"):
         measure_quality(facts, Asked("query_id"))
+    named = measure_quality(facts, Asked("query_id", positive_labels=("q3",)))
+    assert (named.positives, named.labelled) == (10, 295)
     assert compute_auc(np.array([1.0, 2.0]), np.array([True, True])) is None
 
 

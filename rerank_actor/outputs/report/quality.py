@@ -16,6 +16,7 @@ import pytrec_eval
 
 from rerank_actor.errors import InputError, RerankError
 from rerank_actor.inputs.rows import Unit
+from rerank_actor.job_file import suggest
 from rerank_actor.outputs.histograms import LOGIT_FLOOR, LOGIT_WIDTH
 from rerank_actor.outputs.labels import read_grades
 from rerank_actor.outputs.report.cascade import Cascade, compare_tops, find_earlier
@@ -43,6 +44,7 @@ class Asked:
 
     label: str | None = None
     groups: tuple[str, ...] = ()
+    positive_labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def measure_quality(facts: Facts, asked: Asked | None = None) -> Quality:
             continue  # jobs.verify says what is wrong with it
         rows, label = PairRows(table, "logit", part_uri), None if quality.remarks else names.label
         try:
-            grades = _read_labels(rows, label)
+            grades = _read_labels(rows, label, asked.positive_labels)
         except InputError as error:
             if asked.label is not None:
                 raise
@@ -159,7 +161,9 @@ def _choose(schema: pa.Schema, settings: Mapping[str, Any], asked: Asked, uri: s
     columns = describe_columns(settings, schema)
     for name in (asked.label, *asked.groups):
         if name is not None and find_field_type(schema, name) is None:
-            raise InputError(f"{uri}: has no column `{name}`; its columns are {', '.join(schema.names)}", uri=uri)
+            there = ", ".join(schema.names)
+            hint = suggest(name, schema.names)
+            raise InputError(f"{uri}: has no column `{name}`{hint}; its columns are {there}", uri=uri)
     beside = columns.document.rpartition(".")[0]  # of lists of structs
     names = [f"{beside}.{name}" for name in LABEL_NAMES if beside] + list(LABEL_NAMES)
     label = asked.label or next((name for name in names if find_field_type(schema, name) is not None), None)
@@ -169,11 +173,11 @@ def _choose(schema: pa.Schema, settings: Mapping[str, Any], asked: Asked, uri: s
     return _Names(label, groups, query, earlier)
 
 
-def _read_labels(rows: PairRows, label: str | None) -> np.ndarray:
+def _read_labels(rows: PairRows, label: str | None, positive_labels: tuple[str, ...] = ()) -> np.ndarray:
     """Return the grade of each pair, NaN where there is no label."""
     if label is None:
         return np.full(len(rows.spread("logit")), np.nan)
-    grades = read_grades(rows, label)
+    grades = read_grades(rows, label, positive_labels)
     finite = grades[np.isfinite(grades)]
     if (finite != np.floor(finite)).any():
         raise InputError(
