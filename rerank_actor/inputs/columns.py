@@ -116,6 +116,9 @@ def settle_views(kind: pa.DataType) -> pa.DataType:
 
     Arrow 26 takes no values of views, neither by their places nor those that are not null.
     """
+    if isinstance(kind, pa.BaseExtensionType):
+        settled = settle_views(kind.storage_type)
+        return kind if settled == kind.storage_type else settled
     if pa.types.is_dictionary(kind):
         return pa.dictionary(kind.index_type, settle_views(kind.value_type), kind.ordered)
     return VIEWS.get(kind) or change_inner(kind, settle_views)

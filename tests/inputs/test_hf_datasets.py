@@ -160,7 +160,8 @@ def test_views_of_texts_and_bytes_are_kept_and_scored_wherever_they_stand(
         "bytes": pa.array([None, b"\xff", b""], pa.binary_view()),
         "inner": pa.array([[("x", "y")], None, []], pa.map_(view, view)),
     }
-    table = pa.table(columns)
+    storage = pa.array([None, "{}", "[]"], view)
+    table = pa.table(columns | {"json": pa.ExtensionArray.from_storage(pa.json_(view), storage)})
     path = tmp_path / ("rows.parquet" if form == "parquet" else "rows.arrow")
     if form == "parquet":
         pq.write_table(table, path, row_group_size=2)
@@ -171,7 +172,7 @@ def test_views_of_texts_and_bytes_are_kept_and_scored_wherever_they_stand(
     score_here(load_job(None, given))
     rows = [0, 0, 1, 2] if explode else [0, 1, 2]
     found = read_output(tmp_path / "out")
-    kept = ["query", "title", "bytes", "inner"]
+    kept = ["query", "title", "bytes", "inner", "json"]
     assert found.select(kept).to_pylist() == [table.select(kept).to_pylist()[row] for row in rows]
     assert [found["score"][row].is_valid for row in range(len(rows))] == [
         row == 0 or (explode and row == 3) for row in range(len(rows))
