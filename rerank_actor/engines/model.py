@@ -254,7 +254,9 @@ def load_reranker_model(
         is_early=early,
         is_users=entry is not None,
         quantization=read_quantization(name, config),
-        assumption="" if entry is not None or embedding is not None else find_assumption(name, folder, config),
+        assumption=""
+        if entry is not None or embedding is not None
+        else find_assumption(name, folder, config, description),
     )
     if weights:
         check_weights(model)

@@ -88,6 +88,8 @@ def test_prompts_of_the_publisher_have_names(folder: Path) -> None:
 
 
 FACTS = {"vocab_size": 151669, "max_position_embeddings": 40960, "eos_token_id": 151645}
+SMALLEST = {"hidden_size": 1024, "num_hidden_layers": 28}
+LARGE = {**FACTS, "hidden_size": 2560, "num_hidden_layers": 36}
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
 ONE_LABEL = {"architectures": ["Qwen3ForSequenceClassification"], "model_type": "qwen3", "num_labels": 1}
 
@@ -96,13 +98,19 @@ ONE_LABEL = {"architectures": ["Qwen3ForSequenceClassification"], "model_type": 
 @pytest.mark.parametrize(
     ("place", "facts", "is_told"),
     [
-        ("model", {}, False),
-        ("Qwen3-4B", {"vocab_size": 151936, "max_position_embeddings": 40960, "eos_token_id": 151645}, False),
-        ("Qwen3-Embedding-0.6B", {**FACTS, "max_position_embeddings": 32768, "eos_token_id": 151643}, False),
-        ("Bonsai-8B", {**FACTS, "max_position_embeddings": 65536}, False),
-        ("qwen3-reranker-runs/reward-model", {}, False),
-        ("model", {"_name_or_path": "Skywork/Skywork-Reward-V2-Qwen3-4B"}, False),
-        ("model", FACTS, True),
+        ("model", {}, None),
+        ("model", {"hidden_size": 1024, "num_hidden_layers": 2, "vocab_size": 151936}, None),
+        ("qwen3-reranker-runs/reward-model", {}, None),
+        ("model", SMALLEST, False),
+        ("Qwen3-4B", {**LARGE, "vocab_size": 151936}, False),
+        ("Qwen3-Embedding-0.6B", {**LARGE, "max_position_embeddings": 32768, "eos_token_id": 151643}, False),
+        ("Bonsai-8B", {**LARGE, "max_position_embeddings": 65536}, False),
+        (
+            "qwen3-reranker-runs/reward-model",
+            {**SMALLEST, "_name_or_path": "Skywork/Skywork-Reward-V2-Qwen3-4B"},
+            False,
+        ),
+        ("model", LARGE, True),
         ("checkpoint-100", {"_name_or_path": "Qwen/Qwen3-Reranker-0.6B"}, True),
         ("legal-Qwen3-Reranker-4B", {}, True),
         ("Qwen/Qwen3-Reranker-0___6B", {}, True),
@@ -110,13 +118,14 @@ ONE_LABEL = {"architectures": ["Qwen3ForSequenceClassification"], "model_type": 
     ],
 )
 def test_qwen3_is_qwen3_reranker_where_its_settings_or_its_name_say_so(
-    bare: Path, tmp_path: Path, place: str, facts: dict[str, Any], is_told: bool, config: dict[str, Any]
+    bare: Path, tmp_path: Path, place: str, facts: dict[str, Any], is_told: bool | None, config: dict[str, Any]
 ) -> None:
     found = Path(shutil.copytree(bare, tmp_path / place))
     write(found, "config.json", {**config, **facts})
     settled = load_reranker_model(str(found), weights=False, described_in="qwen3-reranker")
-    if is_told:
+    if is_told is not False:
         before = load_reranker_model(str(found), weights=False)
+        assert ("taken for Qwen3-Reranker; --model-description" in before.assumption) == (is_told is None)
         assert (before.description.template, before.is_early) == (QWEN3_RERANKER, True)
         assert before.fingerprint_settings() == settled.fingerprint_settings()
     else:
@@ -275,8 +284,8 @@ def test_name_tells_what_bare_files_do_not(folder: Path, name: str, head: str, s
     found = describe(folder.rename(folder.with_name(name)))
     assert found.head == TokenHead(token(folder.with_name(name), head))
     assert found.score == ScoreScale(scale)
-    with pytest.raises(ModelError, match="neither its files nor its name"):
-        describe(Path(shutil.copytree(folder.with_name(name), folder.with_name(f"my-{name}"))))
+    other = Path(shutil.copytree(folder.with_name(name), folder.with_name(f"my-{name}")))
+    assert "taken for Qwen3-Reranker" in load_reranker_model(str(other), weights=False).assumption
 
 
 @pytest.mark.parametrize("given", ["models/zerank-1", "./models/zerank-1", "models/zerank-1/", "."])

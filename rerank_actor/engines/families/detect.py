@@ -1,8 +1,9 @@
-"""Which description is a model's: its own, a built-in one or the user's. Nothing is guessed.
+"""Which description is a model's: its own, a built-in one or the user's. Nothing is guessed but one thing, which is said.
 
 Takes a model folder and its parsed `config.json`; gives a `ModelDescription`, or refuses in a sentence. What a folder says of
 itself in the files of sentence-transformers comes first, then what is known of its architecture: a Qwen3 is Qwen3-Reranker
-where its configuration or its name says so. A user's description settles what neither does.
+where its configuration or its name says so, and is taken for one, with a word, where it is smaller than any that was
+published and says nothing. A user's description settles the rest.
 """
 
 import re
@@ -51,6 +52,8 @@ QWEN3_RERANKER_NAMES = ("*/qwen3-reranker*", "*/*-qwen3-reranker*")
 # What each published Qwen3-Reranker's config.json holds and those tuned or converted from it keep. Language models have more
 # rows or other positions, embedding models fewer rows or another end.
 QWEN3_RERANKER_FACTS = {"vocab_size": 151_669, "max_position_embeddings": 40_960, "eos_token_id": 151_645}
+# All Qwen3 that are published are at least so wide and so deep; a smaller one is somebody's own.
+SMALLEST_QWEN3 = {"hidden_size": 1_024, "num_hidden_layers": 28}
 YES_NO = (("no", "yes"), ("0", "1"), ("false", "true"), ("irrelevant", "relevant"), ("not_relevant", "relevant"))
 
 
@@ -149,18 +152,29 @@ def is_early(name: str, folder: Path, config: dict[str, Any], description: Model
     return template == QWEN3_RERANKER and head == TokenHead(*(find_token(name, folder, word) for word in ("yes", "no")))
 
 
-def find_assumption(name: str, folder: Path, config: dict[str, Any]) -> str:
+def find_assumption(name: str, folder: Path, config: dict[str, Any], description: ModelDescription) -> str:
     """Return what is taken for granted of a model that the user did not describe, in words; empty where its files say it."""
     tokenizer = _load_tokenizer(folder)
     doubt = "" if tokenizer is None else doubt_tokenizer(tokenizer, config.get("vocab_size"))
+    is_silent = description.template.name == QWEN3_RERANKER.name and _is_qwen3_reranker(name, folder, config) is None
+    settings = read_json(folder / "tokenizer_config.json", name) or {} if is_silent else {}
+    if is_silent and not (folder / "modules.json").is_file() and not _names_texts(_read_chat_source(folder, settings)):
+        words = "nothing in the folder says which reranker it is; taken for Qwen3-Reranker"
+        doubt = "; ".join(filter(None, (doubt, f"{words}; --model-description qwen3-reranker settles it")))
     return f"{name}: {doubt}" if doubt else ""
 
 
-def _is_qwen3_reranker(name: str, folder: Path, config: dict[str, Any]) -> bool:
-    """Whether a Qwen3 whose files describe no prompt is Qwen3-Reranker, by its configuration or by what it is called."""
-    has_facts = all(config.get(key) == value for key, value in QWEN3_RERANKER_FACTS.items())
-    names = (called.replace("_", "-") for called in _list_names(name, folder, config))
-    return has_facts or any(is_called(called, QWEN3_RERANKER_NAMES) for called in names)
+def _is_qwen3_reranker(name: str, folder: Path, config: dict[str, Any]) -> bool | None:
+    """Whether a Qwen3 whose files describe no prompt is Qwen3-Reranker, by its configuration or by what it is called.
+
+    None where nothing says what it is: one that is smaller than all that are published.
+    """
+    if all(config.get(key) == value for key, value in QWEN3_RERANKER_FACTS.items()):
+        return True
+    names = [called.replace("_", "-") for called in _list_names(name, folder, config)]
+    if any(is_called(called, QWEN3_RERANKER_NAMES) for called in names):
+        return True
+    return False if all(int(config.get(key) or 0) >= least for key, least in SMALLEST_QWEN3.items()) else None
 
 
 def read_labels(config: dict[str, Any]) -> dict[int, str]:
@@ -198,7 +212,7 @@ def _find_template(name: str, folder: Path, config: dict[str, Any], declared: De
     architecture = get_architecture(config)
     if architecture in QWEN3:
         is_told = _is_qwen3_reranker(name, folder, config)
-        if is_told and not declared.modules:
+        if is_told is not False and not declared.modules:
             return QWEN3_RERANKER
         found = "neither its files nor its name say that this is Qwen3-Reranker"
         if declared.modules:
