@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -169,18 +170,23 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="fences whose name holds one of these")
     parser.add_argument("--examples", type=int, default=40, help="examples of the stateful test")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="fences taken out at a time")
     arguments = parser.parse_args()
     logs = Path(tempfile.mkdtemp(prefix="fences-logs-"))
-    missed = 0
     if (words := run_without([], arguments.examples, arguments.seed, logs / "whole.log")) is not None:
         sys.exit(f"the simulation fails with all fences: {words}; log in {logs}")
-    for number, (name, fence) in enumerate(FENCES.items()):
-        if any(part in name for part in arguments.only):
-            started = time.monotonic()
-            words = run_without(fence, arguments.examples, arguments.seed, logs / f"{number}.log")
-            missed += words is None
-            seconds = time.monotonic() - started
-            print(f"{name}: {'NOT FOUND' if words is None else f'found ({words})'}; {seconds:.0f} s", flush=True)
+    chosen = [name for name in FENCES if any(part in name for part in arguments.only)]
+
+    def judge(name: str) -> bool:
+        started = time.monotonic()
+        log = logs / f"{chosen.index(name)}.log"
+        words = run_without(FENCES[name], arguments.examples, arguments.seed, log)
+        said = "NOT FOUND" if words is None else f"found ({words})"
+        print(f"{name}: {said}; {time.monotonic() - started:.0f} s", flush=True)
+        return words is not None
+
+    with ThreadPoolExecutor(arguments.at_once) as pool:
+        missed = list(pool.map(judge, chosen)).count(False)
     print(f"{missed} not found; logs in {logs}")
     sys.exit(1 if missed else 0)
 
