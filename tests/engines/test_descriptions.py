@@ -477,6 +477,10 @@ def test_chat_template_as_segments_is_what_it_renders(name: str) -> None:
         ),
         ("{{ messages[0].content | e }} {{ messages[1].content }}", "more with the texts"),
         ("{{ raise_exception('no such role') }}", "cannot be rendered"),
+        (
+            "{{ strftime_now('%d %b %Y') }} {{ messages[0].content }} {{ messages[1].content }}",
+            "the day's date stands in it",
+        ),
         ("{query} {{ messages[0].content }} {{ messages[1].content }}", "name of a field"),
     ],
 )

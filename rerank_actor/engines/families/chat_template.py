@@ -16,6 +16,7 @@ from rerank_actor.errors import ModelError, describe_cause
 _MARKS = {"instruction": "Mark0Instruction", "query": "Mark1Query", "document": "Mark2Document"}
 # What templates may treat in ways of their own: nothing, blanks, newlines, length, another script, their own syntax.
 _FILLERS = ("", " lead and trail \n", "\n\nlines\n", "word " * 3000, "\u4f60\u597d\u3002", "{{ x }} {% y %} <b>", "0")
+_OTHER_DAY = {"strftime_now": lambda form: "another day"}  # what Transformers lets templates call
 _STRIPS: tuple[tuple[Literal["query", "document"], ...], ...] = ((), ("query",), ("document",), ("query", "document"))
 
 
@@ -68,6 +69,11 @@ class ChatTemplate:
             ModelError: the prompt is not the texts with fixed text between them.
         """
         bare = self.render(None, _MARKS["query"], _MARKS["document"])
+        other_day = ChatTemplate(
+            self._name, self._source, self._variables | _OTHER_DAY, is_structured=self._is_structured
+        )
+        if other_day.render(None, _MARKS["query"], _MARKS["document"]) != bare:
+            self._refuse("the day's date stands in it, so that scores would be others tomorrow")
         asked = self.render(*_MARKS.values())
         own = _find_default(bare, asked)
         takes_instruction = own is not None or (default_instruction is not None and _MARKS["instruction"] in asked)
