@@ -53,7 +53,7 @@ FLAGS = {
     """,
     "select": """
         --quoting --csv-escape --lang-pair --partitions --languages --source-column --target-column --direction
-        --ray-address --scored --combine --space --threshold --forward-threshold
+        --examples --ray-address --scored --combine --space --threshold --forward-threshold
         --backward-threshold --margin --ratio-margin --neighbors --rank-by --mode --deduplicate
         --allow-incomplete --calibration --calibrate-only --deliver --formats --part-rows --reselect
     """,

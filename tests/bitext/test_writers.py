@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import html
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -382,6 +383,9 @@ def test_report_shows_every_language_pair_without_network_or_markup_from_texts(t
     assert [one["lang_pair"] for one in report] == ["deu-eng", "fra-eng"]
     for one in report:
         assert f"{one['counts']['kept']:,}" in page
+        scores = [score for score, _, _ in one["lowest"]]
+        assert 0 < len(scores) <= 12 and scores == sorted(scores)
+        assert all(html.escape(text) in page for pair in one["lowest"] for text in pair[1:])
     hostile = json.loads(json.dumps(report))
     hostile[0]["unscored_reasons"] = {"<b>bold</b>": 3}
     assert "<b>bold" not in render_report(hostile, "out")

@@ -3,6 +3,8 @@
 Takes kept pairs without texts, gives files in each format. Knows nothing of why a pair was kept.
 """
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +20,7 @@ from rerank_actor.storage.exchange import read_slices
 from rerank_actor.storage.lease import write_held
 
 ROW_MASK = 2**ROW_BITS - 1
+TEXT_LENGTH = 240  # of an example
 
 
 def assign_parts(rank: np.ndarray, tie: np.ndarray, starts: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
@@ -87,5 +90,15 @@ def write_part(task: StepTask, spec: StepSpec) -> StepResult:
             uri = storage.join_uri(spec.output.data_folder(kind), f"part-{task.number:05d}.{suffix}")
             write_held(spec.lease, uri, data, spec.output.scratch)
             objects[uri], digests[uri] = len(data), digest_bytes(data)
-    result.facts |= {"objects": objects, "digests": digests}
+    result.facts |= {"objects": objects, "digests": digests, "lowest": _list_last(table, scores, sides, spec.examples)}
     return result
+
+
+def _list_last(table: pa.Table, scores: np.ndarray, sides: tuple[str, str], number: int) -> list[list[Any]]:
+    """Return score, source and target, shortened, of the last pairs of a part, which are those that were nearly dropped."""
+    if not set(sides) <= set(table.column_names):
+        return []
+    first = max(0, table.num_rows - number)
+    texts = (table[side].slice(first).cast(pa.large_string()).to_pylist() for side in sides)
+    shown = ([(text or "")[:TEXT_LENGTH] for text in side] for side in texts)
+    return [list(row) for row in zip(scores[first:].tolist(), *shown, strict=True)]

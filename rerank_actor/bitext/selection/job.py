@@ -13,7 +13,7 @@ from rerank_actor.bitext.selection.rules import Combine, Deduplicate, Mode, Rank
 from rerank_actor.bitext.settings import DirectionSettings, PairSettings
 from rerank_actor.inputs.settings import DialectSettings
 from rerank_actor.job import ClusterSettings
-from rerank_actor.job_file import Location, Locations, make_flag, take_other_value
+from rerank_actor.job_file import Location, Locations, ReportSettings, make_flag, take_other_value
 
 Format = Literal["parquet", "tsv", "moses", "tmx"]
 FORMATS: tuple[Format, ...] = ("parquet", "tsv", "moses", "tmx")
@@ -21,7 +21,7 @@ FORMATS: tuple[Format, ...] = ("parquet", "tsv", "moses", "tmx")
 Threshold = float | Literal["auto"] | None
 
 
-class SelectJob(ClusterSettings, DirectionSettings, PairSettings, DialectSettings):
+class SelectJob(ClusterSettings, ReportSettings, DirectionSettings, PairSettings, DialectSettings):
     """One selection job: which scored pairs are delivered, and how."""
 
     scored: Locations = make_flag(

@@ -235,9 +235,15 @@ class LanguagePairSelection:
         tasks = [replace(task, runs=self.scored.units[task.number]) for task in units if task.slices]
         fetched = self._step("fetch", tasks, spec, self.kept)
         written = self._step("write", _make_tasks(fetched, "rows", spec.num_parts), spec)
+        lowest = sorted(
+            (pair for record in written for pair in record.facts.get("lowest", ())), key=lambda pair: pair[0]
+        )
         return {
-            kind: {uri: value for record in written for uri, value in record.facts.get(kind, {}).items()}
-            for kind in ("objects", "digests")
+            "lowest": lowest[: self.job.examples],
+            **{
+                kind: {uri: value for record in written for uri, value in record.facts.get(kind, {}).items()}
+                for kind in ("objects", "digests")
+            },
         }
 
     def _compute_starts(self, num_parts: int) -> tuple[np.ndarray, np.ndarray] | None:

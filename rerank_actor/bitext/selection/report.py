@@ -136,5 +136,9 @@ def _add_pair(page: Page, result: dict[str, Any]) -> None:
         blocks.append(make_table(CALIBRATION, list_calibration(result)))
         blocks.append(make_text(f"Estimated precision of what is kept: {format_share(result['estimated_precision'])}."))
         blocks.append(make_text(f"Known right pairs that are kept: {format_share(result['estimated_recall'])}."))
+    if lowest := result.get("lowest"):
+        blocks.append(make_text("The lowest pairs that are kept, the first to go were the rules stricter."))
+        rows = [[f"{score:.4f}", source, target] for score, source, target in lowest]
+        blocks.append(make_table(["score", "source", "target"], rows))
     blocks.append(make_table(["rule", "definition"], list(result["rules"].items())))
     page.fold(result["lang_pair"], note, *blocks)

@@ -66,6 +66,7 @@ class StepSpec:
         starts: rank and tie with which each part but the first begins.
         formats: to write.
         schema: of delivered Parquet, for a part without rows.
+        examples: of the last pairs of each part, whose texts its record tells.
         lease: of the output; None where nobody else can write.
     """
 
@@ -83,6 +84,7 @@ class StepSpec:
     starts: tuple[np.ndarray, np.ndarray] | None = None
     formats: tuple[Format, ...] = ()
     schema: pa.Schema | None = None
+    examples: int = 0
     lease: LeaseMark | None = None
 
 
@@ -110,6 +112,7 @@ def make_step_spec(scored: ScoredPair, job: SelectJob, known: LabelledPairs | No
         waits=job.is_calibrated,
         sampled=max(1, job.part_rows // SAMPLES_PER_PART),
         formats=tuple(job.formats),
+        examples=job.examples,
         schema=pa.schema([*delivered, *(pa.field(name, kind) for name, kind in ADDED.items())]),
     )
 
