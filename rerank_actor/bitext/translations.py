@@ -35,13 +35,17 @@ class TranslationReader:
         """Return a batch as it is, or with source and target where it has translations in their place.
 
         Raises:
-            InputError: a row's languages are others than the file's, or more than two.
+            InputError: a row's languages are others than the file's, or more than two; or there are columns for the sides too.
         """
         roles = (self._job.source_column, self._job.target_column)
-        if COLUMN not in batch.names or set(roles) & set(batch.names):
+        if COLUMN not in batch.names:
             return batch
         column = batch.columns.get(COLUMN, [None] * batch.num_rows)
         values = column if isinstance(column, list) else column.to_pylist()
+        if beside := [name for name in roles if name in batch.names]:
+            if COLUMN in self._settled or not (self._order or any(map(_is_translation, values))):
+                return batch
+            batch = self._put_aside(batch, beside)
         if not self._order:
             row = next((row for row, value in enumerate(values) if _is_translation(value)), None)
             if row is None and values:
@@ -62,6 +66,27 @@ class TranslationReader:
         others = {name: values for name, values in batch.columns.items() if name != COLUMN}
         kept = tuple(name for name in batch.names if name != COLUMN)
         return replace(batch, names=(*names, *kept), columns={**columns, **others}, faults=faults)
+
+    @property
+    def _settled(self) -> set[str]:
+        """Columns that flags leave out or call otherwise, so that they are no side."""
+        return {*self._job.drop_columns, *self._job.rename_columns}
+
+    def _put_aside(self, batch: Batch, names: list[str]) -> Batch:
+        """Return a batch without columns that have the names of the sides, kept under the names that flags give them."""
+        if unsettled := [name for name in names if name not in self._settled]:
+            raise InputError(
+                f"{self._source.file.uri}: has `{COLUMN}` beside `{unsettled[0]}`, and either may be the texts; for the "
+                f"translations give --drop-columns {','.join(names)} or --rename-columns {unsettled[0]}=NEW, for the other "
+                f"columns --drop-columns {COLUMN}",
+                uri=self._source.file.uri,
+                column=COLUMN,
+            )
+        renamed = {name: new for name, new in self._job.rename_columns.items() if name in names}
+        moved = {new: batch.columns[name] for name, new in renamed.items() if name in batch.columns}
+        others = {name: values for name, values in batch.columns.items() if name not in names}
+        shown = (*(name for name in batch.names if name not in names), *renamed.values())
+        return replace(batch, names=shown, columns={**others, **moved})
 
     def _choose(self, value: dict[str, Any], batch: Batch, row: int) -> list[str]:
         """Return the keys of a row's source and target."""

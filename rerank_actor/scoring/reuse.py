@@ -2,8 +2,8 @@
 
 `ScoreSource` reads logits and pair keys out of the parts of an output, for a store. What turns a prompt into a score must
 agree (model, revision, template, dtype, length, special tokens, engine); what may differ is where the three texts came from
-(columns, `--corpus`, templates, an instruction map, ...) and how rows are laid out (`--explode`, kept columns, ...), because
-the key follows from the texts themselves. Knows nothing of Ray or of engines.
+(columns, `--corpus`, templates, an instruction map, ...), how rows are laid out (`--explode`, kept columns, ...) and which are
+scored (`--where`, `--qrels`), because the key follows from the texts themselves. Knows nothing of Ray or of engines.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ FREE_SETTINGS = frozenset(  # those alone, so that a setting that nobody thought
         *("query_template", "document_template"),
         *("instruction_column", "instruction_map", "dataset_column", "directions", "candidates"),
         *("explode", "explode_columns", "keep_columns", "keep_fields", "drop_columns", "rename_columns"),
-        "with_pair_key",
+        *("with_pair_key", "negative_columns", "where", "qrels"),  # the last two say which rows are scored
     }
 )
 

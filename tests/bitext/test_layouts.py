@@ -353,6 +353,35 @@ def test_translations_of_datasets_are_taken_apart(tmp_path: Path, kind: str) -> 
         read_all(make_job(path.parent, lang_pair="fr-en"))
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("more", "flags", "kept"),
+    [
+        ({"source": "europarl"}, {"drop_columns": ["source"]}, {}),
+        ({"source": "europarl"}, {"rename_columns": {"source": "corpus"}}, {"corpus": "europarl"}),
+        ({"source": "a", "target": "b"}, {"drop_columns": ["target"], "rename_columns": {"source": "x"}}, {"x": "a"}),
+        ({"source": "a", "target": "b"}, {"drop_columns": ["translation"], "lang_pair": "en-es"}, {"source": "a"}),
+    ],
+)
+def test_translations_beside_columns_called_like_sides_want_a_flag(
+    tmp_path: Path, kind: str, more: dict[str, str], flags: dict[str, Any], kept: dict[str, str]
+) -> None:
+    rows = [{"translation": {"en": a, "es": b}, **more} for a, b in PAIRS]
+    path = tmp_path / f"in/train.{kind}"
+    path.parent.mkdir()
+    if kind == "jsonl":
+        write(path, "".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(
+        InputError, match=r"has `translation` beside `source`.*--drop-columns.*--drop-columns translation"
+    ):
+        read_all(make_job(path.parent, lang_pair="en-es"))
+    found = read_all(make_job(path.parent, **flags))["en-es"]
+    assert all(row.items() >= kept.items() for row in found)
+    assert (name_pairs(found) == PAIRS) is ("translation" not in flags.get("drop_columns", []))
+
+
 def test_translation_that_is_none_is_a_row_with_its_reason(tmp_path: Path) -> None:
     lines = [
         '{"translation": null}',

@@ -74,6 +74,35 @@ def test_scores_of_lists_are_reused_for_pairs_of_ids(tmp_path: Path, local_ray: 
     assert earlier["pair_key"].to_pylist()[0][2] is None
 
 
+@pytest.mark.parametrize(
+    ("then", "now", "reused"),
+    [
+        ({}, {"where": "lab = 1"}, 1),
+        ({"where": "lab = 1"}, {}, 1),
+        ({"where": "lab = 1"}, {"where": "lab >= 0"}, 1),
+        ({}, {"qrels": "more"}, 3),
+        ({"qrels": "one"}, {"qrels": "more"}, 4),
+        ({"qrels": "more"}, {}, 3),
+        ({"document_column": "document", "negative_columns": ["other"]}, {}, 3),
+    ],
+)
+def test_which_rows_are_scored_does_not_keep_their_scores_from_being_reused(
+    tmp_path: Path, then: dict[str, Any], now: dict[str, Any], reused: int
+) -> None:
+    (tmp_path / "one").write_text("1 0 d3 1\n")
+    (tmp_path / "more").write_text("1 0 d3 1\n2 0 d1 1\n")
+    ids = [("1", "d1", 1), ("1", "d2", 0), ("2", "d3", 0)]
+    rows = [
+        {"query_id": q, "query": f"q{q}", "document_id": d, "document": f"t{d}", "other": "x", "lab": lab}
+        for q, d, lab in ids
+    ]
+    given = [{**one, "qrels": str(tmp_path / one["qrels"])} if "qrels" in one else one for one in (then, now)]
+    score_here(make_job(tmp_path, "first", rows, with_pair_key=True, **given[0]))
+    outcome = score_here(make_job(tmp_path, "second", rows, reuse=str(tmp_path / "first"), **given[1]))
+    assert outcome.totals.reused == reused
+    assert verify_output(str(tmp_path / "second")).problems == []
+
+
 def test_scores_of_lists_are_reused_for_templates_and_exploded_rows(tmp_path: Path, local_ray: str) -> None:
     run_job(make_job(tmp_path, "first", [{"query": "q", "document": ["T a", "b", "T c"]}], with_pair_key=True))
     rows = [
