@@ -68,10 +68,19 @@ def check_columns(spec: InputSpec, layouts: Mapping[str, ShardLayout], is_backfi
             of_texts = flag not in ("--keep-columns", "--where")
             expected = [texts.find_wrong_type(flag, kind) for kind in types] if of_texts else [None]
             if all(expected):
+                is_bytes = any(map(_holds_bytes, types))
+                cure = f"write it as text, or choose another with {flag}" if is_bytes else f"choose with {flag}"
                 raise InputError(
-                    f"column `{name}` is {types[0]} in every shard, expected {expected[0]}; choose with {flag}",
+                    f"column `{name}` is {types[0]} in every shard, expected {expected[0]}; {cure}",
                     column=name,
                 )
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    """Whether a column holds bytes, or UUIDs, that may well be what is wanted: Hive's and Impala's texts are."""
+    inner = kind.value_type if is_list(kind) else kind
+    inner = inner.storage_type if isinstance(inner, pa.BaseExtensionType) else inner
+    return bool(pa.types.is_binary(inner) or pa.types.is_large_binary(inner) or pa.types.is_fixed_size_binary(inner))
 
 
 def _require(spec: InputSpec, uri: str, layout: ShardLayout, flag: str, name: str) -> None:

@@ -245,9 +245,21 @@ def _make_source(spec: SourceSpec, output: str) -> TextSource:
     item = source.objects[0]
     piece = SourcePiece(item.uri, item.size, item.etag)
     first = next(source.read_batches(piece, replace(LIMITS, batch_rows=LOOK_ROWS)), None)
-    if first is not None:
-        source.read_ids(first[0], item.uri)
+    if first is not None and not any(source.read_ids(first[0], item.uri)):
+        _refuse_no_ids(first[0], source, item.uri)
     return source
+
+
+def _refuse_no_ids(batch: Batch, source: TextSource, uri: str) -> None:
+    """Refuse a column of Parquet whose type holds no ids, as those of bytes and UUIDs; of text the rows are counted."""
+    name = next((name for name in source.id_names if name in batch.columns), "")
+    column = batch.columns.get(name)
+    if batch.num_rows and column is not None and not isinstance(column, list) and column.null_count < batch.num_rows:
+        raise InputError(
+            f"{source.flag} {uri}: column `{name}` is {column.type}, expected ids (text or whole numbers); write it as text",
+            uri=uri,
+            column=name,
+        )
 
 
 def _is_text(uri: str) -> bool:

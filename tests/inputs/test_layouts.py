@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rerank_actor.commands.tasks import tasks
@@ -134,6 +136,15 @@ def test_column_that_does_not_suit_its_flag_is_refused_by_name(
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(InputError, match=words):
         make_plan(load_job(None, {**LAYOUT, "input": str(path), **flags}).input_spec(), Plan())
+
+
+@pytest.mark.parametrize("column", [pa.array([b"d"]), pa.array([[b"d"]], pa.list_(pa.large_binary()))])
+def test_text_in_a_column_of_bytes_is_refused_with_the_cure(tmp_path: Path, column: pa.Array) -> None:
+    """Hive and Impala write texts so."""
+    pq.write_table(pa.table({"query": ["q"], "document": column}), tmp_path / "rows.parquet")
+    job = load_job(None, {**LAYOUT, "input": str(tmp_path / "rows.parquet")})
+    with pytest.raises(InputError, match=r"`document` is .*binary.*; write it as text, or choose another with"):
+        make_plan(job.input_spec(), Plan())
 
 
 def test_reserved_name_is_scored_once_it_is_renamed_or_dropped(tmp_path: Path) -> None:

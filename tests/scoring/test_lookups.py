@@ -254,6 +254,24 @@ def test_a_source_that_cannot_be_one_is_refused_by_name(
     assert str(path) in str(found.value)
 
 
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array([b"1"]),
+        pa.array([True]),
+        pa.array([[1]]),
+        pa.array([1], pa.int32()).cast(pa.date32()),
+        pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"x" * 16], pa.binary(16))),
+    ],
+    ids=lambda ids: str(ids.type),
+)
+def test_ids_of_a_type_that_is_none_are_refused_where_the_texts_are(tmp_path: Path, ids: pa.Array) -> None:
+    pq.write_table(pa.table({"_id": ids, "text": ["a"]}), tmp_path / "queries.parquet")
+    job = make_job(tmp_path, [{"query_id": "q1", "document_id": "a"}])
+    with pytest.raises(InputError, match=r"--queries .*column `_id` is .*, expected ids .*; write it as text"):
+        prepare_job(job.model_copy(update={"queries": [str(tmp_path / "queries.parquet")]}))
+
+
 def test_missing_source_and_missing_id_column_end_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = write_lines(tmp_path / "pairs.jsonl", [{"query": "x", "docid": "a"}])
     corpus = write_lines(tmp_path / "corpus.jsonl", CORPUS)
