@@ -116,7 +116,15 @@ def restore_plan(output: MineOutput, stored: dict[str, Any]) -> MiningPlan:
         InputError: a part of it is gone or damaged.
         JobError, StorageError: it cannot be read.
     """
-    values = stored["layout"]
+    try:
+        return _parse_plan(output, stored["layout"])
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{output.at('plan.json')}: is damaged; mine again with --overwrite", uri=output.uri
+        ) from error
+
+
+def _parse_plan(output: MineOutput, values: dict[str, Any]) -> MiningPlan:
     units = [
         MiningUnit(
             unit["name"], tuple(RowGroups(run["part"], tuple(run["groups"]), run["start"]) for run in unit["runs"])
@@ -155,7 +163,7 @@ def check_mined(uri: str) -> list[str]:
         raise InputError(f"{output.at('plan.json')}: is damaged; mine again with --overwrite", uri=uri)
     plan = restore_plan(output, stored)
     names = {unit.name for unit in (*plan.units, *plan.buckets)}
-    records = [record for _, record in output.records.load(names) if "objects" in record]
+    records = [record for _, record in output.records.load(names) if isinstance(record.get("objects"), dict)]
     problems = []
     if len(records) < len(names):
         missing = len(names) - len(records)

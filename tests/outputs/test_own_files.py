@@ -204,6 +204,12 @@ def begin(job: ScoreJob, lease: Lease, reporter: HeardReporter) -> OutputCommitt
     return OutputCommitter(refresh_job(prepare_job(job)), lease, RunContext("run", job.output, reporter))
 
 
+@pytest.mark.parametrize("layout", [None, {}, {"units": [{}]}, {"units": [], "all_shuffled": True}])
+def test_mining_plan_of_another_shape_is_a_damaged_one(tmp_path: Path, layout: object) -> None:
+    with pytest.raises(InputError, match=r"plan\.json: is damaged"):
+        restore_plan(MineOutput(str(tmp_path)), {"settings": {}, "layout": layout})
+
+
 @pytest.mark.parametrize("manifest", ['{"runs": null}', '{"runs": ["run"]}', '{"plan": []}', '{"faults": 1}', "[]", ""])
 def test_manifest_of_another_shape_is_a_damaged_one(tmp_path: Path, manifest: str) -> None:
     output = Output(str(tmp_path))
