@@ -141,7 +141,7 @@ def _find_here(job: EvaluateJob, task: Task, folder: str) -> list[TaskData]:
 
 def _take_statistics(job: EvaluateJob, task: Task) -> list[Sample]:
     """Return what a suite says of a task that is not here; nothing where it says nothing."""
-    if task.queries is None or task.documents is None:
+    if task.queries is None or task.documents is None or job.split not in (None, task.split):
         return []
     share = len(job.subset) / len(task.subsets) if job.subset and task.subsets else 1.0
     counts = [round(share * count) for count, _ in (task.queries, task.documents)]

@@ -67,7 +67,7 @@ class TaskSettings(Settings):
     split: str | None = make_flag(
         None,
         "tasks",
-        "split of the judgements, where the suite does not say it (default: test, or the only one)",
+        "split of the judgements (default: that of the task in its suite, else test, or the only one)",
         "NAME",
     )
     subset: Words = make_flag([], "tasks", "subsets of a task that has several (default: all)", "NAME", "+")
@@ -158,6 +158,10 @@ class EvaluateJob(
             raise ValueError("--model: two rerankers are called the same by their folders; rename one")
         if len(self.models) > 1 and self.revision is not None:
             raise ValueError("--revision is of one model, and --model names several; evaluate them one by one")
+        if self.suite and self.split:
+            raise ValueError(
+                "--split: a suite says the split of each task; name the tasks with --tasks and without --suite"
+            )
         if self.candidates and self.retriever:
             raise ValueError("--candidates are there, and --retriever makes them; give one")
         return self

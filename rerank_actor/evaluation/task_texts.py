@@ -78,7 +78,7 @@ def prepare_task(task: Task, root: str, split: str | None, subsets: Sequence[str
     Args:
         task: to prepare.
         root: folder of the evaluation.
-        split: of the judgements, where the task does not say it.
+        split: of the judgements, in place of the task's own.
         subsets: of those that the task has; empty for all.
 
     Raises:
@@ -87,11 +87,10 @@ def prepare_task(task: Task, root: str, split: str | None, subsets: Sequence[str
         StorageError, JobError: storage failed.
     """
     folder = storage.join_uri(root, "tasks", task.name)
-    task = replace(task, place=pin_place(task.place))
-    wanted_split = task.split or split
+    task = replace(task, place=pin_place(task.place), split=split or task.split)
     names = [name for name in task.subsets or (DEFAULT,) if not subsets or name in subsets]
-    if is_pinned(task.place) and wanted_split is not None:  # what cannot change needs no look at the hub
-        stored = [_load(storage.join_uri(folder, name), task, wanted_split, None) for name in names]
+    if is_pinned(task.place) and task.split is not None:  # what cannot change needs no look at the hub
+        stored = [_load(storage.join_uri(folder, name), task, task.split, None) for name in names]
         if stored and all(stored):
             return [data for data in stored if data is not None]
     files = find_files(task) if task.layout == "beir" else find_files_of_own_layout(task, folder, names)
@@ -109,7 +108,7 @@ def prepare_task(task: Task, root: str, split: str | None, subsets: Sequence[str
     made = []
     for name in wanted:
         place = storage.join_uri(folder, name)
-        chosen = files.choose_split(name, wanted_split)
+        chosen = files.choose_split(name, task.split)
         sources = [item.identity for role in ROLES for item in files.pick(role, name, chosen)]
         made.append(_load(place, task, chosen, sources) or _make(task, files, name, chosen, place, sources))
     return made
@@ -126,7 +125,7 @@ def load_prepared(task: Task, root: str, split: str | None, subsets: Sequence[st
         return []
     task = replace(task, place=pin_place(task.place))
     names = subsets or task.subsets or (find_files(task).list_subsets() if task.layout == "beir" else [DEFAULT])
-    found = [_load(storage.join_uri(folder, name), task, task.split or split, None) for name in names]
+    found = [_load(storage.join_uri(folder, name), task, split or task.split, None) for name in names]
     return [data for data in found if data is not None] if all(found) else []
 
 

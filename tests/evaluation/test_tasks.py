@@ -186,6 +186,7 @@ def test_changed_judgements_are_taken_up_and_another_split_is_refused(
         ({}, ["--retriever", "x"], "--candidates are there, and --retriever makes them"),
         ({}, ["--suite", "qwen"], "--suite: no suite `qwen` (did you mean qwen3-card?)"),
         ({}, ["--suite", "nano"], "is no task of nano"),
+        ({}, ["--suite", "nano", "--split", "test"], "--split: a suite says the split of each task"),
     ],
 )
 def test_what_is_no_task_is_refused_in_a_sentence(
@@ -263,6 +264,10 @@ def test_repository_on_the_hub_has_subsets(hub_server: HubServer, tmp_path: Path
         assert pq.read_table(data.corpus[0])["_id"].to_pylist() == [mark + name for name in CORPUS]
         lines = [json.loads(line) for line in Path(data.queries).read_text().splitlines()]
         assert lines == [{"_id": query, "text": QUERIES[query]} for query in QRELS]
+    suite_task = Task("named", tasks[0].place, split="test")
+    assert [data.split for data in prepare_task(suite_task, str(tmp_path), "dev", [])] == ["dev", "dev"]
+    with pytest.raises(InputError, match="has no split `test` of judgements"):
+        prepare_task(suite_task, str(tmp_path / "other"), None, [])
     hub_server.commit("mteb/tiny", make_repository({"de": "z", "en": "y"}))
     hub.pin_revision.cache_clear()
     with pytest.raises(OutputConflictError, match="holds split dev of hf://datasets/mteb/tiny@"):
