@@ -206,7 +206,7 @@ class _Run:
         fingerprints = {survey.fingerprint: scored.parts[survey.part].uri for survey in surveys}
         if not self.job.allow_mixed_scores and self.job.combine == "none":
             compare_fingerprints(fingerprints, "--scored", APART)
-        refuse_ids_of_two_questions(surveys, scored.parts, scored.columns)
+        refuse_ids_of_two_questions(surveys, scored.parts, scored.columns, self.prepared.qrels, verdicts)
         plan = plan_units(surveys, int(self.job.unit_mb * MB))
         totals = plan.totals
         totals["unknown_verdicts"] = count_unknown(surveys, verdicts, allowed=self.job.allow_unknown_verdicts)

@@ -56,6 +56,7 @@ class Survey:
         fingerprint: what the file says that it was scored with.
         hashes: of what each query asks, by which pairs come together.
         keys, positives: of each query the hash of its key, and how many positive pairs it has here.
+        names: of each query the hash of what judgements know it by: its id, or its key where none go by ids.
         verdicts: int64, numbers of the verdicts that are of pairs here.
         values: of the column that mining goes by, and in `value` the place of each query's: int64 [num_queries].
     """
@@ -70,6 +71,7 @@ class Survey:
     fingerprint: str | None
     hashes: np.ndarray
     keys: np.ndarray
+    names: np.ndarray
     positives: np.ndarray
     verdicts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     values: list[str] = field(default_factory=list)
@@ -158,6 +160,7 @@ def _survey_group(
         fingerprint=read_part_metadata(file.schema_arrow).get("fingerprint"),
         hashes=hash_keys(spell_questions(pairs.table, query)),
         keys=hash_queries(keys),
+        names=hash_queries(_name_questions(pairs.table, query, keys, _goes_by_ids(columns, qrels, verdicts))),
         positives=np.bincount(query[positive], minlength=len(keys)),
         verdicts=said,
         values=values,
@@ -165,37 +168,62 @@ def _survey_group(
     )
 
 
-def refuse_ids_of_two_questions(surveys: list[Survey], parts: Sequence[storage.StoredObject], columns: Columns) -> None:
+def _goes_by_ids(columns: Columns, qrels: pa.Table | None, verdicts: Verdicts | None) -> bool:
+    """Whether judgements go by ids of queries alone, where mining goes by a column besides."""
+    return columns.by is not None and (qrels is not None or (verdicts is not None and verdicts.by_ids))
+
+
+def _name_questions(table: pa.Table, query: np.ndarray, keys: pa.Array, by_ids: bool) -> pa.Array:
+    """Return what each query is known by: its id, or its key."""
+    return table["query_id"].take(pa.array(np.unique(query, return_index=True)[1])).combine_chunks() if by_ids else keys
+
+
+def refuse_ids_of_two_questions(
+    surveys: list[Survey],
+    parts: Sequence[storage.StoredObject],
+    columns: Columns,
+    qrels: pa.Table | None = None,
+    verdicts: Verdicts | None = None,
+) -> None:
     """Refuse an id of queries that asks one thing in one row group and another in another.
+
+    Where mining goes by a column, an id may ask another thing in each value, unless judgements go by ids alone.
 
     Raises:
         InputError: naming the id.
         ShardError, StorageError, JobError: it cannot be read.
     """
-    if columns.query_id is None:
+    by_ids = _goes_by_ids(columns, qrels, verdicts)
+    if columns.query_id is None and not by_ids:
         return
-    num_shares = 1 + sum(len(survey.keys) for survey in surveys) // HASHES_AT_ONCE
+    num_shares = 1 + sum(len(survey.names) for survey in surveys) // HASHES_AT_ONCE
     for share in range(num_shares):
-        chosen = [survey.keys % num_shares == share for survey in surveys]
-        keys = np.concatenate([survey.keys[some] for survey, some in zip(surveys, chosen, strict=True)])
+        chosen = [survey.names % num_shares == share for survey in surveys]
+        keys = np.concatenate([survey.names[some] for survey, some in zip(surveys, chosen, strict=True)])
         asked = np.concatenate([survey.hashes[some] for survey, some in zip(surveys, chosen, strict=True)])
         order = np.argsort(keys, kind="stable")
         differs = (np.diff(keys[order]) == 0) & (np.diff(asked[order]) != 0)
         for key in keys[order][1:][differs]:
-            there = [survey for survey in surveys if key in survey.keys]
-            groups = [_read_questions(parts[survey.part], survey.group, columns, key) for survey in there]
+            there = [survey for survey in surveys if key in survey.names]
+            groups = [_read_questions(parts[survey.part], survey.group, columns, key, by_ids) for survey in there]
             table = pa.concat_tables(groups)
             refuse_two_spellings("--scored", "query", table["query_id"])
-            refuse_two_texts("--scored", name_queries(table), encode_texts(table["query"])[0])
+            names = table["query_id"] if by_ids else name_queries(table)
+            refuse_two_texts(
+                "--qrels or --verdicts by id" if by_ids else "--scored", names, encode_texts(table["query"])[0]
+            )
 
 
-def _read_questions(part: storage.StoredObject, group: int, columns: Columns, key: np.uint64) -> pa.Table:
-    """Return the ids and texts of queries with a key, of the pairs of a row group."""
+def _read_questions(
+    part: storage.StoredObject, group: int, columns: Columns, name: np.uint64, by_ids: bool
+) -> pa.Table:
+    """Return the ids and texts of queries that are known by a name, of the pairs of a row group."""
     with open_part(part) as file:
-        roles = tuple(dict.fromkeys((*columns.key, "query")))
+        roles = tuple(dict.fromkeys((*columns.key, "query", *(("query_id",) if by_ids else ()))))
         table = read_pairs(file, part.uri, [group], columns, roles, 0).table
     query, keys = encode_keys(table, columns)
-    return table.filter(pa.array((hash_queries(keys) == key)[query])).select([*dict.fromkeys((*columns.key, "query"))])
+    names = hash_queries(_name_questions(table, query, keys, by_ids))
+    return table.filter(pa.array((names == name)[query])).select(list(roles))
 
 
 def _weigh(file: pq.ParquetFile, group: int, columns: Columns) -> int:

@@ -78,7 +78,7 @@ def mine_in_process(
     if job.by is not None:
         check_values(job.by, [value for survey in surveys for value in survey.values], job.rules_by_value)
     count_unknown(surveys, prepared.verdicts, allowed=job.allow_unknown_verdicts)
-    refuse_ids_of_two_questions(surveys, scored.parts, scored.columns)
+    refuse_ids_of_two_questions(surveys, scored.parts, scored.columns, prepared.qrels, prepared.verdicts)
     plan = plan_units(surveys, unit_bytes, hashes_at_once=hashes_at_once)
     spec = MiningSpec(
         output=prepared.output,

@@ -169,3 +169,30 @@ def test_columns_and_rules_that_cannot_be_are_refused(tmp_path: Path, values: di
     with pytest.raises((InputError, JobError)) as error:
         mine_in_process(make_job(tmp_path / "scored", tmp_path / "mined", **{**RULES, **values}))
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("scattered", [True, False])
+@pytest.mark.parametrize("by_verdicts", [True, False])
+def test_judgements_of_ids_that_ask_another_thing_in_each_value_are_refused(
+    tmp_path: Path, scattered: bool, by_verdicts: bool
+) -> None:
+    sets = write_sets(tmp_path / "scored", scattered=scattered)
+    first = sets["a"][0]
+    judged, said = tmp_path / "qrels.tsv", tmp_path / "verdicts.jsonl"
+    judged.write_text(f"{first['query_id']} 0 {first['document_id']} 1\n")
+    names = {name: first[name] for name in ("query_id", "document_id")}
+    said.write_text(json.dumps({**names, "verdict": "relevant"}) + "\n")
+    given = {"verdicts": str(said)} if by_verdicts else {"qrels": str(judged), "label_column": None}
+    ids = {"query_id_column": "query_id", "document_id_column": "document_id"}
+    flags = {**RULES, **ids, **given, "by": "set"}
+    with pytest.raises(InputError, match=r"by id: query id .* stands for queries of two texts"):
+        mine_in_process(make_job(tmp_path / "scored", tmp_path / "mined", **flags))
+    for path in (tmp_path / "scored").iterdir():  # ids of their own, as those of a judged set among others have
+        table = pq.read_table(path)
+        named = [
+            f"{name}:{number}" if name != "a" else number
+            for name, number in zip(table["set"].to_pylist(), table["query_id"].to_pylist(), strict=True)
+        ]
+        pq.write_table(table.set_column(table.column_names.index("query_id"), "query_id", pa.array(named)), path)
+    mine_in_process(make_job(tmp_path / "scored", tmp_path / "mined", **flags))
+    assert list((tmp_path / "mined").glob("set=a/part-*"))
