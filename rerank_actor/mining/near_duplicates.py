@@ -15,7 +15,7 @@ PIECE = 5
 CHUNK_CHARACTERS = 1_000_000
 UNSEEN = r"^[\s\p{Z}\p{C}]*$"  # a text of blanks and of characters without a shape alone
 SHAPELESS_START = r"^[\s\p{P}\p{Z}\p{C}]+"  # before the first letter of a text, of any length
-HEAD_CHARACTERS = 32  # from there on, in which the first letter is looked for
+HEAD_CHARACTERS, LETTER_CHARACTERS = 32, 8  # of a text, and from there on, in which the first letter is looked for
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _PIECE_BITS, _PIECE_SHIFT, _PIECE_MASK = np.uint64(40), np.uint64(24), np.uint64(2**40 - 1)
 
@@ -60,14 +60,28 @@ def mark_variants(texts: pa.Array, query: np.ndarray, positives: pa.Array, posit
     # The first letter tells most texts apart, and all of a text is dear to look at.
     likely = np.flatnonzero(_mark_shared(_take_heads(texts), query, _take_heads(positives), positive_query))
     is_variant = np.zeros(len(texts), bool)
-    some = strip_texts(texts.take(pa.array(likely)))
-    is_variant[likely] = _mark_shared(some, query[likely], strip_texts(positives), positive_query)
+    some = _strip_once(texts.take(pa.array(likely)))
+    is_variant[likely] = _mark_shared(some, query[likely], _strip_once(positives), positive_query)
     return is_variant
 
 
+def _strip_once(texts: pa.Array) -> pa.Array:
+    """Return `strip_texts` of texts of which many are equal, as documents are that several queries have."""
+    encoded = texts.dictionary_encode()
+    return strip_texts(encoded.dictionary).take(encoded.indices)
+
+
 def _take_heads(texts: pa.Array) -> pa.Array:
-    start = pc.utf8_slice_codeunits(pc.replace_substring_regex(texts, SHAPELESS_START, ""), 0, HEAD_CHARACTERS)
-    return pc.utf8_slice_codeunits(_trim(fold_texts(start)), 0, 1)
+    """Return the first letter of each text; only texts that hide it far behind are looked at as a whole."""
+    start = pc.utf8_slice_codeunits(texts, 0, HEAD_CHARACTERS)
+    is_cut = pc.equal(pc.utf8_length(start), HEAD_CHARACTERS)
+    start = pc.replace_substring_regex(start, SHAPELESS_START, "")
+    hidden = pc.and_(is_cut, pc.less(pc.utf8_length(start), LETTER_CHARACTERS))
+    if hidden.true_count:
+        whole = pc.replace_substring_regex(texts.filter(hidden), SHAPELESS_START, "")
+        start = pc.replace_with_mask(start, hidden, whole)
+    heads = pc.utf8_slice_codeunits(start, 0, LETTER_CHARACTERS).dictionary_encode()
+    return pc.utf8_slice_codeunits(_trim(fold_texts(heads.dictionary)), 0, 1).take(heads.indices)
 
 
 def _mark_shared(texts: pa.Array, query: np.ndarray, others: pa.Array, other_query: np.ndarray) -> np.ndarray:
