@@ -264,7 +264,9 @@ def mine_table(unit: str, table: pa.Table | None, spec: MiningSpec) -> tuple[dic
         joined |= counts
     elif not is_scored.all():
         table = table.filter(pa.array(is_scored))
-    if not table.num_rows:
+    if not table.num_rows:  # of which the counts still say why
+        for tally in tallies.values():
+            tally.counts.update(joined)
         return objects, tallies
     queries = _Queries(table, spec, unscored)
     for name, rules in spec.rule_sets.items():

@@ -145,6 +145,19 @@ def test_agreement_is_that_of_plain_python(tmp_path: Path) -> None:
     assert not [name for name in numbers["counts"] if name.startswith("agreement")]
 
 
+@pytest.mark.parametrize("unit_bytes", [1, 10**8])
+def test_pairs_that_a_teacher_lacks_are_counted_where_a_unit_has_no_others(tmp_path: Path, unit_bytes: int) -> None:
+    rows = make_pairs(4, 5)
+    uris = [
+        str(write_scored(tmp_path / name, own, 5, {**FINGERPRINT, "rerank_actor.fingerprint": name * 32}))
+        for name, own in (("a", rows), ("b", rows[:10]))
+    ]
+    ids = {"query_id_column": "query_id", "document_id_column": "document_id"}
+    job = make_job(Path(uris[0]), tmp_path / "mined", **VALUES, **ids, scored=uris, combine="mean")
+    _, tally, _ = mine_in_process(job, unit_bytes)
+    assert tally.counts["pairs_unmatched"] == 10
+
+
 def test_pair_that_a_teacher_could_not_score_is_left_out_and_counted(tmp_path: Path) -> None:
     uris, teachers = write_teachers(tmp_path, 2)
     rows = [
