@@ -298,7 +298,7 @@ def print_task_estimate(found: TasksEstimate) -> None:
     console.print(table)
     texts = sum(sample.num_embedded for sample in found.samples)
     embedded = sum(sample.embedded_tokens for sample in found.samples)
-    hours, price = found.embedding_hours, found.rerankers[0].budget.price
+    hours, price = found.embedding_hours, found.rerankers[0].budget.price if found.rerankers else None
     cost = f", {format_seconds(3600 * hours)} of one GPU" if hours else ""
     cost += f", {format_dollars(hours * price.dollars)}" if hours and price is not None else ""
     console.print(f"to embed: {texts:,} texts of about {embedded:,} tokens{cost}")

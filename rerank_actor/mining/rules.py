@@ -5,6 +5,7 @@ the same scores and settings give the same rows; TopK-PercPos and TopK-MarginPos
 Knows nothing of how scores are read or rows written.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -237,3 +238,20 @@ class MiningRules:
             for name, value in vars(self).items()
             if name not in unused
         }
+
+
+def define_values(rules: MiningRules, own: Mapping[str, MiningRules], by: str | None) -> dict[str, str]:
+    """Return in words what is mined apart, and of each value with rules of its own where these are others.
+
+    Args:
+        rules: of all other values.
+        own: by value.
+        by: column of the values, None where nothing is mined apart.
+    """
+    if by is None:
+        return {}
+    common, defined = rules.define(), {"values": f"the queries of each value of `{by}` are mined apart"}
+    for value, given in own.items():
+        others = [words for name, words in given.define().items() if common.get(name) != words]
+        defined[f"{by} {value}"] = "; ".join(others) or "as all"
+    return defined

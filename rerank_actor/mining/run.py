@@ -35,7 +35,7 @@ from rerank_actor.mining.report import (
     summarize_values,
     tabulate_sets,
 )
-from rerank_actor.mining.rules import MiningRules
+from rerank_actor.mining.rules import define_values
 from rerank_actor.mining.scored import APART
 from rerank_actor.mining.survey import (
     MiningPlan,
@@ -333,22 +333,12 @@ class _Run:
             "fingerprint": self.prepared.fingerprint,
             "definition": rules.define()
             | (RULES_OF_VERDICTS if self.prepared.verdicts is not None else {})
-            | self._define_values(rules),
+            | define_values(rules, self.job.value_rules(), self.job.by),
             "settings": settings,
             "teachers": [describe_scoring(uri) for uri in self.job.scored],
         }
         self.output.write_json("definition.json", {**definition, "versions": read_versions()})
         self.output.write_own("job.yaml", storage.seal_text(self.job.model_copy(update={"overwrite": False}).to_yaml()))
-
-    def _define_values(self, rules: MiningRules) -> dict[str, str]:
-        """Return in words what is mined apart, and of each value with rules of its own where these are others."""
-        if self.job.by is None:
-            return {}
-        common, defined = rules.define(), {"values": f"the queries of each value of `{self.job.by}` are mined apart"}
-        for value, own in self.job.value_rules().items():
-            others = [words for name, words in own.define().items() if common.get(name) != words]
-            defined[f"{self.job.by} {value}"] = "; ".join(others) or "as all"
-        return defined
 
     def _finish(self, plan: MiningPlan, mined_pairs: int) -> MineResult:
         """Add up, say what is remarkable, write the report, and `_SUCCESS` last."""

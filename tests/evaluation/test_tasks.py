@@ -20,7 +20,7 @@ from rerank_actor.commands.evaluate import evaluate
 from rerank_actor.commands.plan import plan
 from rerank_actor.errors import InputError, JobError, OutputConflictError
 from rerank_actor.evaluation.changed import compute_p_mrr
-from rerank_actor.evaluation.estimate import estimate_tasks
+from rerank_actor.evaluation.estimate import TasksEstimate, estimate_tasks, print_task_estimate
 from rerank_actor.evaluation.given import Sections, find_given
 from rerank_actor.evaluation.job import EvaluateJob
 from rerank_actor.evaluation.run import (
@@ -493,6 +493,11 @@ def test_dry_run_says_pairs_tokens_hours_and_money_and_writes_nothing(
     assert call_command(lambda: plan(list(map(str, flags)))) == 0
     assert re.search(r"to embed: [\d,]+ texts of about [\d,]+ tokens, .+ of one GPU, \$\d", capsys.readouterr().out)
     assert not output.exists()
+
+
+def test_dry_run_of_tasks_of_which_nothing_is_known_names_them(capsys: pytest.CaptureFixture[str]) -> None:
+    print_task_estimate(TasksEstimate([], ["SomeTask"], [], 0.0))
+    assert "not known before it is copied: SomeTask" in capsys.readouterr().out
 
 
 def test_dry_run_counts_the_pairs_that_are_scored(tmp_path: Path) -> None:
