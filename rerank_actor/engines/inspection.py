@@ -162,8 +162,8 @@ def format_cut(described: ModelDescription, sample: dict[str, Any], max_length: 
 
 def list_precisions(spec: EngineSpec) -> list[EngineSpec]:
     """Return an engine in float32, in its own dtype, and as it is meant where vLLM packs the weights besides."""
-    unpacked = {name: value for name, value in spec.engine_args.items() if value not in QUANTIZED_AT_LOAD}
-    plain = replace(spec, engine_args=unpacked)
+    packed = ["quantization"] if spec.quantization in QUANTIZED_AT_LOAD else []
+    plain = replace(spec, engine_args={name: value for name, value in spec.engine_args.items() if name not in packed})
     kinds = [replace(plain, dtype="float32"), plain, spec]
     return [kind for at, kind in enumerate(kinds) if kind not in kinds[:at]]
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from sample_model import write_sample_model
 
 from rerank_actor.commands.command_line import call_command
 from rerank_actor.commands.model import model
+from rerank_actor.engines.base import EngineSpec
+from rerank_actor.engines.inspection import list_precisions
 from rerank_actor.engines.model import load_reranker_model, load_tokenizer_json
 from rerank_actor.engines.prompts import PairEncoder
 
@@ -74,3 +77,11 @@ def test_check_gives_the_differences_in_float32_and_in_the_dtype(
     assert plain["pairs"] == rounded["pairs"] == 320
     assert plain["largest"] == plain["ndcg_change"] == 0 and plain["tau"] == 1
     assert 0 < rounded["median"] <= rounded["largest"] <= checks[1]["allowed"] and 0.5 < rounded["tau"] <= 1
+
+
+def test_check_leaves_away_the_packing_of_weights_alone(folder: Path) -> None:
+    arguments = {"quantization": "fp8", "kv_cache_dtype": "fp8"}
+    spec = EngineSpec("vllm", load_reranker_model(str(folder)), "bfloat16", 300, 1, arguments, (), ())
+    plain = replace(spec, engine_args={"kv_cache_dtype": "fp8"})
+    assert list_precisions(spec) == [replace(plain, dtype="float32"), plain, spec]
+    assert list_precisions(plain) == [replace(plain, dtype="float32"), plain]
