@@ -57,6 +57,11 @@ class MineOutput(JobFolder):
         listed = [item for folder in DATA_FOLDERS for item in storage.list_children(f"{self.uri}/{folder}".rstrip("/"))]
         return [item for item in listed if DATA_NAME.fullmatch(item.uri[start:])]
 
+    def has_data_by(self) -> bool:
+        """Whether there are training data in folders of values, whatever the column; what lies deeper is another's."""
+        start, in_folder = len(self.uri) + 1, re.compile(rf"[^/=]+=[^/]*/(?:{DATA_NAME.pattern})")
+        return any(in_folder.fullmatch(item.uri[start:]) for item in storage.list_objects(self.uri))
+
     def list_written(self) -> list[storage.StoredObject]:
         """Return the objects that units write: training data, and suspects for a judge."""
         return [*self.list_data(), *storage.list_children(self.at("suspects"))]

@@ -127,10 +127,11 @@ def look_again(prepared: PreparedMining) -> PreparedMining:
 def _load_earlier(output: MineOutput, settings: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
     """Return the stored plan of an earlier run that can be continued, and whether what is left of it is to be deleted."""
     stored = output.load_stored_plan()
-    items = storage.list_children(output.uri) if stored is not None else storage.list_objects(output.uri)
-    has_data = bool(output.list_data()) or any(item.uri.rpartition("/")[2].startswith("part-") for item in items)
+    has_data = bool(output.list_data()) or any(
+        item.uri.rpartition("/")[2].startswith("part-") for item in storage.list_children(output.uri)
+    )
     if stored is None:
-        if has_data:
+        if has_data or output.has_data_by():
             raise OutputConflictError(
                 f"{output.uri}: holds parts but no plan of a mining job, so it is not known what they are; choose another "
                 "--output, or --overwrite",

@@ -472,6 +472,13 @@ def test_output_that_holds_something_else_is_refused(scored: Path, tmp_path: Pat
     with pytest.raises(OutputConflictError) as unknown:
         prepare_mining(make_job(folder, tmp_path / "mined"))
     assert "no plan of a mining job" in str(unknown.value)
+    write_scored(tmp_path / "others/old", make_pairs(4, 5))
+    for name in ("set=a/old/part-00000.jsonl", "set=a/part-00000.jsonl"):
+        assert not prepare_mining(make_job(folder, tmp_path / "others")).replaces
+        (tmp_path / "others" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "others" / name).write_bytes(b"{}")
+    with pytest.raises(OutputConflictError, match="no plan of a mining job"):
+        prepare_mining(make_job(folder, tmp_path / "others"))
 
 
 def test_two_runs_on_one_output_are_kept_apart(tmp_path: Path) -> None:
