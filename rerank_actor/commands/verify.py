@@ -68,8 +68,10 @@ def verify(arguments: Sequence[str] | None = None) -> int:
     if delivered:
         return _verify_delivered(uri, delivered)
     if is_made_of_scores:
-        check = check_compacted if is_joined else check_retrieved if is_found else check_mined
-        return _print_delivered({uri: check(uri)})
+        if not is_joined and not is_found:
+            return _print_delivered({uri: check_mined(uri)})
+        result = check_compacted(uri) if is_joined else check_retrieved(uri)
+        return _print_delivered({uri: result.problems}, result.notes)
     for output in outputs:
         if output != uri:
             print(f"{output}:")
@@ -91,9 +93,10 @@ def _verify_delivered(uri: str, delivered: list[SelectionStatus]) -> int:
     return _print_delivered({status.name: check_delivered(uri, status) for status in delivered})
 
 
-def _print_delivered(problems_by_name: dict[str, list[str]]) -> int:
+def _print_delivered(problems_by_name: dict[str, list[str]], notes: Sequence[str] = ()) -> int:
     for name, problems in problems_by_name.items():
-        print("\n".join(map(show, problems)) if problems else f"{name}: right, its files are those that were written")
+        told = [*problems, *notes] or [f"{name}: right, its files are those that were written"]
+        print("\n".join(map(show, told)))
     return EXIT_FAILED if any(problems_by_name.values()) else 0
 
 

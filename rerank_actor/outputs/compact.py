@@ -7,8 +7,9 @@ model and no Ray.
 """
 
 import contextlib
+import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -19,14 +20,15 @@ from rerank_actor.errors import OutputConflictError, ShardError
 from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.folder import JobFolder, Output, digest_parts, select_parts
-from rerank_actor.outputs.part import METADATA_PREFIX, OF_ONE_PART, check_part, read_part_metadata
-from rerank_actor.outputs.row_digest import digest_rows, has_digest
-from rerank_actor.outputs.row_groups import batch_by_size
+from rerank_actor.outputs.part import METADATA_PREFIX, OF_ONE_PART, check_part, read_part_metadata, settle_rows
+from rerank_actor.outputs.row_digest import DIGITS, digest_rows
+from rerank_actor.outputs.row_groups import batch_by_size, open_part, refuse_damaged
 from rerank_actor.outputs.scored import MADE_OF, ScoredOutput, open_scored, read_schema, require_scored
-from rerank_actor.outputs.verify import read_digests
+from rerank_actor.outputs.verify import Verification, read_digests
 
 JOINED = "joined_parts"  # the entry of a file's metadata: digest of names and sizes of its parts
-JOINED_ROWS = "joined_rows"  # digest of its rows
+JOINED_ROWS = "joined_digest"  # of its rows, by row groups
+GROUP_ROWS = 2**20
 
 Part = tuple[Unit, storage.StoredObject]
 
@@ -114,7 +116,7 @@ def _holds(file: storage.StoredObject, group: list[Part]) -> bool:
     """Whether a file is of these parts, and holds the rows that were joined into it."""
     with contextlib.suppress(ShardError):
         if read_part_metadata(read_schema(file)).get(JOINED) == digest_parts(part for _, part in group):
-            return _explain_changed(file) is None
+            return _read_joined(file)[1] is True
     return False
 
 
@@ -123,29 +125,54 @@ def is_compacted(uri: str) -> bool:
     return storage.read_if_present(storage.join_uri(uri, MADE_OF)) is not None
 
 
-def check_compacted(uri: str) -> list[str]:
-    """Return the faults of files that parts were joined into; nothing where all are there and hold the rows of their parts.
+def check_compacted(uri: str) -> Verification:
+    """Read files that parts were joined into; they are right where all are there and hold the rows of their parts.
 
     Raises:
         JobError, StorageError: the folder cannot be read.
     """
     scored = open_scored(uri)
-    problems = [f"{part.uri}: {reason}" for part in scored.parts if (reason := _explain_changed(part)) is not None]
+    result = Verification(units=len(scored.parts))
+    for part in scored.parts:
+        try:
+            rows, is_same = _read_joined(part)
+        except ShardError as error:
+            result.problems.append(f"{error}; join the parts again")
+            continue
+        if is_same is False:
+            result.problems.append(f"{part.uri}: holds other rows than were joined; join the parts again")
+        result.rows += rows
+        result.compared += is_same is True
     if (reason := scored.explain_incomplete()) is not None:
-        problems.append(f"{uri}: {reason}")
-    return problems
+        result.problems.append(f"{uri}: {reason}")
+    planned = (Output(uri).read_success() or {}).get("rows", result.rows)
+    if not result.problems and planned != result.rows:
+        result.problems.append(f"{uri}: holds {result.rows:,} rows, and {planned:,} were joined; join the parts again")
+    if not result.problems and result.compared < result.units:
+        result.notes.append(
+            f"{uri}: right as far as checksums, numbers of rows and _SUCCESS tell; {result.units - result.compared:,} files "
+            "were joined without a digest of their rows, so that a value that was changed may not be found"
+        )
+    return result
 
 
-def _explain_changed(file: storage.StoredObject) -> str | None:
-    """Return why a file, which is read in full, does not hold the rows that were joined into it; None where it does."""
-    try:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(file.uri)), page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        return f"cannot be read ({type(error).__name__}); join the parts again"
-    digest = read_part_metadata(table.schema).get(JOINED_ROWS)
-    if digest is None:
-        return "was written without a digest of its rows; join the parts again"
-    return None if has_digest(table, digest) else "holds other rows than were joined; join the parts again"
+def _read_joined(file: storage.StoredObject) -> tuple[int, bool | None]:
+    """Read a file in full; return its rows and whether they are those that were joined, None where it has no digest.
+
+    Raises:
+        ShardError: it cannot be read.
+    """
+    with open_part(file) as opened, refuse_damaged(file.uri):
+        digest = read_part_metadata(opened.schema_arrow).get(JOINED_ROWS)
+        tables = (opened.read_row_group(group) for group in range(opened.num_row_groups))
+        if digest is None:
+            return sum(table.num_rows for table in tables), None
+        return opened.metadata.num_rows, _digest_groups(tables) == digest
+
+
+def _digest_groups(tables: Iterable[pa.Table]) -> str:
+    """Return the digest of row groups; texts of a whole file may be more than Arrow has in one array."""
+    return hashlib.sha256("".join(map(digest_rows, tables)).encode()).hexdigest()[:DIGITS]
 
 
 class _Joiner:
@@ -159,16 +186,21 @@ class _Joiner:
     def join(self, group: list[Part]) -> bytes:
         """Return the file of some parts, each in row groups of its own."""
         sink = io.BytesIO()
-        tables = [self._read(unit, part).replace_schema_metadata() for unit, part in group]
-        metadata = _share_metadata(group)
-        metadata[f"{METADATA_PREFIX}{JOINED_ROWS}".encode()] = digest_rows(pa.concat_tables(tables)).encode()
-        schema = tables[0].schema.with_metadata(metadata)
+        tables = [self._read(unit, part) for unit, part in group]
+        groups = [table.slice(start, GROUP_ROWS) for table in tables for start in range(0, table.num_rows, GROUP_ROWS)]
+        digest = _digest_groups(groups)
+        schema = tables[0].schema.with_metadata(_share_metadata(group, digest))
         with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
-            for table in tables:
-                writer.write_table(table)
-        written = [(part, table.num_rows, digest_rows(table)) for (_, part), table in zip(group, tables, strict=True)]
-        _compare(sink.getvalue(), written)
-        return sink.getvalue()
+            for rows in groups:
+                writer.write_table(rows)
+        data = sink.getvalue()
+        written = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        if _digest_groups(map(written.read_row_group, range(written.num_row_groups))) != digest:
+            first, last = group[0][1].uri, group[-1][1].uri
+            raise ShardError(
+                f"{first}: its rows, or those of a part up to {last}, are others in the joined file", uri=first
+            )
+        return data
 
     def _read(self, unit: Unit, part: storage.StoredObject) -> pa.Table:
         """Return the rows of a part that is as the plan, its metadata and the records of its run say."""
@@ -179,26 +211,21 @@ class _Joiner:
             problem = "has other rows than the records of its run say"
         if problem is not None:
             raise ShardError(f"{part.uri}: {problem}; jobs.verify says what mends it", uri=part.uri)
-        table = pq.read_table(pa.BufferReader(data))
+        table = settle_rows(pq.read_table(pa.BufferReader(data)))
         self._schema = self._schema or table.schema
+        if sorted(table.column_names) == sorted(self._schema.names):
+            table = table.select(self._schema.names)
         if not table.schema.equals(self._schema):
             raise ShardError(f"{part.uri}: has columns of other names or types than the parts before it", uri=part.uri)
         return table
 
 
-def _share_metadata(group: list[Part]) -> dict[bytes, bytes]:
-    """Return the metadata that some parts share, and which parts they are."""
+def _share_metadata(group: list[Part], digest: str) -> dict[bytes, bytes]:
+    """Return the metadata that some parts share, which parts they are, and the digest of their rows."""
     found = [read_schema(part).metadata or {} for _, part in group]
     shared = {name: value for name, value in found[0].items() if all(other.get(name) == value for other in found)}
     own = {f"{METADATA_PREFIX}{name}".encode() for name in OF_ONE_PART}
-    joined = {f"{METADATA_PREFIX}{JOINED}".encode(): digest_parts(part for _, part in group).encode()}
-    return {name: value for name, value in shared.items() if name not in own} | joined
-
-
-def _compare(data: bytes, written: list[tuple[storage.StoredObject, int, str]]) -> None:
-    """Compare the rows of a file with those of its parts, given as number and digest of each."""
-    table, start = pq.read_table(pa.BufferReader(data), page_checksum_verification=True), 0
-    for part, num_rows, digest in written:
-        if digest_rows(table.slice(start, num_rows)) != digest:
-            raise ShardError(f"{part.uri}: its rows are others in the file that they were joined into", uri=part.uri)
-        start += num_rows
+    joined = {JOINED: digest_parts(part for _, part in group), JOINED_ROWS: digest}
+    return {name: value for name, value in shared.items() if name not in own} | {
+        f"{METADATA_PREFIX}{name}".encode(): value.encode() for name, value in joined.items()
+    }

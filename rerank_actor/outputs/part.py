@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 from rerank_actor.engines.base import compute_score
 from rerank_actor.engines.families.description import ScoreScale
 from rerank_actor.engines.vectors import EMBEDDING, VECTOR_COLUMNS, VectorForm
-from rerank_actor.inputs.columns import RESERVED_COLUMNS
+from rerank_actor.inputs.columns import RESERVED_COLUMNS, settle_schema
 from rerank_actor.inputs.directions import DIRECTED_VALUES, list_directions, name_column
 from rerank_actor.inputs.pairs import INDEX_COLUMN
 from rerank_actor.inputs.rows import Unit, strip_location
 from rerank_actor.inputs.where.rows import SELECTED
 from rerank_actor.outputs.row_digest import has_digest
-from rerank_actor.outputs.training.place import find_misplaced, list_document_columns
+from rerank_actor.outputs.training.place import find_misplaced, list_document_columns, order_texts
 
 ADDED_TYPES = dict(
     zip(RESERVED_COLUMNS, (pa.float32(), pa.float32(), pa.int32(), pa.int32(), pa.string()), strict=True)
@@ -53,6 +53,13 @@ def read_part_metadata(schema: pa.Schema) -> dict[str, str]:
         for name, value in (schema.metadata or {}).items()
         if name.decode(errors="replace").startswith(METADATA_PREFIX)
     }
+
+
+def settle_rows(table: pa.Table) -> pa.Table:
+    """Return rows of a part as parts are written now, whichever version wrote it: tuples in the order of scores, no views."""
+    table = order_texts(table, read_part_metadata(table.schema))
+    settled = settle_schema(table.schema)
+    return table if table.schema.equals(settled) else table.cast(settled)
 
 
 @dataclass(frozen=True)

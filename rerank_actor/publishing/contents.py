@@ -15,10 +15,12 @@ from rerank_actor.fingerprint import hash_fingerprint
 from rerank_actor.mining.by_column.values import name_folder
 from rerank_actor.mining.formats import CORPUS
 from rerank_actor.mining.output import MineOutput, check_mined, is_mined
+from rerank_actor.outputs.compact import check_compacted
 from rerank_actor.outputs.folder import Output
+from rerank_actor.outputs.part import settle_rows
 from rerank_actor.outputs.report.provenance import describe_scoring
-from rerank_actor.outputs.row_groups import open_part, refuse_damaged
-from rerank_actor.outputs.scored import ScoredOutput, open_scored, require_scored
+from rerank_actor.outputs.scored import ScoredOutput, open_scored, read_schema, require_scored
+from rerank_actor.outputs.training.export import find_documents
 from rerank_actor.outputs.verify import verify_output
 
 MOST_FILES = 10_000  # of a folder on the hub
@@ -95,21 +97,17 @@ def refuse_many(names: Iterable[str], uri: str, cure: str) -> None:
 
 
 def _list_joined(joined: ScoredOutput) -> Contents:
-    """Return parts that were joined, once each page of them is as it was written and all their rows are there."""
+    """Return parts that were joined, once they are as they were written."""
     joined.refuse_incomplete("", "run jobs.compact to the end")
-    mark = Output(joined.uri).read_success() or {}
-    rows = 0
-    for part in joined.parts:
-        with open_part(part) as file, refuse_damaged(part.uri):
-            rows += sum(file.read_row_group(group).num_rows for group in range(file.metadata.num_row_groups))
-    if rows != mark.get("rows"):
-        _refuse_problems(joined.uri, [f"{rows:,} rows, and {mark.get('rows', 0):,} were joined"])
+    result = check_compacted(joined.uri)
+    _refuse_problems(joined.uri, result.problems)
+    _refuse_misplaced(joined, "join the parts into another folder")
     return Contents(
         kind="scored",
         files={part.uri.rpartition("/")[2]: part for part in joined.parts},
-        fingerprint=str(mark.get("fingerprint")),
+        fingerprint=str((Output(joined.uri).read_success() or {}).get("fingerprint")),
         teachers=[describe_scoring(joined.uri)],
-        counts={"rows": rows},
+        counts={"rows": result.rows},
         rules={},
     )
 
@@ -121,6 +119,7 @@ def _list_scored(uri: str) -> Contents:
     refuse_many(names, uri, f"join them with jobs.compact {uri} --output FOLDER, and publish that")
     result = verify_output(uri)
     _refuse_problems(uri, result.problems)
+    _refuse_misplaced(scored, f"join them with jobs.compact {uri} --output FOLDER, and publish that")
     return Contents(
         kind="scored",
         files={part.uri.rpartition("/")[2]: part for part in scored.parts},
@@ -129,6 +128,19 @@ def _list_scored(uri: str) -> Contents:
         counts={"rows": result.rows, "scores": result.scored, "rows without a score": result.errors},
         rules={},
     )
+
+
+def _refuse_misplaced(scored: ScoredOutput, cure: str) -> None:
+    """Refuse tuples whose texts an earlier version left in another order than their scores, which trainers take by place."""
+    if not find_documents(scored):
+        return
+    for part in scored.parts:
+        schema = read_schema(part)
+        if settle_rows(schema.empty_table()).column_names != schema.names:
+            raise InputError(
+                f"{part.uri}: has texts in another order than their scores, and trainers go by place; {cure}",
+                uri=part.uri,
+            )
 
 
 def _list_mined(uri: str) -> Contents:

@@ -295,10 +295,8 @@ class _Search:
         """Write the files of candidates; return how many candidates there are, and sizes and digests of the files."""
         records = StepRecords(self._records("files"), self._folder.scratch)
         written = _require(run_step(work, files, records, runner, keep=dict))
-        merged = {
-            kind: {name: value for record in written for name, value in record.get(kind, {}).items()}
-            for kind in ("objects", "digests")
-        }
+        told = [kind for kind in ("objects", "digests") if all(kind in record for record in written)]
+        merged = {kind: {name: value for record in written for name, value in record[kind].items()} for kind in told}
         return {"candidates": sum(record["candidates"] for record in written), **merged}
 
     def _search_blocks(

@@ -8,6 +8,7 @@ from typing import Any
 from rerank_actor import storage
 from rerank_actor.outputs.delivered import list_changed, list_lost
 from rerank_actor.outputs.folder import JobFolder
+from rerank_actor.outputs.verify import Verification
 
 RECORD, CANDIDATES = "retrieval.json", "candidates"
 
@@ -23,8 +24,8 @@ def is_retrieved(uri: str) -> bool:
     return storage.read_if_present(JobFolder(uri).at(RECORD)) is not None
 
 
-def check_retrieved(uri: str) -> list[str]:
-    """Return the faults of an output of retrieval; nothing where all candidates are as they were written.
+def check_retrieved(uri: str) -> Verification:
+    """Check an output of retrieval, which is right where all candidates are as they were written.
 
     Raises:
         JobError, StorageError: the folder cannot be read.
@@ -32,13 +33,20 @@ def check_retrieved(uri: str) -> list[str]:
     folder = JobFolder(uri)
     record = folder.read_own(RECORD)
     if record.get("status") != "complete" or folder.read_success() is None:
-        return [f"{uri}: its candidates are not all found, or its record is damaged; run the same command again"]
+        return Verification(
+            problems=[f"{uri}: its candidates are not all found, or its record is damaged; run the same command again"]
+        )
     if "digests" not in record:
-        return [f"{uri}: was written without digests of its candidates, so that nothing can be said of them"]
+        return Verification(
+            notes=[
+                f"{uri}: was searched to the end, its candidates without digests, so that nothing can be said of them"
+            ]
+        )
     present, sizes = _match(uri, record)
     digests = {storage.join_uri(uri, CANDIDATES, name): digest for name, digest in record["digests"].items()}
     problems = list_lost(present, sizes) + list_changed(present, sizes, digests)
-    return problems + [f"{name}: was not written by this search" for name in sorted(present.keys() - sizes.keys())]
+    foreign = [f"{name}: was not written by this search" for name in sorted(present.keys() - sizes.keys())]
+    return Verification(problems=problems + foreign)
 
 
 def _match(uri: str, record: dict[str, Any]) -> tuple[dict[str, storage.StoredObject], dict[str, int]]:

@@ -1,5 +1,6 @@
 """Parts joined into few files: the same rows in the input's order, of a finished and undamaged output alone."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,20 @@ import pyarrow.parquet as pq
 import pytest
 from scoring_in_process import score_here
 
+from rerank_actor import storage
 from rerank_actor.commands.command_line import call_command
 from rerank_actor.commands.compact import compact
+from rerank_actor.commands.export import export
 from rerank_actor.commands.verify import verify
 from rerank_actor.errors import InputError
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs import compact as compaction
 from rerank_actor.outputs.export import ExportSpec, export_scores
+from rerank_actor.outputs.folder import Output, digest_parts
 from rerank_actor.outputs.part import read_part_metadata
+from rerank_actor.outputs.row_digest import digest_rows
 from rerank_actor.outputs.scored import open_scored, require_scored
+from rerank_actor.publishing.contents import list_contents
 
 SHARDS, ROWS, UNIT = 3, 20, 6
 
@@ -98,6 +104,58 @@ def test_same_command_goes_on_where_it_ended(tmp_path: Path, capsys: pytest.Capt
     assert files[0].stat().st_mtime_ns == before[files[0]][1]
     command[-1] = "0.03"
     assert call_command(lambda: compact(command)) == 3
+
+
+def mark_again(uri: str) -> None:
+    """Let `_SUCCESS` be of the files that are there now."""
+    output, parts = Output(uri), open_scored(uri).parts
+    fingerprint = read_part_metadata(pq.read_schema(parts[0].uri))["fingerprint"]
+    mark = {**(output.read_success() or {}), "fingerprint": fingerprint, "digest": digest_parts(parts)}
+    storage.write_bytes(output.success_uri, storage.seal_json(mark))
+
+
+def test_files_joined_before_digests_are_right_as_far_as_can_be_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, target = make_output(tmp_path / "in"), str(tmp_path / "joined")
+    compaction.compact_output(job.output, target, 10**9)
+    (file,) = Path(target).glob("part-*")
+    table = pq.read_table(file)
+    metadata = {name: value for name, value in table.schema.metadata.items() if b"joined_digest" not in name}
+    for rows, code, told in ((table, 0, "1 files were joined without a digest"), (table[1:], 1, "60 were joined")):
+        pq.write_table(rows.replace_schema_metadata(metadata), file, write_page_checksum=True)
+        mark_again(target)
+        capsys.readouterr()
+        assert verify([target]) == code
+        assert told in capsys.readouterr().out
+
+
+def test_parts_of_an_earlier_version_are_joined_and_exported_as_those_of_this_one(tmp_path: Path) -> None:
+    names = ["anchor", "positive", "negative_1", "negative_10", "negative_2"]
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.table({name: [f"{name} {row}" for row in range(4)] for name in names}), path)
+    output, target = str(tmp_path / "out"), str(tmp_path / "joined")
+    job = ScoreJob(input=[str(path)], output=output, engine="fake", format="tuples", unit_rows=2).normalized()
+    score_here(job, records=False)
+    before, first = read_parts(job), require_scored(output).parts[0].uri
+    table = pq.read_table(first)
+    places = iter(names)
+    table = table.select([next(places) if name in names else name for name in table.column_names])
+    at = table.column_names.index("negative_1")
+    table = table.set_column(at, "negative_1", table["negative_1"].cast(pa.string_view()))
+    facts = {**json.loads(table.schema.metadata[b"rerank_actor.facts"]), "digest": digest_rows(table)}
+    metadata = {**table.schema.metadata, b"rerank_actor.facts": json.dumps(facts).encode()}
+    pq.write_table(table.replace_schema_metadata(metadata), first, write_page_checksum=True)
+    mark_again(output)
+    assert compact([output, "--output", target]) == 0 == verify([target])
+    (joined,) = open_scored(target).parts
+    assert pq.read_table(joined.uri).replace_schema_metadata().equals(before)
+    assert export([output, "--format", "tuples", "--output", str(tmp_path / "rows.parquet")]) == 0
+    exported = pq.read_table(tmp_path / "rows.parquet")
+    assert exported.equals(before.select(exported.column_names))
+    with pytest.raises(InputError, match="in another order than their scores"):
+        list_contents(output)
+    assert list_contents(target).counts == {"rows": 4}
 
 
 def _expect_half(target: Path, words: str) -> None:

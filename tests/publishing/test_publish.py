@@ -15,12 +15,15 @@ from hub_server import WritableHub
 from mining_in_process import make_job, mine_here
 from scoring_in_process import score_here
 
+from rerank_actor import storage
 from rerank_actor.commands.command_line import call_command
 from rerank_actor.commands.mine import mine
 from rerank_actor.commands.publish import publish
 from rerank_actor.errors import InputError
 from rerank_actor.job import load_job
 from rerank_actor.outputs.compact import compact_output
+from rerank_actor.outputs.folder import digest_parts
+from rerank_actor.outputs.scored import open_scored
 from rerank_actor.publishing import contents
 from rerank_actor.publishing.contents import list_contents
 from rerank_actor.storage import hub
@@ -171,10 +174,17 @@ def test_joined_parts_are_published_while_they_are_as_they_were_written(
     card = files["README.md"].decode()
     fingerprint = pq.read_schema(joined / name).metadata[b"rerank_actor.fingerprint"].decode()
     assert "- rows: 60" in card and fingerprint in card and "- model: model" in card
-    damaged = bytearray((joined / name).read_bytes())
-    damaged[200] ^= 1
-    (joined / name).write_bytes(damaged)
-    assert run_publish(str(joined), "--to", "me/other") != 0
+    written = (joined / name).read_bytes()
+    table = pq.read_table(joined / name)
+    for changed in (table.set_column(0, table.column_names[0], table.column(0).take([*range(1, 60), 0])), None):
+        if changed is not None:
+            pq.write_table(changed, joined / name, write_page_checksum=True)
+        else:
+            (joined / name).write_bytes(written[:200] + bytes([written[200] ^ 1]) + written[201:])
+        mark = {"rows": 60, "fingerprint": fingerprint, "digest": digest_parts(open_scored(str(joined)).parts)}
+        storage.write_bytes(f"{joined}/_SUCCESS", storage.seal_json(mark))
+        assert run_publish(str(joined), "--to", "me/other") != 0
+        assert ("holds other rows" if changed is not None else "cannot be read") in capsys.readouterr().err
     (joined / "_SUCCESS").unlink()
     assert run_publish(str(joined), "--to", "me/other") == 2
     assert "run jobs.compact to the end" in capsys.readouterr().err

@@ -14,6 +14,8 @@ from rerank_actor.progress import QuietReporter
 from rerank_actor.retrieval.candidates import SearchPlace
 from rerank_actor.retrieval.job import RetrieveJob
 from rerank_actor.retrieval.run import RetrieveResult, _Search, make_embed_jobs
+from rerank_actor.retrieval.written import RECORD
+from rerank_actor.runtime.steps import StepRecords
 from rerank_actor.storage.lease import Lease, hold_lease
 
 
@@ -70,3 +72,25 @@ def test_search_that_lost_its_lease_writes_no_candidates(job: RetrieveJob) -> No
         place.write("part-00000.parquet", b"of another top_k")
     taker.release()
     assert verify([job.output]) == 0
+
+
+def test_candidates_of_which_some_were_written_without_digests_count_as_all_without(
+    job: RetrieveJob, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = JobFolder(job.output)
+    with hold_lease(folder.lease_uri, folder.uri, "again", lambda message: None) as lease:
+        searched = _Search(job, make_embed_jobs(job), lease, QuietReporter())
+        StepRecords(searched._records("files")).write("part-00000", {"candidates": 6})
+        files = {f"part-{number:05d}": number for number in range(2)}
+        record = searched._write(_record_file, files, _TasksHere())  # type: ignore[arg-type]
+    assert record == {"candidates": 7}
+    folder.write_json(RECORD, {**folder.read_own(RECORD), "objects": {}, "digests": {}})
+    assert verify([job.output]) == 1
+    whole = {name: value for name, value in folder.read_own(RECORD).items() if name not in ("objects", "digests")}
+    folder.write_json(RECORD, whole)
+    assert verify([job.output]) == 0
+    assert "its candidates without digests" in capsys.readouterr().out
+
+
+def _record_file(number: int) -> dict[str, Any]:
+    return {"candidates": number, "objects": {f"part-{number:05d}": 1}, "digests": {f"part-{number:05d}": "d"}}

@@ -26,14 +26,13 @@ from rerank_actor.inputs.training.documents import LABEL, NEGATIVE_SCORES, POSIT
 from rerank_actor.inputs.where.rows import SELECTED
 from rerank_actor.outputs.export import open_target
 from rerank_actor.outputs.folder import PARQUET_SUFFIXES
-from rerank_actor.outputs.part import read_part_metadata
+from rerank_actor.outputs.part import read_part_metadata, settle_rows
 from rerank_actor.outputs.row_groups import open_part, refuse_damaged
 from rerank_actor.outputs.scored import ScoredOutput, read_schema
 from rerank_actor.outputs.training.parallel import Kept, cut_along, list_flags, select
 from rerank_actor.outputs.training.place import (
     has_documents,
     list_document_columns,
-    order_texts,
     place_values,
     take_away,
     tell_form,
@@ -140,8 +139,7 @@ def _iterate_rows(
     for part in scored.parts:
         with open_part(part, UNREADABLE) as file, refuse_damaged(part.uri, UNREADABLE):
             for group in range(file.metadata.num_row_groups):
-                table = file.read_row_group(group)
-                table = order_texts(table, read_part_metadata(table.schema)).replace_schema_metadata(None)
+                table = settle_rows(file.read_row_group(group)).replace_schema_metadata(None)
                 known = table.filter(pc.is_valid(table[space]))
                 result.left_out_rows += table.num_rows - known.num_rows
                 placed = place_values(take_away(known, documents), documents, known[space])
