@@ -16,6 +16,7 @@ from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.folder import Output
 from rerank_actor.outputs.price import load_gpu_types
 from rerank_actor.outputs.report.build import build_report
+from rerank_actor.outputs.report.cascade import find_earlier
 from rerank_actor.outputs.report.facts import gather_facts
 from rerank_actor.outputs.report.quality import Asked, compute_auc, measure_quality
 from rerank_actor.outputs.report.rows import sample_rows
@@ -95,7 +96,7 @@ def test_labels_and_groups_are_measured(output: Path) -> None:
         measure_quality(gather_facts(str(output)), Asked("nothing"))
 
 
-def test_labels_that_say_nothing_are_told_and_not_guessed(output: Path, tmp_path: Path) -> None:
+def test_labels_that_say_nothing_are_told_and_not_guessed(output: Path) -> None:
     facts = gather_facts(str(output))
     with pytest.raises(InputError, match="do not say what they mean"):
         measure_quality(facts, Asked("query_id"))
@@ -208,3 +209,91 @@ def test_cascade_is_compared_with_the_ranking_that_where_goes_by(tmp_path: Path)
     assert (cascade.column, cascade.queries, cascade.others, cascade.reordered) == ("small", 20, others, reordered)
     assert cascade.pairs == sum(row["selected"] for row in table)
     assert f"{others} of 20 queries other documents among the ten best" in show(build_report(str(output)))
+
+
+def test_group_columns_are_no_texts_and_name_groups(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"source": f"secret text {i}", "target": "b", "category": "long " * 20, "domain": f"d{i % 2}", "lang": b"\xff"}
+        for i in range(6)
+    ]
+    out = score(tmp_path, rows, query_column="source", document_column="target")
+    quality = measure_quality(gather_facts(str(out)))
+    assert list(quality.groups) == ["domain"] and len(quality.remarks) == 2
+    page = build_report(str(out), examples=0)
+    assert "secret" not in page and "long long" not in page
+    asked = measure_quality(gather_facts(str(out)), Asked(groups=("category",)))
+    assert [group.pairs for group in asked.groups["category"][0]] == [6]
+    with pytest.raises(InputError, match="`lang` cannot be broken down by"):
+        measure_quality(gather_facts(str(out)), Asked(groups=("lang",)))
+
+
+def test_tags_of_lists_are_left_out_and_many_values_too(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"query": f"q{i}", "document": ["a", "b", "c"], "category": ["x"], "source": f"http://host/{i}"}
+        for i in range(1001)
+    ]
+    quality = measure_quality(gather_facts(str(score(tmp_path, rows))))
+    assert not quality.groups
+    assert "other lengths" in quality.remarks[0] and "1,001 values" in quality.remarks[1]
+
+
+def test_queries_of_two_sets_with_one_id_are_two(tmp_path: Path) -> None:
+    def make(ids: dict[str, str | None]) -> list[dict[str, object]]:
+        return [
+            {"query_id": ids[name], "query": f"what is {name}", "document": f"{name}{i}", "label": int(i == 0)}
+            for name in ids
+            for i in range(6)
+        ]
+
+    found = []
+    for number, ids in enumerate(({"x": "1", "y": "1"}, {"x": "a", "y": "b"}, {"x": None, "y": None})):
+        (tmp_path / str(number)).mkdir()
+        found.append(measure_quality(gather_facts(str(score(tmp_path / str(number), make(ids))))))
+    assert [one.num_queries for one in found] == [2, 2, 2]
+    assert found[0].ndcg == found[1].ndcg == found[2].ndcg
+
+
+def test_parts_are_taken_from_first_to_last_where_not_all_fit(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"query": f"q{i}", "document": "d", "dataset": f"d{i // 10}"} for i in range(100)]
+    facts = gather_facts(str(score(tmp_path, rows, unit_rows=10)))
+    quality = measure_quality(facts, max_pairs=30)
+    assert (quality.sampled_parts, quality.pairs) == (3, 30)
+    assert sorted(group.name for group in quality.groups["dataset"][0]) == ["d1", "d5", "d8"]
+
+
+@pytest.mark.parametrize(
+    ("where", "column"),
+    [
+        ("dist < 0.5", None),
+        ("dist > 0.5", None),
+        ("old_score < 0.5", None),
+        ("not old_score > 0.5", None),
+        ("dist > 0.2 and 0.2 < old_score < 0.8", "old_score"),
+        ("float(old_score) >= -1", "old_score"),
+        ("old_score > 0.2 and similarity > 0.1", None),
+    ],
+)
+def test_cascade_goes_by_one_score_that_is_better_where_it_is_higher(where: str, column: str | None) -> None:
+    schema = pa.schema([(name, pa.float64()) for name in ("dist", "old_score", "similarity")])
+    assert find_earlier({"where": where}, schema) == column
+
+
+def test_rows_that_where_passes_through_are_no_errors(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"query": None if i == 0 else "q", "document": f"d{i}", "dist": i / 12, "dataset": "x"} for i in range(12)
+    ]
+    out = score(tmp_path, rows, where="dist < 0.5")
+    facts = gather_facts(str(out))
+    [group] = measure_quality(facts).groups["dataset"][0]
+    assert (group.pairs, group.scored, group.passed) == (12, 5, 6)
+    assert [(shard.passed, shard.errors) for shard in facts.shards.values()] == [(6, 1)]
+    assert "pairs passed through errors mean score" in show(build_report(str(out)))
+
+
+def test_label_that_explode_repeated_says_nothing(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"query": f"q{i}", "document": ["a", "b", "c"], "label": i} for i in range(3)]
+    facts = gather_facts(str(score(tmp_path, rows, explode=True)))
+    quality = measure_quality(facts, Asked(groups=("query",)))
+    assert quality.label is None and quality.auc is None and "was scored with --explode" in quality.remarks[0]
+    with pytest.raises(InputError, match="was scored with --explode"):
+        measure_quality(facts, Asked("label"))

@@ -53,12 +53,14 @@ class Where:
         columns: that it is about, in order of sight.
         numbers: of these, the ones that `float()` reads numbers from; `condition` has them as `float(NAME)`.
         condition: for Arrow, of columns with these names.
+        floored: of the columns, those that are to be above a number.
     """
 
     text: str
     columns: tuple[str, ...]
     numbers: tuple[str, ...]
     condition: pc.Expression
+    floored: tuple[str, ...] = ()
 
 
 def parse_where(text: str) -> Where:
@@ -81,7 +83,7 @@ def parse_where(text: str) -> Where:
         raise ValueError(f"{text!r} has a value that cannot be compared ({error})") from None
     if not reader.columns:
         raise ValueError(f"{text!r} is about no column, so that it holds for all rows or for none")
-    return Where(text, tuple(reader.columns), tuple(reader.numbers), condition)
+    return Where(text, tuple(reader.columns), tuple(reader.numbers), condition, tuple(reader.floored))
 
 
 def _respell(text: str) -> str:
@@ -115,6 +117,7 @@ class _Reader:
     def __init__(self) -> None:
         self.columns: dict[str, None] = {}
         self.numbers: dict[str, None] = {}
+        self.floored: dict[str, None] = {}
 
     def read(self, node: ast.expr) -> Any:
         """Return what a node means.
@@ -130,7 +133,10 @@ class _Reader:
                 found = join(found, value)
             return found
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            return ~self.read(node.operand)
+            floored = dict(self.floored)
+            found = ~self.read(node.operand)
+            self.floored = floored  # what is denied is no floor
+            return found
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
             return pc.negate(self.read(node.operand))
         if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
@@ -193,6 +199,12 @@ class _Reader:
             return held if isinstance(sign, ast.In) else ~held
         if _is_null(left) or _is_null(right):
             raise ValueError("nothing equals null: write `is null` or `is not null`")
+        higher, lower = (left, right) if isinstance(sign, ast.Gt | ast.GtE) else (right, left)
+        if isinstance(higher, ast.Call) and ast.unparse(higher.func) == "float" and len(higher.args) == 1:
+            higher = higher.args[0]
+        is_column = isinstance(higher, ast.Name | ast.Attribute | ast.Call)
+        if is_column and isinstance(lower, ast.Constant | ast.UnaryOp) and not isinstance(sign, ast.Eq | ast.NotEq):
+            self.floored[self._find_name(higher)] = None
         return COMPARISONS[type(sign)](self.read(left), self.read(right))
 
 

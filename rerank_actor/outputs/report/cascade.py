@@ -4,6 +4,7 @@ Takes an earlier value and the new logit of some pairs, gives how many queries h
 through keep their place, and those that both scored share out their places by the new logit. Knows nothing of files.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from rerank_actor.inputs.where.expression import parse_where
 
 DEPTH = 10
 OWN = ("score", "logit")  # the new ones
+SCORE_NAME = re.compile("score|logit|similarity", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,23 @@ class Cascade:
 
 
 def find_earlier(settings: Mapping[str, Any], schema: pa.Schema) -> str | None:
-    """Return the first column of fractions, of one value a row, that `--where` is about, None for none.
+    """Return the one score of an earlier ranking that `--where` wants more of, None where there is none or are several.
+
+    It is called a score, logit or similarity and holds fractions, one a row; a distance or a price ranks otherwise.
 
     Args:
         settings: that the output was scored with; the expression has names of the input.
         schema: of the output.
     """
     try:
-        columns = parse_where(str(settings["where"])).columns if settings.get("where") else ()
+        columns = parse_where(str(settings["where"])).floored if settings.get("where") else ()
     except ValueError:
         return None
     renamed = settings.get("rename_columns") or {}
-    names = [str(renamed.get(name, name)) for name in columns]
+    names = [str(renamed.get(name, name)) for name in columns if SCORE_NAME.search(name)]
     known = [schema.field(name) for name in names if name in schema.names and name not in OWN]
-    return next((field.name for field in known if pa.types.is_floating(field.type)), None)
+    found = [field.name for field in known if pa.types.is_floating(field.type)]
+    return found[0] if len(found) == 1 else None
 
 
 def compare_tops(column: str, queries: np.ndarray, earlier: np.ndarray, logits: np.ndarray) -> Cascade:
@@ -57,12 +62,12 @@ def compare_tops(column: str, queries: np.ndarray, earlier: np.ndarray, logits: 
 
     Args:
         column: the earlier value's.
-        queries: [num_pairs], what tells queries apart.
+        queries: [num_pairs], numbers that tell queries apart.
         earlier: float64 [num_pairs], NaN where there is none; such pairs do not count.
         logits: float64 [num_pairs], NaN for what was passed through or has an error.
     """
     known = np.isfinite(earlier)
-    _, query = np.unique(queries[known].astype(str), return_inverse=True)
+    _, query = np.unique(queries[known], return_inverse=True)
     earlier, logits = earlier[known], logits[known]
     before = np.lexsort((-earlier, query))
     after, is_scored = before.copy(), np.isfinite(logits)

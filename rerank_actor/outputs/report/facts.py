@@ -28,10 +28,12 @@ EXAMPLES = 3  # units named for each reason of an error
 
 @dataclass
 class ShardFacts:
-    """Sums over the recorded units of a shard; `score_sum` is to within a bin."""
+    """Sums over the recorded units of a shard; `score_sum` is to within a bin, `passed` are rows that `--where` left."""
 
     rows: int = 0
+    passed: int = 0
     pairs: int = 0
+    errors: int = 0
     scored: int = 0
     truncated: int = 0
     tokens: int = 0
@@ -44,8 +46,9 @@ class ShardFacts:
 
     def add(self, record: dict[str, Any]) -> None:
         """Add a unit's record."""
-        for name in ("rows", "pairs", "scored", "truncated", "tokens"):
-            setattr(self, name, getattr(self, name) + int(record[name] or 0))
+        for name in ("rows", "passed", "pairs", "scored", "truncated", "tokens"):
+            setattr(self, name, getattr(self, name) + int(record.get(name) or 0))
+        self.errors += sum(_read_errors(record).values())
         bins = record["score_bins"] or []
         self.score_sum += sum(count * compute_edge("score", at + 0.5) for at, count in enumerate(bins))
 

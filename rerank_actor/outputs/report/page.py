@@ -15,13 +15,14 @@ from rerank_actor.outputs.report.comparison import compare_jobs
 from rerank_actor.outputs.report.facts import Facts
 from rerank_actor.outputs.report.html import Page, make_code, make_figures, make_histogram, make_table, make_text
 from rerank_actor.outputs.report.quality import DEPTH, Quality
-from rerank_actor.outputs.report.rows import TEXT_ROLES, Rows
+from rerank_actor.outputs.report.rows import ID_LENGTH, TEXT_ROLES, Rows, shorten
 from rerank_actor.outputs.report.run_sections import add_runs, add_throughput
 from rerank_actor.progress import format_seconds
 
 SHOWN_REASONS = 20
 SHOWN_FAILURES = 20
 SHOWN_SHARDS = 30
+PASSED = ["passed through"]
 QUANTILES = {"1 %": 0.01, "10 %": 0.1, "25 %": 0.25, "50 %": 0.5, "75 %": 0.75, "90 %": 0.9, "99 %": 0.99}
 STATE_WORDS = {
     "complete": "complete",
@@ -267,19 +268,22 @@ def _add_quality(page: Page, quality: Quality) -> None:
                 }
             ),
             make_text(
-                f"{origin} Before: the ten best by column {cascade.column}, by which --where chose. After: the pairs that were "
+                f"{origin} Queries count as far as these parts hold them. Before: the ten best by column {cascade.column}, by "
+                "which --where chose. After: the pairs that were "
                 "scored share out their places among themselves by the new scores, and all others keep theirs."
             ),
         )
     if quality.remarks:
-        page.add("Labels that were not read", *map(make_text, quality.remarks))
+        page.add("Columns that were not read", *map(make_text, quality.remarks))
     for name, (groups, num_values) in quality.groups.items():
         label = ["relevant", "AUC"] if quality.label is not None else []
+        has_passed = any(group.passed for group in groups)
         table = [
             [
-                group.name,
+                shorten(group.name, ID_LENGTH),
                 group.pairs,
-                group.pairs - group.scored,
+                *([group.passed] if has_passed else []),
+                group.pairs - group.scored - group.passed,
                 _format_measure(group.mean),
                 *([f"{value:.4f}" for value in group.quantiles] or ["-"] * 3),
                 *([group.positives, _format_measure(group.auc)] if label else []),
@@ -287,7 +291,7 @@ def _add_quality(page: Page, quality: Quality) -> None:
             for group in groups
         ]
         more = f" {num_values - len(groups):,} more values have fewer pairs." if num_values > len(groups) else ""
-        header = [name, "pairs", "errors", "mean score", "10 %", "50 %", "90 %", *label]
+        header = [name, "pairs", *PASSED[:has_passed], "errors", "mean score", "10 %", "50 %", "90 %", *label]
         page.add(f"By {name}", make_text(origin + more), make_table(header, table))
 
 
@@ -298,13 +302,15 @@ def _format_measure(value: float | None) -> str:
 def _show_shards(facts: Facts) -> list[str]:
     """Return the shards whose mean score is farthest from that of all."""
     mean = facts.histograms.estimate_mean("score") or 0.0
+    has_passed = bool(facts.totals.passed)
     ordered = sorted(facts.shards.items(), key=lambda item: -abs((item[1].mean_score or 0.0) - mean))
     table = [
         [
             uri.rpartition("/")[2],
             shard.rows,
             shard.pairs,
-            shard.pairs - shard.scored,
+            *([shard.passed] if has_passed else []),
+            shard.errors,
             _format_percent(shard.truncated, shard.scored),
             f"{shard.tokens / shard.scored:,.0f}" if shard.scored else "-",
             _format_measure(shard.mean_score),
@@ -312,7 +318,7 @@ def _show_shards(facts: Facts) -> list[str]:
         for uri, shard in ordered[:SHOWN_SHARDS]
     ]
     words = f"{len(ordered):,} shards; first those whose mean score is farthest from that of all, {mean:.4f}."
-    header = ["shard", "rows", "pairs", "errors", "truncated", "tokens a pair", "mean score"]
+    header = ["shard", "rows", "pairs", *PASSED[:has_passed], "errors", "truncated", "tokens a pair", "mean score"]
     return [make_text(words), make_table(header, table)]
 
 

@@ -6,16 +6,18 @@ figures of groups. Labels and groups are the columns that are called so, or thos
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytrec_eval
+from scipy.stats import rankdata
 
 from rerank_actor.errors import InputError, RerankError
-from rerank_actor.inputs.rows import Unit
+from rerank_actor.inputs.where.rows import SELECTED
 from rerank_actor.job_file import suggest
 from rerank_actor.outputs.histograms import LOGIT_FLOOR, LOGIT_WIDTH
 from rerank_actor.outputs.labels import read_grades
@@ -29,13 +31,17 @@ from rerank_actor.outputs.scored_columns import (
     find_field_type,
     find_ids,
 )
+from rerank_actor.outputs.scored_texts import ScoredTexts, refuse_repeated
+from rerank_actor.storage.exchange import hash_keys
 
 PARTS = 24
-PAIRS = 300_000  # after which no further part is read
+PAIRS = 300_000  # about so many are read
 LABEL_NAMES = ("label", "labels", "relevance", "is_relevant", "is_selected", "qrel", "grade")
 GROUP_NAMES = ("dataset", "subset", "source", "domain", "category", "split", "language", "lang", "lang_pair")
 VALUES = 24  # of a group column
+MOST_VALUES, LONGEST_VALUE = 1_000, 64  # of a column that is found by its name; with more it names no groups
 DEPTH = 10  # of nDCG
+PRIME = np.uint64(1_000_003)
 
 
 @dataclass(frozen=True)
@@ -49,11 +55,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Group:
-    """Pairs with one value of a column. Measures are None where nothing tells them."""
+    """Pairs with one value of a column; some were passed through. Measures are None where nothing tells them."""
 
     name: str
     pairs: int
     scored: int
+    passed: int
     mean: float | None
     quantiles: tuple[float, ...]
     positives: int | None
@@ -92,27 +99,35 @@ class Quality:
 
 @dataclass
 class _Pairs:
-    """Columns of the sampled pairs; grades are NaN where there is no label, queries empty where nobody names them."""
+    """Columns of the sampled pairs; grades are NaN where there is no label, queries empty where nobody names them.
+
+    `left_out` are columns that name no groups.
+    """
 
     scores: list[np.ndarray] = field(default_factory=list)
     logits: list[np.ndarray] = field(default_factory=list)
     grades: list[np.ndarray] = field(default_factory=list)
+    passed: list[np.ndarray] = field(default_factory=list)
     queries: list[np.ndarray] = field(default_factory=list)
     earlier: list[np.ndarray] = field(default_factory=list)
-    groups: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
+    groups: dict[str, list[pa.ChunkedArray]] = field(default_factory=lambda: defaultdict(list))
+    left_out: set[str] = field(default_factory=set)
 
 
-def measure_quality(facts: Facts, asked: Asked | None = None) -> Quality:
+def measure_quality(facts: Facts, asked: Asked | None = None, max_pairs: int = PAIRS) -> Quality:
     """Return what a bounded number of parts say of labels and groups.
+
+    Args:
+        facts: of the output.
+        asked: what the user named.
+        max_pairs: as many parts are read as have about so many.
 
     Raises:
         InputError: a column that the user named is not there, or its labels say nothing.
     """
     asked, quality, pairs = asked or Asked(), Quality(), _Pairs()
-    units, parts = facts.scored.units, facts.scored.parts
-    for at in np.unique(np.linspace(0, len(units) - 1, min(PARTS, len(units))).astype(int)):
-        if quality.pairs >= PAIRS:
-            break
+    parts, can_label = facts.scored.parts, True
+    for at in _spread(facts, max_pairs):
         try:
             with open_part(parts[at]) as file:
                 schema, part_uri = file.schema_arrow, parts[at].uri
@@ -124,21 +139,32 @@ def measure_quality(facts: Facts, asked: Asked | None = None) -> Quality:
             raise
         except (RerankError, pa.ArrowException, OSError, ValueError, KeyError):
             continue  # jobs.verify says what is wrong with it
-        rows, label = PairRows(table, "logit", part_uri), None if quality.remarks else names.label
+        rows, label = PairRows(table, "logit", part_uri), names.label if can_label else None
         try:
+            refuse_repeated(part_uri, [parts[at]], facts.scored.settings, [label] if label is not None else [])
             grades = _read_labels(rows, label, asked.positive_labels)
         except InputError as error:
             if asked.label is not None:
                 raise
             quality.remarks.append(str(error))
-            label, grades = None, _read_labels(rows, None)
+            label, can_label, grades = None, False, _read_labels(rows, None)
         quality.label = label
-        quality.pairs += _add_part(pairs, rows, units[at], names, grades)
+        quality.pairs += _add_part(pairs, rows, names, grades)
+        for name in names.groups:
+            _add_group(pairs, quality, rows, name, is_asked=name in asked.groups)
         quality.sampled_parts += 1
     if quality.pairs:
-        _measure(quality, pairs)
+        _measure(quality, pairs, asked.groups)
         _compare(quality, pairs, names.earlier)
     return quality
+
+
+def _spread(facts: Facts, max_pairs: int) -> list[int]:
+    """Return the numbers of as many parts as have about so many pairs, evenly from first to last."""
+    units, totals = facts.scored.units, facts.totals
+    mean = totals.pairs / totals.units if totals.units else sum(unit.num_rows for unit in units) / max(1, len(units))
+    number = max(1, min(PARTS, len(units), int(max_pairs / max(1.0, mean))))
+    return [int((place + 0.5) * len(units) / number) for place in range(number)] if units else []
 
 
 @dataclass(frozen=True)
@@ -147,12 +173,13 @@ class _Names:
 
     label: str | None
     groups: tuple[str, ...]
-    query: str | None
+    queries: tuple[str, ...]  # ids and texts
     earlier: str | None = None
+    selected: str | None = None
 
     def list_columns(self, schema: pa.Schema) -> list[str]:
         """Return the columns that hold them, besides scores."""
-        names = (self.label, *self.groups, self.query, self.earlier)
+        names = (self.label, *self.groups, *self.queries, self.earlier, self.selected)
         found = {find_column(schema, name) for name in names if name is not None}
         return sorted(name for name in found if name not in (None, "score", "logit"))
 
@@ -167,10 +194,13 @@ def _choose(schema: pa.Schema, settings: Mapping[str, Any], asked: Asked, uri: s
     beside = columns.document.rpartition(".")[0]  # of lists of structs
     names = [f"{beside}.{name}" for name in LABEL_NAMES if beside] + list(LABEL_NAMES)
     label = asked.label or next((name for name in names if find_field_type(schema, name) is not None), None)
-    groups = asked.groups or tuple(name for name in GROUP_NAMES if name in schema.names)
-    query = find_ids(schema, columns.query_id) or (columns.query if find_field_type(schema, columns.query) else None)
-    earlier = find_earlier(settings, schema) if query is not None else None
-    return _Names(label, groups, query, earlier)
+    texts = ScoredTexts.from_settings(settings).list_columns(schema.names, ("query", "document"))
+    texts += [columns.query, columns.document]
+    groups = asked.groups or tuple(name for name in GROUP_NAMES if name in schema.names and name not in texts)
+    found = (find_ids(schema, columns.query_id), columns.query if find_field_type(schema, columns.query) else None)
+    queries = tuple(dict.fromkeys(name for name in found if name is not None))  # an id may stand for two texts
+    earlier = find_earlier(settings, schema) if queries else None
+    return _Names(label, groups, queries, earlier, SELECTED if settings.get("where") else None)
 
 
 def _read_labels(rows: PairRows, label: str | None, positive_labels: tuple[str, ...] = ()) -> np.ndarray:
@@ -189,35 +219,72 @@ def _read_labels(rows: PairRows, label: str | None, positive_labels: tuple[str, 
     return grades
 
 
-def _add_part(pairs: _Pairs, rows: PairRows, unit: Unit, names: _Names, grades: np.ndarray) -> int:
+def _add_part(pairs: _Pairs, rows: PairRows, names: _Names, grades: np.ndarray) -> int:
     if not len(grades):
         return 0
     pairs.logits.append(rows.spread("logit").cast(pa.float64()).fill_null(np.nan).to_numpy())
     pairs.scores.append(rows.spread("score").cast(pa.float64()).fill_null(np.nan).to_numpy())
     pairs.grades.append(grades)
+    selected = find_column(rows.table.schema, names.selected) if names.selected is not None else None
+    pairs.passed.append(~rows.spread(selected).to_numpy() if selected is not None else np.zeros(len(grades), bool))
     if rows.lengths is not None:
-        pairs.queries.append(np.repeat([f"{unit.name} {row}" for row in range(len(rows.lengths))], rows.lengths))
-    elif names.query is not None:
+        pairs.queries.append(_hash_rows(rows).repeat(rows.lengths))
+    elif names.queries:
         with contextlib.suppress(pa.ArrowException):  # of a type that is no text
-            pairs.queries.append(_to_words(rows.spread(names.query)))
+            pairs.queries.append(_hash_queries(rows, names.queries))
     if names.earlier is not None and rows.lengths is None:
         pairs.earlier.append(rows.spread(names.earlier).cast(pa.float64()).fill_null(np.nan).to_numpy())
-    for name in names.groups:
-        pairs.groups[name].append(_to_words(rows.spread(name)))
     return len(grades)
 
 
-def _to_words(column: pa.ChunkedArray) -> np.ndarray:
-    """Return values as text: object [num_pairs], null as nothing."""
+def _hash_rows(rows: PairRows) -> np.ndarray:
+    """Return a number for each row: uint64 [num_rows]."""
+    return hash_keys(pa.array([f"{rows.uri} {row}" for row in range(rows.table.num_rows)]))
+
+
+def _hash_queries(rows: PairRows, names: tuple[str, ...]) -> np.ndarray:
+    """Return a number for each row's query, the same where all columns are the same and not null: uint64 [num_rows]."""
+    hashes, is_known = np.zeros(rows.table.num_rows, np.uint64), np.zeros(rows.table.num_rows, bool)
+    for name in names:
+        encoded = _to_words(rows.spread(name)).combine_chunks().dictionary_encode()
+        codes = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False)
+        hashes = hashes * PRIME + np.append(hash_keys(encoded.dictionary), np.uint64(0))[codes]
+        is_known |= codes < len(encoded.dictionary)
+    return hashes if is_known.all() else np.where(is_known, hashes, _hash_rows(rows))
+
+
+def _add_group(pairs: _Pairs, quality: Quality, rows: PairRows, name: str, *, is_asked: bool) -> None:
+    """Add the values of a column; one that was found by its name and names no groups is left out with a remark."""
+    if name in pairs.left_out:
+        return
+    try:
+        words = _to_words(rows.spread(name))
+        if not is_asked and (pc.max(pc.utf8_length(words)).as_py() or 0) > LONGEST_VALUE:
+            raise InputError(
+                f"{rows.uri}: column `{name}` holds texts; --by {name} breaks scores down by it all the same"
+            )
+    except (InputError, pa.ArrowException) as error:
+        if is_asked:
+            problem = f"{rows.uri}: column `{name}` cannot be broken down by ({error})"
+            raise error if isinstance(error, InputError) else InputError(problem, uri=rows.uri, column=name) from None
+        pairs.left_out.add(name)
+        pairs.groups.pop(name, None)
+        quality.remarks.append(str(error) if isinstance(error, InputError) else f"{rows.uri}: column `{name}`: {error}")
+        return
+    pairs.groups[name].append(words)
+
+
+def _to_words(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return values as text: large_string [num_pairs]."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_nested(column.type):
-        column = pa.chunked_array([pa.array([str(value) for value in column.to_pylist()], pa.large_string())])
-    words: np.ndarray = column.cast(pa.large_string()).fill_null("null").to_numpy()
-    return words
+        words = [None if value is None else str(value) for value in column.to_pylist()]
+        column = pa.chunked_array([pa.array(words, pa.large_string())])
+    return column.cast(pa.large_string())
 
 
-def _measure(quality: Quality, pairs: _Pairs) -> None:
+def _measure(quality: Quality, pairs: _Pairs, asked_groups: tuple[str, ...]) -> None:
     logits, scores, grades = (np.concatenate(one) for one in (pairs.logits, pairs.scores, pairs.grades))
     is_scored = np.isfinite(logits)
     is_known, positive = is_scored & ~np.isnan(grades), grades >= 1
@@ -228,15 +295,20 @@ def _measure(quality: Quality, pairs: _Pairs) -> None:
             bins = np.floor((logits[is_known & mask] - LOGIT_FLOOR) / LOGIT_WIDTH).astype(np.int64)
             numbers, counts = np.unique(bins, return_counts=True)
             quality.bins[name] = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
-        queries = np.concatenate(pairs.queries) if pairs.queries else np.zeros(0, object)
+        queries = np.concatenate(pairs.queries) if pairs.queries else np.zeros(0)
         if len(queries) == len(logits):
             quality.ndcg, quality.num_queries = _compute_ndcg(queries[is_known], logits[is_known], grades[is_known])
+    passed = np.concatenate(pairs.passed)
     for name, words in pairs.groups.items():
-        values = np.concatenate(words)
-        found = list(
-            _split_groups(values, scores, logits, is_scored, is_known, positive, has_label=bool(quality.label))
-        )
-        quality.groups[name] = sorted(found, key=lambda group: -group.pairs)[:VALUES], len(found)
+        values = pa.chunked_array([chunk for column in words for chunk in column.chunks], pa.large_string())
+        figures = scores, logits, is_scored, is_known, positive, passed
+        found, num_values = _split_groups(values, *figures, has_label=bool(quality.label))
+        if name not in asked_groups and num_values > MOST_VALUES:
+            quality.remarks.append(
+                f"column `{name}` has {num_values:,} values; --by {name} shows those with the most pairs"
+            )
+        else:
+            quality.groups[name] = found, num_values
 
 
 def _compare(quality: Quality, pairs: _Pairs, column: str | None) -> None:
@@ -249,28 +321,37 @@ def _compare(quality: Quality, pairs: _Pairs, column: str | None) -> None:
 
 
 def _split_groups(
-    values: np.ndarray,
+    values: pa.ChunkedArray,
     scores: np.ndarray,
     logits: np.ndarray,
     is_scored: np.ndarray,
     is_known: np.ndarray,
     positive: np.ndarray,
+    passed: np.ndarray,
     *,
     has_label: bool,
-) -> Iterator[Group]:
-    names, numbers = np.unique(values.astype(str), return_inverse=True)
-    order = np.argsort(numbers, kind="stable")
-    for name, rows in zip(names, np.split(order, np.cumsum(np.bincount(numbers))[:-1]), strict=True):
+) -> tuple[list[Group], int]:
+    """Return the values with the most pairs, and how many there are."""
+    encoded = values.fill_null("null").combine_chunks().dictionary_encode()
+    numbers, names = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+    counts = np.bincount(numbers)
+    groups = []
+    for number in sorted(range(len(names)), key=lambda number: (-counts[number], names[number]))[:VALUES]:
+        rows = np.flatnonzero(numbers == number)
         scored, known = rows[is_scored[rows]], rows[is_known[rows]]
-        yield Group(
-            str(name),
-            len(rows),
-            len(scored),
-            float(scores[scored].mean()) if len(scored) else None,
-            tuple(np.quantile(scores[scored], (0.1, 0.5, 0.9)).tolist()) if len(scored) else (),
-            int(positive[known].sum()) if has_label else None,
-            compute_auc(logits[known], positive[known]) if has_label else None,
+        groups.append(
+            Group(
+                names[number],
+                len(rows),
+                len(scored),
+                int(passed[rows].sum()),
+                float(scores[scored].mean()) if len(scored) else None,
+                tuple(np.quantile(scores[scored], (0.1, 0.5, 0.9)).tolist()) if len(scored) else (),
+                int(positive[known].sum()) if has_label else None,
+                compute_auc(logits[known], positive[known]) if has_label else None,
+            )
         )
+    return groups, len(names)
 
 
 def compute_auc(values: np.ndarray, positive: np.ndarray) -> float | None:
@@ -278,8 +359,7 @@ def compute_auc(values: np.ndarray, positive: np.ndarray) -> float | None:
     num_positives, num_others = int(positive.sum()), int((~positive).sum())
     if not num_positives or not num_others:
         return None
-    _, numbers, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[numbers]  # from 1, the mean of those that are equal
+    ranks: np.ndarray = rankdata(values)
     return float((ranks[positive].sum() - num_positives * (num_positives + 1) / 2) / (num_positives * num_others))
 
 
@@ -288,7 +368,8 @@ def _compute_ndcg(queries: np.ndarray, logits: np.ndarray, grades: np.ndarray) -
     gains = np.where(np.isinf(grades), grades > 0, np.maximum(grades, 0)).astype(np.int64)
     judged: dict[str, dict[str, int]] = defaultdict(dict)
     scored: dict[str, dict[str, float]] = defaultdict(dict)
-    for row, (query, gain, logit) in enumerate(zip(queries.tolist(), gains.tolist(), logits.tolist(), strict=True)):
+    names = map(str, queries.tolist())
+    for row, (query, gain, logit) in enumerate(zip(names, gains.tolist(), logits.tolist(), strict=True)):
         judged[query][str(row)] = gain
         scored[query][str(row)] = logit
     kept = {

@@ -150,7 +150,7 @@ def _name_row(unit: Unit, table: pa.Table, row: int, position: int) -> dict[str,
         if isinstance(value, list):  # one for each document of the row
             value = value[position] if position < len(value) else None
         text = as_text(value) or ""
-        named[name] = _shorten(text, ID_LENGTH)
+        named[name] = shorten(text, ID_LENGTH)
     return named
 
 
@@ -187,11 +187,12 @@ def _add_texts(facts: Facts, unit: Unit, picked: list[dict[str, Any]]) -> list[d
     starts = np.arange(len(picked)) if pairs.lengths is None else np.cumsum(pairs.lengths) - pairs.lengths
     for row, start in zip(picked, starts.tolist(), strict=True):
         place = start + (row["part_place"] if pairs.lengths is not None else 0)
-        row |= {role: _shorten(values[place].as_py() or "", TEXT_LENGTH) for role, values in texts.items()}
+        row |= {role: shorten(values[place].as_py() or "", TEXT_LENGTH) for role, values in texts.items()}
     return picked
 
 
-def _shorten(text: str, length: int) -> str:
+def shorten(text: str, length: int) -> str:
+    """Return a text of at most so many characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
