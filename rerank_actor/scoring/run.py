@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from rerank_actor import storage
 from rerank_actor.engines.model import load_tokenizer_json
-from rerank_actor.errors import RerankError, RunInterruptedError
+from rerank_actor.errors import AccessDeniedError, JobError, RerankError, RunInterruptedError
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.job import EngineJob, ScoreJob
 from rerank_actor.outputs.folder import Output
@@ -176,10 +176,10 @@ class _Run:
         self._outputs += outputs
         units = dict(zip(outputs, _map(OutputCommitter.prepare, outputs), strict=True))
         idle = [output for output in outputs if not units[output]]
-        results = dict(zip(idle, _map(_finish, idle), strict=True))
+        results = dict(zip(idle, _map(finish_output, idle), strict=True))
         with contextlib.closing(self._score({output: units[output] for output in outputs if units[output]})) as scored:
             for output in scored:
-                results[output] = _finish(output)
+                results[output] = finish_output(output)
         return [results[output] for output in outputs]
 
     def _score(self, units: dict[OutputCommitter, list[Unit]]) -> Generator[OutputCommitter]:
@@ -251,8 +251,16 @@ class _Run:
         }
 
 
-def _finish(output: OutputCommitter) -> RunResult:
-    result = output.finish()
+def finish_output(output: OutputCommitter) -> RunResult:
+    """Finish an output; storage that refuses by now is a failed run, because the job was right when it began."""
+    try:
+        result = output.finish()
+    except JobError as error:
+        if type(error) not in (JobError, AccessDeniedError):
+            raise
+        raise RerankError(
+            f"{error}; what is committed stays, and the same command goes on", uri=output.output.uri
+        ) from error
     output.lease.release()
     return result
 

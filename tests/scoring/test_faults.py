@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,12 @@ from commands import ROOT, read_output
 
 from rerank_actor import Reranker
 from rerank_actor.commands.status import status
-from rerank_actor.errors import EngineStartError
+from rerank_actor.errors import AccessDeniedError, EngineStartError, InputError, JobError, RerankError
 from rerank_actor.job import ScoreJob
 from rerank_actor.outputs.verify import verify_output
 from rerank_actor.scoring.coordinator import START_SILENCE_SECONDS, Coordinator
 from rerank_actor.scoring.pipeline import restart_stuck_actors
-from rerank_actor.scoring.run import run_job
+from rerank_actor.scoring.run import finish_output, run_job
 
 GUILTY = "\x07"
 GUILTY_TOKEN = 197  # of the byte tokenizer
@@ -304,3 +305,23 @@ def test_damaged_part_is_scored_again(shard: Path, calm: np.ndarray, tmp_path: P
     assert result.run["units"] == 2
     assert result.totals.rows == NUM_ROWS
     check_rows(tmp_path, calm)
+
+
+@pytest.mark.parametrize("kind", [JobError, AccessDeniedError])
+def test_storage_that_refuses_at_the_end_is_a_failed_run_and_no_bad_job(kind: type[JobError]) -> None:
+    def refuse() -> None:
+        raise kind("/disk/lease: the file system is read-only while writing")
+
+    output: Any = SimpleNamespace(finish=refuse, output=SimpleNamespace(uri="/disk"), lease=None)
+    with pytest.raises(RerankError, match=r"read-only .* the same command goes on") as error:
+        finish_output(output)
+    assert not isinstance(error.value, JobError)  # which would end with 2
+
+
+def test_other_words_of_the_end_stay_what_they_are() -> None:
+    def refuse() -> None:
+        raise InputError("plan.parquet: not found")
+
+    output: Any = SimpleNamespace(finish=refuse, output=SimpleNamespace(uri="/disk"), lease=None)
+    with pytest.raises(InputError, match="not found"):
+        finish_output(output)
