@@ -115,6 +115,8 @@ ONE_LABEL = {"architectures": ["Qwen3ForSequenceClassification"], "model_type": 
         ("legal-Qwen3-Reranker-4B", {}, True),
         ("Qwen/Qwen3-Reranker-0___6B", {}, True),
         ("models--tomaarsen--Qwen3-Reranker-0.6B-seq-cls/snapshots/0123abc", {}, True),
+        ("snapshots/legal-Qwen3-Reranker-4B", {}, True),
+        ("qwen3-reranker-trials/snapshots/reward-model", SMALLEST, False),
     ],
 )
 def test_qwen3_is_qwen3_reranker_where_its_settings_or_its_name_say_so(
@@ -481,12 +483,18 @@ def test_chat_template_as_segments_is_what_it_renders(name: str) -> None:
             "{{ strftime_now('%d %b %Y') }} {{ messages[0].content }} {{ messages[1].content }}",
             "the day's date stands in it",
         ),
+        (
+            "{% if messages[0].role == 'system' %}{{ strftime_now('%d %b %Y') }} {{ messages[0].content }} {% endif %}"
+            "{{ messages[-2].content }} {{ messages[-1].content }}",
+            "the day's date stands in it",
+        ),
         ("{query} {{ messages[0].content }} {{ messages[1].content }}", "name of a field"),
     ],
 )
 def test_chat_template_that_does_more_is_refused(source: str, words: str) -> None:
+    instruction = "Judge it" if "system" in source else None
     with pytest.raises(ModelError, match=words):
-        ChatTemplate("m", source, {}).to_template("f", CONTROLS, None)
+        ChatTemplate("m", source, {}).to_template("f", CONTROLS, instruction)
 
 
 def test_built_in_entries_are_read_and_each_says_what_it_is_for() -> None:

@@ -69,14 +69,15 @@ class ChatTemplate:
             ModelError: the prompt is not the texts with fixed text between them.
         """
         bare = self.render(None, _MARKS["query"], _MARKS["document"])
-        other_day = ChatTemplate(
-            self._name, self._source, self._variables | _OTHER_DAY, is_structured=self._is_structured
-        )
-        if other_day.render(None, _MARKS["query"], _MARKS["document"]) != bare:
-            self._refuse("the day's date stands in it, so that scores would be others tomorrow")
         asked = self.render(*_MARKS.values())
         own = _find_default(bare, asked)
         takes_instruction = own is not None or (default_instruction is not None and _MARKS["instruction"] in asked)
+        other_day = ChatTemplate(
+            self._name, self._source, self._variables | _OTHER_DAY, is_structured=self._is_structured
+        )
+        for today, instruction in ((bare, None), (asked, _MARKS["instruction"]))[: 1 + takes_instruction]:
+            if other_day.render(instruction, _MARKS["query"], _MARKS["document"]) != today:
+                self._refuse("the day's date stands in it, so that scores would be others tomorrow")
         text = asked if takes_instruction else bare
         for role in ("query", "document", *["instruction"] * takes_instruction):
             if text.count(_MARKS[role]) != 1:

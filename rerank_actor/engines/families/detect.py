@@ -131,8 +131,9 @@ def find_built_in(name: str, folder: Path, config: dict[str, Any]) -> Entry | No
 def _list_names(name: str, folder: Path, config: dict[str, Any]) -> tuple[str, str]:
     """Return what a model is called, by the hub where its folder is of the hub's cache, and what it was made from."""
     own_name = str(folder.absolute()) if folder == Path(name).expanduser() else name
-    if folder.absolute().parent.name == "snapshots":
-        own_name = folder.absolute().parents[1].name.removeprefix("models--").replace("--", "/")
+    *_, cached, snapshots, _ = ("", "", *folder.absolute().parts)
+    if snapshots == "snapshots" and cached.startswith("models--"):
+        own_name = cached.removeprefix("models--").replace("--", "/")
     return own_name, str(config.get("_name_or_path") or "")
 
 
