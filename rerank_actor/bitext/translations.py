@@ -19,7 +19,7 @@ NO_TRANSLATION = "translation is no object of two languages and their texts"
 
 
 class TranslationReader:
-    """Takes the translations of a file's rows apart; batches come in order.
+    """Takes the translations of a file's rows apart; batches come in order. Columns of both sides are what is read where there are.
 
     Args:
         source: the file.
@@ -35,7 +35,7 @@ class TranslationReader:
         """Return a batch as it is, or with source and target where it has translations in their place.
 
         Raises:
-            InputError: a row's languages are others than the file's, or more than two; or there are columns for the sides too.
+            InputError: a row's languages are others than the file's, or more than two; or there is a column for one side too.
         """
         roles = (self._job.source_column, self._job.target_column)
         if COLUMN not in batch.names:
@@ -43,7 +43,8 @@ class TranslationReader:
         column = batch.columns.get(COLUMN, [None] * batch.num_rows)
         values = column if isinstance(column, list) else column.to_pylist()
         if beside := [name for name in roles if name in batch.names]:
-            if COLUMN in self._settled or not (self._order or any(map(_is_translation, values))):
+            has_sides = len(beside) == len(roles) and not self._settled.intersection(beside)
+            if has_sides or COLUMN in self._settled or not (self._order or any(map(_is_translation, values))):
                 return batch
             batch = self._put_aside(batch, beside)
         if not self._order:

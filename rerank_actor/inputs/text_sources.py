@@ -18,6 +18,7 @@ import pyarrow as pa
 from rerank_actor import storage
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.batches import Batch, read_batches, refuse_broken
+from rerank_actor.inputs.columns import is_text
 from rerank_actor.inputs.formats import describe_separator, find_format
 from rerank_actor.inputs.ids import read_id
 from rerank_actor.inputs.listing.left_out import is_note
@@ -251,10 +252,14 @@ def _make_source(spec: SourceSpec, output: str) -> TextSource:
 
 
 def _refuse_no_ids(batch: Batch, source: TextSource, uri: str) -> None:
-    """Refuse a column of Parquet whose type holds no ids, as those of bytes and UUIDs; of text the rows are counted."""
+    """Refuse a column of Parquet whose type holds no ids, as those of bytes and UUIDs; of others the rows are counted."""
     name = next((name for name in source.id_names if name in batch.columns), "")
     column = batch.columns.get(name)
-    if batch.num_rows and column is not None and not isinstance(column, list) and column.null_count < batch.num_rows:
+    if column is None or isinstance(column, list):
+        return
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    if batch.num_rows and not is_text(kind) and not any(is_kind(kind) for is_kind in numbers):
         raise InputError(
             f"{source.flag} {uri}: column `{name}` is {column.type}, expected ids (text or whole numbers); write it as text",
             uri=uri,

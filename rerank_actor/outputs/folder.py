@@ -40,7 +40,11 @@ PLAN, PLAN_BEFORE = (
     "plan.parquet",
 )  # both Parquet; by the suffix of before, readers of the folder took it for rows
 OWN_FILES = (PLAN, PLAN_BEFORE, "job.yaml", "manifest.json", "report.html", "estimate.json")
-MANIFEST_TYPES = {"runs": list, **dict.fromkeys(("totals", "plan", "model", "job", "dedupe", "joins", "faults"), dict)}
+LISTED = ("runs", "engines")  # lists of a manifest
+MANIFEST_TYPES = {
+    **dict.fromkeys(LISTED, list),
+    **dict.fromkeys(("totals", "plan", "model", "job", "dedupe", "joins", "faults"), dict),
+}
 ADDED_COLUMNS = frozenset({"fingerprint", "digest", "passed"})  # which records written before have not
 HISTOGRAM_COLUMNS = frozenset(f"{name}_bins" for name in NAMES)
 RECORD_SCHEMA = pa.schema(
@@ -330,7 +334,7 @@ def open_manifest(data: bytes | None) -> dict[str, Any] | None:
     values = storage.open_json(data)
     if values is None or not all(isinstance(values.get(name, kind()), kind) for name, kind in MANIFEST_TYPES.items()):
         return None
-    return values if all(isinstance(run, dict) for run in values.get("runs", [])) else None
+    return values if all(isinstance(one, dict) for name in LISTED for one in values.get(name, [])) else None
 
 
 def is_as_recorded(part: storage.StoredObject, record: dict[str, Any]) -> bool:

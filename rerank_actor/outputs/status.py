@@ -134,7 +134,7 @@ def judge_status(scored: ScoredOutput, manifest: dict[str, Any], running: bool |
         judged_rows=sum(shard.planned_rows for shard in plan.shards if shard.uri.startswith(output.at("judged"))),
         left_out=manifest.get("plan", {}).get("left_out", []),
         engine_logs=[
-            f"{engine['log']} on {engine['host']}" for engine in manifest.get("engines", []) if engine.get("log")
+            f"{engine['log']} on {engine.get('host')}" for engine in manifest.get("engines", []) if engine.get("log")
         ],
         manifest_problem=problem,
     )

@@ -272,6 +272,14 @@ def test_ids_of_a_type_that_is_none_are_refused_where_the_texts_are(tmp_path: Pa
         prepare_job(job.model_copy(update={"queries": [str(tmp_path / "queries.parquet")]}))
 
 
+@pytest.mark.parametrize("ids", [pa.array([""] * 16 + ["1"]), pa.array([float("nan")] * 16 + [1.0])])
+def test_ids_that_the_first_rows_lack_are_no_matter_of_their_type(tmp_path: Path, ids: pa.Array) -> None:
+    pq.write_table(pa.table({"_id": ids, "text": ["a"] * 17}), tmp_path / "corpus.parquet")
+    source = make_source(tmp_path / "corpus.parquet")
+    *tables, counts = [found for piece in source.cut() for found in source.read(piece)]
+    assert [table["key"].to_pylist() for table in tables] == [["1"]] and counts["without_id"] == 16
+
+
 def test_missing_source_and_missing_id_column_end_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = write_lines(tmp_path / "pairs.jsonl", [{"query": "x", "docid": "a"}])
     corpus = write_lines(tmp_path / "corpus.jsonl", CORPUS)
