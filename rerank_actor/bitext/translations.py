@@ -19,7 +19,7 @@ NO_TRANSLATION = "translation is no object of two languages and their texts"
 
 
 class TranslationReader:
-    """Takes the translations of a file's rows apart; batches come in order. Columns of both sides are what is read where there are.
+    """Takes the translations of a file's rows apart, where they are not beside columns of both sides; batches come in order.
 
     Args:
         source: the file.

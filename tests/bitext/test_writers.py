@@ -381,11 +381,18 @@ def test_report_shows_every_language_pair_without_network_or_markup_from_texts(t
     assert "nan" not in page.lower().replace("finance", "")
     report = json.loads((tmp_path / "out/_select/report.json").read_text())["lang_pairs"]
     assert [one["lang_pair"] for one in report] == ["deu-eng", "fra-eng"]
-    for one in report:
+    results = [tmp_path / f"out/_select/lang_pair={one['lang_pair']}/result.json" for one in report]
+    texts: list[str] = []
+    for one, result in zip(report, results, strict=True):
         assert f"{one['counts']['kept']:,}" in page
-        scores = [score for score, _, _ in one["lowest"]]
+        lowest = json.loads(result.read_text())["lowest"]
+        scores = [score for score, _, _ in lowest]
         assert 0 < len(scores) <= 12 and scores == sorted(scores)
-        assert all(html.escape(text) in page for pair in one["lowest"] for text in pair[1:])
+        texts += [html.escape(text) for pair in lowest for text in pair[1:]]
+    assert all(text in page for text in texts)
+    assert bitext([*flags, "--examples", "0"]) == 0
+    for file in [*results, *(tmp_path / "out/_select").glob("report.*")]:
+        assert not any(text in file.read_text() for text in texts)
     hostile = json.loads(json.dumps(report))
     hostile[0]["unscored_reasons"] = {"<b>bold</b>": 3}
     assert "<b>bold" not in render_report(hostile, "out")

@@ -210,7 +210,10 @@ def test_mining_plan_of_another_shape_is_a_damaged_one(tmp_path: Path, layout: o
         restore_plan(MineOutput(str(tmp_path)), {"settings": {}, "layout": layout})
 
 
-@pytest.mark.parametrize("manifest", ['{"runs": null}', '{"runs": ["run"]}', '{"plan": []}', '{"faults": 1}', "[]", ""])
+@pytest.mark.parametrize(
+    "manifest",
+    ['{"runs": null}', '{"runs": ["run"]}', '{"engines": null}', '{"engines": ["x"]}', '{"plan": []}', "[]", ""],
+)
 def test_manifest_of_another_shape_is_a_damaged_one(tmp_path: Path, manifest: str) -> None:
     output = Output(str(tmp_path))
     output.write_own("manifest.json", manifest.encode())

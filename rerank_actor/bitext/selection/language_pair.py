@@ -228,7 +228,7 @@ class LanguagePairSelection:
         return spec
 
     def _deliver(self, spec: StepSpec) -> dict[str, Any]:
-        """Fetch the texts of what is kept, and write the files; returns their sizes and digests by URI."""
+        """Fetch the texts of what is kept, and write the files; returns the lowest pairs, and sizes and digests by URI."""
         num_parts = -(-self.tally.counts["kept"] // self.job.part_rows)
         spec = replace(spec, rules=self.rules, num_parts=max(1, num_parts), starts=self._compute_starts(num_parts))
         units = _make_tasks(self.kept, "kept", spec.num_units)

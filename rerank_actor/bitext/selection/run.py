@@ -67,7 +67,7 @@ def select_pairs(job: SelectJob, folders: list[str], reporter: Reporter | None =
     if len(errors) == len(pairs):
         raise errors[0]
     if not job.calibrate_only:
-        write_report(job.deliver)
+        write_report(job.deliver, job.examples)
         return results
     numbers = [result.numbers for result in results.values() if result.numbers]
     page = render_report(numbers, job.deliver, title="Scores of translation pairs on known pairs")
@@ -144,12 +144,12 @@ def _select_pair(selection: LanguagePairSelection, earlier: dict[str, Any] | Non
     """Select from a language pair, unless an earlier run did, by whose settings this one can go on."""
     output, lease, say = selection.output, selection.runner.lease, selection.reporter.info
     calibrates = selection.job.calibrate_only
-    if (delivered := _find_delivered(selection, earlier)) is not None:
+    if (delivered := _find_delivered(selection, earlier, may_write=False)) is not None:
         return delivered
     lease.acquire(say)
     try:
         earlier = _load_earlier(output, selection.settings, selection.job)  # another run may have been here until now
-        if (delivered := _find_delivered(selection, earlier)) is not None:
+        if (delivered := _find_delivered(selection, earlier, may_write=True)) is not None:
             return delivered
         if earlier is None or calibrates or output.read_own("result.json"):
             output.clear()
@@ -163,23 +163,35 @@ def _select_pair(selection: LanguagePairSelection, earlier: dict[str, Any] | Non
         lease.release()
 
 
-def _find_delivered(selection: LanguagePairSelection, earlier: dict[str, Any] | None) -> Selected | None:
-    """Return how a selection ended whose files are all there, None where something is left to do."""
+def _find_delivered(
+    selection: LanguagePairSelection, earlier: dict[str, Any] | None, *, may_write: bool
+) -> Selected | None:
+    """Return how a selection ended whose files are all there, None where something is left to do.
+
+    More texts than `--examples` asks for are left out of it, under the lease.
+    """
     output = selection.output
     done = output.read_own("result.json") if earlier is not None and not selection.job.calibrate_only else {}
     if not done or list_lost(output.list_data(), done["objects"]):
         return None
+    if len(done.get("lowest", ())) > selection.job.examples:
+        if not may_write:
+            return None
+        done["lowest"] = done["lowest"][: selection.job.examples]
+        output.write_json("result.json", done)
     selection.reporter.info(f"{output.pair}: {done['counts'].get('kept', 0):,} pairs, all delivered already")
     return Selected("complete", done)
 
 
-def write_report(deliver: str) -> None:
-    """Write the report over all language pairs that were ever delivered to a folder."""
+def write_report(deliver: str, examples: int) -> None:
+    """Write the report over all language pairs that were ever delivered to a folder, with so many pairs' texts of each."""
     root = storage.join_uri(deliver, "_select")
     complete = [status.numbers for status in read_selection_status(deliver) if status.numbers is not None]
     shown = [
-        {name: value for name, value in numbers.items() if name not in ("objects", "digests")} for numbers in complete
+        {name: value for name, value in numbers.items() if name not in ("objects", "digests", "lowest")}
+        for numbers in complete
     ]
     data = json.dumps({"lang_pairs": shown}, indent=1, ensure_ascii=False).encode()
     storage.write_bytes(storage.join_uri(root, "report.json"), data)
+    complete = [numbers | {"lowest": numbers.get("lowest", [])[:examples]} for numbers in complete]
     storage.write_bytes(storage.join_uri(root, "report.html"), render_report(complete, deliver).encode())
