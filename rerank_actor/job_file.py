@@ -82,7 +82,9 @@ class Settings(BaseModel):
         """Refuse `true`, which pydantic takes for 1, and YAML's `no` and `off` for a text."""
         kind = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and kind is not bool and bool not in get_args(kind):
-            raise ValueError(f"is the truth value {str(value).lower()}; write a text such as `no` in quotes")
+            kinds = [getattr(one, "__origin__", one) for one in (kind, *get_args(kind))]  # of Annotated, its type
+            cure = "give a number" if int in kinds or float in kinds else "write a text such as `no` in quotes"
+            raise ValueError(f"is the truth value {str(value).lower()}; {cure}")
         return value
 
     def normalized(self) -> Self:

@@ -92,10 +92,10 @@ def test_job_file_that_is_no_yaml_is_refused_with_its_line(
         ("instruction: A\nlimit: 1\ninstruction: B\n", "line 3 .*key `instruction` stands in line 1 too"),
         ("engine_args:\n  a: 1\n  a: 2\n", "line 3 .*key `a` stands in line 2 too"),
         *(
-            (f"{key}: {word}\n", f"key `{key}`: is the truth value")
+            (f"{key}: {word}\n", f"key `{key}`: is the truth value true; give a number")
             for key, word in (("limit", "true"), ("actors", "yes"))
         ),
-        ("tensor_parallel_size: on\n", "is the truth value true"),
+        ("tensor_parallel_size: on\n", "is the truth value true; give a number"),
         ("query_column: no\n", "is the truth value false; write a text such as `no` in quotes"),
     ],
 )

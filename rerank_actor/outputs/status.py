@@ -39,7 +39,8 @@ class JobStatus:
         totals: of the manifest, as of the last run's end.
         faults: survived by all runs, by kind, as of then.
         gpu_hours: of all runs, None where there was no GPU or no run has told it.
-        cost: dollars that these cost at the job's own price, None where it has none.
+        cost: dollars that these cost, None where nobody knows a price.
+        price: what that price is: the job's own, or the table's for the GPU that the job or its engines name.
         engines_busy: share of the actors' time in which their engines computed; the rest is their start, and waiting for units.
         planned: what `jobs.plan` foresaw, empty where it was not asked.
         left_out: what the last run found in the input and did not plan, as `LeftOut` has it.
@@ -62,6 +63,7 @@ class JobStatus:
     faults: dict[str, int]
     gpu_hours: float | None = None
     cost: float | None = None
+    price: str = ""
     engines_busy: float | None = None
     planned: dict[str, Any] = field(default_factory=dict)
     left_out: list[dict[str, Any]] = field(default_factory=list)
@@ -129,6 +131,7 @@ def judge_status(scored: ScoredOutput, manifest: dict[str, Any], running: bool |
         faults=manifest.get("faults", {}),
         gpu_hours=gpu_hours,
         cost=gpu_hours * price.dollars if gpu_hours is not None and price is not None else None,
+        price=price.origin if price is not None else "",
         engines_busy=_measure_busy(manifest),
         planned=output.load_estimate(),
         judged_rows=sum(shard.planned_rows for shard in plan.shards if shard.uri.startswith(output.at("judged"))),
@@ -210,7 +213,7 @@ def print_status(status: JobStatus, *, as_json: bool = False) -> None:
         survived = ", ".join(f"{count:,} x {kind.replace('_', ' ')}" for kind, count in status.faults.items())
         table.add_row("faults survived", survived)
     if status.gpu_hours is not None:
-        spent = f", {format_dollars(status.cost)}" if status.cost is not None else ""
+        spent = f", {format_dollars(status.cost)} (price: {status.price})" if status.cost is not None else ""
         table.add_row("GPU hours", f"{status.gpu_hours:,.2f}{spent}")
     if status.engines_busy is not None:
         table.add_row("engines busy", f"{status.engines_busy:.1%} of their time; the rest: starting, waiting for units")

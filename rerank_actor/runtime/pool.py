@@ -17,7 +17,6 @@ from rerank_actor.errors import JobError
 ROUNDING = 1e-6  # 1 / 0.1 and its kind are not exact
 OTHER_CPUS = 2.0  # kept from actors with GPUs: one to read, one to write
 ACCELERATOR = "accelerator_type:"  # of a node's resources
-STANDARD_ERROR = 2
 ENGINE_CPUS_KEPT = 3.0  # kept from engines that compute on CPUs: the same, and one for the driver and Ray
 
 
@@ -74,8 +73,8 @@ def find_place() -> WorkerPlace:
     import ray
 
     context, log, gpu = ray.get_runtime_context(), "", ""
-    with contextlib.suppress(OSError):  # of systems without /proc
-        log = os.readlink(f"/proc/self/fd/{STANDARD_ERROR}")
+    with contextlib.suppress(OSError):  # of standard error; there are systems without /proc
+        log = os.readlink("/proc/self/fd/2")
     if context.get_accelerator_ids().get("GPU"):
         own = (node for node in ray.nodes() if node["NodeID"] == context.get_node_id())  # type: ignore[no-untyped-call]
         names = [name for node in own for name in node["Resources"] if name.startswith(ACCELERATOR)]

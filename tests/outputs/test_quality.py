@@ -183,7 +183,8 @@ def test_status_names_logs_and_takes_the_price_of_the_gpu_that_engines_had(outpu
     finally:
         Output(str(output)).write_json("manifest.json", earlier)
     assert status.engine_logs == ["/tmp/ray/worker.err on node-1"] * 2
-    assert status.cost == pytest.approx(2 * load_gpu_types()["L4"].price) and mixed.cost is None
+    assert status.cost == pytest.approx(2 * load_gpu_types()["L4"].price) and status.price.startswith("L4 in ")
+    assert mixed.cost is None
 
 
 def test_cascade_is_compared_with_the_ranking_that_where_goes_by(tmp_path: Path) -> None:

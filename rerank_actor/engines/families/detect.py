@@ -156,13 +156,14 @@ def is_early(name: str, folder: Path, config: dict[str, Any], description: Model
 def find_assumption(name: str, folder: Path, config: dict[str, Any], description: ModelDescription) -> str:
     """Return what is taken for granted of a model that the user did not describe, in words; empty where its files say it."""
     tokenizer = _load_tokenizer(folder)
-    doubt = "" if tokenizer is None else doubt_tokenizer(tokenizer, config.get("vocab_size"))
+    doubts = [] if tokenizer is None else [doubt_tokenizer(tokenizer, config.get("vocab_size"))]
     is_silent = description.template.name == QWEN3_RERANKER.name and _is_qwen3_reranker(name, folder, config) is None
     settings = read_json(folder / "tokenizer_config.json", name) or {} if is_silent else {}
     if is_silent and not (folder / "modules.json").is_file() and not _names_texts(_read_chat_source(folder, settings)):
         words = "nothing in the folder says which reranker it is; taken for Qwen3-Reranker"
-        doubt = "; ".join(filter(None, (doubt, f"{words}; --model-description qwen3-reranker settles it")))
-    return f"{name}: {doubt}" if doubt else ""
+        doubts.append(f"{words}; --model-description qwen3-reranker settles it")
+    found = "; ".join(filter(None, doubts))
+    return f"{name}: {found}" if found else ""
 
 
 def _is_qwen3_reranker(name: str, folder: Path, config: dict[str, Any]) -> bool | None:
