@@ -4,7 +4,7 @@ Takes an output and the name of a repository, gives what was or would be done. W
 goes on: files that are there are not sent again. Knows nothing of what is in the files.
 """
 
-import fnmatch
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from rerank_actor import storage
 from rerank_actor.errors import JobError, OutputConflictError
+from rerank_actor.mining.output import DATA_NAME
 from rerank_actor.outputs.part import METADATA_PREFIX, OF_ONE_PART, read_part_metadata
 from rerank_actor.outputs.report.provenance import shorten
 from rerank_actor.outputs.row_groups import open_part, refuse_damaged
@@ -24,7 +25,9 @@ from rerank_actor.storage.hub_upload import HubRepository
 
 CARD = "README.md"
 HUBS_OWN = (".gitattributes",)
-DATA = ("part-*", "ranklist-*", "corpus/*", "*/part-*")
+DATA = re.compile(
+    rf"part-[^/]*|(?:[^/=]+=[^/]*/)?(?:{DATA_NAME.pattern})"
+)  # of scores, and mined ones, by value or not
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def _compare(
     if spec.replace:
         return [name for name in present if name not in HUBS_OWN and name not in sizes]
     if is_same:  # of the job before it was extended
-        return [name for name in others if name not in sizes and any(fnmatch.fnmatchcase(name, one) for one in DATA)]
+        return [name for name in others if name not in sizes and DATA.fullmatch(name)]
     others += [CARD] if card else []
     if others:
         shown = ", ".join(sorted(others)[:3])

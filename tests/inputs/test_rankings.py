@@ -20,6 +20,7 @@ from rerank_actor.engines.base import compute_score
 from rerank_actor.errors import InputError, JobError
 from rerank_actor.inputs.rankings.files import RankingFile, iterate_ranking, read_ranking, scan_ranking
 from rerank_actor.inputs.rankings.lines import parse_line
+from rerank_actor.inputs.rankings.predictions import iterate_sections
 from rerank_actor.inputs.rankings.qrels import load_judgements, load_qrels
 from rerank_actor.inputs.rankings.sniff import sniff_format
 from rerank_actor.inputs.shards import read_rows
@@ -178,6 +179,23 @@ def test_mteb_predictions_are_read_query_by_query_from_any_of_them(
 def test_predictions_that_are_broken_or_several_are_refused(tmp_path: Path, text: str, said: str) -> None:
     path = write(tmp_path / "x.json", text)
     with pytest.raises(InputError, match=re.escape(said)):
+        scan_ranking(open_ranking(path, "mteb-predictions"), 10, -1)
+
+
+@pytest.mark.parametrize("text", [
+    '{"en": {"test": {"q": {"d": 1}}}, "de": {}}',
+    '{"de": {}, "mteb_model_meta": null, "en": {"test": {"q": {"d": 1}}}}',
+    '{"en": {"test": {"q": {"d": 1}}}, "mteb_model_meta": {"name": "m {"}}\n',
+    '{"en": {"test": {"q": {"d": 1}}}, "mteb_model_meta": {}, "de": { }, "fr": {"test": {"q": {"d": 1}}}}',
+])  # fmt: skip
+def test_empty_subsets_and_the_model_may_stand_anywhere_in_predictions(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "x.json", text)
+    sections = list(iterate_sections(open_ranking(path, "mteb-predictions").text))
+    assert sections == [((name, "test"), "q", [("d", 1.0)]) for name in ("en", "fr")][: text.count("test")]
+    if "fr" in text:
+        with pytest.raises(InputError, match="several subsets or splits"):
+            scan_ranking(open_ranking(path, "mteb-predictions"), 10, -1)
+    else:
         scan_ranking(open_ranking(path, "mteb-predictions"), 10, -1)
 
 

@@ -26,6 +26,7 @@ from rerank_actor.outputs.folder import digest_parts
 from rerank_actor.outputs.scored import open_scored
 from rerank_actor.publishing import contents
 from rerank_actor.publishing.contents import list_contents
+from rerank_actor.publishing.publish import DATA
 from rerank_actor.storage import hub
 
 LOAD = """
@@ -259,3 +260,10 @@ def test_what_cannot_be_published_is_refused_before_the_hub_is_asked_to_write(
         assert call_command(run) == 2
         assert "there is no token of the hub to write with" in capsys.readouterr().err
     assert not server.repositories and not (tmp_path / "o").exists()
+
+
+def test_files_of_mined_values_are_known_for_data() -> None:
+    own = ["part-0123456789ab-00000.parquet", "part-00000.parquet", "ranklist-00005.tsv", "corpus/train-00005.parquet"]
+    own += [f"ds=x/{name}" for name in ("part-00001.jsonl", "ranklist-00005.tsv", "corpus/train-00005.parquet")]
+    assert all(map(DATA.fullmatch, own))
+    assert not any(map(DATA.fullmatch, ("notes.md", "corpus/mine.txt", "notes/corpus/train-00005.parquet")))

@@ -1,8 +1,8 @@
 """MTEB's predictions: the candidates of a task with their scores, as one JSON object that is read query by query.
 
 `{"mteb_model_meta": {...}, SUBSET: {SPLIT: {query: {document: score}}}}`, as mteb's `prediction_folder` holds it and
-`jobs.export` writes it, with or without line ends; the first name may be missing. Rows of a plan are of one subset and one
-split, because queries of others have other texts. Memory is bounded by one query. Knows nothing of plans.
+`jobs.export` writes it, with or without line ends; the first name may be missing or stand elsewhere. Rows of a plan are of
+one subset and one split, because queries of others have other texts. Memory is bounded by one query. Knows nothing of plans.
 """
 
 import json
@@ -19,12 +19,15 @@ CHUNK_BYTES = 2**20
 META = rb'"mteb_model_meta"'
 _STRING = rb'"(?:[^"\\]|\\.)*+"'
 _PLAIN = rb'[^"{}]*+(?:' + _STRING + rb'[^"{}]*+)*+'
-_META = rb"(?:" + META + rb"\s*+:\s*+(?:null|\{" + _PLAIN + rb"\})\s*+,\s*+)?"
+_PASSED = (
+    rb"(?:" + META + rb"\s*+:\s*+(?:null|\{" + _PLAIN + rb"\})|" + _STRING + rb"\s*+:\s*+\{\s*+\})"
+)  # or an empty subset
 _NAME = rb"(" + _STRING + rb")\s*+:\s*+\{\s*+"
-HEAD = re.compile(rb"\s*+\{\s*+" + _META + _NAME * 2, re.S)
+HEAD = re.compile(rb"\s*+\{\s*+(?:" + _PASSED + rb"\s*+,\s*+)*+" + _NAME * 2, re.S)
 ENTRY = re.compile(rb"\s*+,?\s*+(" + _STRING + rb")\s*+:\s*+(\{" + _PLAIN + rb"\})", re.S)
-TAIL = re.compile(rb"\s*+\}\s*+\}\s*+\}\s*+")
-ANOTHER = re.compile(rb"\s*+\}\s*+(?:\}\s*+,\s*+" + _NAME + rb"|,\s*+)" + _NAME, re.S)  # subset and split, or split
+TAIL = re.compile(rb"\s*+\}\s*+\}\s*+(?:,\s*+" + _PASSED + rb"\s*+)*+\}\s*+", re.S)
+_SUBSET = rb"\}\s*+,\s*+(?:" + _PASSED + rb"\s*+,\s*+)*+" + _NAME
+ANOTHER = re.compile(rb"\s*+\}\s*+(?:" + _SUBSET + rb"|,\s*+)" + _NAME, re.S)  # subset and split, or split
 STARTS_ANOTHER = re.compile(rb"\s*+\}\s*+(?:\}\s*+)?,")
 
 
@@ -78,9 +81,9 @@ def _iterate(
                 break
             if len(text) > file.line_bytes:
                 raise _refuse(file.uri, f"a query is longer than {file.line_bytes >> 20} MiB after byte {place}")
-    if is_open and STARTS_ANOTHER.match(text):
-        raise _refuse(file.uri, "it holds several subsets or splits; write each to a file of its own")
     if not is_open or not TAIL.fullmatch(text):
+        if is_open and not several and STARTS_ANOTHER.match(text):
+            raise _refuse(file.uri, "it holds several subsets or splits; write each to a file of its own")
         raise _refuse(file.uri, f"it is another JSON or cut short at byte {place + len(text) if is_open else 0}")
 
 
