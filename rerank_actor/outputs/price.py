@@ -5,7 +5,7 @@ and date. Knows nothing of runs or clusters.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from importlib import resources
 from typing import Any
@@ -87,17 +87,19 @@ def find_price(gpu_type: str | None, gpu_price: float | None) -> Price | None:
 
 
 def find_stored_price(manifest: dict[str, Any]) -> Price | None:
-    """Return the price of a manifest's job, else that of the GPU that its engines had; None where nobody knows it."""
+    """Return the price of a manifest's job, else of the last run's GPU, as its origin says; None where nobody knows it."""
     stored = manifest.get("job")
     job = stored if isinstance(stored, dict) else {}
     price, kind = job.get("gpu_price"), job.get("gpu_type")
     found = {str(engine.get("gpu")) for engine in manifest.get("engines") or []}
-    if not kind and len(found) == 1 and look_up_gpu_type(*found) is not None:
+    is_found = price is None and not kind and len(found) == 1 and look_up_gpu_type(*found) is not None
+    if is_found:
         [kind] = found
     try:
-        return find_price(str(kind) if kind else None, float(price) if price is not None else None)
+        told = find_price(str(kind) if kind else None, float(price) if price is not None else None)
     except (JobError, TypeError, ValueError):
         return None
+    return replace(told, origin=f"{told.origin}, the last run's GPU") if is_found and told is not None else told
 
 
 def format_dollars(dollars: float) -> str:

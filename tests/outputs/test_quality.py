@@ -183,7 +183,9 @@ def test_status_names_logs_and_takes_the_price_of_the_gpu_that_engines_had(outpu
     finally:
         Output(str(output)).write_json("manifest.json", earlier)
     assert status.engine_logs == ["/tmp/ray/worker.err on node-1"] * 2
-    assert status.cost == pytest.approx(2 * load_gpu_types()["L4"].price) and status.price.startswith("L4 in ")
+    assert status.cost == pytest.approx(2 * load_gpu_types()["L4"].price) and status.price.endswith(
+        ", the last run's GPU"
+    )
     assert mixed.cost is None
 
 
