@@ -13,7 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_actor import storage
-from rerank_actor.inputs.columns import LARGE_GROUP_BYTES, decode_schema, find_type, is_list, settle_schema
+from rerank_actor.inputs.columns import (
+    LARGE_GROUP_BYTES,
+    decode_schema,
+    find_type,
+    has_extension,
+    is_list,
+    settle_schema,
+)
 from rerank_actor.inputs.formats import ARROW_FILE
 from rerank_actor.inputs.rows import (
     Block,
@@ -252,3 +259,21 @@ def _iterate_stream(source: Any, schema: pa.Schema) -> Iterator[tuple[int, int, 
         except EOFError:
             return
         yield start, source.tell() - start, pa.ipc.read_record_batch(message, schema)
+
+
+def read_own_table(data: bytes, skip: Container[str] = ()) -> pa.Table:
+    """Read a Parquet file of the project's own, none of which has extension types, without the columns to skip.
+
+    Raises:
+        pyarrow.ArrowException: it is damaged or not the project's.
+    """
+    if storage.is_broken(data):
+        raise pa.ArrowInvalid("its checksum is of other bytes")
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        table = file.read([name for name in file.schema_arrow.names if name not in skip])
+    except (OSError, UnicodeDecodeError) as error:  # of damaged headers
+        raise pa.ArrowInvalid(str(error)) from error
+    if any(has_extension(kind) for kind in table.schema.types):
+        raise pa.ArrowTypeError("a column is of an extension type")
+    return table

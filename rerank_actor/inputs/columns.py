@@ -13,9 +13,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from rerank_actor import storage
 from rerank_actor.storage.utf8 import is_unicode
 
 RESERVED_COLUMNS = ("score", "logit", "num_tokens", "truncated_tokens", "error")
@@ -419,24 +417,6 @@ def _value_or_fault(value: Any) -> Any:
         return value.as_py()
     except UnicodeDecodeError:
         return "\udc80"
-
-
-def read_own_table(data: bytes, skip: Container[str] = ()) -> pa.Table:
-    """Read a Parquet file of the project's own, none of which has extension types, without the columns to skip.
-
-    Raises:
-        pyarrow.ArrowException: it is damaged or not the project's.
-    """
-    if storage.is_broken(data):
-        raise pa.ArrowInvalid("its checksum is of other bytes")
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        table = file.read([name for name in file.schema_arrow.names if name not in skip])
-    except (OSError, UnicodeDecodeError) as error:  # of damaged headers
-        raise pa.ArrowInvalid(str(error)) from error
-    if any(has_extension(kind) for kind in table.schema.types):
-        raise pa.ArrowTypeError("a column is of an extension type")
-    return table
 
 
 def has_extension(kind: pa.DataType) -> bool:

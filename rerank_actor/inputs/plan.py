@@ -16,7 +16,8 @@ from rerank_actor import storage
 from rerank_actor.errors import InputError, OutputConflictError, PlanDamagedError, RerankError
 from rerank_actor.inputs import shards
 from rerank_actor.inputs.check_columns import check_columns
-from rerank_actor.inputs.columns import find_type, read_own_table, settle_schema
+from rerank_actor.inputs.columnar import read_own_table
+from rerank_actor.inputs.columns import find_type, settle_schema
 from rerank_actor.inputs.listing import InputListing, LeftOut, count_left_out, list_input
 from rerank_actor.inputs.listing.agreed_types import agree_on_types, list_texts
 from rerank_actor.inputs.listing.left_out import AS_TEXT, EMPTY, IGNORED

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError, JobError, StorageError
-from rerank_actor.inputs.columns import read_own_table
+from rerank_actor.inputs.columnar import read_own_table
 from rerank_actor.inputs.plan import Plan
 from rerank_actor.inputs.rows import Unit
 from rerank_actor.outputs.histograms import NAMES

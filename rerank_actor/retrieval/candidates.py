@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from rerank_actor import storage
 from rerank_actor.errors import InputError
-from rerank_actor.inputs.columns import read_own_table
+from rerank_actor.inputs.columnar import read_own_table
 from rerank_actor.outputs.delivered import digest_bytes
 from rerank_actor.outputs.predictions import PredictionsWriter
 from rerank_actor.retrieval.job import OutputFormat
