@@ -136,8 +136,12 @@ def test_agreement_is_that_of_plain_python(tmp_path: Path) -> None:
     cells: Counter[tuple[int, ...]] = Counter()
     for query in range(6):
         own = [place for place, row in enumerate(teachers[0]) if row["query_id"] == f"q{query}"]
-        orders = [sorted(own, key=lambda place, values=values: -values[place]) for values in (one, other)]
-        cells.update(tuple(10 * order.index(place) // len(own) for order in orders) for place in own)
+        for place in own:
+            above = [
+                sum(values[a] > values[place] for a in own) + (sum(values[a] == values[place] for a in own) - 1) / 2
+                for values in (one, other)
+            ]
+            cells[tuple(int(10 * number // len(own)) for number in above)] += 1
     assert found["classes"] == [[cells[row, place] for place in range(10)] for row in range(10)]
     numbers = summarize(tally, job.rules(), examples=3)
     assert numbers["agreement"] == [found]

@@ -1,20 +1,21 @@
 """The page of a report: what its facts and rows look like to a person, as one HTML file.
 
-Takes `Facts` and `Rows`, gives the text of a page. Knows nothing of storage.
+Takes `Facts`, `Rows` and `Quality`, gives the text of a page. Knows nothing of storage.
 """
 
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rerank_actor import storage
 from rerank_actor.outputs.histograms import ScoreHistograms, compute_edge
 from rerank_actor.outputs.price import format_dollars
+from rerank_actor.outputs.report.cascade import Cascade
 from rerank_actor.outputs.report.comparison import compare_jobs
 from rerank_actor.outputs.report.facts import Facts
 from rerank_actor.outputs.report.html import Page, make_code, make_figures, make_histogram, make_table, make_text
-from rerank_actor.outputs.report.quality import DEPTH, Quality
+from rerank_actor.outputs.report.quality import DEPTH, Group, Quality
 from rerank_actor.outputs.report.rows import ID_LENGTH, TEXT_ROLES, Rows, shorten
 from rerank_actor.outputs.report.run_sections import add_runs, add_throughput
 from rerank_actor.progress import format_seconds
@@ -241,58 +242,70 @@ def _add_quality(page: Page, quality: Quality) -> None:
     """Add what labels and groups say, where there are any."""
     origin = f"From {quality.pairs:,} pairs of {quality.sampled_parts:,} parts, evenly from first to last."
     if quality.label is not None and quality.labelled:
-        queries = f" of {quality.num_queries:,} queries" if quality.num_queries else ""
-        figures = {
-            "AUC": _format_measure(quality.auc),
-            f"mean nDCG@{DEPTH}{queries}": _format_measure(quality.ndcg),
-            "relevant": f"{quality.positives:,} of {quality.labelled:,}",
-        }
-        words = (
-            f"Labels of column {quality.label}. {origin} AUC is the chance that a relevant pair is scored above another "
-            "one; nDCG is of the queries that have relevant and other pairs, as far as these parts hold them."
-        )
-        page.add(
-            "Scores by label",
-            make_figures(figures),
-            make_text(words),
-            make_histogram(quality.bins, compute_edge=lambda number: compute_edge("logit", number)),
-        )
-    if (cascade := quality.cascade) is not None and cascade.queries:
-        page.add(
-            "What the cascade changed",
-            make_figures(
-                {
-                    "other documents among the ten best": f"{cascade.others:,} of {cascade.queries:,} queries",
-                    "the same ten in another order": f"{cascade.reordered:,} of {cascade.queries:,}",
-                    "pairs that both scored": f"{cascade.pairs:,}",
-                }
-            ),
-            make_text(
-                f"{origin} Queries count as far as these parts hold them. Before: the ten best by column {cascade.column}, by "
-                "which --where chose. After: the pairs that were "
-                "scored share out their places among themselves by the new scores, and all others keep theirs."
-            ),
-        )
+        _add_labels(page, quality, origin)
+    if quality.cascade is not None and quality.cascade.queries:
+        _add_cascade(page, quality.cascade, origin)
     if quality.remarks:
         page.add("Columns that were not read", *map(make_text, quality.remarks))
     for name, (groups, num_values) in quality.groups.items():
-        label = ["relevant", "AUC"] if quality.label is not None else []
-        has_passed = any(group.passed for group in groups)
-        table = [
-            [
-                shorten(group.name, ID_LENGTH),
-                group.pairs,
-                *([group.passed] if has_passed else []),
-                group.pairs - group.scored - group.passed,
-                _format_measure(group.mean),
-                *([f"{value:.4f}" for value in group.quantiles] or ["-"] * 3),
-                *([group.positives, _format_measure(group.auc)] if label else []),
-            ]
-            for group in groups
-        ]
         more = f" {num_values - len(groups):,} more values have fewer pairs." if num_values > len(groups) else ""
-        header = [name, "pairs", *PASSED[:has_passed], "errors", "mean score", "10 %", "50 %", "90 %", *label]
-        page.add(f"By {name}", make_text(origin + more), make_table(header, table))
+        page.add(f"By {name}", make_text(origin + more), _tabulate(name, groups, has_label=quality.label is not None))
+
+
+def _add_labels(page: Page, quality: Quality, origin: str) -> None:
+    queries = f" of {quality.num_queries:,} queries" if quality.num_queries else ""
+    figures = {
+        "AUC": _format_measure(quality.auc),
+        f"mean nDCG@{DEPTH}{queries}": _format_measure(quality.ndcg),
+        "relevant": f"{quality.positives:,} of {quality.labelled:,}",
+    }
+    words = (
+        f"Labels of column {quality.label}. {origin} AUC is the chance that a relevant pair is scored above another "
+        "one; nDCG is of the queries that have relevant and other pairs, as far as these parts hold them."
+    )
+    page.add(
+        "Scores by label",
+        make_figures(figures),
+        make_text(words),
+        make_histogram(quality.bins, compute_edge=lambda number: compute_edge("logit", number)),
+    )
+
+
+def _add_cascade(page: Page, cascade: Cascade, origin: str) -> None:
+    page.add(
+        "What the cascade changed",
+        make_figures(
+            {
+                "other documents among the ten best": f"{cascade.others:,} of {cascade.queries:,} queries",
+                "the same ten in another order": f"{cascade.reordered:,} of {cascade.queries:,}",
+                "pairs that both scored": f"{cascade.pairs:,}",
+            }
+        ),
+        make_text(
+            f"{origin} Queries count as far as these parts hold them. Before: the ten best by column {cascade.column}, by "
+            "which --where chose. After: the pairs that were "
+            "scored share out their places among themselves by the new scores, and all others keep theirs."
+        ),
+    )
+
+
+def _tabulate(name: str, groups: Sequence[Group], *, has_label: bool) -> str:
+    label = ["relevant", "AUC"] if has_label else []
+    has_passed = any(group.passed for group in groups)
+    table = [
+        [
+            shorten(group.name, ID_LENGTH),
+            group.pairs,
+            *([group.passed] if has_passed else []),
+            group.pairs - group.scored - group.passed,
+            _format_measure(group.mean),
+            *([f"{value:.4f}" for value in group.quantiles] or ["-"] * 3),
+            *([group.positives, _format_measure(group.auc)] if label else []),
+        ]
+        for group in groups
+    ]
+    header = [name, "pairs", *PASSED[:has_passed], "errors", "mean score", "10 %", "50 %", "90 %", *label]
+    return make_table(header, table)
 
 
 def _format_measure(value: float | None) -> str:
