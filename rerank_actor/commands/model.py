@@ -36,7 +36,7 @@ from rerank_actor.progress import make_reporter
 from rerank_actor.scoring.preflight import fit_max_length
 
 SHOWN_IDS = 12  # at each end of a part of the sample prompt
-EVERY = 4  # of the held-out queries, those whose candidates are scored by each precision
+EVERY = 8  # of the held-out queries, those whose candidates are scored by each precision
 
 
 def model(arguments: Sequence[str] | None = None) -> int:
