@@ -520,7 +520,7 @@ def test_failing_run_writes_and_prints_no_text_and_no_credential(tmp_path: Path)
     }
     logs.mkdir()
     try:
-        more = ["--engine-args", json.dumps(arguments), "--max-attempts", 1]
+        more = ["--engine-args", json.dumps(arguments), "--max-attempts", 1, "--examples", 0]
         found = run_command("score", *flags, *more, **environment)
         assert found.returncode == 1, found.stderr
         shown = [run_command(module, output, **environment) for module in ("status", "verify")]

@@ -228,7 +228,7 @@ def story(
     root = tmp_path_factory.mktemp("story")
     output = root / "output"
     pairs = {str(write(root / f"input/{name}.parquet", make_pairs(160, name))): make_pairs(160, name) for name in "ab"}
-    flags = ["--input", root / "input", "--output", output, "--engine", "fake", "--unit-rows", 4]
+    flags = ["--input", root / "input", "--output", output, "--engine", "fake", "--unit-rows", 4, "--examples", 0]
     environment = {
         "AWS_ACCESS_KEY_ID": "planted-id",
         "AWS_SECRET_ACCESS_KEY": SECRET,

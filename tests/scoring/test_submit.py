@@ -18,7 +18,7 @@ from ray_nodes import BIN, HOST, find_port, ray_starts
 
 WAIT_SECONDS = 300
 NUM_ROWS = 240
-LARGEST_UPLOAD_KIB = 3072
+LARGEST_UPLOAD_KIB = 4096
 
 
 @dataclass

@@ -95,7 +95,9 @@ def check_values(column: str, values: Iterable[str], named: Iterable[str]) -> No
 
 
 def count_most(positives: np.ndarray, codes: np.ndarray, names: list[str]) -> dict[str, int]:
-    """Return the most positives that a query of each value has, of counts and values of queries."""
+    """Return the most positives that a query of each value has, of counts and values of queries; none without values."""
+    if not names:
+        return {}
     most = np.zeros(len(names), np.int64)
     np.maximum.at(most, codes, positives)
     return dict(zip(names, most.tolist(), strict=True))
