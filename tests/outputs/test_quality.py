@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import read_output
+from labelled_pairs import make_labelled_rows
 from scoring_in_process import score_here
 
 from rerank_actor.errors import InputError
@@ -38,18 +39,7 @@ def score(folder: Path, rows: list[dict[str, object]], **settings: object) -> Pa
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """300 rows of 30 queries, five without a score."""
-    rows: list[dict[str, object]] = [
-        {
-            "query_id": f"q{i // 10}",
-            "doc_id": i,
-            "label": i % 3 == 0,
-            "language": "de" if i % 4 else "en",
-            "query": None if i == 77 else f"query {i // 10}",
-            "document": None if i % 90 == 5 else f"document {i} " + "x" * (i * 3),
-        }
-        for i in range(300)
-    ]
-    return score(tmp_path_factory.mktemp("quality"), rows, unit_rows=40, max_length=900)
+    return score(tmp_path_factory.mktemp("quality"), make_labelled_rows(), unit_rows=40, max_length=900)
 
 
 def show(page: str) -> str:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import read_output, run_command
+from labelled_pairs import make_labelled_rows
 
 from rerank_actor import storage
 from rerank_actor.commands.report import report
@@ -32,17 +33,7 @@ QUERY, DOCUMENT = "secret query", "secret document"
 
 def write_pairs(folder: Path) -> Path:
     (folder / "in").mkdir()
-    rows = [
-        {
-            "query_id": f"q{i // 10}",
-            "doc_id": i,
-            "label": i % 3 == 0,
-            "language": "de" if i % 4 else "en",
-            "query": None if i == 77 else f"{QUERY} {i // 10}",
-            "document": None if i % 90 == 5 else f"{DOCUMENT} {i} " + "x" * (i * 3),
-        }
-        for i in range(NUM_ROWS)
-    ]
+    rows = make_labelled_rows(QUERY, DOCUMENT, NUM_ROWS)
     pq.write_table(pa.Table.from_pylist(rows), folder / "in/pairs.parquet")
     return folder / "in"
 
