@@ -41,6 +41,7 @@ from rerank_actor.runtime.task_report import TaskFailure
 from rerank_actor.storage.exchange import hash_keys
 
 PAIR_BYTES = 96  # of numbers and copies, beside the texts
+NO_HASHES = np.zeros(0, np.uint64)
 HASHES_AT_ONCE = 32_000_000  # that the driver holds; beyond that all queries are shuffled
 
 
@@ -56,8 +57,8 @@ class Survey:
         fingerprint: what the file says that it was scored with.
         hashes: of what each query asks, by which pairs come together.
         keys, positives: of each query the hash of its key, and how many positive pairs it has here.
-        names: of each query the hash of what judgements know it by: its id, or its key where none go by ids.
         verdicts: int64, numbers of the verdicts that are of pairs here.
+        ids: of each query the hash of its id, where judgements go by ids alone and mining by a column besides; else empty.
         values: of the column that mining goes by, and in `value` the place of each query's: int64 [num_queries].
     """
 
@@ -71,9 +72,9 @@ class Survey:
     fingerprint: str | None
     hashes: np.ndarray
     keys: np.ndarray
-    names: np.ndarray
     positives: np.ndarray
     verdicts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    ids: np.ndarray = field(default_factory=lambda: NO_HASHES)
     values: list[str] = field(default_factory=list)
     value: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
@@ -160,9 +161,9 @@ def _survey_group(
         fingerprint=read_part_metadata(file.schema_arrow).get("fingerprint"),
         hashes=hash_keys(spell_questions(pairs.table, query)),
         keys=hash_queries(keys),
-        names=hash_queries(_name_questions(pairs.table, query, keys, _goes_by_ids(columns, qrels, verdicts))),
         positives=np.bincount(query[positive], minlength=len(keys)),
         verdicts=said,
+        ids=hash_queries(_take_ids(pairs.table, query)) if _goes_by_ids(columns, qrels, verdicts) else NO_HASHES,
         values=values,
         value=value,
     )
@@ -173,9 +174,9 @@ def _goes_by_ids(columns: Columns, qrels: pa.Table | None, verdicts: Verdicts | 
     return columns.by is not None and (qrels is not None or (verdicts is not None and verdicts.by_ids))
 
 
-def _name_questions(table: pa.Table, query: np.ndarray, keys: pa.Array, by_ids: bool) -> pa.Array:
-    """Return what each query is known by: its id, or its key."""
-    return table["query_id"].take(pa.array(np.unique(query, return_index=True)[1])).combine_chunks() if by_ids else keys
+def _take_ids(table: pa.Table, query: np.ndarray) -> pa.Array:
+    """Return the id of each query."""
+    return table["query_id"].take(pa.array(np.unique(query, return_index=True)[1])).combine_chunks()
 
 
 def refuse_ids_of_two_questions(
@@ -196,34 +197,35 @@ def refuse_ids_of_two_questions(
     by_ids = _goes_by_ids(columns, qrels, verdicts)
     if columns.query_id is None and not by_ids:
         return
-    num_shares = 1 + sum(len(survey.names) for survey in surveys) // HASHES_AT_ONCE
+    names = [survey.ids if by_ids else survey.keys for survey in surveys]
+    num_shares = 1 + sum(map(len, names)) // HASHES_AT_ONCE
     for share in range(num_shares):
-        chosen = [survey.names % num_shares == share for survey in surveys]
-        keys = np.concatenate([survey.names[some] for survey, some in zip(surveys, chosen, strict=True)])
+        chosen = [known % num_shares == share for known in names]
+        keys = np.concatenate([known[some] for known, some in zip(names, chosen, strict=True)])
         asked = np.concatenate([survey.hashes[some] for survey, some in zip(surveys, chosen, strict=True)])
         order = np.argsort(keys, kind="stable")
         differs = (np.diff(keys[order]) == 0) & (np.diff(asked[order]) != 0)
         for key in keys[order][1:][differs]:
-            there = [survey for survey in surveys if key in survey.names]
+            there = [survey for survey, known in zip(surveys, names, strict=True) if key in known]
             groups = [_read_questions(parts[survey.part], survey.group, columns, key, by_ids) for survey in there]
             table = pa.concat_tables(groups)
             refuse_two_spellings("--scored", "query", table["query_id"])
-            names = table["query_id"] if by_ids else name_queries(table)
-            refuse_two_texts(
-                "--qrels or --verdicts by id" if by_ids else "--scored", names, encode_texts(table["query"])[0]
+            ids, source = (
+                (table["query_id"], "--qrels or --verdicts by id") if by_ids else (name_queries(table), "--scored")
             )
+            refuse_two_texts(source, ids, encode_texts(table["query"])[0])
 
 
 def _read_questions(
     part: storage.StoredObject, group: int, columns: Columns, name: np.uint64, by_ids: bool
 ) -> pa.Table:
-    """Return the ids and texts of queries that are known by a name, of the pairs of a row group."""
+    """Return the ids and texts of queries with a hash of their id or key, of the pairs of a row group."""
+    roles = tuple(dict.fromkeys((*columns.key, "query", *(("query_id",) if by_ids else ()))))
     with open_part(part) as file:
-        roles = tuple(dict.fromkeys((*columns.key, "query", *(("query_id",) if by_ids else ()))))
         table = read_pairs(file, part.uri, [group], columns, roles, 0).table
     query, keys = encode_keys(table, columns)
-    names = hash_queries(_name_questions(table, query, keys, by_ids))
-    return table.filter(pa.array((names == name)[query])).select(list(roles))
+    hashes = hash_queries(_take_ids(table, query) if by_ids else keys)
+    return table.filter(pa.array((hashes == name)[query])).select(list(roles))
 
 
 def _weigh(file: pq.ParquetFile, group: int, columns: Columns) -> int:
