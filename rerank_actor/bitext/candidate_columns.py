@@ -16,7 +16,7 @@ from rerank_actor.bitext.job import REASON_COLUMN, BitextJob
 from rerank_actor.bitext.layouts import Source
 from rerank_actor.errors import InputError
 from rerank_actor.inputs.batches import Batch
-from rerank_actor.inputs.columns import RESERVED_COLUMNS, is_list, is_text
+from rerank_actor.inputs.columns import RESERVED_COLUMNS, decode_dictionary, is_list, is_text
 from rerank_actor.inputs.directions import BACKWARD, DIRECTED_VALUES, FORWARD, name_column
 from rerank_actor.inputs.listing.partitions import find_columns, read_values
 from rerank_actor.inputs.pair_key import PAIR_KEY
@@ -186,8 +186,7 @@ def _drop_others(column: pa.Array, values: Any, uri: str, name: str) -> tuple[pa
 
 def _to_text(column: pa.Array, uri: str, name: str) -> tuple[pa.Array, set[int]]:
     """Return a column as text, and the rows whose bytes are no Unicode."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+    column = decode_dictionary(column)
     if is_list(column.type) or pa.types.is_struct(column.type) or pa.types.is_binary(column.type):
         raise InputError(f"{uri}: column `{name}` is {column.type}, expected text", uri=uri, column=name)
     try:
@@ -205,8 +204,7 @@ def _to_number(column: pa.Array) -> tuple[pa.Array, set[int]]:
 
     A null, an empty text, NaN and what is infinite are no score, which is no fault.
     """
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+    column = decode_dictionary(column)
     if not is_text(column.type):
         return _drop_infinite(column.cast(NUMBER)), set()
     values: list[float | None] = []

@@ -95,6 +95,11 @@ def decode_type(kind: pa.DataType) -> pa.DataType:
     return decode_type(kind.value_type) if pa.types.is_dictionary(kind) else change_inner(kind, decode_type)
 
 
+def decode_dictionary(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Return the values of a column of categories; any other column as it is."""
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
 def change_inner(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
     """Return a type with those changed that it has in its lists, structs and maps; any other as it is."""
     if pa.types.is_fixed_size_list(kind):

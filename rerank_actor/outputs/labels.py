@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from rerank_actor.errors import InputError
-from rerank_actor.inputs.columns import is_list, is_text
+from rerank_actor.inputs.columns import decode_dictionary, is_list, is_text
 from rerank_actor.inputs.syntax.label_words import grade_label
 from rerank_actor.outputs.scored_columns import PairRows
 
@@ -53,8 +53,7 @@ def read_grades(rows: PairRows, name: str, positive_labels: tuple[str, ...] = ()
 
 def _read_grades(column: pa.ChunkedArray, uri: str, name: str, positive_labels: tuple[str, ...]) -> np.ndarray:
     """Return labels as numbers, NaN for null and infinite for words: float64 [num_labels]."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+    column = decode_dictionary(column)
     if positive_labels or is_text(column.type):
         return _read_words(column, uri, name, positive_labels)
     try:
@@ -102,8 +101,7 @@ def _name_label(value: object) -> str:
 
 def _mark_places(label: pa.ChunkedArray, lengths: np.ndarray, uri: str, name: str) -> np.ndarray:
     """Return which pairs are positive where a label says at what place of its row's list the positive one stands."""
-    if pa.types.is_dictionary(label.type):
-        label = label.cast(label.type.value_type)
+    label = decode_dictionary(label)
     try:
         if pa.types.is_boolean(label.type):
             raise pa.ArrowTypeError("a truth value is no place")

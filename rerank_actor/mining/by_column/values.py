@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rerank_actor.errors import InputError
+from rerank_actor.inputs.columns import decode_dictionary
 from rerank_actor.inputs.listing.partitions import NULL, read_values
 from rerank_actor.job_file import suggest
 from rerank_actor.outputs.scored_columns import PairRows, find_column
@@ -42,9 +43,7 @@ def read_by(rows: PairRows, name: str) -> pa.ChunkedArray:
         value = read_values(rows.uri, [name])[name]
         number = len(rows.spread(rows.value))
         return pa.chunked_array([pa.array([value or NULL] * number, pa.large_string())])
-    column = rows.spread(name)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+    column = decode_dictionary(rows.spread(name))
     try:
         if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
             raise pa.ArrowTypeError("no value to name a folder by")

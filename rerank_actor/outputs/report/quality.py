@@ -17,6 +17,7 @@ import pytrec_eval
 from scipy.stats import rankdata
 
 from rerank_actor.errors import InputError, RerankError
+from rerank_actor.inputs.columns import decode_dictionary
 from rerank_actor.inputs.where.rows import SELECTED
 from rerank_actor.job_file import suggest
 from rerank_actor.outputs.histograms import LOGIT_FLOOR, LOGIT_WIDTH
@@ -276,8 +277,7 @@ def _add_group(pairs: _Pairs, quality: Quality, rows: PairRows, name: str, *, is
 
 def _to_words(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return values as text: large_string [num_pairs]."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+    column = decode_dictionary(column)
     if pa.types.is_nested(column.type):
         words = [None if value is None else str(value) for value in column.to_pylist()]
         column = pa.chunked_array([pa.array(words, pa.large_string())])
