@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow.parquet as pq
 
-from rerank_actor.benchmark.fidelity import compute_held_out, load_held_out
+from rerank_actor.benchmark.fidelity import compute_held_out
 from rerank_actor.benchmark.meter import Meter
+from rerank_actor.benchmark.ndcg import load_ranking_queries
 from rerank_actor.engines.base import EngineKind
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION
 
@@ -192,7 +193,7 @@ class EngineAlone:
         spec = EngineSpec("vllm", model, setting.dtype, length, 1, arguments, **encode_check_pairs(encoder))
         self._engine: Any = start_engine(spec)[0]
         if setting.held_out is not None:
-            np.save(setting.held_out, compute_held_out(self._engine, encoder, load_held_out()))
+            np.save(setting.held_out, compute_held_out(self._engine, encoder, load_ranking_queries()))
         queries, documents = read_pairs(setting)
         units = range(0, len(queries), setting.unit_rows)
         self._units = [

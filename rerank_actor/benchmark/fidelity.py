@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import kendalltau
 
-from rerank_actor.benchmark.ndcg import RankingQuery, compute_ndcg, load_ranking_queries
+from rerank_actor.benchmark.ndcg import RankingQuery, compute_ndcg
 from rerank_actor.engines.base import Engine, compute_within_memory
 from rerank_actor.engines.prompts import PairEncoder
 
@@ -39,11 +39,6 @@ class Fidelity:
     ndcg_change: float
 
 
-def load_held_out(every: int = 1) -> list[RankingQuery]:
-    """Return the held-out queries, or every so manieth of them."""
-    return load_ranking_queries()[::every]
-
-
 def compute_held_out(engine: Engine, encoder: PairEncoder, queries: Sequence[RankingQuery]) -> np.ndarray:
     """Return an engine's logits of the queries' candidates in turn, NaN where a query leaves no room: float32 [num_pairs]."""
     texts = [(query.query, document) for query in queries for document in query.documents]
@@ -53,8 +48,8 @@ def compute_held_out(engine: Engine, encoder: PairEncoder, queries: Sequence[Ran
     if len(places):
         heads = prompts.head_tokens[places].tolist()
         logits[places] = compute_within_memory(engine, prompts.ids_at(places), heads)
-    spread: np.ndarray = logits[prompts.original]
-    return spread
+    of_pairs: np.ndarray = logits[prompts.original]
+    return of_pairs
 
 
 def compare_logits(logits: np.ndarray, base: np.ndarray, queries: Sequence[RankingQuery]) -> Fidelity:

@@ -16,7 +16,8 @@ import numpy as np
 from rerank_actor.benchmark.contender import Setting, make_encoder
 from rerank_actor.benchmark.contenders import FEWEST_BATCHES, RAY_LLM_BATCH
 from rerank_actor.benchmark.fidelity import COLUMNS as PRECISION_COLUMNS
-from rerank_actor.benchmark.fidelity import Fidelity, compare_logits, load_held_out, make_rows
+from rerank_actor.benchmark.fidelity import Fidelity, compare_logits, make_rows
+from rerank_actor.benchmark.ndcg import load_ranking_queries
 from rerank_actor.benchmark.rounds import Entry, compute_ratios, describe_machine, run_rounds
 from rerank_actor.benchmark.weights import SHAPES, Shape, make_tokenizer, write_weights
 from rerank_actor.benchmark.workload import compute_possible_share, make_workload, write_shards
@@ -264,7 +265,8 @@ def _compare_precisions(folder: Path, base: str) -> dict[str, Any]:
     found = {path.stem.removeprefix(HELD_OUT): np.load(path) for path in sorted(folder.glob(f"{HELD_OUT}*.npy"))}
     if base not in found:
         return {}
-    return {name: asdict(compare_logits(logits, found[base], load_held_out())) for name, logits in found.items()}
+    queries = load_ranking_queries()
+    return {name: asdict(compare_logits(logits, found[base], queries)) for name, logits in found.items()}
 
 
 def measure_device(dtype: str, device: str = "cuda", size: int = 8192) -> Gpu:

@@ -13,9 +13,9 @@ from rerank_actor.benchmark.fidelity import (
     Fidelity,
     compare_logits,
     compute_held_out,
-    load_held_out,
     make_rows,
 )
+from rerank_actor.benchmark.ndcg import load_ranking_queries
 from rerank_actor.commands.command_line import EXIT_FAILED, Parser, add_job_flags
 from rerank_actor.engines.base import EngineSpec
 from rerank_actor.engines.inspection import (
@@ -116,7 +116,7 @@ def _check(
         **encode_check_pairs(encoder),
         instruction=encoder.instruction,
     )
-    precisions, queries = list_precisions(spec), load_held_out(EVERY)
+    precisions, queries = list_precisions(spec), load_ranking_queries()[::EVERY]
     base: np.ndarray | None = None
     for difference, engine in compare_engine(spec, precisions):
         logits = compute_held_out(engine, encoder, queries) if len(precisions) > 1 else None

@@ -4,7 +4,7 @@ The names are those of vLLM 0.32. Knows nothing of engines themselves.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 from rerank_actor.job_file import suggest
 
@@ -72,7 +72,8 @@ SCORING_ENGINE_ARGS = frozenset(
 )
 # Ways in which vLLM packs plain weights of dense models as it loads them. Its others (int8_per_channel_weight_only,
 # nvfp4_per_token) are of mixtures of experts, and leave a dense model as it is without a word.
-QUANTIZED_AT_LOAD = ("fp8", "fp8_per_tensor", "fp8_per_channel", "fp8_per_block")
+QuantizationAtLoad = Literal["fp8", "fp8_per_tensor", "fp8_per_channel", "fp8_per_block"]
+QUANTIZED_AT_LOAD: tuple[str, ...] = get_args(QuantizationAtLoad)
 EXPERTS_ALONE = ("int8_per_channel_weight_only", "nvfp4_per_token", "experts_int8")
 ENGINE_ARGS_WITH_FLAGS = {
     "dtype": "--dtype",

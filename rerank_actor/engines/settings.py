@@ -12,7 +12,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rerank_actor import storage
 from rerank_actor.engines.instructions import DEFAULT_INSTRUCTION, load_presets
-from rerank_actor.engines.options import BUILT_IN_TOKENIZER, DEFAULT_MAX_LENGTH, DEFAULT_MODEL, check_engine_args
+from rerank_actor.engines.options import (
+    BUILT_IN_TOKENIZER,
+    DEFAULT_MAX_LENGTH,
+    DEFAULT_MODEL,
+    QuantizationAtLoad,
+    check_engine_args,
+)
 from rerank_actor.job_file import Settings, make_flag, read_instruction_map, refuse_credentials, suggest
 
 
@@ -140,7 +146,7 @@ class EngineUseSettings(Settings):
     tensor_parallel_size: Annotated[int, Field(ge=1)] = make_flag(
         1, "engine", "GPUs that one model is spread over", "N"
     )
-    quantization: Literal["fp8", "fp8_per_tensor", "fp8_per_channel", "fp8_per_block"] | None = make_flag(
+    quantization: QuantizationAtLoad | None = make_flag(
         None, "engine", "pack plain weights as vLLM loads them; jobs.model --check shows what that does to scores"
     )
     engine_args: Annotated[dict[str, Any], BeforeValidator(_parse_json)] = make_flag(
